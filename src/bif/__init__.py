@@ -1,0 +1,42 @@
+"""Bayesian influence functions: which training data made this model do that, and how sure are we?
+
+import bif
+problem = bif.Problem(model, bif.losses.cross_entropy, train=(x, y), queries=(qx, qy))
+run = bif.attribute(problem)
+print(run.influence.top(0, k=5))
+"""
+
+__version__ = "0.1.0"
+
+from bif import estimate, evaluate, losses, samplers
+from bif.attribute import Run, attribute
+from bif.calibrate import Calibration, calibrate
+from bif.chains import run_chains
+from bif.influence import Influence, Ranking, Score
+from bif.items import Items
+from bif.posterior import LocalPosterior
+from bif.problem import MARGIN, Observable, Problem
+from bif.settings import Settings
+from bif.traces import LossTraces
+
+__all__ = [
+    "MARGIN",
+    "Calibration",
+    "Influence",
+    "Items",
+    "LocalPosterior",
+    "LossTraces",
+    "Observable",
+    "Problem",
+    "Ranking",
+    "Run",
+    "Score",
+    "Settings",
+    "attribute",
+    "calibrate",
+    "estimate",
+    "evaluate",
+    "losses",
+    "run_chains",
+    "samplers",
+]

@@ -1,0 +1,359 @@
+"""Choose what the user left open: oracle, chunk, step size, friction, burn-in, thinning; say why.
+
+The rules come from the laws of the samplers on quadratics (see the docs page "Samplers"): the
+step from the largest curvature of U, the friction and burn-in from the smallest, which is gamma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+import torch
+from torch import Tensor
+
+from bif import tensors
+from bif.chains import run_chains
+from bif.gradients import FullGradient
+from bif.items import Items, batch_leaves, map_batch
+from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle, vmap_refusal
+from bif.posterior import LocalPosterior
+from bif.problem import Problem
+from bif.rng import BlockNoise, generator
+from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
+from bif.settings import Settings
+from bif.types import Params, Sampler
+
+DAMPING = 50.0
+"""gamma = nbeta · largest curvature / DAMPING, where the user gives no gamma."""
+
+_ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
+_PILOT_ITEMS = 1024
+_PILOT_CHAINS = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings with nothing left open, and a line of explanation for each choice."""
+
+    settings: Settings
+    explanations: tuple[str, ...]
+
+
+def calibrate(problem: Problem, settings: Settings) -> Calibration:
+    """Fill in every setting that is None.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With None where the library should choose.
+
+    Returns:
+        Complete settings and the reasons.
+
+    Raises:
+        ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
+            than the data.
+    """
+    said: list[str] = []
+    settings = _choose_oracle(problem, settings, said)
+    settings = _choose_chunk(problem, settings, said)
+    settings = _choose_posterior_and_steps(problem, settings, said)
+    return Calibration(settings, tuple(said))
+
+
+def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
+    """The posterior of complete settings, on the run's device."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    device = run_device(problem, settings)
+    center = {name: leaf.to(device) for name, leaf in problem.center().items()}
+    return LocalPosterior(
+        center, settings.nbeta, settings.gamma, settings.movable, settings.weight_decay
+    )
+
+
+def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
+    """The oracle of complete settings, on the run's device."""
+    model = problem.evaluation_copy(run_device(problem, settings))
+    gradient, value = settings.gradient_precision, settings.loss_precision
+    if settings.oracle == "live":
+        assert settings.chunk_size is not None
+        return LiveOracle(
+            model,
+            problem.loss,
+            names=names,
+            micro_batch=settings.chunk_size,
+            gradient_precision=gradient,
+            value_precision=value,
+        )
+    if settings.oracle == "sequential":
+        return SequentialOracle(
+            model, problem.loss, gradient_precision=gradient, value_precision=value
+        )
+    return StackedOracle(
+        model,
+        problem.loss,
+        gradient_precision=gradient,
+        value_precision=value,
+        compiled=settings.compiled,
+    )
+
+
+def make_sampler(settings: Settings) -> Sampler:
+    """The sampler of complete settings."""
+    assert settings.step_size is not None
+    step, friction = settings.step_size, settings.friction
+    if settings.sampler == "sgld":
+        return SGLD(step)
+    if settings.sampler in ("rmsprop_sgld", "rmsprop_sgld_frozen"):
+        frozen = settings.sampler == "rmsprop_sgld_frozen"
+        return RMSpropSGLD(
+            step,
+            gradient_scale=settings.nbeta or 1.0,
+            freeze_after=settings.burn_in if frozen else None,
+        )
+    assert friction is not None
+    return BAOAB(step, friction) if settings.sampler == "baoab" else SGNHT(step, friction)
+
+
+def run_device(problem: Problem, settings: Settings) -> torch.device:
+    """Where the run happens."""
+    return torch.device(settings.device) if settings.device else problem.device
+
+
+def item_weights(problem: Problem, like: Tensor) -> Tensor:
+    """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
+    if problem.train_weights is None:
+        return torch.ones(problem.num_train, dtype=like.dtype, device=like.device)
+    return problem.train_weights.to(like)
+
+
+def largest_curvature(
+    oracle: Oracle,
+    params: Params,
+    *,
+    items: Items,
+    chunk_size: int,
+    noise: BlockNoise,
+    iterations: int = 20,
+) -> Tensor:
+    """Largest curvature of the mean loss at each chain's weights, by power iteration.
+
+    Hessian products are central differences of gradients, so any oracle will do.
+
+    Args:
+        params: Leaves `[C, *shape]`.
+        items: Over which the mean is taken.
+        noise: For the start directions; weights that may not move stay out of them.
+
+    Returns:
+        `[C]`, at least 0.
+    """
+    first = next(iter(params.values()))
+    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
+    gradient = FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)
+    distance = 1e-4 if first.dtype == torch.float64 else 1e-2
+    direction = noise.normal(params)
+    curvature = torch.zeros(len(first), dtype=torch.float64, device=first.device)
+    for _ in range(iterations):
+        length = tensors.squared_norm(direction).sqrt().clamp(min=1e-30)
+        tensors.scale_chains_(direction, 1 / length)
+        ahead = tensors.add_(tensors.copied(params), direction, distance)
+        behind = tensors.add_(tensors.copied(params), direction, -distance)
+        product = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
+        tensors.mul_(product, 0.5 / distance)
+        for name, mask in noise.masks.items():
+            product[name].mul_(mask)
+        curvature = tensors.inner(direction, product)
+        direction = product
+    return curvature.clamp(min=0)
+
+
+def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    oracle = settings.oracle
+    if oracle in (None, "stacked"):
+        device = run_device(problem, settings)
+        model = problem.evaluation_copy(device)
+        names = LocalPosterior(problem.center(), 1.0, 1.0, settings.movable).center
+        pair = tensors.stacked({n: leaf.to(device) for n, leaf in names.items()}, 2)
+        batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+        refusal = vmap_refusal(model, problem.loss, pair, batch)
+        if refusal and oracle == "stacked":
+            raise ValueError(
+                f"the model cannot be stacked by torch.func.vmap: {refusal}. Use "
+                "oracle='sequential', which runs one chain after another and takes any model."
+            )
+        oracle = "sequential" if refusal else "stacked"
+        said.append(
+            f"oracle = sequential: vmap cannot take the model ({refusal})"
+            if refusal
+            else "oracle = stacked: all chains of a block step as one operation"
+        )
+    chains = settings.chains or {"stacked": 64, "sequential": 8, "live": 4}[oracle]
+    block = 1 if oracle == "live" else min(chains, settings.block_size or 64)
+    if settings.chains is None:
+        said.append(f"chains = {chains}: the default for {oracle} chains")
+    return replace(settings, oracle=oracle, chains=chains, block_size=block)
+
+
+def _choose_chunk(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    device = run_device(problem, settings)
+    if settings.chunk_size is None:
+        assert settings.block_size is not None
+        per_item = _activation_bytes(problem, device)
+        at_once = settings.block_size if settings.oracle == "stacked" else 1
+        budget = _ACTIVATION_BYTES.get(device.type, 2**30)
+        chunk = max(1, min(problem.num_train, int(budget / (per_item * at_once))))
+        # Equal chunks, so that the last one is not a sliver with kernels of its own.
+        chunk = ceil(problem.num_train / ceil(problem.num_train / chunk))
+        settings = replace(settings, chunk_size=chunk)
+        said.append(
+            f"chunk_size = {chunk}: {per_item / 1024:.1f} KiB of activations an item and chain, "
+            f"{at_once} chains at once, {budget / 2**20:.0f} MiB for them on {device.type}"
+        )
+    if settings.gradient != "full":
+        batch = settings.batch_size or min(problem.num_train, 128)
+        if batch > problem.num_train:
+            raise ValueError(
+                f"batch_size={batch} exceeds the {problem.num_train} train items: lower it, or "
+                "use gradient='full'."
+            )
+        settings = replace(settings, batch_size=batch)
+    return settings
+
+
+def _activation_bytes(problem: Problem, device: torch.device) -> int:
+    """Bytes that one item keeps for the backward pass, inputs included."""
+    model = problem.evaluation_copy(device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+    count = len(next(iter(batch_leaves(batch).values())))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {
+        leaf.untyped_storage().data_ptr(): leaf.numel() * leaf.element_size()
+        for leaf in batch_leaves(batch).values()
+    }
+
+    def pack(tensor: Tensor) -> Tensor:
+        where = tensor.untyped_storage().data_ptr()
+        if where not in weights:
+            kept[where] = max(kept.get(where, 0), tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        problem.loss(model, batch)
+    return max(1, sum(kept.values()) // count)
+
+
+def _choose_posterior_and_steps(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    nbeta = settings.nbeta
+    if nbeta is None:
+        nbeta = float(problem.num_train)
+        said.append(f"nbeta = {nbeta:g}: the number of train items, the untempered posterior")
+    chosen = replace(settings, nbeta=nbeta, friction=settings.friction)
+    if settings.gamma is not None and None not in (
+        settings.step_size, settings.friction, settings.burn_in, settings.thin
+    ):  # fmt: skip
+        return chosen
+    curvature = _pilot_curvature(problem, chosen, said)
+    gamma = settings.gamma
+    if gamma is None:
+        gamma = max(nbeta, 1.0) * max(curvature, 1e-8) / DAMPING
+        said.append(f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature / {DAMPING:g}")
+    return _steps(problem, replace(chosen, gamma=gamma), curvature, said)
+
+
+def _steps(problem: Problem, settings: Settings, curvature: float, said: list[str]) -> Settings:
+    """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    k_max = settings.nbeta * (curvature + settings.weight_decay) + settings.gamma
+    k_min = settings.gamma + settings.nbeta * settings.weight_decay
+    k_min = max(k_min, 1e-3 * k_max)
+    underdamped = settings.sampler in ("baoab", "sgnht")
+    if underdamped:
+        step = settings.step_size or 0.7 / sqrt(k_max)
+        friction = settings.friction or 2 * sqrt(k_min)
+        relaxation = 1 / (step * min(sqrt(k_min), friction / 2))
+        said.append(
+            f"step_size = {step:.4g}: 0.7 / sqrt(largest curvature of U, {k_max:.4g}); stable "
+            f"below {2 / sqrt(k_max):.4g}; friction = {friction:.4g}: 2 sqrt(smallest, {k_min:.4g})"
+        )
+    else:
+        friction = settings.friction
+        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
+        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
+        step = settings.step_size or 0.5 * factor / k_max
+        relaxation = 2 * factor / (step * k_min)
+        said.append(
+            f"step_size = {step:.4g}: {0.5 * factor:g} / largest curvature of U, {k_max:.4g}"
+        )
+    # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
+    burn_in = ceil((10 if underdamped else 5) * relaxation)
+    thin = max(1, round(relaxation / 3))
+    reason = "a third of the relaxation time, since the losses come with the gradient"
+    if settings.gradient != "full":
+        assert settings.batch_size is not None
+        passes = 6 if settings.gradient == "control_variate" else 3
+        by_cost = ceil(problem.num_train / (passes * settings.batch_size))
+        if by_cost > thin:
+            thin, reason = by_cost, "steps that cost as much as the draw's own pass over the data"
+    said.append(f"relaxation of the slowest direction: {relaxation:.1f} steps")
+    if settings.burn_in is None:
+        said.append(f"burn_in = {burn_in}: {10 if underdamped else 5} relaxation times")
+    if settings.thin is None:
+        said.append(f"thin = {thin}: {reason}")
+    return replace(
+        settings,
+        step_size=step,
+        friction=friction,
+        burn_in=burn_in if settings.burn_in is None else settings.burn_in,
+        thin=settings.thin or thin,
+    )
+
+
+def _pilot_curvature(problem: Problem, settings: Settings, said: list[str]) -> float:
+    """Largest curvature of the mean loss at w* and where a short pilot run goes."""
+    device = run_device(problem, settings)
+    posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
+    oracle = make_oracle(problem, replace(settings, compiled=False), list(posterior.center))
+    chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
+    assert settings.chunk_size is not None
+    source = generator(settings.seed, 0, "probe", device=device)
+    noise = BlockNoise(source, posterior.masks)
+    count = min(problem.num_train, _PILOT_ITEMS)
+    chosen = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))[:count]
+    items = Items(problem.train.take(chosen.sort().values)).to(device)
+
+    def measure(params: Params) -> float:
+        return float(
+            largest_curvature(
+                oracle, params, items=items, chunk_size=settings.chunk_size or 1, noise=noise
+            ).max()
+        )
+
+    params = tensors.stacked(posterior.center, chains)
+    at_center = measure(params)
+    nbeta = settings.nbeta or 0.0
+    gamma = settings.gamma
+    if gamma is None:
+        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
+    posterior = make_posterior(problem, replace(settings, gamma=gamma))
+    k_max = nbeta * (at_center + settings.weight_decay) + gamma
+    weights = item_weights(problem, next(iter(params.values())))[chosen.sort().values.to(device)]
+    gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
+    # Away from w* the curvature can be larger: a careful pilot goes there and looks.
+    sampler = BAOAB(0.3 / sqrt(k_max), 2 * sqrt(max(gamma, 1e-3 * k_max)))
+    draws = run_chains(
+        sampler, posterior, gradient=gradient, params=tensors.copied(params), noise=noise,
+        num_draws=2, burn_in=0, thin=60,
+    )  # fmt: skip
+    away = at_center
+    for draw in draws:
+        if draw.index:
+            away = measure(tensors.copied(draw.params))
+    largest = max(at_center, away if away < float("inf") else at_center)
+    said.append(
+        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
+        f"60 steps ({chains} chains, {count} items)"
+    )
+    return largest

@@ -1,0 +1,25 @@
+"""Estimates from loss traces: influence with errors, and how far to trust them."""
+
+from bif.estimate.covariance import (
+    ClosedGroup,
+    Covariance,
+    CovarianceSums,
+    GroupSums,
+    estimate_covariance,
+)
+from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
+from bif.estimate.influence import estimate_influence, summed_influence
+
+__all__ = [
+    "ClosedGroup",
+    "Covariance",
+    "CovarianceSums",
+    "GroupSums",
+    "convergence",
+    "diagnose",
+    "estimate_covariance",
+    "estimate_influence",
+    "reliability",
+    "reliability_by_draws",
+    "summed_influence",
+]

@@ -1,0 +1,278 @@
+"""Streaming rectangular covariance of loss traces, with standard errors, in O(N·Q) memory.
+
+Chains are taken in groups, one group open at a time.  An open group gathers centred sums; when it
+is closed its covariance matrix enters two compensated totals, weighted by degrees of freedom, and
+is forgotten.  The spread of the closed groups is the standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bif.traces import LossTraces
+
+_CHUNK_ELEMENTS = 8 * 2**20
+DEFAULT_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Covariances of row variables (queries) with column variables (train items).
+
+    Attributes:
+        value: `[Q, N]` float64.
+        standard_error: `[Q, N]`; NaN with fewer than two groups.
+        row_variance: `[Q]`; row_mean: `[Q]`.
+        column_variance: `[N]`; column_variance_error: `[N]`; column_mean: `[N]`.
+        num_groups: Groups of chains behind the standard error.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    row_variance: Tensor
+    row_mean: Tensor
+    column_variance: Tensor
+    column_variance_error: Tensor
+    column_mean: Tensor
+    num_groups: int
+
+
+class GroupSums:
+    """Sums of one open group of chains; `update` as often as one likes, then `close`.
+
+    Losses are shifted by each chain's first draw, so that large offsets cost no digits, and
+    centred within chains, so that chains that sit at different levels add nothing.
+    """
+
+    def __init__(self) -> None:
+        self._cross: Tensor | None = None
+        self._count = 0
+
+    def update(self, columns: Tensor, rows: Tensor) -> None:
+        """Add draws: `columns` `[C, d, N]`, `rows` `[C, d, Q]`, the same chains each time."""
+        if self._cross is None:
+            num_chains, num_columns, num_rows = len(columns), columns.shape[2], rows.shape[2]
+            device = columns.device
+            self._reference = columns[:, :1].double().clone(), rows[:, :1].double().clone()
+            self._cross = torch.zeros(num_rows, num_columns, dtype=torch.float64, device=device)
+            self._sums = (
+                torch.zeros(num_chains, num_columns, dtype=torch.float64, device=device),
+                torch.zeros(num_chains, num_rows, dtype=torch.float64, device=device),
+            )
+            self._squares = (
+                torch.zeros(num_columns, dtype=torch.float64, device=device),
+                torch.zeros(num_rows, dtype=torch.float64, device=device),
+            )
+        step = max(1, _CHUNK_ELEMENTS // max(1, columns.shape[0] * columns.shape[2]))
+        for start in range(0, columns.shape[1], step):
+            part = slice(start, start + step)
+            shifted = (
+                columns[:, part] - self._reference[0],  # float64, and the caller's traces intact
+                rows[:, part] - self._reference[1],
+            )
+            flat_columns, flat_rows = (x.flatten(0, 1) for x in shifted)
+            self._cross.addmm_(flat_rows.T, flat_columns)
+            for total, squares, x in zip(self._sums, self._squares, shifted, strict=True):
+                total.add_(x.sum(dim=1))
+                squares.add_(x.flatten(0, 1).square().sum(dim=0))
+        self._count += columns.shape[1]
+
+    def close(self) -> ClosedGroup:
+        """The group's covariance; the sums are used up.
+
+        Raises:
+            ValueError: Fewer than two draws.
+        """
+        if self._cross is None or self._count < 2:
+            raise ValueError(
+                f"a chain needs at least 2 draws for a covariance, got {self._count}: record more."
+            )
+        columns, rows = self._sums
+        freedom = len(columns) * (self._count - 1)
+        self._cross.addmm_(rows.T, columns, alpha=-1 / self._count).div_(freedom)
+        variances = [
+            (squares - total.square().sum(dim=0) / self._count).clamp_(min=0) / freedom
+            for squares, total in zip(self._squares, self._sums, strict=True)
+        ]
+        means = [
+            (total / self._count + reference[:, 0]).mean(dim=0)
+            for total, reference in zip(self._sums, self._reference, strict=True)
+        ]
+        covariance, self._cross = self._cross, None
+        return ClosedGroup(freedom, covariance, *variances, *means)
+
+
+@dataclass(frozen=True)
+class ClosedGroup:
+    """Degrees of freedom, covariance `[Q, N]`, variances and means `[N]`, `[Q]` of a group."""
+
+    freedom: int
+    covariance: Tensor
+    column_variance: Tensor
+    row_variance: Tensor
+    column_mean: Tensor
+    row_mean: Tensor
+
+
+class _Compensated:
+    """A float64 total with its rounding error kept beside it (Knuth's two-sum).
+
+    Addition is exact to about 1e-32, so totals merged in any order round to the same bits.
+    """
+
+    def __init__(self, shape: torch.Size, device: torch.device) -> None:
+        self.high = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.low = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, *, factor: float = 1.0, power: Literal[1, 2] = 1) -> None:
+        """Add `factor * x**power`, a block of rows at a time to keep temporaries small."""
+        rows = max(1, _CHUNK_ELEMENTS // max(1, x[0].numel()))
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            term = x[part].pow(power).mul_(factor)
+            high = self.high[part]
+            total = high + term
+            back = total - high
+            self.low[part] += (high - (total - back)) + (term - back)
+            self.high[part] = total
+
+    def merge(self, other: _Compensated) -> None:
+        self.add(other.high)
+        self.low += other.low
+
+    def use_up(self) -> Tensor:
+        """The total as one float64; the parts are gone."""
+        return self.high.add_(self.low)
+
+
+class CovarianceSums:
+    """Totals over closed groups; partial totals of different workers merge exactly.
+
+    `merge` is commutative and associative to the last bit of the finished result, but for
+    coincidences of probability about 1e-15 an entry.
+    """
+
+    def __init__(self) -> None:
+        self._freedom = 0
+        self._num_groups = 0
+        self._totals: dict[str, _Compensated] = {}
+
+    def add(self, group: ClosedGroup) -> None:
+        """Take in a closed group."""
+        self._freedom += group.freedom
+        self._num_groups += 1
+        for name in ("column_mean", "row_mean", "row_variance", "column_variance", "covariance"):
+            x = getattr(group, name)
+            self._total(name, x).add(x, factor=group.freedom)
+            if name in ("column_variance", "covariance"):
+                self._total(name + "_squared", x).add(x, factor=group.freedom, power=2)
+
+    def merge(self, other: CovarianceSums) -> None:
+        """Take in another worker's totals, over other groups."""
+        self._freedom += other._freedom
+        self._num_groups += other._num_groups
+        for name, total in other._totals.items():
+            self._total(name, total.high).merge(total)
+
+    def finish(self) -> Covariance:
+        """Weighted mean over groups and its standard error; the totals are used up.
+
+        `value = Σ n_g x_g / Σ n_g`; `standard_error² = (Σ n_g x_g² / Σ n_g - value²) / (G - 1)`,
+        unbiased where the variance of x_g goes as 1/n_g.
+
+        Raises:
+            ValueError: No group was added.
+        """
+        if not self._num_groups:
+            raise ValueError("no group of chains was closed: there is nothing to estimate.")
+        value, error = self._mean_and_error("covariance")
+        variance, variance_error = self._mean_and_error("column_variance")
+        mean = {
+            name: self._totals.pop(name).use_up() / self._freedom
+            for name in ("row_variance", "row_mean", "column_mean")
+        }
+        return Covariance(
+            value,
+            error,
+            column_variance=variance,
+            column_variance_error=variance_error,
+            num_groups=self._num_groups,
+            **mean,
+        )
+
+    def _mean_and_error(self, name: str) -> tuple[Tensor, Tensor]:
+        value = self._totals.pop(name).use_up().div_(self._freedom)
+        error = self._totals.pop(name + "_squared").use_up().div_(self._freedom)
+        if self._num_groups < 2:
+            return value, error.fill_(float("nan"))
+        for row in range(len(error)):  # one row at a time: no temporary of the full size
+            spread = error[row] - value[row].square()
+            error[row] = (spread.clamp_(min=0) / (self._num_groups - 1)).sqrt_()
+        return value, error
+
+    def _total(self, name: str, like: Tensor) -> _Compensated:
+        if name not in self._totals:
+            self._totals[name] = _Compensated(like.shape, like.device)
+        return self._totals[name]
+
+
+def chain_groups(traces: LossTraces, num_groups: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Deal the chains, in order, into groups: lists of (block, positions in the block)."""
+    places = [(b, i) for b, block in enumerate(traces.blocks) for i in range(len(block.chains))]
+    num_groups = min(num_groups, len(places))
+    for g in range(num_groups):
+        start, stop = g * len(places) // num_groups, (g + 1) * len(places) // num_groups
+        by_block: dict[int, list[int]] = {}
+        for block, position in places[start:stop]:
+            by_block.setdefault(block, []).append(position)
+        yield list(by_block.items())
+
+
+def estimate_covariance(
+    traces: LossTraces,
+    *,
+    rows: Literal["query", "train"] = "query",
+    num_groups: int = DEFAULT_GROUPS,
+    device: torch.device | None = None,
+) -> Covariance:
+    """Covariance of the rows (queries, or the train items again) with the train items.
+
+    Centred within chains and divided by draws - 1, which biases covariances down by about τ/D
+    for autocorrelation time τ and D draws a chain.
+
+    Args:
+        traces: Of at least two draws a chain.
+        rows: "query" for the rectangle, "train" for the square of the train items.
+        num_groups: Groups of chains for the standard error; at most the number of chains.
+        device: Where to do the arithmetic; the traces' device by default.
+    """
+    sums = CovarianceSums()
+    for group in chain_groups(traces, num_groups):
+        for closed in _close(traces, group, rows, device):
+            sums.add(closed)
+            del closed
+    return sums.finish()
+
+
+def _close(
+    traces: LossTraces,
+    group: list[tuple[int, list[int]]],
+    rows: Literal["query", "train"],
+    device: torch.device | None,
+) -> Iterator[ClosedGroup]:
+    """Usually one closed group; a group that straddles blocks of unequal draws closes in parts."""
+    for block_index, positions in group:
+        block, sums = traces.blocks[block_index], GroupSums()
+        selection = slice(positions[0], positions[-1] + 1)
+        num_items = block.train.shape[2]
+        step = max(1, _CHUNK_ELEMENTS // (len(positions) * num_items))
+        for start in range(0, block.num_draws, step):
+            part = (selection, slice(start, start + step))
+            columns = block.train[part].to(device)
+            sums.update(columns, block.query[part].to(device) if rows == "query" else columns)
+        yield sums.close()

@@ -1,0 +1,123 @@
+"""Influence from loss traces, as a dataset whose rows and columns keep their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bif.estimate.covariance import DEFAULT_GROUPS, Covariance, estimate_covariance
+from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+
+SIGN = (
+    "influence = -Cov(train loss, observable): the way the observable moves when the item gains "
+    "weight. For a loss negative is helpful; for an observable that should be large positive is."
+)
+
+
+def estimate_influence(
+    traces: LossTraces,
+    *,
+    nbeta: float,
+    observables: Mapping[str, str | None],
+    query_ids: Sequence[str] | np.ndarray,
+    train_ids: Sequence[str] | np.ndarray,
+    query_groups: Sequence[str] | np.ndarray | None = None,
+    num_groups: int = DEFAULT_GROUPS,
+    device: torch.device | None = None,
+) -> xr.Dataset:
+    """Influence from loss traces.
+
+    `influence[a, q, i] = -Cov(l_i, phi_aq)`,
+    `derivative = -(nbeta / n) * Cov(l_i, phi_aq)`, which is `dE[phi_aq] / d rho_i`,
+    `correlation` = minus the Pearson correlation, 0 where a variance is 0.
+
+    Args:
+        traces: Query columns observable-major, `[C, D, A·Q]`.
+        nbeta: Of the posterior that was sampled.
+        observables: Names to "lower", "higher" or None, in the order of the columns.
+        query_ids, train_ids: Q and N names.
+        query_groups: Q group names.
+        num_groups: Groups of chains behind the standard errors.
+        device: Where to do the arithmetic.
+
+    Returns:
+        `influence`, `derivative`, `correlation`, `standard_error` on (`observable`, `query`,
+        `train`), and means and self-influence on the axes they have.
+    """
+    import xarray as xr
+
+    queries = xr.Dataset(
+        coords={
+            "observable": list(observables),
+            "better": ("observable", [b or "" for b in observables.values()]),
+            "query_id": ("query", np.asarray(query_ids, dtype=str)),
+            "query_group": (
+                "query",
+                np.asarray(["query"] * len(query_ids) if query_groups is None else query_groups),
+            ),
+        }
+    )
+    covariance = estimate_covariance(traces, num_groups=num_groups, device=device)
+    attrs = {"sign": SIGN, "nbeta": float(nbeta), "num_train": len(train_ids),
+             "num_chains": traces.num_chains, "num_draws": traces.total_draws}  # fmt: skip
+    return _filled(queries, covariance, attrs, train_ids)
+
+
+def summed_influence(
+    dataset: xr.Dataset, traces: LossTraces, groups: Mapping[str, Sequence[int]]
+) -> xr.Dataset:
+    """Influence of groups of train items with errors, from the traces behind `dataset`.
+
+    Args:
+        dataset: What `estimate_influence` returned for these traces.
+        traces: The traces.
+        groups: Names to positions of train items; a group acts as one item with the summed loss.
+    """
+    covariance = estimate_covariance(traces.summed_over(groups))
+    return _filled(dataset.drop_dims("train"), covariance, dataset.attrs, list(groups))
+
+
+def _filled(
+    queries: xr.Dataset,
+    covariance: Covariance,
+    attrs: dict[str, object],
+    train_ids: Sequence[str] | np.ndarray,
+) -> xr.Dataset:
+    """Put a covariance `[A·Q, N]` under the names of observables, queries and items."""
+    shape = (queries.sizes["observable"], queries.sizes["query"], len(train_ids))
+    axes = ("observable", "query", "train")
+    nbeta, num_train = float(attrs["nbeta"]), int(attrs["num_train"])  # type: ignore[arg-type]
+    row_scale = covariance.row_variance.sqrt()
+    column_scale = covariance.column_variance.sqrt()
+    influence = np.empty(shape, np.float32)
+    correlation, errors = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for row in range(shape[0] * shape[1]):  # a row at a time: no float64 copy of the full size
+        place = divmod(row, shape[1])
+        value = -covariance.value[row]
+        scale = row_scale[row] * column_scale
+        influence[place] = value.cpu().numpy()
+        correlation[place] = (value / scale).where(scale > 0, 0.0 * value).cpu().numpy()
+        errors[place] = covariance.standard_error[row].cpu().numpy()
+    return (
+        queries.assign(
+            influence=(axes, influence),
+            derivative=(axes, np.float32(nbeta / num_train) * influence),
+            correlation=(axes, correlation),
+            standard_error=(axes, errors),
+            self_influence=("train", -covariance.column_variance.cpu().numpy()),
+            self_influence_standard_error=(
+                "train",
+                covariance.column_variance_error.cpu().numpy(),
+            ),
+            train_mean_loss=("train", covariance.column_mean.cpu().numpy()),
+            query_mean=(axes[:2], covariance.row_mean.reshape(shape[:2]).cpu().numpy()),
+        )
+        .assign_coords(train_id=("train", np.asarray(train_ids, dtype=str)))
+        .assign_attrs(attrs)
+    )

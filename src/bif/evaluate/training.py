@@ -1,0 +1,282 @@
+"""Training stacks of small networks: the weights of G networks along a leading axis.
+
+`torch.func.vmap` runs the model once for the whole stack. A network is fixed by its subset (the
+mask itself, not its place in a list) and its seed, which together seed its initial weights and
+its order of mini-batches: banks of networks can be trained in any pieces and extended.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bif.types import Batch, ItemLoss
+
+Init = Literal["scratch", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: `torch.optim.SGD`, step by step.
+
+    Minimises `mean_{i in batch} l_i(w) + (weight_decay/2) |w|^2`.
+
+    Attributes:
+        steps: Number of weight updates.
+        learning_rate: Step on the gradient of the mean loss, at the first update.
+        momentum: Share of the last update direction that is kept; no dampening, no Nesterov.
+        weight_decay: Coefficient of the weights in the gradient, on the scale of the mean loss.
+        batch_size: Items per update; None takes the whole subset. Batches run through a fresh
+            shuffle of the subset in every epoch; the last, incomplete batch is dropped.
+        schedule: "constant", or "cosine": `learning_rate (1 + cos(pi t / steps)) / 2` at update
+            t = 0, 1, …, as `CosineAnnealingLR` with `T_max=steps`.
+
+    Raises:
+        ValueError: If a number is out of range or the schedule is unknown.
+    """
+
+    steps: int
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a positive number"),
+            "momentum": (0 <= self.momentum < 1, "at least 0 and below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or a positive number"),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1, or None"),
+            "schedule": (self.schedule in ("constant", "cosine"), '"constant" or "cosine"'),
+        }
+        for name, (fits, expected) in ranges.items():
+            if not fits:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+
+    def rate_at(self, step: int) -> float:
+        """Returns the learning rate of update `step`, counted from 0."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+class PerItem(nn.Module):
+    """A function of (model, batch) as a module, so that `functional_call` can swap the weights."""
+
+    def __init__(self, model: nn.Module, function: ItemLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.raw = lambda batch: function(model, batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Values [B]; those per token are summed."""
+        values = self.raw(batch)
+        return values.sum(dim=1) if values.ndim == 2 else values
+
+
+def values_of_stack(function: PerItem, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Values [G, B] of one batch under every network of the stack."""
+    with torch.no_grad():
+        return _vmapped(function, (0, None), leaves, batch)
+
+
+def _vmapped(function: PerItem, in_dims: tuple, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
+    def values(weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        return torch.func.functional_call(function, weights, (batch,))
+
+    try:
+        return torch.func.vmap(values, in_dims=in_dims)(leaves, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"torch.func.vmap cannot run this model or function, which work on their own: {error} "
+            "Rewrite the operation in plain tensor operations, or train such networks one by one."
+        ) from error
+
+
+class StackTrainer:
+    """Trains stacks of networks; holds what they share."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        items: Batch,
+        recipe: Recipe,
+        init: Init,
+        device: torch.device | str | None,
+    ) -> None:
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("The model has no parameter that requires gradients; none to train.")
+        if init not in ("scratch", "checkpoint"):
+            raise ValueError(f'init is {init!r}; expected "scratch" or "checkpoint".')
+        if init == "scratch":
+            _check_resettable(model)
+        self.device = torch.device(device) if device is not None else trainable[0].device
+        self.model = copy.deepcopy(model).to(self.device).eval()
+        self.init = init
+        # fresh weights are drawn on the CPU: the same on every device
+        self._template = copy.deepcopy(model).cpu() if init == "scratch" else None
+        self._losses = PerItem(self.model, loss)
+        self._items = to_device(items, self.device)
+        self._recipe = recipe
+
+    def check(self, mask: np.ndarray) -> None:
+        """Calls the loss once, plainly, and says what is wrong with it or with batch_size."""
+        size = self._recipe.batch_size or int(mask.sum())
+        if size > mask.sum():
+            raise ValueError(
+                f"batch_size is {size}, but a subset holds {int(mask.sum())} items; expected at "
+                "most that many. Lower batch_size or set it to None."
+            )
+        index = torch.from_numpy(np.flatnonzero(mask)[:size]).to(self.device)
+        with torch.no_grad():
+            values = self._losses.raw(tree_map(lambda t: t[index], self._items))
+        check_per_item(values, size, "the loss")
+
+    def fit(self, networks: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
+        """Returns trained weights [G, *shape] of networks given by (mask, seed)."""
+        leaves = self._initial_weights(networks)
+        momenta = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        recipe = self._recipe
+        for step, batch in enumerate(self._batches(networks)):
+            with torch.enable_grad():
+                loss_GB = _vmapped(self._losses, (0, 0), leaves, batch)
+                gradients = torch.autograd.grad(
+                    loss_GB.mean(dim=1).sum(), list(leaves.values()), materialize_grads=True
+                )
+            with torch.no_grad():
+                rate = recipe.rate_at(step)
+                for leaf, momentum, gradient in zip(
+                    leaves.values(), momenta, gradients, strict=True
+                ):
+                    momentum.mul_(recipe.momentum).add_(gradient)
+                    momentum.add_(leaf, alpha=recipe.weight_decay)
+                    leaf.add_(momentum, alpha=-rate)
+        return {name: leaf.detach() for name, leaf in leaves.items()}
+
+    def _initial_weights(self, networks: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
+        drawn: dict[str, list[Tensor]] = {
+            name: [] for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        for mask, seed in networks:
+            source = self.model
+            if self._template is not None:
+                source = self._template
+                _reset_(source, _stream("weights", mask, seed))
+            parameters = dict(source.named_parameters())
+            for name, values in drawn.items():
+                values.append(parameters[name].detach().clone())
+        return {
+            "model." + name: torch.stack(values).to(self.device).requires_grad_()
+            for name, values in drawn.items()
+        }
+
+    def _batches(self, networks: list[tuple[np.ndarray, int]]) -> Iterable[Any]:
+        kept = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask, _ in networks]))
+        if self._recipe.batch_size is None:
+            index = kept.to(self.device)
+            whole = tree_map(lambda t: t[index], self._items)
+            return itertools.repeat(whole, self._recipe.steps)
+        orders = [torch.Generator().manual_seed(_stream("order", *net)) for net in networks]
+        return self._shuffled_batches(kept, orders, self._recipe.batch_size)
+
+    def _shuffled_batches(
+        self, kept_GN: Tensor, orders: list[torch.Generator], batch_size: int
+    ) -> Iterator[Any]:
+        num_kept = kept_GN.shape[1]
+        per_epoch = num_kept // batch_size
+        shuffled = kept_GN
+        for step in range(self._recipe.steps):
+            position = step % per_epoch
+            if position == 0:
+                permutations = torch.stack([torch.randperm(num_kept, generator=g) for g in orders])
+                shuffled = kept_GN.gather(1, permutations).to(self.device)
+            index = shuffled[:, position * batch_size : (position + 1) * batch_size]
+            yield tree_map(lambda t, index=index: t[index], self._items)
+
+
+def _stream(purpose: str, mask: np.ndarray, seed: int) -> int:
+    """A seed in [0, 2^63) that depends on the subset itself, the user's seed and the purpose."""
+    content = f"{purpose} {int(seed)} {mask.size} ".encode() + np.packbits(mask).tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+
+
+def _reset_(model: nn.Module, seed: int) -> None:
+    """Draws fresh weights in place, children before parents; the global state stays."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed, which would also seed the accelerators
+        torch.default_generator.manual_seed(seed)
+        for module in reversed(list(model.modules())):
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+
+
+def _check_resettable(model: nn.Module) -> None:
+    stuck = [
+        f"{name or 'the model itself'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+        and not callable(getattr(module, "reset_parameters", None))
+    ]
+    if stuck:
+        raise ValueError(
+            f"Cannot re-initialise {', '.join(stuck)}: parameters without a method "
+            'reset_parameters. Define it, or use init="checkpoint".'
+        )
+    running = [
+        name for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None
+    ]
+    if running:
+        raise ValueError(
+            f"Cannot train {', '.join(running)} from scratch: running statistics stay fixed in "
+            'evaluation mode. Use init="checkpoint", or a normalisation without them.'
+        )
+
+
+def check_per_item(values: Any, num_items: int, name: str) -> None:
+    """Raises ValueError unless values are [num_items] or [num_items, T] and finite."""
+    if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != num_items:
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
+        raise ValueError(
+            f"{name} returned {got} for a batch of {num_items}; expected a tensor [{num_items}] "
+            f"or [{num_items}, T], one value per item. Do not average over the batch."
+        )
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{name} returned NaN or infinite values under the model's weights; expected finite "
+            "numbers. Look at the data and the function."
+        )
+
+
+def num_rows(batch: Batch, name: str) -> int:
+    """Returns the common length of a batch's tensors, or raises ValueError."""
+    leaves = tree_leaves(batch)
+    if not leaves or not all(isinstance(t, Tensor) and t.ndim > 0 for t in leaves):
+        raise ValueError(
+            f"{name} hold {sorted({type(t).__name__ for t in leaves})}; expected a tensor or a "
+            "tuple, list or dict of tensors with a leading axis of items."
+        )
+    lengths = sorted({len(t) for t in leaves})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise ValueError(f"{name} hold tensors of lengths {lengths}; expected one, above 0.")
+    return lengths[0]
+
+
+def to_device(batch: Batch, device: torch.device) -> Any:
+    """Returns the batch with every tensor on `device`."""
+    return tree_map(lambda t: t.to(device), batch)

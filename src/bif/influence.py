@@ -1,0 +1,219 @@
+"""The result: scores that keep their rows' identity, their sign and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bif.estimate.influence import SIGN, summed_influence
+from bif.store import load_dataset, save_dataset
+from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Score:
+    """One train item's influence on one query.
+
+    `resolved` says whether the sign is certain to two standard errors.
+    """
+
+    train_id: str
+    influence: float
+    standard_error: float
+    label: str | None = None
+
+    @property
+    def resolved(self) -> bool:
+        return abs(self.influence) > 2 * self.standard_error
+
+    def __str__(self) -> str:
+        label = "" if self.label is None else f" ({self.label})"
+        return f"{self.train_id}{label}: {self.influence:+.4g} ± {self.standard_error:.2g}"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The most helpful and most harmful items of a query, strongest first.
+
+    Where the observable has no better direction, `positive` and `negative` are all there is.
+    """
+
+    query_id: str
+    observable: str
+    better: str
+    positive: tuple[Score, ...]
+    negative: tuple[Score, ...]
+
+    @property
+    def helpful(self) -> tuple[Score, ...]:
+        """Items that move the observable the better way as they gain weight."""
+        self._need_direction()
+        return self.negative if self.better == "lower" else self.positive
+
+    @property
+    def harmful(self) -> tuple[Score, ...]:
+        """Items that move the observable the worse way as they gain weight."""
+        self._need_direction()
+        return self.positive if self.better == "lower" else self.negative
+
+    def _need_direction(self) -> None:
+        if not self.better:
+            raise ValueError(
+                f"observable {self.observable!r} does not say whether lower or higher is better, "
+                "so nothing is helpful or harmful: use .positive and .negative, or declare better="
+            )
+
+    def __str__(self) -> str:
+        kinds = (
+            {"helpful": self.helpful, "harmful": self.harmful}
+            if self.better
+            else {"positive": self.positive, "negative": self.negative}
+        )
+        lines = [f"query {self.query_id}, {self.observable}"]
+        for kind, scores in kinds.items():
+            lines += [f"  {kind}"] + [f"    {score}" for score in scores]
+        return "\n".join(lines)
+
+
+class Influence:
+    """Influence scores as an `xarray.Dataset` with methods for the usual questions.
+
+    Args:
+        dataset: `influence`, `derivative`, `correlation`, `standard_error` on
+            (`observable`, `query`, `train`), with coordinates `query_id`, `query_group`,
+            `train_id`; see the docs page "Scale and sign".
+        traces: The traces behind it, where at hand: sums over groups then get errors.
+    """
+
+    def __init__(self, dataset: xr.Dataset, traces: LossTraces | None = None) -> None:
+        missing = {"influence", "derivative", "correlation", "standard_error"} - set(dataset)
+        if missing:
+            raise ValueError(f"not an influence dataset: it lacks {sorted(missing)}.")
+        self.dataset = dataset
+        self.traces = traces
+
+    def top(self, query: str | int, k: int = 10, *, observable: str | None = None) -> Ranking:
+        """The k most positive and the k most negative items of a query.
+
+        Args:
+            query: A query's id, or its position.
+            k: Items on either side.
+            observable: The first one by default.
+
+        Raises:
+            KeyError: No such query or observable.
+        """
+        name = self._observable(observable)
+        position = self._position(query)
+        scores = self.dataset["influence"].sel(observable=name).isel(query=position).values
+        errors = self.dataset["standard_error"].sel(observable=name).isel(query=position).values
+        order = np.argsort(scores, kind="stable")
+        labels = self.dataset.coords.get("train_label")
+
+        def score(i: int) -> Score:
+            label = None if labels is None else str(labels.values[i])
+            train_id = str(self.dataset["train_id"].values[i])
+            return Score(train_id, float(scores[i]), float(errors[i]), label)
+
+        return Ranking(
+            query_id=str(self.dataset["query_id"].values[position]),
+            observable=name,
+            better=str(self.dataset["better"].sel(observable=name).values),
+            positive=tuple(score(i) for i in order[::-1][:k] if scores[i] > 0),
+            negative=tuple(score(i) for i in order[:k] if scores[i] < 0),
+        )
+
+    def self_influence(self) -> xr.DataArray:
+        """`-Var(l_i)` of every train item, `[N]`: how freely its loss moves."""
+        return self.dataset["self_influence"]
+
+    def sum_over(self, groups: Sequence[str] | Mapping[str, Sequence[int]]) -> Influence:
+        """Influence of groups of train items: the sums of their items' influences.
+
+        The errors of sums need the traces, for the items' errors are correlated; without traces
+        (a loaded result) they are NaN.
+
+        Args:
+            groups: A group name for every train item, or group names to positions.
+
+        Returns:
+            The same kind of result, with groups in the place of train items.
+        """
+        import xarray as xr
+
+        members = _members(groups, self.dataset.sizes["train"])
+        if self.traces is not None:
+            return Influence(summed_influence(self.dataset, self.traces, members))
+        columns = [self.dataset.isel(train=list(m)).sum("train") for m in members.values()]
+        summed = xr.concat(columns, "train").transpose("observable", "query", "train")
+        for name in ("standard_error", "correlation", "self_influence",
+                     "self_influence_standard_error"):  # fmt: skip
+            summed[name] = summed[name] * np.nan
+        summed = summed.assign_coords(train_id=("train", list(members)))
+        return Influence(summed.assign_attrs(self.dataset.attrs))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `influence.zarr` (or any other folder name); an existing one is refused."""
+        return save_dataset(self.dataset, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Influence:
+        """Read what `save` wrote, or the `influence.zarr` of a run's folder."""
+        return cls(load_dataset(path, name="influence.zarr"))
+
+    def __repr__(self) -> str:
+        sizes = self.dataset.sizes
+        better = ", ".join(
+            f"{o} ({b or 'no'} better)"
+            for o, b in zip(
+                self.dataset["observable"].values, self.dataset["better"].values, strict=True
+            )
+        )
+        return (
+            f"Influence of {sizes['train']} train items on {sizes['query']} queries; "
+            f"observables: {better}\n{SIGN}"
+        )
+
+    def _repr_html_(self) -> str:
+        head, sign = repr(self).split("\n")
+        return f"<p><strong>{escape(head)}</strong><br>{escape(sign)}</p>" + (
+            self.dataset._repr_html_()
+        )
+
+    def _observable(self, name: str | None) -> str:
+        names = [str(n) for n in self.dataset["observable"].values]
+        if name is None:
+            return names[0]
+        if name not in names:
+            raise KeyError(f"no observable {name!r}; there are {names}.")
+        return name
+
+    def _position(self, query: str | int) -> int:
+        ids = self.dataset["query_id"].values
+        if isinstance(query, int):
+            if not -len(ids) <= query < len(ids):
+                raise KeyError(f"no query at position {query}: there are {len(ids)}.")
+            return query
+        found = np.flatnonzero(ids == query)
+        if not len(found):
+            raise KeyError(f"no query with id {query!r}; the first ids are {list(ids[:5])}.")
+        return int(found[0])
+
+
+def _members(
+    groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: int
+) -> dict[str, Sequence[int]]:
+    if isinstance(groups, Mapping):
+        return {str(name): positions for name, positions in groups.items()}
+    names = np.asarray([str(g) for g in groups])
+    if len(names) != num_train:
+        raise ValueError(f"groups names {len(names)} items, but there are {num_train}.")
+    return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}

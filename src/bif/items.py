@@ -1,0 +1,170 @@
+"""Items: what is scored, as tensors, dicts of tensors or a `Dataset`, with their identities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from bif.types import Batch
+
+
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """Apply a function to every tensor of a batch, keeping its structure."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_batch(function, value) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(map_batch(function, value) for value in batch)
+    raise TypeError(
+        "a batch must be a tensor, or a tuple, list or dict of tensors; got "
+        f"{type(batch).__name__}."
+    )
+
+
+def batch_leaves(batch: Batch, path: str = "batch") -> dict[str, Tensor]:
+    """The tensors of a batch by their path, such as `batch['x']` or `batch[0]`."""
+    if isinstance(batch, Tensor):
+        return {path: batch}
+    leaves: dict[str, Tensor] = {}
+    if isinstance(batch, Mapping):
+        for key, value in batch.items():
+            leaves |= batch_leaves(value, f"{path}[{key!r}]")
+    elif isinstance(batch, tuple | list):
+        for position, value in enumerate(batch):
+            leaves |= batch_leaves(value, f"{path}[{position}]")
+    else:
+        raise TypeError(
+            f"{path} must be a tensor, or a tuple, list or dict of tensors; got "
+            f"{type(batch).__name__}."
+        )
+    return leaves
+
+
+class Items:
+    """Items with their identities; the order is the caller's and never changes.
+
+    Args:
+        data: A tensor `[N, …]`, a tuple, list or dict of such tensors, or a
+            `torch.utils.data.Dataset` whose items collate to one of these.  A Dataset is read
+            item by item when needed; it must return the same item every time (no augmentation).
+        ids: N names, kept with every score; "0", "1", … by default.
+        labels: N labels to show, for example class names.
+        images: Pictures to show, uint8 `[N, rows, columns]` or `[N, rows, columns, 3]`.
+
+    Raises:
+        TypeError: `data` is none of the above.
+        ValueError: No items, leading axes that differ, ids that repeat, labels or images of
+            another length, a Dataset that augments at random.
+    """
+
+    def __init__(
+        self,
+        data: Batch | Dataset[Any],
+        *,
+        ids: Sequence[str] | None = None,
+        labels: Sequence[Any] | None = None,
+        images: np.ndarray | None = None,
+    ) -> None:
+        self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
+        self._num = self._count()
+        if self._num == 0:
+            raise ValueError("there are no items: expected at least one.")
+        self.ids = _text(range(self._num) if ids is None else ids, "ids", self._num)
+        if len(set(self.ids.tolist())) != self._num:
+            raise ValueError("ids repeat: every item needs a name of its own.")
+        self.labels = None if labels is None else _text(labels, "labels", self._num)
+        self.images = None if images is None else _pictures(images, self._num)
+        if isinstance(data, Dataset):
+            self._refuse_augmentation()
+
+    def __len__(self) -> int:
+        return self._num
+
+    def take(self, indices: Tensor) -> Batch:
+        """The items at `indices` `[B]` or `[C, B]`, with those axes in front."""
+        if not isinstance(self.data, Dataset):
+            return map_batch(lambda leaf: leaf[indices], self.data)
+        flat = [self.data[int(i)] for i in indices.flatten().tolist()]
+        batch = default_collate(flat)
+        return map_batch(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), batch)
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
+        """All items in order, at most `size` at a time: `(slice, batch [B, …])`."""
+        for start in range(0, self._num, size):
+            part = slice(start, min(start + size, self._num))
+            if isinstance(self.data, Dataset):
+                yield part, self.take(torch.arange(part.start, part.stop))
+            else:
+                yield part, map_batch(lambda leaf, part=part: leaf[part], self.data)
+
+    def first(self, count: int) -> Batch:
+        """The first `count` items as a batch."""
+        return next(self.chunks(min(count, self._num)))[1]
+
+    def to(self, device: torch.device) -> Items:
+        """The same items with resident tensors on `device`; a Dataset stays where it is."""
+        moved = object.__new__(Items)
+        moved.__dict__.update(self.__dict__)
+        if not isinstance(self.data, Dataset):
+            moved.data = map_batch(lambda leaf: leaf.to(device), self.data)
+        return moved
+
+    def _count(self) -> int:
+        if isinstance(self.data, Dataset):
+            try:
+                return len(self.data)  # type: ignore[arg-type]
+            except TypeError:
+                raise TypeError(
+                    "an iterable Dataset has no length and no order to score by: wrap it in a "
+                    "Dataset with __len__ and __getitem__."
+                ) from None
+        sizes = {path: leaf.shape[:1] for path, leaf in batch_leaves(self.data).items()}
+        if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
+            listing = ", ".join(f"{path}: {tuple(size)}" for path, size in sizes.items())
+            raise ValueError(
+                f"every tensor needs the same leading axis, one entry an item; got {listing}."
+            )
+        return next(iter(sizes.values()))[0]
+
+    def _refuse_augmentation(self) -> None:
+        # The user's global random state must come out as it went in.
+        with torch.random.fork_rng(devices=[]):
+            once, again = self.first(1), self.first(1)
+        pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
+        for (path, a), b in pairs:
+            if not torch.equal(a, b):
+                raise ValueError(
+                    f"the Dataset returned two different versions of item 0 ({path}): its random "
+                    "transform would enter every covariance. Pass the Dataset without augmentation."
+                )
+
+
+def as_items(data: Items | Batch | Dataset[Any]) -> Items:
+    """`data` itself if it is `Items`, else `Items(data)`."""
+    return data if isinstance(data, Items) else Items(data)
+
+
+def _text(values: Sequence[Any] | range, name: str, expected: int) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    array = np.asarray([str(value) for value in values])
+    if len(array) != expected:
+        raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
+    return array
+
+
+def _pictures(images: np.ndarray, expected: int) -> np.ndarray:
+    images = np.asarray(images)
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or len(images) != expected:
+        raise ValueError(
+            f"images must be uint8 [{expected}, rows, columns] or [{expected}, rows, columns, 3]; "
+            f"got {images.dtype} {images.shape}."
+        )
+    return images

@@ -1,0 +1,83 @@
+"""Per-item losses and observables, ready made.
+
+Every function here takes `(model, batch)` and returns one number an item `[B]`, or one a token
+`[B, T]`; token losses are *summed* to the item's loss by the library.  `batch` is `(inputs,
+targets)` for the first three and a dict with `input_ids` for language models.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bif.types import Batch
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """`-log softmax(model(x))[y]`, nats, `[B]`; batch `(x [B, …], y [B])`."""
+    inputs, targets = batch
+    return F.cross_entropy(at_least_float32(model(inputs)), targets, reduction="none")
+
+
+def margin(model: nn.Module, batch: Batch) -> Tensor:
+    """Logit of the label minus the log-sum-exp of the others, `log(p / (1 - p))`, `[B]`.
+
+    Higher is better.  Source: TRAK (arXiv 2303.14186), eq. 6.
+    """
+    inputs, targets = batch
+    logits = at_least_float32(model(inputs))
+    label = F.one_hot(targets, logits.shape[-1]).bool()
+    others = logits.masked_fill(label, float("-inf")).logsumexp(dim=-1)
+    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - others
+
+
+def squared_error(model: nn.Module, batch: Batch) -> Tensor:
+    """`½ (y - f(x))²`, summed over outputs, `[B]`; batch `(x [B, …], y [B] or [B, K])`."""
+    inputs, targets = batch
+    residual = targets - model(inputs).reshape(targets.shape)
+    return 0.5 * (residual**2).flatten(1).sum(dim=1) if residual.dim() > 1 else 0.5 * residual**2
+
+
+def next_token(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
+
+    `batch` has `input_ids` `[B, T]`, and may have `attention_mask` `[B, T]` (0 on padding) and
+    `labels` `[B, T]` (-100 on tokens that do not count; `input_ids` by default).  The model is
+    called with `input_ids` and `attention_mask` and returns logits `[B, T, V]` or an object with
+    `.logits`.
+    """
+    mask = batch.get("attention_mask")
+    output = (
+        model(batch["input_ids"])
+        if mask is None
+        else model(batch["input_ids"], attention_mask=mask)
+    )
+    logits = (output if isinstance(output, Tensor) else output.logits)[:, :-1].float()
+    targets = batch.get("labels", batch["input_ids"])[:, 1:]
+    if mask is not None:
+        targets = targets.masked_fill(mask[:, 1:] == 0, -100)
+    return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+
+
+def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean instead of sum over an item's counted tokens, `[B]`.
+
+    Influences of means carry a factor `1/(T_i T_j)` against those of sums.
+    """
+    losses = next_token(model, batch)
+    targets = batch.get("labels", batch["input_ids"])[:, 1:]
+    counted = targets != -100
+    if batch.get("attention_mask") is not None:
+        counted = counted & (batch["attention_mask"][:, 1:] != 0)
+    return losses.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+def per_item(losses: Tensor) -> Tensor:
+    """Item losses `[B]` from `[B]` or token losses `[B, T]`, which are summed."""
+    return losses if losses.dim() == 1 else losses.sum(dim=1)
+
+
+def at_least_float32(losses: Tensor) -> Tensor:
+    """Losses in float32, or wider if they already are."""
+    return losses.to(torch.promote_types(losses.dtype, torch.float32))

@@ -1,0 +1,292 @@
+"""Oracles: losses and gradients of per-item losses at the weights of a block of chains.
+
+Three ways to the same numbers: all chains of a block in one vectorised operation (`StackedOracle`),
+one chain after another for models that vmap cannot take (`SequentialOracle`), and the module's own
+parameters as the one chain (`LiveOracle`).  An oracle knows neither priors nor noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from bif.items import batch_leaves, map_batch
+from bif.losses import at_least_float32, per_item
+from bif.types import Batch, ItemLoss, Params
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
+class Oracle(Protocol):
+    """Item values and weighted-sum gradients for a block of chains.
+
+    `per_chain` says whether the batch has a chain axis of its own, `[C, B, …]`, or all chains see
+    the same items, `[B, …]`.
+    """
+
+    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        """`function` of every item, `[C, B]`, at the exact precision; batch `[B, …]`."""
+        ...
+
+    def gradient(
+        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
+    ) -> tuple[Params, Tensor]:
+        """Gradient of `Σ_b weights[b] * loss_b`, leaves `[C, *shape]`, and the losses `[C, B]`."""
+        ...
+
+
+class _Call(nn.Module):
+    """Hands the user's loss the real module, with the weights of the moment in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: ItemLoss, batch: Batch) -> Tensor:
+        return at_least_float32(per_item(function(self.model, batch)))
+
+
+def _functional(
+    call: _Call, function: ItemLoss, params: Params, batch: Batch, precision: Precision
+) -> Tensor:
+    named = {f"model.{name}": leaf for name, leaf in params.items()}
+    with _autocast(batch, precision):
+        return functional_call(call, named, (function, batch))
+
+
+def _autocast(batch: Batch, precision: Precision) -> AbstractContextManager[object]:
+    if precision != "bfloat16":
+        return nullcontext()
+    device = next(iter(batch_leaves(batch).values())).device.type
+    # The cache would keep casts of one step's weights alive into the next.
+    return torch.autocast(device, torch.bfloat16, cache_enabled=False)
+
+
+class StackedOracle:
+    """All chains of a block in one vectorised operation, by `torch.func.vmap`.
+
+    Args:
+        model: An evaluation-mode copy; its movable parameters are replaced at every call.
+        loss: The train items' loss.
+        gradient_precision: Compute precision of gradients, and of the losses they bring along.
+        value_precision: Compute precision of `values`.
+        compiled: Compile the vectorised functions with `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        *,
+        gradient_precision: Precision = "float32",
+        value_precision: Precision = "float32",
+        compiled: bool = False,
+    ) -> None:
+        self._call = _Call(model)
+        self._loss = loss
+        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+        self._compiled = compiled
+        self._gradients = {
+            per_chain: self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
+            for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
+        }
+        self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
+
+    def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        losses = _functional(self._call, self._loss, params, batch, self._precision[0])
+        return (weights * losses).sum(), losses
+
+    def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function) if self._compiled else function
+
+    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        if function not in self._values:
+
+            def one_chain(params: Params, batch: Batch) -> Tensor:
+                return _functional(self._call, function, params, batch, self._precision[1])
+
+            self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
+        with torch.no_grad(), _matmul(self._precision[1]):
+            return self._values[function](params, batch)
+
+    def gradient(
+        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
+    ) -> tuple[Params, Tensor]:
+        with _matmul(self._precision[0]):
+            gradient, losses = self._gradients[per_chain](params, batch, weights)
+        return {n: g.detach() for n, g in gradient.items()}, losses.detach()
+
+
+class SequentialOracle:
+    """One chain after another through the functional module; takes any model.
+
+    Args: as for `StackedOracle`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        *,
+        gradient_precision: Precision = "float32",
+        value_precision: Precision = "float32",
+    ) -> None:
+        self._call = _Call(model)
+        self._loss = loss
+        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+
+    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        with torch.no_grad(), _matmul(self._precision[1]):
+            return torch.stack(
+                [
+                    _functional(self._call, function, one, batch, self._precision[1])
+                    for one in _each_chain(params)
+                ]
+            )
+
+    def gradient(
+        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
+    ) -> tuple[Params, Tensor]:
+        gradients: list[tuple[Tensor, ...]] = []
+        losses: list[Tensor] = []
+        for c, one in enumerate(_each_chain(params)):
+            leaves = {name: leaf.detach().requires_grad_() for name, leaf in one.items()}
+            items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
+            weight = weights[c] if per_chain else weights
+            with torch.enable_grad(), _matmul(self._precision[0]):
+                values = _functional(self._call, self._loss, leaves, items, self._precision[0])
+                gradients.append(
+                    torch.autograd.grad(
+                        (weight * values).sum(), list(leaves.values()), materialize_grads=True
+                    )
+                )
+            losses.append(values.detach())
+        stacked = (torch.stack(leaf) for leaf in zip(*gradients, strict=True))
+        return dict(zip(params, stacked, strict=True)), torch.stack(losses)
+
+
+class LiveOracle:
+    """The module's own parameters are the one chain: samplers update the module in place.
+
+    Built for models too large to hold twice: nothing is copied, gradients go through `.backward()`
+    in micro-batches, under autocast if asked for.
+
+    Args:
+        model: The module that is sampled; `live_params` hands out its parameters.
+        loss: The train items' loss.
+        names: The movable parameters; the others are frozen.
+        micro_batch: Items per forward and backward pass; gradients are accumulated over them.
+        gradient_precision, value_precision: As for `StackedOracle`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        *,
+        names: list[str],
+        micro_batch: int,
+        gradient_precision: Precision = "float32",
+        value_precision: Precision = "float32",
+    ) -> None:
+        self._call = _Call(model)
+        self._loss = loss
+        self._micro_batch = micro_batch
+        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+        parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in names)
+        self._parameters = {name: parameters[name] for name in names}
+
+    def live_params(self) -> Params:
+        """The movable parameters as views `[1, *shape]`: writing to them moves the module."""
+        return {name: p.data.unsqueeze(0) for name, p in self._parameters.items()}
+
+    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        precision = self._precision[1]
+        with self._at(params), torch.no_grad(), _matmul(precision), _autocast(batch, precision):
+            return self._call(function, batch).unsqueeze(0)
+
+    def gradient(
+        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
+    ) -> tuple[Params, Tensor]:
+        if per_chain:
+            batch, weights = map_batch(lambda leaf: leaf[0], batch), weights[0]
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        losses, precision = [], self._precision[0]
+        for start in range(0, len(weights), self._micro_batch):
+            part = slice(start, start + self._micro_batch)
+            items = map_batch(lambda leaf, part=part: leaf[part], batch)
+            with self._at(params), torch.enable_grad(), _matmul(precision):
+                with _autocast(batch, precision):
+                    values = self._call(self._loss, items)
+                (weights[part] * values).sum().backward()
+            losses.append(values.detach())
+        gradient = {
+            name: (torch.zeros_like(p) if p.grad is None else p.grad).unsqueeze(0)
+            for name, p in self._parameters.items()
+        }
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        return gradient, torch.cat(losses).unsqueeze(0)
+
+    @contextmanager
+    def _at(self, params: Params) -> Iterator[None]:
+        """Evaluate at `params`: nothing to do where they are the live weights already."""
+        elsewhere = {
+            name: params[name]
+            for name, p in self._parameters.items()
+            if params[name].data_ptr() != p.data_ptr()
+        }
+        kept = {name: self._parameters[name].data for name in elsewhere}
+        for name, leaf in elsewhere.items():
+            self._parameters[name].data = leaf[0]
+        try:
+            yield
+        finally:
+            for name, data in kept.items():
+                self._parameters[name].data = data
+
+
+def _each_chain(params: Params) -> Iterator[Params]:
+    num_chains = len(next(iter(params.values())))
+    for c in range(num_chains):
+        yield {name: leaf[c] for name, leaf in params.items()}
+
+
+@contextmanager
+def _matmul(precision: Precision) -> Iterator[None]:
+    """TF32 products on the GPU where asked for; the caller's setting is put back."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def vmap_refusal(model: nn.Module, loss: ItemLoss, params: Params, batch: Batch) -> str | None:
+    """Why the model cannot be stacked: vmap's own words, or None if it can.
+
+    Args:
+        params: Two chains, leaves `[2, *shape]`; `batch` a few items, `[B, …]`.
+    """
+    oracle = StackedOracle(deepcopy(model), loss)
+    first = next(iter(batch_leaves(batch).values()))
+    weights = torch.ones(len(first), device=first.device)
+    try:
+        oracle.gradient(params, batch, weights, per_chain=False)
+    except Exception as error:  # whatever vmap meets inside the user's model
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0][:300]}"
+    return None

@@ -1,0 +1,143 @@
+"""The local posterior: what the chains sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from bif import tensors
+from bif.types import Params
+
+
+@dataclass(frozen=True)
+class LocalPosterior:
+    """The tempered posterior, held near the trained weights by a Gaussian.
+
+    `p(w) ∝ exp(-U(w))` with
+    `U(w) = nbeta * L(w) + (gamma / 2) * |w - center|² + nbeta * (weight_decay / 2) * |w|²`,
+    where L is the (weighted) mean loss of the train items and norms run over movable weights.
+
+    Args:
+        center: Trained weights w*, leaves `[*shape]`; must hold at least one movable leaf.
+        nbeta: Inverse temperature times the number of items; n is the untempered posterior.
+        gamma: Precision of the Gaussian around w*, in units of U's curvature.
+        movable: Globs of parameter names such as `"layers.0.*"`, or a mapping from parameter
+            names to True or to a boolean mask `[*shape]`.  Everything else stays at w*.
+        weight_decay: Coefficient of `|w|²/2` in the training objective; 0 leaves it out of U.
+
+    Raises:
+        ValueError: Nothing movable, a glob or name that matches nothing, a mask of another shape,
+            a parameter that is not floating point, a negative nbeta, gamma or weight decay.
+
+    Source: Kreer et al. 2025 (arXiv 2509.26544), the localised posterior; Lau et al. 2025.
+    """
+
+    center: Params
+    nbeta: float
+    gamma: float
+    movable: Sequence[str] | Mapping[str, bool | Tensor] = ("*",)
+    weight_decay: float = 0.0
+    masks: Params = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("nbeta", "gamma", "weight_decay"):
+            value = getattr(self, name)
+            if not (value >= 0 and value < float("inf")):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}.")
+        if self.nbeta == 0 and self.gamma == 0:
+            raise ValueError(
+                "nbeta and gamma are both 0: the posterior is flat and the chains would wander "
+                "off. Set gamma > 0, or nbeta > 0, or both."
+            )
+        chosen = _choose(self.center, self.movable)
+        object.__setattr__(self, "center", {n: self.center[n].detach().clone() for n in chosen})
+        object.__setattr__(self, "masks", {n: m for n, m in chosen.items() if m is not None})
+
+    @property
+    def num_moving(self) -> int:
+        """Number of weights that move."""
+        whole = sum(c.numel() for n, c in self.center.items() if n not in self.masks)
+        return whole + sum(int(m.sum()) for m in self.masks.values())
+
+    def potential_gradient_(self, mean_loss_gradient: Params, params: Params) -> Params:
+        """Turn the mean loss's gradient into the potential's, in place.
+
+        `∇U = nbeta * (∇L + weight_decay * w) + gamma * (w - center)`, 0 where nothing may move.
+
+        Args:
+            mean_loss_gradient: ∇L, leaves `[C, *shape]`; overwritten.
+            params: w, leaves `[C, *shape]`.
+        """
+        gradient = tensors.mul_(mean_loss_gradient, self.nbeta)
+        tensors.add_(gradient, self.displacement(params), self.gamma)
+        if self.weight_decay:
+            tensors.add_(gradient, params, self.nbeta * self.weight_decay)
+        for name, mask in self.masks.items():
+            gradient[name].mul_(mask)
+        return gradient
+
+    def potential(self, mean_loss: Tensor, params: Params) -> Tensor:
+        """`U(w)` of each chain, `[C]`, from its mean loss `[C]`."""
+        value = self.nbeta * mean_loss.double() + 0.5 * self.gamma * self.distance_squared(params)
+        if self.weight_decay:
+            value = value + 0.5 * self.nbeta * self.weight_decay * tensors.squared_norm(params)
+        return value
+
+    def displacement(self, params: Params) -> Params:
+        """`w - center`, leaves `[C, *shape]`."""
+        return tensors.difference(params, {n: c.unsqueeze(0) for n, c in self.center.items()})
+
+    def distance_squared(self, params: Params) -> Tensor:
+        """`|w - center|²` of each chain, `[C]`."""
+        return tensors.squared_norm(self.displacement(params))
+
+
+def _choose(
+    center: Params, movable: Sequence[str] | Mapping[str, bool | Tensor]
+) -> dict[str, Tensor | None]:
+    """The movable names in the model's order, each with its mask or None."""
+    known = ", ".join(list(center)[:8]) + (", …" if len(center) > 8 else "")
+    if not isinstance(movable, Mapping):
+        patterns = [movable] if isinstance(movable, str) else list(movable)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in center):
+                raise ValueError(
+                    f"movable pattern {pattern!r} matches no parameter. The model has: {known}."
+                )
+        chosen: dict[str, Tensor | None] = {
+            n: None for n in center if any(fnmatchcase(n, p) for p in patterns)
+        }
+    else:
+        unknown = [name for name in movable if name not in center]
+        if unknown:
+            raise ValueError(f"movable names unknown parameters {unknown}. The model has: {known}.")
+        chosen = {}
+        for name in center:
+            value = movable.get(name, False)
+            if isinstance(value, Tensor):
+                if value.shape != center[name].shape or value.dtype != torch.bool:
+                    raise ValueError(
+                        f"the mask of {name!r} must be bool {tuple(center[name].shape)}, got "
+                        f"{value.dtype} {tuple(value.shape)}."
+                    )
+                if value.any():
+                    chosen[name] = value.to(center[name].device)
+            elif value:
+                chosen[name] = None
+    if not chosen:
+        raise ValueError(
+            f"no movable parameter: movable={movable!r} leaves nothing to sample. Name at least "
+            f"one of: {known}."
+        )
+    for name in chosen:
+        if not center[name].is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} is {center[name].dtype}, which cannot be sampled. Sampling "
+                "needs floating-point weights: load the model unquantised, or leave the parameter "
+                "out with movable=[…]."
+            )
+    return chosen

@@ -1,0 +1,216 @@
+"""Problem: what a user hands over, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from bif.items import Items, as_items, batch_leaves, map_batch
+from bif.losses import margin, per_item
+from bif.types import Batch, Better, ItemLoss, Params
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A number for each query whose response to the train items is wanted.
+
+    Args:
+        name: How it is called in results.
+        function: `function(model, batch) -> [B]` (or `[B, T]`, summed over T).
+        better: "lower" for a loss, "higher" for a margin, None if neither is called helpful.
+    """
+
+    name: str
+    function: ItemLoss
+    better: Better | None = None
+
+
+MARGIN = Observable("margin", margin, "higher")
+"""The classification margin `log(p / (1 - p))` of the query's label."""
+
+
+class Problem:
+    """A trained model, a loss per item, train items, queries and observables.
+
+    Nothing of the caller's is changed: a copy of the model is evaluated, in evaluation mode.
+
+    Args:
+        model: The trained network; its parameters are w*.
+        loss: `loss(model, batch) -> [B]`, or `[B, T]` whose tokens are summed.  The loss of the
+            train items; also the default observable.
+        train: Train items: `Items`, tensors, a dict of tensors, or a Dataset.
+        queries: Items of the same structure, or a mapping from group names to such.
+        observables: What is asked of the queries; the loss (lower is better) by default.
+        train_weights: `[N]`, each item's weight rho in training; 1 by default.
+        tied_weights: "refuse" parameters that share storage, or "share": sample them as one.
+
+    Raises:
+        TypeError, ValueError: A loss that returns a scalar, another length, NaN or infinities; a
+            query batch of another structure than the train batch; tied weights; parameters on
+            several devices.  Raised at construction, before any long work.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        *,
+        train: Items | Batch | Dataset[Any],
+        queries: Items | Batch | Dataset[Any] | Mapping[str, Items | Batch | Dataset[Any]],
+        observables: Sequence[Observable] | None = None,
+        train_weights: Tensor | Sequence[float] | None = None,
+        tied_weights: Literal["refuse", "share"] = "refuse",
+    ) -> None:
+        if tied_weights == "refuse":
+            _refuse_tied(model)
+        devices = {p.device for p in model.parameters()}
+        if len(devices) != 1:
+            raise ValueError(
+                f"the model's parameters must be on one device, got {sorted(map(str, devices))}."
+                if devices
+                else "the model has no parameters: there is nothing to sample."
+            )
+        self.model = model
+        self.loss = loss
+        self.device = devices.pop()
+        self.train = as_items(train)
+        self.query_groups = _groups(queries, dict_batches=isinstance(self.train.data, Mapping))
+        self.observables = tuple(observables or (Observable("loss", loss, "lower"),))
+        names = [observable.name for observable in self.observables]
+        if len(set(names)) != len(names):
+            raise ValueError(f"observables need different names, got {names}.")
+        self.train_weights = _weights(train_weights, len(self.train))
+        self._probe()
+
+    @property
+    def num_train(self) -> int:
+        """n, the number of train items."""
+        return len(self.train)
+
+    @property
+    def num_queries(self) -> int:
+        """Queries of all groups together."""
+        return sum(len(items) for items in self.query_groups.values())
+
+    @property
+    def query_ids(self) -> np.ndarray:
+        """Names of all queries; with several groups "group/id"."""
+        if len(self.query_groups) == 1:
+            return next(iter(self.query_groups.values())).ids
+        return np.asarray([f"{g}/{i}" for g, items in self.query_groups.items() for i in items.ids])
+
+    @property
+    def query_group_names(self) -> np.ndarray:
+        """The group of every query."""
+        return np.asarray([g for g, items in self.query_groups.items() for _ in range(len(items))])
+
+    def center(self) -> Params:
+        """w*: all named parameters, leaves `[*shape]`, detached."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
+
+    def evaluation_copy(self, device: torch.device) -> nn.Module:
+        """A copy of the model on `device`, in evaluation mode, that may be changed freely."""
+        return deepcopy(self.model).to(device).eval().requires_grad_(False)
+
+    def _probe(self) -> None:
+        """Evaluate two items of everything, so that mistakes show before any long work."""
+        model = self.evaluation_copy(self.device)
+        to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
+        train_batch = map_batch(to_device, self.train.first(2))
+        check_item_values(self.loss, model, train_batch, "loss", "train items")
+        expected = _structure(train_batch)
+        for group, items in self.query_groups.items():
+            batch = map_batch(to_device, items.first(2))
+            got = _structure(batch)
+            if got != expected:
+                raise ValueError(
+                    f"query group {group!r} has another structure than the train items: got "
+                    f"{got}, expected {expected}."
+                )
+            for observable in self.observables:
+                what = f"observable {observable.name!r}"
+                check_item_values(observable.function, model, batch, what, f"group {group!r}")
+
+
+def check_item_values(
+    function: Callable[[nn.Module, Batch], Tensor],
+    model: nn.Module,
+    batch: Batch,
+    what: str,
+    where: str,
+) -> None:
+    """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
+    expected = next(iter(batch_leaves(batch).values())).shape[0]
+    with torch.no_grad():
+        values = function(model, batch)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the {what} must return a tensor, got {type(values).__name__} on {where}.")
+    if values.dim() == 0:
+        raise ValueError(
+            f"the {what} returned a scalar on {where}: one value an item is needed, "
+            f"[{expected}]. Use reduction='none'."
+        )
+    if values.dim() > 2 or values.shape[0] != expected:
+        raise ValueError(
+            f"the {what} returned shape {tuple(values.shape)} for {expected} items on {where}: "
+            f"expected [{expected}] or [{expected}, T]."
+        )
+    if not values.is_floating_point():
+        raise TypeError(f"the {what} returned {values.dtype} on {where}: expected floating point.")
+    bad = (~per_item(values).isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
+            "the data or the loss before sampling."
+        )
+
+
+def _refuse_tied(model: nn.Module) -> None:
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(parameter.untyped_storage().data_ptr(), name)
+        if owner != name and parameter.numel():
+            raise ValueError(
+                f"tied weights: {name!r} and {owner!r} share storage, so globs and masks on one "
+                "would silently act on both. Untie them, or pass tied_weights='share' to sample "
+                f"them as one parameter under the name {owner!r}."
+            )
+
+
+def _groups(queries: Any, *, dict_batches: bool) -> dict[str, Items]:
+    """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
+    is_batch = (
+        dict_batches
+        and isinstance(queries, Mapping)
+        and all(isinstance(value, Tensor) for value in queries.values())
+    )
+    if isinstance(queries, Mapping) and not is_batch:
+        if not queries:
+            raise ValueError("queries is an empty mapping: expected at least one group.")
+        return {str(name): as_items(data) for name, data in queries.items()}
+    return {"query": as_items(queries)}
+
+
+def _weights(weights: Tensor | Sequence[float] | None, num_train: int) -> Tensor | None:
+    if weights is None:
+        return None
+    array = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+    if array.shape != (num_train,) or not array.isfinite().all() or array.min() < 0:
+        raise ValueError(
+            f"train_weights must be {num_train} finite numbers ≥ 0, one a train item; got shape "
+            f"{tuple(array.shape)}."
+        )
+    return array
+
+
+def _structure(batch: Batch) -> str:
+    return ", ".join(
+        f"{path} {leaf.dtype}".replace("torch.", "") for path, leaf in batch_leaves(batch).items()
+    )

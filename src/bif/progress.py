@@ -1,0 +1,64 @@
+"""The progress bar: draws, draws a second, time left and the current reliability."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+_SECONDS_BETWEEN_RELIABILITIES = 3.0
+
+
+class ProgressBar:
+    """A bar on the terminal, or nothing at all where `shown` is False.
+
+    Args:
+        total_draws: Draws of all chains together.
+        reliability: Computes the current reliability; asked every few seconds.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, total_draws: int, *, reliability: Callable[[], float], shown: bool) -> None:
+        self._total, self._reliability, self._shown = total_draws, reliability, shown
+        self._asked = time.monotonic()
+
+    def __enter__(self) -> ProgressBar:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} draws"),
+                TextColumn("{task.fields[speed]}"),
+                TimeRemainingColumn(),
+                TextColumn("reliability {task.fields[reliability]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(
+                "sampling", total=self._total, speed="", reliability="–"
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._shown:
+            self._progress.stop()
+
+    def advance(self, draws: int) -> None:
+        """Count further draws."""
+        if not self._shown:
+            return
+        self._progress.advance(self._task, draws)
+        speed = self._progress.tasks[0].speed
+        fields = {"speed": f"{speed:,.0f} draws/s"} if speed else {}
+        if time.monotonic() - self._asked > _SECONDS_BETWEEN_RELIABILITIES:
+            fields["reliability"] = f"{self._reliability():.2f}"
+            self._asked = time.monotonic()
+        self._progress.update(self._task, **fields)  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""The lower part of the page: suspected wrong labels, diagnostics of the chains, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bif.report import plots
+from bif.report.markup import MISSING, escape, finite, number, plural, rows_table
+from bif.report.overview import ESS_GATES, RHAT_GATES, diverged_chains
+from bif.report.queries import picture
+from bif.report.source import Source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_NUM_SUSPECTS = 24
+_LONGEST_LIST = 20
+
+
+def suspects_section(source: Source, *, summary: Mapping) -> str:
+    """Return the items most likely to carry a wrong label; empty without a suspicion score."""
+    suspects = source.suspects
+    if suspects is None:
+        return ""
+    score = np.where(np.isfinite(suspects.score), suspects.score, -np.inf)
+    order = [int(i) for i in np.argsort(-score, kind="stable")[:_NUM_SUSPECTS]]
+    order = [i for i in order if np.isfinite(score[i])]
+    truth = ""
+    if suspects.relabelled is not None:
+        hits = int(np.count_nonzero(suspects.relabelled[order]))
+        moved = int(np.count_nonzero(suspects.relabelled))
+        truth = (
+            f" The truth is known here: {plural(moved, 'label')} had been moved to another class, "
+            f"and {hits} of the {len(order)} items below are among them."
+        )
+    tiles = "".join(_suspect(source, i) for i in order)
+    shape = "items" if source.train.images is not None else "items rows"
+    return (
+        '<section aria-labelledby="suspects"><h2 id="suspects">Suspected wrong labels</h2>'
+        f"<p>The training items most likely to carry a wrong label, foremost first.{truth}</p>"
+        f'{_aurocs(summary)}<ol class="{shape} suspects">{tiles}</ol></section>'
+    )
+
+
+def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping) -> str:
+    """Return the plots of the chains; what was not recorded is left out."""
+    figures = [
+        _traces(diagnostics, marked=diverged_chains(diagnostics, summary=summary)),
+        _reliability(diagnostics),
+        _histogram(
+            diagnostics,
+            variable="rhat",
+            name="R-hat",
+            gate=RHAT_GATES[0],
+            advice="R-hat of every item's loss compares the chains: 1 when they agree.",
+        ),
+        _histogram(
+            diagnostics,
+            variable="ess",
+            name="effective sample size",
+            gate=ESS_GATES[0],
+            advice="Effective sample size of every item's loss: how many independent draws the "
+            "chains are worth for it.",
+        ),
+    ]
+    body = "".join(figures) or f"<p>{MISSING} No diagnostics were recorded.</p>"
+    return (
+        '<section aria-labelledby="chains"><h2 id="chains">How the chains behaved</h2>'
+        f'<div class="plots">{body}</div></section>'
+    )
+
+
+def provenance_section(manifest: Mapping) -> str:
+    """Return the manifest as tables that open on demand, its explanations in the open."""
+    listed = manifest.get("explanations") or []
+    explanations = [listed] if isinstance(listed, str) else list(listed)
+    chosen = "".join(f"<li>{escape(text)}</li>" for text in explanations)
+    parts, single = [], []
+    for key, value in manifest.items():
+        if key in ("explanations", "warnings"):
+            continue
+        if isinstance(value, Mapping) and value:
+            parts.append((str(key), list(_flat(value))))
+        else:
+            single.append((str(key), _plain(value)))
+    if single:
+        parts.append(("run", single))
+    details = "".join(
+        f"<details><summary>{escape(name.replace('_', ' ').capitalize())}</summary>"
+        f"{rows_table(rows, name=name.replace('_', ' '))}</details>"
+        for name, rows in parts
+    )
+    return (
+        '<section aria-labelledby="settings"><h2 id="settings">Settings and provenance</h2>'
+        + (f'<ul class="choices">{chosen}</ul>' if chosen else "")
+        + (details or f"<p>{MISSING} No manifest was recorded.</p>")
+        + "</section>"
+    )
+
+
+def _suspect(source: Source, i: int) -> str:
+    suspects = source.suspects
+    assert suspects is not None
+    truth, kind = "", "unknown"
+    if suspects.relabelled is not None:
+        original = suspects.original[i]
+        hit = bool(suspects.relabelled[i])
+        kind = "hit" if hit else "miss"
+        words = (f"was {escape(original)}" if original else "moved") if hit else "label not moved"
+        truth = f'<span class="truth">{"✓ " if hit else ""}{words}</span>'
+    label = escape(source.train.labels[i]) or MISSING
+    return (
+        f'<li class="{kind}">{picture(source.train, i)}'
+        f'<p class="who"><b>{label}</b> {truth}<small>{escape(source.train.ids[i])}</small>'
+        f"<small>score {number(suspects.score[i])}</small></p></li>"
+    )
+
+
+def _aurocs(summary: Mapping) -> str:
+    rows = [
+        ("this ranking", "mislabel_auroc"),
+        ("loss at the trained weights alone", "mislabel_auroc_loss_only"),
+        ("gradient product", "mislabel_auroc_gradient_product"),
+    ]
+    known = [(name, finite(summary.get(key))) for name, key in rows]
+    if all(value is None for _, value in known):
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{name}</th><td>{number(value)}</td><td aria-hidden="true">'
+        f'<div class="bar"><b style="width:{max(0.0, 2 * ((value or 0.5) - 0.5)):.1%}"></b></div>'
+        "</td></tr>"
+        for name, value in known
+    )
+    return (
+        '<table class="auroc"><caption>Area under the ROC curve for finding moved labels: 1 is '
+        f"perfect, 0.5 is chance</caption><tbody>{body}</tbody></table>"
+    )
+
+
+def _figure(svg: str, *, title: str, caption: str) -> str:
+    return (
+        f'<figure><h3>{escape(title)}</h3><div role="img" aria-label="{escape(caption)}">{svg}'
+        f"</div><figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _traces(diagnostics: xr.Dataset, *, marked: list[int]) -> str:
+    if "mean_loss" not in diagnostics.variables:
+        return ""
+    traces = diagnostics["mean_loss"].transpose("chain", "draw")
+    values = np.asarray(traces.values, dtype=float)
+    if not np.isfinite(values).any():
+        return ""
+    chains = [int(c) for c in traces["chain"].values]
+    found = diagnostics.variables.get("center_mean_loss")
+    center = float("nan") if found is None else float(found.values)
+    reference = (
+        f"Dashed: the loss at the trained weights, {number(center)}. "
+        if np.isfinite(center)
+        else ""
+    )
+    shown = [position for position, chain in enumerate(chains) if chain in marked]
+    left_out = "Orange: left out. " if shown else ""
+    lines = "One line for the only chain. " if len(values) == 1 else "One line a chain. "
+    return _figure(
+        plots.traces(values, np.asarray(traces["draw"].values), center=center, marked=shown),
+        title="Traces",
+        caption=f"{lines}{reference}{left_out}The lines should be level and overlap.",
+    )
+
+
+def _reliability(diagnostics: xr.Dataset) -> str:
+    names = ("reliability", "reliability_draws")
+    if any(name not in diagnostics.variables for name in names):
+        return ""
+    values, draws = (np.asarray(diagnostics[name].values, dtype=float) for name in names)
+    known = np.isfinite(values) & (draws > 0)
+    if not known.any():
+        return ""
+    last = number(values[known][-1])
+    return _figure(
+        plots.reliability(draws[known], values[known]),
+        title="Reliability",
+        caption=f"Agreement of scores from two halves of the chains as draws are added, {last} at "
+        "the end. Dotted: 0.8, from where single items can be looked at.",
+    )
+
+
+def _histogram(
+    diagnostics: xr.Dataset, *, variable: str, name: str, gate: float, advice: str
+) -> str:
+    if variable not in diagnostics.variables:
+        return ""
+    values = np.asarray(diagnostics[variable].values, dtype=float).ravel()
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return ""
+    digits = 4 if variable == "rhat" else 3
+    low, middle, high = (number(v, digits=digits) for v in np.quantile(values, [0, 0.5, 1]))
+    return _figure(
+        plots.histogram(values, name=name, gate=gate),
+        title=name[0].upper() + name[1:],
+        caption=f"{advice} From {low} to {high}, median {middle}; the gate is {number(gate)}.",
+    )
+
+
+def _flat(tree: Mapping, prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{name}.")
+        else:
+            rows.append((name, _plain(value)))
+    return rows
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_plain(v) for v in value[:_LONGEST_LIST])
+        more = f" … ({len(value):,} in all)" if len(value) > _LONGEST_LIST else ""
+        return f"{shown}{more}" or MISSING
+    if value is None or value == "" or value == {}:
+        return MISSING
+    return str(value)

@@ -1,0 +1,176 @@
+"""The top of the page: warnings, what was computed, how far to trust it, how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bif.report.markup import (
+    MISSING,
+    count,
+    escape,
+    finite,
+    join_words,
+    number,
+    percent,
+    plural,
+    setting,
+)
+from bif.report.source import Source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+RELIABILITY_GATES = (0.8, 0.5)
+"""Reliability: good from the first, poor below the second."""
+RHAT_GATES = (1.05, 1.1)
+"""Largest R-hat over items: good up to the first, poor above the second."""
+ESS_GATES = (400.0, 100.0)
+"""Median effective sample size over items: good from the first, poor below the second."""
+
+
+def warnings(
+    source: Source, *, diagnostics: xr.Dataset, summary: Mapping, manifest: Mapping
+) -> str:
+    """Return the warnings of a run as one box, empty if there are none."""
+    found: list[str] = []
+    diverged = diverged_chains(diagnostics, summary=summary)
+    if diverged:
+        names = join_words([str(c) for c in diverged])
+        found.append(
+            f"{plural(len(diverged), 'chain')} diverged and "
+            f"{'is' if len(diverged) == 1 else 'are'} left out of every number: {names}."
+        )
+    if not _complete(summary.get("complete"), source.attrs.get("complete")):
+        found.append(
+            "The run was stopped before its end: the scores are what its draws so far give, "
+            "with the larger errors shown."
+        )
+    value = finite(summary.get("reliability"))
+    if value is not None and value < RELIABILITY_GATES[1]:
+        found.append(
+            f"Reliability is {number(value)}: two halves of the chains disagree about most "
+            "scores. More draws are needed before single items mean anything."
+        )
+    value = finite(summary.get("rhat_max"))
+    if value is not None and value > RHAT_GATES[1]:
+        found.append(
+            f"R-hat reaches {number(value)}: chains have not settled on the same losses. Errors "
+            "and reliability cannot be relied on; a longer burn-in or more steps a draw help."
+        )
+    value = finite(summary.get("ess_median"))
+    if value is not None and value < ESS_GATES[1]:
+        found.append(
+            f"The median effective sample size is {number(value)}: most draws repeat each other. "
+            "Errors are rough; more draws or more steps a draw help."
+        )
+    listed = manifest.get("warnings") or []
+    found += [str(w) for w in ([listed] if isinstance(listed, str) else listed)]
+    if not found:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(found))
+    return (
+        '<aside class="warnings" aria-label="Warnings"><strong>Read this first</strong>'
+        f"<ul>{items}</ul></aside>"
+    )
+
+
+def headline(source: Source, *, summary: Mapping) -> str:
+    """Return one sentence on what was computed, and how."""
+    observables = join_words([escape(name) for name in source.observables])
+    train, query = plural(len(source.train), "training item"), plural(len(source.query), "query")
+    chains = summary.get("chains", source.attrs.get("num_chains"))
+    draws = summary.get("draws", source.attrs.get("num_draws"))
+    return (
+        f"<h1>Influence of {train} on the {observables} of {query}</h1>"
+        f'<p class="lead">Estimated from {count(draws)} draws of {count(chains)} chains around '
+        f"the trained weights, at nbeta {setting(source.attrs.get('nbeta'))} and gamma "
+        f"{setting(source.attrs.get('gamma'))}.</p>"
+    )
+
+
+def trust_line(summary: Mapping) -> str:
+    """Return the figures that say how far the scores can be trusted, judged in words."""
+    reliability, rhat, ess = (summary.get(k) for k in ("reliability", "rhat_max", "ess_median"))
+    seconds = finite(summary.get("seconds"))
+    tiles = [
+        ("Reliability", number(reliability), _judge(reliability, RELIABILITY_GATES, sign=1)),
+        ("R-hat, largest", number(rhat, digits=4), _judge(rhat, RHAT_GATES, sign=-1)),
+        ("ESS, median", count(ess), _judge(ess, ESS_GATES, sign=1)),
+        ("Draws", count(summary.get("draws")), ""),
+        ("Chains", count(summary.get("chains")), ""),
+        ("Seconds", MISSING if seconds is None else number(seconds), ""),
+    ]
+    cells = "".join(
+        f"<div><dt>{name}</dt><dd>{value}"
+        + (f' <span class="verdict {verdict}">{verdict}</span>' if verdict else "")
+        + "</dd></div>"
+        for name, value, verdict in tiles
+    )
+    return f'<dl class="trust">{cells}</dl>'
+
+
+def reading(source: Source) -> str:
+    """Return the section on signs, scale and errors."""
+    rows = []
+    for name, better, share in zip(
+        source.observables, source.better, source.resolved(), strict=True
+    ):
+        direction, below, above = {
+            "lower": ("lower", "helpful", "harmful"),
+            "higher": ("higher", "harmful", "helpful"),
+            "": ("neither", "lowers it", "raises it"),
+        }[better]
+        classes = {"lower": ("blue", "orange"), "higher": ("orange", "blue")}
+        cold, warm = classes.get(better, ("plain", "plain"))
+        rows.append(
+            f'<tr><th scope="row">{escape(name)}</th><td>{direction}</td>'
+            f'<td class="{cold}">{below}</td><td class="{warm}">{above}</td>'
+            f"<td>{percent(share)}</td></tr>"
+        )
+    sign = str(source.attrs.get("sign") or "").replace("-Cov", "−Cov")
+    quoted = f" The file itself says: <q>{escape(sign)}</q>" if sign else ""
+    nbeta, size = finite(source.attrs.get("nbeta")), finite(source.attrs.get("num_train"))
+    factor = f"nbeta/n = {setting(nbeta / size)}" if nbeta is not None and size else "nbeta/n"
+    return f"""<section aria-labelledby="reading"><h2 id="reading">How to read the numbers</h2>
+<div class="scroll" tabindex="0" role="region" aria-label="Signs"><table class="signs"><thead><tr>
+<th scope="col">Observable</th>
+<th scope="col">Better</th><th scope="col">Negative score</th><th scope="col">Positive score</th>
+<th scope="col">Clear of zero</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+<dl class="notes">
+<div><dt>Sign</dt><dd>A score says which way the observable moves when the training item gains
+weight: a negative one lowers it, a positive one raises it. Numbers are never flipped; only the
+words follow from which direction is better.{quoted}</dd></div>
+<div><dt>Scale</dt><dd>A score is −Cov(training loss, observable) over the draws. The expected
+observable changes by {factor} times the score for each unit of weight the item gains; taking the
+item out is minus one unit, to first order.</dd></div>
+<div><dt>Error</dt><dd>± is one standard error, from the spread between groups of chains. A score
+less than two errors from zero has no resolved sign and is marked
+<span class="flag">unresolved</span>. About 5&nbsp;% of
+scores that are truly zero would still pass as clear of zero, and the extremes of a long list look
+somewhat larger than they are.</dd></div>
+</dl></section>"""
+
+
+def diverged_chains(diagnostics: xr.Dataset, *, summary: Mapping) -> list[int]:
+    """Return the chains that were left out, as the summary or the diagnostics name them."""
+    named: Any = summary.get("diverged_chains")
+    if named is None:
+        named = diagnostics.attrs.get("diverged_chains")
+    if named is None:
+        return []
+    many = named if isinstance(named, Sequence) or hasattr(named, "__iter__") else [named]
+    return [int(c) for c in many]
+
+
+def _complete(*flags: object) -> bool:
+    return all(flag is None or bool(flag) for flag in flags)
+
+
+def _judge(value: object, gates: tuple[float, float], *, sign: int) -> str:
+    x = finite(value)
+    if x is None:
+        return ""
+    if sign * x >= sign * gates[0]:
+        return "good"
+    return "fair" if sign * x >= sign * gates[1] else "poor"

@@ -1,0 +1,94 @@
+"""The page as a whole."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import TYPE_CHECKING
+
+from bif.report.evidence import diagnostics_section, provenance_section, suspects_section
+from bif.report.markup import escape
+from bif.report.overview import headline, reading, trust_line, warnings
+from bif.report.queries import queries_section
+from bif.report.source import choose_queries, find_queries, read_source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def render_report(
+    influence: xr.Dataset,
+    *,
+    diagnostics: xr.Dataset,
+    summary: Mapping,
+    manifest: Mapping,
+    queries: Sequence[str] | None = None,
+    top: int = 8,
+) -> str:
+    """Return one self-contained HTML page about a finished or interrupted run.
+
+    The page loads nothing from anywhere, runs without a server, and its content security policy
+    admits no script but its own. Values that are missing or not finite appear as a dash.
+
+    Args:
+        influence: the dataset of `influence.zarr`: `influence` and `standard_error` on
+            (`observable`, `query`, `train`), coordinates `query_id` and `train_id`; labels,
+            pictures and `suspicion` are shown where present.
+        diagnostics: the dataset of `diagnostics.zarr`; may lack any of its variables.
+        summary: the contents of `summary.json`.
+        manifest: the contents of `run.json`.
+        queries: ids of the queries to show; by default eight are chosen: the clearest of each
+            group, then the worst handled, the clearest and the best handled.
+        top: how many training items to show in each direction.
+
+    Returns:
+        The text of the page, to be written as UTF-8.
+
+    Raises:
+        ValueError: a required variable is missing, a query is unknown, or `top` is less than 1.
+        ImportError: matplotlib or Pillow is missing (extra `report`).
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}, expected at least 1: the number of items each way.")
+    source = read_source(influence)
+    if queries is None:
+        chosen = choose_queries(source)
+        how = _how_chosen(len(chosen), len(source.query))
+    else:
+        chosen = find_queries(source, queries)
+        how = f"{len(chosen)} of {len(source.query):,} queries, as asked for."
+    script = _asset("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    version = manifest.get("versions")
+    version = version.get("bif") if isinstance(version, Mapping) else None
+    return Template(_asset("page.html")).substitute(
+        script=script,
+        script_hash=digest,
+        style=_asset("style.css"),
+        warnings=warnings(source, diagnostics=diagnostics, summary=summary, manifest=manifest),
+        headline=headline(source, summary=summary),
+        trust=trust_line(summary),
+        reading=reading(source),
+        queries=queries_section(source, chosen=chosen, top=top, how=how),
+        suspects=suspects_section(source, summary=summary),
+        diagnostics=diagnostics_section(diagnostics, summary=summary),
+        provenance=provenance_section(manifest),
+        version=f"bif {escape(version)}" if version else "bif",
+    )
+
+
+def _how_chosen(shown: int, total: int) -> str:
+    if shown == total:
+        return "All queries, the worst handled first."
+    return (
+        f"{shown} of {total:,} queries: the clearest of each group, the worst and the best "
+        "handled, and others with clear scores; the worst handled first."
+    )
+
+
+def _asset(name: str) -> str:
+    text = (resources.files("bif.report") / name).read_text(encoding="utf-8")
+    return text.replace("\r\n", "\n").strip()

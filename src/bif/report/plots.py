@@ -1,0 +1,162 @@
+"""Plots of the diagnostics as SVG that takes its colours and font from the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LINE_POINTS = 8000
+"""Points drawn over all chains of the trace plot: keeps the page small."""
+
+# Colours that nothing else uses; each becomes a variable of the page's style sheet.
+_INK, _FAINT, _BLUE, _ORANGE = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {_INK: "--muted", _FAINT: "--line", _BLUE: "--blue", _ORANGE: "--orange"}
+
+
+def traces(
+    mean_loss: np.ndarray, draws: np.ndarray, *, center: float, marked: Sequence[int]
+) -> str:
+    """Return the mean loss [C, D] of every chain against its draws [D].
+
+    `center` is the loss at the trained weights (NaN: not drawn); chains in `marked` stand out.
+    """
+    stride = max(1, mean_loss.size // _LINE_POINTS)
+    opacity = float(np.clip(4 / max(1, len(mean_loss)), 0.3, 0.9))
+
+    mean_loss = np.where(np.isfinite(mean_loss), mean_loss, np.nan)
+    kept = [c for c in range(len(mean_loss)) if c not in marked] or list(range(len(mean_loss)))
+    inside = np.append(mean_loss[kept].ravel(), center)
+    inside = inside[np.isfinite(inside)]
+
+    def draw(axes: Axes) -> None:
+        if len(inside) and np.ptp(inside) > 0:
+            margin = 0.05 * np.ptp(inside)
+            axes.set_ylim(inside.min() - margin, inside.max() + margin)
+        for c, line in enumerate(mean_loss):
+            out = c in marked
+            axes.plot(
+                draws[::stride],
+                line[::stride],
+                color=_ORANGE if out else _BLUE,
+                linewidth=1.4 if out else 0.8,
+                alpha=1.0 if out else opacity,
+                zorder=3 if out else 2,
+            )
+        if np.isfinite(center):
+            axes.axhline(center, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_xlabel("draw")
+        axes.set_ylabel("mean training loss")
+
+    return _svg(draw, "traces")
+
+
+def reliability(draws: np.ndarray, values: np.ndarray) -> str:
+    """Return reliability against the total number of draws, on a logarithmic axis."""
+
+    def draw(axes: Axes) -> None:
+        axes.axhline(0.8, color=_INK, linestyle=(0, (1, 2)), linewidth=1)
+        axes.plot(draws, values, color=_BLUE, linewidth=1.6, marker="o", markersize=4)
+        axes.set_xscale("log")
+        ticks = _log_ticks(draws)
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(min(0.0, float(np.nanmin(values))) - 0.02, 1.02)
+        axes.set_xlabel("draws, all chains")
+        axes.set_ylabel("reliability")
+
+    return _svg(draw, "reliability")
+
+
+def histogram(values: np.ndarray, *, name: str, gate: float) -> str:
+    """Return the distribution of a diagnostic over items, with its gate as a dotted line."""
+
+    def draw(axes: Axes) -> None:
+        low, high = float(values.min()), float(values.max())
+        spread = max(high - low, 1e-3 * max(1.0, abs(high)))
+        bins = np.linspace(low - 0.02 * spread, high + 0.02 * spread, 31).tolist()
+        axes.hist(values, bins=bins, color=_BLUE, alpha=0.75, rwidth=0.9)
+        left, right = axes.get_xlim()
+        if left - spread < gate < right + spread:
+            axes.axvline(gate, color=_INK, linestyle=(0, (1, 2)), linewidth=1)
+        axes.locator_params(axis="both", nbins=5)
+        axes.set_xlabel(name)
+        axes.set_ylabel("items")
+
+    return _svg(draw, re.sub(r"\W", "", name).lower())
+
+
+def _svg(draw: Callable[[Axes], None], name: str) -> str:
+    """Return the SVG of one small plot; ids are prefixed with `name`."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots in the report need matplotlib: pip install 'bayesian-influence[report]'."
+        ) from error
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 11.5,
+        "axes.edgecolor": _FAINT,
+        "axes.labelcolor": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.formatter.useoffset": False,
+        "grid.color": _FAINT,
+        "grid.linewidth": 0.6,
+        "xtick.color": _FAINT,
+        "ytick.color": _FAINT,
+        "xtick.labelcolor": _INK,
+        "ytick.labelcolor": _INK,
+        "ytick.major.size": 0,
+        "path.simplify_threshold": 0.5,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(5.0, 3.1), layout="constrained")
+        draw(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Turn a stand-alone SVG document of matplotlib into an element of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    opening = f'<svg {box.group(0) if box else ""} aria-hidden="true" focusable="false">'
+    svg = re.sub(r"<svg[^>]*>", opening, svg, count=1)
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'id="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
+    svg = re.sub(
+        r'\b(d|x|y|transform)="[^"]*"',
+        lambda found: re.sub(r"(\.\d)\d+", r"\1", found.group(0)),
+        svg,
+    )
+    return re.sub(r"\s*\n\s*", " ", svg)
+
+
+def _log_ticks(draws: np.ndarray) -> list[int]:
+    """Return 1-2-5 or decade ticks within the range of draws, four or five at most."""
+    low, high = max(1, int(draws.min())), max(1, int(draws.max()))
+    decades = range(len(str(low)) - 1, len(str(high)) + 1)
+    steps = (1, 2, 5) if high / low < 30 else (1, 3) if high / low < 300 else (1,)
+    ticks = [s * 10**d for d in decades for s in steps if low <= s * 10**d <= high]
+    return ticks or [high]

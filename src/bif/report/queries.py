@@ -1,0 +1,193 @@
+"""The section of queries: each with the training items that move it most, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bif.report.markup import (
+    escape,
+    finite,
+    join_words,
+    number,
+    score_and_error,
+    shared_exponent,
+    unit_text,
+)
+from bif.report.pictures import image_tag
+from bif.report.source import Items, Source, ranked
+
+
+def queries_section(source: Source, *, chosen: Sequence[int], top: int, how: str) -> str:
+    """Return the queries with their foremost items; `how` says how they were chosen."""
+    if not chosen:
+        return ""
+    articles = "".join(_query(source, q, top=top) for q in chosen)
+    return (
+        '<section aria-labelledby="queries"><h2 id="queries">What moves each query</h2>'
+        f"<p>{escape(how)} {_legend(source)}</p>{_chooser(source, chosen)}"
+        f"{_toolbar(source)}{articles}</section>"
+    )
+
+
+def item_name(items: Items, index: int) -> str:
+    """Return the escaped words for one item, used as alternative text of its picture."""
+    noun = "training item" if items.kind == "train" else "query"
+    label = f", label {items.labels[index]}" if items.labels[index] else ""
+    return escape(f"{noun} {items.ids[index]}{label}")
+
+
+def picture(items: Items, index: int) -> str:
+    """Return the picture of one item, or nothing where it has none."""
+    pixels = items.image(index)
+    return "" if pixels is None else image_tag(pixels, alt=item_name(items, index))
+
+
+def _chooser(source: Source, chosen: Sequence[int]) -> str:
+    entries = []
+    for q in chosen:
+        label = source.query.labels[q]
+        words = f"<b>{escape(label)}</b> " if label else ""
+        entries.append(
+            f'<li><a href="#query-{q}">{_decorative(picture(source.query, q))}'
+            f"<span>{words}<small>{escape(source.query.ids[q])}</small></span></a></li>"
+        )
+    return f'<nav aria-label="Queries"><ul class="chooser">{"".join(entries)}</ul></nav>'
+
+
+def _decorative(tag: str) -> str:
+    """Empty the alternative text of a picture that stands beside its own words."""
+    return tag[: tag.index(' alt="')] + ' alt="">' if tag else ""
+
+
+def _legend(source: Source) -> str:
+    parts = ["its score with standard error", "its label", "its id"]
+    if not any(source.train.labels):
+        parts.remove("its label")
+    return f"With each training item stand {join_words(parts)}."
+
+
+def _toolbar(source: Source) -> str:
+    """Return the buttons that narrow the view; hidden unless the script runs."""
+    buttons = "".join(
+        f'<button type="button" data-show="{o}" aria-pressed="false">{escape(name)}</button>'
+        for o, name in enumerate(source.observables)
+    )
+    several = len(source.observables) > 1
+    switch = (
+        '<div class="switch" role="group" aria-label="Observable">'
+        f"<span>Influence on</span>{buttons}</div>"
+    )
+    return (
+        f'<div class="toolbar" hidden>{switch if several else ""}'
+        '<button type="button" class="all" aria-pressed="false">All queries</button></div>'
+    )
+
+
+def _query(source: Source, q: int, *, top: int) -> str:
+    query = source.query
+    label = f"label {escape(query.labels[q])}" if query.labels[q] else ""
+    group = f"group {escape(query.groups[q])}" if query.groups[q] else ""
+    title = f"Query {escape(query.ids[q])}"
+    under = " · ".join(part for part in (label, group) if part)
+    values = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{number(source.query_center[o, q])}</td>'
+        f"<td>{number(source.query_mean[o, q])}</td></tr>"
+        for o, name in enumerate(source.observables)
+    )
+    observables = "".join(_observable(source, q, o, top=top) for o in range(len(source.better)))
+    return f"""<article class="query" id="query-{q}" aria-labelledby="query-{q}-title">
+<header>{picture(query, q)}<div><h3 id="query-{q}-title">{title}</h3>
+{f'<p class="under">{under}</p>' if under else ""}<table class="values"><thead><tr><td></td>
+<th scope="col">trained weights</th><th scope="col">mean of draws</th></tr></thead>
+<tbody>{values}</tbody></table>{_difficulty(source, q)}</div></header>
+<div class="observables">{observables}</div></article>"""
+
+
+def _difficulty(source: Source, q: int) -> str:
+    badness = source.badness()
+    known = badness[np.isfinite(badness)]
+    if not np.isfinite(badness[q]) or len(known) < 3:
+        return ""
+    rank = 1 + int(np.count_nonzero(known > badness[q]))
+    return f'<p class="under">Rank {rank:,} of {len(known):,}, worst handled first.</p>'
+
+
+def _observable(source: Source, q: int, o: int, *, top: int) -> str:
+    name, better = escape(source.observables[o]), source.better[o]
+    score, error = source.score[o, q], source.error[o, q]
+    if better == "":
+        plans = [
+            (1, "plain", "Most positive", f"more weight on these raises the {name}"),
+            (-1, "plain", "Most negative", f"more weight on these lowers the {name}"),
+        ]
+    else:
+        helps = -1 if better == "lower" else 1
+        verb = {-1: "lowers", 1: "raises"}
+        plans = [
+            (helps, "blue", "Most helpful", f"more weight on these {verb[helps]} the {name}"),
+            (-helps, "orange", "Most harmful", f"more weight on these {verb[-helps]} the {name}"),
+        ]
+    picked = [ranked(score, sign=sign, top=top) for sign, *_ in plans]
+    shown = [i for items in picked for i in items]
+    exponent = shared_exponent([float(score[i]) for i in shown])
+    reach = max((abs(score[i]) + (finite(error[i]) or 0.0) for i in shown), default=1.0)
+    several = len(source.observables) > 1
+    level = 5 if several else 4
+    lists = []
+    for (_, tone, title, meaning), items in zip(plans, picked, strict=True):
+        unit = unit_text(exponent)
+        hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
+        tiles = "".join(
+            _item(source, i, score[i], error[i], exponent=exponent, reach=float(reach))
+            for i in items
+        )
+        shape = "items" if source.train.images is not None else "items rows"
+        body = (
+            f'<ol class="{shape} {tone}">{tiles}</ol>'
+            if tiles
+            else ('<p class="under">No item has a score of this sign.</p>')
+        )
+        lists.append(
+            f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}'
+        )
+    heading = f'<h4 class="observable">Influence on the {name}</h4>' if several else ""
+    return f'<div data-observable="{o}">{heading}{"".join(lists)}</div>'
+
+
+def _item(
+    source: Source, i: int, score: float, error: float, *, exponent: int, reach: float
+) -> str:
+    number_text, error_text = score_and_error(score, error, exponent=exponent)
+    spread = finite(error)
+    still_open = spread is not None and abs(score) < 2 * spread
+    kind = "unresolved" if still_open else "resolved"
+    flag = '<span class="flag">unresolved</span>' if still_open else ""
+    return (
+        f'<li class="{kind}">{picture(source.train, i)}'
+        f"{_bar(abs(score) / reach, (spread or 0.0) / reach)}"
+        f'<p class="score"><data value="{score:.6g}">{number_text}</data> '
+        f"<span>± {error_text}</span></p>"
+        f'<p class="who">{_label(source, i)}<small>{escape(source.train.ids[i])}</small>'
+        f"{flag}</p></li>"
+    )
+
+
+def _label(source: Source, i: int) -> str:
+    label = source.train.labels[i]
+    if not label:
+        return ""
+    words = f"<b>{escape(label)}</b> "
+    suspects = source.suspects
+    if suspects and suspects.relabelled is not None and suspects.relabelled[i]:
+        original = suspects.original[i]
+        words += f'<i class="moved">{f"was {escape(original)}" if original else "moved"}</i> '
+    return words
+
+
+def _bar(length: float, spread: float) -> str:
+    """Return a bar of `length` with a whisker of one error each way, as shares of the track."""
+    low, high = max(0.0, length - spread), min(1.0, length + spread)
+    whisker = f'<i style="left:{low:.1%};width:{high - low:.1%}"></i>' if spread else ""
+    return f'<div class="bar" aria-hidden="true"><b style="width:{length:.1%}"></b>{whisker}</div>'

@@ -1,0 +1,104 @@
+"""Random numbers: one generator per (seed, block of chains, purpose), saved and restored exactly.
+
+A block of chains steps as one stacked operation, so its chains share one generator whose numbers
+are laid out along the chain axis: one kernel a leaf, however many chains.  Blocks have a fixed
+size, so a chain's numbers do not depend on how many blocks there are or where they run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bif.types import Params
+
+Purpose = Literal["noise", "order", "probe", "train"]
+
+
+def generator(
+    seed: int, block: int, purpose: Purpose, *, device: torch.device, counter: int = 0
+) -> torch.Generator:
+    """A generator that depends on nothing but its arguments.
+
+    Args:
+        seed: The run's seed.
+        block: Index of the block of chains.
+        purpose: What the numbers are for; purposes never share numbers.
+        device: Where the numbers are made; devices differ in their numbers, not in their law.
+        counter: Further index, such as the epoch of a shuffled order.
+    """
+    key = f"{seed}/{block}/{purpose}/{counter}".encode()
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class BlockNoise:
+    """Standard normal numbers for one block of chains; 0 where `masks` forbids a weight to move.
+
+    Args:
+        source: The block's generator.
+        masks: Boolean masks `[*shape]` of leaves that move only in part; other leaves move whole.
+    """
+
+    def __init__(self, source: torch.Generator, masks: Params | None = None) -> None:
+        self.source = source
+        self.masks = masks or {}
+
+    def normal(self, like: Params) -> Params:
+        noise = {}
+        for name, leaf in like.items():
+            noise[name] = torch.randn(
+                leaf.shape, generator=self.source, device=leaf.device, dtype=leaf.dtype
+            )
+            if name in self.masks:
+                noise[name].mul_(self.masks[name])
+        return noise
+
+    def state(self) -> Tensor:
+        """The generator's state, for `restore`."""
+        return self.source.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Continue from a saved state, to the last bit."""
+        self.source.set_state(state)
+
+
+class ShuffledOrder:
+    """Mini-batches without replacement: every chain of a block walks its own shuffled epochs.
+
+    The last incomplete batch of an epoch is dropped.  The order of epoch e is drawn afresh from
+    (seed, block, e), so nothing but the step number is needed to continue.
+
+    Args:
+        num_items: n.
+        batch_size: B, at most n.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        num_chains: int,
+        seed: int,
+        block: int,
+        device: torch.device,
+    ) -> None:
+        self.num_items, self.batch_size, self.num_chains = num_items, batch_size, num_chains
+        self.seed, self.block, self.device = seed, block, device
+        self.batches_per_epoch = num_items // batch_size
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def indices(self, step: int) -> Tensor:
+        """Item indices `[C, B]` of a step."""
+        epoch, position = divmod(step, self.batches_per_epoch)
+        if epoch != self._epoch:
+            source = generator(self.seed, self.block, "order", device=self.device, counter=epoch)
+            keys = torch.rand(self.num_chains, self.num_items, generator=source, device=self.device)
+            self._order, self._epoch = keys.argsort(dim=1), epoch
+        start = position * self.batch_size
+        return self._order[:, start : start + self.batch_size]

@@ -1,0 +1,94 @@
+"""Settings of a run: frozen, serialisable, complete once resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from bif.oracles import Precision
+
+SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
+GradientMode = Literal["full", "minibatch", "control_variate"]
+OracleName = Literal["stacked", "sequential", "live"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to sample and how.  None means: choose from model and data, and say why.
+
+    Attributes:
+        sampler: The SG-MCMC rule.
+        nbeta: Inverse temperature times the number of items; n by default.
+        gamma: Precision of the Gaussian around w*; nbeta · (largest curvature) / 50 by default.
+        chains: Independent chains, at least 2.
+        draws: Recorded draws of each chain.
+        burn_in: Steps of each chain before its first draw.
+        thin: Steps from one draw to the next.
+        step_size: Of the sampler, in its own unit.
+        friction: Of `baoab` (and the diffusion of `sgnht`), in units of 1 / step_size.
+        gradient: All items a step, mini-batches of each chain's own, or these with a control
+            variate at w*.
+        batch_size: Items of a mini-batch.
+        oracle: Chains stacked by vmap, one after another, or the live module.
+        block_size: Chains that step as one stacked operation.
+        chunk_size: Items of a forward (and backward) pass.
+        movable: Globs of the parameters that move.
+        weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
+        gradient_precision: Compute precision of gradients; the weights stay as they are.
+        loss_precision: Compute precision of recorded losses.  Where it is more exact than the
+            gradient's, losses get a forward pass of their own.
+        compiled: Compile the stacked functions with `torch.compile` (worth it on a GPU).
+        device: Where to run; the model's device by default.
+        seed: Of all random numbers.
+    """
+
+    sampler: SamplerName = "baoab"
+    nbeta: float | None = None
+    gamma: float | None = None
+    chains: int | None = None
+    draws: int = 200
+    burn_in: int | None = None
+    thin: int | None = None
+    step_size: float | None = None
+    friction: float | None = None
+    gradient: GradientMode = "full"
+    batch_size: int | None = None
+    oracle: OracleName | None = None
+    block_size: int | None = None
+    chunk_size: int | None = None
+    movable: tuple[str, ...] = ("*",)
+    weight_decay: float = 0.0
+    gradient_precision: Precision = "float32"
+    loss_precision: Precision = "float32"
+    compiled: bool = False
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
+                    "block_size": 1, "chunk_size": 1}  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        for name in ("step_size", "friction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number > 0, got {value}.")
+        for name in ("nbeta", "gamma", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}.")
+        if self.gradient == "full" and self.batch_size is not None:
+            raise ValueError(
+                f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
+                "gradient='minibatch' or 'control_variate'."
+            )
+        if self.compiled and self.oracle not in (None, "stacked"):
+            raise ValueError(
+                f"compiled needs stacked chains, got oracle={self.oracle!r}: drop one of the two."
+            )
+
+    def as_dict(self) -> dict[str, object]:
+        """For the manifest."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,100 @@
+"""Verbs on dictionaries of chain-stacked tensors; the only user of `torch._foreach_*`.
+
+A verb that ends in `_` writes into its first argument and returns it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bif.types import Params
+
+
+def _aligned(x: Params, y: Params) -> tuple[list[Tensor], list[Tensor]]:
+    return list(x.values()), [y[name] for name in x]
+
+
+def add_(x: Params, y: Params, scale: float = 1.0) -> Params:
+    """`x += scale * y`."""
+    leaves, others = _aligned(x, y)
+    torch._foreach_add_(leaves, others, alpha=scale)
+    return x
+
+
+def mul_(x: Params, factor: float) -> Params:
+    """`x *= factor`."""
+    torch._foreach_mul_(list(x.values()), factor)
+    return x
+
+
+def multiply_(x: Params, y: Params) -> Params:
+    """`x *= y`, leaf by leaf."""
+    leaves, others = _aligned(x, y)
+    torch._foreach_mul_(leaves, others)
+    return x
+
+
+def add_product_(x: Params, y: Params, z: Params, scale: float = 1.0) -> Params:
+    """`x += scale * y * z`, leaf by leaf."""
+    leaves, others = _aligned(x, y)
+    torch._foreach_addcmul_(leaves, others, [z[name] for name in x], value=scale)
+    return x
+
+
+def scale_chains_(x: Params, factor_C: Tensor) -> Params:
+    """`x[c] *= factor_C[c]` for every chain c."""
+    for leaf in x.values():
+        leaf.mul_(factor_C.to(leaf.dtype).view(-1, *[1] * (leaf.dim() - 1)))
+    return x
+
+
+def difference(x: Params, y: Params) -> Params:
+    """`x - y`; a leaf of y may have a chain axis of length 1."""
+    leaves, others = _aligned(x, y)
+    return dict(zip(x, torch._foreach_sub(leaves, others), strict=True))
+
+
+def copied(x: Params) -> Params:
+    """A copy in fresh contiguous memory."""
+    return {
+        name: leaf.detach().clone(memory_format=torch.contiguous_format) for name, leaf in x.items()
+    }
+
+
+def zeros_like(x: Params) -> Params:
+    """Zeros in the shapes of x."""
+    return {name: torch.zeros_like(leaf) for name, leaf in x.items()}
+
+
+def stacked(x: Params, num_chains: int) -> Params:
+    """Leaves `[*shape]` to fresh leaves `[num_chains, *shape]`, every chain the same."""
+    return {
+        name: leaf.detach().unsqueeze(0).expand(num_chains, *leaf.shape).clone()
+        for name, leaf in x.items()
+    }
+
+
+def chain(x: Params, index: int) -> Params:
+    """The leaves `[*shape]` of one chain: views, not copies."""
+    return {name: leaf[index] for name, leaf in x.items()}
+
+
+def squared_norm(x: Params) -> Tensor:
+    """Sum of squares of each chain, `[C]`, in float64."""
+    return inner(x, x)
+
+
+def inner(x: Params, y: Params) -> Tensor:
+    """Inner product of each chain, `[C]`, accumulated in float64."""
+    leaves, others = _aligned(x, y)
+    parts = [
+        (a * b).reshape(len(a), -1).sum(dim=1, dtype=torch.float64)
+        for a, b in zip(leaves, others, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0)
+
+
+def num_elements(x: Params) -> int:
+    """Weights per chain of leaves `[C, *shape]`."""
+    return sum(leaf[0].numel() for leaf in x.values())

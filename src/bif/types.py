@@ -1,0 +1,81 @@
+"""The vocabulary shared by all rooms: aliases, records and protocols, no logic.
+
+Leaves of `Params` always carry the chain axis: `[C, *shape]`.  A live module is a stack of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+"""Named weights; with a chain axis `[C, *shape]` unless a docstring says `[*shape]`."""
+
+Batch = Any
+"""A tensor, or a tuple, list or dict of tensors, with the item axis B first."""
+
+ItemLoss = Callable[[nn.Module, Batch], Tensor]
+"""`loss(model, batch) -> [B]`, or `[B, T]` whose token losses are summed to the item's loss."""
+
+Better = Literal["lower", "higher"]
+
+
+class GradientEstimate(NamedTuple):
+    """Gradient of the mean loss at the chains' weights.
+
+    `gradient` has leaves `[C, *shape]`; `losses` `[C, N]` are the losses of *all* train items at
+    those weights where they fell out of the gradient's own forward pass, else None.
+    """
+
+    gradient: Params
+    losses: Tensor | None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of every chain of a block.
+
+    `params` are donated buffers: they hold this draw until the next one is asked for.
+    """
+
+    index: int
+    params: Params
+    losses: Tensor | None
+
+
+class Noise(Protocol):
+    """A source of standard normal numbers for one block of chains."""
+
+    def normal(self, like: Params) -> Params:
+        """Independent N(0, 1) in the shapes of `like`; exactly 0 where a weight may not move."""
+        ...
+
+
+class Gradient(Protocol):
+    """How the gradient of the mean loss is obtained: all items, mini-batches, control variates."""
+
+    def __call__(self, params: Params, step: int) -> GradientEstimate: ...
+
+
+State = TypeVar("State", bound="HasParams")
+
+
+class HasParams(Protocol):
+    """What every sampler's state has: the weights at which the next gradient is wanted."""
+
+    @property
+    def params(self) -> Params: ...
+
+
+class Sampler(Protocol[State]):
+    """One SG-MCMC rule: elementwise on leaves `[C, *shape]`, knowing nothing of models.
+
+    `step` may overwrite the buffers of `state` and `gradient`; use only what it returns.
+    """
+
+    def init(self, params: Params, noise: Noise) -> State: ...
+
+    def step(self, state: State, gradient: Params, noise: Noise) -> State: ...
