@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
@@ -16,13 +18,16 @@ from bif.types import Noise, Params, Sampler
 
 STANDARD_ERRORS = 5
 MIN_CHAINS = 32
+# The relative error of a variance is sqrt(2 / ess): five of them are 5 %.
+MIN_ESS = 20_000
+OFF_LAW = pytest.raises(AssertionError, match="standard errors")
 
 
 def assert_mean(
     values_CD: Tensor,
     expected: float | Sequence[float] | Tensor,
     *,
-    min_ess: float,
+    min_ess: float = MIN_ESS,
     bias: float = 0,
 ) -> None:
     """Assert that `values_CD` `[C, D, *rest]` of independent chains have the mean `expected`.
@@ -65,11 +70,13 @@ class Scaled:
 
     def step(self, state: Any, gradient: Params, noise: Noise) -> Any:
         scaled = {name: leaf * self.gradient for name, leaf in gradient.items()}
-        return self.sampler.step(state, scaled, _ScaledNoise(noise, self.noise))
+        return self.sampler.step(state, scaled, ScaledNoise(noise, self.noise))
 
 
 @dataclass(frozen=True)
-class _ScaledNoise:
+class ScaledNoise:
+    """A noise source multiplied by a factor."""
+
     source: Noise
     factor: float
 
@@ -169,3 +176,29 @@ class LinearStep:
         self.matrix = substep @ self.matrix
         self.noise = substep @ self.noise @ substep.T + np.asarray(noise, dtype=np.float64)
         return self
+
+
+def steps_to_forget(per_step: float) -> int:
+    """Steps after which a perturbation that shrinks by `per_step` is below 1e-6."""
+    return round(log(1e-6) / log(per_step)) + 1
+
+
+def sgld_variance(
+    step_size: float, curvature: float, gradient_noise: float = 0, curvature_noise: float = 0
+) -> float:
+    """SGLD's stationary variance, with noise on the gradient or on the curvature."""
+    shrink = (1 - step_size * curvature / 2) ** 2 + (step_size / 2 * curvature_noise) ** 2
+    return (step_size + (step_size / 2 * gradient_noise) ** 2) / (1 - shrink)
+
+
+def baoab_step(
+    curvature: float, step_size: float, kept: float, gradient_noise: float = 0.0
+) -> LinearStep:
+    """BAOAB's step as `BAOAB` takes it: kick, half drift, refreshment, half drift."""
+    return (
+        LinearStep(curvature)
+        .kick(step_size, gradient_noise)
+        .drift(step_size / 2)
+        .refresh(kept, 1 - kept**2)
+        .drift(step_size / 2)
+    )

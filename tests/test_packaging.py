@@ -95,12 +95,9 @@ def test_the_installed_report_finds_its_templates(installed: Path):
     assert {f.name for f in (SOURCE / "report").iterdir() if f.is_file()} == set(names)
 
 
-def test_the_installed_command_and_module_print_their_help(installed: Path):
-    by_module = python("-m", "bif", "--help", path=installed)
-    by_command = python(str(installed / "bin" / "bif"), "--help", path=installed)
-    for command in ("demo", "attribute", "show"):
-        assert command in by_module
-        assert command in by_command
+def test_the_installed_command_prints_its_help(installed: Path):
+    printed = python(str(installed / "bin" / "bif"), "--help", path=installed)
+    assert [c for c in ("demo", "attribute", "show") if c not in printed] == []
 
 
 def test_bif_curvlinops_and_transformers_import_together_without_torchvision():

@@ -105,7 +105,9 @@ def test_helpful_items_are_those_that_move_the_observable_the_better_way(better:
 
 
 def test_nothing_is_called_helpful_without_a_better_direction():
-    page = render(make_influence(better=("",)))
+    influence = make_influence(better=("",))
+    influence.attrs["sign"] = "For a loss negative is helpful."
+    page = render(influence)
     assert "helpful" not in page.lower() and "harmful" not in page.lower()
     assert all(score > 0 for score in listed(page, "Most positive"))
     assert all(score < 0 for score in listed(page, "Most negative"))
@@ -159,7 +161,7 @@ def test_text_from_outside_is_escaped_everywhere():
         observable=[HOSTILE, "other"],
         train_id=("train", [f"{i}{HOSTILE}" for i in range(n)]),
         query_id=("query", [f"{i}{HOSTILE}" for i in range(q)]),
-        query_group=("query", [HOSTILE] * q),
+        query_group=("query", [HOSTILE] * (q - 1) + ["other"]),
         train_label=("train", [HOSTILE] * n),
         query_label=("query", [HOSTILE] * q),
         original_label=("train", [HOSTILE] * n),
@@ -327,7 +329,7 @@ def test_suspects_are_ranked_and_the_known_truth_is_marked():
     assert re.findall(r"<small>(t\d+)</small>", part) == [f"t{i}" for i in range(39, 15, -1)]
     assert part.count('class="hit"') == 10 and part.count('class="miss"') == 14
     assert part.count("✓ was 3") == 10
-    assert "10 of the 24 items below" in part and "<td>0.970</td>" in part
+    assert "10 of the 24 items below" in part and "<td>0.9700</td>" in part
     assert part.count("<td>–</td>") == 2  # the two comparisons, not in this summary
 
 

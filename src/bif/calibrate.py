@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from bif import tensors
+from bif.assemble import item_weights, make_oracle, make_posterior, run_device
 from bif.chains import run_chains
+from bif.curvature import largest_curvature
 from bif.gradients import FullGradient
 from bif.items import Items, batch_leaves, map_batch
-from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle, vmap_refusal
+from bif.oracles import vmap_refusal
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.rng import BlockNoise, generator
-from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
+from bif.samplers import BAOAB, RMSpropSGLD
 from bif.settings import Settings
-from bif.types import Params, Sampler
+from bif.types import Params
 
 DAMPING = 50.0
 """gamma = nbeta · largest curvature / DAMPING, where the user gives no gamma."""
@@ -59,113 +61,6 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
     settings = _choose_chunk(problem, settings, said)
     settings = _choose_posterior_and_steps(problem, settings, said)
     return Calibration(settings, tuple(said))
-
-
-def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
-    """The posterior of complete settings, on the run's device."""
-    assert settings.nbeta is not None and settings.gamma is not None
-    device = run_device(problem, settings)
-    center = {name: leaf.to(device) for name, leaf in problem.center().items()}
-    return LocalPosterior(
-        center, settings.nbeta, settings.gamma, settings.movable, settings.weight_decay
-    )
-
-
-def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
-    """The oracle of complete settings, on the run's device."""
-    model = problem.evaluation_copy(run_device(problem, settings))
-    gradient, value = settings.gradient_precision, settings.loss_precision
-    if settings.oracle == "live":
-        assert settings.chunk_size is not None
-        return LiveOracle(
-            model,
-            problem.loss,
-            names=names,
-            micro_batch=settings.chunk_size,
-            gradient_precision=gradient,
-            value_precision=value,
-        )
-    if settings.oracle == "sequential":
-        return SequentialOracle(
-            model, problem.loss, gradient_precision=gradient, value_precision=value
-        )
-    return StackedOracle(
-        model,
-        problem.loss,
-        gradient_precision=gradient,
-        value_precision=value,
-        compiled=settings.compiled,
-    )
-
-
-def make_sampler(settings: Settings) -> Sampler:
-    """The sampler of complete settings."""
-    assert settings.step_size is not None
-    step, friction = settings.step_size, settings.friction
-    if settings.sampler == "sgld":
-        return SGLD(step)
-    if settings.sampler in ("rmsprop_sgld", "rmsprop_sgld_frozen"):
-        frozen = settings.sampler == "rmsprop_sgld_frozen"
-        return RMSpropSGLD(
-            step,
-            gradient_scale=settings.nbeta or 1.0,
-            freeze_after=settings.burn_in if frozen else None,
-        )
-    assert friction is not None
-    return BAOAB(step, friction) if settings.sampler == "baoab" else SGNHT(step, friction)
-
-
-def run_device(problem: Problem, settings: Settings) -> torch.device:
-    """Where the run happens."""
-    return torch.device(settings.device) if settings.device else problem.device
-
-
-def item_weights(problem: Problem, like: Tensor) -> Tensor:
-    """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
-    if problem.train_weights is None:
-        return torch.ones(problem.num_train, dtype=like.dtype, device=like.device)
-    return problem.train_weights.to(like)
-
-
-def largest_curvature(
-    oracle: Oracle,
-    params: Params,
-    *,
-    items: Items,
-    chunk_size: int,
-    noise: BlockNoise,
-    iterations: int = 20,
-) -> Tensor:
-    """Largest curvature of the mean loss at each chain's weights, by power iteration.
-
-    Hessian products are central differences of gradients, so any oracle will do.
-
-    Args:
-        params: Leaves `[C, *shape]`.
-        items: Over which the mean is taken.
-        noise: For the start directions; weights that may not move stay out of them.
-
-    Returns:
-        `[C]`, at least 0.
-    """
-    first = next(iter(params.values()))
-    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
-    gradient = FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)
-    distance = 1e-4 if first.dtype == torch.float64 else 1e-2
-    direction = noise.normal(params)
-    curvature = torch.zeros(len(first), dtype=torch.float64, device=first.device)
-    for _ in range(iterations):
-        length = tensors.squared_norm(direction).sqrt().clamp(min=1e-30)
-        tensors.scale_chains_(direction, 1 / length)
-        ahead = tensors.add_(tensors.copied(params), direction, distance)
-        behind = tensors.add_(tensors.copied(params), direction, -distance)
-        product = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
-        tensors.mul_(product, 0.5 / distance)
-        for name, mask in noise.masks.items():
-            product[name].mul_(mask)
-        curvature = tensors.inner(direction, product)
-        direction = product
-    return curvature.clamp(min=0)
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:

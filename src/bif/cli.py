@@ -75,7 +75,8 @@ class Attribute:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
-        from bif.attribute import attribute, identity
+        from bif.attribute import attribute
+        from bif.manifest import identity
 
         problem = load_problem(self.target)
         if store.check_folder(self.out, identity(problem, self.settings), overwrite=self.overwrite):

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from bif import store
-from bif.attribute import Run, attribute, identity
+from bif.attribute import Run, attribute
 from bif.baselines.gradient_product import item_gradients
 from bif.evaluate.mislabel import auroc
 from bif.evaluate.retrain import Recipe, train
 from bif.items import Items
 from bif.losses import cross_entropy
+from bif.manifest import identity
 from bif.problem import MARGIN, Observable, Problem
 from bif.settings import Settings
 

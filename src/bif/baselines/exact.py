@@ -72,16 +72,16 @@ def exact_hessian(problem: Problem) -> Tensor:
             f"the exact Hessian of {count:,} weights does not fit: at most {_LARGEST:,}."
         )
     wrapped = _ItemLosses(model, problem.loss)
-    operator = HessianLinearOperator(
+    operator: Any = HessianLinearOperator(
         wrapped,
         _MeanOfLosses(),
         list(params.values()),
         list(_labelled(problem, 1024)),
         check_deterministic=False,
-        batch_size_fn=lambda x: len(x["weights"]),
+        batch_size_fn=_num_items,
     )
     eye = torch.eye(count, dtype=next(iter(params.values())).dtype, device=problem.device)
-    columns = [operator @ part for part in eye.split(256, dim=1)]
+    columns: list[Tensor] = [operator @ part for part in eye.split(256, dim=1)]
     hessian = torch.cat(columns, dim=1).double()
     return (hessian + hessian.T) / 2
 
@@ -96,6 +96,10 @@ class _ItemLosses(nn.Module):
 
     def forward(self, x: dict[str, Any]) -> Tensor:
         return x["weights"] * per_item(self.loss(self.model, x["batch"]))
+
+
+def _num_items(x: Any) -> int:
+    return len(x["weights"])
 
 
 class _MeanOfLosses(nn.Module):

@@ -129,7 +129,7 @@ def _aurocs(summary: Mapping) -> str:
     if all(value is None for _, value in known):
         return ""
     body = "".join(
-        f'<tr><th scope="row">{name}</th><td>{number(value)}</td><td aria-hidden="true">'
+        f'<tr><th scope="row">{name}</th><td>{number(value, digits=4)}</td><td aria-hidden="true">'
         f'<div class="bar"><b style="width:{max(0.0, 2 * ((value or 0.5) - 0.5)):.1%}"></b></div>'
         "</td></tr>"
         for name, value in known

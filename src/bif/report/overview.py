@@ -128,8 +128,6 @@ def reading(source: Source) -> str:
             f'<td class="{cold}">{below}</td><td class="{warm}">{above}</td>'
             f"<td>{percent(share)}</td></tr>"
         )
-    sign = str(source.attrs.get("sign") or "").replace("-Cov", "−Cov")
-    quoted = f" The file itself says: <q>{escape(sign)}</q>" if sign else ""
     nbeta, size = finite(source.attrs.get("nbeta")), finite(source.attrs.get("num_train"))
     factor = f"nbeta/n = {setting(nbeta / size)}" if nbeta is not None and size else "nbeta/n"
     return f"""<section aria-labelledby="reading"><h2 id="reading">How to read the numbers</h2>
@@ -140,7 +138,7 @@ def reading(source: Source) -> str:
 <dl class="notes">
 <div><dt>Sign</dt><dd>A score says which way the observable moves when the training item gains
 weight: a negative one lowers it, a positive one raises it. Numbers are never flipped; only the
-words follow from which direction is better.{quoted}</dd></div>
+words follow from which direction is better.</dd></div>
 <div><dt>Scale</dt><dd>A score is −Cov(training loss, observable) over the draws. The expected
 observable changes by {factor} times the score for each unit of weight the item gains; taking the
 item out is minus one unit, to first order.</dd></div>

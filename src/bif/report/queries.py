@@ -88,7 +88,8 @@ def _toolbar(source: Source) -> str:
 def _query(source: Source, q: int, *, top: int) -> str:
     query = source.query
     label = f"label {escape(query.labels[q])}" if query.labels[q] else ""
-    group = f"group {escape(query.groups[q])}" if query.groups[q] else ""
+    several_groups = len(set(query.groups)) > 1
+    group = f"group {escape(query.groups[q])}" if several_groups and query.groups[q] else ""
     title = f"Query {escape(query.ids[q])}"
     under = " · ".join(part for part in (label, group) if part)
     values = "".join(

@@ -1,0 +1,74 @@
+"""What every benchmark shares: arguments, provenance, one dated JSON file, a table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bif.store import versions
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--data", type=Path, help="folder with the standard data files")
+    made.add_argument("--out", type=Path, required=True, help="folder for the JSON file")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The machine in words."""
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        facts |= {"gpu": properties.name, "gpu_memory_gib": properties.total_memory / 2**30}
+    return facts
+
+
+def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any]],
+          **further: Any) -> Path:  # fmt: skip
+    """Write `NAME-DATE.json` with the rows, the command, versions, hardware and seed."""
+    date = datetime.date.today().isoformat()
+    content = {
+        "benchmark": name,
+        "date": date,
+        "command": " ".join(["python", *sys.argv]),
+        "seed": arguments.seed,
+        "versions": versions(),
+        "hardware": hardware(arguments.device),
+        **further,
+        "rows": list(rows),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{name}-{date}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as aligned text, one column a key."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys] + [[_cell(row.get(key, "")) for key in keys] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

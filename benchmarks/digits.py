@@ -1,0 +1,143 @@
+"""LDS on scikit-learn's digits: BAOAB beside exact-Hessian influence and the gradient product.
+
+500 train items, MLP 64-64-10 tanh, 200 queries; a bank of 60 half-subsets, retrained from scratch
+with 4 seeds and from the checkpoint.  The damping of exact influence is tuned on 24 further
+subsets and 100 further queries; the BIF's settings are fixed beforehand (nbeta = 10 n,
+gamma/nbeta = .01, losses recorded every 5 steps).
+
+    python benchmarks/digits.py --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from common import parser, print_table, write
+from sklearn.datasets import load_digits
+from torch import nn
+
+import bif
+from bif.baselines import exact_influence, gradient_product
+from bif.evaluate import Recipe, lds, paired_difference, random_subsets, retrain, train
+
+NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
+CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
+RETRAIN = Recipe(1500, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
+DAMPINGS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SETTINGS = bif.Settings(nbeta=10.0 * NUM_TRAIN, gamma=0.1 * NUM_TRAIN, chains=64, draws=800, thin=5)
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[torch.Tensor, torch.Tensor]
+    queries: tuple[torch.Tensor, torch.Tensor]
+    tuning_queries: tuple[torch.Tensor, torch.Tensor]
+
+
+def load(seed: int, device: str) -> Data:
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    x = torch.tensor(pixels[order] / 16, dtype=torch.float32, device=device)
+    y = torch.tensor(labels[order], device=device)
+    stops = np.cumsum([NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES])
+    parts = [(x[a:b], y[a:b]) for a, b in zip([0, *stops[:-1]], stops, strict=True)]
+    return Data(*parts)
+
+
+def bank(
+    model: nn.Module, data: Data, queries: tuple[torch.Tensor, torch.Tensor], masks: np.ndarray,
+    *, num_seeds: int, device: str,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Query losses of networks retrained on each subset, `[S, M, Q]` for each target."""
+    outcomes = {"loss": (bif.losses.cross_entropy, queries)}
+    made = {}
+    for target, init, seeds in (
+        ("scratch", "scratch", range(num_seeds)),
+        ("checkpoint", "checkpoint", [0]),
+    ):
+        made[target] = retrain(
+            model, bif.losses.cross_entropy, data.train, masks, RETRAIN,
+            outcomes=outcomes, init=init, seeds=list(seeds), device=device,
+        )["loss"]  # fmt: skip
+    return made
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "").parse_args()
+    device, seed = arguments.device, arguments.seed
+    data = load(seed, device)
+    network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).to(device)
+    loss = bif.losses.cross_entropy
+    model = train(network, loss, data.train, CENTER, seed=seed, device=device)
+    problem = bif.Problem(model, loss, train=data.train, queries=data.queries)
+    tuning = bif.Problem(model, loss, train=data.train, queries=data.tuning_queries)
+    started = time.perf_counter()
+    masks = random_subsets(NUM_TRAIN, 60, seed=seed)
+    outcomes = bank(model, data, data.queries, masks, num_seeds=4, device=device)
+    tuning_masks = random_subsets(NUM_TRAIN, 24, seed=seed + 1000)
+    tuning_bank = bank(
+        model, data, data.tuning_queries, tuning_masks, num_seeds=1, device=device
+    )
+    print(f"banks: {time.perf_counter() - started:.1f} s", flush=True)
+
+    scores: dict[str, tuple[np.ndarray, float, dict[str, float]]] = {}
+    started = time.perf_counter()
+    scores["gradient product"] = (
+        gradient_product(problem).numpy(), time.perf_counter() - started, {}
+    )  # fmt: skip
+    started = time.perf_counter()
+    tuned = {
+        damping: np.mean(
+            [
+                lds(exact_influence(tuning, damping=damping).numpy(), tuning_masks, o).mean
+                for o in tuning_bank.values()
+            ]
+        )
+        for damping in DAMPINGS
+    }
+    damping = max(tuned, key=lambda d: float(tuned[d]))
+    print("exact influence, tuning LDS by damping:", tuned, flush=True)
+    exact = exact_influence(problem, damping=damping).numpy()
+    scores["exact Hessian"] = (exact, time.perf_counter() - started, {"damping": damping})
+    for draws in (100, 800):
+        settings = bif.Settings(**{**SETTINGS.as_dict(), "draws": draws, "seed": seed})
+        started = time.perf_counter()
+        run = bif.attribute(problem, settings)
+        seconds = time.perf_counter() - started
+        print(run.summary, flush=True)
+        facts = {k: float(run.summary[k]) for k in ("draws", "ess_median", "rhat_max",
+                                                    "reliability")}  # fmt: skip
+        values = run.influence.dataset["influence"].values[0]
+        scores[f"BIF, BAOAB, {draws} draws a chain"] = (values, seconds, facts)
+
+    rows = []
+    for target, values in outcomes.items():
+        for method, (matrix, seconds, facts) in scores.items():
+            result = lds(matrix, masks, values)
+            against = paired_difference(matrix, exact, masks, values)
+            rows.append(
+                {
+                    "method": method,
+                    "target": target,
+                    "lds": result.mean,
+                    "ci_low": result.ci_low,
+                    "ci_high": result.ci_high,
+                    "ceiling": result.ceiling,
+                    "share_of_exact": result.mean / lds(exact, masks, values).mean,
+                    "minus_exact": against.mean,
+                    "minus_exact_low": against.ci_low,
+                    "minus_exact_high": against.ci_high,
+                    "seconds": seconds,
+                    **facts,
+                }
+            )
+    print_table(rows)
+    path = write("digits", arguments, rows, settings=SETTINGS.as_dict(), tuning_lds=tuned)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

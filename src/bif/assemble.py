@@ -1,0 +1,79 @@
+"""From complete settings to the objects that run them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
+from bif.posterior import LocalPosterior
+from bif.problem import Problem
+from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
+from bif.settings import Settings
+from bif.types import Sampler
+
+
+def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
+    """The posterior of complete settings, on the run's device."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    device = run_device(problem, settings)
+    center = {name: leaf.to(device) for name, leaf in problem.center().items()}
+    return LocalPosterior(
+        center, settings.nbeta, settings.gamma, settings.movable, settings.weight_decay
+    )
+
+
+def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
+    """The oracle of complete settings, on the run's device."""
+    model = problem.evaluation_copy(run_device(problem, settings))
+    gradient, value = settings.gradient_precision, settings.loss_precision
+    if settings.oracle == "live":
+        assert settings.chunk_size is not None
+        return LiveOracle(
+            model,
+            problem.loss,
+            names=names,
+            micro_batch=settings.chunk_size,
+            gradient_precision=gradient,
+            value_precision=value,
+        )
+    if settings.oracle == "sequential":
+        return SequentialOracle(
+            model, problem.loss, gradient_precision=gradient, value_precision=value
+        )
+    return StackedOracle(
+        model,
+        problem.loss,
+        gradient_precision=gradient,
+        value_precision=value,
+        compiled=settings.compiled,
+    )
+
+
+def make_sampler(settings: Settings) -> Sampler:
+    """The sampler of complete settings."""
+    assert settings.step_size is not None
+    step, friction = settings.step_size, settings.friction
+    if settings.sampler == "sgld":
+        return SGLD(step)
+    if settings.sampler in ("rmsprop_sgld", "rmsprop_sgld_frozen"):
+        frozen = settings.sampler == "rmsprop_sgld_frozen"
+        return RMSpropSGLD(
+            step,
+            gradient_scale=settings.nbeta or 1.0,
+            freeze_after=settings.burn_in if frozen else None,
+        )
+    assert friction is not None
+    return BAOAB(step, friction) if settings.sampler == "baoab" else SGNHT(step, friction)
+
+
+def run_device(problem: Problem, settings: Settings) -> torch.device:
+    """Where the run happens."""
+    return torch.device(settings.device) if settings.device else problem.device
+
+
+def item_weights(problem: Problem, like: Tensor) -> Tensor:
+    """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
+    if problem.train_weights is None:
+        return torch.ones(problem.num_train, dtype=like.dtype, device=like.device)
+    return problem.train_weights.to(like)
