@@ -78,9 +78,7 @@ def main() -> None:
     masks = random_subsets(NUM_TRAIN, 60, seed=seed)
     outcomes = bank(model, data, data.queries, masks, num_seeds=4, device=device)
     tuning_masks = random_subsets(NUM_TRAIN, 24, seed=seed + 1000)
-    tuning_bank = bank(
-        model, data, data.tuning_queries, tuning_masks, num_seeds=1, device=device
-    )
+    tuning_bank = bank(model, data, data.tuning_queries, tuning_masks, num_seeds=1, device=device)
     print(f"banks: {time.perf_counter() - started:.1f} s", flush=True)
 
     scores: dict[str, tuple[np.ndarray, float, dict[str, float]]] = {}
