@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,13 +55,14 @@ def bank(
     """Query losses of networks retrained on each subset, `[S, M, Q]` for each target."""
     outcomes = {"loss": (bif.losses.cross_entropy, queries)}
     made = {}
-    for target, init, seeds in (
-        ("scratch", "scratch", range(num_seeds)),
-        ("checkpoint", "checkpoint", [0]),
-    ):
+    seeds: dict[Literal["scratch", "checkpoint"], list[int]] = {
+        "scratch": list(range(num_seeds)),
+        "checkpoint": [0],  # full batches from one start: seeds would all be the same
+    }
+    for target in seeds:
         made[target] = retrain(
             model, bif.losses.cross_entropy, data.train, masks, RETRAIN,
-            outcomes=outcomes, init=init, seeds=list(seeds), device=device,
+            outcomes=outcomes, init=target, seeds=seeds[target], device=device,
         )["loss"]  # fmt: skip
     return made
 

@@ -35,11 +35,12 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "problem": {"types", "items", "losses"},
     "settings": {"types", "oracles"},
     # Gradients and losses of a model; neither priors nor noise.
-    "oracles": {"types", "tensors", "items", "losses"},
+    "compiling": set(),
+    "oracles": {"types", "tensors", "items", "losses", "compiling"},
     "gradients": {"types", "tensors", "items", "oracles", "rng"},
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},
     # Steps into draws, draws into traces, traces into scores.
-    "chains": {"types", "posterior"},
+    "chains": {"types", "posterior", "compiling"},
     "observe": {"types", "items", "oracles"},
     "traces": {"types"},
     "record": {"types", "traces"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -13,10 +13,15 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import bif
+from bif.rng import BlockNoise
+from bif.samplers import SGLD
+from bif.types import Params, Sampler
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -114,7 +119,7 @@ def test_every_name_of_the_package_in_a_page_exists(page: Path):
 
 @each_page
 def test_every_file_of_the_project_in_a_page_exists(page: Path):
-    made_by_the_reader = {"src/bif/samplers/my_sampler.py"}
+    made_by_the_reader = {"src/bif/samplers/my_sampler.py", "tests/test_law_my_sampler.py"}
     assert set(missing_files(page)) <= made_by_the_reader
 
 
@@ -122,6 +127,24 @@ def test_every_file_of_the_project_in_a_page_exists(page: Path):
 def test_python_blocks_are_python(page: Path):
     for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL):
         ast.parse(block)
+
+
+def test_the_sampler_template_does_what_its_docstring_says():
+    path = ROOT / "templates" / "sampler.py"
+    specification = importlib.util.spec_from_file_location("sampler_template", path)
+    assert specification is not None and specification.loader is not None
+    template = importlib.util.module_from_spec(specification)
+    sys.modules["sampler_template"] = template  # where dataclasses look up their annotations
+    specification.loader.exec_module(template)
+
+    def draw(sampler: Sampler[Any]) -> Params:
+        noise = BlockNoise(torch.Generator().manual_seed(0))
+        state = sampler.init({"w": torch.ones(3, 2, dtype=torch.float64)}, noise)
+        for _ in range(5):
+            state = sampler.step(state, {"w": 2 * state.params["w"]}, noise)
+        return state.params
+
+    assert torch.equal(draw(template.MySampler(0.1))["w"], draw(SGLD(0.1))["w"])
 
 
 def test_broken_links_names_and_files_are_noticed(tmp_path: Path):

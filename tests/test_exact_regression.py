@@ -63,17 +63,17 @@ def test_case_8_regression_weights_respond_as_the_closed_form_says(regression_ru
     mean, S = case.posterior(torch.ones(case.num_items).double())
     residual = case.y - case.x @ mean
     expected = (S @ (case.x * residual[:, None]).T)[None]
-    assert_influence(run, expected, precision=0.08)
+    assert_influence(run, expected, precision=0.1)
     # The same by the classical formula with damping gamma/nbeta.
     hessian = case.x.T @ case.x / case.num_items
     damped = hessian + case.gamma / case.nbeta * torch.eye(3).double()
     again = torch.linalg.solve(damped, (case.x * residual[:, None]).T) / case.nbeta
     torch.testing.assert_close(expected[0], again, rtol=0, atol=1e-10)
     with OFF_LAW:
-        assert_influence(run, -expected, precision=0.08)
+        assert_influence(run, -expected, precision=0.1)
     with OFF_LAW:  # residuals at w* instead of the posterior mean
         at_center = case.y - case.x @ case.center
-        assert_influence(run, (S @ (case.x * at_center[:, None]).T)[None], precision=0.08)
+        assert_influence(run, (S @ (case.x * at_center[:, None]).T)[None], precision=0.1)
 
 
 def test_case_8_leave_one_out_follows_from_the_derivative_and_the_leverage_exactly(

@@ -86,7 +86,7 @@ def test_batches_reach_the_device_that_items_were_moved_to():
 
 def test_tensors_are_neither_copied_nor_tied_to_a_graph():
     x = X.clone().requires_grad_()
-    kept = Items(x).data
+    kept: Any = Items(x).data
     assert kept.data_ptr() == x.data_ptr() and not kept.requires_grad
     assert x.requires_grad
 
@@ -94,7 +94,8 @@ def test_tensors_are_neither_copied_nor_tied_to_a_graph():
 def test_moving_leaves_the_original_where_it_was():
     items = Items(X, ids=list("abcdefg"))
     moved = items.to(torch.device("meta"))
-    assert items.data.device.type == "cpu" and moved.ids.tolist() == list("abcdefg")
+    data: Any = items.data
+    assert data.device.type == "cpu" and moved.ids.tolist() == list("abcdefg")
 
 
 def test_as_items_returns_items_as_they_are():

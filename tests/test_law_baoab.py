@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.samplers import (
-    BAOAB,
-    BAOABState,
-)
+from bif.samplers import BAOAB, BAOABState
 from bif.types import Noise, Params, Sampler
 from law_checks import (
     OFF_LAW,

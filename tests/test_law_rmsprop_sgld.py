@@ -10,10 +10,7 @@ import pytest
 import torch
 
 from bif import tensors
-from bif.samplers import (
-    RMSpropSGLD,
-    RMSpropSGLDState,
-)
+from bif.samplers import RMSpropSGLD, RMSpropSGLDState
 from bif.types import Params, Sampler
 from law_checks import (
     OFF_LAW,

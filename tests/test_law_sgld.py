@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bif.samplers import (
-    SGLD,
-)
+from bif.samplers import SGLD
 from bif.types import Sampler
 from law_checks import (
     OFF_LAW,

@@ -12,10 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from bif.samplers import (
-    SGNHT,
-    SGNHTState,
-)
+from bif.samplers import SGNHT, SGNHTState
 from bif.types import Noise, Params, Sampler
 from law_checks import (
     MIN_ESS,

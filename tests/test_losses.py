@@ -62,7 +62,9 @@ class TestClassification:
         model, (x, y) = network(), labelled(9, seed=5)
         p = model(x).exp() / model(x).exp().sum(dim=1, keepdim=True)
         expected = -p[torch.arange(9), y].log()
-        torch.testing.assert_close(losses.cross_entropy(model, (x, y)), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            losses.cross_entropy(model, (x, y)), expected, rtol=0, atol=1e-12
+        )
 
     def test_cross_entropy_of_equal_logits_is_the_log_of_the_number_of_classes(self):
         zeros = nn.Linear(4, 3).double()
@@ -100,7 +102,9 @@ class TestSquaredError:
     def test_several_outputs_are_summed(self):
         model, x, y = filled(nn.Linear(4, 3)), normal(6, 4, seed=0), normal(6, 3, seed=1)
         expected = 0.5 * ((y - model(x)) ** 2).sum(dim=1)
-        torch.testing.assert_close(losses.squared_error(model, (x, y)), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            losses.squared_error(model, (x, y)), expected, rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["logits", "output object"])
@@ -154,7 +158,7 @@ def test_presets_keep_float64_and_widen_bfloat16():
 class TestTransformers:
     """A tiny GPT-2 from its configuration: nothing is downloaded."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def model(self) -> nn.Module:
         transformers = pytest.importorskip("transformers")
         config = transformers.GPT2Config(

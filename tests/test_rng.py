@@ -194,3 +194,9 @@ def test_batches_without_replacement_have_the_smaller_variance_of_the_theory():
     squares = (mean_over_batches(values, repeated) - values.mean()) ** 2
     with pytest.raises(AssertionError):
         assert (squares.mean() - expected).abs() < 5 * squares.std() / num_chains**0.5
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_a_batch_size_out_of_range_is_refused(batch_size: int):
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size} for 10 items"):
+        order_of(batch_size=batch_size)

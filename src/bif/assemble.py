@@ -46,7 +46,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
         problem.loss,
         gradient_precision=gradient,
         value_precision=value,
-        compiled=settings.compiled,
+        use_compile=settings.compiled,
     )
 
 

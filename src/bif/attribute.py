@@ -114,11 +114,15 @@ def _finish(
     traces, settings = sampling.traces(), calibration.settings
     warnings = _warnings(sampling, settings)
     if traces.num_chains < 2:
-        cause = "; ".join(warnings) or "interrupted too early"
+        advice = (
+            f"Lower step_size (it was {settings.step_size:.4g}; try half), raise gamma, or lower "
+            "nbeta."
+            if sampling.diverged
+            else "Let it run longer."
+        )
         raise RuntimeError(
             f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
-            f"with errors needs two: {cause}. Lower step_size (it was "
-            f"{settings.step_size:.4g}; try half), raise gamma, or lower nbeta."
+            f"with errors needs two: {'; '.join(warnings)}. {advice}"
         )
     assert settings.nbeta is not None
     dataset = estimate_influence(

@@ -71,7 +71,14 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
         names = LocalPosterior(problem.center(), 1.0, 1.0, settings.movable).center
         pair = tensors.stacked({n: leaf.to(device) for n, leaf in names.items()}, 2)
         batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
-        refusal = vmap_refusal(model, problem.loss, pair, batch)
+        refusal = vmap_refusal(
+            model,
+            problem.loss,
+            params=pair,
+            batch=batch,
+            per_chain=settings.gradient != "full",
+            observables=[observable.function for observable in problem.observables],
+        )
         if refusal and oracle == "stacked":
             raise ValueError(
                 f"the model cannot be stacked by torch.func.vmap: {refusal}. Use "
@@ -168,20 +175,22 @@ def _steps(problem: Problem, settings: Settings, curvature: float, said: list[st
     if underdamped:
         step = settings.step_size or 0.7 / sqrt(k_max)
         friction = settings.friction or 2 * sqrt(k_min)
-        relaxation = 1 / (step * min(sqrt(k_min), friction / 2))
-        said.append(
-            f"step_size = {step:.4g}: 0.7 / sqrt(largest curvature of U, {k_max:.4g}); stable "
-            f"below {2 / sqrt(k_max):.4g}; friction = {friction:.4g}: 2 sqrt(smallest, {k_min:.4g})"
-        )
+        # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
+        half = friction / 2
+        rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
+        relaxation = 1 / (step * rate)
+        why = f"0.7 / sqrt(largest curvature of U, {k_max:.4g}); stable below {2 / sqrt(k_max):.4g}"
+        if settings.friction is None:
+            said.append(f"friction = {friction:.4g}: 2 sqrt(smallest curvature of U, {k_min:.4g})")
     else:
         friction = settings.friction
         # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
         factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
         step = settings.step_size or 0.5 * factor / k_max
         relaxation = 2 * factor / (step * k_min)
-        said.append(
-            f"step_size = {step:.4g}: {0.5 * factor:g} / largest curvature of U, {k_max:.4g}"
-        )
+        why = f"{0.5 * factor:g} / largest curvature of U, {k_max:.4g}"
+    if settings.step_size is None:
+        said.append(f"step_size = {step:.4g}: {why}")
     # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
     burn_in = ceil((10 if underdamped else 5) * relaxation)
     thin = max(1, round(relaxation / 3))

@@ -6,8 +6,19 @@ from collections.abc import Iterator
 
 import torch
 
+from bif.compiling import compiled
 from bif.posterior import LocalPosterior
 from bif.types import Draw, Gradient, Noise, Params, Sampler, State
+
+
+class _Drawn:
+    """A step's numbers, drawn beforehand: a generator cannot be compiled."""
+
+    def __init__(self, drawn: Params) -> None:
+        self._drawn = drawn
+
+    def normal(self, like: Params) -> Params:
+        return self._drawn
 
 
 def run_chains(
@@ -20,6 +31,7 @@ def run_chains(
     num_draws: int,
     burn_in: int,
     thin: int,
+    use_compile: bool = False,
 ) -> Iterator[Draw]:
     """Step one block of chains and yield its draws.
 
@@ -35,10 +47,18 @@ def run_chains(
         num_draws: Draws of each chain, D.
         burn_in: Steps before the first draw.
         thin: Steps from one draw to the next.
+        use_compile: Compile the elementwise part of a step into few kernels by `torch.compile`.
 
     Yields:
         Draws; their buffers hold until the next one is asked for.
     """
+
+    def advance(state: State, gradient: Params, drawn: Params) -> State:
+        force = posterior.potential_gradient_(gradient, state.params)
+        return sampler.step(state, force, _Drawn(drawn))
+
+    if use_compile:
+        advance = compiled(advance)
     state = sampler.init(params, noise)
     last_step = burn_in + (num_draws - 1) * thin
     for step in range(last_step + 1):
@@ -49,5 +69,4 @@ def run_chains(
             yield Draw(index, state.params, estimate.losses)
         if step < last_step:
             with torch.no_grad():
-                force = posterior.potential_gradient_(estimate.gradient, state.params)
-                state = sampler.step(state, force, noise)
+                state = advance(state, estimate.gradient, noise.normal(state.params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -32,6 +33,7 @@ class Score:
 
     @property
     def resolved(self) -> bool:
+        """Whether the sign is certain to two standard errors."""
         return abs(self.influence) > 2 * self.standard_error
 
     def __str__(self) -> str:
@@ -152,13 +154,22 @@ class Influence:
         members = _members(groups, self.dataset.sizes["train"])
         if self.traces is not None:
             return Influence(summed_influence(self.dataset, self.traces, members))
-        columns = [self.dataset.isel(train=list(m)).sum("train") for m in members.values()]
-        summed = xr.concat(columns, "train").transpose("observable", "query", "train")
-        for name in ("standard_error", "correlation", "self_influence",
-                     "self_influence_standard_error"):  # fmt: skip
-            summed[name] = summed[name] * np.nan
-        summed = summed.assign_coords(train_id=("train", list(members)))
-        return Influence(summed.assign_attrs(self.dataset.attrs))
+        summable = ("influence", "derivative", "train_mean_loss", "train_center_loss")
+        lost = ("standard_error", "correlation", "self_influence",
+                      "self_influence_standard_error")  # fmt: skip
+        names = summable + lost
+        items = self.dataset[[name for name in names if name in self.dataset]]
+        columns = [items.isel(train=list(m)).sum("train") for m in members.values()]
+        summed = self.dataset.drop_dims("train").assign(
+            {
+                name: x.transpose(*items[name].dims)
+                for name, x in xr.concat(columns, "train").items()
+            }
+        )
+        for name in lost:
+            if name in summed:
+                summed[name] = summed[name] * np.nan
+        return Influence(summed.assign_coords(train_id=("train", list(members))))
 
     def save(self, path: str | Path) -> Path:
         """Write `influence.zarr` (or any other folder name); an existing one is refused."""
@@ -197,15 +208,15 @@ class Influence:
         return name
 
     def _position(self, query: str | int) -> int:
-        ids = self.dataset["query_id"].values
-        if isinstance(query, int):
-            if not -len(ids) <= query < len(ids):
-                raise KeyError(f"no query at position {query}: there are {len(ids)}.")
-            return query
-        found = np.flatnonzero(ids == query)
-        if not len(found):
-            raise KeyError(f"no query with id {query!r}; the first ids are {list(ids[:5])}.")
-        return int(found[0])
+        ids = [str(i) for i in self.dataset["query_id"].values]
+        if not isinstance(query, str):
+            position = operator.index(query)  # NumPy's integers, too
+            if not -len(ids) <= position < len(ids):
+                raise KeyError(f"no query at position {position}: there are {len(ids)}.")
+            return position
+        if query not in ids:
+            raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
+        return ids.index(query)
 
 
 def _members(

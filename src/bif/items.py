@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,10 +70,11 @@ class Items:
         data: Batch | Dataset[Any],
         *,
         ids: Sequence[str] | None = None,
-        labels: Sequence[Any] | None = None,
+        labels: Sequence[Any] | Tensor | None = None,
         images: np.ndarray | None = None,
     ) -> None:
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
+        self._device = torch.device("cpu")  # where batches of a Dataset go
         self._num = self._count()
         if self._num == 0:
             raise ValueError("there are no items: expected at least one.")
@@ -91,8 +94,10 @@ class Items:
         if not isinstance(self.data, Dataset):
             return map_batch(lambda leaf: leaf[indices], self.data)
         flat = [self.data[int(i)] for i in indices.flatten().tolist()]
-        batch = default_collate(flat)
-        return map_batch(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), batch)
+        return map_batch(
+            lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device),
+            default_collate(flat),
+        )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
         """All items in order, at most `size` at a time: `(slice, batch [B, …])`."""
@@ -108,9 +113,10 @@ class Items:
         return next(self.chunks(min(count, self._num)))[1]
 
     def to(self, device: torch.device) -> Items:
-        """The same items with resident tensors on `device`; a Dataset stays where it is."""
+        """The same items with tensors on `device`; a Dataset's batches are moved one by one."""
         moved = object.__new__(Items)
         moved.__dict__.update(self.__dict__)
+        moved._device = device
         if not isinstance(self.data, Dataset):
             moved.data = map_batch(lambda leaf: leaf.to(device), self.data)
         return moved
@@ -133,8 +139,7 @@ class Items:
         return next(iter(sizes.values()))[0]
 
     def _refuse_augmentation(self) -> None:
-        # The user's global random state must come out as it went in.
-        with torch.random.fork_rng(devices=[]):
+        with _global_randomness_restored():
             once, again = self.first(1), self.first(1)
         pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
         for (path, a), b in pairs:
@@ -150,7 +155,19 @@ def as_items(data: Items | Batch | Dataset[Any]) -> Items:
     return data if isinstance(data, Items) else Items(data)
 
 
-def _text(values: Sequence[Any] | range, name: str, expected: int) -> np.ndarray:
+@contextmanager
+def _global_randomness_restored() -> Iterator[None]:
+    """Whatever a Dataset draws, the user's global random states come out as they went in."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _text(values: Sequence[Any] | Tensor, name: str, expected: int) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.tolist()
     array = np.asarray([str(value) for value in values])

@@ -27,7 +27,8 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
     """
     inputs, targets = batch
     logits = at_least_float32(model(inputs))
-    label = F.one_hot(targets, logits.shape[-1]).bool()
+    # Not F.one_hot: it looks at the targets' values, which vmap cannot take.
+    label = targets.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     others = logits.masked_fill(label, float("-inf")).logsumexp(dim=-1)
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - others
 
@@ -53,7 +54,8 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
         if mask is None
         else model(batch["input_ids"], attention_mask=mask)
     )
-    logits = (output if isinstance(output, Tensor) else output.logits)[:, :-1].float()
+    logits = output if isinstance(output, Tensor) else output.logits
+    logits = at_least_float32(logits[:, :-1])
     targets = batch.get("labels", batch["input_ids"])[:, 1:]
     if mask is not None:
         targets = targets.masked_fill(mask[:, 1:] == 0, -100)

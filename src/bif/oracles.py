@@ -7,7 +7,7 @@ parameters as the one chain (`LiveOracle`).  An oracle knows neither priors nor 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Literal, Protocol
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from bif.compiling import compiled
 from bif.items import batch_leaves, map_batch
 from bif.losses import at_least_float32, per_item
 from bif.types import Batch, ItemLoss, Params
@@ -76,7 +77,7 @@ class StackedOracle:
         loss: The train items' loss.
         gradient_precision: Compute precision of gradients, and of the losses they bring along.
         value_precision: Compute precision of `values`.
-        compiled: Compile the vectorised functions with `torch.compile`.
+        use_compile: Compile the vectorised functions with `torch.compile`.
     """
 
     def __init__(
@@ -86,12 +87,12 @@ class StackedOracle:
         *,
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
-        compiled: bool = False,
+        use_compile: bool = False,
     ) -> None:
         self._call = _Call(model)
         self._loss = loss
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
-        self._compiled = compiled
+        self._compiled = use_compile
         self._gradients = {
             per_chain: self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
             for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
@@ -103,7 +104,7 @@ class StackedOracle:
         return (weights * losses).sum(), losses
 
     def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function) if self._compiled else function
+        return compiled(function) if self._compiled else function
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
@@ -182,7 +183,8 @@ class LiveOracle:
         loss: The train items' loss.
         names: The movable parameters; the others are frozen.
         micro_batch: Items per forward and backward pass; gradients are accumulated over them.
-        gradient_precision, value_precision: As for `StackedOracle`.
+        gradient_precision: As for `StackedOracle`.
+        value_precision: As for `StackedOracle`.
     """
 
     def __init__(
@@ -263,29 +265,55 @@ def _each_chain(params: Params) -> Iterator[Params]:
 
 @contextmanager
 def _matmul(precision: Precision) -> Iterator[None]:
-    """TF32 products on the GPU where asked for; the caller's setting is put back."""
-    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = precision != "float32"
+    """TF32 products where asked for, exact ones else; the caller's setting is put back."""
+    # PyTorch has two sets of switches; the older one refuses to be read where the caller has used
+    # the newer.  torch.compile reads the older, so that is the one to set here.
+    b: Any = torch.backends
+    newer = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul)
+    before = [switch.fp32_precision for switch in newer]
+    try:
+        older = torch.get_float32_matmul_precision(), b.cudnn.allow_tf32
+    except RuntimeError:
+        older = None
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    b.cudnn.allow_tf32 = precision != "float32"
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            b.cudnn.allow_tf32 = older[1]
+        for switch, value in zip(newer, before, strict=True):
+            switch.fp32_precision = value
 
 
-def vmap_refusal(model: nn.Module, loss: ItemLoss, params: Params, batch: Batch) -> str | None:
+def vmap_refusal(
+    model: nn.Module,
+    loss: ItemLoss,
+    *,
+    params: Params,
+    batch: Batch,
+    per_chain: bool,
+    observables: Sequence[ItemLoss] = (),
+) -> str | None:
     """Why the model cannot be stacked: vmap's own words, or None if it can.
 
     Args:
-        params: Two chains, leaves `[2, *shape]`; `batch` a few items, `[B, …]`.
+        params: Two chains, leaves `[2, *shape]`.
+        batch: A few items, `[B, …]`.
+        per_chain: Whether chains will see mini-batches of their own.
+        observables: What else will be evaluated.
     """
     oracle = StackedOracle(deepcopy(model), loss)
     first = next(iter(batch_leaves(batch).values()))
     weights = torch.ones(len(first), device=first.device)
+    own = map_batch(lambda leaf: torch.stack([leaf, leaf]), batch)
     try:
         oracle.gradient(params, batch, weights, per_chain=False)
+        if per_chain:
+            oracle.gradient(params, own, torch.stack([weights, weights]), per_chain=True)
+        for function in (loss, *observables):
+            oracle.values(function, params, batch)
     except Exception as error:  # whatever vmap meets inside the user's model
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:300]}"

@@ -84,8 +84,15 @@ class LocalPosterior:
         """`U(w)` of each chain, `[C]`, from its mean loss `[C]`."""
         value = self.nbeta * mean_loss.double() + 0.5 * self.gamma * self.distance_squared(params)
         if self.weight_decay:
-            value = value + 0.5 * self.nbeta * self.weight_decay * tensors.squared_norm(params)
+            value = value + 0.5 * self.nbeta * self.weight_decay * self._squared_norm(params)
         return value
+
+    def _squared_norm(self, params: Params) -> Tensor:
+        """`|w|²` over the weights that move, `[C]`."""
+        moving = {
+            n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in params.items()
+        }
+        return tensors.squared_norm(moving)
 
     def displacement(self, params: Params) -> Params:
         """`w - center`, leaves `[C, *shape]`."""

@@ -68,8 +68,6 @@ class Problem:
         train_weights: Tensor | Sequence[float] | None = None,
         tied_weights: Literal["refuse", "share"] = "refuse",
     ) -> None:
-        if tied_weights == "refuse":
-            _refuse_tied(model)
         devices = {p.device for p in model.parameters()}
         if len(devices) != 1:
             raise ValueError(
@@ -77,6 +75,7 @@ class Problem:
                 if devices
                 else "the model has no parameters: there is nothing to sample."
             )
+        _refuse_tied(model, one_object_is_fine=tied_weights == "share")
         self.model = model
         self.loss = loss
         self.device = devices.pop()
@@ -172,16 +171,25 @@ def check_item_values(
         )
 
 
-def _refuse_tied(model: nn.Module) -> None:
-    first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = first.setdefault(parameter.untyped_storage().data_ptr(), name)
-        if owner != name and parameter.numel():
-            raise ValueError(
-                f"tied weights: {name!r} and {owner!r} share storage, so globs and masks on one "
-                "would silently act on both. Untie them, or pass tied_weights='share' to sample "
-                f"them as one parameter under the name {owner!r}."
-            )
+def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
+    places: dict[int, list[tuple[int, int, str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=one_object_is_fine):
+        if not parameter.numel():
+            continue
+        # Neighbours in one flat buffer, as cuDNN's recurrent layers keep them, are not tied.
+        strides = zip(parameter.shape, parameter.stride(), strict=True)
+        start = int(parameter.storage_offset())
+        stop = start + sum(int((n - 1) * s) for n, s in strides)
+        others = places.setdefault(parameter.untyped_storage().data_ptr(), [])
+        for other_start, other_stop, owner in others:
+            if start <= other_stop and other_start <= stop:
+                raise ValueError(
+                    f"tied weights: {name!r} and {owner!r} share storage, so globs and masks on "
+                    "one would silently act on both. Untie them, or make them one Parameter and "
+                    "pass tied_weights='share' to sample them as one under the name "
+                    f"{owner!r}."
+                )
+        others.append((start, stop, name))
 
 
 def _groups(queries: Any, *, dict_batches: bool) -> dict[str, Items]:

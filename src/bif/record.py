@@ -28,8 +28,11 @@ class BlockRecorder:
         self.diverged: dict[int, int] = {}
         """Chain to the draw by which it had diverged."""
         self._limit = distance_limit
+        self._flush_every = 1
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._host: tuple[Tensor, Tensor] | None = None
+        self._sent: list[tuple[Tensor, Tensor]] = []
+        self._host: list[tuple[Tensor, Tensor]] = []
+        self._unread: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
     @property
     def all_diverged(self) -> bool:
@@ -37,45 +40,71 @@ class BlockRecorder:
 
     def add(self, train: Tensor, query: Tensor, distance_squared: Tensor) -> None:
         """One draw: `train` `[C, N]`, `query` `[C, A·Q]`, `distance_squared` `[C]`."""
-        if self._host is None:
-            rows = len(self.chains), self.num_draws
-            self._host = (
-                torch.empty(*rows, train.shape[1], dtype=train.dtype),
-                torch.empty(*rows, query.shape[1], dtype=query.dtype),
-            )
+        if not self.recorded:
             size = (train.numel() + query.numel()) * train.element_size()
-            self._flush_every = max(1, min(self.num_draws, 64, _BUFFER_BYTES // size))
+            self._flush_every = max(1, min(self.num_draws, 32, _BUFFER_BYTES // size))
         self._pending.append((train, query, distance_squared))
         if len(self._pending) >= self._flush_every:
-            self.flush()
+            self._send()
+            self._read(wait=False)
 
     def flush(self) -> None:
-        """Move pending draws to the host and look for chains that have diverged."""
-        if not self._pending:
-            return
-        assert self._host is not None
-        train, query, distance = (torch.stack(x, dim=1) for x in zip(*self._pending, strict=True))
-        stop = self.recorded + len(self._pending)
-        self._host[0][:, self.recorded : stop].copy_(train)
-        self._host[1][:, self.recorded : stop].copy_(query)
-        fine = train.isfinite().all(dim=(1, 2)) & query.isfinite().all(dim=(1, 2))  # type: ignore[call-overload]
-        fine &= (distance <= self._limit).all(dim=1)
-        for position, ok in enumerate(fine.tolist()):
-            if not ok:
-                self.diverged.setdefault(self.chains[position], stop)
-        self.recorded = stop
-        self._pending.clear()
+        """Wait until everything has reached the host and has been looked at."""
+        if self._pending:
+            self._send()
+        self._read(wait=True)
 
     def block(self) -> TraceBlock | None:
-        """The surviving chains' traces so far; None if there are none."""
-        if self._host is None or not self.recorded:
-            return None
+        """The surviving chains' traces so far, after `flush`; None if there are none."""
+        self.flush()
         keep = [i for i, chain in enumerate(self.chains) if chain not in self.diverged]
-        if not keep:
+        if not self._host or not keep:
             return None
-        train, query = (x[:, : self.recorded] for x in self._host)
-        return (
-            TraceBlock(tuple(self.chains), train, query).only(keep)
-            if self.diverged
-            else (TraceBlock(tuple(self.chains), train, query))
-        )
+        if len(self._host) > 1:  # joined once, so that asking again is free
+            train, query = zip(*self._host, strict=True)
+            self._host = [(torch.cat(train, dim=1), torch.cat(query, dim=1))]
+        block = TraceBlock(tuple(self.chains), *self._host[0])
+        return block.only(keep) if self.diverged else block
+
+    def _send(self) -> None:
+        """Start the copy of the pending draws to the host."""
+        train, query, distance = (torch.stack(x, dim=1) for x in zip(*self._pending, strict=True))
+        fine = train.isfinite().flatten(1).all(dim=1) & query.isfinite().flatten(1).all(dim=1)
+        fine &= (distance <= self._limit).all(dim=1)
+        self._sent.append((_to_host(train), _to_host(query)))
+        self.recorded += len(self._pending)
+        fine = _to_host(fine)
+        arrived = None
+        if train.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._unread.append((self.recorded, fine, arrived))
+        self._pending.clear()
+
+    def _read(self, *, wait: bool) -> None:
+        """Look at the buffers that have arrived, or at all of them."""
+        while self._unread:
+            stop, fine, arrived = self._unread[0]
+            if arrived is not None and not arrived.query():
+                if not wait:
+                    return
+                arrived.synchronize()
+            self._unread.pop(0)
+            # Out of pinned memory, so that the next buffer can have it: making more of it stalls.
+            self._host.append((_pageable(self._sent[0][0]), _pageable(self._sent[0][1])))
+            self._sent.pop(0)
+            for position, ok in enumerate(fine.tolist()):
+                if not ok:
+                    self.diverged.setdefault(self.chains[position], stop)
+
+
+def _to_host(x: Tensor) -> Tensor:
+    """A copy on the host; from a GPU into pinned memory, without waiting."""
+    if not x.is_cuda:
+        return x
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return host.copy_(x, non_blocking=True)
+
+
+def _pageable(x: Tensor) -> Tensor:
+    return x.clone() if x.is_pinned() else x

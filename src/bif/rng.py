@@ -74,7 +74,10 @@ class ShuffledOrder:
 
     Args:
         num_items: n.
-        batch_size: B, at most n.
+        batch_size: B, from 1 to n.
+
+    Raises:
+        ValueError: A batch size out of range.
     """
 
     def __init__(
@@ -87,6 +90,10 @@ class ShuffledOrder:
         block: int,
         device: torch.device,
     ) -> None:
+        if not 1 <= batch_size <= num_items:
+            raise ValueError(
+                f"batch_size is {batch_size} for {num_items} items: expected 1 to {num_items}."
+            )
         self.num_items, self.batch_size, self.num_chains = num_items, batch_size, num_chains
         self.seed, self.block, self.device = seed, block, device
         self.batches_per_epoch = num_items // batch_size

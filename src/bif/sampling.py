@@ -48,8 +48,8 @@ class Sampling:
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
         alone = self._start(1)
-        self.train_center = self._observe_train(alone)[0].cpu()
-        self.query_center = self._observe_queries(alone)[0].cpu()
+        self.train_center = self.observe_train(alone)[0].cpu()
+        self.query_center = self.observe_queries(alone)[0].cpu()
         self._refuse_bad_losses()
 
     def record(self, *, show_progress: bool) -> None:
@@ -93,10 +93,7 @@ class Sampling:
 
     def _record_block(self, block: int, chains: range, bar: ProgressBar) -> None:
         s, posterior = self.settings, self.posterior
-        # Under the posterior |w - w*|² is about (moving weights)/gamma at most: far above, a
-        # chain has left; without gamma only NaN and infinity tell.
-        limit = 100 * (posterior.num_moving + 25) / s.gamma if s.gamma else math.inf
-        recorder = BlockRecorder(chains, num_draws=s.draws, distance_limit=limit)
+        recorder = BlockRecorder(chains, num_draws=s.draws, distance_limit=self._distance_limit())
         self.recorders.append(recorder)
         for draw, train, query in self.observed_draws(block, len(chains)):
             recorder.add(train, query, posterior.distance_squared(draw.params))
@@ -123,13 +120,28 @@ class Sampling:
             num_draws=s.draws,
             burn_in=s.burn_in,
             thin=s.thin,
+            # RMSprop's step counter would be compiled in anew at every step.
+            use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
         )
         # Losses that fell out of the gradient serve where they are as exact as asked for.
         reuse = _EXACTNESS[s.gradient_precision] >= _EXACTNESS[s.loss_precision]
         for draw in draws:
             losses = draw.losses if reuse else None
-            train = self._observe_train(draw.params) if losses is None else losses
-            yield draw, train, self._observe_queries(draw.params)
+            train = self.observe_train(draw.params) if losses is None else losses
+            yield draw, train, self.observe_queries(draw.params)
+
+    def _distance_limit(self) -> float:
+        """`|w - w*|²` that no chain reaches while it samples the posterior.
+
+        With losses ≥ 0, `gamma · E|w - w*|²` is at most about `2·nbeta·L(w*)`, all the loss there
+        is to lose, plus the number of moving weights; a hundred times that is far out.  Without
+        gamma only NaN and infinity tell.
+        """
+        s = self.settings
+        if not s.gamma or s.nbeta is None:
+            return math.inf
+        to_lose = 2 * s.nbeta * abs(float(self.train_center.double().mean()))
+        return 100 * (self.posterior.num_moving + 25 + to_lose) / s.gamma
 
     def _start(self, num_chains: int) -> Params:
         """Fresh chains at w*."""
@@ -167,11 +179,12 @@ class Sampling:
             center_gradient=center_gradient,
         )
 
-    def _observe_train(self, params: Params) -> Tensor:
+    def observe_train(self, params: Params) -> Tensor:
+        """Losses of the train items, `[C, N]`."""
         return self._observe(self.problem.loss, params, self.train)
 
-    def _observe_queries(self, params: Params) -> Tensor:
-        """`[C, A·Q]`, observable-major."""
+    def observe_queries(self, params: Params) -> Tensor:
+        """Observables of the queries, `[C, A·Q]`, observable-major."""
         return torch.cat(
             [
                 self._observe(observable.function, params, items)

@@ -48,10 +48,7 @@ def check_folder(folder: str | Path, manifest: Mapping[str, Any], *, overwrite: 
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    if not (folder / MANIFEST).is_file():
-        raise FolderInUse(
-            f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
-        )
+    _refuse_foreign(folder)
     if overwrite:
         return False
     found = read_json(folder / MANIFEST)
@@ -78,8 +75,13 @@ def write_run(
     summary: Mapping[str, Any],
     report: str,
 ) -> Path:
-    """Write a finished (or interrupted) run in one move; a run that was there is replaced."""
+    """Write a finished (or interrupted) run in one move; a run that was there is replaced.
+
+    Raises:
+        FolderInUse: The folder holds other files.
+    """
     folder = Path(folder).absolute()
+    _refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -92,14 +94,28 @@ def write_run(
         if folder.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.rename(retired / folder.name)
-            fresh.rename(folder)
-            shutil.rmtree(retired)
+            try:
+                fresh.rename(folder)
+            except BaseException:
+                (retired / folder.name).rename(folder)
+                raise
+            finally:
+                shutil.rmtree(retired)
         else:
             fresh.rename(folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise unless there is nothing at `folder`, an empty folder, or a run."""
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / MANIFEST).is_file():
+        raise FolderInUse(
+            f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
+        )
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -128,7 +144,9 @@ def save_dataset(dataset: xr.Dataset, path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: choose another path, or remove it first.")
-    dataset.to_zarr(path, mode="w-", consolidated=False)
+    # Zarr's third format has no strings of fixed length.
+    texts = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "U"}
+    dataset.assign(texts).to_zarr(path, mode="w-", consolidated=False)
     return path
 
 

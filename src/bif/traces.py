@@ -33,6 +33,7 @@ class TraceBlock:
 
     @property
     def num_draws(self) -> int:
+        """Draws of each chain, D."""
         return self.train.shape[1]
 
     def only(self, keep: Sequence[int]) -> TraceBlock:
@@ -55,6 +56,7 @@ class LossTraces:
 
     @property
     def num_chains(self) -> int:
+        """Chains of all blocks together."""
         return sum(len(block.chains) for block in self.blocks)
 
     @property

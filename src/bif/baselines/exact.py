@@ -65,8 +65,8 @@ def exact_hessian(problem: Problem) -> Tensor:
             "pip install 'bayesian-influence[baselines]'."
         ) from error
     model = problem.evaluation_copy(problem.device)
-    params = {name: p.requires_grad_() for name, p in model.named_parameters()}
-    count = sum(p.numel() for p in params.values())
+    model.requires_grad_()
+    count = sum(p.numel() for p in model.parameters())
     if count > _LARGEST:
         raise ValueError(
             f"the exact Hessian of {count:,} weights does not fit: at most {_LARGEST:,}."
@@ -75,12 +75,12 @@ def exact_hessian(problem: Problem) -> Tensor:
     operator: Any = HessianLinearOperator(
         wrapped,
         _MeanOfLosses(),
-        list(params.values()),
+        list(model.parameters()),
         list(_labelled(problem, 1024)),
         check_deterministic=False,
         batch_size_fn=_num_items,
     )
-    eye = torch.eye(count, dtype=next(iter(params.values())).dtype, device=problem.device)
+    eye = torch.eye(count, dtype=next(model.parameters()).dtype, device=problem.device)
     columns: list[Tensor] = [operator @ part for part in eye.split(256, dim=1)]
     hessian = torch.cat(columns, dim=1).double()
     return (hessian + hessian.T) / 2

@@ -38,7 +38,8 @@ def reliability(
 
     Args:
         traces: Of at least two chains.
-        num_queries, num_train: Random subsets of at most this many are used.
+        num_queries: At most this many query columns are used, drawn at random.
+        num_train: At most this many train items are used, drawn at random.
         seed: Of the subsets and splits.
 
     Returns:

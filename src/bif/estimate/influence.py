@@ -41,7 +41,8 @@ def estimate_influence(
         traces: Query columns observable-major, `[C, D, A·Q]`.
         nbeta: Of the posterior that was sampled.
         observables: Names to "lower", "higher" or None, in the order of the columns.
-        query_ids, train_ids: Q and N names.
+        query_ids: Q names.
+        train_ids: N names.
         query_groups: Q group names.
         num_groups: Groups of chains behind the standard errors.
         device: Where to do the arithmetic.

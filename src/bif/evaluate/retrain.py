@@ -167,7 +167,10 @@ def _require_finite(
     recipe: Recipe,
 ) -> None:
     finite = torch.stack(
-        [torch.isfinite(t.flatten(1)).all(dim=1) for t in (*leaves.values(), *values.values())]
+        [
+            torch.isfinite(t.reshape(len(t), -1)).all(dim=1)
+            for t in (*leaves.values(), *values.values())
+        ]
     )
     diverged = [
         net for net, fine in zip(networks, finite.all(dim=0).tolist(), strict=True) if not fine

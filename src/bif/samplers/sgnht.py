@@ -30,8 +30,9 @@ class SGNHT:
     `dv = -friction·v dt + sqrt(2·diffusion) dW` over h, half thermostat, and the other half drift;
     d is the number of moving weights of a chain.  Without gradient noise it is BAOAB with
     `friction = diffusion`; with noise of equal size in every direction the friction rises until
-    the velocities have unit variance, which corrects the temperature.  One thermostat cannot
-    correct noise that differs between directions.
+    the velocities have unit variance, which corrects the temperature.  At finite h it corrects a
+    little too far, for it also sees velocities that the noise has just kicked.  One thermostat
+    cannot correct noise that differs between directions.
 
     Args:
         step_size: h, in units of 1 / sqrt(curvature of U).

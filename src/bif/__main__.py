@@ -1,0 +1,5 @@
+"""`python -m bif`."""
+
+from bif.cli import main
+
+main()

@@ -1,0 +1,224 @@
+"""The command line: the same objects as in Python, and errors without a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bif
+from bif import cli, store
+from small_problems import TINY, classification
+
+PROBLEM = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from small_problems import classification
+
+    def problem():
+        return classification()
+
+    def nothing():
+        return 3
+
+    def broken():
+        return classification(train_weights=[1.0])
+
+    constant = 5
+"""
+TINY_FLAGS = [
+    "--chains", "4", "--draws", "6", "--burn-in", "4", "--thin", "2",
+    "--step-size", "0.02", "--friction", "2.0", "--gamma", "5.0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(dedent(PROBLEM).format(tests=str(Path(__file__).parent)))
+    return path
+
+
+@pytest.fixture
+def bif_command(monkeypatch, capsys):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bif", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def failed(answer: tuple[int, str, str]) -> str:
+    """The message of a refusal: exit code 2, nothing but one message on stderr."""
+    code, out, err = answer
+    assert code == 2 and out == "" and "Traceback" not in err
+    assert err.startswith("bif: ")
+    return err
+
+
+class TestAttribute:
+    def test_it_is_the_run_of_the_same_settings_in_python(self, file, tmp_path, bif_command):
+        out = tmp_path / "out"
+        code, said, _ = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
+        assert code == 0
+        assert f"report: {out / 'report.html'}" in said and "reliability" in said
+        got, run = store.read_run(out), bif.attribute(classification(), TINY)
+        np.testing.assert_array_equal(
+            got["influence"]["influence"], run.influence.dataset["influence"]
+        )
+        assert got["manifest"]["identity"]["model"] == run.manifest["identity"]["model"]
+        assert got["manifest"]["settings"] == store._plain(run.manifest["settings"])
+
+    def test_again_it_ends_at_once_and_says_so(self, file, tmp_path, bif_command):
+        command = ["attribute", f"{file}:problem", "--out", tmp_path / "out", *TINY_FLAGS]
+        bif_command(*command)
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+        code, said, err = bif_command(*command)
+        assert code == 0 and "already holds this run, complete: nothing to do" in said
+        assert err == ""
+        assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+
+    def test_other_settings_are_refused_and_overwrite_replaces(self, file, tmp_path, bif_command):
+        out = tmp_path / "out"
+        command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
+        bif_command(*command)
+        text = failed(bif_command(*command, "--seed", 1))
+        assert "holds another run, with another settings.seed" in text and "--overwrite" in text
+        assert store.read_run(out)["manifest"]["settings"]["seed"] == 0
+        code, _, _ = bif_command(*command, "--seed", 1, "--overwrite")
+        assert code == 0 and store.read_run(out)["manifest"]["settings"]["seed"] == 1
+
+    def test_other_files_are_kept_even_with_overwrite(self, file, tmp_path, bif_command):
+        text = failed(
+            bif_command("attribute", f"{file}:problem", "--out", tmp_path, "--overwrite",
+                        *TINY_FLAGS)
+        )  # fmt: skip
+        assert "holds no run of bif" in text and file.exists()
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            ("{file}", "expected FILE.py:FUNCTION, got"),
+            ("{file}:not-a-name", "expected FILE.py:FUNCTION, got"),
+            ("nowhere.py:problem", "no file 'nowhere.py': expected FILE.py:FUNCTION"),
+            ("{folder}/data.csv:problem", "is not a Python file: expected FILE.py:FUNCTION"),
+            ("{file}:missing", "has no function 'missing'"),
+            ("{file}:constant", "has no function 'constant'"),
+            ("{file}:nothing", "must return a bif.Problem, got int"),
+            ("{file}:broken", "train_weights must be 20 finite numbers"),
+        ],
+    )
+    def test_a_bad_target_is_refused(self, file, tmp_path, bif_command, target, message):
+        (tmp_path / "data.csv").write_text("1,2")
+        text = target.format(file=file, folder=tmp_path)
+        assert message in failed(bif_command("attribute", text, "--out", tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--chains", "1"], "chains must be at least 2, got 1"),
+            (["--batch-size", "3"], "batch_size=3 has no use with gradient='full'"),
+            (["--movable", "head.*"], "movable pattern 'head.*' matches no parameter"),
+            (["--step-size", "50", "--draws", "20"], "chains survived"),
+        ],
+    )
+    def test_bad_settings_are_refused(self, file, tmp_path, bif_command, flags, message):
+        answer = bif_command("attribute", f"{file}:problem", "--out", tmp_path / "out",
+                             *TINY_FLAGS, *flags)  # fmt: skip
+        code, _, err = answer
+        assert code == 2 and "Traceback" not in err and message in err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_target_may_import_its_neighbours_and_leaves_the_path_alone(self, tmp_path):
+        (tmp_path / "neighbour_of_mine.py").write_text("from small_problems import classification")
+        (tmp_path / "mine.py").write_text("from neighbour_of_mine import classification as problem")
+        before = list(sys.path)
+        assert cli.load_problem(f"{tmp_path / 'mine.py'}:problem").num_train == 20
+        assert sys.path == before
+
+
+class TestShow:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return bif.attribute(classification(), TINY).save(tmp_path / "out")
+
+    def test_it_prints_figures_sign_and_the_first_three_queries(self, folder, bif_command):
+        code, out, err = bif_command("show", folder)
+        assert code == 0 and err == ""
+        for text in ("draws", "reliability", "-Cov(train loss, observable)", "helpful", "harmful"):
+            assert text in out
+        assert [f"query {q}, loss" in out for q in range(5)] == [True] * 3 + [False] * 2
+
+    def test_queries_observable_and_number_of_items_may_be_chosen(self, folder, bif_command):
+        _, out, _ = bif_command("show", folder, "--query", "4", "2", "--observable", "margin",
+                                "--top", "2")  # fmt: skip
+        expected = bif.Influence.load(folder).top("4", 2, observable="margin")
+        assert str(expected) in out and "query 2, margin" in out
+        assert "query 0" not in out and "loss\n  helpful" not in out
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [(["--query", "99"], "no query with id '99'"),
+         (["--observable", "logit"], "no observable 'logit'")],
+    )  # fmt: skip
+    def test_unknown_names_are_refused(self, folder, bif_command, flags, message):
+        code, _, err = bif_command("show", folder, *flags)
+        assert code == 2 and message in err and "Traceback" not in err
+        assert '"no ' not in err  # the message, not the repr of a KeyError
+
+    def test_a_folder_without_a_run_is_refused(self, tmp_path, bif_command):
+        text = failed(bif_command("show", tmp_path / "nothing"))
+        assert "holds no run of bif: it has no run.json" in text
+
+    def test_warnings_are_printed_first(self, folder, bif_command):
+        manifest = store.read_json(folder / store.MANIFEST)
+        store.write_json(folder / store.MANIFEST, {**manifest, "warnings": ["mind [the] gap"]})
+        _, out, _ = bif_command("show", folder)
+        assert out.index("mind [the] gap") < out.index("draws")
+
+    def test_a_run_without_reliability_can_be_shown(self, folder, bif_command):
+        summary = store.read_json(folder / store.SUMMARY)
+        store.write_json(folder / store.SUMMARY, {**summary, "reliability": float("nan")})
+        assert bif_command("show", folder)[0] == 0
+
+
+class TestUsage:
+    def test_help_names_the_commands(self, bif_command):
+        code, out, _ = bif_command("--help")
+        assert code == 0 and all(name in out for name in ("demo", "attribute", "show"))
+
+    @pytest.mark.parametrize("arguments", [[], ["attribute"], ["dance"], ["show"]])
+    def test_bad_usage_exits_with_2(self, bif_command, arguments):
+        code, _, err = bif_command(*arguments)
+        assert code == 2 and "Traceback" not in err and err
+
+    def test_the_installed_command_runs_and_refuses_without_a_traceback(self, file, tmp_path):
+        command = [sys.executable, "-c", "from bif.cli import main; main()"]
+        source = str(Path(bif.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+
+        def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*command, *map(str, arguments)],
+                capture_output=True, text=True, env=environment, cwd=tmp_path,
+            )  # fmt: skip
+
+        good = run("attribute", "mine.py:problem", "--out", "out", *TINY_FLAGS)
+        assert good.returncode == 0, good.stderr
+        assert (tmp_path / "out" / "report.html").is_file()
+        bad = run("attribute", "mine.py:missing", "--out", "other")
+        assert bad.returncode == 2 and bad.stdout == ""
+        assert bad.stderr == "bif: 'mine.py' has no function 'missing'.\n"

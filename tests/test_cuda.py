@@ -1,0 +1,146 @@
+"""On a GPU: nothing waits for the device inside the step loop, and the law is the CPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import bif
+from bif import Settings, losses
+from bif.record import BlockRecorder
+from bif.sampling import Sampling
+from small_problems import (
+    TINY,
+    Pairs,
+    assert_same_state,
+    classification,
+    labelled,
+    network,
+    state_of,
+)
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+STEPS = {"baoab": 0.02, "sgld": 1e-3, "rmsprop_sgld": 1e-4, "rmsprop_sgld_frozen": 1e-4,
+         "sgnht": 0.02}  # fmt: skip
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise wherever the host waits for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_guard_notices_waiting():
+    x = torch.ones(1, device="cuda")
+    with no_waiting(), pytest.raises(RuntimeError, match="synchronizing"):
+        x.item()
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("gradient", ["full", "minibatch", "control_variate"])
+@pytest.mark.parametrize("sampler", STEPS)
+def test_steps_observation_and_recording_never_wait_for_the_device(sampler, gradient, precision):
+    settings = replace(
+        TINY, sampler=sampler, gradient=gradient, device="cuda", step_size=STEPS[sampler],
+        batch_size=None if gradient == "full" else 5, draws=20, gradient_precision=precision,
+        friction=2.0 if sampler in ("baoab", "sgnht") else None,
+    )  # fmt: skip
+    x, y = labelled(20, seed=1)
+    qx, qy = labelled(5, seed=2)
+    problem = classification(
+        model=network().float(), train=(x.float(), y), queries=(qx.float(), qy)
+    )
+    sampling = Sampling(problem, bif.calibrate(problem, settings).settings)
+    recorder = BlockRecorder(range(4), num_draws=20, distance_limit=1e6)
+    draws = sampling.observed_draws(0, 4)
+    first, train, query = next(draws)  # the first step may set up libraries
+    recorder.add(train, query, sampling.posterior.distance_squared(first.params))
+    with no_waiting():
+        for draw, train, query in draws:
+            recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+    block = recorder.block()
+    assert block is not None and block.num_draws == 20
+    assert block.train.device.type == "cpu" and block.train.isfinite().all()
+
+
+def test_values_at_the_center_are_the_cpus_to_float64_precision():
+    on_cpu = bif.attribute(classification(), TINY).influence.dataset
+    on_gpu = bif.attribute(classification(), replace(TINY, device="cuda")).influence.dataset
+    for name in ("train_center_loss", "query_center"):
+        np.testing.assert_allclose(on_gpu[name], on_cpu[name], rtol=0, atol=1e-12)
+
+
+def test_influences_are_those_of_the_cpu_within_their_errors():
+    # Devices differ in their random numbers, not in their law.
+    settings = Settings(chains=128, draws=100)
+    cpu = bif.attribute(classification(), settings)
+    gpu = bif.attribute(classification(), replace(settings, device="cuda"))
+    a, b = cpu.influence.dataset, gpu.influence.dataset
+    error = np.hypot(a["standard_error"], b["standard_error"])
+    gap = np.abs(a["influence"] - b["influence"]) / error
+    # 200 differences of estimates with 15 degrees of freedom each: beyond 6 with chance 1e-3.
+    assert float(gap.max()) < 6
+    scale = float(np.sqrt((a["influence"] ** 2).mean()))
+    assert float(np.sqrt((error**2).mean())) < 0.2 * scale
+
+
+@pytest.mark.parametrize("oracle", ["stacked", "sequential", "live"])
+def test_every_oracle_runs_and_leaves_the_model_where_it_was(oracle):
+    model = network().cuda()
+    before = state_of(model)
+    run = bif.attribute(classification(model=model), replace(TINY, oracle=oracle))
+    assert run.manifest["device"] == "cuda:0"
+    assert np.isfinite(run.influence.dataset["influence"]).all()
+    assert_same_state(model, before)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    settings = replace(TINY, device="cuda", block_size=2)
+    first, again = (bif.attribute(classification(), settings) for _ in range(2))
+    for a, b in zip(first.traces.blocks, again.traces.blocks, strict=True):
+        assert torch.equal(a.train, b.train) and torch.equal(a.query, b.query)
+
+
+def test_items_of_a_dataset_reach_the_device():
+    train, queries = Pairs(*labelled(20, seed=1)), Pairs(*labelled(5, seed=2))
+    settings = replace(TINY, device="cuda", gradient="minibatch", batch_size=5)
+    itemwise = bif.attribute(classification(train=train, queries=queries), settings)
+    whole = bif.attribute(classification(), settings)
+    assert torch.equal(itemwise.traces.blocks[0].train, whole.traces.blocks[0].train)
+
+
+def test_compiled_chains_are_the_plain_ones_to_rounding():
+    plain = bif.attribute(classification(), replace(TINY, device="cuda"))
+    fused = bif.attribute(classification(), replace(TINY, device="cuda", compiled=True))
+    torch.testing.assert_close(
+        fused.traces.blocks[0].train, plain.traces.blocks[0].train, rtol=0, atol=1e-9
+    )
+
+
+def test_recurrent_layers_of_cudnn_in_one_buffer_are_not_taken_for_tied_weights():
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = torch.nn.GRU(2, 4, batch_first=True), torch.nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.gru(x.unflatten(1, (2, 2)))[0][:, -1])
+
+    model = Recurrent().double().cuda()
+    storages = {p.untyped_storage().data_ptr() for p in model.gru.parameters()}
+    assert len(storages) == 1
+    problem = classification(model=model)
+    assert problem.observables[0].function is losses.cross_entropy
