@@ -36,7 +36,8 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "settings": {"types", "oracles"},
     # Gradients and losses of a model; neither priors nor noise.
     "compiling": set(),
-    "oracles": {"types", "tensors", "items", "losses", "compiling"},
+    "functional": {"types", "losses"},
+    "oracles": {"types", "tensors", "items", "functional", "compiling"},
     "gradients": {"types", "tensors", "items", "oracles", "rng"},
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},
     # Steps into draws, draws into traces, traces into scores.
@@ -45,13 +46,13 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "traces": {"types"},
     "record": {"types", "traces"},
     "estimate": {"types", "traces"},
-    "evaluate": {"types"},
+    "evaluate": {"types", "items", "functional"},
     "store": {"types", "items"},
     "influence": {"types", "traces", "estimate", "store"},
     "manifest": {"items", "problem", "settings", "store"},
     "report": set(),
     "progress": set(),
-    "baselines": {"types", "items", "losses", "problem", "posterior"},
+    "baselines": {"types", "items", "functional", "problem", "posterior"},
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
     "calibrate": None,

@@ -156,7 +156,7 @@ class Influence:
             return Influence(summed_influence(self.dataset, self.traces, members))
         summable = ("influence", "derivative", "train_mean_loss", "train_center_loss")
         lost = ("standard_error", "correlation", "self_influence",
-                      "self_influence_standard_error")  # fmt: skip
+                "self_influence_standard_error")  # fmt: skip
         names = summable + lost
         items = self.dataset[[name for name in names if name in self.dataset]]
         columns = [items.isel(train=list(m)).sum("train") for m in members.values()]

@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from bif.compiling import compiled
+from bif.functional import ItemFunction
 from bif.items import batch_leaves, map_batch
-from bif.losses import at_least_float32, per_item
 from bif.types import Batch, ItemLoss, Params
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -40,25 +40,6 @@ class Oracle(Protocol):
     ) -> tuple[Params, Tensor]:
         """Gradient of `Σ_b weights[b] * loss_b`, leaves `[C, *shape]`, and the losses `[C, B]`."""
         ...
-
-
-class _Call(nn.Module):
-    """Hands the user's loss the real module, with the weights of the moment in place."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: ItemLoss, batch: Batch) -> Tensor:
-        return at_least_float32(per_item(function(self.model, batch)))
-
-
-def _functional(
-    call: _Call, function: ItemLoss, params: Params, batch: Batch, precision: Precision
-) -> Tensor:
-    named = {f"model.{name}": leaf for name, leaf in params.items()}
-    with _autocast(batch, precision):
-        return functional_call(call, named, (function, batch))
 
 
 def _autocast(batch: Batch, precision: Precision) -> AbstractContextManager[object]:
@@ -89,8 +70,8 @@ class StackedOracle:
         value_precision: Precision = "float32",
         use_compile: bool = False,
     ) -> None:
-        self._call = _Call(model)
-        self._loss = loss
+        self._model = model
+        self._loss = ItemFunction(model, loss)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._gradients = {
@@ -100,7 +81,8 @@ class StackedOracle:
         self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
 
     def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses = _functional(self._call, self._loss, params, batch, self._precision[0])
+        with _autocast(batch, self._precision[0]):
+            losses = self._loss.at(params, batch)
         return (weights * losses).sum(), losses
 
     def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,9 +90,11 @@ class StackedOracle:
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
+            of_items = ItemFunction(self._model, function)
 
             def one_chain(params: Params, batch: Batch) -> Tensor:
-                return _functional(self._call, function, params, batch, self._precision[1])
+                with _autocast(batch, self._precision[1]):
+                    return of_items.at(params, batch)
 
             self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
         with torch.no_grad(), _matmul(self._precision[1]):
@@ -138,18 +122,14 @@ class SequentialOracle:
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
     ) -> None:
-        self._call = _Call(model)
-        self._loss = loss
+        self._model = model
+        self._loss = ItemFunction(model, loss)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        with torch.no_grad(), _matmul(self._precision[1]):
-            return torch.stack(
-                [
-                    _functional(self._call, function, one, batch, self._precision[1])
-                    for one in _each_chain(params)
-                ]
-            )
+        of_items, precision = ItemFunction(self._model, function), self._precision[1]
+        with torch.no_grad(), _matmul(precision), _autocast(batch, precision):
+            return torch.stack([of_items.at(one, batch) for one in _each_chain(params)])
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
@@ -161,7 +141,8 @@ class SequentialOracle:
             items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
             weight = weights[c] if per_chain else weights
             with torch.enable_grad(), _matmul(self._precision[0]):
-                values = _functional(self._call, self._loss, leaves, items, self._precision[0])
+                with _autocast(items, self._precision[0]):
+                    values = self._loss.at(leaves, items)
                 gradients.append(
                     torch.autograd.grad(
                         (weight * values).sum(), list(leaves.values()), materialize_grads=True
@@ -197,8 +178,8 @@ class LiveOracle:
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
     ) -> None:
-        self._call = _Call(model)
-        self._loss = loss
+        self._model = model
+        self._loss = ItemFunction(model, loss)
         self._micro_batch = micro_batch
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         parameters = dict(model.named_parameters())
@@ -213,7 +194,7 @@ class LiveOracle:
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         precision = self._precision[1]
         with self._at(params), torch.no_grad(), _matmul(precision), _autocast(batch, precision):
-            return self._call(function, batch).unsqueeze(0)
+            return ItemFunction(self._model, function)(batch).unsqueeze(0)
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
@@ -228,7 +209,7 @@ class LiveOracle:
             items = map_batch(lambda leaf, part=part: leaf[part], batch)
             with self._at(params), torch.enable_grad(), _matmul(precision):
                 with _autocast(batch, precision):
-                    values = self._call(self._loss, items)
+                    values = self._loss(items)
                 (weights[part] * values).sum().backward()
             losses.append(values.detach())
         gradient = {

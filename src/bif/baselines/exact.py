@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bif.baselines.gradient_product import item_gradients, named_observable
+from bif.functional import ItemFunction
 from bif.items import map_batch
-from bif.losses import per_item
 from bif.problem import Problem
-from bif.types import ItemLoss
 
 _LARGEST = 30_000
 
@@ -71,7 +70,7 @@ def exact_hessian(problem: Problem) -> Tensor:
         raise ValueError(
             f"the exact Hessian of {count:,} weights does not fit: at most {_LARGEST:,}."
         )
-    wrapped = _ItemLosses(model, problem.loss)
+    wrapped = _WeightedLosses(ItemFunction(model, problem.loss))
     operator: Any = HessianLinearOperator(
         wrapped,
         _MeanOfLosses(),
@@ -86,16 +85,15 @@ def exact_hessian(problem: Problem) -> Tensor:
     return (hessian + hessian.T) / 2
 
 
-class _ItemLosses(nn.Module):
+class _WeightedLosses(nn.Module):
     """Weighted item losses as the "prediction" whose mean curvlinops differentiates twice."""
 
-    def __init__(self, model: nn.Module, loss: ItemLoss) -> None:
+    def __init__(self, losses: ItemFunction) -> None:
         super().__init__()
-        self.model = model
-        self.loss = loss
+        self.losses = losses
 
     def forward(self, x: dict[str, Any]) -> Tensor:
-        return x["weights"] * per_item(self.loss(self.model, x["batch"]))
+        return x["weights"] * self.losses(x["batch"])
 
 
 def _num_items(x: Any) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
+from bif.functional import ItemFunction
 from bif.items import Items, map_batch
-from bif.losses import per_item
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.types import Batch, ItemLoss, Params
@@ -58,11 +58,11 @@ def item_gradient_chunks(
     """The rows of `item_gradients`, at most `chunk_size` at a time."""
     model = problem.evaluation_copy(problem.device)
     params = LocalPosterior(problem.center(), 1.0, 1.0, movable).center
-    call = _Single(model, function)
+    of_items = ItemFunction(model, function)
 
     def value(params: Params, item: Batch) -> Tensor:
-        named = {f"model.{name}": leaf for name, leaf in params.items()}
-        return functional_call(call, named, (item,))
+        alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
+        return of_items.at(params, alone).sum()
 
     gradients = vmap(grad(value), in_dims=(None, 0))
     for _, batch in items.chunks(chunk_size):
@@ -83,16 +83,3 @@ def named_observable(problem: Problem, name: str | None) -> ItemLoss:
     if name not in functions:
         raise KeyError(f"no observable {name!r}; there are {list(functions)}.")
     return functions[name]
-
-
-class _Single(torch.nn.Module):
-    """The value of one item given without its batch axis."""
-
-    def __init__(self, model: torch.nn.Module, function: ItemLoss) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, item: Batch) -> Tensor:
-        batch = map_batch(lambda leaf: leaf.unsqueeze(0), item)
-        return per_item(self.function(self.model, batch)).sum()

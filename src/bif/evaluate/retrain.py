@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bif.evaluate.training import (
     Init,
-    PerItem,
     Recipe,
     StackTrainer,
     check_per_item,
@@ -21,6 +20,7 @@ from bif.evaluate.training import (
     to_device,
     values_of_stack,
 )
+from bif.functional import ItemFunction
 from bif.types import Batch, ItemLoss
 
 __all__ = ["Recipe", "retrain", "train"]
@@ -80,7 +80,7 @@ def retrain(
     trainer = StackTrainer(model, loss, items, recipe, init, device)
     trainer.check(masks[0])
     queries = {
-        name: (PerItem(trainer.model, function), to_device(batch, trainer.device))
+        name: (ItemFunction(trainer.model, function), to_device(batch, trainer.device))
         for name, (function, batch) in outcomes.items()
     }
     results: dict[str, np.ndarray] = {}
@@ -139,7 +139,7 @@ def train(
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(leaves["model." + name][0])
+                parameter.copy_(leaves[name][0])
     return trained
 
 

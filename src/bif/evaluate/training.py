@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from bif.functional import ItemFunction
+from bif.items import batch_leaves, map_batch
 from bif.types import Batch, ItemLoss
 
 Init = Literal["scratch", "checkpoint"]
@@ -72,32 +73,17 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
-class PerItem(nn.Module):
-    """A function of (model, batch) as a module, so that `functional_call` can swap the weights."""
-
-    def __init__(self, model: nn.Module, function: ItemLoss) -> None:
-        super().__init__()
-        self.model = model
-        self.raw = lambda batch: function(model, batch)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Values [B]; those per token are summed."""
-        values = self.raw(batch)
-        return values.sum(dim=1) if values.ndim == 2 else values
-
-
-def values_of_stack(function: PerItem, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
+def values_of_stack(function: ItemFunction, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
     """Values [G, B] of one batch under every network of the stack."""
     with torch.no_grad():
         return _vmapped(function, (0, None), leaves, batch)
 
 
-def _vmapped(function: PerItem, in_dims: tuple, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
-    def values(weights: dict[str, Tensor], batch: Batch) -> Tensor:
-        return torch.func.functional_call(function, weights, (batch,))
-
+def _vmapped(
+    function: ItemFunction, in_dims: tuple, leaves: dict[str, Tensor], batch: Batch
+) -> Tensor:
     try:
-        return torch.func.vmap(values, in_dims=in_dims)(leaves, batch)
+        return torch.func.vmap(function.at, in_dims=in_dims)(leaves, batch)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -131,7 +117,7 @@ class StackTrainer:
         self.init = init
         # fresh weights are drawn on the CPU: the same on every device
         self._template = copy.deepcopy(model).cpu() if init == "scratch" else None
-        self._losses = PerItem(self.model, loss)
+        self._losses = ItemFunction(self.model, loss)
         self._items = to_device(items, self.device)
         self._recipe = recipe
 
@@ -145,7 +131,7 @@ class StackTrainer:
             )
         index = torch.from_numpy(np.flatnonzero(mask)[:size]).to(self.device)
         with torch.no_grad():
-            values = self._losses.raw(tree_map(lambda t: t[index], self._items))
+            values = self._losses.raw(map_batch(lambda t: t[index], self._items))
         check_per_item(values, size, "the loss")
 
     def fit(self, networks: list[tuple[np.ndarray, int]]) -> dict[str, Tensor]:
@@ -182,7 +168,7 @@ class StackTrainer:
             for name, values in drawn.items():
                 values.append(parameters[name].detach().clone())
         return {
-            "model." + name: torch.stack(values).to(self.device).requires_grad_()
+            name: torch.stack(values).to(self.device).requires_grad_()
             for name, values in drawn.items()
         }
 
@@ -190,7 +176,7 @@ class StackTrainer:
         kept = torch.from_numpy(np.stack([np.flatnonzero(mask) for mask, _ in networks]))
         if self._recipe.batch_size is None:
             index = kept.to(self.device)
-            whole = tree_map(lambda t: t[index], self._items)
+            whole = map_batch(lambda t: t[index], self._items)
             return itertools.repeat(whole, self._recipe.steps)
         orders = [torch.Generator().manual_seed(_stream("order", *net)) for net in networks]
         return self._shuffled_batches(kept, orders, self._recipe.batch_size)
@@ -207,7 +193,7 @@ class StackTrainer:
                 permutations = torch.stack([torch.randperm(num_kept, generator=g) for g in orders])
                 shuffled = kept_GN.gather(1, permutations).to(self.device)
             index = shuffled[:, position * batch_size : (position + 1) * batch_size]
-            yield tree_map(lambda t, index=index: t[index], self._items)
+            yield map_batch(lambda t, index=index: t[index], self._items)
 
 
 def _stream(purpose: str, mask: np.ndarray, seed: int) -> int:
@@ -264,12 +250,12 @@ def check_per_item(values: Any, num_items: int, name: str) -> None:
 
 
 def num_rows(batch: Batch, name: str) -> int:
-    """Returns the common length of a batch's tensors, or raises ValueError."""
-    leaves = tree_leaves(batch)
-    if not leaves or not all(isinstance(t, Tensor) and t.ndim > 0 for t in leaves):
+    """Returns the common length of a batch's tensors, or raises ValueError or TypeError."""
+    leaves = list(batch_leaves(batch, name).values())
+    if not leaves or any(leaf.ndim == 0 for leaf in leaves):
         raise ValueError(
-            f"{name} hold {sorted({type(t).__name__ for t in leaves})}; expected a tensor or a "
-            "tuple, list or dict of tensors with a leading axis of items."
+            f"{name} hold {len(leaves)} tensors, or one without axes; expected tensors with a "
+            "leading axis of items."
         )
     lengths = sorted({len(t) for t in leaves})
     if len(lengths) != 1 or lengths[0] == 0:
@@ -279,4 +265,4 @@ def num_rows(batch: Batch, name: str) -> int:
 
 def to_device(batch: Batch, device: torch.device) -> Any:
     """Returns the batch with every tensor on `device`."""
-    return tree_map(lambda t: t.to(device), batch)
+    return map_batch(lambda t: t.to(device), batch)
