@@ -89,16 +89,17 @@ def main() -> None:
         gradient_product(problem).numpy(), time.perf_counter() - started, {}
     )  # fmt: skip
     started = time.perf_counter()
-    tuned = {
-        damping: np.mean(
-            [
-                lds(exact_influence(tuning, damping=damping).numpy(), tuning_masks, o).mean
-                for o in tuning_bank.values()
-            ]
+    tuned: dict[float, float] = {}
+    for damping in DAMPINGS:
+        try:
+            matrix = exact_influence(tuning, damping=damping).numpy()
+        except ValueError as error:  # the damped Hessian is indefinite
+            print(f"damping {damping}: {error}", flush=True)
+            continue
+        tuned[damping] = float(
+            np.mean([lds(matrix, tuning_masks, o).mean for o in tuning_bank.values()])
         )
-        for damping in DAMPINGS
-    }
-    damping = max(tuned, key=lambda d: float(tuned[d]))
+    damping = max(tuned, key=lambda d: tuned[d])
     print("exact influence, tuning LDS by damping:", tuned, flush=True)
     exact = exact_influence(problem, damping=damping).numpy()
     scores["exact Hessian"] = (exact, time.perf_counter() - started, {"damping": damping})
