@@ -48,7 +48,7 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
     content = {
         "benchmark": name,
         "date": date,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *_portable(sys.argv)]),
         "seed": arguments.seed,
         "versions": versions(),
         "hardware": hardware(arguments.device),
@@ -59,6 +59,12 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
     path = arguments.out / f"{name}-{date}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _portable(words: Sequence[str]) -> list[str]:
+    """The command without folders of this machine."""
+    named = {"--data": "DIR", "--out": "DIR"}
+    return [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -204,8 +204,8 @@ class TestRules:
         # Explanations are printed with four digits.
         assert s.gamma == pytest.approx(20 * max(at_center, away) / DAMPING, rel=1e-3)
         k_max = 20 * max(at_center, away) + s.gamma
-        assert s.step_size == pytest.approx(0.7 / math.sqrt(k_max), rel=1e-3)
-        assert s.friction == pytest.approx(2 * math.sqrt(s.gamma), rel=1e-3)
+        assert s.step_size == pytest.approx(1.2 / math.sqrt(k_max), rel=1e-3)
+        assert s.friction == pytest.approx(1.4 * math.sqrt(s.gamma), rel=1e-3)
 
     @pytest.mark.parametrize("times", [0.1, 0.5, 1.0, 2.0, 10.0])
     def test_burn_in_is_ten_relaxation_times_at_any_friction(self, times):

@@ -138,3 +138,40 @@ def test_observed_values_do_not_depend_on_chunks(chunk_size):
     got = observe(oracle, bif.losses.margin, params, items, chunk_size=chunk_size)
     expected = bif.losses.margin(network(), items.data).detach()
     torch.testing.assert_close(got, expected.expand(C, -1), rtol=0, atol=1e-12)
+
+
+class Greedy(Counter):
+    """A "sampler" that takes noise twice in a step."""
+
+    def step(self, state: Count, gradient: Params, noise: Noise) -> Count:
+        noise.normal(state.params)
+        noise.normal(state.params)
+        return state
+
+
+def chain_of(sampler, *, use_compile: bool = False):
+    return run_chains(
+        sampler,
+        LocalPosterior({"w": torch.ones(5, dtype=torch.float64)}, nbeta=1.0, gamma=1.0),
+        gradient=lambda params, step: GradientEstimate({"w": params["w"].clone()}, None),
+        params={"w": torch.ones(C, 5, dtype=torch.float64)},
+        noise=BlockNoise(torch.Generator().manual_seed(0)),
+        num_draws=6,
+        burn_in=0,
+        thin=1,
+        use_compile=use_compile,
+    )
+
+
+def test_a_sampler_that_takes_noise_twice_in_a_step_is_refused():
+    with pytest.raises(RuntimeError, match="asked for noise a second time"):
+        list(chain_of(Greedy()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [bif.samplers.SGLD(0.1), bif.samplers.BAOAB(0.3, 1.0),
+                                     bif.samplers.SGNHT(0.3, 1.0)])  # fmt: skip
+def test_a_compiled_step_is_the_eager_step(sampler):
+    pairs = zip(chain_of(sampler), chain_of(sampler, use_compile=True), strict=True)
+    for eager, fused in pairs:
+        torch.testing.assert_close(eager.params, fused.params, rtol=0, atol=1e-12)

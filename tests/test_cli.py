@@ -222,3 +222,16 @@ class TestUsage:
         bad = run("attribute", "mine.py:missing", "--out", "other")
         assert bad.returncode == 2 and bad.stdout == ""
         assert bad.stderr == "bif: 'mine.py' has no function 'missing'.\n"
+
+
+def test_ctrl_c_outside_the_sampling_says_that_nothing_was_written(
+    file, tmp_path, bif_command, monkeypatch
+):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bif.attribute.attribute", interrupted)
+    out = tmp_path / "run"
+    code, _, err = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
+    assert (code, err) == (130, "bif: interrupted; nothing was written.\n")
+    assert not out.exists()

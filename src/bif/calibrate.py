@@ -29,6 +29,15 @@ from bif.types import Params
 DAMPING = 50.0
 """gamma = nbeta · largest curvature / DAMPING, where the user gives no gamma."""
 
+UNDERDAMPED_STEP = 1.2
+"""Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
+
+BAOAB's positions have no discretisation bias on quadratics, so the step is as large as the spread
+of curvatures along a chain allows: on digits 1.4 gave 2.2 times the effective draws of 0.7.
+"""
+LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
+"""Friction in units of sqrt(smallest curvature), without and with gradient noise."""
+
 _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 _PILOT_ITEMS = 1024
 _PILOT_CHAINS = 4
@@ -173,15 +182,22 @@ def _steps(problem: Problem, settings: Settings, curvature: float, said: list[st
     k_min = max(k_min, 1e-3 * k_max)
     underdamped = settings.sampler in ("baoab", "sgnht")
     if underdamped:
-        step = settings.step_size or 0.7 / sqrt(k_max)
-        friction = settings.friction or 2 * sqrt(k_min)
+        step = settings.step_size or UNDERDAMPED_STEP / sqrt(k_max)
+        # Low friction decorrelates losses fastest, but multiplies gradient noise.
+        damped = LOW_FRICTION if settings.gradient == "full" else CRITICAL_FRICTION
+        friction = settings.friction or damped * sqrt(k_min)
         # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
         half = friction / 2
         rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
         relaxation = 1 / (step * rate)
-        why = f"0.7 / sqrt(largest curvature of U, {k_max:.4g}); stable below {2 / sqrt(k_max):.4g}"
+        why = (
+            f"{UNDERDAMPED_STEP:g} / sqrt(largest curvature of U, {k_max:.4g}); stable below "
+            f"{2 / sqrt(k_max):.4g}"
+        )
         if settings.friction is None:
-            said.append(f"friction = {friction:.4g}: 2 sqrt(smallest curvature of U, {k_min:.4g})")
+            said.append(
+                f"friction = {friction:.4g}: {damped:g} sqrt(smallest curvature of U, {k_min:.4g})"
+            )
     else:
         friction = settings.friction
         # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.

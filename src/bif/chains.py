@@ -15,10 +15,16 @@ class _Drawn:
     """A step's numbers, drawn beforehand: a generator cannot be compiled."""
 
     def __init__(self, drawn: Params) -> None:
-        self._drawn = drawn
+        self._drawn: Params | None = drawn
 
     def normal(self, like: Params) -> Params:
-        return self._drawn
+        drawn, self._drawn = self._drawn, None
+        if drawn is None:
+            raise RuntimeError(
+                "a sampler's step asked for noise a second time: its numbers are drawn before the "
+                "step, one for each weight. Take them once, or keep further ones in the state."
+            )
+        return drawn
 
 
 def run_chains(

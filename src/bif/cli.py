@@ -38,6 +38,9 @@ def main() -> None:
     command = tyro.cli(commands, prog="bif", description="Bayesian influence functions.")  # type: ignore[arg-type]
     try:
         command.run()
+    except KeyboardInterrupt:  # outside the sampling, which ends with what there is
+        print("bif: interrupted; nothing was written.", file=sys.stderr)
+        sys.exit(130)
     except _USER_ERRORS as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"bif: {message}", file=sys.stderr)

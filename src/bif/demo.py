@@ -108,7 +108,7 @@ def run_demo(
     Raises:
         store.FolderInUse: It holds something else.
     """
-    settings = settings or Settings(seed=seed)
+    settings = settings or Settings(seed=seed, weight_decay=RECIPE.weight_decay)
     made = digits(seed)
     if store.check_folder(out, identity(made.problem, settings), overwrite=overwrite):
         return None

@@ -73,7 +73,8 @@ class HasParams(Protocol):
 class Sampler(Protocol[State]):
     """One SG-MCMC rule: elementwise on leaves `[C, *shape]`, knowing nothing of models.
 
-    `step` may overwrite the buffers of `state` and `gradient`; use only what it returns.
+    `step` may overwrite the buffers of `state` and `gradient`; use only what it returns.  It takes
+    noise at most once, one number a weight.
     """
 
     def init(self, params: Params, noise: Noise) -> State: ...
