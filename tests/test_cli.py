@@ -230,7 +230,7 @@ def test_ctrl_c_outside_the_sampling_says_that_nothing_was_written(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bif.attribute.attribute", interrupted)
+    monkeypatch.setattr(sys.modules["bif.attribute"], "attribute", interrupted)
     out = tmp_path / "run"
     code, _, err = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
     assert (code, err) == (130, "bif: interrupted; nothing was written.\n")
