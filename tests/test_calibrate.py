@@ -202,10 +202,14 @@ class TestRules:
         s = got.settings
         assert s.nbeta == 20 and s.gamma is not None and s.step_size is not None
         # Explanations are printed with four digits.
-        assert s.gamma == pytest.approx(20 * max(at_center, away) / DAMPING, rel=1e-3)
+        assert s.gamma == pytest.approx(20 * at_center / DAMPING, rel=1e-3)
         k_max = 20 * max(at_center, away) + s.gamma
         assert s.step_size == pytest.approx(1.2 / math.sqrt(k_max), rel=1e-3)
         assert s.friction == pytest.approx(1.4 * math.sqrt(s.gamma), rel=1e-3)
+
+    def test_the_posterior_does_not_depend_on_the_seed(self):
+        chosen = [bif.calibrate(classification(), Settings(seed=seed)).settings for seed in (0, 1)]
+        assert chosen[0].gamma == chosen[1].gamma
 
     @pytest.mark.parametrize("times", [0.1, 0.5, 1.0, 2.0, 10.0])
     def test_burn_in_is_ten_relaxation_times_at_any_friction(self, times):

@@ -27,7 +27,7 @@ from bif.settings import Settings
 from bif.types import Params
 
 DAMPING = 50.0
-"""gamma = nbeta · largest curvature / DAMPING, where the user gives no gamma."""
+"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma."""
 
 UNDERDAMPED_STEP = 1.2
 """Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
@@ -166,11 +166,7 @@ def _choose_posterior_and_steps(problem: Problem, settings: Settings, said: list
         settings.step_size, settings.friction, settings.burn_in, settings.thin
     ):  # fmt: skip
         return chosen
-    curvature = _pilot_curvature(problem, chosen, said)
-    gamma = settings.gamma
-    if gamma is None:
-        gamma = max(nbeta, 1.0) * max(curvature, 1e-8) / DAMPING
-        said.append(f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature / {DAMPING:g}")
+    gamma, curvature = _pilot(problem, chosen, said)
     return _steps(problem, replace(chosen, gamma=gamma), curvature, said)
 
 
@@ -231,15 +227,18 @@ def _steps(problem: Problem, settings: Settings, curvature: float, said: list[st
     )
 
 
-def _pilot_curvature(problem: Problem, settings: Settings, said: list[str]) -> float:
-    """Largest curvature of the mean loss at w* and where a short pilot run goes."""
+def _pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float, float]:
+    """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
+
+    The posterior must not depend on the run's seed, so gamma comes from w* alone and from a
+    generator of its own; the pilot only makes the step safer.
+    """
     device = run_device(problem, settings)
     posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
     oracle = make_oracle(problem, replace(settings, compiled=False), list(posterior.center))
     chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
     assert settings.chunk_size is not None
-    source = generator(settings.seed, 0, "probe", device=device)
-    noise = BlockNoise(source, posterior.masks)
+    noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
     count = min(problem.num_train, _PILOT_ITEMS)
     chosen = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))[:count]
     items = Items(problem.train.take(chosen.sort().values)).to(device)
@@ -257,6 +256,10 @@ def _pilot_curvature(problem: Problem, settings: Settings, said: list[str]) -> f
     gamma = settings.gamma
     if gamma is None:
         gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
+        said.append(
+            f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature at w*, "
+            f"{at_center:.4g}, / {DAMPING:g}"
+        )
     posterior = make_posterior(problem, replace(settings, gamma=gamma))
     k_max = nbeta * (at_center + settings.weight_decay) + gamma
     weights = item_weights(problem, next(iter(params.values())))[chosen.sort().values.to(device)]
@@ -276,4 +279,4 @@ def _pilot_curvature(problem: Problem, settings: Settings, said: list[str]) -> f
         f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
         f"60 steps ({chains} chains, {count} items)"
     )
-    return largest
+    return gamma, largest

@@ -19,7 +19,8 @@ class Settings:
     Attributes:
         sampler: The SG-MCMC rule.
         nbeta: Inverse temperature times the number of items; n by default.
-        gamma: Precision of the Gaussian around w*; nbeta · (largest curvature) / 50 by default.
+        gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
+            w*) / 50.
         chains: Independent chains, at least 2.
         draws: Recorded draws of each chain.
         burn_in: Steps of each chain before its first draw.
