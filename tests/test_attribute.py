@@ -484,3 +484,17 @@ def test_a_saved_run_holds_everything(tmp_path):
     assert str(loaded.top(0, 2, observable="margin")) == str(
         run.influence.top(0, 2, observable="margin")
     )
+
+
+def test_a_saved_run_is_replaced_only_where_asked_for(tmp_path):
+    run = bif.attribute(classification(), TINY)
+    run.save(tmp_path / "run")
+    with pytest.raises(store.FolderInUse, match="holds a run already.*overwrite=True"):
+        run.save(tmp_path / "run")
+    run.save(tmp_path / "run", overwrite=True)
+
+
+def test_warnings_are_printed_with_the_run():
+    run = bif.attribute(classification(), TINY)
+    warned = replace(run, manifest={**run.manifest, "warnings": ["mind the gap"]})
+    assert repr(warned).endswith("\nwarning: mind the gap")

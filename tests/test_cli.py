@@ -14,6 +14,7 @@ import pytest
 
 import bif
 from bif import cli, store
+from bif.sampling import Sampling
 from small_problems import TINY, classification
 
 PROBLEM = """
@@ -235,3 +236,17 @@ def test_ctrl_c_outside_the_sampling_says_that_nothing_was_written(
     code, _, err = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
     assert (code, err) == (130, "bif: interrupted; nothing was written.\n")
     assert not out.exists()
+
+
+def test_a_partial_run_is_written_and_ends_with_130(file, tmp_path, bif_command, monkeypatch):
+    record = Sampling.record
+
+    def cut_short(self: Sampling, *, show_progress: bool) -> None:
+        record(self, show_progress=show_progress)
+        self.interrupted = True
+
+    monkeypatch.setattr(Sampling, "record", cut_short)
+    out = tmp_path / "run"
+    code, _, _ = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
+    assert code == 130
+    assert not store.read_run(out)["manifest"]["complete"]

@@ -257,3 +257,16 @@ class TestPrinting:
     def test_self_influence_is_minus_the_variance(self, influence):
         assert influence.self_influence().dims == ("train",)
         assert (influence.self_influence().values <= 0).all()
+
+
+def test_a_group_of_queries_is_no_query():
+    given = Influence(dataset(query_groups=["easy", "easy", "hard"]))
+    with pytest.raises(
+        KeyError, match="'easy' is a group of queries: name one of it, as 'easy/ID'"
+    ):
+        given.top("easy")
+
+
+def test_labels_in_a_tensor_name_groups_by_their_numbers(influence):
+    summed = influence.sum_over(torch.arange(8) % 2)
+    assert summed.dataset["train_id"].values.tolist() == ["0", "1"]

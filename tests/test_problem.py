@@ -33,7 +33,7 @@ class TestLossesThatAreRefused:
         def mean(model: nn.Module, batch: Any) -> Tensor:
             return losses.cross_entropy(model, batch).mean()
 
-        with pytest.raises(ValueError, match=r"loss returned a scalar on train items.*\[2\]"):
+        with pytest.raises(ValueError, match=r"loss returned a scalar on train items.*\[3\]"):
             classification(loss=mean)
 
     @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ class TestLossesThatAreRefused:
         def wrong(model: nn.Module, batch: Any) -> Tensor:
             return cut(losses.cross_entropy(model, batch))
 
-        with pytest.raises(ValueError, match=r"returned shape .* for 2 items.*expected \[2\] or"):
+        with pytest.raises(ValueError, match=r"returned shape .* for 3 items.*expected \[3\] or"):
             classification(loss=wrong)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -73,6 +73,25 @@ class TestLossesThatAreRefused:
     def test_what_is_no_tensor(self):
         with pytest.raises(TypeError, match="loss must return a tensor, got float"):
             classification(loss=lambda model, batch: 1.0)
+
+    def test_a_column_of_outputs_that_broadcasts_against_its_targets(self):
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+        def squared(model: nn.Module, batch: Any) -> Tensor:
+            return (model(batch[0]) - batch[1]) ** 2  # [B, 1] - [B]
+
+        with pytest.raises(ValueError, match=r"changes with the other items .*squeeze"):
+            bif.Problem(nn.Linear(4, 1), squared, train=(x, x[:, 0]), queries=(x, x[:, 0]))
+
+    def test_what_fails_says_whose_failure_it_is_and_what_it_was_given(self):
+        x, y = labelled(20, seed=1)
+        message = r"the loss failed on train items with .*batch\[1\] \(3,\) float64.*int64 \[B\]"
+        with pytest.raises(ValueError, match=message):
+            classification(train=(x, y.double()), queries=(x, y.double()))
+
+    def test_observables_that_are_only_names(self):
+        with pytest.raises(TypeError, match="must be bif.Observable, got 'margin': use bif.MARGIN"):
+            classification(observables=["margin"])
 
     def test_integers(self):
         with pytest.raises(TypeError, match=r"loss returned torch.int64.*floating point"):

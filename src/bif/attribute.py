@@ -17,6 +17,7 @@ from bif.estimate.influence import estimate_influence
 from bif.influence import Influence
 from bif.manifest import identity
 from bif.problem import Problem
+from bif.progress import say
 from bif.sampling import Sampling
 from bif.settings import Settings
 from bif.traces import LossTraces
@@ -43,15 +44,23 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
-    def save(self, folder: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write the run's folder, report included.
 
         Args:
-            folder: Replaced if there is a run in it: see `store.check_folder`.
+            folder: Made if need be.
+            overwrite: Replace a run that is in the folder; anything else is never replaced.
             extra: Further entries for `summary.json`.
         """
         from bif.report import render_report
 
+        store.refuse_occupied(folder, overwrite=overwrite)
         summary = {**self.summary, **(extra or {})}
         report = render_report(
             self.influence.dataset,
@@ -74,6 +83,7 @@ class Run:
             f"{self.influence!r}\n{s['draws']} draws of {s['chains']} chains in "
             f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
             f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
+            + "".join(f"\nwarning: {warning}" for warning in self.manifest["warnings"])
         )
 
 
@@ -100,6 +110,8 @@ def attribute(
     requested = settings or Settings()
     calibration = calibrate(problem, requested)
     sampling = Sampling(problem, calibration.settings)
+    if show_progress:
+        say(calibration.explanations)
     sampling.record(show_progress=show_progress)
     return _finish(problem, requested, calibration, sampling, started)
 

@@ -69,7 +69,16 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
     settings = _choose_posterior_and_steps(problem, settings, said)
+    said.append(_trace_memory(problem, settings))
     return Calibration(settings, tuple(said))
+
+
+def _trace_memory(problem: Problem, settings: Settings) -> str:
+    """What the traces will take on the host."""
+    columns = problem.num_train + len(problem.observables) * problem.num_queries
+    number = next(p for p in problem.model.parameters()).element_size()
+    size = (settings.chains or 0) * settings.draws * columns * max(4, number)
+    return f"traces: {size / 2**20:.3g} MiB on the host, {columns:,} losses a draw"
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:

@@ -85,7 +85,7 @@ class Attribute:
         if store.check_folder(self.out, identity(problem, self.settings), overwrite=self.overwrite):
             return _announce(None, self.out)
         run = attribute(problem, self.settings, show_progress=True)
-        _announce(run.save(self.out), self.out)
+        _announce(run.save(self.out, overwrite=self.overwrite), self.out)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _announce(folder: Path | None, out: Path) -> None:
         print(f"{out} already holds this run, complete: nothing to do.")
     _print_summary(run["summary"], run["manifest"])
     print(f"report: {out / store.REPORT}")
+    if not run["manifest"]["complete"]:
+        sys.exit(130)
 
 
 def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> None:

@@ -113,7 +113,7 @@ def run_demo(
     if store.check_folder(out, identity(made.problem, settings), overwrite=overwrite):
         return None
     run = attribute(made.problem, settings, show_progress=True)
-    return judged(run, made).save(out, extra=mislabel_figures(run, made))
+    return judged(run, made).save(out, overwrite=overwrite, extra=mislabel_figures(run, made))
 
 
 def judged(run: Run, made: Digits) -> Run:

@@ -81,7 +81,7 @@ class Ranking:
         )
         lines = [f"query {self.query_id}, {self.observable}"]
         for kind, scores in kinds.items():
-            lines += [f"  {kind}"] + [f"    {score}" for score in scores]
+            lines += [f"  {kind}"] + ([f"    {score}" for score in scores] or ["    none"])
         return "\n".join(lines)
 
 
@@ -214,6 +214,8 @@ class Influence:
             if not -len(ids) <= position < len(ids):
                 raise KeyError(f"no query at position {position}: there are {len(ids)}.")
             return position
+        if query in self.dataset["query_group"].values and query not in ids:
+            raise KeyError(f"{query!r} is a group of queries: name one of it, as '{query}/ID'.")
         if query not in ids:
             raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
         return ids.index(query)
@@ -224,7 +226,7 @@ def _members(
 ) -> dict[str, Sequence[int]]:
     if isinstance(groups, Mapping):
         return {str(name): positions for name, positions in groups.items()}
-    names = np.asarray([str(g) for g in groups])
+    names = np.asarray([str(getattr(g, "item", lambda g=g: g)()) for g in groups])
     if len(names) != num_train:
         raise ValueError(f"groups names {len(names)} items, but there are {num_train}.")
     return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 import torch
@@ -297,5 +298,5 @@ def vmap_refusal(
             oracle.values(function, params, batch)
     except Exception as error:  # whatever vmap meets inside the user's model
         lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0][:300]}"
+        return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' …')}"
     return None

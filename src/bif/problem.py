@@ -82,6 +82,12 @@ class Problem:
         self.train = as_items(train)
         self.query_groups = _groups(queries, dict_batches=isinstance(self.train.data, Mapping))
         self.observables = tuple(observables or (Observable("loss", loss, "lower"),))
+        for observable in self.observables:
+            if not isinstance(observable, Observable):
+                raise TypeError(
+                    f"observables must be bif.Observable, got {observable!r}: use bif.MARGIN, or "
+                    "bif.Observable(name, function, better)."
+                )
         names = [observable.name for observable in self.observables]
         if len(set(names)) != len(names):
             raise ValueError(f"observables need different names, got {names}.")
@@ -119,14 +125,14 @@ class Problem:
         return deepcopy(self.model).to(device).eval().requires_grad_(False)
 
     def _probe(self) -> None:
-        """Evaluate two items of everything, so that mistakes show before any long work."""
+        """Evaluate three items of everything, so that mistakes show before any long work."""
         model = self.evaluation_copy(self.device)
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
-        train_batch = map_batch(to_device, self.train.first(2))
+        train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items")
         expected = _structure(train_batch)
         for group, items in self.query_groups.items():
-            batch = map_batch(to_device, items.first(2))
+            batch = map_batch(to_device, items.first(3))
             got = _structure(batch)
             if got != expected:
                 raise ValueError(
@@ -147,8 +153,7 @@ def check_item_values(
 ) -> None:
     """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
     expected = next(iter(batch_leaves(batch).values())).shape[0]
-    with torch.no_grad():
-        values = function(model, batch)
+    values = _tried(function, model, batch, what, where)
     if not isinstance(values, Tensor):
         raise TypeError(f"the {what} must return a tensor, got {type(values).__name__} on {where}.")
     if values.dim() == 0:
@@ -169,6 +174,45 @@ def check_item_values(
             f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
             "the data or the loss before sampling."
         )
+    if expected > 1:
+        fewer = map_batch(lambda leaf: leaf[:-1], batch)
+        alone = per_item(_tried(function, model, fewer, what, where))
+        together = per_item(values)[:-1]
+        if alone.shape != together.shape or not torch.allclose(
+            alone.double(), together.double(), rtol=1e-2, atol=1e-3
+        ):
+            raise ValueError(
+                f"the {what} of an item changes with the other items of the batch on {where}: "
+                f"{_few(together)} among {expected} items, {_few(alone)} among {expected - 1}. "
+                "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
+                "broadcasts to [B, B]; squeeze the model's output."
+            )
+
+
+def _tried(
+    function: Callable[[nn.Module, Batch], Tensor],
+    model: nn.Module,
+    batch: Batch,
+    what: str,
+    where: str,
+) -> Tensor:
+    """The function's values, or an error that says whose failure it is."""
+    try:
+        with torch.no_grad():
+            return function(model, batch)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{path} {tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "")
+            for path, leaf in batch_leaves(batch).items()
+        )
+        raise ValueError(
+            f"the {what} failed on {where} with {type(error).__name__}: {error}. The batch was "
+            f"{shapes}. Labels of classes must be int64 [B]."
+        ) from error
+
+
+def _few(values: Tensor) -> list[float]:
+    return [float(f"{value:.4g}") for value in values[:3].tolist()]
 
 
 def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 _SECONDS_BETWEEN_RELIABILITIES = 3.0
+
+
+def say(lines: Iterable[str]) -> None:
+    """Lines on the terminal, beside the progress bar."""
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True)
+    for line in lines:
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
 class ProgressBar:

@@ -66,6 +66,19 @@ def check_folder(folder: str | Path, manifest: Mapping[str, Any], *, overwrite: 
     return True
 
 
+def refuse_occupied(folder: str | Path, *, overwrite: bool) -> None:
+    """Raise unless a run may be written to `folder`.
+
+    Raises:
+        FolderInUse: There is a run and `overwrite` is False, or something that is no run.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file() and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds a run already: choose another folder, or pass overwrite=True."
+        )
+
+
 def write_run(
     folder: str | Path,
     *,
