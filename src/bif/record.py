@@ -30,9 +30,8 @@ class BlockRecorder:
         self._limit = distance_limit
         self._flush_every = 1
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._sent: list[tuple[Tensor, Tensor]] = []
+        self._sent: list[tuple[int, Tensor, Tensor, Tensor, torch.cuda.Event | None]] = []
         self._host: list[tuple[Tensor, Tensor]] = []
-        self._unread: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
 
     @property
     def all_diverged(self) -> bool:
@@ -55,7 +54,7 @@ class BlockRecorder:
         self._read(wait=True)
 
     def block(self) -> TraceBlock | None:
-        """The surviving chains' traces so far, after `flush`; None if there are none."""
+        """The surviving chains' traces so far, flushed; None if there are none."""
         self.flush()
         keep = [i for i, chain in enumerate(self.chains) if chain not in self.diverged]
         if not self._host or not keep:
@@ -71,28 +70,26 @@ class BlockRecorder:
         train, query, distance = (torch.stack(x, dim=1) for x in zip(*self._pending, strict=True))
         fine = train.isfinite().flatten(1).all(dim=1) & query.isfinite().flatten(1).all(dim=1)
         fine &= (distance <= self._limit).all(dim=1)
-        self._sent.append((_to_host(train), _to_host(query)))
         self.recorded += len(self._pending)
-        fine = _to_host(fine)
+        buffers = _to_host(train), _to_host(query), _to_host(fine)
         arrived = None
         if train.is_cuda:
             arrived = torch.cuda.Event()
             arrived.record()
-        self._unread.append((self.recorded, fine, arrived))
+        self._sent.append((self.recorded, *buffers, arrived))
         self._pending.clear()
 
     def _read(self, *, wait: bool) -> None:
         """Look at the buffers that have arrived, or at all of them."""
-        while self._unread:
-            stop, fine, arrived = self._unread[0]
+        while self._sent:
+            stop, train, query, fine, arrived = self._sent[0]
             if arrived is not None and not arrived.query():
                 if not wait:
                     return
                 arrived.synchronize()
-            self._unread.pop(0)
-            # Out of pinned memory, so that the next buffer can have it: making more of it stalls.
-            self._host.append((_pageable(self._sent[0][0]), _pageable(self._sent[0][1])))
             self._sent.pop(0)
+            # Out of pinned memory, so that the next buffer can have it: making more of it stalls.
+            self._host.append((_pageable(train), _pageable(query)))
             for position, ok in enumerate(fine.tolist()):
                 if not ok:
                     self.diverged.setdefault(self.chains[position], stop)
