@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bif.store import versions
+from bif.provenance import versions
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -9,13 +9,14 @@ print(run.influence.top(0, k=5))
 __version__ = "0.1.0"
 
 from bif import estimate, evaluate, losses, samplers
-from bif.attribute import Run, attribute
+from bif.attribute import attribute, extend
 from bif.calibrate import Calibration, calibrate
 from bif.chains import run_chains
 from bif.influence import Influence, Ranking, Score
 from bif.items import Items
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN, Observable, Problem
+from bif.run import Run, load
 from bif.settings import Settings
 from bif.traces import LossTraces
 
@@ -36,6 +37,8 @@ __all__ = [
     "calibrate",
     "estimate",
     "evaluate",
+    "extend",
+    "load",
     "losses",
     "run_chains",
     "samplers",

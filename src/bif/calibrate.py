@@ -35,6 +35,7 @@ UNDERDAMPED_STEP = 1.2
 BAOAB's positions have no discretisation bias on quadratics, so the step is as large as the spread
 of curvatures along a chain allows: a longer step decorrelates sooner.
 """
+DEFAULT_DRAWS = 200
 LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
 """Friction in units of sqrt(smallest curvature), without and with gradient noise."""
 
@@ -66,19 +67,13 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
             than the data.
     """
     said: list[str] = []
+    if settings.draws is None:
+        settings = replace(settings, draws=DEFAULT_DRAWS)
+        said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
     settings = _choose_posterior_and_steps(problem, settings, said)
-    said.append(_trace_memory(problem, settings))
     return Calibration(settings, tuple(said))
-
-
-def _trace_memory(problem: Problem, settings: Settings) -> str:
-    """What the traces will take on the host."""
-    columns = problem.num_train + len(problem.observables) * problem.num_queries
-    number = next(p for p in problem.model.parameters()).element_size()
-    size = (settings.chains or 0) * settings.draws * columns * max(4, number)
-    return f"traces: {size / 2**20:.3g} MiB on the host, {columns:,} losses a draw"
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:

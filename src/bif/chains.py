@@ -1,14 +1,32 @@
-"""The chains: a generator of draws."""
+"""The chains: a walk of steps, and a generator of the draws among them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic
 
 import torch
+from torch import Tensor
 
 from bif.compiling import compiled
 from bif.posterior import LocalPosterior
 from bif.types import Draw, Gradient, Noise, Params, Sampler, State
+
+
+@dataclass(frozen=True)
+class Position(Generic[State]):
+    """Where a block of chains stands before a step; with its noise, all it takes to go on.
+
+    Args:
+        step: The step that comes next.
+        state: The sampler's; its buffers hold until the next position is asked for.
+        losses: Of the train items `[C, N]` at these weights, where the gradient brought them along.
+    """
+
+    step: int
+    state: State
+    losses: Tensor | None
 
 
 class _Drawn:
@@ -25,6 +43,56 @@ class _Drawn:
                 "step, one for each weight. Take them once, or keep further ones in the state."
             )
         return drawn
+
+
+def walk(
+    sampler: Sampler[State],
+    posterior: LocalPosterior,
+    *,
+    gradient: Gradient,
+    state: State,
+    noise: Noise,
+    first_step: int,
+    last_step: int,
+    use_compile: bool = False,
+) -> Iterator[Position[State]]:
+    """Step one block of chains, from the position before `first_step` to that before `last_step`.
+
+    Nothing here waits for the device.
+
+    Args:
+        sampler: The rule.
+        posterior: Turns the mean loss's gradient into the potential's.
+        gradient: Gradient of the mean loss at given weights and step.
+        state: The sampler's, from its `init` or from an earlier position; overwritten.
+        noise: The block's numbers.
+        first_step: The step at which `state` stands.
+        last_step: The step at which to end.
+        use_compile: Compile the elementwise part of a step into few kernels by `torch.compile`.
+
+    Yields:
+        Every position, the first and the last included.
+    """
+
+    def advance(state: State, gradient: Params, drawn: Params) -> State:
+        force = posterior.potential_gradient_(gradient, state.params)
+        return sampler.step(state, force, _Drawn(drawn))
+
+    if use_compile:
+        advance = compiled(advance)
+    for step in range(first_step, last_step + 1):
+        with torch.no_grad():
+            estimate = gradient(state.params, step)
+        yield Position(step, state, estimate.losses)
+        if step < last_step:
+            with torch.no_grad():
+                state = advance(state, estimate.gradient, noise.normal(state.params))
+
+
+def draw_index(step: int, *, burn_in: int, thin: int) -> int | None:
+    """Which draw the position before a step is, if any."""
+    index, off = divmod(step - burn_in, thin)
+    return index if index >= 0 and off == 0 else None
 
 
 def run_chains(
@@ -58,21 +126,17 @@ def run_chains(
     Yields:
         Draws; their buffers hold until the next one is asked for.
     """
-
-    def advance(state: State, gradient: Params, drawn: Params) -> State:
-        force = posterior.potential_gradient_(gradient, state.params)
-        return sampler.step(state, force, _Drawn(drawn))
-
-    if use_compile:
-        advance = compiled(advance)
-    state = sampler.init(params, noise)
-    last_step = burn_in + (num_draws - 1) * thin
-    for step in range(last_step + 1):
-        with torch.no_grad():
-            estimate = gradient(state.params, step)
-        index, off = divmod(step - burn_in, thin)
-        if index >= 0 and off == 0:
-            yield Draw(index, state.params, estimate.losses)
-        if step < last_step:
-            with torch.no_grad():
-                state = advance(state, estimate.gradient, noise.normal(state.params))
+    positions = walk(
+        sampler,
+        posterior,
+        gradient=gradient,
+        state=sampler.init(params, noise),
+        noise=noise,
+        first_step=0,
+        last_step=burn_in + (num_draws - 1) * thin,
+        use_compile=use_compile,
+    )
+    for position in positions:
+        index = draw_index(position.step, burn_in=burn_in, thin=thin)
+        if index is not None:
+            yield Draw(index, position.state.params, position.losses)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import tyro
 
 from bif import store
+from bif.interrupts import Preempted, termination_raises
+from bif.keep import Keep
 from bif.settings import Settings
 
 if TYPE_CHECKING:
+    from bif.items import Items
     from bif.problem import Problem
 
 _USER_ERRORS = (
@@ -23,8 +27,13 @@ _USER_ERRORS = (
     ImportError,
     FileNotFoundError,
     FileExistsError,
+    PermissionError,
     RuntimeError,
 )
+
+
+RESUME_ME, FILES_FAILED, INTERRUPTED = 75, 74, 130
+"""Exit statuses: SIGTERM came (EX_TEMPFAIL); files could not be written (EX_IOERR); Ctrl-C."""
 
 
 def main() -> None:
@@ -37,63 +46,161 @@ def main() -> None:
     ]
     command = tyro.cli(commands, prog="bif", description="Bayesian influence functions.")  # type: ignore[arg-type]
     try:
-        command.run()
-    except KeyboardInterrupt:  # outside the sampling, which ends with what there is
-        print("bif: interrupted; nothing was written.", file=sys.stderr)
-        sys.exit(130)
+        with termination_raises():
+            command.run()
+    except Preempted as stopped:
+        _leave(
+            RESUME_ME,
+            f"{stopped}. What was committed is kept: run the same command to go on from there.",
+        )
+    except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
+        _leave(
+            INTERRUPTED,
+            f"interrupted {stopped}; what was committed is kept."
+            if stopped.args
+            else "interrupted; nothing was added to what had been committed.",
+        )
     except _USER_ERRORS as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"bif: {message}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2, str(message))
+    except OSError as error:
+        _leave(
+            FILES_FAILED,
+            f"files could not be written ({error}). What was committed is kept: make room or mend "
+            "the disk, and run the same command to go on from there.",
+        )
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    print(f"bif: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 @dataclass(frozen=True)
 class Demo:
     """Train a small network on digits, some of them mislabelled, and find out who is to blame."""
 
-    out: Path = Path("bif-demo")
-    """Folder for the results."""
+    out: str = "bif-demo"
+    """Folder for the results; a run that was cut short there goes on."""
     seed: int = 0
     """Of split, moved labels, training and sampling."""
+    keep: Keep = "traces"
+    """What is kept of the draws: all losses, sums, or all losses and weights."""
+    commit_every: float = 10.0
+    """Seconds from one commit to the next."""
     overwrite: bool = False
     """Replace a run that is already in the folder."""
 
     def run(self) -> None:
         from bif.demo import run_demo
 
-        folder = run_demo(self.out, seed=self.seed, overwrite=self.overwrite)
-        _announce(folder, self.out)
+        worked = run_demo(
+            self.out,
+            seed=self.seed,
+            keep=self.keep,
+            on_existing="replace" if self.overwrite else "resume",
+            commit_every=self.commit_every,
+        )
+        _announce(self.out, worked=worked)
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """Attribute a problem of your own: a Python function that returns a `bif.Problem`."""
+    """Attribute a problem of your own: a Python function that returns a `bif.Problem`.
+
+    With `--from`, add draws, chains, queries or candidates to a run that is there.
+    """
 
     target: tyro.conf.Positional[str]
     """FILE.py:FUNCTION."""
-    out: Path
-    """Folder for the results."""
+    out: str | None = None
+    """Folder or fsspec URL for the results; a run that was cut short there goes on. With --from,
+    a copy of that run is extended here, which stays as it is."""
+    keep: Keep = "traces"
+    """What is kept of the draws: all losses; sums, which allow no further queries; or all losses
+    and the weights, with which new queries cost forward passes only."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
+    """Extend the run in this folder, of the same problem and settings."""
+    query: tuple[str, ...] = ()
+    """With --from: FILE.py:FUNCTION that returns further queries, named after the function, or a
+    mapping from names to queries."""
+    candidates: tuple[str, ...] = ()
+    """With --from: the same for items that were not trained on, to be scored as well."""
+    commit_every: float = 10.0
+    """Seconds from one commit to the next."""
     overwrite: bool = False
     """Replace a run that is already in the folder."""
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        if self.from_ is not None:
+            self._extend(self.from_)
+            return
+        if self.out is None:
+            raise ValueError("a run needs a folder: pass --out DIR.")
+        if self.query or self.candidates:
+            raise ValueError(
+                "--query and --candidates add to a run that is there: pass --from RUN. The queries "
+                "of a new run are those of its problem."
+            )
         from bif.attribute import attribute
         from bif.manifest import identity
 
         problem = load_problem(self.target)
-        if store.check_folder(self.out, identity(problem, self.settings), overwrite=self.overwrite):
-            return _announce(None, self.out)
-        run = attribute(problem, self.settings, show_progress=True)
-        _announce(run.save(self.out, overwrite=self.overwrite), self.out)
+        manifest = {"identity": identity(problem, self.settings), "keep": self.keep}
+        replaces = "replace" if self.overwrite else "resume"
+        there = store.is_complete(self.out, manifest) and not self.overwrite
+        attribute(
+            problem,
+            self.settings,
+            out=self.out,
+            keep=self.keep,
+            on_existing=replaces,
+            commit_every=self.commit_every,
+            show_progress=True,
+        )
+        _announce(self.out, worked=not there)
+
+    def _extend(self, run: str) -> None:
+        from bif.attribute import extend
+
+        if self.overwrite:
+            raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
+        given = {
+            name: value
+            for name, value in self.settings.as_dict().items()
+            if value != getattr(Settings(), name) and name not in ("draws", "chains")
+        }
+        if given:
+            raise ValueError(
+                f"--from goes on with the run's own settings; {', '.join(sorted(given))} cannot be "
+                "changed. Only --draws and --chains can grow."
+            )
+        problem = load_problem(self.target)
+        # Groups that an earlier, interrupted call has added already are not new.
+        extended = problem.extended(
+            queries=load_groups(self.query), candidates=load_groups(self.candidates)
+        )
+        out = self.out or run
+        if out != run and not store.holds_run(store.folder_at(out)):
+            store.copy_run(run, out)
+        extend(
+            out,
+            extended,
+            draws=self.settings.draws,
+            chains=self.settings.chains,
+            commit_every=self.commit_every,
+            show_progress=True,
+        )
+        _announce(out, worked=True)
 
 
 @dataclass(frozen=True)
 class Show:
     """Print what a run's folder holds: figures, warnings and top items of some queries."""
 
-    folder: tyro.conf.Positional[Path]
-    """A run's folder."""
+    folder: tyro.conf.Positional[str]
+    """A run's folder, or its URL."""
     query: tuple[str, ...] = ()
     """Ids of queries to rank; the first three by default."""
     observable: str | None = None
@@ -124,6 +231,36 @@ def load_problem(target: str) -> Problem:
     """
     from bif.problem import Problem
 
+    problem = _load_function(target)()
+    if not isinstance(problem, Problem):
+        raise TypeError(f"{target} must return a bif.Problem, got {type(problem).__name__}.")
+    return problem
+
+
+def load_groups(targets: Sequence[str]) -> dict[str, Items]:
+    """Groups of items from functions that return items, or mappings from names to items.
+
+    Raises: as `load_problem`, and
+        ValueError: Two groups of one name.
+    """
+    from bif.items import Items, as_items
+
+    groups: dict[str, Items] = {}
+    for target in targets:
+        made = _load_function(target)()
+        named = (
+            made
+            if isinstance(made, Mapping) and all(isinstance(v, Items) for v in made.values())
+            else {target.rpartition(":")[2]: made}
+        )
+        for name, items in named.items():
+            if name in groups:
+                raise ValueError(f"two groups are named {name!r}: give one another name.")
+            groups[str(name)] = as_items(items)
+    return groups
+
+
+def _load_function(target: str) -> Callable[[], Any]:
     path, colon, name = target.rpartition(":")
     if not colon or not name.isidentifier():
         raise ValueError(f"expected FILE.py:FUNCTION, got {target!r}.")
@@ -142,20 +279,17 @@ def load_problem(target: str) -> Problem:
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{path!r} has no function {name!r}.")
-    problem = function()
-    if not isinstance(problem, Problem):
-        raise TypeError(f"{target} must return a bif.Problem, got {type(problem).__name__}.")
-    return problem
+    return function
 
 
-def _announce(folder: Path | None, out: Path) -> None:
+def _announce(out: str, *, worked: bool) -> None:
     run = store.read_run(out)
-    if folder is None:
+    if not worked:
         print(f"{out} already holds this run, complete: nothing to do.")
     _print_summary(run["summary"], run["manifest"])
-    print(f"report: {out / store.REPORT}")
+    print(f"report: {out.rstrip('/')}/{store.REPORT}")
     if not run["manifest"]["complete"]:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> None:

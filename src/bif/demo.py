@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 from bif import store
-from bif.attribute import Run, attribute
+from bif.attribute import COMMIT_EVERY, attributed
 from bif.baselines.gradient_product import item_gradients
 from bif.evaluate.mislabel import auroc
 from bif.evaluate.retrain import Recipe, train
 from bif.items import Items
+from bif.keep import Keep
 from bif.losses import cross_entropy
 from bif.manifest import identity
 from bif.problem import MARGIN, Observable, Problem
+from bif.run import Run
 from bif.settings import Settings
 
 if TYPE_CHECKING:
@@ -98,22 +100,35 @@ def suspicion(influence: xr.Dataset) -> np.ndarray:
 
 
 def run_demo(
-    out: str | Path, *, seed: int, overwrite: bool, settings: Settings | None = None
-) -> Path | None:
-    """Run the demo into a folder.
+    out: str | Path,
+    *,
+    seed: int,
+    settings: Settings | None = None,
+    keep: Keep = "traces",
+    on_existing: store.OnExisting = "resume",
+    commit_every: float = COMMIT_EVERY,
+) -> bool:
+    """Run the demo into a folder, or go on with it there.
+
+    Args: as for `bif.attribute`; `seed` is of split, moved labels and training as well.
 
     Returns:
-        The folder; None where it already held this very run.
+        Whether there was anything to do: False where the folder held this very run, complete.
 
-    Raises:
-        store.FolderInUse: It holds something else.
+    Raises: as `bif.attribute`.
     """
     settings = settings or Settings(seed=seed, weight_decay=RECIPE.weight_decay)
     made = digits(seed)
-    if store.check_folder(out, identity(made.problem, settings), overwrite=overwrite):
-        return None
-    run = attribute(made.problem, settings, show_progress=True)
-    return judged(run, made).save(out, overwrite=overwrite, extra=mislabel_figures(run, made))
+    manifest = {"identity": identity(made.problem, settings), "keep": keep}
+    with store.open_run(out, manifest, on_existing=on_existing) as folder:
+        if folder.complete:
+            return False
+        run = attributed(
+            made.problem, settings, folder=folder, keep=keep, commit_every=commit_every,
+            show_progress=True,
+        )  # fmt: skip
+        judged(run, made).write(folder, extra=mislabel_figures(run, made))
+    return True
 
 
 def judged(run: Run, made: Digits) -> Run:

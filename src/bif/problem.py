@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +48,9 @@ class Problem:
         train: Train items: `Items`, tensors, a dict of tensors, or a Dataset.
         queries: Items of the same structure, or a mapping from group names to such.
         observables: What is asked of the queries; the loss (lower is better) by default.
-        train_weights: `[N]`, each item's weight rho in training; 1 by default.
+        candidates: Items that were not trained on, or a mapping from group names to such: they
+            are scored beside the train items (what if one were added?) and do not enter U.
+        train_weights: `[n]`, each item's weight rho in training; 1 by default.
         tied_weights: "refuse" parameters that share storage, or "share": sample them as one.
 
     Raises:
@@ -65,6 +67,11 @@ class Problem:
         train: Items | Batch | Dataset[Any],
         queries: Items | Batch | Dataset[Any] | Mapping[str, Items | Batch | Dataset[Any]],
         observables: Sequence[Observable] | None = None,
+        candidates: Items
+        | Batch
+        | Dataset[Any]
+        | Mapping[str, Items | Batch | Dataset[Any]]
+        | None = None,
         train_weights: Tensor | Sequence[float] | None = None,
         tied_weights: Literal["refuse", "share"] = "refuse",
     ) -> None:
@@ -80,7 +87,13 @@ class Problem:
         self.loss = loss
         self.device = devices.pop()
         self.train = as_items(train)
-        self.query_groups = _groups(queries, dict_batches=isinstance(self.train.data, Mapping))
+        dicts = isinstance(self.train.data, Mapping)
+        self.query_groups = _groups(queries, default="query", dict_batches=dicts)
+        self.candidate_groups = (
+            {}
+            if candidates is None
+            else _groups(candidates, default="candidate", dict_batches=dicts)
+        )
         self.observables = tuple(observables or (Observable("loss", loss, "lower"),))
         for observable in self.observables:
             if not isinstance(observable, Observable):
@@ -100,6 +113,22 @@ class Problem:
         return len(self.train)
 
     @property
+    def scored_groups(self) -> dict[str, Items]:
+        """The train items, as "train", and the groups of candidates: the columns of the scores."""
+        return {"train": self.train, **self.candidate_groups}
+
+    @property
+    def scored_ids(self) -> np.ndarray:
+        """Names of all scored items; those of candidates are "group/id"."""
+        others = [f"{g}/{i}" for g, items in self.candidate_groups.items() for i in items.ids]
+        return np.asarray([*self.train.ids.tolist(), *others])
+
+    @property
+    def scored_group_names(self) -> np.ndarray:
+        """The group of every scored item."""
+        return _group_names(self.scored_groups)
+
+    @property
     def num_queries(self) -> int:
         """Queries of all groups together."""
         return sum(len(items) for items in self.query_groups.values())
@@ -114,7 +143,31 @@ class Problem:
     @property
     def query_group_names(self) -> np.ndarray:
         """The group of every query."""
-        return np.asarray([g for g, items in self.query_groups.items() for _ in range(len(items))])
+        return _group_names(self.query_groups)
+
+    def extended(
+        self,
+        *,
+        queries: Mapping[str, Items] | None = None,
+        candidates: Mapping[str, Items] | None = None,
+    ) -> Problem:
+        """The same problem with further groups of queries and candidates, after its own.
+
+        Raises:
+            ValueError: A group of that name is there; a batch of another structure.
+        """
+        for kind, there, more in (
+            ("queries", self.query_groups, queries or {}),
+            ("candidates", self.candidate_groups, candidates or {}),
+        ):
+            taken = sorted(set(there) & set(more))
+            if taken:
+                raise ValueError(f"{kind} named {taken} are there already: choose other names.")
+        other = copy(self)
+        other.query_groups = {**self.query_groups, **(queries or {})}
+        other.candidate_groups = {**self.candidate_groups, **(candidates or {})}
+        other._probe()
+        return other
 
     def center(self) -> Params:
         """w*: all named parameters, leaves `[*shape]`, detached."""
@@ -131,14 +184,19 @@ class Problem:
         train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items")
         expected = _structure(train_batch)
-        for group, items in self.query_groups.items():
+        queries = [("query", name, items) for name, items in self.query_groups.items()]
+        others = [("candidate", name, items) for name, items in self.candidate_groups.items()]
+        for kind, group, items in queries + others:
             batch = map_batch(to_device, items.first(3))
             got = _structure(batch)
             if got != expected:
                 raise ValueError(
-                    f"query group {group!r} has another structure than the train items: got "
+                    f"{kind} group {group!r} has another structure than the train items: got "
                     f"{got}, expected {expected}."
                 )
+            if kind == "candidate":
+                check_item_values(self.loss, model, batch, "loss", f"group {group!r}")
+                continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
                 check_item_values(observable.function, model, batch, what, f"group {group!r}")
@@ -236,18 +294,23 @@ def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
         others.append((start, stop, name))
 
 
-def _groups(queries: Any, *, dict_batches: bool) -> dict[str, Items]:
+def _groups(groups: Any, *, default: str, dict_batches: bool) -> dict[str, Items]:
     """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
     is_batch = (
         dict_batches
-        and isinstance(queries, Mapping)
-        and all(isinstance(value, Tensor) for value in queries.values())
+        and isinstance(groups, Mapping)
+        and all(isinstance(value, Tensor) for value in groups.values())
     )
-    if isinstance(queries, Mapping) and not is_batch:
-        if not queries:
-            raise ValueError("queries is an empty mapping: expected at least one group.")
-        return {str(name): as_items(data) for name, data in queries.items()}
-    return {"query": as_items(queries)}
+    if isinstance(groups, Mapping) and not is_batch:
+        if not groups:
+            kind = {"query": "queries"}.get(default, f"{default}s")
+            raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
+        return {str(name): as_items(data) for name, data in groups.items()}
+    return {default: as_items(groups)}
+
+
+def _group_names(groups: Mapping[str, Items]) -> np.ndarray:
+    return np.asarray([name for name, items in groups.items() for _ in range(len(items))])
 
 
 def _weights(weights: Tensor | Sequence[float] | None, num_train: int) -> Tensor | None:

@@ -1,50 +1,68 @@
-"""One run's chains: every block sampled, every draw observed and recorded."""
+"""One run's chains: where they start, their steps, and the values of items at a draw."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bif import tensors
 from bif.assemble import item_weights, make_oracle, make_posterior, make_sampler, run_device
-from bif.chains import run_chains
-from bif.estimate.diagnostics import reliability
+from bif.chains import Position, draw_index, walk
+from bif.checkpoint import restored, state_tensors
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
 from bif.observe import observe
 from bif.oracles import LiveOracle
+from bif.panels import Panels
 from bif.problem import Problem
-from bif.progress import ProgressBar
-from bif.record import BlockRecorder
 from bif.rng import BlockNoise, ShuffledOrder, generator
 from bif.settings import Settings
-from bif.traces import LossTraces
-from bif.types import Draw, Gradient, ItemLoss, Params
+from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
 
 _EXACTNESS = {"bfloat16": 0, "tf32": 1, "float32": 2}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Start:
+    """Where a block of chains starts from, or goes on."""
+
+    step: int
+    state: HasParams
+    noise: BlockNoise
+
+    def saved(self, position: Position) -> dict[str, Tensor]:
+        """All it takes to go on from a position, on the host."""
+        return {
+            **{f"sampler/{n}": x for n, x in state_tensors(position.state).items()},
+            "noise": self.noise.state(),
+        }
+
+
 class Sampling:
-    """One run's machinery and what it has recorded so far."""
+    """The machinery of one run.
 
-    problem: Problem
-    settings: Settings
-    recorders: list[BlockRecorder] = field(default_factory=list)
-    interrupted: bool = False
+    Args:
+        problem: What is to be attributed.
+        settings: Complete.
 
-    def __post_init__(self) -> None:
-        problem, settings = self.problem, self.settings
+    Raises:
+        ValueError: Losses that are NaN or infinite at w*.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        self.problem, self.settings = problem, settings
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         self.sampler = make_sampler(settings)
         self.train = problem.train.to(self.device)
+        self.candidates = [items.to(self.device) for items in problem.candidate_groups.values()]
         self.queries = [items.to(self.device) for items in problem.query_groups.values()]
+        self.panels = Panels.of(problem)
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
         alone = self._start(1)
@@ -52,85 +70,130 @@ class Sampling:
         self.query_center = self.observe_queries(alone)[0].cpu()
         self._refuse_bad_losses()
 
-    def record(self, *, show_progress: bool) -> None:
-        """Run every block of chains; Ctrl-C stops and keeps what there is."""
-        s = self.settings
-        assert s.chains is not None
-        bar = ProgressBar(
-            s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
-        )
-        with bar:
-            try:
-                for block, chains in enumerate(self._blocks()):
-                    self._record_block(block, chains, bar)
-            except KeyboardInterrupt:
-                self.interrupted = True
-        for recorder in self.recorders:
-            recorder.flush()
-
-    def traces(self) -> LossTraces:
-        """What has been recorded by chains that are alive and have two draws."""
-        blocks = [recorder.block() for recorder in self.recorders]
-        return LossTraces(tuple(b for b in blocks if b is not None and b.num_draws >= 2))
-
-    def current_reliability(self) -> float:
-        """Reliability of what has reached the host."""
-        traces = self.traces()
-        if traces.num_chains < 2:
-            return float("nan")
-        return reliability(traces, num_queries=16, num_train=256)
-
     @property
-    def diverged(self) -> dict[int, int]:
-        """Chains that were left out, and the draw by which they had diverged."""
-        return {c: d for recorder in self.recorders for c, d in recorder.diverged.items()}
-
-    def _blocks(self) -> Iterator[range]:
-        chains, size = self.settings.chains, self.settings.block_size
-        assert chains is not None and size is not None
-        for start in range(0, chains, size):
-            yield range(start, min(start + size, chains))
-
-    def _record_block(self, block: int, chains: range, bar: ProgressBar) -> None:
-        s, posterior = self.settings, self.posterior
-        recorder = BlockRecorder(chains, num_draws=s.draws, distance_limit=self._distance_limit())
-        self.recorders.append(recorder)
-        for draw, train, query in self.observed_draws(block, len(chains)):
-            recorder.add(train, query, posterior.distance_squared(draw.params))
-            bar.advance(len(chains))
-            if recorder.all_diverged:
-                break
-
-    def observed_draws(self, block: int, num_chains: int) -> Iterator[tuple[Draw, Tensor, Tensor]]:
-        """Draws of a block with losses of the train items `[C, N]` and observables `[C, A·Q]`.
-
-        Nothing here waits for the device.
-        """
+    def last_step(self) -> int:
+        """The step of the last draw."""
         s = self.settings
-        assert s.burn_in is not None and s.thin is not None
-        noise = BlockNoise(
-            generator(s.seed, block, "noise", device=self.device), self.posterior.masks
-        )
-        draws = run_chains(
+        assert s.draws is not None and s.burn_in is not None and s.thin is not None
+        return s.burn_in + (s.draws - 1) * s.thin
+
+    def start(self, block: int, num_chains: int) -> Start:
+        """A block at w*."""
+        noise = self._noise(block, 0)
+        return Start(0, self.sampler.init(self._start(num_chains), noise), noise)
+
+    def resumed(
+        self,
+        block: int,
+        num_chains: int,
+        saved: Mapping[str, Tensor],
+        *,
+        step: int,
+        same_device: bool,
+    ) -> Start:
+        """A block where `Start.saved` left it.
+
+        Args:
+            same_device: Whether the saved numbers are of this kind of device; else fresh ones go
+                on from there, equal in law.
+        """
+        state = self.start(block, num_chains).state
+        prefix = "sampler/"
+        own = {n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)}
+        noise = self._noise(block, 0 if same_device else 1 + step)
+        if same_device:
+            noise.restore(saved["noise"])
+        return Start(step, restored(state, own), noise)
+
+    def positions(
+        self, block: int, num_chains: int, start: Start, *, last_step: int | None = None
+    ) -> Iterator[Position]:
+        """The block's steps, to the last draw's unless told otherwise."""
+        s = self.settings
+        return walk(
             self.sampler,
             self.posterior,
             gradient=self._gradient(block, num_chains),
-            params=self._start(num_chains),
-            noise=noise,
-            num_draws=s.draws,
-            burn_in=s.burn_in,
-            thin=s.thin,
+            state=start.state,
+            noise=start.noise,
+            first_step=start.step,
+            last_step=self.last_step if last_step is None else last_step,
             # RMSprop's step counter would be compiled in anew at every step.
             use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
         )
-        # Losses that fell out of the gradient serve where they are as exact as asked for.
-        reuse = _EXACTNESS[s.gradient_precision] >= _EXACTNESS[s.loss_precision]
-        for draw in draws:
-            losses = draw.losses if reuse else None
-            train = self.observe_train(draw.params) if losses is None else losses
-            yield draw, train, self.observe_queries(draw.params)
 
-    def _distance_limit(self) -> float:
+    def draw_at(self, step: int) -> int | None:
+        """Which draw the position before a step is, if any."""
+        s = self.settings
+        assert s.burn_in is not None and s.thin is not None
+        return draw_index(step, burn_in=s.burn_in, thin=s.thin)
+
+    def observed(self, position: Position) -> tuple[Tensor, Tensor]:
+        """Losses of the scored items `[C, N]` and observables of the queries `[C, A·Q]`."""
+        params = position.state.params
+        return self.observe_train(params, position.losses), self.observe_queries(params)
+
+    def observed_draws(self, block: int, num_chains: int) -> Iterator[tuple[Draw, Tensor, Tensor]]:
+        """Draws of a block from w*, with what is observed at them.
+
+        Nothing here waits for the device.
+        """
+        for position in self.positions(block, num_chains, self.start(block, num_chains)):
+            index = self.draw_at(position.step)
+            if index is not None:
+                draw = Draw(index, position.state.params, position.losses)
+                yield draw, *self.observed(position)
+
+    def observe_train(self, params: Params, losses: Tensor | None = None) -> Tensor:
+        """Losses of the train items and candidates, `[C, N]`.
+
+        Args:
+            losses: Of the train items, as the gradient brought them along; they serve where they
+                are as exact as asked for.
+        """
+        s = self.settings
+        if losses is None or _EXACTNESS[s.gradient_precision] < _EXACTNESS[s.loss_precision]:
+            losses = self.observe(self.problem.loss, params, self.train)
+        others = [self.observe(self.problem.loss, params, items) for items in self.candidates]
+        return torch.cat([losses, *others], dim=1) if others else losses
+
+    def observe_queries(self, params: Params) -> Tensor:
+        """Observables of the queries, `[C, A·Q]`, observable-major."""
+        return torch.cat(
+            [
+                self.observe(observable.function, params, items)
+                for observable in self.problem.observables
+                for items in self.queries
+            ],
+            dim=1,
+        )
+
+    def observe_panel(self, name: str, params: Params) -> Tensor:
+        """What one array of the traces records at a draw: `[C, N_g]` or `[C, A, Q_g]`."""
+        kind, _, index = name.partition("-")
+        if kind == "train_loss":
+            items = [self.train, *self.candidates][int(index)]
+            return self.observe(self.problem.loss, params, items)
+        items = self.queries[int(index)]
+        return torch.stack(
+            [self.observe(o.function, params, items) for o in self.problem.observables], dim=1
+        )
+
+    def center_values(self) -> list[Tensor]:
+        """What each array of the traces would record at w*: `[N_g]` or `[A, Q_g]`."""
+        parts = self.panels.split(self.train_center[None, None], self.query_center[None, None])
+        return [torch.from_numpy(x[0, 0]) for x in parts.values()]
+
+    def observe(self, function: ItemLoss, params: Params, items: Items) -> Tensor:
+        """`function` of items, `[C, N]`."""
+        assert self.settings.chunk_size is not None
+        return observe(self.oracle, function, params, items, chunk_size=self.settings.chunk_size)
+
+    def _noise(self, block: int, counter: int) -> BlockNoise:
+        source = generator(self.settings.seed, block, "noise", device=self.device, counter=counter)
+        return BlockNoise(source, self.posterior.masks)
+
+    def distance_limit(self) -> float:
         """`|w - w*|²` that no chain reaches while it samples the posterior.
 
         With losses ≥ 0, `gamma · E|w - w*|²` is at most about `2·nbeta·L(w*)`, all the loss there
@@ -179,29 +242,10 @@ class Sampling:
             center_gradient=center_gradient,
         )
 
-    def observe_train(self, params: Params) -> Tensor:
-        """Losses of the train items, `[C, N]`."""
-        return self._observe(self.problem.loss, params, self.train)
-
-    def observe_queries(self, params: Params) -> Tensor:
-        """Observables of the queries, `[C, A·Q]`, observable-major."""
-        return torch.cat(
-            [
-                self._observe(observable.function, params, items)
-                for observable in self.problem.observables
-                for items in self.queries
-            ],
-            dim=1,
-        )
-
-    def _observe(self, function: ItemLoss, params: Params, items: Items) -> Tensor:
-        assert self.settings.chunk_size is not None
-        return observe(self.oracle, function, params, items, chunk_size=self.settings.chunk_size)
-
     def _refuse_bad_losses(self) -> None:
         bad = (~self.train_center.isfinite()).nonzero().flatten().tolist()
         if bad:
-            ids = [str(self.problem.train.ids[i]) for i in bad[:5]]
+            ids = [str(self.problem.scored_ids[i]) for i in bad[:5]]
             raise ValueError(
                 f"the loss is NaN or infinite at w* for {len(bad)} train items, such as {ids}: "
                 "mend the model, the data or the loss before sampling."

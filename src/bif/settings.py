@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from bif.oracles import Precision
 
@@ -22,7 +23,7 @@ class Settings:
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
             w*) / 50.
         chains: Independent chains, at least 2.
-        draws: Recorded draws of each chain.
+        draws: Recorded draws of each chain; 200 by default.
         burn_in: Steps of each chain before its first draw.
         thin: Steps from one draw to the next.
         step_size: Of the sampler, in its own unit.
@@ -47,7 +48,7 @@ class Settings:
     nbeta: float | None = None
     gamma: float | None = None
     chains: int | None = None
-    draws: int = 200
+    draws: int | None = None
     burn_in: int | None = None
     thin: int | None = None
     step_size: float | None = None
@@ -89,6 +90,25 @@ class Settings:
             raise ValueError(
                 f"compiled needs stacked chains, got oracle={self.oracle!r}: drop one of the two."
             )
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Settings:
+        """From what `as_dict` returned, JSON or not.
+
+        Raises:
+            ValueError: Unknown names, or values that are no settings.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(found) - known)
+        if unknown:
+            raise ValueError(f"unknown settings {unknown}: of another version of bif?")
+        given: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
+        }
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"values that are no settings: {error}.") from error
 
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""

@@ -8,9 +8,11 @@ from bif.estimate.covariance import (
     estimate_covariance,
 )
 from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
-from bif.estimate.influence import estimate_influence, summed_influence
+from bif.estimate.influence import estimate_influence, influence_dataset, summed_influence
+from bif.estimate.sums import BlockSums
 
 __all__ = [
+    "BlockSums",
     "ClosedGroup",
     "Covariance",
     "CovarianceSums",
@@ -19,6 +21,7 @@ __all__ = [
     "diagnose",
     "estimate_covariance",
     "estimate_influence",
+    "influence_dataset",
     "reliability",
     "reliability_by_draws",
     "summed_influence",

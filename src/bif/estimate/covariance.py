@@ -7,7 +7,7 @@ is forgotten.  The spread of the closed groups is the standard error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +105,30 @@ class GroupSums:
         ]
         covariance, self._cross = self._cross, None
         return ClosedGroup(freedom, covariance, *variances, *means)
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums, by name; nothing before the first draws."""
+        if self._cross is None:
+            return {}
+        return {
+            "cross": self._cross,
+            "count": torch.tensor(self._count),
+            **{
+                f"{name}.{side}": x
+                for name in ("reference", "sums", "squares")
+                for side, x in zip(("columns", "rows"), getattr(self, f"_{name}"), strict=True)
+            },
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` returned, to the last bit."""
+        if not saved:
+            return
+        self._cross, self._count = saved["cross"], int(saved["count"])
+        self._reference, self._sums, self._squares = (
+            (saved[f"{name}.columns"], saved[f"{name}.rows"])
+            for name in ("reference", "sums", "squares")
+        )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def estimate_influence(
     query_ids: Sequence[str] | np.ndarray,
     train_ids: Sequence[str] | np.ndarray,
     query_groups: Sequence[str] | np.ndarray | None = None,
+    num_train: int | None = None,
     num_groups: int = DEFAULT_GROUPS,
     device: torch.device | None = None,
 ) -> xr.Dataset:
@@ -44,12 +45,43 @@ def estimate_influence(
         query_ids: Q names.
         train_ids: N names.
         query_groups: Q group names.
+        num_train: n, the items that the posterior was sampled with; N unless candidates, which
+            are scored only, are among the columns.
         num_groups: Groups of chains behind the standard errors.
         device: Where to do the arithmetic.
 
     Returns:
         `influence`, `derivative`, `correlation`, `standard_error` on (`observable`, `query`,
         `train`), and means and self-influence on the axes they have.
+    """
+    return influence_dataset(
+        estimate_covariance(traces, num_groups=num_groups, device=device),
+        nbeta=nbeta,
+        observables=observables,
+        query_ids=query_ids,
+        train_ids=train_ids,
+        query_groups=query_groups,
+        num_train=len(train_ids) if num_train is None else num_train,
+        num_chains=traces.num_chains,
+        num_draws=traces.total_draws,
+    )
+
+
+def influence_dataset(
+    covariance: Covariance,
+    *,
+    nbeta: float,
+    observables: Mapping[str, str | None],
+    query_ids: Sequence[str] | np.ndarray,
+    train_ids: Sequence[str] | np.ndarray,
+    query_groups: Sequence[str] | np.ndarray | None,
+    num_train: int,
+    num_chains: int,
+    num_draws: int,
+) -> xr.Dataset:
+    """A covariance `[A·Q, N]` of queries with train items as the result that users see.
+
+    Args: as for `estimate_influence`; `num_chains` and `num_draws` are those behind it.
     """
     import xarray as xr
 
@@ -64,9 +96,8 @@ def estimate_influence(
             ),
         }
     )
-    covariance = estimate_covariance(traces, num_groups=num_groups, device=device)
-    attrs = {"sign": SIGN, "nbeta": float(nbeta), "num_train": len(train_ids),
-             "num_chains": traces.num_chains, "num_draws": traces.total_draws}  # fmt: skip
+    attrs = {"sign": SIGN, "nbeta": float(nbeta), "num_train": num_train,
+             "num_chains": num_chains, "num_draws": num_draws}  # fmt: skip
     return _filled(queries, covariance, attrs, train_ids)
 
 

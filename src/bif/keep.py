@@ -1,0 +1,74 @@
+"""What a run keeps, and what that will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from bif.estimate.covariance import DEFAULT_GROUPS
+from bif.estimate.diagnostics import subsample
+from bif.posterior import LocalPosterior
+from bif.problem import Problem
+from bif.record import Subset
+from bif.settings import Settings
+
+Keep = Literal["traces", "sums", "weights"]
+"""All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
+
+_SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def subset_of(problem: Problem) -> Subset:
+    """The items whose traces stay for the diagnostics where sums are kept."""
+    return Subset(
+        subsample(len(problem.scored_ids), _SUBSET_TRAIN),
+        subsample(len(problem.observables) * problem.num_queries, _SUBSET_QUERY, seed=1),
+    )
+
+
+def forecast(
+    problem: Problem, posterior: LocalPosterior, settings: Settings, keep: Keep
+) -> dict[str, int]:
+    """Bytes by what they are for: `memory` of the host, and files before compression.
+
+    Args:
+        settings: Complete.
+    """
+    leaves = list(posterior.center.values())
+    loss_bytes = max(4, leaves[0].element_size())
+    rows = len(problem.observables) * problem.num_queries
+    columns = len(problem.scored_ids)
+    chains, draws = settings.chains or 0, settings.draws or 0
+    weights = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves)
+    recorded = columns + rows
+    sums = 0
+    if keep == "sums":
+        recorded = min(columns, _SUBSET_TRAIN) + min(rows, _SUBSET_QUERY)
+        sums = 8 * rows * columns * min(chains, DEFAULT_GROUPS)
+    traces = chains * draws * recorded * loss_bytes
+    # The state of a block: weights and at most two more numbers a weight; two commits are kept.
+    return {
+        "memory": traces + sums,
+        "traces": traces,
+        "weights": chains * draws * weights if keep == "weights" else 0,
+        "checkpoints": 2 * (2 * chains * weights + sums),
+    }
+
+
+def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
+    """The forecast, for people."""
+    said = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
+    if on_disk:
+        files = [f"{n} {as_bytes(sizes[n])}" for n in ("traces", "weights", "checkpoints")
+                 if sizes[n]]  # fmt: skip
+        said.append(f"on disk, before compression: {', '.join(files)}")
+    return said
+
+
+def as_bytes(count: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.3g} {_UNITS[unit]}"

@@ -1,0 +1,337 @@
+"""From chains to traces, in memory and on disk: record, commit, go on, stop when asked to."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.backfill import fill
+from bif.chains import Position
+from bif.estimate.covariance import Covariance, CovarianceSums
+from bif.estimate.diagnostics import reliability
+from bif.estimate.sums import BlockSums
+from bif.interrupts import Preempted, Wish, wishes_to_stop
+from bif.keep import Keep, subset_of
+from bif.panels import Panels, joined
+from bif.progress import ProgressBar
+from bif.provenance import hardware
+from bif.record import BlockRecorder, Segment
+from bif.sampling import Sampling, Start
+from bif.store import BlockStore, Commit, RunFolder
+from bif.traces import LossTraces
+from bif.types import Params
+
+_FRESH_BYTES = 512 * 2**20
+_COMMIT_SHARE = 50
+"""A commit's cost is at most about one part in this many of the time."""
+
+
+@dataclass
+class Recording:
+    """One run's chains as far as they have come.
+
+    Args:
+        sampling: The machinery.
+        keep: What is kept of the draws.
+        folder: Where it is kept, or None: in memory only.
+        commit_every: Seconds from one commit to the next.
+        blocks: The chains of each block.
+    """
+
+    sampling: Sampling
+    keep: Keep
+    folder: RunFolder | None
+    commit_every: float
+    blocks: list[range]
+    recorders: list[BlockRecorder] = field(default_factory=list)
+    interrupted: bool = False
+    seconds: float = 0.0
+    """Of sampling, by now."""
+    seconds_before: float = 0.0
+    """Of sampling in earlier sessions."""
+    notes: list[str] = field(default_factory=list)
+    """What a resumed run has to say of itself."""
+
+    def run(self, *, show_progress: bool) -> None:
+        """Run every block of chains to its last draw.
+
+        Ctrl-C stops after the step and keeps what there is.
+
+        Raises:
+            Preempted: SIGTERM came; everything so far has been committed.
+            DamagedRun: What the folder holds contradicts the problem.
+            OSError: The folder cannot be written to; what was committed stays.
+        """
+        s = self.sampling.settings
+        assert s.chains is not None and s.draws is not None
+        bar = ProgressBar(
+            s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
+        )
+        stops = wishes_to_stop(terminate=self.folder is not None)
+        with bar, stops as wish, ThreadPoolExecutor(1, "bif-commit") as thread:
+            try:
+                for index in range(len(self.blocks)):
+                    _BlockRun(self, index, bar, wish, thread).run()
+                    if wish.signal is not None:
+                        break
+            except KeyboardInterrupt:  # outside the main thread's handler, or the second one
+                self.interrupted = True
+        if wish.signal == signal.SIGTERM:
+            raise Preempted(f"stopped by SIGTERM {self.progress_in_words()}")
+        self.interrupted |= wish.signal is not None
+        for recorder in self.recorders:
+            recorder.flush()
+
+    def traces(self) -> LossTraces:
+        """What has been recorded by chains that are alive and have two draws."""
+        blocks = [recorder.block() for recorder in self.recorders]
+        return LossTraces(tuple(b for b in blocks if b is not None and b.num_draws >= 2))
+
+    def covariance(self) -> Covariance:
+        """From the sums, which are used up."""
+        totals = CovarianceSums()
+        for recorder in self.recorders:
+            if recorder.sums is not None and recorder.recorded >= 2:
+                for closed in recorder.sums.close(recorder.diverged):
+                    totals.add(closed)
+        return totals.finish()
+
+    def current_reliability(self) -> float:
+        """Reliability of what has reached the host."""
+        traces = self.traces()
+        if traces.num_chains < 2:
+            return float("nan")
+        return reliability(traces, num_queries=16, num_train=256)
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """Chains that diverged, and the draw at which they had."""
+        return {c: d for recorder in self.recorders for c, d in recorder.diverged.items()}
+
+    @property
+    def taken_along(self) -> list[int]:
+        """Chains that were left out because they shared their sums with one that diverged."""
+        lost = [r.sums.lost(r.diverged) - set(r.diverged) for r in self.recorders if r.sums]
+        return sorted(set().union(*lost))
+
+    @property
+    def arrays(self) -> list[str]:
+        """Names of the arrays that are recorded."""
+        panels = self.sampling.panels
+        return ["train_loss-0", "query_value-0"] if self.keep == "sums" else panels.names
+
+    @property
+    def taken(self) -> int:
+        """Draws of all chains so far."""
+        return sum(r.taken * len(r.chains) for r in self.recorders)
+
+    def progress_in_words(self) -> str:
+        """For the message of a run that stops."""
+        s = self.sampling.settings
+        return f"after {self.taken:,} of {(s.chains or 0) * (s.draws or 0):,} draws"
+
+
+class _BlockRun:
+    """One block of a recording on its way."""
+
+    def __init__(
+        self, whole: Recording, index: int, bar: ProgressBar, wish: Wish, thread: ThreadPoolExecutor
+    ) -> None:
+        self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
+        self.sampling, self.chains = whole.sampling, whole.blocks[index]
+        self.store = whole.folder.block(index) if whole.folder else None
+        self.recorder = self._recorder()
+        whole.recorders.append(self.recorder)
+        self._thread, self._writing = thread, None
+        self._seconds_before = 0.0
+        self._serial = 0
+        self._committed_step: int | None = None
+
+    def run(self) -> None:
+        """From where the block stands to its last draw, or to a wish to stop."""
+        start = self._start()
+        self.bar.advance(self.recorder.taken * len(self.chains))
+        self._began = self._committed = time.monotonic()
+        self._patience = self.whole.commit_every
+        try:
+            if self.recorder.taken < (self.sampling.settings.draws or 0):
+                self._walk(start)
+        finally:
+            self.whole.seconds += self._seconds()
+            self._wait()
+
+    def _walk(self, start: Start) -> None:
+        for position in self.sampling.positions(self.index, len(self.chains), start):
+            index = self.sampling.draw_at(position.step)
+            if index is not None and index >= self.recorder.taken:
+                self._record(position)
+            stops = self.wish.signal is not None or self.recorder.all_diverged
+            if self.store and (
+                stops or position.step == self.sampling.last_step or self._commit_due()
+            ):
+                self._commit(self.store, start, position)
+            if stops:
+                return
+
+    def _record(self, position: Position) -> None:
+        params = position.state.params
+        train, query = self.sampling.observed(position)
+        self.recorder.add(
+            train,
+            query,
+            self.sampling.posterior.distance_squared(params),
+            params if self.whole.keep == "weights" else None,
+        )
+        self.bar.advance(len(self.chains))
+
+    def _recorder(self) -> BlockRecorder:
+        s, problem = self.sampling.settings, self.sampling.problem
+        assert s.draws is not None
+        sums = subset = None
+        if self.whole.keep == "sums":
+            sums = BlockSums(self.chains, num_chains=self.whole.blocks[-1].stop)
+            subset = subset_of(problem)
+        return BlockRecorder(
+            self.chains,
+            num_draws=s.draws,
+            distance_limit=self.sampling.distance_limit(),
+            drained=self.store is not None,
+            sums=sums,
+            subset=subset,
+        )
+
+    def _start(self) -> Start:
+        """At w*, or where the newest whole commit left the block."""
+        found = self.store.usable(recorded_arrays(self.whole)) if self.store else None
+        if found is None or self.store is None:
+            return self.sampling.start(self.index, len(self.chains))
+        commit, saved = found
+        self._serial, self._seconds_before = commit.serial, commit.seconds
+        self.whole.seconds_before += commit.seconds
+        self._committed_step = commit.step
+        here = hardware(self.sampling.device)
+        if dict(commit.hardware) != here:
+            self.whole.notes.append(_other_hardware(commit.hardware, here))
+        traces = None
+        if commit.draws:
+            if self.whole.keep != "sums":
+                fill(self.sampling, self.store, commit, self.index, self.chains)
+            names = self.whole.arrays
+            traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
+        self.recorder.restore(
+            traces, diverged=commit.diverged, saved=_below(saved, "recorder/"),
+            device=self.sampling.device,
+        )  # fmt: skip
+        return self.sampling.resumed(
+            self.index,
+            len(self.chains),
+            saved,
+            step=commit.step,
+            same_device=commit.hardware.get("device") == here["device"],
+        )
+
+    def _commit_due(self) -> bool:
+        waited = time.monotonic() - self._committed
+        return waited > self._patience or self.recorder.fresh_bytes > _FRESH_BYTES
+
+    def _commit(self, store: BlockStore, start: Start, position: Position) -> None:
+        """Hand everything up to here to the writing thread."""
+        began = time.monotonic()
+        self._wait()
+        self.recorder.settle()
+        segment = self.recorder.drain()
+        if segment is None and position.step == self._committed_step:
+            return
+        state = {
+            **start.saved(position),
+            **{f"recorder/{n}": x for n, x in self.recorder.state().items()},
+        }
+        self._serial += 1
+        commit = Commit(
+            serial=self._serial,
+            step=position.step,
+            draws=self.recorder.recorded,
+            diverged=dict(self.recorder.diverged),
+            seconds=self._seconds_before + self._seconds(),
+            hardware=hardware(self.sampling.device),
+        )
+        panels = self.sampling.panels
+        if self.whole.keep == "sums" and segment is not None:
+            panels = Panels((segment.train.shape[2],), (segment.query.shape[2],), 1)
+        self._writing = self._thread.submit(_write, store, commit, panels, segment, state)
+        self._committed_step = position.step
+        self._committed = time.monotonic()
+        self._patience = max(self.whole.commit_every, _COMMIT_SHARE * (self._committed - began))
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _wait(self) -> None:
+        """Until the last commit is on disk; raise what went wrong with it."""
+        writing: Future[None] | None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def deal(num_chains: int, block_size: int, *, dealt: list[range] | None = None) -> list[range]:
+    """The chains of each block; blocks that have been dealt stay as they are."""
+    blocks = list(dealt or [])
+    for start in range(blocks[-1].stop if blocks else 0, num_chains, block_size):
+        blocks.append(range(start, min(start + block_size, num_chains)))
+    return blocks
+
+
+def recorded_arrays(recording: Recording) -> list[str]:
+    """The arrays that every committed draw must have."""
+    assert recording.folder is not None
+    named = recording.folder.manifest.get("arrays") or []
+    return [n for n in recording.arrays if n in named]
+
+
+def _write(
+    store: BlockStore,
+    commit: Commit,
+    panels: Panels,
+    segment: Segment | None,
+    state: Mapping[str, Tensor],
+) -> None:
+    traces: Mapping[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
+    if segment is not None:
+        traces = panels.split(segment.train, segment.query)
+        weights = weight_arrays(segment.weights)
+    store.commit(commit, traces=traces, weights=weights, state=state)
+
+
+def weight_arrays(weights: Params) -> dict[str, np.ndarray]:
+    """Leaves by their position, so that no name of a parameter becomes a path."""
+    return {
+        f"weight-{i}": (
+            leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
+        ).numpy()
+        for i, leaf in enumerate(weights.values())
+    }
+
+
+def _other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    changed = [
+        f"{name} {then.get(name, 'unknown')} then, {now[name]} now"
+        for name in now
+        if then.get(name) != now[name]
+    ]
+    return (
+        f"the run was begun elsewhere ({'; '.join(changed)}): it is equal in law to one that was "
+        "not interrupted, but not to the last bit"
+    )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,160 @@
+"""Run: what attribution leaves behind, in memory or read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bif import store
+from bif.influence import Influence
+from bif.panels import Panels, joined
+from bif.traces import LossTraces, TraceBlock
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves behind.
+
+    Attributes:
+        influence: The scores, with their errors.
+        traces: The losses of all surviving chains at all draws; of 256 train items and 64 query
+            columns where the run kept sums.
+        diagnostics: Mean-loss traces, reliability, effective sample size, R-hat.
+        summary: The figures of `summary.json`.
+        manifest: Settings, versions, fingerprints, choices and warnings, as in `run.json`.
+    """
+
+    influence: Influence
+    traces: LossTraces
+    diagnostics: xr.Dataset
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a run that is in memory to a folder: traces, results and report.
+
+        A run made with `attribute(…, out=…)` is in its folder already, and can go on from there;
+        one saved from memory cannot.
+
+        Args:
+            folder: A path or fsspec URL; made if need be.
+            overwrite: Replace a run that is in the folder; anything else is never replaced.
+            extra: Further entries for `summary.json`.
+
+        Raises:
+            FolderInUse: There is a run already, or something else.
+        """
+        place = store.folder_at(folder)
+        store.refuse_occupied(place, overwrite=overwrite)
+        manifest = {"identity": self.manifest["identity"], "keep": self.manifest["keep"]}
+        with store.open_run(place, manifest, on_existing="replace") as opened:
+            panels = Panels(**self.manifest["panels"])
+            if self.manifest["keep"] == "sums":
+                first = self.traces.blocks[0]
+                panels = Panels((first.train.shape[2],), (first.query.shape[2],), 1)
+            for index, block in enumerate(self.traces.blocks):
+                opened.block(index).commit(
+                    store.Commit(serial=1, step=0, draws=block.num_draws),
+                    traces=panels.split(block.train, block.query),
+                    weights={},
+                    state={},
+                )
+            chains = [list(block.chains) for block in self.traces.blocks]
+            opened.update({"chains": chains, "arrays": panels.names, "resumable": False})
+            self.write(opened, extra=extra)
+        return Path(folder)
+
+    def write(self, folder: store.RunFolder, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write results and report into an open folder; its manifest may then call it complete.
+
+        Args:
+            extra: Further entries for `summary.json`.
+        """
+        from bif.report import render_report
+
+        summary = {**self.summary, **(extra or {})}
+        report = render_report(
+            self.influence.dataset,
+            diagnostics=self.diagnostics,
+            summary=summary,
+            manifest=dict(self.manifest),
+        )
+        folder.finish(
+            manifest=self.manifest,
+            influence=self.influence.dataset,
+            diagnostics=self.diagnostics,
+            summary=summary,
+            report=report,
+        )
+
+    def __repr__(self) -> str:
+        s = self.summary
+        return (
+            f"{self.influence!r}\n{s['draws']} draws of {s['chains']} chains in "
+            f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
+            f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
+            + "".join(f"\nwarning: {warning}" for warning in self.manifest["warnings"])
+        )
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run's folder: scores, diagnostics and, where they were kept, traces.
+
+    Traces whose tail is damaged are read up to there, with a warning in the manifest.
+
+    Args:
+        folder: A path or fsspec URL.
+
+    Raises:
+        FileNotFoundError: There is no run, or one without results yet.
+        DamagedRun: Results or manifest are not what was written.
+    """
+    place = store.folder_at(folder)
+    found = store.read_run(place)
+    manifest = found["manifest"]
+    traces, damage = _traces(place, manifest)
+    manifest = {**manifest, "warnings": [*manifest.get("warnings", []), *damage]}
+    whole = manifest.get("keep") != "sums" and bool(traces.blocks)
+    influence = Influence(found["influence"], traces if whole else None)
+    summary = {n: float("nan") if v is None else v for n, v in found["summary"].items()}
+    return Run(influence, traces, found["diagnostics"], summary, manifest)
+
+
+def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTraces, list[str]]:
+    names = [str(n) for n in manifest.get("arrays") or []]
+    left_out = set(manifest.get("left_out", []))
+    explicit = manifest.get("chains")
+    dealt = explicit or [list(range(*edges)) for edges in manifest.get("blocks", [])]
+    blocks, damage = [], []
+    for index, chains in enumerate(dealt):
+        block = store.BlockStore(folder, index)
+        commits = block.commits()
+        draws = block.good_draws(names)
+        if commits and draws < commits[0].draws:
+            damage.append(
+                f"the traces of chains {chains[0]} to {chains[-1]} are damaged from draw {draws} "
+                "on: the rest is used"
+            )
+        if draws < 2:
+            continue
+        train, query = joined({name: block.traces.read(name, 0, draws) for name in names})
+        if len(train) != len(chains):
+            raise store.DamagedRun(
+                f"{folder}: block {index} has traces of {len(train)} chains, not {len(chains)}."
+            )
+        whole = TraceBlock(tuple(chains), train, query)
+        keep = [i for i, chain in enumerate(chains) if explicit or chain not in left_out]
+        if keep:
+            blocks.append(whole.only(keep) if len(keep) < len(chains) else whole)
+    return LossTraces(tuple(blocks)), damage

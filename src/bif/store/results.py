@@ -1,0 +1,228 @@
+"""Results on disk: datasets, JSON and the page, each written whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bif.store.folder import LOCK, PARTIAL, DamagedRun, Folder, FolderInUse, folder_at
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MANIFEST, SUMMARY, REPORT = "run.json", "summary.json", "report.html"
+INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
+
+TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
+
+_CERTAINLY_OURS = {INFLUENCE, DIAGNOSTICS, TRACES, CHECKPOINTS}
+_OURS = _CERTAINLY_OURS | {WEIGHTS, SUMMARY, REPORT}
+_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
+_DEEPEST = 4
+
+
+def read_run(where: str | Path | Folder) -> dict[str, Any]:
+    """`manifest`, `summary` (dicts), `influence` and `diagnostics` (datasets) of a run's folder.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or one without results yet.
+        DamagedRun: A file is not what was written.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(MANIFEST):
+        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
+    manifest = read_json(folder, MANIFEST)
+    if not folder.is_file(SUMMARY):
+        raise FileNotFoundError(
+            f"{folder} holds a run without results yet: run the command that began it once more, "
+            "and it will go on from there."
+        )
+    return {
+        "manifest": manifest,
+        "summary": read_json(folder, SUMMARY),
+        "influence": load_dataset(folder, name=INFLUENCE),
+        "diagnostics": load_dataset(folder, name=DIAGNOSTICS),
+    }
+
+
+def write_results(
+    folder: Folder,
+    *,
+    manifest: Mapping[str, Any],
+    influence: xr.Dataset,
+    diagnostics: xr.Dataset,
+    summary: Mapping[str, Any],
+    report: str,
+) -> None:
+    """Write or replace a run's results; the manifest, which says that they are whole, comes last.
+
+    Everything is written beside its place first and moved there when it is complete.
+    """
+    for dataset, name in ((influence, INFLUENCE), (diagnostics, DIAGNOSTICS)):
+        fresh = f"{name}{PARTIAL}"
+        folder.remove(fresh)
+        save_dataset(dataset, folder, name=fresh)
+        folder.move(fresh, name)
+    folder.write(REPORT, report.encode())
+    write_json(folder, SUMMARY, summary)
+    write_json(folder, MANIFEST, manifest)
+
+
+def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
+    """Raise unless a run may be written to `folder`.
+
+    Raises:
+        FolderInUse: There is a run and `overwrite` is False, or something that is no run.
+    """
+    if holds_run(folder) and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds a run already: choose another folder, or pass overwrite=True."
+        )
+
+
+def holds_run(folder: Folder) -> bool:
+    """Whether there is a run.
+
+    Raises:
+        FolderInUse: There is something, and it is no run.
+    """
+    if folder.is_file(MANIFEST):
+        return True
+    names = {n for n in folder.names() if n != LOCK and not n.endswith(PARTIAL)}
+    cut_short = names <= _OURS and names & _CERTAINLY_OURS  # a copy or a removal that was killed
+    if (names and not cut_short) or folder.is_file(""):
+        raise FolderInUse(
+            f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
+        )
+    return False
+
+
+def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str = "") -> None:
+    """Write a dataset as a zarr folder, compressed and checksummed.
+
+    Raises:
+        FileExistsError: There is something already.
+    """
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    folder = folder_at(where)
+    if folder.names(name) or folder.is_file(name):
+        place = f"{folder}/{name}" if name else str(folder)
+        raise FileExistsError(f"{place} exists: choose another path, or remove it first.")
+    # Zarr's third format has no strings of fixed length.
+    texts = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "U"}
+    codecs = {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
+    dataset.assign(texts).drop_encoding().to_zarr(
+        folder.zarr(name),
+        mode="w-",
+        consolidated=False,
+        zarr_format=3,
+        encoding={str(n): codecs for n in dataset.variables},
+    )
+
+
+def load_dataset(where: str | Path | Folder, *, name: str) -> xr.Dataset:
+    """Read a zarr folder, or `name` inside a run's folder, into memory.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+        DamagedRun: It cannot be read, or asks for codecs that this library never writes.
+    """
+    import xarray as xr
+
+    folder = folder_at(where)
+    chosen = name if folder.is_folder(name) else ""
+    if not folder.is_file(f"{chosen}/zarr.json" if chosen else "zarr.json"):
+        raise FileNotFoundError(f"no {name} at {folder}: expected a zarr folder or a run's folder.")
+    refuse_foreign_zarr(folder, chosen)
+    try:
+        store = folder.zarr(chosen, read_only=True)
+        with xr.open_zarr(store, consolidated=False, zarr_format=3) as dataset:
+            return dataset.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a codec says of bytes that are not its own
+        raise DamagedRun(f"{folder}/{chosen or name} is damaged: {error}") from error
+
+
+def refuse_foreign_zarr(folder: Folder, name: str) -> None:
+    """Raise unless every array at `name` is of zarr's third format, with codecs of this library.
+
+    Zarr takes codecs from plug-ins by their name, so a foreign name could run foreign code.
+
+    Raises:
+        DamagedRun: Another format, another codec, or no metadata.
+    """
+    for place, metadata in _metadata(folder, name, _DEEPEST):
+        if metadata.get("zarr_format") != 3:
+            raise DamagedRun(f"{folder}/{place} is not of zarr's third format: refused.")
+        for codec in _codec_names(metadata.get("codecs")):
+            if codec not in _CODECS:
+                raise DamagedRun(
+                    f"{folder}/{place} asks for the codec {codec!r}, which bif never writes: "
+                    "refused."
+                )
+
+
+def read_json(folder: Folder, name: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DamagedRun: It holds something else.
+    """
+    try:
+        found = json.loads(folder.read(name))
+    except (ValueError, RecursionError) as error:
+        raise DamagedRun(f"{folder}/{name} is damaged: {error}.") from error
+    if not isinstance(found, dict):
+        raise DamagedRun(f"{folder}/{name} is damaged: it holds no JSON object.")
+    return found
+
+
+def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
+    """A JSON object to a file; NaN and infinities, which JSON lacks, become null."""
+    folder.write(name, (json.dumps(plain(content), indent=2) + "\n").encode())
+
+
+def plain(value: Any) -> Any:
+    """Numbers, strings, lists and dicts that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and callable(value.item):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _metadata(folder: Folder, name: str, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    place = f"{name}/zarr.json" if name else "zarr.json"
+    if not folder.is_file(place):
+        raise DamagedRun(f"{folder}/{place} is missing.")
+    metadata = read_json(folder, place)
+    yield place, metadata
+    if metadata.get("node_type") != "array" and depth:
+        for child in folder.names(name):
+            inner = f"{name}/{child}" if name else child
+            if folder.is_folder(inner):
+                yield from _metadata(folder, inner, depth - 1)
+
+
+def _codec_names(codecs: Any) -> Iterator[str]:
+    """Names of codecs at every depth of a sharding codec's own lists."""
+    if isinstance(codecs, Mapping):
+        if "name" in codecs:
+            yield str(codecs["name"])
+        for value in codecs.values():
+            yield from _codec_names(value)
+    elif isinstance(codecs, list):
+        for codec in codecs:
+            if isinstance(codec, str):
+                yield codec
+            else:
+                yield from _codec_names(codec)

@@ -1,0 +1,257 @@
+"""A run's folder, opened by its one writer: go on, begin anew, or refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from bif.store.checkpoints import BlockStore
+from bif.store.folder import LOCK, PARTIAL, DamagedRun, Folder, FolderInUse, folder_at
+from bif.store.results import (
+    CHECKPOINTS,
+    DIAGNOSTICS,
+    INFLUENCE,
+    MANIFEST,
+    REPORT,
+    SUMMARY,
+    TRACES,
+    WEIGHTS,
+    holds_run,
+    plain,
+    read_json,
+    write_json,
+    write_results,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+FORMAT = 1
+"""Of the folder; a run of another format is refused."""
+
+OnExisting = Literal["resume", "replace"]
+_SPARE = f"{CHECKPOINTS}/{MANIFEST}"
+_CENTER = f"{CHECKPOINTS}/center.safetensors"
+
+
+class RunFolder:
+    """A run's folder that this process may write to.
+
+    Attributes:
+        folder: The files.
+        manifest: The content of `run.json`.
+        begun: Whether the run had been begun before.
+    """
+
+    def __init__(self, folder: Folder, manifest: dict[str, Any], *, begun: bool) -> None:
+        self.folder, self.manifest, self.begun = folder, manifest, begun
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has ended and its results are whole."""
+        return bool(self.manifest.get("complete"))
+
+    def block(self, index: int) -> BlockStore:
+        """The disk side of one block of chains."""
+        return BlockStore(self.folder, index)
+
+    def update(self, entries: Mapping[str, Any]) -> None:
+        """Change entries of the manifest, kept twice."""
+        self.manifest = plain({**self.manifest, **entries})
+        write_json(self.folder, MANIFEST, self.manifest)
+        write_json(self.folder, _SPARE, self.manifest)
+
+    def center_values(self) -> dict[str, Tensor]:
+        """The values at w* that the run was begun with; nothing before they were kept."""
+        from safetensors.torch import load
+
+        if not self.folder.is_file(_CENTER):
+            return {}
+        try:
+            return load(self.folder.read(_CENTER))
+        except Exception as error:  # whatever a reader says of bytes that are not its own
+            raise DamagedRun(f"{self.folder}/{_CENTER} is damaged: {error}") from error
+
+    def keep_center_values(self, values: Mapping[str, Tensor]) -> None:
+        """Keep the values at w* of every array of the traces."""
+        from safetensors.torch import save
+
+        self.folder.write(_CENTER, save({n: x.contiguous() for n, x in values.items()}))
+
+    def finish(
+        self,
+        *,
+        manifest: Mapping[str, Any],
+        influence: xr.Dataset,
+        diagnostics: xr.Dataset,
+        summary: Mapping[str, Any],
+        report: str,
+    ) -> None:
+        """Write the results and, last, the manifest that may call the run complete."""
+        self.manifest = plain({**self.manifest, **manifest})
+        write_json(self.folder, _SPARE, {**self.manifest, "complete": False})
+        write_results(
+            self.folder,
+            manifest=self.manifest,
+            influence=influence,
+            diagnostics=diagnostics,
+            summary=summary,
+            report=report,
+        )
+
+
+@contextlib.contextmanager
+def open_run(
+    where: str | Path | Folder, manifest: Mapping[str, Any], *, on_existing: OnExisting = "resume"
+) -> Iterator[RunFolder]:
+    """Hold a run's folder as its only writer.
+
+    Args:
+        where: A path or fsspec URL; made if need be.
+        manifest: With `identity` and `keep`, of the run that is asked for.
+        on_existing: "resume" goes on with this very run and refuses another; "replace" removes
+            whatever run is there.
+
+    Raises:
+        FolderInUse: Another run, other files, or another writer.
+        DamagedRun: The manifest cannot be read.
+    """
+    folder = folder_at(where)
+    holds_run(folder)  # before anything is made there
+    with folder.locked():
+        there = holds_run(folder)
+        if there and on_existing == "replace":
+            remove_run(folder)
+            there = False
+        found = read_manifest(folder) if there else {}
+        expected = plain({"format": FORMAT, **manifest})
+        if there:
+            _refuse_another(folder, found, expected)
+        run = RunFolder(folder, found or {**expected, "complete": False}, begun=there)
+        if there:
+            yield run
+            return
+        run.update({})
+        try:
+            yield run
+        except BaseException:
+            if not any(run.block(0).commits()):
+                remove_run(folder)
+            raise
+
+
+@contextlib.contextmanager
+def reopen_run(where: str | Path | Folder) -> Iterator[RunFolder]:
+    """Hold the folder of a run that is there, whatever run it is.
+
+    Raises:
+        FileNotFoundError: There is none.
+        FolderInUse: Other files, or another writer.
+        DamagedRun: The manifest cannot be read.
+    """
+    folder = folder_at(where)
+    if not holds_run(folder):
+        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
+    with folder.locked():
+        found = read_manifest(folder)
+        if found.get("format") != FORMAT:
+            _refuse_another(folder, found, {"format": FORMAT, "identity": found.get("identity")})
+        yield RunFolder(folder, found, begun=True)
+
+
+def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool:
+    """Whether `where` holds this very run, complete; nothing is locked, made or refused."""
+    folder = folder_at(where)
+    if not folder.is_file(MANIFEST):
+        return False
+    with contextlib.suppress(DamagedRun):
+        found = read_json(folder, MANIFEST)
+        expected = plain({"format": FORMAT, **manifest})
+        same = not differences({n: found.get(n) for n in expected}, expected)
+        return bool(found.get("complete")) and same
+    return False
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """`run.json`, or its spare where that is damaged.
+
+    Raises:
+        DamagedRun: Neither can be read.
+    """
+    try:
+        return read_json(folder, MANIFEST)
+    except DamagedRun as error:
+        if folder.is_file(_SPARE):
+            with contextlib.suppress(DamagedRun):
+                return read_json(folder, _SPARE)
+        raise DamagedRun(f"{error} Pass --overwrite to begin the run anew.") from error
+
+
+def remove_run(folder: Folder) -> None:
+    """Remove a run's files, the manifest last, and nothing else."""
+    for name in (INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS, SUMMARY, REPORT):
+        folder.remove(name)
+        folder.remove(f"{name}{PARTIAL}")
+    folder.remove(MANIFEST)
+
+
+def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
+    """Copy a complete run's files to a folder that holds nothing, the manifest last.
+
+    Raises:
+        FolderInUse: There is something in it, or the run is not complete.
+    """
+    source, target = folder_at(where), folder_at(to)
+    if not read_manifest(source).get("complete"):
+        raise FolderInUse(f"{source} is not complete: let it end before it is copied.")
+    if holds_run(target):
+        raise FolderInUse(f"{target} holds a run already: choose another --out.")
+    for name in source.names():
+        if name not in (LOCK, MANIFEST):
+            _copy(source, target, name)
+    _copy(source, target, MANIFEST)
+
+
+def differences(found: Any, expected: Any, name: str = "") -> list[str]:
+    """The dotted names of entries that differ between two JSON values."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return [
+            difference
+            for key in sorted(set(found) | set(expected))
+            for difference in differences(
+                found.get(key), expected.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if found == expected else [name]
+
+
+def _copy(source: Folder, target: Folder, name: str) -> None:
+    if source.is_folder(name):
+        for inner in source.names(name):
+            _copy(source, target, f"{name}/{inner}")
+    else:
+        target.write(name, source.read(name))
+
+
+def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if found.get("format") != FORMAT:
+        raise FolderInUse(
+            f"{folder} holds a run of format {json.dumps(found.get('format'))}, this version of "
+            f"bif reads {FORMAT}: choose another --out, or pass --overwrite to replace it."
+        )
+    named = differences(found.get("identity", {}), expected.get("identity", {}))
+    if "keep" in expected and found.get("keep") != expected["keep"]:
+        named.append(f"keep (it keeps {found.get('keep')})")
+    if named:
+        longer = {"settings.draws", "settings.chains"} & set(named)
+        growing = all(n in longer or n.startswith(("queries.", "candidates.")) for n in named)
+        hint = " To lengthen it or to add to it, pass --from with its folder." if growing else ""
+        raise FolderInUse(
+            f"{folder} holds another run, with another {', '.join(named)}.{hint} Choose another "
+            "--out, or pass --overwrite to replace it."
+        )
