@@ -79,7 +79,7 @@ def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float
     """Draws a second, and peak memory in GiB."""
     device = chosen.device or "cpu"
     sampling = Sampling(made, chosen)
-    assert chosen.chains is not None
+    assert chosen.chains is not None and chosen.draws is not None
     recorder = BlockRecorder(
         range(chosen.chains), num_draws=chosen.draws, distance_limit=float("inf")
     )
@@ -170,10 +170,10 @@ def loss_deviation(made: bif.Problem, chosen: bif.Settings) -> dict[str, float]:
 
 def stationary_mean(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float]:
     """Mean train loss of the stationary chains, with its standard error between chains."""
+    assert chosen.chains is not None and chosen.draws is not None
     long = replace(chosen, draws=chosen.draws + 40)
     sampling, means = Sampling(made, long), []
-    assert long.chains is not None
-    for draw, train, _ in sampling.observed_draws(0, long.chains):
+    for draw, train, _ in sampling.observed_draws(0, chosen.chains):
         if draw.index >= 40:
             means.append(train.double().mean(dim=1))
     chain_means = torch.stack(means).mean(dim=0).cpu().numpy()

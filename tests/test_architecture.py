@@ -54,6 +54,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "manifest": {"problem", "settings", "provenance"},
     "checkpoint": set(),
     "interrupts": set(),
+    "writer": set(),
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "functional", "problem", "posterior"},
@@ -80,6 +81,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "recording": {
         "types",
         "chains",
+        "checkpoint",
         "estimate",
         "traces",
         "record",
@@ -91,17 +93,35 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "progress",
         "provenance",
         "store",
+        "writer",
     },
     "run": {"influence", "panels", "report", "store", "traces"},
+    "conclude": {
+        "estimate",
+        "influence",
+        "traces",
+        "problem",
+        "settings",
+        "panels",
+        "provenance",
+        "manifest",
+        "calibrate",
+        "keep",
+        "sampling",
+        "recording",
+        "run",
+        "store",
+    },
+    "merge": {"conclude", "estimate", "run", "store", "traces", "influence"},
     "attribute": None,
 }
-COMPOSERS = {"attribute", "cli", "demo", "__init__", "__main__"}
+COMPOSERS = {"attribute", "growth", "cli", "demo", "__init__", "__main__"}
 
 PUBLIC = {
     "bif": """
         MARGIN Calibration Influence Items LocalPosterior LossTraces Observable Problem Ranking
-        Run Score Settings attribute calibrate estimate evaluate extend load losses run_chains
-        samplers
+        Run Score Settings attribute calibrate estimate evaluate extend load losses merge
+        run_chains samplers
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -9,11 +9,13 @@ print(run.influence.top(0, k=5))
 __version__ = "0.1.0"
 
 from bif import estimate, evaluate, losses, samplers
-from bif.attribute import attribute, extend
+from bif.attribute import attribute
 from bif.calibrate import Calibration, calibrate
 from bif.chains import run_chains
+from bif.growth import extend
 from bif.influence import Influence, Ranking, Score
 from bif.items import Items
+from bif.merge import merge
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN, Observable, Problem
 from bif.run import Run, load
@@ -40,6 +42,7 @@ __all__ = [
     "extend",
     "load",
     "losses",
+    "merge",
     "run_chains",
     "samplers",
 ]

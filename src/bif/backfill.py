@@ -29,8 +29,13 @@ def missing(sampling: Sampling, store: BlockStore, num_draws: int) -> dict[str, 
     return {name: length for name, length in lengths.items() if length < num_draws}
 
 
-def fill(sampling: Sampling, store: BlockStore, commit: Commit, block: int, chains: range) -> None:
+def fill(
+    sampling: Sampling, store: BlockStore, commit: Commit, block: int, chains: range
+) -> Iterator[int]:
     """Observe every group that lacks committed draws, and write it as long as the others.
+
+    Yields:
+        Draws as they are observed; what has been written stays if the caller stops asking.
 
     Raises:
         ReplayDeparts: Without kept weights, on another device or with other versions.
@@ -38,14 +43,15 @@ def fill(sampling: Sampling, store: BlockStore, commit: Commit, block: int, chai
     lacking = missing(sampling, store, commit.draws)
     if not lacking:
         return
-    start = min(lacking.values())
+    start = first = min(lacking.values())
     waiting: list[dict[str, Tensor]] = []
-    first = start
     for index, params in _draws(sampling, store, commit, block, chains, start=start):
-        waiting.append({n: sampling.observe_panel(n, params).cpu() for n in lacking})
-        if len(waiting) == _DRAWS_AT_ONCE or index == commit.draws - 1:
+        if index >= start:
+            waiting.append({n: sampling.observe_panel(n, params).cpu() for n in lacking})
+        if waiting and (len(waiting) == _DRAWS_AT_ONCE or index == commit.draws - 1):
             _append(store, waiting, start=first, have=lacking)
             first, waiting = index + 1, []
+        yield index
 
 
 def _append(
@@ -67,7 +73,7 @@ def _draws(
     *,
     start: int,
 ) -> Iterator[tuple[int, Params]]:
-    """Draws from `start` on: the index and the weights, `[C, *shape]`, on the device."""
+    """Draws, at least from `start` on: index and weights `[C, *shape]` on the device."""
     if has_weights(sampling, store, commit.draws):
         yield from _kept(sampling, store, range(start, commit.draws))
         return
@@ -86,8 +92,7 @@ def _draws(
         if position.losses is not None or index % _DRAWS_AT_ONCE == 0 or index == commit.draws - 1:
             losses = sampling.observe_train(position.state.params, position.losses)
             _compare(losses[:, : sampling.problem.num_train].cpu(), store, index)
-        if index >= start:
-            yield index, position.state.params
+        yield index, position.state.params
 
 
 def has_weights(sampling: Sampling, store: BlockStore, num_draws: int) -> bool:

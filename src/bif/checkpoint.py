@@ -13,7 +13,9 @@ State = TypeVar("State")
 
 
 def state_tensors(state: object) -> dict[str, Tensor]:
-    """Every leaf, tensor and whole number of a sampler's state, copied to the host.
+    """Every leaf, tensor and whole number of a sampler's state, copied where it is.
+
+    On a device that lacks the room for copies they are made on the host.
 
     Args:
         state: A dataclass whose fields are `Params`, tensors or whole numbers.
@@ -22,9 +24,9 @@ def state_tensors(state: object) -> dict[str, Tensor]:
     for field in fields(state):  # type: ignore[arg-type]
         value = getattr(state, field.name)
         if isinstance(value, Mapping):
-            found |= {f"{field.name}/{name}": _copied(leaf) for name, leaf in value.items()}
+            found |= {f"{field.name}/{name}": leaf.detach() for name, leaf in value.items()}
         elif isinstance(value, Tensor):
-            found[field.name] = _copied(value)
+            found[field.name] = value.detach()
         elif isinstance(value, int):
             found[field.name] = torch.tensor(value, dtype=torch.int64)
         else:
@@ -32,7 +34,33 @@ def state_tensors(state: object) -> dict[str, Tensor]:
                 f"{type(state).__name__}.{field.name} is {type(value).__name__}: a sampler's state "
                 "holds parameters, tensors and whole numbers, so that it can be saved."
             )
-    return found
+    crowded = _crowded(found)
+    return {
+        name: (leaf.cpu() if crowded and leaf.is_cuda else leaf).clone(
+            memory_format=torch.contiguous_format
+        )
+        for name, leaf in found.items()
+    }
+
+
+def on_host(tensors: Mapping[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
+    """Copies on the host, made beside the work that the device has been given since `ready`."""
+    devices = {x.device for x in tensors.values() if x.is_cuda}
+    if ready is None or not devices:
+        return {name: x.cpu() for name, x in tensors.items()}
+    aside = torch.cuda.Stream(devices.pop())
+    with torch.cuda.stream(aside):
+        aside.wait_event(ready)
+        return {name: x.cpu() for name, x in tensors.items()}
+
+
+def _crowded(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the device has less than twice the room that copies take."""
+    on_device = [x for x in tensors.values() if x.is_cuda]
+    if not on_device:
+        return False
+    size = sum(x.numel() * x.element_size() for x in on_device)
+    return 2 * size > torch.cuda.mem_get_info(on_device[0].device)[0]
 
 
 def restored(state: State, saved: Mapping[str, Tensor]) -> State:
@@ -56,10 +84,6 @@ def restored(state: State, saved: Mapping[str, Tensor]) -> State:
         else:
             numbers[field.name] = int(_found(saved, field.name))
     return replace(state, **numbers) if numbers else state  # type: ignore[type-var]
-
-
-def _copied(leaf: Tensor) -> Tensor:
-    return leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _found(saved: Mapping[str, Tensor], name: str) -> Tensor:

@@ -37,10 +37,11 @@ RESUME_ME, FILES_FAILED, INTERRUPTED = 75, 74, 130
 
 
 def main() -> None:
-    """`bif demo`, `bif attribute`, `bif show`; exits with 2 on bad input."""
+    """`bif demo`, `bif attribute`, `bif merge`, `bif show`; exits with 2 on bad input."""
     commands = Annotated[
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+        | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")],
         tyro.conf.OmitArgPrefixes,
     ]
@@ -162,7 +163,7 @@ class Attribute:
         _announce(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
-        from bif.attribute import extend
+        from bif.growth import extend
 
         if self.overwrite:
             raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
@@ -196,6 +197,25 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Put the chains of several runs of one problem, with seeds of their own, into one run."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """Complete runs that keep traces, two or more."""
+    out: str
+    """Folder or fsspec URL for the merged run."""
+    overwrite: bool = False
+    """Replace a run that is already in the folder."""
+
+    def run(self) -> None:
+        from bif.merge import merge
+
+        store.refuse_occupied(store.folder_at(self.out), overwrite=self.overwrite)
+        merge(self.folders).save(self.out, overwrite=self.overwrite)
+        _announce(self.out, worked=True)
+
+
+@dataclass(frozen=True)
 class Show:
     """Print what a run's folder holds: figures, warnings and top items of some queries."""
 
@@ -211,7 +231,12 @@ class Show:
     def run(self) -> None:
         from bif.influence import Influence
 
-        run = store.read_run(self.folder)
+        folder = store.folder_at(self.folder)
+        if folder.is_file(store.MANIFEST) and not folder.is_file(store.SUMMARY):
+            print(f"no results yet: {store.progress(folder)}; the command that began the run goes "
+                  "on from there.")  # fmt: skip
+            return
+        run = store.read_run(folder)
         _print_summary(run["summary"], run["manifest"])
         influence = Influence(run["influence"])
         print(influence)

@@ -173,7 +173,8 @@ class Influence:
 
     def save(self, path: str | Path) -> Path:
         """Write `influence.zarr` (or any other folder name); an existing one is refused."""
-        return save_dataset(self.dataset, path)
+        save_dataset(self.dataset, path)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Influence:

@@ -51,7 +51,6 @@ class BlockRecorder:
         chains: Indices of the block's chains in the run.
         num_draws: Draws to come, D.
         distance_limit: A chain with `|w - w*|²` above this has diverged.
-        drained: Whether somebody calls `drain`.
         sums: Take sums of everything, buffer by buffer, and keep only the traces of `subset`.
         subset: With `sums`.
     """
@@ -62,7 +61,6 @@ class BlockRecorder:
         *,
         num_draws: int,
         distance_limit: float,
-        drained: bool = False,
         sums: BlockSums | None = None,
         subset: Subset | None = None,
     ) -> None:
@@ -75,12 +73,12 @@ class BlockRecorder:
         self.sums = sums
         self._subset = subset
         self._limit = distance_limit
-        self._drained = drained
         self._flush_every = 0
         self._pending: list[tuple[Tensor, Tensor, Tensor, Params]] = []
         self._sent: list[_Sent] = []
-        self._host: list[tuple[Tensor, Tensor]] = []
-        self._fresh: list[Segment] = []
+        self._host: tuple[Tensor, Tensor] | None = None
+        self._arrived = self._handed_out = 0
+        self._fresh_weights: list[Params] = []
 
     @property
     def taken(self) -> int:
@@ -93,11 +91,9 @@ class BlockRecorder:
 
     @property
     def fresh_bytes(self) -> int:
-        """What `drain` would hand out by now, in bytes."""
+        """What the weights that wait for `drain` take on the host."""
         return sum(
-            x.numel() * x.element_size()
-            for segment in self._fresh
-            for x in (segment.train, segment.query, *segment.weights.values())
+            x.numel() * x.element_size() for leaves in self._fresh_weights for x in leaves.values()
         )
 
     def add(
@@ -137,14 +133,17 @@ class BlockRecorder:
             self._read(wait=True)
 
     def drain(self) -> Segment | None:
-        """What has reached the host since the last call."""
-        fresh, self._fresh = self._fresh, []
-        if not fresh:
+        """What has reached the host since the last call; views that nobody writes to any more."""
+        if self._host is None or self._handed_out == self._arrived:
             return None
+        part = slice(self._handed_out, self._arrived)
+        weights, self._fresh_weights, self._handed_out = self._fresh_weights, [], self._arrived
         return Segment(
-            torch.cat([s.train for s in fresh], dim=1),
-            torch.cat([s.query for s in fresh], dim=1),
-            {n: torch.cat([s.weights[n] for s in fresh], dim=1) for n in fresh[0].weights},
+            self._host[0][:, part],
+            self._host[1][:, part],
+            {n: torch.cat([leaves[n] for leaves in weights], dim=1) for n in weights[0]}
+            if weights
+            else {},
         )
 
     def block(self) -> TraceBlock | None:
@@ -152,25 +151,23 @@ class BlockRecorder:
         self.settle()
         lost = set(self.diverged) if self.sums is None else self.sums.lost(self.diverged)
         keep = [i for i, chain in enumerate(self.chains) if chain not in lost]
-        if not self._host or not keep:
+        if self._host is None or not keep:
             return None
-        if len(self._host) > 1:  # joined once, so that asking again is free
-            train, query = zip(*self._host, strict=True)
-            self._host = [(torch.cat(train, dim=1), torch.cat(query, dim=1))]
-        block = TraceBlock(tuple(self.chains), *self._host[0])
+        train, query = (x[:, : self._arrived] for x in self._host)
+        block = TraceBlock(tuple(self.chains), train, query)
         return block.only(keep) if lost else block
 
     def state(self) -> dict[str, Tensor]:
-        """What is neither drained nor recorded elsewhere: the open buffer and the sums."""
+        """What is neither drained nor recorded elsewhere, copied: the open buffer and the sums."""
         found = {f"sums/{n}": x for n, x in (self.sums.state() if self.sums else {}).items()}
         if self._pending:
             train, query, distance, weights = zip(*self._pending, strict=True)
             found |= {
-                "pending/train": torch.stack(train, dim=1).cpu(),
-                "pending/query": torch.stack(query, dim=1).cpu(),
-                "pending/distance": torch.stack(distance, dim=1).cpu(),
+                "pending/train": torch.stack(train, dim=1),
+                "pending/query": torch.stack(query, dim=1),
+                "pending/distance": torch.stack(distance, dim=1),
                 **{
-                    f"pending/weights/{n}": torch.stack([w[n] for w in weights], dim=1).cpu()
+                    f"pending/weights/{n}": torch.stack([w[n] for w in weights], dim=1)
                     for n in weights[0]
                 },
             }
@@ -186,7 +183,8 @@ class BlockRecorder:
     ) -> None:
         """Go on from drained traces `[C, D, …]` (None: no draws yet) and from a saved state."""
         if traces is not None:
-            self._host, self.recorded = [traces], traces[0].shape[1]
+            self._keep(*traces)
+            self.recorded = self._handed_out = self._arrived
         self.diverged = dict(diverged)
         if self.sums is not None:
             self.sums.restore(_below(saved, "sums/"), device)
@@ -238,18 +236,29 @@ class BlockRecorder:
                     return
                 arrived.synchronize()
             self._sent.pop(0)
-            # Out of pinned memory, so that the next buffer can have it: making more of it stalls.
-            segment = Segment(
-                _pageable(segment.train),
-                _pageable(segment.query),
-                {n: _pageable(x) for n, x in segment.weights.items()},
-            )
-            self._host.append((segment.train, segment.query))
-            if self._drained:
-                self._fresh.append(segment)
+            self._keep(segment.train, segment.query)
+            if segment.weights:
+                # Out of pinned memory, so that the next buffer can have it: making more stalls.
+                self._fresh_weights.append(
+                    {n: x.clone() if x.is_pinned() else x for n, x in segment.weights.items()}
+                )
             for position, draws in enumerate(fine.tolist()):
                 if not all(draws):
                     self.diverged.setdefault(self.chains[position], first + draws.index(False))
+
+    def _keep(self, train: Tensor, query: Tensor) -> None:
+        """Put draws into their places on the host."""
+        if self._host is None:
+            num_draws = max(self.num_draws, train.shape[1])
+            self._host = tuple(  # type: ignore[assignment]
+                torch.empty(x.shape[0], num_draws, x.shape[2], dtype=x.dtype)
+                for x in (train, query)
+            )
+        assert self._host is not None
+        part = slice(self._arrived, self._arrived + train.shape[1])
+        for host, x in zip(self._host, (train, query), strict=True):
+            host[:, part] = x
+        self._arrived = part.stop
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -262,7 +271,3 @@ def _to_host(x: Tensor) -> Tensor:
         return x
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     return host.copy_(x, non_blocking=True)
-
-
-def _pageable(x: Tensor) -> Tensor:
-    return x.clone() if x.is_pinned() else x

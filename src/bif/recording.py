@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from bif.backfill import fill
 from bif.chains import Position
+from bif.checkpoint import on_host
 from bif.estimate.covariance import Covariance, CovarianceSums
 from bif.estimate.diagnostics import reliability
 from bif.estimate.sums import BlockSums
@@ -27,6 +27,7 @@ from bif.sampling import Sampling, Start
 from bif.store import BlockStore, Commit, RunFolder
 from bif.traces import LossTraces
 from bif.types import Params
+from bif.writer import Writer
 
 _FRESH_BYTES = 512 * 2**20
 _COMMIT_SHARE = 50
@@ -43,6 +44,7 @@ class Recording:
         folder: Where it is kept, or None: in memory only.
         commit_every: Seconds from one commit to the next.
         blocks: The chains of each block.
+        writer: Writes the commits.
     """
 
     sampling: Sampling
@@ -50,6 +52,7 @@ class Recording:
     folder: RunFolder | None
     commit_every: float
     blocks: list[range]
+    writer: Writer
     recorders: list[BlockRecorder] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
@@ -68,6 +71,7 @@ class Recording:
             Preempted: SIGTERM came; everything so far has been committed.
             DamagedRun: What the folder holds contradicts the problem.
             OSError: The folder cannot be written to; what was committed stays.
+            KeyboardInterrupt: Ctrl-C while new groups were observed.
         """
         s = self.sampling.settings
         assert s.chains is not None and s.draws is not None
@@ -75,12 +79,14 @@ class Recording:
             s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
         )
         stops = wishes_to_stop(terminate=self.folder is not None)
-        with bar, stops as wish, ThreadPoolExecutor(1, "bif-commit") as thread:
+        with bar, stops as wish:
             try:
                 for index in range(len(self.blocks)):
-                    _BlockRun(self, index, bar, wish, thread).run()
-                    if wish.signal is not None:
-                        break
+                    if wish.signal != signal.SIGTERM:
+                        _BlockRun(self, index, bar, wish).run()
+            except _Unfinished:  # old draws lack new groups: no result of any kind
+                if wish.signal != signal.SIGTERM:
+                    raise KeyboardInterrupt("while new groups were observed") from None
             except KeyboardInterrupt:  # outside the main thread's handler, or the second one
                 self.interrupted = True
         if wish.signal == signal.SIGTERM:
@@ -138,34 +144,38 @@ class Recording:
         return f"after {self.taken:,} of {(s.chains or 0) * (s.draws or 0):,} draws"
 
 
+class _Unfinished(Exception):
+    """A wish to stop came while new groups were observed at old draws."""
+
+
 class _BlockRun:
     """One block of a recording on its way."""
 
-    def __init__(
-        self, whole: Recording, index: int, bar: ProgressBar, wish: Wish, thread: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, whole: Recording, index: int, bar: ProgressBar, wish: Wish) -> None:
         self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
         self.sampling, self.chains = whole.sampling, whole.blocks[index]
         self.store = whole.folder.block(index) if whole.folder else None
         self.recorder = self._recorder()
         whole.recorders.append(self.recorder)
-        self._thread, self._writing = thread, None
         self._seconds_before = 0.0
         self._serial = 0
         self._committed_step: int | None = None
 
     def run(self) -> None:
-        """From where the block stands to its last draw, or to a wish to stop."""
+        """From where the block stands to its last draw, or to a wish to stop.
+
+        Where the wish came before, what the block has is read and no more: it is part of a result.
+        """
         start = self._start()
         self.bar.advance(self.recorder.taken * len(self.chains))
         self._began = self._committed = time.monotonic()
         self._patience = self.whole.commit_every
         try:
-            if self.recorder.taken < (self.sampling.settings.draws or 0):
+            going_on = self.wish.signal is None
+            if going_on and self.recorder.taken < (self.sampling.settings.draws or 0):
                 self._walk(start)
         finally:
             self.whole.seconds += self._seconds()
-            self._wait()
 
     def _walk(self, start: Start) -> None:
         for position in self.sampling.positions(self.index, len(self.chains), start):
@@ -202,7 +212,6 @@ class _BlockRun:
             self.chains,
             num_draws=s.draws,
             distance_limit=self.sampling.distance_limit(),
-            drained=self.store is not None,
             sums=sums,
             subset=subset,
         )
@@ -222,7 +231,10 @@ class _BlockRun:
         traces = None
         if commit.draws:
             if self.whole.keep != "sums":
-                fill(self.sampling, self.store, commit, self.index, self.chains)
+                filling = fill(self.sampling, self.store, commit, self.index, self.chains)
+                for _ in filling:
+                    if self.wish.signal is not None:
+                        raise _Unfinished
             names = self.whole.arrays
             traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
         self.recorder.restore(
@@ -244,7 +256,6 @@ class _BlockRun:
     def _commit(self, store: BlockStore, start: Start, position: Position) -> None:
         """Hand everything up to here to the writing thread."""
         began = time.monotonic()
-        self._wait()
         self.recorder.settle()
         segment = self.recorder.drain()
         if segment is None and position.step == self._committed_step:
@@ -265,20 +276,17 @@ class _BlockRun:
         panels = self.sampling.panels
         if self.whole.keep == "sums" and segment is not None:
             panels = Panels((segment.train.shape[2],), (segment.query.shape[2],), 1)
-        self._writing = self._thread.submit(_write, store, commit, panels, segment, state)
+        ready = None
+        if self.sampling.device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        self.whole.writer.submit(_write, store, commit, panels, segment, state, ready)
         self._committed_step = position.step
         self._committed = time.monotonic()
         self._patience = max(self.whole.commit_every, _COMMIT_SHARE * (self._committed - began))
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
-
-    def _wait(self) -> None:
-        """Until the last commit is on disk; raise what went wrong with it."""
-        writing: Future[None] | None
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
 
 
 def deal(num_chains: int, block_size: int, *, dealt: list[range] | None = None) -> list[range]:
@@ -302,13 +310,14 @@ def _write(
     panels: Panels,
     segment: Segment | None,
     state: Mapping[str, Tensor],
+    ready: torch.cuda.Event | None,
 ) -> None:
     traces: Mapping[str, np.ndarray] = {}
     weights: dict[str, np.ndarray] = {}
     if segment is not None:
         traces = panels.split(segment.train, segment.query)
         weights = weight_arrays(segment.weights)
-    store.commit(commit, traces=traces, weights=weights, state=state)
+    store.commit(commit, traces=traces, weights=weights, state=on_host(state, ready))
 
 
 def weight_arrays(weights: Params) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ class Start:
     noise: BlockNoise
 
     def saved(self, position: Position) -> dict[str, Tensor]:
-        """All it takes to go on from a position, on the host."""
+        """All it takes to go on from a position, copied."""
         return {
             **{f"sampler/{n}": x for n, x in state_tensors(position.state).items()},
             "noise": self.noise.state(),

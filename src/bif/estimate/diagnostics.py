@@ -47,27 +47,40 @@ def reliability(
     """
     if traces.num_chains < 2:
         return float("nan")
+    return _split_half(_thinned(traces, num_queries, num_train, seed), seed)
+
+
+def _thinned(traces: LossTraces, num_queries: int, num_train: int, seed: int) -> LossTraces:
+    """Random columns of the traces."""
     first = traces.blocks[0]
-    chosen = traces.selected(
+    return traces.selected(
         train=subsample(first.train.shape[2], num_train, seed=seed),
         query=subsample(first.query.shape[2], num_queries, seed=seed + 1),
     )
+
+
+def _split_half(traces: LossTraces, seed: int) -> float:
     per_chain = []
-    for _, train, query in chosen.each_chain():
+    for _, train, query in traces.each_chain():
         sums = GroupSums()
         sums.update(train[None], query[None])
         group = sums.close()
         per_chain.append(group.covariance * group.freedom)
-    stacked = torch.stack(per_chain).numpy()
+    shape = per_chain[0].shape
+    stacked = torch.stack(per_chain).flatten(1).numpy()
     rng = np.random.default_rng(seed + 2)
-    return float(np.mean([_split_agreement(stacked, rng) for _ in range(_NUM_SPLITS)]))
+    num_chains = len(stacked)
+    in_half = np.zeros((_NUM_SPLITS, num_chains))
+    for row in in_half:
+        row[rng.permutation(num_chains)[: num_chains // 2]] = 1
+    halves = in_half @ stacked
+    others = stacked.sum(axis=0) - halves
+    pairs = zip(halves.reshape(-1, *shape), others.reshape(-1, *shape), strict=True)
+    return float(np.mean([_split_agreement(a, b) for a, b in pairs]))
 
 
-def _split_agreement(per_chain: np.ndarray, rng: np.random.Generator) -> float:
-    order = rng.permutation(len(per_chain))
-    half = len(order) // 2
-    a = per_chain[order[:half]].sum(axis=0)
-    b = per_chain[order[half:]].sum(axis=0)
+def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Median over rows of the correlation of two halves, stepped up to the full length."""
     a = a - a.mean(axis=1, keepdims=True)
     b = b - b.mean(axis=1, keepdims=True)
     scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -82,8 +95,10 @@ def reliability_by_draws(
     """Reliability of growing prefixes of every chain: total draws `[P]` and reliability `[P]`."""
     longest = max(block.num_draws for block in traces.blocks)
     lengths = np.unique(np.geomspace(min(8, longest), longest, num_points).astype(int))
-    parts = [traces.truncated(int(length)) for length in lengths]
-    values = [reliability(part, num_queries=32, num_train=512) for part in parts]
+    thinned = _thinned(traces, num_queries=32, num_train=512, seed=0)
+    parts = [thinned.truncated(int(length)) for length in lengths]
+    few = traces.num_chains < 2
+    values = [float("nan") if few else _split_half(part, seed=0) for part in parts]
     return np.asarray([part.total_draws for part in parts]), np.asarray(values)
 
 
@@ -125,7 +140,8 @@ def diagnose(
 
     draws = traces.shortest
     shown = np.linspace(0, draws - 1, min(draws, 2000)).astype(int)
-    means = torch.cat([b.train[:, shown].mean(dim=2) for b in traces.blocks])
+    parts = [b.train[:, shown] if len(shown) < draws else b.train[:, :draws] for b in traces.blocks]
+    means = torch.cat([part.mean(dim=2) for part in parts])
     totals, reliabilities = reliability_by_draws(traces)
     ess, rhat = convergence(traces)
     return xr.Dataset(

@@ -89,10 +89,10 @@ def influence_dataset(
         coords={
             "observable": list(observables),
             "better": ("observable", [b or "" for b in observables.values()]),
-            "query_id": ("query", np.asarray(query_ids, dtype=str)),
+            "query_id": ("query", _texts(query_ids)),
             "query_group": (
                 "query",
-                np.asarray(["query"] * len(query_ids) if query_groups is None else query_groups),
+                _texts(["query"] * len(query_ids) if query_groups is None else query_groups),
             ),
         }
     )
@@ -150,6 +150,11 @@ def _filled(
             train_mean_loss=("train", covariance.column_mean.cpu().numpy()),
             query_mean=(axes[:2], covariance.row_mean.reshape(shape[:2]).cpu().numpy()),
         )
-        .assign_coords(train_id=("train", np.asarray(train_ids, dtype=str)))
+        .assign_coords(train_id=("train", _texts(train_ids)))
         .assign_attrs(attrs)
     )
+
+
+def _texts(values: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Strings of one width; those read from a file are of NumPy's variable kind."""
+    return np.asarray([str(value) for value in values])

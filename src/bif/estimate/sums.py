@@ -52,9 +52,9 @@ class BlockSums:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """All sums, by name, on the host."""
+        """Copies of all sums, by name."""
         return {
-            f"{i}/{name}": x.cpu()
+            f"{i}/{name}": x.clone()
             for i, sums in enumerate(self._sums)
             for name, x in sums.state().items()
         }

@@ -55,10 +55,15 @@ class DrawArrays:
             array = self._opened_or_made(name, values)
             stop = start + values.shape[_DRAWS]
             shape = array.shape
+            if shape[_DRAWS] < start:
+                raise DamagedRun(
+                    f"{self._name}/{name} holds {shape[_DRAWS]} draws, expected {start} or more."
+                )
             array.resize((shape[0], stop, *shape[2:]))
             array[:, start:stop] = values
             draws = array.shards[_DRAWS]
             rest = "/0" * (len(shape) - 2)
+            written.append(f"{self._name}/{name}/zarr.json")
             written += [
                 f"{self._name}/{name}/c/0/{shard}{rest}"
                 for shard in range(start // draws, -(-stop // draws))
@@ -71,18 +76,7 @@ class DrawArrays:
         Raises:
             DamagedRun: They are not all there, or not as they were written.
         """
-        array = self._opened(name)
-        if array.shape[_DRAWS] < stop:
-            raise DamagedRun(
-                f"{self._name}/{name} holds {array.shape[_DRAWS]} draws, expected {stop}."
-            )
-        self._refuse_missing_shards(array, name, start, stop)
-        try:
-            return np.asarray(array[:, start:stop])
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a codec says of bytes that are not its own
-            raise DamagedRun(f"{self._name}/{name} is damaged: {error}") from error
+        return self._read(self._opened(name), name, start, stop)
 
     def good_length(self, name: str, stop: int) -> int:
         """The number of draws up to which everything can be read, at most `stop`."""
@@ -90,13 +84,19 @@ class DrawArrays:
             array = self._opened(name)
         except (DamagedRun, FileNotFoundError):
             return 0
-        stop, step = min(stop, array.shape[_DRAWS]), array.chunks[_DRAWS]
-        for start in range(0, stop, step):
-            try:
-                self.read(name, start, min(start + step, stop))
-            except DamagedRun:
-                return start
-        return stop
+        stop = good = min(stop, array.shape[_DRAWS])
+        for step in (array.shards[_DRAWS], array.chunks[_DRAWS]):  # which shard, which chunk in it
+            begin = good // step * step if good < stop else 0
+            for start in range(begin, stop, step):
+                good = min(start + step, stop)
+                try:
+                    self._read(array, name, start, good)
+                except DamagedRun:
+                    good = start
+                    break
+            if good == stop:
+                break
+        return good
 
     def cut(self, num_draws: int) -> None:
         """Drop everything from draw `num_draws` on, damaged shards included."""
@@ -114,6 +114,19 @@ class DrawArrays:
             array.resize((shape[0], whole, *shape[2:]))  # removes the shards from there on
             if num_draws > whole:
                 self.append({name: kept}, start=whole)
+
+    def _read(self, array: Any, name: str, start: int, stop: int) -> np.ndarray:
+        if array.shape[_DRAWS] < stop:
+            raise DamagedRun(
+                f"{self._name}/{name} holds {array.shape[_DRAWS]} draws, expected {stop}."
+            )
+        self._refuse_missing_shards(array, name, start, stop)
+        try:
+            return np.asarray(array[:, start:stop])
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a codec says of bytes that are not its own
+            raise DamagedRun(f"{self._name}/{name} is damaged: {error}") from error
 
     def _refuse_missing_shards(self, array: Any, name: str, start: int, stop: int) -> None:
         """A shard that is gone would read as NaN."""

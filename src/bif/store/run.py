@@ -177,6 +177,25 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
     return False
 
 
+def progress(where: str | Path | Folder) -> str:
+    """How far the run in a folder has come, for people.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        DamagedRun: The manifest cannot be read.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(MANIFEST):
+        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
+    manifest = read_manifest(folder)
+    blocks = manifest.get("blocks") or []
+    done = [BlockStore(folder, i).commits() for i in range(len(blocks))]
+    draws = sum((b[1] - b[0]) * c[0].draws for b, c in zip(blocks, done, strict=True) if c)
+    settings = manifest.get("settings") or {}
+    total = (settings.get("chains") or 0) * (settings.get("draws") or 0)
+    return f"{draws:,} of {total:,} draws committed" if total else "not yet sampling"
+
+
 def read_manifest(folder: Folder) -> dict[str, Any]:
     """`run.json`, or its spare where that is damaged.
 

@@ -1,0 +1,195 @@
+"""From what has been recorded to a run: scores, diagnostics, figures, warnings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bif import __version__
+from bif.calibrate import Calibration
+from bif.estimate.covariance import estimate_covariance
+from bif.estimate.diagnostics import diagnose, reliability
+from bif.estimate.influence import influence_dataset
+from bif.influence import Influence
+from bif.keep import subset_of
+from bif.manifest import identity
+from bif.provenance import hardware, versions
+from bif.recording import Recording
+from bif.run import Run
+from bif.sampling import Sampling
+from bif.settings import Settings
+from bif.store import plain
+from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def concluded(
+    calibration: Calibration,
+    recording: Recording,
+    requested: Settings,
+    *,
+    started: float,
+    forecast: Sequence[str],
+) -> Run:
+    """Estimates from what has been recorded.
+
+    Args:
+        calibration: Complete settings and why they were chosen.
+        recording: Ended.
+        requested: The settings asked for.
+        started: By `time.perf_counter`, as if there had been no interruption.
+        forecast: Of memory and disk, in words.
+
+    Raises:
+        RuntimeError: Fewer than two chains survive.
+        KeyboardInterrupt: It was stopped before there was anything to estimate from.
+    """
+    sampling, settings, keep = recording.sampling, calibration.settings, recording.keep
+    problem, traces = sampling.problem, recording.traces()
+    warnings = _warnings(recording, settings)
+    if traces.num_chains < 2:
+        if recording.interrupted and recording.folder is not None:
+            raise KeyboardInterrupt(recording.progress_in_words())
+        advice = (
+            f"Lower step_size (it was {settings.step_size:.4g}; try half), raise gamma, or lower "
+            "nbeta."
+            if recording.diverged
+            else "Let it run longer."
+        )
+        raise RuntimeError(
+            f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
+            f"with errors needs two: {'; '.join(warnings)}. {advice}"
+        )
+    assert settings.nbeta is not None
+    covariance = (
+        recording.covariance()
+        if keep == "sums"
+        else estimate_covariance(traces, device=sampling.device)
+    )
+    dataset = influence_dataset(
+        covariance,
+        nbeta=settings.nbeta,
+        observables={o.name: o.better for o in problem.observables},
+        query_ids=problem.query_ids,
+        query_groups=problem.query_group_names,
+        train_ids=problem.scored_ids,
+        num_train=problem.num_train,
+        num_chains=traces.num_chains,
+        num_draws=traces.total_draws,
+    )
+    del covariance
+    dataset = _described(dataset, sampling).assign_attrs(
+        gamma=settings.gamma, complete=int(not recording.interrupted)
+    )
+    center = sampling.train_center.double()
+    if keep == "sums":
+        center = center[subset_of(problem).train]
+    diagnostics = diagnose(
+        traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
+    )
+    figures = figures_of(traces, diagnostics, seconds=time.perf_counter() - started)
+    summary = {
+        **figures,
+        "complete": not recording.interrupted,
+        "diverged_chains": sorted(recording.diverged),
+    }
+    manifest = {
+        "identity": plain(identity(problem, requested)),
+        "keep": keep,
+        "settings": settings.as_dict(),
+        "explanations": list(calibration.explanations),
+        "forecast": list(forecast),
+        "warnings": warnings + mixing_warnings(figures),
+        "complete": not recording.interrupted,
+        "versions": {"bif": __version__, **versions()},
+        "hardware": hardware(sampling.device),
+        "device": str(sampling.device),
+        "num_train": problem.num_train,
+        "num_queries": problem.num_queries,
+        "num_moving_weights": sampling.posterior.num_moving,
+        "panels": asdict(sampling.panels),
+        "left_out": sorted({*recording.diverged, *recording.taken_along}),
+    }
+    scores = Influence(dataset, None if keep == "sums" else traces)
+    return Run(scores, traces, diagnostics, summary, manifest)
+
+
+def figures_of(
+    traces: LossTraces, diagnostics: xr.Dataset, *, seconds: float
+) -> dict[str, float | int]:
+    """The figures of a run in one number each."""
+    rhat, ess = diagnostics["rhat"].values, diagnostics["ess"].values
+    return {
+        "draws": traces.total_draws,
+        "chains": traces.num_chains,
+        "seconds": seconds,
+        "draws_per_second": traces.total_draws / seconds,
+        "ess_median": _or_nan(np.nanmedian, ess),
+        "rhat_max": _or_nan(np.nanmax, rhat),
+        "reliability": reliability(traces),
+    }
+
+
+def mixing_warnings(figures: dict[str, float | int]) -> list[str]:
+    """What the figures say against the run."""
+    if figures["rhat_max"] <= 1.05:
+        return []
+    return [
+        f"R-hat is {figures['rhat_max']:.3f} for some item losses: the chains have not mixed, "
+        "and drift looks like influence. Raise burn_in and draws, or raise gamma."
+    ]
+
+
+def _warnings(recording: Recording, settings: Settings) -> list[str]:
+    assert settings.burn_in is not None and settings.thin is not None
+    said = [
+        f"chain {chain} diverged by step {settings.burn_in + draw * settings.thin} with "
+        f"step_size={settings.step_size:.4g} and was left out: lower step_size (try half) or "
+        "raise gamma"
+        for chain, draw in sorted(recording.diverged.items())
+    ]
+    if recording.taken_along:
+        said.append(
+            f"chains {recording.taken_along} were left out too: they shared their sums with one "
+            "that diverged; --keep traces would have kept them"
+        )
+    if recording.interrupted:
+        said.append(f"interrupted {recording.progress_in_words()}: the result is partial")
+    return said + list(dict.fromkeys(recording.notes))
+
+
+def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
+    """Add values at w*, groups, labels and pictures."""
+    problem = sampling.problem
+    shape = (len(problem.observables), problem.num_queries)
+    dataset = dataset.assign(
+        train_center_loss=("train", sampling.train_center.numpy()),
+        query_center=(("observable", "query"), sampling.query_center.reshape(shape).numpy()),
+    )
+    if problem.candidate_groups:
+        dataset = dataset.assign_coords(train_group=("train", problem.scored_group_names))
+    axes = ("row", "column", "channel")
+    for side, groups in (
+        ("train", list(problem.scored_groups.values())),
+        ("query", list(problem.query_groups.values())),
+    ):
+        if all(items.labels is not None for items in groups):
+            labels = np.concatenate([np.asarray(items.labels) for items in groups])
+            dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
+        shapes = {None if i.images is None else i.images.shape[1:] for i in groups}
+        expected = problem.train.images
+        if expected is not None and shapes == {expected.shape[1:]}:
+            pictures = np.concatenate([np.asarray(items.images) for items in groups])
+            named = (side, *axes[: pictures.ndim - 1])
+            dataset = dataset.assign({f"{side}_image": (named, pictures)})
+    return dataset
+
+
+def _or_nan(function: Any, values: np.ndarray) -> float:
+    return float(function(values)) if np.isfinite(values).any() else float("nan")

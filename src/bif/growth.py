@@ -1,0 +1,133 @@
+"""Add draws, chains, queries or candidates to a run on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from bif import store
+from bif.attribute import COMMIT_EVERY, attributed
+from bif.interrupts import termination_raises
+from bif.manifest import identity
+from bif.panels import Panels
+from bif.problem import Problem
+from bif.progress import say
+from bif.run import Run, load
+from bif.settings import Settings
+
+
+def extend(
+    folder: str | Path,
+    problem: Problem,
+    *,
+    draws: int | None = None,
+    chains: int | None = None,
+    commit_every: float = COMMIT_EVERY,
+    show_progress: bool = False,
+) -> Run:
+    """Add draws, chains, groups of queries or of candidates to a run that is on disk.
+
+    The run becomes the one that had them from the start.  Further draws and chains are sampled.
+    Further groups are observed at the draws that are there: by forward passes alone where the
+    weights were kept, else by walking the same steps once more.
+
+    Args:
+        folder: The run's.
+        problem: The run's own, with further groups of queries or candidates after those it had:
+            `problem.extended(…)`.
+        draws: Of each chain, at least as many as there are.
+        chains: At least as many as there are.
+        commit_every: As for `attribute`.
+        show_progress: As for `attribute`.
+
+    Raises:
+        FolderInUse: The folder holds another run than the problem's, or has another writer.
+        ValueError: Fewer draws or chains than there are; what a run of its kind cannot be given.
+        ReplayDeparts: The steps cannot be walked again, on another device for example.
+        FileNotFoundError: There is no run.
+    """
+    with termination_raises(), store.reopen_run(folder) as opened:
+        requested = _grown(opened, problem, draws=draws, chains=chains)
+        if not opened.complete:
+            if show_progress:
+                say(_cost_of_new_groups(opened, problem))
+            run = attributed(
+                problem, requested, folder=opened, keep=opened.manifest["keep"],
+                commit_every=commit_every, show_progress=show_progress,
+            )  # fmt: skip
+            run.write(opened)
+            return run
+    return load(folder)
+
+
+def _grown(
+    folder: store.RunFolder, problem: Problem, *, draws: int | None, chains: int | None
+) -> Settings:
+    """The settings asked for after growth; notes in the manifest what the run is to become."""
+    found = folder.manifest
+    then, keep = found["identity"], found["keep"]
+    if not found.get("resumable", True):
+        raise ValueError(
+            f"{folder.folder} was saved from memory and holds no state to go on from: runs can "
+            "grow that were made with attribute(…, out=…)."
+        )
+    requested = Settings.from_dict(then["settings"])
+    chosen = Settings.from_dict(found.get("settings", then["settings"]))
+    for name, there, wanted in (
+        ("draws", chosen.draws, draws), ("chains", chosen.chains, chains)
+    ):  # fmt: skip
+        if wanted is not None and there is not None and wanted < there:
+            raise ValueError(f"the run has {there} {name} already: {wanted} would be fewer.")
+    growth = {
+        name: wanted
+        for name, wanted in (("draws", draws), ("chains", chains))
+        if wanted is not None and wanted != getattr(chosen, name)
+    }
+    requested, chosen = replace(requested, **growth), replace(chosen, **growth)
+    now = store.plain(identity(problem, requested))
+    new_groups = []
+    for kind in ("queries", "candidates"):
+        there, wanted = list(then[kind]), list(now[kind])
+        if wanted[: len(there)] != there:
+            raise store.FolderInUse(
+                f"{folder.folder} has the {kind} {there}, the problem {wanted}: keep the run's own "
+                "first, and add others after them."
+            )
+        new_groups += [f"{kind}.{name}" for name in wanted[len(there) :]]
+    changed = [
+        name
+        for name in store.differences(then, now)
+        if name not in new_groups and name.removeprefix("settings.") not in growth
+    ]
+    if changed:
+        raise store.FolderInUse(
+            f"{folder.folder} is of another problem, with another {', '.join(changed)}."
+        )
+    if keep == "sums" and (new_groups or "chains" in growth):
+        raise ValueError(
+            f"{folder.folder} keeps sums, not traces: it can be given more draws, but neither "
+            "further queries or candidates nor chains. Begin a run with --keep traces or weights."
+        )
+    if new_groups or growth:
+        folder.update({"identity": now, "settings": chosen.as_dict(), "complete": False})
+    return requested
+
+
+def _cost_of_new_groups(folder: store.RunFolder, problem: Problem) -> list[str]:
+    """What observing new groups at old draws will take, before it begins."""
+    there = folder.manifest.get("arrays") or []
+    names = [n for n in Panels.of(problem).names if n not in there]
+    if not names:
+        return []
+    settings = folder.manifest["settings"]
+    commits = [folder.block(i).commits() for i in range(len(folder.manifest.get("blocks", [])))]
+    draws = sum(c[0].draws for c in commits if c)
+    if folder.manifest["keep"] == "weights":
+        return [f"new groups: forward passes at {draws:,} kept draws of each block's chains"]
+    steps = sum(c[0].step for c in commits if c)
+    seconds = sum(c[0].seconds for c in commits if c)
+    return [
+        f"new groups: the run kept no weights, so its {steps:,} steps ({settings['gradient']} "
+        f"gradients, {draws:,} draws) are walked once more; they took {seconds:,.0f} s. Runs with "
+        "--keep weights need forward passes only."
+    ]

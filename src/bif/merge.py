@@ -1,0 +1,133 @@
+"""One run from several of the same problem with seeds of their own, made side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bif import store
+from bif.conclude import figures_of, mixing_warnings
+from bif.estimate.diagnostics import diagnose
+from bif.estimate.influence import estimate_influence
+from bif.influence import Influence
+from bif.run import Run, load
+from bif.traces import LossTraces
+
+_MAY_DIFFER = {"settings.seed", "settings.chains", "settings.draws", "settings.device"}
+_OF_THE_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
+
+
+def merge(folders: Sequence[str | Path]) -> Run:
+    """Put the chains of several runs together, as if one run had had them all.
+
+    The runs must be of one problem and one posterior, with the same steps between draws, and have
+    different seeds.  The result is in memory; `save` writes it.
+
+    Args:
+        folders: At least two complete runs that keep traces.
+
+    Raises:
+        ValueError: Fewer than two; equal seeds; a run that keeps sums.
+        FolderInUse: Runs of another problem or other settings, with the difference named.
+        FileNotFoundError, DamagedRun: A run that cannot be read.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"merging takes two runs or more, got {len(folders)}.")
+    runs = [load(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        _refuse_unfit(str(folder), run, str(folders[0]), runs[0])
+    seeds = [run.manifest["settings"]["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"the runs have the seeds {seeds}: equal seeds give the same draws, which would be "
+            "counted twice. Give every run a --seed of its own."
+        )
+    traces = _renumbered([run.traces for run in runs])
+    first = runs[0].influence.dataset
+    scores = estimate_influence(
+        traces,
+        nbeta=float(first.attrs["nbeta"]),
+        observables={
+            str(o): str(b) or None
+            for o, b in zip(first["observable"].values, first["better"].values, strict=True)
+        },
+        query_ids=first["query_id"].values,
+        query_groups=first["query_group"].values,
+        train_ids=first["train_id"].values,
+        num_train=int(first.attrs["num_train"]),
+    )
+    scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
+    scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
+    diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
+    seconds = sum(float(run.summary["seconds"]) for run in runs)
+    figures = figures_of(traces, diagnostics, seconds=seconds)
+    summary = {
+        **figures,
+        "complete": _all(runs, "complete"),
+        "diverged_chains": [],
+        "merged_runs": len(runs),
+    }
+    said = [
+        f"seed {seed}: {warning}"
+        for seed, run in zip(seeds, runs, strict=True)
+        for warning in run.manifest["warnings"]
+        if "R-hat" not in warning  # told of all chains together below
+    ]
+    manifest = _joint_manifest(runs, seeds) | {
+        "warnings": said + mixing_warnings(figures),
+        "left_out": [],
+    }
+    return Run(Influence(scores, traces), traces, diagnostics, summary, manifest)
+
+
+def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
+    if run.manifest["keep"] == "sums":
+        raise ValueError(f"{name} keeps sums: merging needs traces, of --keep traces or weights.")
+    named = [
+        difference
+        for difference in store.differences(first.manifest["identity"], run.manifest["identity"])
+        if difference not in _MAY_DIFFER
+    ]
+    chosen, other = (
+        {f"settings.{n}": v for n, v in r.manifest["settings"].items() if n not in _OF_THE_MACHINE}
+        for r in (first, run)
+    )
+    named += [n for n in chosen if chosen[n] != other.get(n) and n not in {*_MAY_DIFFER, *named}]
+    if named:
+        raise store.FolderInUse(
+            f"{name} is another run than {first_name}, with another {', '.join(named)}: only runs "
+            "of one problem and one posterior can be merged."
+        )
+
+
+def _renumbered(runs: Sequence[LossTraces]) -> LossTraces:
+    """All blocks, their chains counted through."""
+    blocks, count = [], 0
+    for traces in runs:
+        for block in traces.blocks:
+            chains = tuple(range(count, count + len(block.chains)))
+            blocks.append(replace(block, chains=chains))
+            count += len(chains)
+    return LossTraces(tuple(blocks))
+
+
+def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+    first = runs[0].manifest
+    identity, settings = dict(first["identity"]), dict(first["settings"])
+    identity["settings"] = {**identity["settings"], "seed": list(seeds)}
+    settings |= {"seed": list(seeds), "chains": sum(run.traces.num_chains for run in runs)}
+    named = ("keep", "versions", "device", "num_train", "num_queries", "num_moving_weights",
+             "panels", "explanations", "hardware")  # fmt: skip
+    return {
+        **{name: first[name] for name in named},
+        "keep": "traces",
+        "identity": identity,
+        "settings": settings,
+        "complete": _all(runs, "complete"),
+    }
+
+
+def _all(runs: Sequence[Run], name: str) -> bool:
+    return all(bool(run.manifest[name]) for run in runs)

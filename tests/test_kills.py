@@ -1,0 +1,158 @@
+"""`kill -9` at any moment of the demo: the same command ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bif
+from bif import store
+
+pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+
+SHORT = """
+import sys
+from dataclasses import replace
+from bif import Settings, demo
+demo.RECIPE = replace(demo.RECIPE, steps=100)
+settings = Settings(chains=4, draws=120, thin=1, weight_decay=1e-3, seed=0)
+demo.run_demo(sys.argv[1], seed=0, settings=settings, commit_every=0.1)
+"""
+WHOLE = """
+import sys
+from bif import demo
+demo.run_demo(sys.argv[1], seed=0, commit_every=1.0)
+"""
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A program that makes a run in a folder."""
+
+    program: str
+    folder: Path
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(bif.__file__).parents[1])}
+        return subprocess.Popen(
+            [sys.executable, "-c", self.program, str(self.folder)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def finish(self) -> float:
+        """Let it run to its end; the seconds that took."""
+        started = time.monotonic()
+        process = self.start()
+        _, said = process.communicate()
+        assert process.returncode == 0, said.decode()
+        return time.monotonic() - started
+
+    def killed_after(self, seconds: float) -> bool:
+        """Whether it was still running then and was killed."""
+        process = self.start()
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return True
+        assert process.returncode == 0, said.decode()
+        return False
+
+    def phase(self) -> str:
+        """What a killed run was doing, by its files."""
+        folder = store.folder_at(self.folder)
+        if not folder.is_file(store.MANIFEST):
+            return "set-up and training"
+        manifest = store.read_manifest(folder)
+        if manifest["complete"]:
+            return "after the end"
+        if "blocks" not in manifest:
+            return "calibration"
+        commits = store.BlockStore(folder, 0).commits()
+        if not commits or not commits[0].draws:
+            return "burn-in"
+        if commits[0].draws < manifest["settings"]["draws"]:
+            return "sampling"
+        return "scores and report"
+
+
+def committed(folder: Path) -> dict[str, np.ndarray]:
+    """The committed draws of every array; none where nothing is committed."""
+    block = store.BlockStore(store.folder_at(folder), 0)
+    commits = block.commits()
+    draws = commits[0].draws if commits else 0
+    return {n: block.traces.read(n, 0, draws) for n in block.traces.names()} if draws else {}
+
+
+def scores(folder: Path) -> dict[str, np.ndarray]:
+    """Every number of the results."""
+    run = store.read_run(folder)
+    return {
+        f"{part}/{name}": variable.values
+        for part in ("influence", "diagnostics")
+        for name, variable in run[part].variables.items()
+    }
+
+
+def assert_same_bits(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert got.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+
+
+def kill_again_and_again(program: str, folder: Path, *, kills: int) -> Counter[str]:
+    """Kill `kills` times, each at another share of the time, and go on; the phases that were hit.
+
+    What is committed is compared at every kill, and the results whenever a run comes to its end.
+    """
+    whole = Victim(program, folder / "whole")
+    seconds = whole.finish()
+    traces, results = committed(whole.folder), scores(whole.folder)
+    shares = np.random.default_rng(0).permutation((np.arange(kills) + 0.5) / kills)
+    phases: Counter[str] = Counter()
+    ended, draws = 0, 0
+    victim = Victim(program, folder / "0")
+    for share in itertools.cycle(shares):
+        if victim.killed_after(float(share) * seconds):
+            phases[victim.phase()] += 1
+            kept = committed(victim.folder)
+            now = next(iter(kept.values())).shape[1] if kept else 0
+            assert now >= draws, "a commit was lost"
+            assert_same_bits(kept, {n: traces[n][:, :now] for n in kept})
+            draws = now
+            if sum(phases.values()) < kills:
+                continue
+            victim.finish()
+        assert_same_bits(committed(victim.folder), traces)
+        assert_same_bits(scores(victim.folder), results)
+        shutil.rmtree(victim.folder)
+        if sum(phases.values()) == kills:
+            return phases
+        ended, draws = ended + 1, 0
+        victim = Victim(program, folder / str(ended))
+    raise AssertionError
+
+
+def test_five_kills_of_a_short_demo_change_no_bit(tmp_path):
+    phases = kill_again_and_again(SHORT, tmp_path, kills=5)
+    assert sum(phases.values()) == 5
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_the_demo_change_no_bit(tmp_path, capsys):
+    phases = kill_again_and_again(WHOLE, tmp_path, kills=50)
+    with capsys.disabled():
+        print(f"\nkilled during: {dict(phases)}")
+    assert sum(phases.values()) == 50
+    assert {"set-up and training", "burn-in", "sampling", "scores and report"} <= set(phases)
