@@ -149,8 +149,7 @@ def _calibrated(
         settings = Settings.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
-    said = folder.manifest.get("explanations", [])
-    return Calibration(settings, tuple(str(line) for line in said))
+    return Calibration(settings, tuple(folder.manifest.get("explanations", [])))
 
 
 def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:
@@ -168,9 +167,11 @@ def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> None:
     """The losses at w* tell of changes that no fingerprint sees, such as a global variable."""
     now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(sampling.device)
-    for name, then in folder.center_values().items():
-        if name not in now:
+    kept = folder.center_values()
+    for name in now:  # the train losses first
+        if name not in kept:
             continue
+        then = kept[name]
         tolerance = 0.0 if same else 1e-3
         close = then.shape == now[name].shape and bool(
             ((then - now[name]).abs() <= tolerance * (1 + then.abs())).all()

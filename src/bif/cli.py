@@ -320,6 +320,7 @@ def _announce(out: str, *, worked: bool) -> None:
 def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(soft_wrap=True)
     for warning in manifest.get("warnings", []):  # type: ignore[attr-defined]
@@ -327,5 +328,5 @@ def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> N
     table = Table(show_header=False, box=None)
     for name, value in summary.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(Text(name.replace("_", " ")), Text(shown))
     console.print(table)

@@ -148,8 +148,8 @@ class Problem:
     def extended(
         self,
         *,
-        queries: Mapping[str, Items] | None = None,
-        candidates: Mapping[str, Items] | None = None,
+        queries: Mapping[str, Items | Batch | Dataset[Any]] | None = None,
+        candidates: Mapping[str, Items | Batch | Dataset[Any]] | None = None,
     ) -> Problem:
         """The same problem with further groups of queries and candidates, after its own.
 
@@ -164,8 +164,10 @@ class Problem:
             if taken:
                 raise ValueError(f"{kind} named {taken} are there already: choose other names.")
         other = copy(self)
-        other.query_groups = {**self.query_groups, **(queries or {})}
-        other.candidate_groups = {**self.candidate_groups, **(candidates or {})}
+        more_queries = {str(n): as_items(x) for n, x in (queries or {}).items()}
+        more_candidates = {str(n): as_items(x) for n, x in (candidates or {}).items()}
+        other.query_groups = {**self.query_groups, **more_queries}
+        other.candidate_groups = {**self.candidate_groups, **more_candidates}
         other._probe()
         return other
 

@@ -134,6 +134,12 @@ class Recording:
         return ["train_loss-0", "query_value-0"] if self.keep == "sums" else panels.names
 
     @property
+    def weight_arrays(self) -> list[str]:
+        """Names of the arrays of weights that are recorded."""
+        count = len(self.sampling.posterior.center) if self.keep == "weights" else 0
+        return [f"weight-{i}" for i in range(count)]
+
+    @property
     def taken(self) -> int:
         """Draws of all chains so far."""
         return sum(r.taken * len(r.chains) for r in self.recorders)
@@ -218,7 +224,9 @@ class _BlockRun:
 
     def _start(self) -> Start:
         """At w*, or where the newest whole commit left the block."""
-        found = self.store.usable(recorded_arrays(self.whole)) if self.store else None
+        found = None
+        if self.store:
+            found = self.store.usable(recorded_arrays(self.whole), self.whole.weight_arrays)
         if found is None or self.store is None:
             return self.sampling.start(self.index, len(self.chains))
         commit, saved = found

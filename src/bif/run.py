@@ -132,28 +132,27 @@ def load(folder: str | Path) -> Run:
 
 
 def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTraces, list[str]]:
-    names = [str(n) for n in manifest.get("arrays") or []]
+    names = manifest.get("arrays", [])
     left_out = set(manifest.get("left_out", []))
     explicit = manifest.get("chains")
     dealt = explicit or [list(range(*edges)) for edges in manifest.get("blocks", [])]
+    expected = manifest.get("draws", [])
     blocks, damage = [], []
     for index, chains in enumerate(dealt):
         block = store.BlockStore(folder, index)
-        commits = block.commits()
         draws = block.good_draws(names)
-        if commits and draws < commits[0].draws:
+        if index < len(expected) and draws < expected[index]:
             damage.append(
                 f"the traces of chains {chains[0]} to {chains[-1]} are damaged from draw {draws} "
-                "on: the rest is used"
+                f"of {expected[index]} on: the rest is used"
             )
         if draws < 2:
             continue
-        train, query = joined({name: block.traces.read(name, 0, draws) for name in names})
-        if len(train) != len(chains):
-            raise store.DamagedRun(
-                f"{folder}: block {index} has traces of {len(train)} chains, not {len(chains)}."
-            )
-        whole = TraceBlock(tuple(chains), train, query)
+        try:
+            train, query = joined({name: block.traces.read(name, 0, draws) for name in names})
+            whole = TraceBlock(tuple(chains), train, query)
+        except ValueError as error:
+            raise store.DamagedRun(f"{folder}: the traces do not fit together: {error}") from error
         keep = [i for i, chain in enumerate(chains) if explicit or chain not in left_out]
         if keep:
             blocks.append(whole.only(keep) if len(keep) < len(chains) else whole)

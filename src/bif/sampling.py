@@ -102,7 +102,10 @@ class Sampling:
         own = {n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)}
         noise = self._noise(block, 0 if same_device else 1 + step)
         if same_device:
-            noise.restore(saved["noise"])
+            numbers, like = saved.get("noise"), noise.state()
+            if numbers is None or (numbers.shape, numbers.dtype) != (like.shape, like.dtype):
+                raise ValueError("the saved state of the random numbers is not of this device.")
+            noise.restore(numbers)
         return Start(step, restored(state, own), noise)
 
     def positions(

@@ -6,17 +6,22 @@ for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `inf
 """
 
 from bif.store.checkpoints import BlockStore, Commit
-from bif.store.folder import DamagedRun, Folder, FolderInUse, folder_at
-from bif.store.results import (
+from bif.store.folder import (
     DIAGNOSTICS,
     INFLUENCE,
     MANIFEST,
     REPORT,
     SUMMARY,
+    DamagedRun,
+    Folder,
+    FolderInUse,
+    folder_at,
+)
+from bif.store.manifests import read_manifest
+from bif.store.results import (
     holds_run,
     load_dataset,
     plain,
-    read_run,
     refuse_occupied,
     save_dataset,
 )
@@ -28,7 +33,7 @@ from bif.store.run import (
     is_complete,
     open_run,
     progress,
-    read_manifest,
+    read_run,
     remove_run,
     reopen_run,
 )

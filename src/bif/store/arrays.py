@@ -29,6 +29,7 @@ class DrawArrays:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
+        self._open: dict[str, Any] = {}
 
     def names(self) -> list[str]:
         """What there is; nothing that cannot be opened."""
@@ -59,15 +60,12 @@ class DrawArrays:
                 raise DamagedRun(
                     f"{self._name}/{name} holds {shape[_DRAWS]} draws, expected {start} or more."
                 )
+            shards = self._shards(array, name, start, stop)
+            for shard in shards:  # a link that leads elsewhere is refused
+                self._folder.is_file(shard)
             array.resize((shape[0], stop, *shape[2:]))
             array[:, start:stop] = values
-            draws = array.shards[_DRAWS]
-            rest = "/0" * (len(shape) - 2)
-            written.append(f"{self._name}/{name}/zarr.json")
-            written += [
-                f"{self._name}/{name}/c/0/{shard}{rest}"
-                for shard in range(start // draws, -(-stop // draws))
-            ]
+            written += [f"{self._name}/{name}/zarr.json", *shards]
         self._folder.synchronise(written)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -100,6 +98,7 @@ class DrawArrays:
 
     def cut(self, num_draws: int) -> None:
         """Drop everything from draw `num_draws` on, damaged shards included."""
+        self._open.clear()
         for name in self.names():
             try:
                 array = self._opened(name)
@@ -130,10 +129,17 @@ class DrawArrays:
 
     def _refuse_missing_shards(self, array: Any, name: str, start: int, stop: int) -> None:
         """A shard that is gone would read as NaN."""
+        for shard in self._shards(array, name, start, stop):
+            if not self._folder.size(shard):
+                raise DamagedRun(f"{shard} is missing or empty.")
+
+    def _shards(self, array: Any, name: str, start: int, stop: int) -> list[str]:
+        """The files of some draws."""
         draws, rest = array.shards[_DRAWS], "/0" * (len(array.shape) - 2)
-        for shard in range(start // draws, -(-stop // draws)):
-            if not self._folder.is_file(f"{self._name}/{name}/c/0/{shard}{rest}"):
-                raise DamagedRun(f"{self._name}/{name} lacks the shard of draw {shard * draws}.")
+        return [
+            f"{self._name}/{name}/c/0/{shard}{rest}"
+            for shard in range(start // draws, -(-stop // draws))
+        ]
 
     def _opened(self, name: str) -> Any:
         import zarr
@@ -157,10 +163,11 @@ class DrawArrays:
         from zarr.codecs import BloscCodec, Crc32cCodec
 
         try:
-            array = self._opened(name)
+            array = self._open.get(name) or self._opened(name)
         except FileNotFoundError:
             pass
         else:
+            self._open[name] = array
             if (array.shape[0], *array.shape[2:]) != (values.shape[0], *values.shape[2:]):
                 raise DamagedRun(
                     f"{self._name}/{name} has shape {array.shape}, got draws of {values.shape}."

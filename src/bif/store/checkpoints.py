@@ -7,19 +7,25 @@ last record.  The last two commits are kept, should the newest be damaged.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bif.store.arrays import DrawArrays
-from bif.store.folder import DamagedRun, Folder
-from bif.store.results import CHECKPOINTS, TRACES, WEIGHTS
+from bif.store.folder import CHECKPOINTS, TRACES, WEIGHTS, Buffer, DamagedRun, Folder
 
 _KEPT = 2
+_DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16",
+    torch.int32: "I32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float32: "F32", torch.float64: "F64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Commit:
         diverged: Chains to the draw at which they diverged.
         seconds: Sampling time so far.
         hardware: On what.
-        sha256: Of the state file.
+        state_check: CRC-32 of the state file.
     """
 
     serial: int
@@ -42,7 +48,7 @@ class Commit:
     diverged: Mapping[int, int] = field(default_factory=dict)
     seconds: float = 0.0
     hardware: Mapping[str, str] = field(default_factory=dict)
-    sha256: str = ""
+    state_check: int = 0
 
     @classmethod
     def parsed(cls, content: bytes) -> Commit:
@@ -53,6 +59,7 @@ class Commit:
         """
         try:
             found = json.loads(content)
+            check = int(found.pop("check"))
             commit = cls(
                 serial=int(found["serial"]),
                 step=int(found["step"]),
@@ -60,13 +67,21 @@ class Commit:
                 diverged={int(c): int(d) for c, d in found["diverged"].items()},
                 seconds=float(found["seconds"]),
                 hardware={str(k): str(v) for k, v in found["hardware"].items()},
-                sha256=str(found["sha256"]),
+                state_check=int(found["state_check"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError,
+                RecursionError) as error:  # fmt: skip
             raise DamagedRun(f"a commit record is damaged: {error!r}.") from error
+        if check != _check(json.dumps(found).encode()):
+            raise DamagedRun("a commit record is not what was written.")
         if min(commit.serial, commit.step, commit.draws) < 0:
             raise DamagedRun("a commit record counts below zero.")
         return commit
+
+    def as_bytes(self) -> bytes:
+        """A record that `parsed` reads."""
+        found = json.loads(json.dumps(asdict(self)))  # as it will be read
+        return json.dumps({**found, "check": _check(json.dumps(found).encode())}).encode()
 
 
 class BlockStore:
@@ -107,22 +122,20 @@ class BlockStore:
         """Make `commit` the newest: its new draws, then the state, then the record.
 
         Args:
-            commit: Without the state's hash.
+            commit: Its `state_check` is filled in.
             traces: The draws since the last commit, `[C, d, …]`.
             weights: The same of the weights, where they are kept.
             state: Everything else that it takes to go on.
         """
-        from safetensors.torch import save
-
         for arrays, new in ((self.traces, traces), (self.weights, weights)):
             if new:
                 fresh = next(iter(new.values())).shape[1]
                 arrays.append(new, start=commit.draws - fresh)
         place = f"{self._place}/{commit.serial:08d}"
-        content = save({n: x.contiguous() for n, x in state.items()})
-        self._folder.write(f"{place}.safetensors", content)
-        record = {**asdict(commit), "sha256": hashlib.sha256(content).hexdigest()}
-        self._folder.write(f"{place}.json", json.dumps(record).encode())
+        content = safetensors(state)
+        self._folder.write(f"{place}.safetensors", *content)
+        whole = replace(commit, state_check=_check(*content))
+        self._folder.write(f"{place}.json", whole.as_bytes())
         self._folder.renew()
         for name in self._folder.names(self._place):
             serial = name.partition(".")[0]
@@ -142,36 +155,44 @@ class BlockStore:
             content = self._folder.read(name)
         except OSError as error:
             raise DamagedRun(f"{name} cannot be read: {error}.") from error
-        if hashlib.sha256(content).hexdigest() != commit.sha256:
+        if _check(content) != commit.state_check:
             raise DamagedRun(f"{name} is not what was written.")
-        return load(content)
+        try:
+            return load(content)
+        except Exception as error:  # whatever a reader says of bytes that are not its own
+            raise DamagedRun(f"{name} is damaged: {error}.") from error
 
-    def good_draws(self, names: list[str]) -> int:
-        """Committed draws up to which all these traces can be read."""
+    def good_draws(self, traces: list[str], weights: Sequence[str] = ()) -> int:
+        """Committed draws up to which all these arrays can be read."""
         commits = self.commits()
-        if not commits or not names:
+        if not commits:
             return 0
         newest = commits[0].draws
-        return min(self.traces.good_length(name, newest) for name in names)
+        lengths = [self.traces.good_length(name, newest) for name in traces]
+        lengths += [self.weights.good_length(name, newest) for name in weights]
+        return min(lengths, default=0)
 
-    def usable(self, names: list[str]) -> tuple[Commit, dict[str, Tensor]] | None:
-        """The newest commit whose state and traces are whole; a damaged tail is cut off.
+    def usable(
+        self, traces: list[str], weights: Sequence[str] = ()
+    ) -> tuple[Commit, dict[str, Tensor]] | None:
+        """The newest commit whose state and draws are whole; a damaged tail is cut off.
 
         Args:
-            names: The traces that must be there.
+            traces: The arrays of traces that must be there.
+            weights: The arrays of weights.
         """
         commits = self.commits()
-        good = self.good_draws(names)
+        good = self.good_draws(traces, weights)
         for commit in commits:
             if commit.draws > good:
                 continue
             try:
                 state = self.state(commit)
+                if good < commits[0].draws or commit is not commits[0]:
+                    self.traces.cut(commit.draws)
+                    self.weights.cut(commit.draws)
             except DamagedRun:
                 continue
-            if good < commits[0].draws or commit is not commits[0]:
-                self.traces.cut(commit.draws)
-                self.weights.cut(commit.draws)
             return commit, state
         if commits:
             self.restart()
@@ -185,3 +206,34 @@ class BlockStore:
     @property
     def _name(self) -> str:
         return self._place.rpartition("/")[2]
+
+
+def safetensors(tensors: Mapping[str, Tensor]) -> list[Buffer]:
+    """The parts of a safetensors file, without a copy of the tensors.
+
+    The library's own `save` copies everything twice under the interpreter's lock, which stalls the
+    sampling; its `load` reads what is made here.
+    """
+    header: dict[str, Any] = {}
+    parts: list[Buffer] = []
+    start = 0
+    for name, x in tensors.items():
+        data = x.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        stop = start + data.nbytes
+        header[name] = {
+            "dtype": _DTYPES[x.dtype],
+            "shape": list(x.shape),
+            "data_offsets": [start, stop],
+        }
+        parts.append(data)
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
+
+
+def _check(*parts: Buffer) -> int:
+    check = 0
+    for part in parts:
+        check = zlib.crc32(part, check)
+    return check

@@ -14,16 +14,24 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
 
+Buffer = bytes | memoryview
+
+MANIFEST, SUMMARY, REPORT = "run.json", "summary.json", "report.html"
+INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
+TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
+OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
 LOCK = ".lock"
 PARTIAL = ".partial"
 """Ends the names of what is being written."""
 _LEASE_SECONDS = 600.0
+_SYNCHRONISE_AT_ONCE = 8
 
 
 class FolderInUse(FileExistsError):
@@ -39,7 +47,8 @@ class Folder(Protocol):
 
     def __str__(self) -> str: ...
     def read(self, name: str) -> bytes: ...
-    def write(self, name: str, content: bytes) -> None: ...
+    def write(self, name: str, *parts: Buffer) -> None: ...
+    def size(self, name: str) -> int: ...
     def is_file(self, name: str) -> bool: ...
     def is_folder(self, name: str) -> bool: ...
     def names(self, name: str = "") -> list[str]: ...
@@ -60,6 +69,13 @@ def folder_at(where: str | Path | Folder) -> Folder:
     if text.startswith("file://"):
         return LocalFolder(Path(text.removeprefix("file://")))
     return RemoteFolder(text) if "://" in text else LocalFolder(Path(where))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file or folder of this name, whole or half-written, is one that runs have."""
+    return any(
+        name == ours or (name.startswith(f"{ours}.") and name.endswith(PARTIAL)) for ours in OURS
+    )
 
 
 def contained(name: str) -> str:
@@ -86,20 +102,25 @@ class LocalFolder:
     def path(self, name: str) -> Path:
         """Where `name` is; links that lead out of the folder are refused."""
         path = self.root / contained(name)
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise DamagedRun(f"{path} cannot be followed: {error}.") from error
+        if not inside:
             raise DamagedRun(f"{path} is a link that leads out of the run's folder: refused.")
         return path
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, *parts: Buffer) -> None:
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             with fresh.open("xb") as file:
-                file.write(content)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(path)
@@ -107,6 +128,10 @@ class LocalFolder:
             fresh.unlink(missing_ok=True)
             raise
         _synchronise(path.parent)
+
+    def size(self, name: str) -> int:
+        path = self.path(name)
+        return path.stat().st_size if path.is_file() else 0
 
     def is_file(self, name: str) -> bool:
         return self.path(name).is_file()
@@ -119,7 +144,8 @@ class LocalFolder:
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
 
     def remove(self, name: str) -> None:
-        path = self.root / contained(name)
+        folder, _, last = name.rpartition("/")
+        path = self.path(folder) / contained(last)  # a link itself is removed, not what it names
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -137,10 +163,10 @@ class LocalFolder:
         return LocalStore(self.path(name), read_only=read_only)
 
     def synchronise(self, names: list[str]) -> None:
-        for name in names:
-            path = self.path(name)
-            _synchronise(path)
-            _synchronise(path.parent)
+        paths = [self.path(name) for name in names]
+        with ThreadPoolExecutor(_SYNCHRONISE_AT_ONCE) as threads:
+            for waited in (paths, {path.parent for path in paths}):
+                list(threads.map(_synchronise, waited))
 
     def free_bytes(self) -> int | None:
         there = next(p for p in (self.root, *self.root.parents) if p.exists())
@@ -157,7 +183,8 @@ class LocalFolder:
         made = not self.root.exists()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            file = (self.root / LOCK).open("a+")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            file = os.fdopen(os.open(self.root / LOCK, flags, 0o666), "r+")
         except OSError as error:
             raise PermissionError(
                 f"{self.root} cannot be written to ({error.strerror}): choose another folder."
@@ -171,7 +198,8 @@ class LocalFolder:
                     f"{self.root} is being written by another process ({file.read().strip()}): "
                     "wait for it, or choose another folder."
                 ) from None
-            file.truncate(0)
+            file.seek(0)
+            file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             self._sweep()
@@ -185,12 +213,17 @@ class LocalFolder:
         """Nothing to do: the lock lives as long as the process."""
 
     def _sweep(self) -> None:
-        """Remove what a killed writer left half-written."""
-        for path in list(self.root.rglob(f"*{PARTIAL}")):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what a killed writer left half-written, among our own names only."""
+        for top in (self.root / name for name in self.names()):
+            mine = is_ours(top.name)
+            found = [top] if mine and top.name.endswith(PARTIAL) else []
+            if mine and not found and top.is_dir() and not top.is_symlink():
+                found = list(top.rglob(f"*{PARTIAL}"))
+            for path in found:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 class RemoteFolder:
@@ -216,10 +249,14 @@ class RemoteFolder:
     def read(self, name: str) -> bytes:
         return self._files.cat_file(self._path(name))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, *parts: Buffer) -> None:
         path = self._path(name)
         self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._files.pipe_file(path, content)
+        self._files.pipe_file(path, b"".join(parts))
+
+    def size(self, name: str) -> int:
+        path = self._path(name)
+        return int(self._files.size(path) or 0) if self._files.isfile(path) else 0
 
     def is_file(self, name: str) -> bool:
         return self._files.isfile(self._path(name))
@@ -239,8 +276,9 @@ class RemoteFolder:
             self._files.rm(self._path(name), recursive=True)
 
     def move(self, name: str, to: str) -> None:
+        source, target = self._path(name), self._path(to)
         self.remove(to)
-        self._files.mv(self._path(name), self._path(to), recursive=True)
+        self._files.mv(source, target, recursive=True)
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
         from zarr.storage import FsspecStore
@@ -256,20 +294,20 @@ class RemoteFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder by a lease."""
-        holder = self._holder()
-        if holder and time.time() - float(holder.get("renewed", 0)) < _LEASE_SECONDS:
+        owner, fresh = self._holder()
+        if fresh:
             raise FolderInUse(
-                f"{self.url} is being written by another process ({holder.get('owner')}), or was "
-                f"within the last {_LEASE_SECONDS / 60:.0f} minutes: wait for it, remove {LOCK} if "
-                "it is gone, or choose another folder."
+                f"{self.url} is being written by another process ({owner}), or was within the "
+                f"last {_LEASE_SECONDS / 60:.0f} minutes: wait for it, remove {LOCK} if it is "
+                "gone, or choose another folder."
             )
         self.renew()
-        if self._holder().get("owner") != self._owner:
+        if self._holder()[0] != self._owner:
             raise FolderInUse(f"{self.url} was taken by another process at the same moment.")
         try:
             yield
         finally:
-            if self._holder().get("owner") == self._owner:
+            if self._holder()[0] == self._owner:
                 self.remove(LOCK)
 
     def renew(self) -> None:
@@ -278,19 +316,21 @@ class RemoteFolder:
         Raises:
             FolderInUse: Another process has taken it.
         """
-        holder = self._holder()
-        fresh = time.time() - float(holder.get("renewed", 0)) < _LEASE_SECONDS
-        if fresh and holder.get("owner") != self._owner:
-            raise FolderInUse(f"{self.url} was taken by another process ({holder.get('owner')}).")
+        owner, fresh = self._holder()
+        if fresh and owner != self._owner:
+            raise FolderInUse(f"{self.url} was taken by another process ({owner}).")
         record = {"owner": self._owner, "renewed": time.time()}
         self.write(LOCK, json.dumps(record).encode())
 
-    def _holder(self) -> dict[str, Any]:
+    def _holder(self) -> tuple[str, bool]:
+        """Who holds the lease, and whether it has not run out; "" for nobody."""
+        if not self.is_file(LOCK):
+            return "", False
         try:
-            found = json.loads(self.read(LOCK)) if self.is_file(LOCK) else {}
-        except (ValueError, OSError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            found = json.loads(self.read(LOCK))
+            return str(found["owner"]), time.time() - float(found["renewed"]) < _LEASE_SECONDS
+        except (ValueError, TypeError, KeyError, OSError, RecursionError):
+            return "", False
 
 
 def _synchronise(path: Path) -> None:

@@ -8,44 +8,29 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bif.store.folder import LOCK, PARTIAL, DamagedRun, Folder, FolderInUse, folder_at
+from bif.store.folder import (
+    CHECKPOINTS,
+    DIAGNOSTICS,
+    INFLUENCE,
+    LOCK,
+    MANIFEST,
+    PARTIAL,
+    REPORT,
+    SUMMARY,
+    TRACES,
+    DamagedRun,
+    Folder,
+    FolderInUse,
+    folder_at,
+    is_ours,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MANIFEST, SUMMARY, REPORT = "run.json", "summary.json", "report.html"
-INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
-
-TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
-
 _CERTAINLY_OURS = {INFLUENCE, DIAGNOSTICS, TRACES, CHECKPOINTS}
-_OURS = _CERTAINLY_OURS | {WEIGHTS, SUMMARY, REPORT}
 _CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
 _DEEPEST = 4
-
-
-def read_run(where: str | Path | Folder) -> dict[str, Any]:
-    """`manifest`, `summary` (dicts), `influence` and `diagnostics` (datasets) of a run's folder.
-
-    Raises:
-        FileNotFoundError: The folder holds no run, or one without results yet.
-        DamagedRun: A file is not what was written.
-    """
-    folder = folder_at(where)
-    if not folder.is_file(MANIFEST):
-        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
-    manifest = read_json(folder, MANIFEST)
-    if not folder.is_file(SUMMARY):
-        raise FileNotFoundError(
-            f"{folder} holds a run without results yet: run the command that began it once more, "
-            "and it will go on from there."
-        )
-    return {
-        "manifest": manifest,
-        "summary": read_json(folder, SUMMARY),
-        "influence": load_dataset(folder, name=INFLUENCE),
-        "diagnostics": load_dataset(folder, name=DIAGNOSTICS),
-    }
 
 
 def write_results(
@@ -91,9 +76,11 @@ def holds_run(folder: Folder) -> bool:
     """
     if folder.is_file(MANIFEST):
         return True
-    names = {n for n in folder.names() if n != LOCK and not n.endswith(PARTIAL)}
-    cut_short = names <= _OURS and names & _CERTAINLY_OURS  # a copy or a removal that was killed
-    if (names and not cut_short) or folder.is_file(""):
+    names = {n for n in folder.names() if n != LOCK}
+    whole = {n for n in names if not n.endswith(PARTIAL)}
+    # What a killed process left: the very first file half-written, or a part of a copy.
+    left_over = all(is_ours(n) for n in names) and (not whole or whole & _CERTAINLY_OURS)
+    if (names and not left_over) or folder.is_file(""):
         raise FolderInUse(
             f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
         )

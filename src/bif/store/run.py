@@ -10,18 +10,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from bif.store.checkpoints import BlockStore
-from bif.store.folder import LOCK, PARTIAL, DamagedRun, Folder, FolderInUse, folder_at
-from bif.store.results import (
+from bif.store.checkpoints import BlockStore, safetensors
+from bif.store.folder import (
     CHECKPOINTS,
     DIAGNOSTICS,
     INFLUENCE,
+    LOCK,
     MANIFEST,
-    REPORT,
+    OURS,
+    PARTIAL,
     SUMMARY,
-    TRACES,
-    WEIGHTS,
+    DamagedRun,
+    Folder,
+    FolderInUse,
+    folder_at,
+)
+from bif.store.manifests import FORMAT, SPARE, read_manifest
+from bif.store.results import (
     holds_run,
+    load_dataset,
     plain,
     read_json,
     write_json,
@@ -31,11 +38,7 @@ from bif.store.results import (
 if TYPE_CHECKING:
     import xarray as xr
 
-FORMAT = 1
-"""Of the folder; a run of another format is refused."""
-
 OnExisting = Literal["resume", "replace"]
-_SPARE = f"{CHECKPOINTS}/{MANIFEST}"
 _CENTER = f"{CHECKPOINTS}/center.safetensors"
 
 
@@ -64,24 +67,20 @@ class RunFolder:
         """Change entries of the manifest, kept twice."""
         self.manifest = plain({**self.manifest, **entries})
         write_json(self.folder, MANIFEST, self.manifest)
-        write_json(self.folder, _SPARE, self.manifest)
+        write_json(self.folder, SPARE, self.manifest)
 
     def center_values(self) -> dict[str, Tensor]:
-        """The values at w* that the run was begun with; nothing before they were kept."""
+        """The values at w* that the run was begun with; nothing where they cannot be read."""
         from safetensors.torch import load
 
-        if not self.folder.is_file(_CENTER):
-            return {}
         try:
             return load(self.folder.read(_CENTER))
-        except Exception as error:  # whatever a reader says of bytes that are not its own
-            raise DamagedRun(f"{self.folder}/{_CENTER} is damaged: {error}") from error
+        except Exception:  # missing, or whatever a reader says of bytes that are not its own
+            return {}
 
     def keep_center_values(self, values: Mapping[str, Tensor]) -> None:
         """Keep the values at w* of every array of the traces."""
-        from safetensors.torch import save
-
-        self.folder.write(_CENTER, save({n: x.contiguous() for n, x in values.items()}))
+        self.folder.write(_CENTER, *safetensors(values))
 
     def finish(
         self,
@@ -93,8 +92,11 @@ class RunFolder:
         report: str,
     ) -> None:
         """Write the results and, last, the manifest that may call the run complete."""
-        self.manifest = plain({**self.manifest, **manifest})
-        write_json(self.folder, _SPARE, {**self.manifest, "complete": False})
+        blocks = self.manifest.get("chains") or self.manifest.get("blocks") or []
+        commits = [self.block(i).commits() for i in range(len(blocks))]
+        draws = [c[0].draws if c else 0 for c in commits]
+        self.manifest = plain({**self.manifest, **manifest, "draws": draws})
+        write_json(self.folder, SPARE, {**self.manifest, "complete": False})
         write_results(
             self.folder,
             manifest=self.manifest,
@@ -125,10 +127,14 @@ def open_run(
     holds_run(folder)  # before anything is made there
     with folder.locked():
         there = holds_run(folder)
-        if there and on_existing == "replace":
+        if on_existing == "replace":
             remove_run(folder)
             there = False
+        elif not there and folder.is_file(SPARE):  # lost, or not yet copied
+            there = True
         found = read_manifest(folder) if there else {}
+        if not there:
+            remove_run(folder)  # leftovers of a process that was killed
         expected = plain({"format": FORMAT, **manifest})
         if there:
             _refuse_another(folder, found, expected)
@@ -177,6 +183,30 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
     return False
 
 
+def read_run(where: str | Path | Folder) -> dict[str, Any]:
+    """`manifest`, `summary` (dicts), `influence` and `diagnostics` (datasets) of a run's folder.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or one without results yet.
+        DamagedRun: A file is not what was written.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(MANIFEST):
+        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
+    manifest = read_manifest(folder)
+    if not folder.is_file(SUMMARY):
+        raise FileNotFoundError(
+            f"{folder} holds a run without results yet: run the command that began it once more, "
+            "and it will go on from there."
+        )
+    return {
+        "manifest": manifest,
+        "summary": read_json(folder, SUMMARY),
+        "influence": load_dataset(folder, name=INFLUENCE),
+        "diagnostics": load_dataset(folder, name=DIAGNOSTICS),
+    }
+
+
 def progress(where: str | Path | Folder) -> str:
     """How far the run in a folder has come, for people.
 
@@ -188,7 +218,7 @@ def progress(where: str | Path | Folder) -> str:
     if not folder.is_file(MANIFEST):
         raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
     manifest = read_manifest(folder)
-    blocks = manifest.get("blocks") or []
+    blocks = manifest.get("blocks", [])
     done = [BlockStore(folder, i).commits() for i in range(len(blocks))]
     draws = sum((b[1] - b[0]) * c[0].draws for b, c in zip(blocks, done, strict=True) if c)
     settings = manifest.get("settings") or {}
@@ -196,27 +226,11 @@ def progress(where: str | Path | Folder) -> str:
     return f"{draws:,} of {total:,} draws committed" if total else "not yet sampling"
 
 
-def read_manifest(folder: Folder) -> dict[str, Any]:
-    """`run.json`, or its spare where that is damaged.
-
-    Raises:
-        DamagedRun: Neither can be read.
-    """
-    try:
-        return read_json(folder, MANIFEST)
-    except DamagedRun as error:
-        if folder.is_file(_SPARE):
-            with contextlib.suppress(DamagedRun):
-                return read_json(folder, _SPARE)
-        raise DamagedRun(f"{error} Pass --overwrite to begin the run anew.") from error
-
-
 def remove_run(folder: Folder) -> None:
     """Remove a run's files, the manifest last, and nothing else."""
-    for name in (INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS, SUMMARY, REPORT):
-        folder.remove(name)
+    for name in (*(n for n in OURS if n != MANIFEST), MANIFEST):
         folder.remove(f"{name}{PARTIAL}")
-    folder.remove(MANIFEST)
+        folder.remove(name)
 
 
 def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
