@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif import Settings, losses, store
-from bif.manifest import identity
-from bif.types import Draw
+from bif import Settings, losses
 from small_problems import (
     TINY,
     Pairs,
@@ -26,8 +21,6 @@ from small_problems import (
     network,
     normal,
 )
-
-SAMPLING = sys.modules["bif.sampling"]
 
 
 def traces(run: bif.Run) -> Tensor:
@@ -282,219 +275,3 @@ class TestPosteriorChoices:
         assert (traces(decayed) != traces(plain)).any()
         assert decayed.manifest["settings"]["weight_decay"] == 0.1
         assert plain.manifest["settings"]["weight_decay"] == 0.0
-
-
-class Disturbed:
-    """`run_chains` with one chain pushed at one draw."""
-
-    def __init__(self, chain: int, index: int, push: float) -> None:
-        self.chain, self.index, self.push = chain, index, push
-        self.original = SAMPLING.run_chains
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[Draw]:
-        for draw in self.original(*args, **kwargs):
-            if draw.index == self.index:
-                for leaf in draw.params.values():
-                    leaf[self.chain] += self.push
-            yield draw
-
-
-class TestDivergence:
-    @pytest.mark.parametrize("push", [float("nan"), float("inf"), 1e4])
-    def test_a_chain_that_diverges_is_left_out_named_and_warned_of(self, monkeypatch, push):
-        calm = bif.attribute(classification(), TINY)
-        monkeypatch.setattr(SAMPLING, "run_chains", Disturbed(1, 3, push))
-        run = bif.attribute(classification(), TINY)
-        assert run.traces.blocks[0].chains == (0, 2, 3)
-        assert torch.equal(traces(run), traces(calm)[[0, 2, 3]])
-        assert run.summary["diverged_chains"] == [1] and run.summary["chains"] == 3
-        assert run.diagnostics.attrs["diverged_chains"] == [1]
-        assert run.diagnostics["chain"].values.tolist() == [0, 2, 3]
-        (warning,) = [w for w in run.manifest["warnings"] if "diverged" in w]
-        assert warning.startswith("chain 1 diverged by step")
-        assert "step_size=0.02" in warning and "lower step_size" in warning
-        expected = bif.estimate.estimate_covariance(run.traces)
-        np.testing.assert_allclose(
-            run.influence.dataset["influence"].values.reshape(10, 20), -expected.value, rtol=1e-6
-        )
-
-    def test_the_warning_reaches_the_report(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(SAMPLING, "run_chains", Disturbed(2, 1, float("nan")))
-        folder = bif.attribute(classification(), TINY).save(tmp_path / "out")
-        assert "chain 2 diverged" in (folder / "report.html").read_text()
-        assert any("chain 2 diverged" in w for w in store.read_run(folder)["manifest"]["warnings"])
-
-    def test_with_fewer_than_two_survivors_the_run_fails_and_says_what_to_change(self):
-        with pytest.raises(RuntimeError, match="only 0 of 4 chains survived") as error:
-            bif.attribute(classification(), replace(TINY, step_size=50.0))
-        text = str(error.value)
-        assert "chain 3 diverged" in text
-        assert "Lower step_size (it was 50; try half), raise gamma, or lower nbeta" in text
-
-    def test_a_block_whose_chains_have_all_diverged_is_not_run_to_the_end(self):
-        steps = []
-
-        def counting(model: nn.Module, batch: Any) -> Tensor:
-            steps.append(1)
-            return losses.cross_entropy(model, batch)
-
-        problem = classification(loss=counting, observables=None)
-        steps.clear()
-        with pytest.raises(RuntimeError, match="only 0 of 4"):
-            bif.attribute(problem, replace(TINY, step_size=50.0, draws=10_000))
-        assert len(steps) < 3 * 1000
-
-    def test_a_single_survivor_is_not_enough(self, monkeypatch):
-        monkeypatch.setattr(SAMPLING, "run_chains", Disturbed(0, 1, float("nan")))
-        with pytest.raises(RuntimeError, match="only 1 of 2 chains survived"):
-            bif.attribute(classification(), replace(TINY, chains=2))
-
-    def test_an_ordinary_run_is_far_from_the_limit(self):
-        run = bif.attribute(classification(), replace(TINY, draws=200))
-        assert run.summary["diverged_chains"] == []
-
-
-class Interrupted:
-    """A loss during which Ctrl-C is pressed."""
-
-    def __init__(self, after: float) -> None:
-        self.after, self.calls = after, 0
-
-    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        self.calls += 1
-        if self.calls > self.after:
-            self.after = float("inf")
-            raise KeyboardInterrupt
-        return losses.cross_entropy(model, batch)
-
-
-class TestInterruption:
-    SETTINGS = replace(TINY, oracle="sequential", block_size=2, draws=12)
-
-    def run(self, share: float) -> tuple[bif.Run, bif.Problem]:
-        whole = Interrupted(float("inf"))
-        bif.attribute(classification(loss=whole, observables=None), self.SETTINGS)
-        problem = classification(loss=Interrupted(share * whole.calls), observables=None)
-        return bif.attribute(problem, self.SETTINGS), problem
-
-    @pytest.mark.parametrize("share", [0.4, 0.75, 0.95])
-    def test_what_there_is_is_kept_and_marked_as_incomplete(self, share):
-        run, _ = self.run(share)
-        whole = bif.attribute(classification(observables=None), self.SETTINGS)
-        for part, all_of_it in zip(run.traces.blocks, whole.traces.blocks, strict=False):
-            assert torch.equal(part.train, all_of_it.train[:, : part.num_draws])
-            assert torch.equal(part.query, all_of_it.query[:, : part.num_draws])
-        assert 0 < run.traces.total_draws < whole.traces.total_draws
-        assert run.summary["complete"] is False and run.manifest["complete"] is False
-        assert run.influence.dataset.attrs["complete"] == 0
-        (warning,) = [w for w in run.manifest["warnings"] if "interrupted" in w]
-        assert "of 48 draws: the result is partial" in warning
-        assert np.isfinite(run.influence.dataset["influence"]).all()
-
-    def test_the_partial_result_is_saved_and_recognised_as_cut_short(self, tmp_path):
-        run, problem = self.run(0.75)
-        folder = run.save(tmp_path / "out")
-        assert "partial" in (folder / "report.html").read_text()
-        with pytest.raises(store.FolderInUse, match="cut short"):
-            store.check_folder(folder, identity(problem, self.SETTINGS), overwrite=False)
-        assert bif.Influence.load(folder).dataset.sizes["train"] == 20
-
-    def test_too_early_it_fails_and_says_why(self):
-        with pytest.raises(
-            RuntimeError, match=r"only 0 of 4 chains .*interrupted after 2 of 48.*run longer\.$"
-        ):
-            self.run(0.12)
-
-
-class TestWarnings:
-    def test_chains_that_have_not_mixed_are_warned_of(self):
-        # One long slide from w*: far from level, and every chain on its own way.
-        settings = replace(TINY, draws=40, burn_in=0, thin=1, step_size=1e-3, gamma=0.01)
-        run = bif.attribute(classification(), settings)
-        assert run.summary["rhat_max"] > 1.05
-        assert any("the chains have not mixed" in w for w in run.manifest["warnings"])
-
-    def test_the_progress_bar_writes_to_the_terminal_only_where_asked_for(self, capsys):
-        bif.attribute(classification(), TINY)
-        assert capsys.readouterr() == ("", "")
-        bif.attribute(classification(), TINY, show_progress=True)
-        out, err = capsys.readouterr()
-        assert out == "" and "24/24 draws" in err and "reliability" in err
-
-
-class TestManifest:
-    def test_it_says_what_was_run(self):
-        run = bif.attribute(classification(), TINY)
-        manifest = run.manifest
-        assert manifest["settings"] == bif.calibrate(classification(), TINY).settings.as_dict()
-        assert manifest["versions"]["bif"] == bif.__version__
-        assert (manifest["num_train"], manifest["num_queries"]) == (20, 5)
-        assert manifest["device"] == "cpu" and manifest["num_moving_weights"] == 43
-        assert manifest["identity"] == identity(classification(), TINY)["identity"]
-
-    def test_the_identity_changes_with_everything_that_matters(self):
-        plain = identity(classification(), TINY)["identity"]
-        x, y = labelled(20, seed=1)
-        nudged = x.clone()
-        nudged.view(torch.int64)[3, 2] ^= 1
-        model = network()
-        with torch.no_grad():
-            next(model.parameters())[0, 0] += 1e-15
-        qx, qy = labelled(5, seed=2)
-        others = {
-            "train": classification(train=(nudged, y)),
-            "queries.query": classification(queries=(qx, (qy + 1) % 3)),
-            "model": classification(model=model),
-            "train_weights": classification(train_weights=[1.0] * 20),
-            "loss": classification(loss=losses.margin),
-            "observable.margin": classification(
-                observables=[
-                    bif.Observable("loss", losses.cross_entropy),
-                    bif.Observable("margin", losses.cross_entropy),
-                ]
-            ),
-        }
-        for key, problem in others.items():
-            found = identity(problem, TINY)["identity"]
-            assert [k for k in plain if plain[k] != found.get(k)] == [key]
-        assert identity(classification(), replace(TINY, seed=1))["identity"] != plain
-        assert identity(classification(), TINY)["identity"] == plain
-
-    def test_a_dataset_has_the_fingerprint_of_its_tensors(self):
-        a = identity(classification(), TINY)["identity"]["train"]
-        b = identity(classification(train=Pairs(*labelled(20, seed=1))), TINY)["identity"]["train"]
-        assert a == b
-
-    def test_functions_without_source_have_a_name(self):
-        built = eval("lambda model, batch: model(batch[0])[:, 0]")
-        problem = classification(loss=built, observables=None)
-        assert identity(problem, TINY)["identity"]["loss"] == "<lambda>"
-
-
-def test_a_saved_run_holds_everything(tmp_path):
-    run = bif.attribute(classification(), TINY)
-    folder = run.save(tmp_path / "out", extra={"mine": 3})
-    got = store.read_run(folder)
-    assert got["summary"]["mine"] == 3 and got["summary"]["draws"] == 24
-    assert got["manifest"]["identity"] == store._plain(run.manifest["identity"])
-    np.testing.assert_array_equal(got["influence"]["influence"], run.influence.dataset["influence"])
-    assert "<html" in (folder / "report.html").read_text()
-    loaded = bif.Influence.load(folder)
-    assert str(loaded.top("3", 2)) == str(run.influence.top("3", 2))
-    assert str(loaded.top(0, 2, observable="margin")) == str(
-        run.influence.top(0, 2, observable="margin")
-    )
-
-
-def test_a_saved_run_is_replaced_only_where_asked_for(tmp_path):
-    run = bif.attribute(classification(), TINY)
-    run.save(tmp_path / "run")
-    with pytest.raises(store.FolderInUse, match="holds a run already.*overwrite=True"):
-        run.save(tmp_path / "run")
-    run.save(tmp_path / "run", overwrite=True)
-
-
-def test_warnings_are_printed_with_the_run():
-    run = bif.attribute(classification(), TINY)
-    warned = replace(run, manifest={**run.manifest, "warnings": ["mind the gap"]})
-    assert repr(warned).endswith("\nwarning: mind the gap")

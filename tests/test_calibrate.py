@@ -177,7 +177,6 @@ class TestFixedSettings:
         assert {name: getattr(got.settings, name) for name in GIVEN} == GIVEN
         assert got.explanations == (
             "oracle = stacked: all chains of a block step as one operation",
-            "traces: 0.0151 MiB on the host, 30 losses a draw",  # 6 · 11 · 30 · 8 bytes
         )
 
     @pytest.mark.parametrize("name", GIVEN)

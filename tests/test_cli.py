@@ -2,71 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
 
 import numpy as np
 import pytest
 
 import bif
 from bif import cli, store
-from bif.sampling import Sampling
+from broken_runs import assert_same, edit
+from command_line import TINY_FLAGS, caller, failed, write_problem
 from small_problems import TINY, classification
-
-PROBLEM = """
-    import sys
-    sys.path.insert(0, {tests!r})
-    from small_problems import classification
-
-    def problem():
-        return classification()
-
-    def nothing():
-        return 3
-
-    def broken():
-        return classification(train_weights=[1.0])
-
-    constant = 5
-"""
-TINY_FLAGS = [
-    "--chains", "4", "--draws", "6", "--burn-in", "4", "--thin", "2",
-    "--step-size", "0.02", "--friction", "2.0", "--gamma", "5.0",
-]  # fmt: skip
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.py"
-    path.write_text(dedent(PROBLEM).format(tests=str(Path(__file__).parent)))
-    return path
+    return write_problem(tmp_path)
 
 
 @pytest.fixture
 def bif_command(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bif", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            cli.main()
-            code: Any = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+    return caller(monkeypatch, capsys)
 
 
-def failed(answer: tuple[int, str, str]) -> str:
-    """The message of a refusal: exit code 2, nothing but one message on stderr."""
-    code, out, err = answer
-    assert code == 2 and out == "" and "Traceback" not in err
-    assert err.startswith("bif: ")
-    return err
+def written(folder: Path) -> dict[Path, int]:
+    """When each file was written, but for the lock."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != ".lock"}
 
 
 class TestAttribute:
@@ -80,16 +44,16 @@ class TestAttribute:
             got["influence"]["influence"], run.influence.dataset["influence"]
         )
         assert got["manifest"]["identity"]["model"] == run.manifest["identity"]["model"]
-        assert got["manifest"]["settings"] == store._plain(run.manifest["settings"])
+        assert got["manifest"]["settings"] == store.plain(run.manifest["settings"])
 
     def test_again_it_ends_at_once_and_says_so(self, file, tmp_path, bif_command):
         command = ["attribute", f"{file}:problem", "--out", tmp_path / "out", *TINY_FLAGS]
         bif_command(*command)
-        before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+        before = written(tmp_path / "out")
         code, said, err = bif_command(*command)
         assert code == 0 and "already holds this run, complete: nothing to do" in said
         assert err == ""
-        assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+        assert before == written(tmp_path / "out")
 
     def test_other_settings_are_refused_and_overwrite_replaces(self, file, tmp_path, bif_command):
         out = tmp_path / "out"
@@ -133,7 +97,7 @@ class TestAttribute:
             (["--chains", "1"], "chains must be at least 2, got 1"),
             (["--batch-size", "3"], "batch_size=3 has no use with gradient='full'"),
             (["--movable", "head.*"], "movable pattern 'head.*' matches no parameter"),
-            (["--step-size", "50", "--draws", "20"], "chains survived"),
+            (["--commit-every", "-1"], "commit_every is -1.0 seconds"),
         ],
     )
     def test_bad_settings_are_refused(self, file, tmp_path, bif_command, flags, message):
@@ -142,6 +106,30 @@ class TestAttribute:
         code, _, err = answer
         assert code == 2 and "Traceback" not in err and message in err
         assert not (tmp_path / "out").exists()
+
+    def test_chains_that_all_diverge_are_kept_and_give_way_to_a_smaller_step(
+        self, file, tmp_path, bif_command
+    ):
+        out = tmp_path / "out"
+        command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
+        code, _, err = bif_command(*command, "--step-size", "50")
+        assert code == 2 and "Traceback" not in err
+        assert "only 0 of 4 chains survived" in err and "Lower step_size (it was 50" in err
+        assert store.read_manifest(store.folder_at(out))["complete"] is False
+        text = failed(bif_command(*command))
+        assert "with another settings.step_size" in text and "--overwrite" in text
+        assert bif_command(*command, "--overwrite")[0] == 0
+        assert_same(bif.load(out), bif.attribute(classification(), TINY))
+
+    def test_a_replacement_that_is_refused_leaves_the_run_that_was_there(
+        self, file, tmp_path, bif_command
+    ):
+        out = tmp_path / "out"
+        command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
+        bif_command(*command)
+        answer = bif_command(*command, "--overwrite", "--movable", "head.*")
+        assert answer[0] == 2 and "matches no parameter" in answer[2]
+        assert_same(bif.load(out), bif.attribute(classification(), TINY))
 
     def test_a_target_may_import_its_neighbours_and_leaves_the_path_alone(self, tmp_path):
         (tmp_path / "neighbour_of_mine.py").write_text("from small_problems import classification")
@@ -184,24 +172,34 @@ class TestShow:
         text = failed(bif_command("show", tmp_path / "nothing"))
         assert "holds no run of bif: it has no run.json" in text
 
+    def test_of_a_run_without_results_it_says_how_far_it_has_come(self, folder, bif_command):
+        (folder / store.SUMMARY).unlink()
+        manifest = json.loads((folder / store.MANIFEST).read_text())
+        edit(
+            folder / store.MANIFEST, blocks=[[0, 4]], settings={**manifest["settings"], "draws": 9}
+        )
+        code, out, _ = bif_command("show", folder)
+        assert code == 0 and "no results yet: 24 of 36 draws committed" in out
+
     def test_warnings_are_printed_first(self, folder, bif_command):
-        manifest = store.read_json(folder / store.MANIFEST)
-        store.write_json(folder / store.MANIFEST, {**manifest, "warnings": ["mind [the] gap"]})
+        edit(folder / store.MANIFEST, warnings=["mind [the] gap"])
         _, out, _ = bif_command("show", folder)
         assert out.index("mind [the] gap") < out.index("draws")
 
     def test_a_run_without_reliability_can_be_shown(self, folder, bif_command):
-        summary = store.read_json(folder / store.SUMMARY)
-        store.write_json(folder / store.SUMMARY, {**summary, "reliability": float("nan")})
+        edit(folder / store.SUMMARY, reliability=None)
         assert bif_command("show", folder)[0] == 0
 
 
 class TestUsage:
     def test_help_names_the_commands(self, bif_command):
         code, out, _ = bif_command("--help")
-        assert code == 0 and all(name in out for name in ("demo", "attribute", "show"))
+        assert code == 0 and all(name in out for name in ("demo", "attribute", "merge", "show"))
 
-    @pytest.mark.parametrize("arguments", [[], ["attribute"], ["dance"], ["show"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [[], ["attribute"], ["dance"], ["show"], ["attribute", "x.py:f", "--keep", "all"]],
+    )
     def test_bad_usage_exits_with_2(self, bif_command, arguments):
         code, _, err = bif_command(*arguments)
         assert code == 2 and "Traceback" not in err and err
@@ -223,30 +221,3 @@ class TestUsage:
         bad = run("attribute", "mine.py:missing", "--out", "other")
         assert bad.returncode == 2 and bad.stdout == ""
         assert bad.stderr == "bif: 'mine.py' has no function 'missing'.\n"
-
-
-def test_ctrl_c_outside_the_sampling_says_that_nothing_was_written(
-    file, tmp_path, bif_command, monkeypatch
-):
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sys.modules["bif.attribute"], "attribute", interrupted)
-    out = tmp_path / "run"
-    code, _, err = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
-    assert (code, err) == (130, "bif: interrupted; nothing was written.\n")
-    assert not out.exists()
-
-
-def test_a_partial_run_is_written_and_ends_with_130(file, tmp_path, bif_command, monkeypatch):
-    record = Sampling.record
-
-    def cut_short(self: Sampling, *, show_progress: bool) -> None:
-        record(self, show_progress=show_progress)
-        self.interrupted = True
-
-    monkeypatch.setattr(Sampling, "record", cut_short)
-    out = tmp_path / "run"
-    code, _, _ = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
-    assert code == 130
-    assert not store.read_run(out)["manifest"]["complete"]

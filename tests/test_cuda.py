@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import bif
-from bif import Settings, losses
+from bif import Settings, losses, recording
 from bif.record import BlockRecorder
 from bif.sampling import Sampling
+from bif.store import BlockStore, Commit
+from broken_runs import assert_same
 from small_problems import (
     TINY,
     Pairs,
@@ -113,6 +116,29 @@ def test_the_same_seed_gives_the_same_bits():
     first, again = (bif.attribute(classification(), settings) for _ in range(2))
     for a, b in zip(first.traces.blocks, again.traces.blocks, strict=True):
         assert torch.equal(a.train, b.train) and torch.equal(a.query, b.query)
+
+
+@pytest.mark.parametrize("keep", ["traces", "sums", "weights"])
+def test_a_run_that_was_cut_short_goes_on_to_the_last_bit(tmp_path, monkeypatch, keep):
+    settings = replace(TINY, device="cuda", block_size=2, draws=80)
+    commit, limit = BlockStore.commit, 40
+
+    def full(self: BlockStore, which: Commit, **given: Any) -> None:
+        if which.step > limit:
+            raise OSError("disk full")
+        commit(self, which, **given)
+
+    whole = bif.attribute(classification(), settings, out=tmp_path / "whole", keep=keep)
+    with monkeypatch.context() as patch:
+        patch.setattr(recording, "_COMMIT_SHARE", 0)
+        patch.setattr(BlockStore, "commit", full)
+        with pytest.raises(OSError, match="disk full"):
+            bif.attribute(
+                classification(), settings, out=tmp_path / "r", keep=keep, commit_every=0.0
+            )
+    run = bif.attribute(classification(), settings, out=tmp_path / "r", keep=keep)
+    assert_same(run, whole)
+    assert run.manifest["warnings"] == whole.manifest["warnings"]
 
 
 def test_items_of_a_dataset_reach_the_device():

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import bif
-from bif import Settings, store
+from bif import Settings, cli, recording, store
+from broken_runs import assert_same
 
 pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
 demo = importlib.import_module("bif.demo")
@@ -85,16 +86,17 @@ class TestRun:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(demo, "digits", quick)
             out = tmp_path_factory.mktemp("demo") / "out"
-            assert demo.run_demo(out, seed=0, overwrite=False, settings=TINY) == out
+            assert demo.run_demo(out, seed=0, settings=TINY) is True
         return out
 
     def test_all_files_are_there(self, folder):
         assert sorted(p.name for p in folder.iterdir()) == [
-            "diagnostics.zarr", "influence.zarr", "report.html", "run.json", "summary.json",
+            ".lock", "checkpoints", "diagnostics.zarr", "influence.zarr", "report.html", "run.json",
+            "summary.json", "traces.zarr",
         ]  # fmt: skip
 
     def test_the_summary_holds_the_promised_figures(self, folder):
-        summary = store.read_json(folder / "summary.json")
+        summary = store.read_run(folder)["summary"]
         names = {
             "draws", "chains", "seconds", "ess_median", "rhat_max", "reliability",
             "mislabel_auroc", "mislabel_auroc_loss_only", "mislabel_auroc_gradient_product",
@@ -117,7 +119,7 @@ class TestRun:
     def test_the_figures_are_those_of_the_dataset(self, folder, made):
         from sklearn.metrics import roc_auc_score
 
-        summary = store.read_json(folder / "summary.json")
+        summary = store.read_run(folder)["summary"]
         dataset = bif.Influence.load(folder).dataset
         assert summary["mislabel_auroc"] == pytest.approx(
             roc_auc_score(made.moved, dataset["suspicion"]), abs=1e-12
@@ -131,24 +133,62 @@ class TestRun:
         self, folder, quick, monkeypatch
     ):
         monkeypatch.setattr(demo, "digits", quick)
-        assert demo.run_demo(folder, seed=0, overwrite=False, settings=TINY) is None
+        assert demo.run_demo(folder, seed=0, settings=TINY) is False
         with pytest.raises(store.FolderInUse, match="settings.draws"):
-            demo.run_demo(folder, seed=0, overwrite=False, settings=replace(TINY, draws=21))
+            demo.run_demo(folder, seed=0, settings=replace(TINY, draws=21))
+
+    def test_it_goes_on_where_it_was_cut_short_to_the_last_bit(
+        self, folder, quick, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(demo, "digits", quick)
+        monkeypatch.setattr(recording, "_COMMIT_SHARE", 0)
+        commit, out = store.BlockStore.commit, tmp_path / "out"
+
+        def full(self: store.BlockStore, which: store.Commit, **given: Any) -> None:
+            if which.step > 40:  # past burn-in, some draws committed
+                raise OSError("disk full")
+            commit(self, which, **given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.BlockStore, "commit", full)
+            with pytest.raises(OSError, match="disk full"):
+                demo.run_demo(out, seed=0, settings=TINY, commit_every=0.0)
+        assert 0 < store.BlockStore(store.folder_at(out), 0).commits()[0].draws < 20
+        assert demo.run_demo(out, seed=0, settings=TINY) is True
+        assert_same(bif.load(out), bif.load(folder))
+
+    def test_only_sums_may_be_kept(self, folder, quick, tmp_path, monkeypatch):
+        monkeypatch.setattr(demo, "digits", quick)
+        out = tmp_path / "out"
+        assert demo.run_demo(out, seed=0, settings=TINY, keep="sums") is True
+        sums, traces = bif.load(out), bif.load(folder)
+        assert sums.manifest["keep"] == "sums" and sums.influence.traces is None
+        scores, expected = (r.influence.dataset["influence"].values for r in (sums, traces))
+        # Both are sums in float64, stored as float32: at most one unit in the last place apart.
+        rounding = {"rtol": 2**-23, "atol": 2**-40 * np.abs(expected).max()}
+        np.testing.assert_allclose(scores, expected, **rounding)
 
     def test_the_command_goes_the_same_way(self, folder, quick, monkeypatch, capsys):
-        from bif import cli
-
         calls = []
 
-        def recorded(out: Any, **given: Any) -> Any:
+        def recorded(out: Any, **given: Any) -> bool:
             calls.append((out, given))
-            return folder
+            return len(calls) == 1
 
         monkeypatch.setattr(demo, "run_demo", recorded)
-        monkeypatch.setattr(sys, "argv", ["bif", "demo", "--out", str(folder), "--seed", "3"])
+        command = ["bif", "demo", "--out", str(folder), "--seed", "3"]
+        monkeypatch.setattr(sys, "argv", command)
         cli.main()
-        assert calls == [(folder, {"seed": 3, "overwrite": False})]
-        assert "mislabel auroc" in capsys.readouterr().out
+        given = {"seed": 3, "keep": "traces", "on_existing": "resume", "commit_every": 10.0}
+        assert calls == [(str(folder), given)]
+        said = capsys.readouterr().out
+        assert "mislabel auroc" in said and "nothing to do" not in said
+        flags = ["--keep", "sums", "--overwrite", "--commit-every", "2"]
+        monkeypatch.setattr(sys, "argv", [*command, *flags])
+        cli.main()
+        given = {"seed": 3, "keep": "sums", "on_existing": "replace", "commit_every": 2.0}
+        assert calls[1] == (str(folder), given)
+        assert "already holds this run, complete: nothing to do" in capsys.readouterr().out
 
 
 @pytest.mark.slow

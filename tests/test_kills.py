@@ -24,9 +24,11 @@ SHORT = """
 import sys
 from dataclasses import replace
 from bif import Settings, demo
-demo.RECIPE = replace(demo.RECIPE, steps=100)
-settings = Settings(chains=4, draws=120, thin=1, weight_decay=1e-3, seed=0)
-demo.run_demo(sys.argv[1], seed=0, settings=settings, commit_every=0.1)
+demo.RECIPE = replace(demo.RECIPE, steps=30)
+demo.NUM_TRAIN, demo.NUM_QUERIES = 100, 20
+settings = Settings(chains=4, draws=100, gamma=50.0, burn_in=30, thin=2, step_size=0.02,
+                    friction=10.0, weight_decay=1e-3)
+demo.run_demo(sys.argv[1], seed=0, settings=settings, commit_every=0.05)
 """
 WHOLE = """
 import sys
@@ -43,7 +45,8 @@ class Victim:
     folder: Path
 
     def start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "PYTHONPATH": str(Path(bif.__file__).parents[1])}
+        source = str(Path(bif.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": source}
         return subprocess.Popen(
             [sys.executable, "-c", self.program, str(self.folder)],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

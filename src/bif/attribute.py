@@ -75,6 +75,8 @@ def attribute(
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
         return attributed(problem, requested, keep=keep, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested), "keep": keep}
+    if on_existing == "resume" and store.is_complete(out, manifest):
+        return load(out)  # also from a folder that cannot be written to
     with (
         termination_raises(),
         store.open_run(out, manifest, on_existing=on_existing) as folder,
@@ -103,6 +105,8 @@ def attributed(
     Args and raises: as for `attribute`.
     """
     started = time.perf_counter()
+    # Before anything is evaluated: a loss may be an object that remembers its calls.
+    asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)
     settings = calibration.settings
     sampling = Sampling(problem, settings)
@@ -129,7 +133,7 @@ def attributed(
         run = concluded(
             calibration,
             recording,
-            requested,
+            identity=asked_for,
             started=started - recording.seconds_before,
             forecast=sizes_in_words,
         )

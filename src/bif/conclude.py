@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,11 @@ from bif.estimate.diagnostics import diagnose, reliability
 from bif.estimate.influence import influence_dataset
 from bif.influence import Influence
 from bif.keep import subset_of
-from bif.manifest import identity
 from bif.provenance import hardware, versions
 from bif.recording import Recording
 from bif.run import Run
 from bif.sampling import Sampling
 from bif.settings import Settings
-from bif.store import plain
 from bif.traces import LossTraces
 
 if TYPE_CHECKING:
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
 def concluded(
     calibration: Calibration,
     recording: Recording,
-    requested: Settings,
     *,
+    identity: Mapping[str, Any],
     started: float,
     forecast: Sequence[str],
 ) -> Run:
@@ -42,7 +40,7 @@ def concluded(
     Args:
         calibration: Complete settings and why they were chosen.
         recording: Ended.
-        requested: The settings asked for.
+        identity: What makes it this run, as it was before the sampling.
         started: By `time.perf_counter`, as if there had been no interruption.
         forecast: Of memory and disk, in words.
 
@@ -100,7 +98,7 @@ def concluded(
         "diverged_chains": sorted(recording.diverged),
     }
     manifest = {
-        "identity": plain(identity(problem, requested)),
+        "identity": dict(identity),
         "keep": keep,
         "settings": settings.as_dict(),
         "explanations": list(calibration.explanations),

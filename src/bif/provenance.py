@@ -8,6 +8,7 @@ import inspect
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -87,19 +88,27 @@ def _described(value: Any, depth: int) -> str:
         return fingerprint(value)
     if isinstance(value, np.ndarray):
         return hashlib.sha256(value.tobytes()).hexdigest() + str((value.dtype, value.shape))
+    if isinstance(value, np.generic):
+        return f"{value.dtype}:{value.tobytes().hex()}"
     if isinstance(value, nn.Module):
         return model_code(value) + fingerprint(dict(value.state_dict()))
     if isinstance(value, bool | int | float | complex | str | bytes | type(None)):
         return repr(value)
     if isinstance(value, Mapping):
         return str([(str(k), _described(v, depth - 1)) for k, v in value.items()]) if depth else ""
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple):
         return str([_described(v, depth - 1) for v in value]) if depth else ""
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return str(sorted(_described(v, depth - 1) for v in value)) if depth else ""
     if not callable(value) or not depth:
         return type(value).__qualname__
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
         return str([_described(part, depth - 1) for part in parts])
+    if inspect.ismethod(value):
+        owner = value.__self__
+        state = owner if isinstance(owner, type | nn.Module) else getattr(owner, "__dict__", {})
+        return _described(value.__func__, depth) + _described(state, depth - 1)
     if not inspect.isroutine(value) and not inspect.isclass(value):  # an object with __call__
         state = vars(value) if hasattr(value, "__dict__") else {}
         return _source(type(value)) + _described(state, depth - 1)
@@ -123,4 +132,9 @@ def _source(function: Any) -> str:
         return inspect.getsource(function)
     except (OSError, TypeError):
         code = getattr(function, "__code__", None)
-        return "" if code is None else code.co_code.hex() + str(code.co_names)
+        return "" if code is None else _bytecode(code)
+
+
+def _bytecode(code: CodeType) -> str:
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()}{code.co_names}{constants}"

@@ -59,6 +59,7 @@ class Run:
         store.refuse_occupied(place, overwrite=overwrite)
         manifest = {"identity": self.manifest["identity"], "keep": self.manifest["keep"]}
         with store.open_run(place, manifest, on_existing="replace") as opened:
+            opened.begin()
             panels = Panels(**self.manifest["panels"])
             if self.manifest["keep"] == "sums":
                 first = self.traces.blocks[0]

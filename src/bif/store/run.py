@@ -49,10 +49,14 @@ class RunFolder:
         folder: The files.
         manifest: The content of `run.json`.
         begun: Whether the run had been begun before.
+        replaces: Whether another run is still there, until `begin`.
     """
 
-    def __init__(self, folder: Folder, manifest: dict[str, Any], *, begun: bool) -> None:
+    def __init__(
+        self, folder: Folder, manifest: dict[str, Any], *, begun: bool, replaces: bool = False
+    ) -> None:
         self.folder, self.manifest, self.begun = folder, manifest, begun
+        self.replaces = replaces
 
     @property
     def complete(self) -> bool:
@@ -63,8 +67,15 @@ class RunFolder:
         """The disk side of one block of chains."""
         return BlockStore(self.folder, index)
 
+    def begin(self) -> None:
+        """Remove the run that is to be replaced: everything that could be refused has been."""
+        if self.replaces:
+            remove_run(self.folder)
+            self.replaces = False
+
     def update(self, entries: Mapping[str, Any]) -> None:
-        """Change entries of the manifest, kept twice."""
+        """Change entries of the manifest, kept twice; begins."""
+        self.begin()
         self.manifest = plain({**self.manifest, **entries})
         write_json(self.folder, MANIFEST, self.manifest)
         write_json(self.folder, SPARE, self.manifest)
@@ -73,6 +84,8 @@ class RunFolder:
         """The values at w* that the run was begun with; nothing where they cannot be read."""
         from safetensors.torch import load
 
+        if self.replaces:
+            return {}
         try:
             return load(self.folder.read(_CENTER))
         except Exception:  # missing, or whatever a reader says of bytes that are not its own
@@ -117,7 +130,7 @@ def open_run(
         where: A path or fsspec URL; made if need be.
         manifest: With `identity` and `keep`, of the run that is asked for.
         on_existing: "resume" goes on with this very run and refuses another; "replace" removes
-            whatever run is there.
+            whatever run is there as soon as the new one has something to write.
 
     Raises:
         FolderInUse: Another run, other files, or another writer.
@@ -126,27 +139,22 @@ def open_run(
     folder = folder_at(where)
     holds_run(folder)  # before anything is made there
     with folder.locked():
-        there = holds_run(folder)
-        if on_existing == "replace":
-            remove_run(folder)
-            there = False
-        elif not there and folder.is_file(SPARE):  # lost, or not yet copied
-            there = True
-        found = read_manifest(folder) if there else {}
+        there = holds_run(folder) or folder.is_file(SPARE)  # lost, or not yet copied
+        replaces = there and on_existing == "replace"
+        found = read_manifest(folder) if there and not replaces else {}
+        expected = plain({"format": FORMAT, **manifest})
+        if found:
+            _refuse_another(folder, found, expected)
+            yield RunFolder(folder, found, begun=True)
+            return
+        run = RunFolder(folder, {**expected, "complete": False}, begun=False, replaces=replaces)
         if not there:
             remove_run(folder)  # leftovers of a process that was killed
-        expected = plain({"format": FORMAT, **manifest})
-        if there:
-            _refuse_another(folder, found, expected)
-        run = RunFolder(folder, found or {**expected, "complete": False}, begun=there)
-        if there:
-            yield run
-            return
-        run.update({})
+            run.update({})
         try:
             yield run
         except BaseException:
-            if not any(run.block(0).commits()):
+            if not run.replaces and not run.block(0).commits():
                 remove_run(folder)
             raise
 
@@ -240,6 +248,8 @@ def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
         FolderInUse: There is something in it, or the run is not complete.
     """
     source, target = folder_at(where), folder_at(to)
+    if not holds_run(source):
+        raise FileNotFoundError(f"{source} holds no run of bif: it has no {MANIFEST}.")
     if not read_manifest(source).get("complete"):
         raise FolderInUse(f"{source} is not complete: let it end before it is copied.")
     if holds_run(target):
