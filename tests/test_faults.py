@@ -102,7 +102,7 @@ class Disk:
             self.take()
             write(folder, name, *parts)
             if name.startswith("checkpoints/block-") and name.endswith(".json"):
-                self.committed[int(name.split("/")[1][-3:])] = json.loads(parts[0])["draws"]
+                self.committed[int(name.split("/")[1][-3:])] = json.loads(bytes(parts[0]))["draws"]
 
         async def putting(target: LocalStore, key: str, value: Any) -> None:
             self.take()
