@@ -134,6 +134,13 @@ class TestDamage:
         with pytest.raises(DamagedRun, match="run.json is damaged.*--overwrite"):
             bif.load(folder)
 
+    @pytest.mark.parametrize("name", ["influence.zarr", "diagnostics.zarr", "summary.json"])
+    def test_damaged_results_are_made_anew_from_the_traces(self, whole, tmp_path, name):
+        folder = shutil.copytree(whole.folder, tmp_path / "run")
+        files = [f for f in (folder / name).rglob("c/*") if f.is_file()] or [folder / name]
+        truncate(max(files, key=lambda f: f.stat().st_size))
+        assert_goes_on(folder, whole)
+
     def test_what_is_left_of_another_run_is_not_taken_over(self, whole, cut_short, tmp_path):
         # As after a copy that was killed before it wrote the manifest.
         folder = shutil.copytree(cut_short, tmp_path / "run")

@@ -145,7 +145,8 @@ def open_run(
         expected = plain({"format": FORMAT, **manifest})
         if found:
             _refuse_another(folder, found, expected)
-            yield RunFolder(folder, found, begun=True)
+            whole = found.get("complete") and _has_results(folder)
+            yield RunFolder(folder, {**found, "complete": bool(whole)}, begun=True)
             return
         run = RunFolder(folder, {**expected, "complete": False}, begun=False, replaces=replaces)
         if not there:
@@ -179,7 +180,10 @@ def reopen_run(where: str | Path | Folder) -> Iterator[RunFolder]:
 
 
 def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool:
-    """Whether `where` holds this very run, complete; nothing is locked, made or refused."""
+    """Whether `where` holds this very run, complete, with results that can be read.
+
+    Nothing is locked, made or refused.
+    """
     folder = folder_at(where)
     if not folder.is_file(MANIFEST):
         return False
@@ -187,7 +191,7 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
         found = read_json(folder, MANIFEST)
         expected = plain({"format": FORMAT, **manifest})
         same = not differences({n: found.get(n) for n in expected}, expected)
-        return bool(found.get("complete")) and same
+        return bool(found.get("complete")) and same and _has_results(folder)
     return False
 
 
@@ -271,6 +275,15 @@ def differences(found: Any, expected: Any, name: str = "") -> list[str]:
             )
         ]
     return [] if found == expected else [name]
+
+
+def _has_results(folder: Folder) -> bool:
+    """Whether the results can be read; where not, they are made anew from the traces."""
+    try:
+        read_run(folder)
+    except (DamagedRun, FileNotFoundError):
+        return False
+    return True
 
 
 def _copy(source: Folder, target: Folder, name: str) -> None:
