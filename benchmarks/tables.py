@@ -25,11 +25,24 @@ COLUMNS = {
         "mean_loss": "mean loss", "mean_loss_error": "±", "mean_loss_float32": "in float32",
         "mean_loss_float32_error": "±",
     },
+    **dict.fromkeys(
+        ("durability-demo", "durability-fashion"),
+        {
+            "pair": "pair", "draws": "draws", "seconds_memory": "seconds, sums in memory",
+            "seconds_disk": "seconds, traces on disk", "overhead": "overhead",
+            "overhead_error": "±", "overhead_to_scores": "to the scores",
+            "overhead_without_setup": "without set-up", "traces_mib": "traces, MiB",
+        },
+    ),
 }  # fmt: skip
 ABOUT = {
     "digits": "LDS on scikit-learn's digits against retraining. Damping of exact influence and "
     "settings of the BIF were chosen on other subsets and queries. The ceiling from the checkpoint "
     "is not known: full-batch retraining from one start has no noise.",
+    "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
+    "traces, beside the same with sums in memory; overheads as shares of the latter.",
+    "durability-fashion": "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 "
+    "queries.",
     "draws": "Draws a second on the Fashion-MNIST network, 6,000 items and 200 queries. FLOPs are "
     "counted as 6 a weight and item in steps and 2 in recording.",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,11 @@ def without_page() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bif.report.render_report", lambda *args, **given: "<html></html>")
         yield
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Names and bytes of all files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def _listed(attrs: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "settings",
         "assemble",
     },
-    "keep": {"estimate", "posterior", "problem", "record", "settings"},
+    "keep": {"estimate", "panels", "posterior", "problem", "record", "settings"},
     "backfill": {"types", "sampling", "store"},
     "recording": {
         "types",
@@ -95,7 +95,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "store",
         "writer",
     },
-    "run": {"influence", "panels", "report", "store", "traces"},
+    "run": {"influence", "keep", "panels", "report", "store", "traces"},
     "conclude": {
         "estimate",
         "influence",

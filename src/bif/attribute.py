@@ -119,6 +119,7 @@ def attributed(
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
     with Writer() as writer:
         recording = Recording(sampling, keep, folder, commit_every, blocks, writer)
+        recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
             _refuse_other_losses(folder, sampling)

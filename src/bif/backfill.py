@@ -115,7 +115,14 @@ def _kept(sampling: Sampling, store: BlockStore, draws: range) -> Iterator[tuple
                 )
             leaves[name] = torch.tensor(values, dtype=like.dtype, device=like.device)
         for offset in range(stop - first):
-            yield first + offset, {n: x[:, offset].contiguous() for n, x in leaves.items()}
+            yield (
+                first + offset,
+                {
+                    # Memory of its own: the last bits of a product may depend on where it lies.
+                    n: x[:, offset].clone(memory_format=torch.contiguous_format)
+                    for n, x in leaves.items()
+                },
+            )
 
 
 def _compare(losses: Tensor, store: BlockStore, index: int) -> None:

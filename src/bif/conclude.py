@@ -87,7 +87,7 @@ def concluded(
     )
     center = sampling.train_center.double()
     if keep == "sums":
-        center = center[subset_of(problem).train]
+        center = center[subset_of(sampling.panels).train]
     diagnostics = diagnose(
         traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bif import store
 from bif.attribute import COMMIT_EVERY, attributed
+from bif.backfill import ReplayDeparts
 from bif.interrupts import termination_raises
 from bif.manifest import identity
 from bif.panels import Panels
@@ -47,17 +50,45 @@ def extend(
         FileNotFoundError: There is no run.
     """
     with termination_raises(), store.reopen_run(folder) as opened:
-        requested = _grown(opened, problem, draws=draws, chains=chains)
-        if not opened.complete:
-            if show_progress:
-                say(_cost_of_new_groups(opened, problem))
-            run = attributed(
-                problem, requested, folder=opened, keep=opened.manifest["keep"],
-                commit_every=commit_every, show_progress=show_progress,
-            )  # fmt: skip
-            run.write(opened)
-            return run
-    return load(folder)
+        run = None
+        if (draws or chains) and _new_groups(opened.manifest["identity"], problem):
+            # Groups first, so that steps which cannot be walked again leave the run as it was.
+            run = _extended(opened, problem, None, None, commit_every, show_progress)
+        run = _extended(opened, problem, draws, chains, commit_every, show_progress) or run
+    return run or load(folder)
+
+
+def _extended(
+    opened: store.RunFolder,
+    problem: Problem,
+    draws: int | None,
+    chains: int | None,
+    commit_every: float,
+    show_progress: bool,
+) -> Run | None:
+    """The grown run; None where it had all that already."""
+    before = dict(opened.manifest)
+    requested = _grown(opened, problem, draws=draws, chains=chains)
+    if opened.complete:
+        return None
+    if show_progress:
+        say(_cost_of_new_groups(opened, problem))
+    try:
+        run = attributed(
+            problem, requested, folder=opened, keep=opened.manifest["keep"],
+            commit_every=commit_every, show_progress=show_progress,
+        )  # fmt: skip
+    except ReplayDeparts:
+        opened.update({name: before.get(name) for name in ("identity", "settings", "complete")})
+        raise
+    run.write(opened)
+    return run
+
+
+def _new_groups(then: Mapping[str, Any], problem: Problem) -> list[str]:
+    """Groups of a problem that a run does not have."""
+    now = {"queries": problem.query_groups, "candidates": problem.candidate_groups}
+    return [f"{kind}.{n}" for kind, groups in now.items() for n in groups if n not in then[kind]]
 
 
 def _grown(
@@ -85,7 +116,6 @@ def _grown(
     }
     requested, chosen = replace(requested, **growth), replace(chosen, **growth)
     now = store.plain(identity(problem, requested))
-    new_groups = []
     for kind in ("queries", "candidates"):
         there, wanted = list(then[kind]), list(now[kind])
         if wanted[: len(there)] != there:
@@ -93,7 +123,7 @@ def _grown(
                 f"{folder.folder} has the {kind} {there}, the problem {wanted}: keep the run's own "
                 "first, and add others after them."
             )
-        new_groups += [f"{kind}.{name}" for name in wanted[len(there) :]]
+    new_groups = _new_groups(then, problem)
     changed = [
         name
         for name in store.differences(then, now)
@@ -108,9 +138,21 @@ def _grown(
             f"{folder.folder} keeps sums, not traces: it can be given more draws, but neither "
             "further queries or candidates nor chains. Begin a run with --keep traces or weights."
         )
+    if new_groups:
+        _drop_unfinished(folder)
     if new_groups or growth:
         folder.update({"identity": now, "settings": chosen.as_dict(), "complete": False})
     return requested
+
+
+def _drop_unfinished(folder: store.RunFolder) -> None:
+    """Remove arrays of other groups that were not observed to the end."""
+    whole = folder.manifest.get("arrays", [])
+    for index in range(len(folder.manifest.get("blocks", []))):
+        traces = folder.block(index).traces
+        for name in traces.names():
+            if name not in whole:
+                traces.remove(name)
 
 
 def _cost_of_new_groups(folder: store.RunFolder, problem: Problem) -> list[str]:

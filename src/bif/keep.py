@@ -7,6 +7,7 @@ from typing import Literal
 
 from bif.estimate.covariance import DEFAULT_GROUPS
 from bif.estimate.diagnostics import subsample
+from bif.panels import Panels
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.record import Subset
@@ -19,11 +20,11 @@ _SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def subset_of(problem: Problem) -> Subset:
-    """The items whose traces stay for the diagnostics where sums are kept."""
+def subset_of(panels: Panels) -> Subset:
+    """The columns whose traces stay for the diagnostics where sums are kept."""
     return Subset(
-        subsample(len(problem.scored_ids), _SUBSET_TRAIN),
-        subsample(len(problem.observables) * problem.num_queries, _SUBSET_QUERY, seed=1),
+        subsample(sum(panels.train), _SUBSET_TRAIN),
+        subsample(panels.num_observables * sum(panels.query), _SUBSET_QUERY, seed=1),
     )
 
 

@@ -144,6 +144,13 @@ class Recording:
         """Draws of all chains so far."""
         return sum(r.taken * len(r.chains) for r in self.recorders)
 
+    def note(self, text: str) -> None:
+        """Keep something that the run has to say of itself, whatever happens to it later."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if self.folder is not None:
+                self.folder.update({"notes": self.notes})
+
     def progress_in_words(self) -> str:
         """For the message of a run that stops."""
         s = self.sampling.settings
@@ -208,12 +215,12 @@ class _BlockRun:
         self.bar.advance(len(self.chains))
 
     def _recorder(self) -> BlockRecorder:
-        s, problem = self.sampling.settings, self.sampling.problem
+        s = self.sampling.settings
         assert s.draws is not None
         sums = subset = None
         if self.whole.keep == "sums":
             sums = BlockSums(self.chains, num_chains=self.whole.blocks[-1].stop)
-            subset = subset_of(problem)
+            subset = subset_of(self.sampling.panels)
         return BlockRecorder(
             self.chains,
             num_draws=s.draws,
@@ -235,7 +242,7 @@ class _BlockRun:
         self._committed_step = commit.step
         here = hardware(self.sampling.device)
         if dict(commit.hardware) != here:
-            self.whole.notes.append(_other_hardware(commit.hardware, here))
+            self.whole.note(_other_hardware(commit.hardware, here))
         traces = None
         if commit.draws:
             if self.whole.keep != "sums":

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from bif import store
 from bif.influence import Influence
+from bif.keep import subset_of
 from bif.panels import Panels, joined
 from bif.traces import LossTraces, TraceBlock
 
@@ -147,14 +151,33 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
                 f"the traces of chains {chains[0]} to {chains[-1]} are damaged from draw {draws} "
                 f"of {expected[index]} on: the rest is used"
             )
-        if draws < 2:
-            continue
         try:
-            train, query = joined({name: block.traces.read(name, 0, draws) for name in names})
-            whole = TraceBlock(tuple(chains), train, query)
-        except ValueError as error:
+            recorded = _recorded(block, draws, manifest)
+            whole = TraceBlock(tuple(chains), *recorded) if recorded else None
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise store.DamagedRun(f"{folder}: the traces do not fit together: {error}") from error
+        if whole is None or whole.num_draws < 2:
+            continue
         keep = [i for i, chain in enumerate(chains) if explicit or chain not in left_out]
         if keep:
             blocks.append(whole.only(keep) if len(keep) < len(chains) else whole)
     return LossTraces(tuple(blocks)), damage
+
+
+def _recorded(
+    block: store.BlockStore, draws: int, manifest: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """The traces of a block; where sums are kept, with those of the buffer still open."""
+    names = manifest.get("arrays", [])
+    parts = [joined({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
+    commits = block.commits()
+    if manifest["keep"] == "sums" and commits and commits[0].draws == draws:
+        state = block.state(commits[0])
+        if "recorder/pending/train" in state:
+            subset = subset_of(Panels(**manifest["panels"]))
+            train, query = (state[f"recorder/pending/{kind}"] for kind in ("train", "query"))
+            parts.append((train[..., subset.train], query[..., subset.query]))
+    if not parts:
+        return None
+    train, query = zip(*parts, strict=True)
+    return torch.cat(train, dim=1), torch.cat(query, dim=1)

@@ -114,6 +114,11 @@ class DrawArrays:
             if num_draws > whole:
                 self.append({name: kept}, start=whole)
 
+    def remove(self, name: str) -> None:
+        """Remove an array."""
+        self._open.pop(name, None)
+        self._folder.remove(f"{self._name}/{name}")
+
     def _read(self, array: Any, name: str, start: int, stop: int) -> np.ndarray:
         if array.shape[_DRAWS] < stop:
             raise DamagedRun(

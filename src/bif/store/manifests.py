@@ -54,7 +54,7 @@ def validated(manifest: dict[str, Any]) -> dict[str, Any]:
         and all(_are_counts(c) and c for c in manifest.get("chains", [])),
         **{
             name: _are_texts(manifest.get(name, []))
-            for name in ("arrays", "explanations", "forecast", "warnings")
+            for name in ("arrays", "explanations", "forecast", "notes", "warnings")
         },
     }
     wrong = [name for name, fine in checks.items() if not fine]
