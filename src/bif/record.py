@@ -187,10 +187,10 @@ class BlockRecorder:
             self.recorded = self._handed_out = self._arrived
         self.diverged = dict(diverged)
         if self.sums is not None:
-            self.sums.restore(_below(saved, "sums/"), device)
-        pending = {n: x.to(device) for n, x in _below(saved, "pending/").items()}
+            self.sums.restore(below(saved, "sums/"), device)
+        pending = {n: x.to(device) for n, x in below(saved, "pending/").items()}
         if pending:
-            weights = _below(pending, "weights/")
+            weights = below(pending, "weights/")
             for d in range(pending["train"].shape[1]):
                 draw = [pending[n][:, d] for n in ("train", "query", "distance")]
                 leaves = {n: x[:, d] for n, x in weights.items()}
@@ -261,7 +261,8 @@ class BlockRecorder:
         self._arrived = part.stop
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
 
 

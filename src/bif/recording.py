@@ -22,7 +22,7 @@ from bif.keep import Keep, subset_of
 from bif.panels import Panels, joined
 from bif.progress import ProgressBar
 from bif.provenance import hardware
-from bif.record import BlockRecorder, Segment
+from bif.record import BlockRecorder, Segment, below
 from bif.sampling import Sampling, Start
 from bif.store import BlockStore, Commit, RunFolder
 from bif.traces import LossTraces
@@ -55,10 +55,8 @@ class Recording:
     writer: Writer
     recorders: list[BlockRecorder] = field(default_factory=list)
     interrupted: bool = False
-    seconds: float = 0.0
-    """Of sampling, by now."""
     seconds_before: float = 0.0
-    """Of sampling in earlier sessions."""
+    """Of sampling, by the processes that began the run."""
     notes: list[str] = field(default_factory=list)
     """What a resumed run has to say of itself."""
 
@@ -183,12 +181,9 @@ class _BlockRun:
         self.bar.advance(self.recorder.taken * len(self.chains))
         self._began = self._committed = time.monotonic()
         self._patience = self.whole.commit_every
-        try:
-            going_on = self.wish.signal is None
-            if going_on and self.recorder.taken < (self.sampling.settings.draws or 0):
-                self._walk(start)
-        finally:
-            self.whole.seconds += self._seconds()
+        going_on = self.wish.signal is None
+        if going_on and self.recorder.taken < (self.sampling.settings.draws or 0):
+            self._walk(start)
 
     def _walk(self, start: Start) -> None:
         for position in self.sampling.positions(self.index, len(self.chains), start):
@@ -253,7 +248,7 @@ class _BlockRun:
             names = self.whole.arrays
             traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
         self.recorder.restore(
-            traces, diverged=commit.diverged, saved=_below(saved, "recorder/"),
+            traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
             device=self.sampling.device,
         )  # fmt: skip
         return self.sampling.resumed(
@@ -355,7 +350,3 @@ def _other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
         f"the run was begun elsewhere ({'; '.join(changed)}): it is equal in law to one that was "
         "not interrupted, but not to the last bit"
     )
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
