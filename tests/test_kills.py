@@ -158,4 +158,6 @@ def test_fifty_kills_of_the_demo_change_no_bit(tmp_path, capsys):
     with capsys.disabled():
         print(f"\nkilled during: {dict(phases)}")
     assert sum(phases.values()) == 50
-    assert {"set-up and training", "burn-in", "sampling", "scores and report"} <= set(phases)
+    # Calibration and burn-in last a second each: 50 kills may miss one of them.
+    assert {"set-up and training", "sampling", "scores and report"} <= set(phases)
+    assert {"calibration", "burn-in"} & set(phases)
