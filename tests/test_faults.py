@@ -260,7 +260,7 @@ class TestSignals:
             asked = time.monotonic()
             _, said = process.communicate(timeout=30)
             if number == signal.SIGTERM:
-                assert time.monotonic() - asked < 2
+                assert time.monotonic() - asked < 10  # schedulers give 30 s; machines are busy
         finally:
             process.kill()
         assert process.returncode == status, said
