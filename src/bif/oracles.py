@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from textwrap import shorten
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,8 @@ from torch.func import grad, vmap
 from bif.compiling import compiled
 from bif.functional import ItemFunction
 from bif.items import batch_leaves, map_batch
+from bif.precision import Precision, matmul_precision
 from bif.types import Batch, ItemLoss, Params
-
-Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Oracle(Protocol):
@@ -98,13 +97,13 @@ class StackedOracle:
                     return of_items.at(params, batch)
 
             self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
-        with torch.no_grad(), _matmul(self._precision[1]):
+        with torch.no_grad(), matmul_precision(self._precision[1]):
             return self._values[function](params, batch)
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
     ) -> tuple[Params, Tensor]:
-        with _matmul(self._precision[0]):
+        with matmul_precision(self._precision[0]):
             gradient, losses = self._gradients[per_chain](params, batch, weights)
         return {n: g.detach() for n, g in gradient.items()}, losses.detach()
 
@@ -129,7 +128,7 @@ class SequentialOracle:
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         of_items, precision = ItemFunction(self._model, function), self._precision[1]
-        with torch.no_grad(), _matmul(precision), _autocast(batch, precision):
+        with torch.no_grad(), matmul_precision(precision), _autocast(batch, precision):
             return torch.stack([of_items.at(one, batch) for one in _each_chain(params)])
 
     def gradient(
@@ -141,7 +140,7 @@ class SequentialOracle:
             leaves = {name: leaf.detach().requires_grad_() for name, leaf in one.items()}
             items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
             weight = weights[c] if per_chain else weights
-            with torch.enable_grad(), _matmul(self._precision[0]):
+            with torch.enable_grad(), matmul_precision(self._precision[0]):
                 with _autocast(items, self._precision[0]):
                     values = self._loss.at(leaves, items)
                 gradients.append(
@@ -194,7 +193,8 @@ class LiveOracle:
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         precision = self._precision[1]
-        with self._at(params), torch.no_grad(), _matmul(precision), _autocast(batch, precision):
+        exactly = matmul_precision(precision)
+        with self._at(params), torch.no_grad(), exactly, _autocast(batch, precision):
             return ItemFunction(self._model, function)(batch).unsqueeze(0)
 
     def gradient(
@@ -208,7 +208,7 @@ class LiveOracle:
         for start in range(0, len(weights), self._micro_batch):
             part = slice(start, start + self._micro_batch)
             items = map_batch(lambda leaf, part=part: leaf[part], batch)
-            with self._at(params), torch.enable_grad(), _matmul(precision):
+            with self._at(params), torch.enable_grad(), matmul_precision(precision):
                 with _autocast(batch, precision):
                     values = self._loss(items)
                 (weights[part] * values).sum().backward()
@@ -243,30 +243,6 @@ def _each_chain(params: Params) -> Iterator[Params]:
     num_chains = len(next(iter(params.values())))
     for c in range(num_chains):
         yield {name: leaf[c] for name, leaf in params.items()}
-
-
-@contextmanager
-def _matmul(precision: Precision) -> Iterator[None]:
-    """TF32 products where asked for, exact ones else; the caller's setting is put back."""
-    # PyTorch has two sets of switches; the older one refuses to be read where the caller has used
-    # the newer.  torch.compile reads the older, so that is the one to set here.
-    b: Any = torch.backends
-    newer = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul)
-    before = [switch.fp32_precision for switch in newer]
-    try:
-        older = torch.get_float32_matmul_precision(), b.cudnn.allow_tf32
-    except RuntimeError:
-        older = None
-    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-    b.cudnn.allow_tf32 = precision != "float32"
-    try:
-        yield
-    finally:
-        if older is not None:
-            torch.set_float32_matmul_precision(older[0])
-            b.cudnn.allow_tf32 = older[1]
-        for switch, value in zip(newer, before, strict=True):
-            switch.fp32_precision = value
 
 
 def vmap_refusal(

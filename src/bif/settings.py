@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from bif.oracles import Precision
+from bif.precision import Precision
 
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]

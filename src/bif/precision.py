@@ -1,0 +1,36 @@
+"""Precision of matrix products, set for a piece of work and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Of a computation; weights stay as they are."""
+
+
+@contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """TF32 products where asked for, exact ones else; the caller's setting is put back."""
+    # PyTorch has two sets of switches; the older one refuses to be read where the caller has used
+    # the newer.  torch.compile reads the older, so that is the one to set here.
+    b: Any = torch.backends
+    newer = (b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul)
+    before = [switch.fp32_precision for switch in newer]
+    try:
+        older = torch.get_float32_matmul_precision(), b.cudnn.allow_tf32
+    except RuntimeError:
+        older = None
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    b.cudnn.allow_tf32 = precision != "float32"
+    try:
+        yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            b.cudnn.allow_tf32 = older[1]
+        for switch, value in zip(newer, before, strict=True):
+            switch.fp32_precision = value
