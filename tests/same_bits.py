@@ -20,7 +20,7 @@ from bif.traces import LossTraces
 if TYPE_CHECKING:
     import xarray as xr
 
-CLOCKS = {"seconds", "draws_per_second"}
+CLOCKS = {"seconds", "draws_per_second", "sampling_seconds"}
 
 
 def assert_same_datasets(got: xr.Dataset, expected: xr.Dataset) -> None:

@@ -94,6 +94,7 @@ def concluded(
     figures = figures_of(traces, diagnostics, seconds=time.perf_counter() - started)
     summary = {
         **figures,
+        "sampling_seconds": recording.seconds_before + recording.seconds,
         "complete": not recording.interrupted,
         "diverged_chains": sorted(recording.diverged),
     }

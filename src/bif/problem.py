@@ -171,6 +171,23 @@ class Problem:
         other._probe()
         return other
 
+    def asking(
+        self,
+        queries: Mapping[str, Items | Batch | Dataset[Any]],
+        *,
+        observables: Sequence[Observable] | None = None,
+    ) -> Problem:
+        """The same model and train items with other queries, and other observables if given.
+
+        Raises:
+            TypeError, ValueError: As at construction.
+        """
+        other = copy(self)
+        other.query_groups = {str(n): as_items(x) for n, x in queries.items()}
+        other.observables = self.observables if observables is None else tuple(observables)
+        other._probe()
+        return other
+
     def center(self) -> Params:
         """w*: all named parameters, leaves `[*shape]`, detached."""
         return {name: p.detach() for name, p in self.model.named_parameters()}

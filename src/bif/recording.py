@@ -57,6 +57,8 @@ class Recording:
     interrupted: bool = False
     seconds_before: float = 0.0
     """Of sampling, by the processes that began the run."""
+    seconds: float = 0.0
+    """Of sampling, by this process."""
     notes: list[str] = field(default_factory=list)
     """What a resumed run has to say of itself."""
 
@@ -77,6 +79,7 @@ class Recording:
             s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
         )
         stops = wishes_to_stop(terminate=self.folder is not None)
+        began = time.monotonic()
         with bar, stops as wish:
             try:
                 for index in range(len(self.blocks)):
@@ -92,6 +95,7 @@ class Recording:
         self.interrupted |= wish.signal is not None
         for recorder in self.recorders:
             recorder.flush()
+        self.seconds = time.monotonic() - began
 
     def traces(self) -> LossTraces:
         """What has been recorded by chains that are alive and have two draws."""
