@@ -1,28 +1,47 @@
 """Does a score predict retraining, and does it find wrong labels? Pure functions of arrays."""
 
+from bif.evaluate.brittleness import Brittleness, brittleness
 from bif.evaluate.lds import (
     LDSResult,
     PairedDifference,
     lds,
     noise_ceiling,
     paired_difference,
+    paired_differences,
     predict,
 )
+from bif.evaluate.leave_one_out import LeaveOneOut, leave_one_out_correlation
 from bif.evaluate.mislabel import auroc
+from bif.evaluate.removal import Curve, RemovalCurve, RemovalMasks, removal_curve, removal_masks
+from bif.evaluate.resampling import Estimate
 from bif.evaluate.retrain import Recipe, retrain, train
 from bif.evaluate.subsets import leave_out, random_subsets
+from bif.evaluate.tracing import Tracing, tracing
 
 __all__ = [
+    "Brittleness",
+    "Curve",
+    "Estimate",
     "LDSResult",
+    "LeaveOneOut",
     "PairedDifference",
     "Recipe",
+    "RemovalCurve",
+    "RemovalMasks",
+    "Tracing",
     "auroc",
+    "brittleness",
     "lds",
+    "leave_one_out_correlation",
     "leave_out",
     "noise_ceiling",
     "paired_difference",
+    "paired_differences",
     "predict",
     "random_subsets",
+    "removal_curve",
+    "removal_masks",
     "retrain",
+    "tracing",
     "train",
 ]

@@ -1,0 +1,113 @@
+"""Brittleness: how few items have to go before a query's prediction flips?
+
+Ilyas et al. 2022 (Datamodels, arXiv 2202.00622), section 4.1; Park et al. 2023 (TRAK,
+arXiv 2303.14186), section 4.3. The smallest number is an upper bound on the size of the smallest
+set whose removal flips the prediction: the better the score, the tighter the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from bif.evaluate.resampling import require_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Brittleness:
+    """How many removed items flip predictions.
+
+    Attributes:
+        sizes: Numbers of removed items that were tried, [K].
+        smallest: The smallest of them that flips each query's prediction, float64 [Q]; inf where
+            none does, 0 where the prediction is wrong with all items.
+        flipped: Share of the queries predicted rightly with all items that are flipped by
+            `sizes[k]` items or fewer, float64 [K]; nan where there are none.
+        ci_low: Lower ends of the intervals of `flipped`, [K].
+        ci_high: Upper ends.
+        num_right: Number of queries predicted rightly with all items.
+    """
+
+    sizes: np.ndarray
+    smallest: np.ndarray
+    flipped: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    num_right: int
+
+
+def brittleness(
+    margins: Any, baseline: Any, sizes: Sequence[int], *, confidence: float = 0.95
+) -> Brittleness:
+    """Returns the smallest removal that flips each prediction, and the cumulative share.
+
+    A prediction is wrong where the margin, averaged over seeds, is below 0. The intervals are
+    Wilson's for a proportion (1927), queries being independent: a bootstrap would have no width
+    where no query or every query flips.
+
+    Args:
+        margins: Margins after the removal of each query's most helpful items, [S, K, Q]: what
+            `RemovalMasks.split` returns first. Above 0 where the prediction is right.
+        baseline: Margins after training on all items, [S, Q].
+        sizes: Numbers of removed items, rising, [K].
+        confidence: Probability that an interval is to cover.
+
+    Returns:
+        A `Brittleness`.
+
+    Raises:
+        ValueError: If shapes do not fit, sizes do not rise, values are not finite or
+            `confidence` makes no sense.
+    """
+    margins_KQ, baseline_Q, sizes_K = _checked(margins, baseline, sizes)
+    wrong_KQ = margins_KQ < 0
+    first = wrong_KQ.argmax(axis=0)
+    smallest = np.where(wrong_KQ.any(axis=0), sizes_K[first].astype(np.float64), np.inf)
+    right = baseline_Q >= 0
+    smallest[~right] = 0.0
+    num_right = int(right.sum())
+    if num_right == 0:
+        unknown = np.full(len(sizes_K), np.nan)
+        return Brittleness(sizes_K, smallest, unknown, unknown, unknown, 0)
+    flipped = (smallest[right] <= sizes_K[:, None]).mean(axis=1)
+    return Brittleness(
+        sizes_K, smallest, flipped, *_wilson(flipped, num_right, confidence), num_right
+    )
+
+
+def _wilson(share: np.ndarray, count: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval: `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
+        )
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = share + z**2 / (2 * count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    # rounding must not push an end past 0 or 1
+    return np.clip((middle - half) / scale, 0, 1), np.clip((middle + half) / scale, 0, 1)
+
+
+def _checked(
+    margins: Any, baseline: Any, sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns means over seeds [K, Q] and [Q], and the sizes [K]."""
+    margins, baseline = (np.asarray(x, dtype=np.float64) for x in (margins, baseline))
+    sizes_K = np.asarray(sizes, dtype=int)
+    fits = (margins.ndim, baseline.ndim, sizes_K.ndim) == (3, 2, 1)
+    fits = fits and 0 not in (*margins.shape, *baseline.shape)
+    if not (fits and margins.shape[1:] == (len(sizes_K), baseline.shape[1])):
+        raise ValueError(
+            f"margins have shape {margins.shape}, baseline {baseline.shape} and sizes "
+            f"{sizes_K.shape}; expected [S, K, Q], [S, Q] and [K]: seeds, sizes, queries."
+        )
+    if sizes_K[0] < 1 or (np.diff(sizes_K) <= 0).any():
+        raise ValueError(f"sizes are {sizes_K.tolist()}; expected rising numbers from 1 on.")
+    require_finite(margins, "margins")
+    require_finite(baseline, "baseline")
+    return margins.mean(axis=0), baseline.mean(axis=0), sizes_K

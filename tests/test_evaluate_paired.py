@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from bif.evaluate import lds, paired_difference, predict, random_subsets
+from bif.evaluate.lds import paired_differences
+
+
+def case():
+    """Scores of three methods [5, 20], masks [14, 20] and outcomes [2, 14, 5]."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(5, 20))
+    masks = random_subsets(20, 14, seed=0)
+    outcomes = predict(truth, masks).T + rng.normal(size=(2, 14, 5))
+    scores = {"exact": truth, "noisy": truth + rng.normal(size=(5, 20)), "other": -truth}
+    return scores, masks, outcomes
+
+
+def test_every_difference_is_the_one_of_its_pair_to_the_last_bit():
+    scores, masks, outcomes = case()
+    settings = {"num_bootstrap": 50, "confidence": 0.8, "seed": 7}
+    found = paired_differences(scores, masks, outcomes, against="noisy", **settings)
+    assert list(found) == ["exact", "other"]
+    for name, difference in found.items():
+        pair = paired_difference(scores[name], scores["noisy"], masks, outcomes, **settings)
+        assert difference == pair
+
+
+def test_a_difference_is_that_of_two_lds():
+    scores, masks, outcomes = case()
+    found = paired_differences(scores, masks, outcomes, against="exact")
+    means = {name: lds(matrix, masks, outcomes).mean for name, matrix in scores.items()}
+    for name in ("noisy", "other"):
+        assert found[name].mean == pytest.approx(means[name] - means["exact"], abs=1e-12)
+        assert found[name].ci_low <= found[name].mean <= found[name].ci_high
+
+
+def test_a_method_that_is_not_there_or_alone_is_refused():
+    scores, masks, outcomes = case()
+    with pytest.raises(ValueError, match="against is 'ekfac'; expected it among them"):
+        paired_differences(scores, masks, outcomes, against="ekfac")
+    with pytest.raises(ValueError, match="at least one other"):
+        paired_differences({"a": scores["exact"]}, masks, outcomes, against="a")
+
+
+def test_errors_name_the_method_whose_scores_are_wrong():
+    scores, masks, outcomes = case()
+    scores["noisy"] = scores["noisy"][:, 1:]
+    with pytest.raises(ValueError, match=r"noisy: scores have shape \(5, 19\)"):
+        paired_differences(scores, masks, outcomes, against="exact")
+
+
+def test_share_of_the_ceiling_divides_and_is_unknown_without_one():
+    scores, masks, outcomes = case()
+    result = lds(scores["noisy"], masks, outcomes)
+    assert result.share_of_ceiling == result.mean / result.ceiling
+    assert np.isnan(lds(scores["noisy"], masks, outcomes[0]).share_of_ceiling)
+    opposed = np.concatenate([outcomes[:1], -outcomes[:1]]) + 1e-3 * outcomes[1:]
+    assert lds(scores["noisy"], masks, opposed).ceiling == 0
+    assert np.isnan(lds(scores["noisy"], masks, opposed).share_of_ceiling)
