@@ -1,6 +1,29 @@
-"""Rivals of the BIF behind one shape of result, `[Q, N]`: thin adapters over libraries."""
+"""Rivals of the BIF behind one shape of result, `[Q, N]`: thin adapters over libraries.
 
-from bif.baselines.exact import exact_influence
-from bif.baselines.gradient_product import gradient_product, item_gradients
+Float64 on the CPU, signed like the BIF: for a loss, negative is helpful.  `ExactInfluence`,
+`ConjugateGradients`, `EKFAC` and `TRAK` are fitted once to the train items and then asked with any
+damping and any queries; the functions do both in one call.
+"""
 
-__all__ = ["exact_influence", "gradient_product", "item_gradients"]
+from bif.baselines.conjugate_gradients import ConjugateGradients, cg_influence
+from bif.baselines.ekfac import EKFAC, ekfac_influence
+from bif.baselines.exact import ExactInfluence, exact_influence
+from bif.baselines.gradient_product import gradient_cosine, gradient_product, item_gradients
+from bif.baselines.similarity import random_scores, representation_similarity
+from bif.baselines.trak import TRAK, trak
+
+__all__ = [
+    "EKFAC",
+    "TRAK",
+    "ConjugateGradients",
+    "ExactInfluence",
+    "cg_influence",
+    "ekfac_influence",
+    "exact_influence",
+    "gradient_cosine",
+    "gradient_product",
+    "item_gradients",
+    "random_scores",
+    "representation_similarity",
+    "trak",
+]

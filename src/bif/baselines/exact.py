@@ -1,52 +1,157 @@
-"""Classical influence with the exact Hessian, for models small enough to hold it; by curvlinops."""
+"""Classical influence with the exact Hessian or Gauss-Newton matrix, for models small enough."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bif.baselines.gradient_product import item_gradients, named_observable
-from bif.functional import ItemFunction
-from bif.items import map_batch
+from bif.baselines.fitted import chosen_damping, require_damping, require_same_fit
+from bif.baselines.gradient_product import (
+    item_gradient_chunks,
+    named_observable,
+    query_gradient_blocks,
+)
+from bif.baselines.mean_curvature import Curvature, curvature_operator
+from bif.baselines.outputs import Criterion
 from bif.problem import Problem
 
 _LARGEST = 30_000
 
 
-def exact_influence(problem: Problem, *, damping: float, observable: str | None = None) -> Tensor:
-    """`-g_iᵀ (H + damping·I)⁻¹ g_phi`, H the Hessian of the mean train loss at w*.
+class ExactInfluence:
+    """`-g_iᵀ (C + damping·I)⁻¹ g_phi` for any damping, from one C.
+
+    C is the Hessian or the Gauss-Newton matrix of the mean train loss at w*.  It is made once, and
+    that costs most; each damping is then one Cholesky factor, kept until another damping is asked.
+    (An eigendecomposition would serve all dampings, but takes as long as twenty factors.)
+
+        fitted = ExactInfluence.fit(problem)
+        fitted.scores(problem, damping=0.01)
+
+    Attributes:
+        curvature: C, `[P, P]` in float64, on the problem's device.
+    """
+
+    def __init__(self, problem: Problem, curvature: Tensor) -> None:
+        self.curvature = curvature
+        self._problem = problem
+        self._factor: tuple[float, Tensor] | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        problem: Problem,
+        *,
+        curvature: Curvature = "hessian",
+        criterion: Criterion | None = None,
+    ) -> ExactInfluence:
+        """Make the curvature matrix.
+
+        Args:
+            problem: With at most 30,000 weights; all of them enter.
+            curvature: "hessian" or "ggn".
+            criterion: For "ggn", how the loss curves in the model's outputs: "cross_entropy" (a
+                softmax over the last axis) or "squared_error".  Found by default.
+
+        Raises:
+            ValueError: Too many weights; a loss that cannot be split for "ggn".
+            ImportError: The extra `baselines` is not installed.
+        """
+        return cls(problem, dense_curvature(problem, curvature, criterion))
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Of C: its trace over the number of weights."""
+        return float(self.curvature.diagonal().mean())
+
+    @cached_property
+    def smallest_eigenvalue(self) -> float:
+        """Of C; negative for a Hessian off a minimum.  Computed when first asked."""
+        return float(torch.linalg.eigvalsh(self.curvature)[0])
+
+    def scores(
+        self,
+        problem: Problem,
+        *,
+        damping: float | None = None,
+        damping_scale: float | None = None,
+        observable: str | None = None,
+    ) -> Tensor:
+        """The scores of any queries at any damping.
+
+        Args:
+            problem: The one that was fitted, or one that differs in queries and observables.
+            damping: In units of the mean loss's curvature.
+            damping_scale: Instead, in units of the mean eigenvalue.
+            observable: Of the problem's observables; the first by default.
+
+        Returns:
+            `[Q, N]` on the CPU, in float64.
+
+        Raises:
+            ValueError: A damped curvature that is not positive; another model or train items;
+                both or neither of the dampings.
+        """
+        require_same_fit(self._problem, problem)
+        factor = self._damped_factor(chosen_damping(damping, damping_scale, self.mean_eigenvalue))
+        blocks = []
+        for rows in query_gradient_blocks(problem, named_observable(problem, observable)):
+            solved = torch.cholesky_solve(rows.double().T, factor).T
+            train = item_gradient_chunks(problem, problem.loss, problem.train)
+            blocks.append(torch.cat([-(solved @ part.double().T).cpu() for part in train], dim=1))
+        return torch.cat(blocks)
+
+    def _damped_factor(self, damping: float) -> Tensor:
+        """The Cholesky factor of `C + damping·I`."""
+        if self._factor is not None and self._factor[0] == damping:
+            return self._factor[1]
+        self._factor = None  # before another of its size is made
+        damped = self.curvature.clone()
+        damped.diagonal().add_(damping)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        if int(info):
+            lowest = self.smallest_eigenvalue
+            raise ValueError(
+                "the damped Hessian is not positive: its smallest eigenvalue is "
+                f"{lowest + damping:.3g}. Raise damping above {-lowest:.3g}."
+            )
+        self._factor = (damping, factor)
+        return factor
+
+
+def exact_influence(
+    problem: Problem,
+    *,
+    damping: float,
+    observable: str | None = None,
+    curvature: Curvature = "hessian",
+    criterion: Criterion | None = None,
+) -> Tensor:
+    """`-g_iᵀ (C + damping·I)⁻¹ g_phi`, C the Hessian of the mean train loss at w*.
 
     The leading order of `nbeta · BIF` with `damping = gamma / nbeta` (`docs/scale-and-sign.md`).
+    For many dampings: `ExactInfluence`.
 
     Args:
         problem: With at most 30,000 weights; all of them enter.
         damping: In units of the mean loss's curvature.
         observable: Of the problem's observables; the first by default.
+        curvature: "hessian", or "ggn" for the generalised Gauss-Newton matrix.
+        criterion: For "ggn", how the loss curves in the model's outputs; found by default.
 
     Returns:
         `[Q, N]` on the CPU, in float64.
 
     Raises:
-        ValueError: Too many weights, or a Hessian that the damping does not make positive.
+        ValueError: Too many weights, or a curvature that the damping does not make positive.
         ImportError: The extra `baselines` is not installed.
     """
-    function = named_observable(problem, observable)
-    groups = problem.query_groups.values()
-    queries = torch.cat([item_gradients(problem, function, g) for g in groups]).double()
-    train = item_gradients(problem, problem.loss, problem.train).double()
-    hessian = exact_hessian(problem)
-    hessian.diagonal().add_(damping)
-    factor, info = torch.linalg.cholesky_ex(hessian)
-    if int(info):
-        lowest = float(torch.linalg.eigvalsh(hessian)[0])
-        raise ValueError(
-            f"the damped Hessian is not positive: its smallest eigenvalue is {lowest:.3g}. "
-            f"Raise damping above {damping - lowest:.3g}."
-        )
-    return -(queries @ torch.cholesky_solve(train.T, factor)).cpu()
+    require_damping(damping)
+    named_observable(problem, observable)  # a mistake shows before any long work
+    fitted = ExactInfluence.fit(problem, curvature=curvature, criterion=criterion)
+    return fitted.scores(problem, damping=damping, observable=observable)
 
 
 def exact_hessian(problem: Problem) -> Tensor:
@@ -56,70 +161,31 @@ def exact_hessian(problem: Problem) -> Tensor:
         ValueError: More than 30,000 weights.
         ImportError: The extra `baselines` is not installed.
     """
-    try:
-        from curvlinops import HessianLinearOperator
-    except ImportError as error:
-        raise ImportError(
-            "exact influence needs curvlinops: install the extra, "
-            "pip install 'bayesian-influence[baselines]'."
-        ) from error
-    model = problem.evaluation_copy(problem.device)
-    model.requires_grad_()
-    count = sum(p.numel() for p in model.parameters())
+    return dense_curvature(problem, "hessian")
+
+
+def dense_curvature(
+    problem: Problem, curvature: Curvature, criterion: Criterion | None = None
+) -> Tensor:
+    """Hessian or Gauss-Newton matrix of the (weighted) mean train loss at w*, `[P, P]` float64.
+
+    Raises:
+        ValueError: More than 30,000 weights; a loss that cannot be split for "ggn".
+        ImportError: The extra `baselines` is not installed.
+    """
+    count = sum(p.numel() for p in problem.model.parameters())
     if count > _LARGEST:
+        name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}.get(curvature, curvature)
         raise ValueError(
-            f"the exact Hessian of {count:,} weights does not fit: at most {_LARGEST:,}."
+            f"the exact {name} of {count:,} weights does not fit: at most {_LARGEST:,}. Use "
+            "cg_influence or ekfac_influence."
         )
-    wrapped = _WeightedLosses(ItemFunction(model, problem.loss))
-    operator: Any = HessianLinearOperator(
-        wrapped,
-        _MeanOfLosses(),
-        list(model.parameters()),
-        list(_labelled(problem, 1024)),
-        check_deterministic=False,
-        batch_size_fn=_num_items,
-    )
-    eye = torch.eye(count, dtype=next(model.parameters()).dtype, device=problem.device)
-    columns: list[Tensor] = [operator @ part for part in eye.split(256, dim=1)]
-    hessian = torch.cat(columns, dim=1).double()
-    return (hessian + hessian.T) / 2
-
-
-class _WeightedLosses(nn.Module):
-    """Weighted item losses as the "prediction" whose mean curvlinops differentiates twice."""
-
-    def __init__(self, losses: ItemFunction) -> None:
-        super().__init__()
-        self.losses = losses
-
-    def forward(self, x: dict[str, Any]) -> Tensor:
-        return x["weights"] * self.losses(x["batch"])
-
-
-def _num_items(x: Any) -> int:
-    return len(x["weights"])
-
-
-class _MeanOfLosses(nn.Module):
-    """The mean over a batch; `reduction` tells curvlinops how to join batches."""
-
-    reduction = "mean"
-
-    def forward(self, losses: Tensor, unused: Tensor) -> Tensor:
-        return losses.mean()
-
-
-def _labelled(problem: Problem, chunk_size: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Batches as curvlinops wants them, with a label that nothing reads."""
-    like = next(problem.model.parameters())
-    weights = problem.train_weights
-    weights = torch.ones(problem.num_train) if weights is None else weights
-    for part, batch in problem.train.chunks(chunk_size):
-        share = weights[part].to(like)
-        yield (
-            {
-                "weights": share,
-                "batch": map_batch(lambda leaf: leaf.to(problem.device), batch),
-            },
-            torch.zeros_like(share),
-        )
+    operator = curvature_operator(problem, curvature, criterion=criterion)
+    dtype = next(problem.model.parameters()).dtype
+    matrix = torch.empty(count, count, dtype=torch.float64, device=problem.device)
+    for start in range(0, count, 256):
+        stop = min(start + 256, count)
+        unit = torch.zeros(count, stop - start, dtype=dtype, device=problem.device)
+        unit[start:stop].fill_diagonal_(1)
+        matrix[:, start:stop] = operator @ unit
+    return matrix.add_(matrix.T.clone()).div_(2)

@@ -1,8 +1,11 @@
-"""The gradient product: the BIF's limit at large gamma, and the control for any claim there."""
+"""The gradient product and cosine: the BIF's limit at large gamma, and the control for any claim.
+
+Also what all rivals built on gradients share: the gradients of single items, in chunks that fit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +14,11 @@ from torch.func import grad, vmap
 from bif.functional import ItemFunction
 from bif.items import Items, map_batch
 from bif.posterior import LocalPosterior
-from bif.problem import Problem
+from bif.problem import Observable, Problem
 from bif.types import Batch, ItemLoss, Params
+
+_CHUNK_BYTES = 2**29
+_QUERY_BYTES = 2**31
 
 
 def gradient_product(
@@ -28,16 +34,87 @@ def gradient_product(
         movable: Globs of the parameters whose gradients count.
 
     Returns:
-        `[Q, N]` on the CPU.
+        `[Q, N]` on the CPU, in float64.
+
+    Raises:
+        KeyError: No such observable.
+        ValueError: `movable` matches nothing.
+    """
+    return signed_products(problem, named_observable(problem, observable), movable=movable)
+
+
+def gradient_cosine(
+    problem: Problem, *, observable: str | None = None, movable: Sequence[str] = ("*",)
+) -> Tensor:
+    """`-cos(g_i, g_phi)`: the gradient product that forgets how large gradients are.
+
+    0 where a gradient vanishes.
+
+    Args:
+        problem: Model, items, queries.
+        observable: Of the problem's observables; the first by default.
+        movable: Globs of the parameters whose gradients count.
+
+    Returns:
+        `[Q, N]` in [-1, 1] on the CPU, in float64.
+
+    Raises:
+        KeyError: No such observable.
+        ValueError: `movable` matches nothing.
     """
     function = named_observable(problem, observable)
-    groups = problem.query_groups.values()
-    queries = torch.cat([item_gradients(problem, function, g, movable=movable) for g in groups])
-    parts = [
-        -(queries @ rows.T)
-        for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=movable)
-    ]
-    return torch.cat(parts, dim=1).cpu()
+    return signed_products(problem, function, movable=movable, prepare=_unit, prepare_train=_unit)
+
+
+def signed_products(
+    problem: Problem,
+    function: ItemLoss,
+    *,
+    movable: Sequence[str] = ("*",),
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    prepare_train: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`-prepare(g_phi) · prepare_train(g_i)`, `[Q, N]` float64 on the CPU.
+
+    Neither all queries' gradients nor all train items' are held at once: where the queries'
+    exceed 2 GiB they come in blocks, and the train items' gradients are taken once a block.
+
+    Args:
+        problem: Model, items, queries.
+        function: The observable.
+        movable: Globs of the parameters whose gradients count.
+        prepare: Of rows `[Q', P]`, such as a solve with a damped curvature.
+        prepare_train: Of rows `[B, P]`.
+    """
+    blocks = []
+    for queries in query_gradient_blocks(problem, function, movable=movable):
+        left = queries if prepare is None else prepare(queries)
+        parts = []
+        for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=movable):
+            right = rows if prepare_train is None else prepare_train(rows)
+            parts.append(-(left @ right.to(left.dtype).T).double().cpu())
+        blocks.append(torch.cat(parts, dim=1))
+    return torch.cat(blocks)
+
+
+def query_gradient_blocks(
+    problem: Problem,
+    function: ItemLoss,
+    *,
+    movable: Sequence[str] = ("*",),
+    max_rows: int | None = None,
+) -> Iterator[Tensor]:
+    """Gradients of all queries in order, in blocks `[Q', P]` of at most `max_rows`."""
+    held: list[Tensor] = []
+    for items in problem.query_groups.values():
+        for rows in item_gradient_chunks(problem, function, items, movable=movable):
+            limit = max_rows or _rows_in(rows[0], _QUERY_BYTES)
+            for part in rows.split(limit):
+                if held and sum(map(len, held)) + len(part) > limit:
+                    yield torch.cat(held)
+                    held = []
+                held.append(part)
+    yield torch.cat(held)
 
 
 def item_gradients(
@@ -53,9 +130,19 @@ def item_gradient_chunks(
     items: Items,
     *,
     movable: Sequence[str] = ("*",),
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
 ) -> Iterator[Tensor]:
-    """The rows of `item_gradients`, at most `chunk_size` at a time."""
+    """The rows of `item_gradients`, at most `chunk_size` at a time.
+
+    By `vmap`; one item after another where the model or the function cannot be vmapped.
+
+    Args:
+        problem: Whose model.
+        function: Of (model, batch), one number an item or a token.
+        items: Any items of the problem's structure.
+        movable: Globs of the parameters whose gradients count.
+        chunk_size: At most 256, and what takes half a GiB, by default.
+    """
     model = problem.evaluation_copy(problem.device)
     params = LocalPosterior(problem.center(), 1.0, 1.0, movable).center
     of_items = ItemFunction(model, function)
@@ -64,11 +151,40 @@ def item_gradient_chunks(
         alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
         return of_items.at(params, alone).sum()
 
-    gradients = vmap(grad(value), in_dims=(None, 0))
-    for _, batch in items.chunks(chunk_size):
+    together = vmap(grad(value), in_dims=(None, 0))
+    stacked = True
+    for _, batch in items.chunks(chunk_size or rows_that_fit(params)):
         batch = map_batch(lambda leaf: leaf.to(problem.device), batch)
-        rows = gradients(params, batch)
+        if stacked:
+            try:
+                rows = together(params, batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # what vmap says of a branch on values, of .item() and the like
+                stacked = False
+        if not stacked:
+            rows = _one_by_one(grad(value), params, batch)
         yield torch.cat([rows[name].flatten(1) for name in params], dim=1).detach()
+
+
+def rows_that_fit(params: Params) -> int:
+    """How many items' gradients are taken at a time: at most 256, and half a GiB of them."""
+    num_bytes = sum(leaf.numel() * leaf.element_size() for leaf in params.values())
+    return max(1, min(256, _CHUNK_BYTES // max(1, num_bytes)))
+
+
+def chosen_observable(problem: Problem, name: str | None) -> Observable:
+    """One of the problem's observables; the first by default.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
+    known = {observable.name: observable for observable in problem.observables}
+    if name is None:
+        return problem.observables[0]
+    if name not in known:
+        raise KeyError(f"no observable {name!r}; there are {list(known)}.")
+    return known[name]
 
 
 def named_observable(problem: Problem, name: str | None) -> ItemLoss:
@@ -77,9 +193,27 @@ def named_observable(problem: Problem, name: str | None) -> ItemLoss:
     Raises:
         KeyError: There is none of that name.
     """
-    functions = {observable.name: observable.function for observable in problem.observables}
-    if name is None:
-        return next(iter(functions.values()))
-    if name not in functions:
-        raise KeyError(f"no observable {name!r}; there are {list(functions)}.")
-    return functions[name]
+    return chosen_observable(problem, name).function
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; those of length 0 stay 0."""
+    return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+
+
+def _one_by_one(
+    gradient: Callable[[Params, Batch], Params], params: Params, batch: Batch
+) -> Params:
+    count = len(next(_leaves(batch)))
+    rows = [gradient(params, map_batch(lambda leaf, i=i: leaf[i], batch)) for i in range(count)]
+    return {name: torch.stack([row[name] for row in rows]) for name in params}
+
+
+def _leaves(batch: Batch) -> Iterator[Tensor]:
+    found: list[Tensor] = []
+    map_batch(lambda leaf: found.append(leaf) or leaf, batch)
+    return iter(found)
+
+
+def _rows_in(row: Tensor, num_bytes: int) -> int:
+    return max(1, num_bytes // max(1, row.numel() * row.element_size()))

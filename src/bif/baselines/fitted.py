@@ -1,0 +1,87 @@
+"""What rivals share that are fitted once to the train items and asked with any queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bif.problem import Problem
+
+
+def require_same_fit(fitted: Problem, problem: Problem) -> None:
+    """Raise unless `problem` differs from the one fitted to only in what it asks.
+
+    Raises:
+        ValueError: Another number of train items, other train weights, another model.
+    """
+    if problem is fitted:
+        return
+    if problem.num_train != fitted.num_train:
+        raise ValueError(
+            f"fitted to {fitted.num_train} train items, asked about {problem.num_train}: only the "
+            "queries and observables may differ. Fit again."
+        )
+    before, now = fitted.center(), problem.center()
+    same = before.keys() == now.keys() and all(
+        before[n].shape == now[n].shape and torch.equal(before[n], now[n].to(before[n]))
+        for n in before
+    )
+    if not same or not _same(fitted.train_weights, problem.train_weights):
+        what = "train weights rho" if same else "model's weights"
+        raise ValueError(
+            f"the {what} are not those that were fitted: only the queries and observables may "
+            "differ. Fit again."
+        )
+
+
+def chosen_damping(
+    damping: float | None, damping_scale: float | None, mean_eigenvalue: float
+) -> float:
+    """`damping`, or `damping_scale · mean_eigenvalue`; exactly one of the two must be given.
+
+    Raises:
+        ValueError: Both or neither; a negative number, NaN or infinity.
+    """
+    if (damping is None) == (damping_scale is None):
+        raise ValueError(
+            "give either damping (in units of the curvature) or damping_scale (in units of the "
+            f"mean eigenvalue, {mean_eigenvalue:.3g}); got damping={damping!r}, "
+            f"damping_scale={damping_scale!r}."
+        )
+    if damping is not None:
+        return require_damping(damping)
+    return require_damping(damping_scale, "damping_scale") * mean_eigenvalue
+
+
+def require_damping(damping: float | None, name: str = "damping") -> float:
+    """The number itself.
+
+    Raises:
+        ValueError: Not a finite number ≥ 0.
+    """
+    if damping is None or not 0 <= damping < float("inf"):
+        raise ValueError(f"{name} must be a finite number ≥ 0, got {damping!r}.")
+    return float(damping)
+
+
+def curvlinops_module() -> Any:
+    """The package curvlinops.
+
+    Raises:
+        ImportError: The extra `baselines` is not installed.
+    """
+    try:
+        import curvlinops
+    except ImportError as error:
+        raise ImportError(
+            "exact influence, conjugate gradients and EK-FAC need curvlinops: install the extra, "
+            "pip install 'bayesian-influence[baselines]'."
+        ) from error
+    return curvlinops
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)

@@ -1,0 +1,129 @@
+"""The layers of a model whose curvature EK-FAC approximates, and why the others are not among them.
+
+Weights outside of Linear and Conv2d layers have no Kronecker factors. They are named, never
+dropped in silence.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bif.functional import ItemFunction
+from bif.types import Batch, ItemLoss
+
+OtherLayers = Literal["refuse", "leave_out"]
+"""What becomes of weights that EK-FAC cannot take: an error, or scores without them."""
+
+
+def kronecker_layers(
+    model: nn.Module,
+    loss: ItemLoss,
+    example: Batch,
+    names: Collection[str],
+    other_layers: OtherLayers = "refuse",
+) -> dict[str, list[str]]:
+    """Names of layers with the names of their weights, the weight before the bias.
+
+    Weights that do not reach the loss have no gradient: they are left out without a word.
+
+    Args:
+        model: Whose parameters require gradients.
+        loss: Of (model, batch); run once.
+        example: A few items.
+        names: Parameters that count.
+        other_layers: What becomes of weights outside of Linear and Conv2d layers.
+
+    Raises:
+        ValueError: Such weights and "refuse", naming each and why; no layer at all.
+    """
+    if other_layers not in ("refuse", "leave_out"):
+        raise ValueError(f"other_layers must be 'refuse' or 'leave_out', got {other_layers!r}.")
+    calls, reached = _one_pass(model, loss, example)
+    owners = _owners(model)
+    found: dict[str, list[str]] = {}
+    others: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if name not in names or name not in reached:
+            continue
+        places = owners[id(parameter)]
+        reason = _why_not(model, places, calls)
+        if reason is None:
+            found.setdefault(places[0], []).append(name)
+        else:
+            others[name] = reason
+    if others and other_layers == "refuse":
+        counts = {n: p.numel() for n, p in model.named_parameters()}
+        listing = ", ".join(f"{n} ({why})" for n, why in list(others.items())[:8])
+        raise ValueError(
+            f"EK-FAC has no factors for {sum(counts[n] for n in others):,} of "
+            f"{sum(counts[n] for n in names):,} weights: {listing}"
+            f"{', …' if len(others) > 8 else ''}. It knows Linear and Conv2d layers that run once "
+            "a pass. Pass other_layers='leave_out' to score without these weights, or use "
+            "cg_influence."
+        )
+    if not found:
+        raise ValueError("EK-FAC found no Linear or Conv2d layer among the weights that count.")
+    return {layer: sorted(weights, key=_bias_last) for layer, weights in found.items()}
+
+
+def _one_pass(model: nn.Module, loss: ItemLoss, example: Batch) -> tuple[dict[str, int], set[str]]:
+    """How often each module ran, and which parameters reached the loss."""
+    calls: dict[str, int] = defaultdict(int)
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: count(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.enable_grad():
+            value = ItemFunction(model, loss)(example).sum()
+    finally:
+        for handle in handles:
+            handle.remove()
+    named = dict(model.named_parameters())
+    slopes = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    return calls, {n for n, slope in zip(named, slopes, strict=True) if slope is not None}
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The modules that hold each parameter, by its id."""
+    places: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        own: dict[str, Tensor | None] = dict(module._parameters)
+        for parameter in own.values():
+            if parameter is not None:
+                places[id(parameter)].append(name)
+    return places
+
+
+def _why_not(model: nn.Module, places: list[str], calls: dict[str, int]) -> str | None:
+    """Why a parameter held by these modules has no factors, or None if it has."""
+    module = model.get_submodule(places[0])
+    kind = type(module).__name__
+    if len(places) > 1:
+        return f"shared by {' and '.join(places)}"
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        return kind
+    own = type(module).forward not in (nn.Linear.forward, nn.Conv2d.forward)
+    if own or "forward" in module.__dict__:
+        return f"{kind} with a forward of its own"
+    if isinstance(module, nn.Conv2d):
+        if module.groups != 1:
+            return f"Conv2d with {module.groups} groups"
+        if module.padding_mode != "zeros":
+            return f"Conv2d padded by {module.padding_mode!r}"
+    if calls[places[0]] != 1:
+        return f"{kind} called {calls[places[0]]} times a pass"
+    return None
+
+
+def _bias_last(name: str) -> bool:
+    return name.rpartition(".")[2] == "bias"

@@ -1,0 +1,156 @@
+"""Rivals without gradients: similarity of representations, and random scores."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bif.baselines.gradient_product import chosen_observable
+from bif.functional import ItemFunction
+from bif.items import Items, map_batch
+from bif.problem import Problem
+
+
+def representation_similarity(
+    problem: Problem,
+    *,
+    observable: str | None = None,
+    kind: Literal["cosine", "dot"] = "cosine",
+    layer: str | None = None,
+    labels: Literal["ignore", "match"] = "ignore",
+) -> Tensor:
+    """Similarity of the hidden representations of query and item, signed for the observable.
+
+    An item like the query is called helpful: `-similarity` for an observable that should be low,
+    `+similarity` for one that should be high.
+
+    Args:
+        problem: Model, items, queries.
+        observable: Of the problem's observables; decides the sign only.
+        kind: "cosine", or "dot" for the inner product.
+        layer: Name of the module whose *input* is the representation; by default the Linear layer
+            that runs last, so the last hidden layer.  Inputs `[B, T, d]` are averaged over T,
+            others flattened.
+        labels: "match" turns the sign where the classes differ: such an item is called harmful.
+            Batches must then be `(inputs, classes)`.
+
+    Returns:
+        `[Q, N]` on the CPU, in float64.
+
+    Raises:
+        KeyError: No such observable.
+        ValueError: An observable of which neither lower nor higher is better; no such layer, no
+            Linear layer; another `kind` or `labels`; no classes to match.
+    """
+    if kind not in ("cosine", "dot") or labels not in ("ignore", "match"):
+        raise ValueError(
+            "kind must be 'cosine' or 'dot' and labels 'ignore' or 'match', got "
+            f"kind={kind!r}, labels={labels!r}."
+        )
+    sign = _sign(problem, observable)
+    model = problem.evaluation_copy(problem.device)
+    module = _last_linear(problem, model) if layer is None else _submodule(model, layer)
+    train = _inputs_of(problem, model, module, problem.train)
+    groups = problem.query_groups.values()
+    queries = torch.cat([_inputs_of(problem, model, module, items) for items in groups])
+    if kind == "cosine":
+        train, queries = (nn.functional.normalize(rows, dim=1) for rows in (train, queries))
+    similarity = queries @ train.T
+    if labels == "match":
+        same = torch.cat([_classes(g) for g in groups])[:, None] == _classes(problem.train)
+        similarity = similarity * (2.0 * same.to(similarity) - 1)
+    return (sign * similarity).cpu()
+
+
+def random_scores(problem: Problem, *, seed: int = 0, observable: str | None = None) -> Tensor:
+    """Independent N(0, 1): what a method that knows nothing scores.
+
+    Args:
+        problem: For the numbers of queries and train items.
+        seed: Of the numbers.
+        observable: Checked and otherwise ignored.
+
+    Returns:
+        `[Q, N]` on the CPU, in float64.
+
+    Raises:
+        KeyError: No such observable.
+    """
+    chosen_observable(problem, observable)
+    source = torch.Generator().manual_seed(seed)
+    shape = (problem.num_queries, problem.num_train)
+    return torch.randn(shape, generator=source, dtype=torch.float64)
+
+
+def _sign(problem: Problem, name: str | None) -> float:
+    observable = chosen_observable(problem, name)
+    if observable.better is None:
+        raise ValueError(
+            f"observable {observable.name!r} calls neither lower nor higher better, so a "
+            "similarity has no sign for it: make it Observable(name, function, 'lower' or "
+            "'higher')."
+        )
+    return -1.0 if observable.better == "lower" else 1.0
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    named = dict(model.named_modules())
+    if name not in named:
+        raise ValueError(f"no layer {name!r}; the model has {[n for n in named if n]}.")
+    return named[name]
+
+
+def _last_linear(problem: Problem, model: nn.Module) -> nn.Module:
+    """The Linear layer that runs last."""
+    ran: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: ran.append(module))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        _run(problem, model, problem.train.first(1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        raise ValueError(
+            "the model runs no Linear layer: name the module whose input is the representation, "
+            "layer='…'."
+        )
+    return ran[-1]
+
+
+def _inputs_of(problem: Problem, model: nn.Module, module: nn.Module, items: Items) -> Tensor:
+    """What enters `module`, a row an item, `[N, d]` float64."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    rows = []
+    try:
+        for _, batch in items.chunks(256):
+            seen.clear()
+            _run(problem, model, batch)
+            if not seen:
+                raise ValueError("the chosen layer does not run in the loss: choose another.")
+            last = seen[-1].double()
+            rows.append(last.mean(dim=1) if last.dim() == 3 else last.flatten(1))
+    finally:
+        handle.remove()
+    return torch.cat(rows)
+
+
+def _run(problem: Problem, model: nn.Module, batch: Any) -> None:
+    with torch.no_grad():
+        ItemFunction(model, problem.loss)(map_batch(lambda leaf: leaf.to(problem.device), batch))
+
+
+def _classes(items: Items) -> Tensor:
+    classes = []
+    for _, batch in items.chunks(256):
+        pair = isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], Tensor)
+        if not pair or batch[1].dim() != 1 or batch[1].is_floating_point():
+            raise ValueError("labels='match' needs batches (inputs, classes [B] of integers).")
+        classes.append(batch[1])
+    return torch.cat(classes)
