@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -63,9 +64,11 @@ def trained_by_torch(model, items, recipe):
     "recipe",
     [
         Recipe(steps=60, learning_rate=0.3),
+        Recipe(steps=60, learning_rate=0.1, weight_decay=0.05),
+        Recipe(steps=60, learning_rate=0.1, momentum=0.9),
         Recipe(steps=60, learning_rate=0.1, momentum=0.9, weight_decay=0.01, schedule="cosine"),
     ],
-    ids=["plain", "momentum, decay, cosine"],
+    ids=["plain", "decay", "momentum", "momentum, decay, cosine"],
 )
 def test_stacked_networks_equal_torch_sgd_run_one_at_a_time(recipe):
     model = network()
@@ -344,13 +347,57 @@ def test_running_statistics_are_refused_from_scratch_and_kept_from_the_checkpoin
     assert np.isfinite(run(model, init="checkpoint")["loss"]).all()
 
 
-def test_an_operation_that_vmap_cannot_run_is_explained():
-    def branching(model, batch):
-        losses = cross_entropy(model, batch)
-        return losses if losses.sum().item() > 0 else -losses
+def branching(model, batch):
+    """A loss that vmap cannot take."""
+    losses = cross_entropy(model, batch)
+    return losses if losses.sum().item() > 0 else -losses
 
-    with pytest.raises(RuntimeError, match=r"vmap cannot run this model or function.*\.item\(\)"):
+
+def test_an_operation_that_vmap_cannot_run_is_explained():
+    with pytest.raises(RuntimeError, match=r"vmap cannot run .*\.item\(\).*networks_per_stack=1"):
         run(loss=branching)
+
+
+def test_networks_one_at_a_time_need_no_vmap():
+    singly, stacked = run(loss=branching, networks_per_stack=1), run()
+    assert all(np.abs(singly[name] - stacked[name]).max() < 1e-12 for name in OUTCOMES)
+
+
+def test_parameters_that_the_loss_does_not_reach_only_decay():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = network(), nn.Linear(2, 1).double()
+
+        def forward(self, x):
+            return self.used(x)
+
+    recipe, model = Recipe(steps=3, learning_rate=0.1, weight_decay=0.5), Idle()
+    trained = train(model, cross_entropy, ITEMS, recipe, seed=0, init="checkpoint")
+    expected = model.idle.weight * (1 - 0.1 * 0.5) ** 3
+    assert (trained.idle.weight - expected).abs().max() < 1e-15  # pyright: ignore
+
+
+def test_many_queries_are_measured_in_pieces_that_join(monkeypatch):
+    whole = run()
+    monkeypatch.setattr("bif.evaluate.training._QUERIES_AT_ONCE", 2)
+    pieces = run()
+    assert all(np.abs(whole[name] - pieces[name]).max() < 1e-12 for name in OUTCOMES)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_the_precision_of_products_is_put_back(precision):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    seen = []
+
+    def loss(model, batch):
+        seen.append(torch.get_float32_matmul_precision())
+        return cross_entropy(model, batch)
+
+    run(loss=loss, precision=precision)
+    # the first call checks the loss
+    assert set(seen[1:]) == {"highest" if precision == "float32" else "high"}
+    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
 
 
 @pytest.mark.parametrize(
@@ -368,6 +415,7 @@ def test_an_operation_that_vmap_cannot_run_is_explained():
         ({"seeds": [1, 1]}, "expected at least one, all different"),
         ({"seeds": [0, 1], "init": "checkpoint"}, "2 seeds, but training from the checkpoint"),
         ({"networks_per_stack": 0}, "networks_per_stack is 0"),
+        ({"precision": "bfloat16"}, 'precision is \'bfloat16\'; expected "float32" or "tf32"'),
         ({"init": "random"}, 'init is \'random\'; expected "scratch" or "checkpoint"'),
         ({"model": nn.Tanh()}, "no parameter that requires gradients"),
         (
@@ -395,3 +443,28 @@ def test_arguments_that_do_not_fit_are_refused(changes, message):
 def test_a_recipe_out_of_range_is_refused(name, value, expected):
     with pytest.raises(ValueError, match=f"{name} is .*; expected {expected}"):
         Recipe(**{"steps": 1, "learning_rate": 0.1, name: value})
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(steps=3, learning_rate=0.1),
+        Recipe(3, 0.1, momentum=0.9, weight_decay=1e-5, batch_size=32, schedule="cosine"),
+    ],
+)
+def test_a_recipe_comes_back_from_json(recipe):
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"steps": 3, "learning_rate": 0.1, "epochs": 2}, r"unknown entries \['epochs'\]"),
+        ({"steps": 3}, "no recipe: .*learning_rate"),
+        ({"steps": "three", "learning_rate": 0.1}, "no recipe"),
+        ({"steps": 0, "learning_rate": 0.1}, "steps is 0; expected at least 1"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(found, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict(found)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bif.evaluate.recipe import Recipe
 from bif.evaluate.training import (
     Init,
-    Recipe,
+    Network,
     StackTrainer,
     check_per_item,
     num_rows,
@@ -21,9 +22,14 @@ from bif.evaluate.training import (
     values_of_stack,
 )
 from bif.functional import ItemFunction
+from bif.precision import matmul_precision
 from bif.types import Batch, ItemLoss
 
 __all__ = ["Recipe", "retrain", "train"]
+
+MatmulPrecision = Literal["float32", "tf32"]
+Queries = Mapping[str, tuple[ItemLoss, Sequence[Batch]]]
+"""Name -> (function(model, batch) -> [Q_b] or [Q_b, T], batches, whose outcomes are joined)."""
 
 
 def retrain(
@@ -38,6 +44,7 @@ def retrain(
     seeds: Sequence[int],
     networks_per_stack: int = 64,
     device: torch.device | str | None = None,
+    precision: MatmulPrecision = "float32",
 ) -> dict[str, np.ndarray]:
     """Trains a network on every subset with every seed and returns the outcomes of queries.
 
@@ -55,8 +62,10 @@ def retrain(
         init: "scratch" or "checkpoint".
         seeds: Seeds S of initial weights and of the order of mini-batches. Training from the
             checkpoint on whole subsets has no randomness and takes one seed.
-        networks_per_stack: Number of networks trained at once: memory against speed.
+        networks_per_stack: Number of networks trained at once: memory against speed. Networks
+            one at a time do without vmap, which not all models take.
         device: Where to train; by default where the model's first parameter is.
+        precision: Of matrix products: "float32", or "tf32" on a GPU that has it.
 
     Returns:
         Name -> outcomes, float64 [S, M, Q].
@@ -68,38 +77,88 @@ def retrain(
     masks = _check_masks(masks, items)
     if not outcomes:
         raise ValueError("outcomes are empty; expected name -> (function, batch of queries).")
-    if len(seeds) == 0 or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds are {list(seeds)}; expected at least one, all different.")
-    if init == "checkpoint" and recipe.batch_size is None and len(seeds) > 1:
-        raise ValueError(
-            f"{len(seeds)} seeds, but training from the checkpoint on whole subsets has no "
-            "randomness and they would all agree. Pass one seed, or set batch_size."
-        )
+    check_seeds(seeds, recipe, init)
     if networks_per_stack < 1:
         raise ValueError(f"networks_per_stack is {networks_per_stack}; expected at least 1.")
-    trainer = StackTrainer(model, loss, items, recipe, init, device)
-    trainer.check(masks[0])
-    queries = {
-        name: (ItemFunction(trainer.model, function), to_device(batch, trainer.device))
-        for name, (function, batch) in outcomes.items()
+    retrainer = Retrainer(model, loss, items, recipe, init=init, device=device, precision=precision)
+    retrainer.check(masks[0])
+    queries = {name: (function, [batch]) for name, (function, batch) in outcomes.items()}
+    results = {
+        name: np.empty((len(seeds), len(masks), num_queries))
+        for name, num_queries in retrainer.check_outcomes(queries).items()
     }
-    results: dict[str, np.ndarray] = {}
-    for name, (function, batch) in queries.items():
-        num_queries = num_rows(batch, f"the queries of outcome {name!r}")
-        with torch.no_grad():
-            check_per_item(function.raw(batch), num_queries, f"outcome {name!r}")
-        results[name] = np.empty((len(seeds), len(masks), num_queries))
-
     networks = list(itertools.product(range(len(seeds)), range(len(masks))))
     for start in range(0, len(networks), networks_per_stack):
         stack = networks[start : start + networks_per_stack]
-        leaves = trainer.fit([(masks[m], seeds[s]) for s, m in stack])
-        values = {name: values_of_stack(fn, leaves, batch) for name, (fn, batch) in queries.items()}
-        _require_finite(leaves, values, [(m, seeds[s]) for s, m in stack], recipe)
+        values = retrainer.outcomes([Network(masks[m], seeds[s], m) for s, m in stack], queries)
         for name, value_GQ in values.items():
-            for (s, m), value in zip(stack, value_GQ.double().cpu().numpy(), strict=True):
+            for (s, m), value in zip(stack, value_GQ, strict=True):
                 results[name][s, m] = value
     return results
+
+
+class Retrainer:
+    """Networks by their subset and seed in, outcomes of queries out; a stack at a time.
+
+    Args: as for `retrain`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        items: Batch,
+        recipe: Recipe,
+        *,
+        init: Init,
+        device: torch.device | str | None,
+        precision: MatmulPrecision,
+    ) -> None:
+        known: tuple[str, ...] = get_args(MatmulPrecision)
+        if precision not in known:
+            raise ValueError(f'precision is {precision!r}; expected "float32" or "tf32".')
+        self._trainer = StackTrainer(model, loss, items, recipe, init, device)
+        self._recipe = recipe
+        self._precision: MatmulPrecision = precision
+        self.device = self._trainer.device
+
+    def check(self, mask: np.ndarray) -> None:
+        """Calls the loss once on items of a subset and says what is wrong with it."""
+        self._trainer.check(mask)
+
+    def check_outcomes(self, queries: Queries) -> dict[str, int]:
+        """Calls every function once and returns its number of queries."""
+        for name, (function, batches) in queries.items():
+            for batch in batches:
+                num_queries = num_rows(batch, f"the queries of outcome {name!r}")
+                with torch.no_grad():
+                    values = self._function(function).raw(to_device(batch, self.device))
+                check_per_item(values, num_queries, f"outcome {name!r}")
+        return {n: sum(num_rows(b, n) for b in batches) for n, (_, batches) in queries.items()}
+
+    def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
+        """Trains networks as one stack and returns name -> outcomes, float64 [G, Q].
+
+        Raises:
+            FloatingPointError: If a network diverges; names subset and seed.
+        """
+        with matmul_precision(self._precision):
+            leaves = self._trainer.fit(networks)
+            values = {
+                name: torch.cat(
+                    [
+                        values_of_stack(self._function(fn), leaves, to_device(b, self.device))
+                        for b in batches
+                    ],
+                    dim=1,
+                )
+                for name, (fn, batches) in queries.items()
+            }
+        _require_finite(leaves, values, networks, self._recipe)
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
+
+    def _function(self, function: ItemLoss) -> ItemFunction:
+        return ItemFunction(self._trainer.model, function)
 
 
 def train(
@@ -133,14 +192,26 @@ def train(
     trainer = StackTrainer(model, loss, items, recipe, init, device)
     mask = np.ones(num_rows(items, "items"), dtype=bool)
     trainer.check(mask)
-    leaves = trainer.fit([(mask, seed)])
-    _require_finite(leaves, {}, [(0, seed)], recipe)
+    with matmul_precision("float32"):
+        leaves = trainer.fit([Network(mask, seed)])
+    _require_finite(leaves, {}, [Network(mask, seed)], recipe)
     trained = copy.deepcopy(model).to(trainer.device)
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(leaves[name][0])
     return trained
+
+
+def check_seeds(seeds: Sequence[int], recipe: Recipe, init: Init) -> None:
+    """Raises ValueError where there are none, one twice, or several that would all agree."""
+    if len(seeds) == 0 or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are {list(seeds)}; expected at least one, all different.")
+    if init == "checkpoint" and recipe.batch_size is None and len(seeds) > 1:
+        raise ValueError(
+            f"{len(seeds)} seeds, but training from the checkpoint on whole subsets has no "
+            "randomness and they would all agree. Pass one seed, or set batch_size."
+        )
 
 
 def _check_masks(masks: Any, items: Batch) -> np.ndarray:
@@ -163,7 +234,7 @@ def _check_masks(masks: Any, items: Batch) -> np.ndarray:
 def _require_finite(
     leaves: dict[str, Tensor],
     values: dict[str, Tensor],
-    networks: list[tuple[int, int]],
+    networks: Sequence[Network],
     recipe: Recipe,
 ) -> None:
     finite = torch.stack(
@@ -172,13 +243,12 @@ def _require_finite(
             for t in (*leaves.values(), *values.values())
         ]
     )
-    diverged = [
-        net for net, fine in zip(networks, finite.all(dim=0).tolist(), strict=True) if not fine
-    ]
+    fine = finite.all(dim=0).tolist()
+    diverged = [net for net, is_fine in zip(networks, fine, strict=True) if not is_fine]
     if diverged:
-        subset, seed = diverged[0]
+        first = diverged[0]
         raise FloatingPointError(
-            f"{len(diverged)} network(s) diverged, the first with subset {subset} and seed {seed}: "
-            f"weights or outcomes are not finite after {recipe.steps} steps at learning_rate "
-            f"{recipe.learning_rate}. Lower learning_rate or momentum."
+            f"{len(diverged)} network(s) diverged, the first with subset {first.subset} and seed "
+            f"{first.seed}: weights or outcomes are not finite after {recipe.steps} steps at "
+            f"learning_rate {recipe.learning_rate}. Lower learning_rate or momentum."
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 
 def random_subsets(
-    num_items: int, num_subsets: int, *, fraction: float = 0.5, seed: int
+    num_items: int, num_subsets: int, *, fraction: float = 0.5, seed: int | Sequence[int]
 ) -> np.ndarray:
     """Draws independent uniform subsets, all of `round(fraction * num_items)` items.
 
@@ -20,7 +21,7 @@ def random_subsets(
         num_items: Number of training items N.
         num_subsets: Number of subsets M.
         fraction: Share of the items that a subset holds, between 0 and 1.
-        seed: Seed of numpy's generator.
+        seed: Seed of numpy's generator, a number or several.
 
     Returns:
         Masks [M, N], bool; True marks an item that the subset holds.
@@ -40,7 +41,9 @@ def random_subsets(
     return masks
 
 
-def leave_out(num_items: int, num_subsets: int, *, num_removed: int, seed: int) -> np.ndarray:
+def leave_out(
+    num_items: int, num_subsets: int, *, num_removed: int, seed: int | Sequence[int]
+) -> np.ndarray:
     """Draws subsets that lack `num_removed` items each.
 
     The removed items come from shuffled sweeps through all items, cut into disjoint pieces:
@@ -51,7 +54,7 @@ def leave_out(num_items: int, num_subsets: int, *, num_removed: int, seed: int) 
         num_items: Number of training items N.
         num_subsets: Number of subsets M.
         num_removed: Number of items that each subset lacks.
-        seed: Seed of numpy's generator.
+        seed: Seed of numpy's generator, a number or several.
 
     Returns:
         Masks [M, N], bool; True marks an item that stays.

@@ -5,6 +5,15 @@ for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `inf
 `diagnostics.zarr`, `summary.json` and `report.html`.
 """
 
+from bif.store.bank_arrays import BankLayout, BankPartStore
+from bif.store.banks import (
+    BankFolder,
+    holds_bank,
+    open_bank,
+    read_bank_manifest,
+    read_bank_part,
+    refuse_other_format,
+)
 from bif.store.checkpoints import BlockStore, Commit
 from bif.store.folder import (
     DIAGNOSTICS,
@@ -44,6 +53,9 @@ __all__ = [
     "MANIFEST",
     "REPORT",
     "SUMMARY",
+    "BankFolder",
+    "BankLayout",
+    "BankPartStore",
     "BlockStore",
     "Commit",
     "DamagedRun",
@@ -54,15 +66,20 @@ __all__ = [
     "copy_run",
     "differences",
     "folder_at",
+    "holds_bank",
     "holds_run",
     "is_complete",
     "load_dataset",
+    "open_bank",
     "open_run",
     "plain",
     "progress",
+    "read_bank_manifest",
+    "read_bank_part",
     "read_manifest",
     "read_run",
     "refuse_occupied",
+    "refuse_other_format",
     "remove_run",
     "reopen_run",
     "save_dataset",

@@ -1,0 +1,268 @@
+"""The arrays of a part of a bank: they grow by seeds and by subsets.
+
+`outcome` is NaN where a network is still to be trained: the array is its own record of how far the
+bank has come. Chunks are checksummed and written whole, so one that is missing or damaged costs
+the networks that it held and no others. Everything else follows from the problem and the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bif.store.folder import DamagedRun, Folder, FolderInUse
+from bif.store.results import read_json, refuse_foreign_zarr
+
+BANK_ARRAYS = "bank.zarr"
+_AXES = ("observable", "seed", "subset", "query")
+_SMALL = {"mask": 2, "seed": 1, "observable": 1, "train_id": 1, "query_id": 1}
+"""Axes of the arrays that are one chunk each."""
+
+
+@dataclass(frozen=True, eq=False)
+class BankLayout:
+    """What a part's arrays are to hold.
+
+    Attributes:
+        observables: Names, [A].
+        seeds: [S]; those that are there already come first.
+        masks: bool [M, N]; those that are there already come first.
+        train_ids: [N].
+        query_ids: [Q].
+        networks_per_chunk: Subsets of one seed that are stored together.
+    """
+
+    observables: list[str]
+    seeds: list[int]
+    masks: np.ndarray
+    train_ids: list[str]
+    query_ids: list[str]
+    networks_per_chunk: int
+
+
+class BankPartStore:
+    """The arrays of one part.
+
+    Args:
+        folder: The bank's folder, held by this process.
+        part: "reported" or "tuning".
+        layout: What they are to hold; they are made, lengthened or mended to it.
+
+    Raises:
+        FolderInUse: The networks that are there were trained on other subsets.
+    """
+
+    def __init__(self, folder: Folder, part: str, layout: BankLayout) -> None:
+        self._folder, self._place = folder, f"{BANK_ARRAYS}/{part}"
+        self._layout = layout
+        self._make_groups(part)
+        self._refuse_other_masks()
+        self._keep("mask", layout.masks, ("subset", "train"))
+        self._keep("seed", np.asarray(layout.seeds, dtype=np.int64), ("seed",))
+        for name, texts, axis in (
+            ("observable", layout.observables, "observable"),
+            ("train_id", layout.train_ids, "train"),
+            ("query_id", layout.query_ids, "query"),
+        ):
+            self._keep(name, np.asarray(texts, dtype=object), (axis,))
+        per_chunk, (num_subsets, _) = layout.networks_per_chunk, layout.masks.shape
+        a, s, q = len(layout.observables), len(layout.seeds), len(layout.query_ids)
+        self._outcome = self._grown("outcome", (a, s, num_subsets, q), (a, 1, per_chunk, q), _AXES)
+        self._seconds = self._grown("seconds", (s, num_subsets), (1, per_chunk), _AXES[1:3])
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Outcomes [A, S, M, Q] and seconds [S, M], NaN where there is no network.
+
+        Chunks that cannot be read are removed.
+        """
+        outcome = self._read_chunks(self._outcome, "outcome")
+        seconds = self._read_chunks(self._seconds, "seconds")
+        return outcome, seconds
+
+    def write(self, seed: int, subset: int, outcome: np.ndarray, seconds: float) -> None:
+        """Keep networks of one seed and consecutive subsets, durably.
+
+        Args:
+            seed: The position of the seed.
+            subset: The position of the first subset.
+            outcome: [A, G, Q].
+            seconds: Of each network.
+
+        Raises:
+            OSError: They cannot be written; what was there stays.
+        """
+        stop, per_chunk = subset + outcome.shape[1], self._layout.networks_per_chunk
+        chunks = range(subset // per_chunk, -(-stop // per_chunk))
+        files = [_chunk(f"{self._place}/outcome", (0, seed, k, 0)) for k in chunks]
+        files += [_chunk(f"{self._place}/seconds", (seed, k)) for k in chunks]
+        for file in files:  # a link that leads elsewhere is refused
+            self._folder.is_file(file)
+        try:
+            self._seconds[seed, subset:stop] = seconds
+            self._outcome[:, seed, subset:stop] = outcome
+            self._folder.synchronise(files)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self._folder}/{self._place} cannot be written: {error.strerror or error}. What "
+                "was committed is there: mend that, and the same call goes on",
+            ) from error
+        self._folder.renew()
+
+    def _make_groups(self, part: str) -> None:
+        import zarr
+
+        titles: dict[str, Any] = {"purpose": part, "coordinates": "train_id query_id"}
+        for name, attributes in ((BANK_ARRAYS, {}), (self._place, titles)):
+            try:
+                _refuse_foreign_group(self._folder, name)
+            except DamagedRun:
+                self._folder.remove(f"{name}/zarr.json")
+            zarr.open_group(
+                self._folder.zarr(name), mode="a", zarr_format=3, attributes=attributes or None
+            )
+
+    def _refuse_other_masks(self) -> None:
+        """Networks on other subsets than the plan's: drawn by another version of numpy, say."""
+        try:
+            there = self._small("mask")
+        except (DamagedRun, FileNotFoundError):
+            return  # made anew
+        common = min(len(there), len(self._layout.masks))
+        if not np.array_equal(there[:common], self._layout.masks[:common]):
+            raise FolderInUse(
+                f"{self._folder}/{self._place} holds networks of other subsets than this plan "
+                "draws, although everything else agrees: more reported subsets would now meet "
+                "those of the tuning part, or another version of numpy draws others. Choose "
+                "another folder."
+            )
+
+    def _keep(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
+        """Write a small array that follows from the problem and the plan, where it differs."""
+        import zarr
+
+        with contextlib.suppress(DamagedRun, FileNotFoundError):
+            there = self._small(name)
+            if there.shape == values.shape and (there == values).all():
+                return
+        place = f"{self._place}/{name}"
+        self._folder.remove(place)
+        array = zarr.create_array(
+            self._folder.zarr(place),
+            shape=values.shape,
+            chunks=tuple(max(1, n) for n in values.shape),
+            dtype=str if values.dtype == object else values.dtype,
+            dimension_names=dimensions,
+            config={"write_empty_chunks": True},
+            **_encoding(),
+        )
+        array[...] = values
+        self._folder.synchronise(
+            [f"{place}/zarr.json", _chunk(place, tuple(0 for _ in values.shape))]
+        )
+
+    def _small(self, name: str) -> np.ndarray:
+        values = self._opened(name)[...]
+        return values if values.dtype.kind in "biuf" else values.astype(object)
+
+    def _opened(self, name: str) -> Any:
+        import zarr
+
+        place = f"{self._place}/{name}"
+        if not self._folder.is_file(f"{place}/zarr.json"):
+            raise FileNotFoundError(f"{self._folder} has no array {place}.")
+        refuse_foreign_zarr(self._folder, place)
+        if name in _SMALL:
+            refuse_missing_chunk(self._folder, self._place, name)
+        try:
+            array = zarr.open_array(self._folder.zarr(place), mode="r+", zarr_format=3)
+            if name in _SMALL:
+                array[...]  # to be read whole
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a codec says of bytes that are not its own
+            raise DamagedRun(f"{place} is damaged: {error}") from error
+        return array
+
+    def _grown(
+        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]
+    ) -> Any:
+        """An array of this shape; its metadata are mended, its chunks stay."""
+        import zarr
+
+        place = f"{self._place}/{name}"
+        try:
+            array = self._opened(name)
+            if (array.chunks, array.dtype, array.metadata.dimension_names) != (
+                chunks, np.dtype(np.float64), dims,
+            ):  # fmt: skip
+                raise DamagedRun(f"{place} is no array of a bank.")
+        except FileNotFoundError:
+            pass
+        except DamagedRun:
+            self._folder.remove(f"{place}/zarr.json")
+        else:
+            if array.shape != shape:
+                array.resize(shape)
+            return array
+        array = zarr.create_array(
+            self._folder.zarr(place),
+            shape=shape,
+            chunks=chunks,
+            dtype=np.float64,
+            fill_value=float("nan"),
+            dimension_names=dims,
+            config={"write_empty_chunks": True},
+            **_encoding(),
+        )
+        self._folder.synchronise([f"{place}/zarr.json"])
+        return array
+
+    def _read_chunks(self, array: Any, name: str) -> np.ndarray:
+        try:
+            return np.asarray(array[...])
+        except MemoryError:
+            raise
+        except Exception:  # whatever a codec says of bytes that are not its own: which chunk?
+            values = np.full(array.shape, np.nan)
+        sides = list(zip(array.shape, array.chunks, strict=True))
+        for position in np.ndindex(*(-(-length // side) for length, side in sides)):
+            part = tuple(
+                slice(p * c, (p + 1) * c) for p, c in zip(position, array.chunks, strict=True)
+            )
+            try:
+                values[part] = array[part]
+            except Exception:
+                self._folder.remove(_chunk(f"{self._place}/{name}", position))
+        return values
+
+
+def refuse_missing_chunk(folder: Folder, group: str, *names: str) -> None:
+    """Raise DamagedRun where the one chunk of a small array is gone: it would read as zeros."""
+    for name in names or _SMALL:
+        chunk = _chunk(f"{group}/{name}", (0,) * _SMALL[name])
+        if not folder.size(chunk):
+            raise DamagedRun(f"{folder}/{chunk} is missing or empty.")
+
+
+def _refuse_foreign_group(folder: Folder, name: str) -> None:
+    """Raise DamagedRun where a group's metadata are there and no group's of the third format."""
+    place = f"{name}/zarr.json"
+    if folder.is_file(place):
+        found = read_json(folder, place)
+        if (found.get("zarr_format"), found.get("node_type")) != (3, "group"):
+            raise DamagedRun(f"{folder}/{place} is no group of zarr's third format.")
+
+
+def _encoding() -> dict[str, Any]:
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return {"compressors": [ZstdCodec(level=3), Crc32cCodec()], "zarr_format": 3}
+
+
+def _chunk(place: str, position: tuple[int, ...]) -> str:
+    """The file of a chunk."""
+    return "/".join([place, "c", *map(str, position)])
