@@ -33,13 +33,14 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "losses": {"types"},
     "items": {"types"},
     "problem": {"types", "items", "losses"},
-    "settings": {"types", "oracles"},
+    "settings": {"types", "precision"},
     "panels": {"problem"},
     "provenance": {"types", "items"},
     # Gradients and losses of a model; neither priors nor noise.
     "compiling": set(),
+    "precision": set(),
     "functional": {"types", "losses"},
-    "oracles": {"types", "tensors", "items", "functional", "compiling"},
+    "oracles": {"types", "tensors", "items", "functional", "compiling", "precision"},
     "gradients": {"types", "tensors", "items", "oracles", "rng"},
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},
     # Steps into draws, draws into traces, traces into scores.
@@ -48,7 +49,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "traces": {"types"},
     "record": {"types", "traces", "estimate"},
     "estimate": {"types", "traces"},
-    "evaluate": {"types", "items", "functional"},
+    "evaluate": {"types", "items", "functional", "precision"},
     "store": set(),
     "influence": {"types", "traces", "estimate", "store"},
     "manifest": {"problem", "settings", "provenance"},
@@ -57,7 +58,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "writer": set(),
     "report": set(),
     "progress": set(),
-    "baselines": {"types", "items", "functional", "problem", "posterior"},
+    "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
     "calibrate": None,
@@ -114,8 +115,38 @@ MAY_KNOW: dict[str, set[str] | None] = {
     },
     "merge": {"conclude", "estimate", "run", "store", "traces", "influence"},
     "attribute": None,
+    # Judged by networks that were retrained.
+    "bank": {
+        "types",
+        "items",
+        "functional",
+        "problem",
+        "provenance",
+        "evaluate",
+        "interrupts",
+        "store",
+    },
+    "interop": {
+        "types",
+        "items",
+        "losses",
+        "problem",
+        "settings",
+        "store",
+        "calibrate",
+        "attribute",
+    },
 }
-COMPOSERS = {"attribute", "growth", "cli", "demo", "__init__", "__main__"}
+COMPOSERS = {
+    "attribute",
+    "response",
+    "growth",
+    "benchmark",
+    "cli",
+    "demo",
+    "__init__",
+    "__main__",
+}
 
 PUBLIC = {
     "bif": """
@@ -127,14 +158,30 @@ PUBLIC = {
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState
     """,
     "bif.evaluate": """
-        LDSResult PairedDifference Recipe auroc lds leave_out noise_ceiling paired_difference
-        predict random_subsets retrain train
+        Brittleness Curve Estimate LDSResult LeaveOneOut PairedDifference Recipe RemovalCurve
+        RemovalMasks Tracing auroc brittleness lds leave_one_out_correlation leave_out
+        noise_ceiling paired_difference paired_differences predict random_subsets removal_curve
+        removal_masks retrain tracing train
     """,
     "bif.report": "render_report",
+    "bif.baselines": """
+        EKFAC TRAK ConjugateGradients ExactInfluence cg_influence ekfac_influence exact_influence
+        gradient_cosine gradient_product item_gradients random_scores representation_similarity
+        trak
+    """,
+    "bif.bank": "Bank BankPart Plan Purpose Target TrainFunction load retrained",
+    "bif.benchmark": """
+        RESIDUAL SETTINGS Proxy Results Task benchmark benchmark_sizes judge_file named_task
+    """,
+    "bif.interop": """
+        ImportedScores read_bergson_scores read_kronfluence_scores read_scores
+        write_bergson_scores
+    """,
 }
 
 HEAVY = """
-    arviz_stats matplotlib PIL rich scipy sklearn torchvision transformers tyro umap xarray zarr
+    arviz_stats curvlinops matplotlib PIL quanda rich scipy sklearn torchvision transformers tyro
+    umap xarray zarr
 """.split()
 
 # Methods and functions that write, whatever they are called on; savers only on these modules.
@@ -256,8 +303,8 @@ def test_a_room_knows_only_rooms_it_may_know(file: Path):
 @each_file
 def test_files_import_only_torch_numpy_and_the_standard_library_at_import(file: Path):
     # The command line's types are written in tyro's words, and nothing else imports it.
-    allowed = ["tyro"] if room_of(file) == "cli" else []
-    assert imports_at_import(text(file)) == allowed
+    allowed = {"tyro"} if room_of(file) == "cli" else set()
+    assert set(imports_at_import(text(file))) <= allowed
 
 
 @pytest.mark.parametrize("file", files_of("samplers"), ids=lambda f: f.name)

@@ -1,80 +1,18 @@
-"""The command line, thin: the same objects as in Python."""
+"""The commands that make runs, add to them and show them."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
 import tyro
 
 from bif import store
-from bif.interrupts import Preempted, termination_raises
+from bif.cli.exits import INTERRUPTED
+from bif.cli.loading import load_groups, load_problem
 from bif.keep import Keep
 from bif.settings import Settings
-
-if TYPE_CHECKING:
-    from bif.items import Items
-    from bif.problem import Problem
-
-_USER_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    ImportError,
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    RuntimeError,
-)
-
-
-RESUME_ME, FILES_FAILED, INTERRUPTED = 75, 74, 130
-"""Exit statuses: SIGTERM came (EX_TEMPFAIL); files could not be written (EX_IOERR); Ctrl-C."""
-
-
-def main() -> None:
-    """`bif demo`, `bif attribute`, `bif merge`, `bif show`; exits with 2 on bad input."""
-    commands = Annotated[
-        Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Attribute, tyro.conf.subcommand("attribute")]
-        | Annotated[Merge, tyro.conf.subcommand("merge")]
-        | Annotated[Show, tyro.conf.subcommand("show")],
-        tyro.conf.OmitArgPrefixes,
-    ]
-    command = tyro.cli(commands, prog="bif", description="Bayesian influence functions.")  # type: ignore[arg-type]
-    try:
-        with termination_raises():
-            command.run()
-    except Preempted as stopped:
-        _leave(
-            RESUME_ME,
-            f"{stopped}. What was committed is kept: run the same command to go on from there.",
-        )
-    except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
-        _leave(
-            INTERRUPTED,
-            f"interrupted {stopped}; what was committed is kept."
-            if stopped.args
-            else "interrupted; nothing was added to what had been committed.",
-        )
-    except _USER_ERRORS as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        _leave(2, str(message))
-    except OSError as error:
-        _leave(
-            FILES_FAILED,
-            f"files could not be written ({error}). What was committed is kept: make room or mend "
-            "the disk, and run the same command to go on from there.",
-        )
-
-
-def _leave(status: int, message: str) -> NoReturn:
-    print(f"bif: {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 @dataclass(frozen=True)
@@ -244,67 +182,6 @@ class Show:
         for query in ids:
             print()
             print(influence.top(query, self.top, observable=self.observable))
-
-
-def load_problem(target: str) -> Problem:
-    """Import FILE.py and call FUNCTION.
-
-    Raises:
-        ValueError: The target is not `FILE.py:FUNCTION`, or the file has no such function.
-        FileNotFoundError: There is no such file.
-        TypeError: The function does not return a Problem.
-    """
-    from bif.problem import Problem
-
-    problem = _load_function(target)()
-    if not isinstance(problem, Problem):
-        raise TypeError(f"{target} must return a bif.Problem, got {type(problem).__name__}.")
-    return problem
-
-
-def load_groups(targets: Sequence[str]) -> dict[str, Items]:
-    """Groups of items from functions that return items, or mappings from names to items.
-
-    Raises: as `load_problem`, and
-        ValueError: Two groups of one name.
-    """
-    from bif.items import Items, as_items
-
-    groups: dict[str, Items] = {}
-    for target in targets:
-        made = _load_function(target)()
-        named = (
-            made
-            if isinstance(made, Mapping) and all(isinstance(v, Items) for v in made.values())
-            else {target.rpartition(":")[2]: made}
-        )
-        for name, items in named.items():
-            if name in groups:
-                raise ValueError(f"two groups are named {name!r}: give one another name.")
-            groups[str(name)] = as_items(items)
-    return groups
-
-
-def _load_function(target: str) -> Callable[[], Any]:
-    path, colon, name = target.rpartition(":")
-    if not colon or not name.isidentifier():
-        raise ValueError(f"expected FILE.py:FUNCTION, got {target!r}.")
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {path!r}: expected FILE.py:FUNCTION, got {target!r}.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path!r} is not a Python file: expected FILE.py:FUNCTION.")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(file.parent))
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"{path!r} has no function {name!r}.")
-    return function
 
 
 def _announce(out: str, *, worked: bool) -> None:

@@ -1,0 +1,223 @@
+"""One task from end to end: banks, methods, rows, table and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bif import store
+from bif.bank import Bank, Plan, retrained
+from bif.benchmark import judge
+from bif.benchmark.measure import measured
+from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
+from bif.benchmark.plots import plots
+from bif.benchmark.task import Task
+from bif.evaluate import Recipe
+from bif.progress import say
+from bif.provenance import hardware, versions
+
+RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a benchmark leaves behind.
+
+    Attributes:
+        task: Its name.
+        rows: One a method, target and outcome.
+        curves: LDS after less work, and by fraction of the train items.
+        unsuited: Method -> why the task does not allow it.
+        about: Versions, hardware, plan, seconds of the banks.
+        scored: The score matrices.
+    """
+
+    task: str
+    rows: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    unsuited: dict[str, str]
+    about: dict[str, Any]
+    scored: list[Scored]
+
+
+def benchmark(
+    task: Task,
+    *,
+    out: str | Path | None = None,
+    methods: Sequence[str] | None = None,
+    fractions: Sequence[float] = (),
+    show_progress: bool = False,
+) -> Results:
+    """Judge methods by retraining.
+
+    Every method is tuned on the tuning part of the banks and judged on the reported part: other
+    subsets, other queries.  Its seconds hold set-up, tuning and scoring.
+
+    Args:
+        task: Model, data, training, plan.
+        out: Folder for banks and results; banks that are there are used, and go on where they
+            were cut short.  In memory only if None.
+        methods: Names; the task's by default.
+        fractions: Further fractions of the train items to retrain on, for the plot.
+        show_progress: Say what is done, and draw bars.
+
+    Raises:
+        ValueError: Unknown methods; whatever does not fit in the task.
+        FolderInUse: `out` holds banks of another task.
+    """
+    chosen = _chosen(task, methods)
+    device = task.problem.device
+    banks, seconds = [], {}
+    for target in task.targets:
+        with measured(device) as cost:
+            banks.append(_bank(task, task.plan, target, out, show_progress=show_progress))
+        seconds[target] = cost.seconds
+        _say(show_progress, f"bank {target}: {banks[-1].num_networks} networks, "
+             f"{cost.seconds:.1f} s")  # fmt: skip
+    tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
+    found: list[Scored] = []
+    unsuited: dict[str, str] = {}
+    for name in chosen:
+        try:
+            found += all_methods()[name].run(task, tuning)
+        except Unsuited as reason:
+            unsuited[name] = str(reason)
+            _say(show_progress, f"{name}: not here. {reason}")
+            continue
+        for scored in found:
+            if scored.method == name:
+                _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s")
+    curves = judge.curves(found, banks)
+    for fraction in fractions:
+        curves += _at_fraction(task, fraction, found, out, show_progress=show_progress)
+    about = {
+        "task": task.name,
+        "about": task.about,
+        "in_sample": task.in_sample,
+        "num_train": task.problem.num_train,
+        "num_queries": task.problem.num_queries,
+        "num_tuning_queries": len(task.tuning_queries),
+        "plan": task.plan.as_dict(),
+        "bank_seconds": seconds,
+        "settings": [settings.as_dict() for settings in task.settings],
+        "versions": versions(),
+        "hardware": hardware(device),
+        "unsuited": unsuited,
+    }
+    results = Results(task.name, judge.rows(found, banks), curves, unsuited, about, found)
+    if out is not None:
+        write(results, out)
+    return results
+
+
+def benchmark_sizes(
+    make: Callable[[int], Task],
+    sizes: Sequence[int],
+    *,
+    out: str | Path,
+    methods: Sequence[str] | None = None,
+    fractions: Sequence[float] = (),
+    show_progress: bool = False,
+) -> Results:
+    """The same benchmark with several numbers of train items, each in a folder of its own.
+
+    Args:
+        make: The task with so many train items.
+        sizes: Numbers of train items.
+        out: Folder; what belongs to a size is in `out/SIZE`.
+        methods: As for `benchmark`.
+        fractions: As for `benchmark`.
+        show_progress: As for `benchmark`.
+
+    Returns:
+        All rows, with `num_train`, and them again as curves over it.
+
+    Raises: as `benchmark`.
+    """
+    rows: list[dict[str, Any]] = []
+    abouts: dict[str, Any] = {}
+    name = ""
+    for size in sizes:
+        _say(show_progress, f"{size:,} train items")
+        one = benchmark(
+            make(size), out=f"{str(out).rstrip('/')}/{size}", methods=methods,
+            fractions=fractions, show_progress=show_progress,
+        )  # fmt: skip
+        rows += [{**row, "num_train": size} for row in one.rows]
+        abouts[str(size)] = one.about
+        name = name or one.task.partition("-")[0]
+    whole = Results(name, rows, [*rows], {}, abouts, [])
+    write(whole, out)
+    return whole
+
+
+def write(results: Results, out: str | Path) -> None:
+    """Write `results.json`, `task.json`, `table.md` and the plots into a folder."""
+    folder = store.folder_at(out)
+    folder.write(RESULTS, _json(results.rows))
+    tuned = [
+        {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
+        for s in results.scored
+        if len(s.tuned) > 1
+    ]
+    folder.write(ABOUT, _json({**results.about, "curves": results.curves, "tuned": tuned}))
+    folder.write(TABLE, judge.table(results.rows).encode())
+    for name, picture in plots(results.rows, results.curves, title=results.task).items():
+        folder.write(f"{name}.png", picture)
+
+
+def _bank(
+    task: Task, plan: Plan, target: Any, out: str | Path | None, *, show_progress: bool
+) -> Bank:
+    name = f"bank-{target}" if plan == task.plan else f"bank-{target}-{plan.fraction:g}"
+    how = task.retraining
+    if target == "checkpoint" and isinstance(how, Recipe) and how.batch_size is None:
+        # Whole batches from one start: seeds would all be the same.
+        assert isinstance(plan.seeds, tuple) and isinstance(plan.tuning_seeds, tuple)
+        plan = replace(plan, seeds=plan.seeds[:1], tuning_seeds=plan.tuning_seeds[:1])
+    return retrained(
+        task.problem,
+        task.tuning_queries if plan.num_tuning_subsets else None,
+        how,
+        plan,
+        target=target,
+        out=None if out is None else f"{str(out).rstrip('/')}/{name}",
+        networks_per_stack=task.networks_per_stack,
+        precision=task.retraining_precision,  # type: ignore[arg-type]
+        show_progress=show_progress,
+    )
+
+
+def _at_fraction(
+    task: Task, fraction: float, found: Sequence[Scored], out: str | Path | None,
+    *, show_progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """LDS of the same scores by networks retrained on another fraction of the items."""
+    plan = replace(task.plan, fraction=fraction, num_removed=None, num_tuning_subsets=0)
+    banks = [_bank(task, plan, t, out, show_progress=show_progress) for t in task.targets]
+    names = ("method", "target", "observable", "lds", "ci_low", "ci_high", "ceiling")
+    return [
+        {**{name: row[name] for name in names}, "fraction": fraction}
+        for row in judge.rows(found, banks)
+    ]
+
+
+def _chosen(task: Task, methods: Sequence[str] | None) -> list[str]:
+    known = list(all_methods())
+    chosen = list(methods or task.methods or known)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(f"no methods {unknown}; there are {known}.")
+    return chosen
+
+
+def _say(shown: bool, line: str) -> None:
+    if shown:
+        say([line])
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(store.plain(content), indent=1) + "\n").encode()

@@ -1,0 +1,134 @@
+"""From scores and banks to rows: LDS with interval, ceiling, cost and what a rival does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bif.bank import Bank
+from bif.benchmark.methods.base import Scored
+from bif.evaluate import lds, paired_difference
+
+RIVAL = "ekfac"
+"""The method that all others are compared with, in pairs."""
+
+
+def rows(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]:
+    """One row a method, target and outcome, by the reported parts of the banks.
+
+    Args:
+        found: Scores; those of `RIVAL` among them make the paired differences.
+        banks: One a target.
+    """
+    made = []
+    for bank in banks:
+        for scored in found:
+            rival = next(
+                (s for s in found if s.method == RIVAL and s.outcome == scored.outcome), None
+            )
+            made.append(_row(scored, bank, rival))
+    return made
+
+
+def _row(scored: Scored, bank: Bank, rival: Scored | None) -> dict[str, Any]:
+    part = bank.reported.required("reported")
+    outcomes = part.outcomes[scored.outcome]
+    result = lds(scored.scores, part.masks, outcomes)
+    row: dict[str, Any] = {
+        "method": scored.method,
+        "target": bank.target,
+        "observable": scored.outcome,
+        "lds": result.mean,
+        "ci_low": result.ci_low,
+        "ci_high": result.ci_high,
+        "ceiling": result.ceiling,
+        "share_of_ceiling": result.mean / result.ceiling if result.ceiling else float("nan"),
+        "seconds": scored.cost.seconds,
+        "tuning_seconds": scored.tuning_seconds,
+        "peak_memory_gib": scored.cost.peak_memory_gib,
+        "num_models": 1,
+        "num_subsets": result.num_subsets,
+        "num_seeds": result.num_seeds,
+        "num_queries": result.num_queries,
+        "choice": dict(scored.choice),
+        **scored.facts,
+    }
+    if rival is not None and rival is not scored:
+        against = paired_difference(scored.scores, rival.scores, part.masks, outcomes)
+        row |= {
+            f"minus_{RIVAL}": against.mean,
+            f"minus_{RIVAL}_low": against.ci_low,
+            f"minus_{RIVAL}_high": against.ci_high,
+        }
+    return row
+
+
+def curves(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]:
+    """LDS after less work, one entry a point: seconds, draws, effective draws."""
+    made = []
+    for bank in banks:
+        part = bank.reported.required("reported")
+        for scored in found:
+            for point in scored.curve:
+                result = lds(
+                    point.scores, part.masks, part.outcomes[point.outcome], num_bootstrap=200
+                )
+                made.append(
+                    {
+                        "method": point.method,
+                        "target": bank.target,
+                        "observable": point.outcome,
+                        "lds": result.mean,
+                        "ci_low": result.ci_low,
+                        "ci_high": result.ci_high,
+                        "seconds": point.cost.seconds,
+                        **point.facts,
+                    }
+                )
+    return made
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a Markdown table, best first within target and outcome."""
+    groups = dict.fromkeys((str(r["target"]), str(r["observable"])) for r in rows)
+    lines = []
+    for target, outcome in groups:
+        own = [r for r in rows if (r["target"], r["observable"]) == (target, outcome)]
+        own.sort(key=lambda r: -r["lds"])
+        lines += [
+            "",
+            f"### {outcome}, retrained from {target}",
+            "",
+            f"Ceiling {_cell(own[0]['ceiling'])}; {own[0]['num_subsets']} subsets × "
+            f"{own[0]['num_seeds']} seeds, {own[0]['num_queries']} queries.",
+            "",
+            f"| method | LDS | 95 % interval | of the ceiling | minus {RIVAL} | 95 % interval | "
+            "seconds | of these tuning | peak GiB | chosen |",
+            "|" + " --- |" * 10,
+        ]
+        for row in own:
+            lines.append(
+                f"| {row['method']} | {_cell(row['lds'])} | {_interval(row, 'ci')} | "
+                f"{_cell(row['share_of_ceiling'])} | {_cell(row.get(f'minus_{RIVAL}'))} | "
+                f"{_interval(row, f'minus_{RIVAL}')} | {_cell(row['seconds'])} | "
+                f"{_cell(row['tuning_seconds'])} | {_cell(row['peak_memory_gib'])} | "
+                f"{_chosen(row.get('choice', {}))} |"
+            )
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _chosen(choice: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_cell(value)}" for name, value in choice.items()) or "–"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,89 @@
+"""Seconds and peak memory of a piece of work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_EVERY = 0.02
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass
+class Cost:
+    """What a piece of work took.
+
+    Attributes:
+        seconds: Wall-clock.
+        peak_memory_gib: On a GPU the most that was allocated there; on the CPU the most by which
+            the process grew meanwhile.  NaN where the system does not tell.
+    """
+
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+
+    def also(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(self.seconds + other.seconds, max(self.peak_memory_gib, other.peak_memory_gib))
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Cost]:
+    """The cost of what happens inside, filled in at its end; waits for the device."""
+    cost = Cost()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    watch = _Watch()
+    started = time.perf_counter()
+    try:
+        with watch:
+            yield cost
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    finally:
+        cost.seconds = time.perf_counter() - started
+        allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        cost.peak_memory_gib = (watch.grown if allocated is None else allocated) / 2**30
+
+
+class _Watch:
+    """Looks at the process's resident memory until it is told to stop."""
+
+    def __init__(self) -> None:
+        self.grown = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> None:
+        self._before = _resident()
+        self._thread.start()
+
+    def __exit__(self, *raised: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._note()
+
+    def _look(self) -> None:
+        while not self._stop.wait(_EVERY):
+            self._note()
+
+    def _note(self) -> None:
+        self.grown = max(self.grown, _resident() - self._before)
+
+
+def _resident() -> float:
+    """Bytes of the process in memory."""
+    import resource
+
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return float("nan")

@@ -1,0 +1,13 @@
+"""The methods that the benchmark compares."""
+
+from bif.benchmark.methods.base import Judge, Method, Scored, Unsuited
+from bif.benchmark.methods.fluctuation import Fluctuation
+from bif.benchmark.methods.rivals import rivals
+
+
+def all_methods() -> dict[str, Method]:
+    """Every method by name, in the order of the table."""
+    return {**rivals(), "bif": Fluctuation()}
+
+
+__all__ = ["Judge", "Method", "Scored", "Unsuited", "all_methods"]

@@ -1,0 +1,164 @@
+"""What every method of the benchmark is: candidates, the best on the tuning part, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from bif.bank import BankPart
+from bif.benchmark.measure import Cost, measured
+from bif.benchmark.task import Task
+from bif.evaluate import lds, predict
+from bif.problem import Problem
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a method says of the reported queries.
+
+    Attributes:
+        method: Its name.
+        outcome: The observable that is predicted.
+        scores: `[Q, N]`, signed as the outcome moves.
+        cost: Set-up, tuning and scoring together.
+        tuning_seconds: The part of the seconds that went into tuning.
+        choice: What the tuning part chose.
+        tuned: Candidates with their tuning LDS.
+        facts: Further figures for the row, such as draws.
+        curve: The same method's scores after less work, for the plots.
+    """
+
+    method: str
+    outcome: str
+    scores: np.ndarray
+    cost: Cost
+    tuning_seconds: float = 0.0
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Scored] = ()
+
+
+class Judge:
+    """Tuning LDS of a score matrix: the mean over targets, on the tuning parts of their banks.
+
+    Args:
+        parts: Tuning parts, one a target.
+
+    Raises:
+        ValueError: A reported part.
+    """
+
+    def __init__(self, parts: Sequence[BankPart]) -> None:
+        self._parts = [part.required("tuning") for part in parts]
+
+    def __call__(self, scores: np.ndarray, outcome: str) -> float:
+        """Mean LDS; 0 for scores with NaN, whose method has failed."""
+        if not np.isfinite(scores).all():
+            return 0.0
+        values = [
+            lds(scores, part.masks, part.outcomes[outcome], num_bootstrap=1).mean
+            for part in self._parts
+        ]
+        return float(np.mean(values))
+
+
+class Fitted(Protocol):
+    """A method that has been fitted to the train items and can be asked."""
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        """`[Q, N]` of the problem's queries.
+
+        Raises:
+            ValueError: A choice that this problem does not allow; another one is taken.
+        """
+        ...
+
+
+class Method(Protocol):
+    """A way to score, with what can be chosen about it."""
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        ...
+
+    def run(self, task: Task, judge: Judge) -> list[Scored]:
+        """Tune on the tuning part and score the reported queries, for every outcome.
+
+        Raises:
+            Unsuited: The method cannot do this task; the reason goes into the table.
+        """
+        ...
+
+
+class Unsuited(Exception):
+    """A method that a task does not allow: too many weights, layers of another kind."""
+
+
+@dataclass(frozen=True)
+class FittedMethod:
+    """A method that is fitted once and asked for both parts with every candidate.
+
+    Attributes:
+        name: In tables.
+        fit: Fits to a problem's train items.
+        candidates: What the tuning part decides between; `{}` where there is nothing to choose.
+    """
+
+    name: str
+    fit: Any
+    candidates: tuple[Mapping[str, Any], ...] = ({},)
+
+    def run(self, task: Task, judge: Judge) -> list[Scored]:
+        device = task.problem.device
+        with measured(device) as fitting:
+            try:
+                fitted: Fitted = self.fit(task.problem)
+            except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
+                raise Unsuited(str(error)) from error
+        found = []
+        for outcome in task.problem.observables:
+            with measured(device) as tuning:
+                tuned = self._tuned(fitted, task, judge, outcome.name)
+                choice = max(tuned, key=lambda t: t["lds"])["choice"] if tuned else {}
+            with measured(device) as scoring:
+                scores = fitted.scores(task.problem, outcome.name, choice)
+            found.append(
+                Scored(
+                    self.name,
+                    outcome.name,
+                    scores,
+                    fitting.also(tuning).also(scoring),
+                    tuning.seconds,
+                    choice,
+                    tuned,
+                )
+            )
+        return found
+
+    def _tuned(
+        self, fitted: Fitted, task: Task, judge: Judge, outcome: str
+    ) -> list[dict[str, Any]]:
+        if len(self.candidates) == 1:
+            return [{"choice": self.candidates[0], "lds": float("nan")}]
+        tuned, refused = [], []
+        for choice in self.candidates:
+            try:
+                scores = fitted.scores(task.tuning_problem, outcome, choice)
+            except ValueError as error:  # such as a damped Hessian that is indefinite
+                refused.append(f"{dict(choice)}: {error}")
+                continue
+            tuned.append({"choice": dict(choice), "lds": judge(scores, outcome)})
+        if not tuned:
+            raise Unsuited("no candidate worked. " + " ".join(refused))
+        return tuned
+
+
+def predicted(scores: np.ndarray, part: BankPart) -> np.ndarray:
+    """Predictions `[Q, M]` of a part's outcomes."""
+    return predict(scores, part.masks)

@@ -1,0 +1,191 @@
+"""The BIF itself: covariances of losses under the local posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bif.attribute import attribute
+from bif.benchmark.measure import Cost, measured
+from bif.benchmark.methods.base import Judge, Scored
+from bif.benchmark.task import Proxy, Task
+from bif.estimate.covariance import estimate_covariance
+from bif.estimate.diagnostics import convergence
+from bif.problem import Observable, Problem
+from bif.run import Run
+from bif.settings import Settings
+from bif.traces import LossTraces
+
+_TUNING = "tuning queries"
+_PILOT_SHARE = 8
+"""A pilot has this fraction of the draws of the run itself."""
+_POINTS = 6
+"""Of the curve over draws."""
+
+
+@dataclass(frozen=True)
+class Fluctuation:
+    """`-Cov(l_i, phi)` from one run for all queries of both parts.
+
+    Where the task gives several settings, short pilots with each are judged on the tuning part;
+    so is, for every outcome, what stands in for it: itself or one of its proxies.
+    """
+
+    name: str = "bif"
+
+    def run(self, task: Task, judge: Judge) -> list[Scored]:
+        asked = _Asked(task)
+        device = task.problem.device
+        with measured(device) as tuning:
+            pilots = asked.pilots(judge) if len(task.settings) > 1 else []
+        found, runs = [], {}
+        for outcome in task.problem.observables:
+            settings = asked.best(pilots, outcome.name)
+            if settings not in runs:
+                with measured(device) as cost:
+                    run = attribute(asked.problem, settings)
+                runs[settings] = run, cost
+            run, cost = runs[settings]
+            matrices = asked.matrices(_values(run.influence.dataset), outcome)
+            chosen, tuned = asked.best_proxy(matrices, outcome.name, judge)
+            whole = Scored(
+                self.name,
+                outcome.name,
+                matrices[chosen]["reported"],
+                tuning.also(cost),
+                tuning.seconds,
+                {**_temperatures(settings, task.problem.num_train), "through": chosen},
+                [*(p.row for p in pilots if p.outcome == outcome.name), *tuned],
+                _figures(run),
+            )
+            found.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
+        return found
+
+    def _curve(
+        self, asked: _Asked, run: Run, whole: Scored, outcome: Observable, cost: Cost
+    ) -> list[Scored]:
+        """The same run cut short: scores from the first draws of every chain."""
+        longest = run.traces.shortest
+        sampling = min(float(run.summary["sampling_seconds"]), cost.seconds)
+        points = []
+        for draws in np.unique(np.geomspace(min(8, longest), longest, _POINTS).astype(int)):
+            traces = run.traces.truncated(int(draws))
+            matrices = asked.matrices(_scores_of(traces, asked.problem), outcome)
+            seconds = cost.seconds - sampling * (1 - draws / longest)
+            points.append(
+                replace(
+                    whole,
+                    scores=matrices[str(whole.choice["through"])]["reported"],
+                    cost=Cost(seconds, cost.peak_memory_gib),
+                    facts={
+                        "draws": traces.total_draws,
+                        "ess_median": float(np.nanmedian(convergence(traces)[0])),
+                    },
+                )
+            )
+        return points
+
+
+@dataclass(frozen=True)
+class _Pilot:
+    outcome: str
+    settings: Settings
+    lds: float
+    row: Mapping[str, Any]
+
+
+class _Asked:
+    """A task's problem with the queries of both parts and all proxies as observables."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._reported = len(task.problem.query_ids)
+        observables = {o.name: o for o in task.problem.observables}
+        for outcome in task.problem.observables:
+            for proxy in task.proxies_of(outcome):
+                observables.setdefault(proxy.observable.name, proxy.observable)
+        groups = {**task.problem.query_groups, _TUNING: task.tuning_queries}
+        self.problem: Problem = task.problem.asking(groups, observables=list(observables.values()))
+        self._slopes: dict[tuple[str, str], np.ndarray] = {}
+
+    def pilots(self, judge: Judge) -> list[_Pilot]:
+        """A short run with each of the settings, judged on the tuning part."""
+        found = []
+        for settings in self._task.settings:
+            draws = max(25, (settings.draws or 200) // _PILOT_SHARE)
+            run = attribute(self.problem, replace(settings, draws=draws))
+            for outcome in self._task.problem.observables:
+                matrices = self.matrices(_values(run.influence.dataset), outcome)
+                through, tuned = self.best_proxy(matrices, outcome.name, judge)
+                best = max(row["lds"] for row in tuned)
+                where = _temperatures(settings, self.problem.num_train)
+                row = {"choice": {**where, "through": through, "draws": draws}, "lds": best}
+                found.append(_Pilot(outcome.name, settings, best, row))
+        return found
+
+    def best(self, pilots: Sequence[_Pilot], outcome: str) -> Settings:
+        """The settings whose pilot did best on an outcome."""
+        own = [p for p in pilots if p.outcome == outcome]
+        return max(own, key=lambda p: p.lds).settings if own else self._task.settings[0]
+
+    def best_proxy(
+        self, matrices: Mapping[str, Mapping[str, np.ndarray]], outcome: str, judge: Judge
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """What predicts an outcome best on the tuning part, and how well each does."""
+        tuned = [
+            {"choice": {"through": name}, "lds": judge(parts["tuning"], outcome)}
+            for name, parts in matrices.items()
+        ]
+        best = max(tuned, key=lambda row: row["lds"])
+        return best["choice"]["through"], tuned
+
+    def matrices(
+        self, values: Mapping[str, np.ndarray], outcome: Observable
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Predictor -> part -> scores `[Q, N]` of an outcome: its own and through its proxies."""
+        made = {outcome.name: values[outcome.name]}
+        for proxy in self._task.proxies_of(outcome):
+            made[proxy.observable.name] = (
+                self._slope(outcome, proxy)[:, None] * values[proxy.observable.name]
+            )
+        first, n = self._reported, self.problem.num_train
+        return {
+            name: {"reported": whole[:first, :n], "tuning": whole[first:, :n]}
+            for name, whole in made.items()
+        }
+
+    def _slope(self, outcome: Observable, proxy: Proxy) -> np.ndarray:
+        key = outcome.name, proxy.observable.name
+        if key not in self._slopes:
+            self._slopes[key] = proxy.slopes(self.problem).numpy()
+        return self._slopes[key]
+
+
+def _values(dataset: Any) -> dict[str, np.ndarray]:
+    return {
+        str(o): dataset["influence"].sel(observable=o).values for o in dataset.observable.values
+    }
+
+
+def _scores_of(traces: LossTraces, problem: Problem) -> dict[str, np.ndarray]:
+    value = -estimate_covariance(traces, num_groups=2, device=problem.device).value.cpu().numpy()
+    parts = value.reshape(len(problem.observables), problem.num_queries, -1)
+    return {o.name: part for o, part in zip(problem.observables, parts, strict=True)}
+
+
+def _temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
+    """What was chosen, in units that compare between data sets."""
+    found: dict[str, Any] = {}
+    if settings.nbeta is not None:
+        found["nbeta/n"] = settings.nbeta / num_train
+        if settings.gamma is not None:
+            found["gamma/nbeta"] = settings.gamma / settings.nbeta if settings.nbeta else np.inf
+    return found
+
+
+def _figures(run: Run) -> dict[str, float]:
+    names = ("draws", "ess_median", "rhat_max", "reliability", "sampling_seconds")
+    return {name: float(run.summary[name]) for name in names if name in run.summary}

@@ -1,0 +1,97 @@
+"""The rivals: `bif.baselines` as methods of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from bif import baselines
+from bif.benchmark.methods.base import FittedMethod
+from bif.problem import Problem
+
+_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Dampings in units of the mean eigenvalue."""
+_PROJECTIONS = (512, 2048)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A fitted rival, asked with a damping or whatever else its `scores` takes."""
+
+    fitted: Any
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        return _array(self.fitted.scores(problem, observable=outcome, **choice))
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A rival that is a function of the problem, with nothing to fit."""
+
+    function: Callable[..., Tensor]
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        return _array(self.function(problem, observable=outcome, **choice))
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """TRAK for several projections, fitted as they are asked for."""
+
+    problem: Problem
+    by_dimension: dict[int, Any]
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        given = dict(choice)
+        dimension = given.pop("dimension")
+        if dimension not in self.by_dimension:
+            self.by_dimension[dimension] = baselines.TRAK.fit(self.problem, dimension=dimension)
+        return _array(self.by_dimension[dimension].scores(problem, observable=outcome, **given))
+
+
+def _array(scores: Tensor) -> np.ndarray:
+    return scores.double().cpu().numpy()
+
+
+def rivals() -> dict[str, FittedMethod]:
+    """All rivals by name, in the order of the table."""
+    scales = tuple({"damping_scale": scale} for scale in _SCALES)
+    projections = tuple(
+        {"dimension": d, "damping_scale": s} for d in _PROJECTIONS for s in (0.01, 0.1, 1.0)
+    )
+    made = [
+        FittedMethod("random", lambda _: _Plain(baselines.random_scores)),
+        FittedMethod(
+            "representation",
+            lambda _: _Plain(baselines.representation_similarity),
+            tuple(
+                {"kind": kind, "labels": labels}
+                for kind in ("cosine", "dot")
+                for labels in ("ignore", "match")
+            ),
+        ),
+        FittedMethod("gradient_product", lambda _: _Plain(baselines.gradient_product)),
+        FittedMethod("gradient_cosine", lambda _: _Plain(baselines.gradient_cosine)),
+        FittedMethod("trak", lambda problem: _Projected(problem, {}), projections),
+        FittedMethod("ekfac", lambda problem: _Asked(baselines.EKFAC.fit(problem)), scales),
+        FittedMethod(
+            "cg_ggn",
+            lambda problem: _Asked(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
+            tuple({"damping": d} for d in (1e-3, 3e-3, 1e-2, 3e-2, 0.1)),
+        ),
+        FittedMethod(
+            "exact_ggn",
+            lambda problem: _Asked(baselines.ExactInfluence.fit(problem, curvature="ggn")),
+            scales,
+        ),
+        FittedMethod(
+            "exact_hessian",
+            lambda problem: _Asked(baselines.ExactInfluence.fit(problem)),
+            scales,
+        ),
+    ]
+    return {method.name: method for method in made}

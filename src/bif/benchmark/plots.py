@@ -1,0 +1,101 @@
+"""Pictures of a benchmark: LDS against wall-clock, draws, effective draws and subset fraction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+_COLOURS = {
+    "bif": "#c2410c", "bif_response": "#b45309", "bif_auto": "#7c2d12", "ekfac": "#1d4ed8",
+    "exact_hessian": "#111827", "exact_ggn": "#6b7280", "cg_ggn": "#9ca3af", "trak": "#15803d",
+    "gradient_product": "#7e22ce", "gradient_cosine": "#a855f7", "representation": "#0e7490",
+    "random": "#d1d5db",
+}  # fmt: skip
+_AXES = {
+    "seconds": "seconds, set-up and tuning included",
+    "draws": "draws",
+    "ess_median": "effective draws (median over items)",
+    "fraction": "share of the train items in a subset",
+    "num_train": "train items",
+}
+
+
+def plots(
+    rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], *, title: str
+) -> dict[str, bytes]:
+    """Name -> PNG, one picture for every axis there is something to show on."""
+    made = {"lds-against-seconds": _picture(rows, curves, "seconds", title=title)}
+    for axis, name in (("draws", "draws"), ("ess_median", "effective-draws")):
+        own = [c for c in curves if axis in c]
+        if own:
+            made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
+    for axis, name in (("fraction", "fraction"), ("num_train", "train-items")):
+        own = [c for c in curves if axis in c]
+        if own:
+            made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
+    return made
+
+
+def _picture(
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    axis: str,
+    *,
+    title: str,
+) -> bytes:
+    """One panel a target and outcome: points for methods, lines for curves, the ceiling dashed."""
+    from matplotlib.figure import Figure
+
+    everything = [*rows, *(c for c in curves if axis in c)]
+    panels = list(dict.fromkeys((e["target"], e["observable"]) for e in everything))
+    figure = Figure(figsize=(5.4 * len(panels), 4.4), layout="constrained")
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for panel, (target, outcome) in zip(all_axes, panels, strict=True):
+        for method in dict.fromkeys(e["method"] for e in everything):
+            colour = _COLOURS.get(method, "#374151")
+            line = sorted(
+                (c for c in everything[len(rows) :] if _is(c, method, target, outcome)),
+                key=lambda c: c[axis],
+            )
+            point = [r for r in rows if _is(r, method, target, outcome)]
+            if line:
+                x = [c[axis] for c in line]
+                panel.plot(x, [c["lds"] for c in line], "-o", color=colour, ms=3.5, label=method)
+                panel.fill_between(
+                    x, [c["ci_low"] for c in line], [c["ci_high"] for c in line],
+                    color=colour, alpha=0.12, lw=0,
+                )  # fmt: skip
+            for row in point:
+                panel.errorbar(
+                    row[axis], row["lds"],
+                    [[max(0, row["lds"] - row["ci_low"])], [max(0, row["ci_high"] - row["lds"])]],
+                    fmt="s", color=colour, ms=5, capsize=2, label=None if line else method,
+                )  # fmt: skip
+        ceiling = _ceiling(rows, target, outcome)
+        if ceiling is not None:
+            panel.axhline(ceiling, ls="--", lw=1, color="#9ca3af")
+            panel.annotate(
+                "noise ceiling", (0.01, ceiling), xycoords=("axes fraction", "data"),
+                va="bottom", fontsize=8, color="#6b7280",
+            )  # fmt: skip
+        if axis != "fraction":
+            panel.set_xscale("log")
+        panel.set_title(f"{title}: {outcome}, retrained from {target}", fontsize=10)
+        panel.set_xlabel(_AXES[axis])
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("LDS")
+    all_axes[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _is(entry: Mapping[str, Any], method: str, target: str, outcome: str) -> bool:
+    return (entry["method"], entry["target"], entry["observable"]) == (method, target, outcome)
+
+
+def _ceiling(rows: Sequence[Mapping[str, Any]], target: str, outcome: str) -> float | None:
+    found = [r["ceiling"] for r in rows if (r["target"], r["observable"]) == (target, outcome)]
+    return found[0] if found and found[0] == found[0] else None

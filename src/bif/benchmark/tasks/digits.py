@@ -1,0 +1,81 @@
+"""scikit-learn's digits: MLP 64-64-10 tanh, small enough for the exact Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bif.bank import Plan
+from bif.benchmark.task import Task
+from bif.evaluate import Recipe, train
+from bif.items import Items
+from bif.losses import cross_entropy
+from bif.problem import MARGIN, Observable, Problem
+from bif.settings import Settings
+
+NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
+CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
+LOSS = Observable("loss", cross_entropy, "lower")
+
+
+def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
+    """500 digits, 200 queries; retrained from scratch and from the checkpoint.
+
+    Settings of the BIF were chosen on tuning subsets and queries of this task.
+    """
+    num_train = size or NUM_TRAIN
+    parts = split(num_train, seed=seed, device=device)
+    network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).to(device)
+    model = train(network, cross_entropy, parts["train"].data, CENTER, seed=seed, device=device)
+    settings = Settings(
+        nbeta=10.0 * num_train, gamma=0.04 * num_train, weight_decay=CENTER.weight_decay,
+        chains=64, draws=800, thin=5, seed=seed,
+    )  # fmt: skip
+    return Task(
+        "digits",
+        Problem(
+            model,
+            cross_entropy,
+            train=parts["train"],
+            queries=parts["queries"],
+            observables=[LOSS, MARGIN],
+        ),
+        parts["tuning"],
+        replace(CENTER, steps=1500),
+        Plan(num_subsets=100, seeds=4, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=1),
+        targets=("scratch", "checkpoint"),
+        settings=(settings,),
+        about="scikit-learn's digits, MLP 64-64-10 tanh, 4,810 weights.",
+    )
+
+
+def split(num_train: int, *, seed: int, device: str) -> dict[str, Items]:
+    """Train items, reported queries and tuning queries of the digits.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits come with scikit-learn: pip install 'bayesian-influence[demo]'."
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    x = torch.tensor(pixels[order] / 16, dtype=torch.float32, device=device)
+    y = torch.tensor(labels[order], device=device)
+    stops = np.cumsum([num_train, NUM_QUERIES, NUM_TUNING_QUERIES])
+    names = ("train", "queries", "tuning")
+    return {
+        name: _items((x[a:b], y[a:b]), order[a:b])
+        for name, a, b in zip(names, [0, *stops[:-1]], stops, strict=True)
+    }
+
+
+def _items(data: tuple[Tensor, Tensor], places: np.ndarray) -> Items:
+    return Items(data, ids=[f"digit-{i}" for i in places], labels=data[1].tolist())

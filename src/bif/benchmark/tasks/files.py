@@ -1,0 +1,40 @@
+"""Reading the standard data files."""
+
+from __future__ import annotations
+
+import gzip
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from bif import store
+
+
+def found(folder: Path, *names: str) -> Path:
+    """The first of `folder/name` that is there: data sets lie in a folder of their own or not.
+
+    Raises:
+        FileNotFoundError: None is.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(
+        f"no file {' or '.join(names)} in {folder}: pass the folder that holds it as --data."
+    )
+
+
+def unzipped(path: Path) -> bytes:
+    """The content of a gzip file."""
+    return gzip.decompress(store.folder_at(path.parent).read(path.name))
+
+
+def csv(path: Path) -> np.ndarray:
+    """Numbers of a gzipped file of comma-separated values, one row a line."""
+    return np.loadtxt(BytesIO(unzipped(path)), delimiter=",")
+
+
+def idx(path: Path, header: int) -> np.ndarray:
+    """The bytes of a gzipped idx file after its header."""
+    return np.frombuffer(unzipped(path), dtype=np.uint8, offset=header)

@@ -1,0 +1,66 @@
+"""The command line, thin: the same objects as in Python."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import tyro
+
+from bif.cli.benchmark import Lds
+from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
+from bif.cli.runs import Attribute, Demo, Merge, Show
+from bif.interrupts import Preempted, termination_raises
+
+_USER_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    ImportError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    RuntimeError,
+)
+
+
+def main() -> None:
+    """`bif demo`, `attribute`, `merge`, `show` and `lds`; exits with 2 on bad input."""
+    commands = Annotated[
+        Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+        | Annotated[Merge, tyro.conf.subcommand("merge")]
+        | Annotated[Show, tyro.conf.subcommand("show")]
+        | Annotated[Lds, tyro.conf.subcommand("lds")],
+        tyro.conf.OmitArgPrefixes,
+    ]
+    command = tyro.cli(commands, prog="bif", description="Bayesian influence functions.")  # type: ignore[arg-type]
+    try:
+        with termination_raises():
+            command.run()
+    except Preempted as stopped:
+        _leave(
+            RESUME_ME,
+            f"{stopped}. What was committed is kept: run the same command to go on from there.",
+        )
+    except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
+        _leave(
+            INTERRUPTED,
+            f"interrupted {stopped}; what was committed is kept."
+            if stopped.args
+            else "interrupted; nothing was added to what had been committed.",
+        )
+    except _USER_ERRORS as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        _leave(2, str(message))
+    except OSError as error:
+        _leave(
+            FILES_FAILED,
+            f"files could not be written ({error}). What was committed is kept: make room or mend "
+            "the disk, and run the same command to go on from there.",
+        )
+
+
+def _leave(status: int, message: str) -> NoReturn:
+    print(f"bif: {message}", file=sys.stderr)
+    sys.exit(status)
