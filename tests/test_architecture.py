@@ -151,8 +151,8 @@ COMPOSERS = {
 PUBLIC = {
     "bif": """
         MARGIN Calibration Influence Items LocalPosterior LossTraces Observable Problem Ranking
-        Run Score Settings attribute calibrate estimate evaluate extend load losses merge
-        run_chains samplers
+        Response Run Score Settings attribute calibrate estimate evaluate extend load losses merge
+        respond response run_chains samplers
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState
@@ -164,6 +164,7 @@ PUBLIC = {
         removal_masks retrain tracing train
     """,
     "bif.report": "render_report",
+    "bif.response": "Choice Cost Response choose_estimator measure_costs respond",
     "bif.baselines": """
         EKFAC TRAK ConjugateGradients ExactInfluence cg_influence ekfac_influence exact_influence
         gradient_cosine gradient_product item_gradients random_scores representation_similarity

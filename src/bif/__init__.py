@@ -8,7 +8,7 @@ print(run.influence.top(0, k=5))
 
 __version__ = "0.1.0"
 
-from bif import estimate, evaluate, losses, samplers
+from bif import estimate, evaluate, losses, response, samplers
 from bif.attribute import attribute
 from bif.calibrate import Calibration, calibrate
 from bif.chains import run_chains
@@ -18,6 +18,7 @@ from bif.items import Items
 from bif.merge import merge
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN, Observable, Problem
+from bif.response import Response, respond
 from bif.run import Run, load
 from bif.settings import Settings
 from bif.traces import LossTraces
@@ -32,6 +33,7 @@ __all__ = [
     "Observable",
     "Problem",
     "Ranking",
+    "Response",
     "Run",
     "Score",
     "Settings",
@@ -43,6 +45,8 @@ __all__ = [
     "load",
     "losses",
     "merge",
+    "respond",
+    "response",
     "run_chains",
     "samplers",
 ]

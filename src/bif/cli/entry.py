@@ -9,6 +9,7 @@ import tyro
 
 from bif.cli.benchmark import Lds
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
+from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Demo, Merge, Show
 from bif.interrupts import Preempted, termination_raises
 
@@ -25,10 +26,11 @@ _USER_ERRORS = (
 
 
 def main() -> None:
-    """`bif demo`, `attribute`, `merge`, `show` and `lds`; exits with 2 on bad input."""
+    """`bif demo`, `attribute`, `respond`, `merge`, `show` and `lds`; exits with 2 on bad input."""
     commands = Annotated[
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+        | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],

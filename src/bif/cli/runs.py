@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,6 +13,9 @@ from bif.cli.exits import INTERRUPTED
 from bif.cli.loading import load_groups, load_problem
 from bif.keep import Keep
 from bif.settings import Settings
+
+if TYPE_CHECKING:
+    from bif.influence import Influence
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,23 @@ class Show:
         from bif.influence import Influence
 
         folder = store.folder_at(self.folder)
+        if folder.is_file(store.SCORES):
+            dataset, about = store.read_scores(folder)
+            named = ("estimator", "num_steps", "seconds", "bias")
+            _print_summary({name: about.get(name) for name in named}, about)
+            self._rank(Influence(dataset))
+            return
         if folder.is_file(store.MANIFEST) and not folder.is_file(store.SUMMARY):
             print(f"no results yet: {store.progress(folder)}; the command that began the run goes "
                   "on from there.")  # fmt: skip
             return
         run = store.read_run(folder)
         _print_summary(run["summary"], run["manifest"])
-        influence = Influence(run["influence"])
+        self._rank(Influence(run["influence"]))
+
+    def _rank(self, influence: Influence) -> None:
         print(influence)
-        ids = self.query or tuple(str(i) for i in run["influence"]["query_id"].values[:3])
+        ids = self.query or tuple(str(i) for i in influence.dataset["query_id"].values[:3])
         for query in ids:
             print()
             print(influence.top(query, self.top, observable=self.observable))

@@ -2,7 +2,8 @@
 
 A run's folder holds `run.json` (the manifest), `traces.zarr` (losses at every draw), where asked
 for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `influence.zarr`,
-`diagnostics.zarr`, `summary.json` and `report.html`.
+`diagnostics.zarr`, `summary.json` and `report.html`.  Scores that come from no run of chains, such
+as responses, are a folder with `influence.zarr` and `scores.json`.
 """
 
 from bif.store.bank_arrays import BankLayout, BankPartStore
@@ -20,6 +21,7 @@ from bif.store.folder import (
     INFLUENCE,
     MANIFEST,
     REPORT,
+    SCORES,
     SUMMARY,
     DamagedRun,
     Folder,
@@ -31,8 +33,10 @@ from bif.store.results import (
     holds_run,
     load_dataset,
     plain,
+    read_scores,
     refuse_occupied,
     save_dataset,
+    write_scores,
 )
 from bif.store.run import (
     OnExisting,
@@ -52,6 +56,7 @@ __all__ = [
     "INFLUENCE",
     "MANIFEST",
     "REPORT",
+    "SCORES",
     "SUMMARY",
     "BankFolder",
     "BankLayout",
@@ -78,9 +83,11 @@ __all__ = [
     "read_bank_part",
     "read_manifest",
     "read_run",
+    "read_scores",
     "refuse_occupied",
     "refuse_other_format",
     "remove_run",
     "reopen_run",
     "save_dataset",
+    "write_scores",
 ]

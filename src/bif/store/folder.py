@@ -25,6 +25,7 @@ Buffer = bytes | memoryview
 
 MANIFEST, SUMMARY, REPORT = "run.json", "summary.json", "report.html"
 INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
+SCORES = "scores.json"
 TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
 OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
 LOCK = ".lock"

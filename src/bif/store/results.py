@@ -16,6 +16,7 @@ from bif.store.folder import (
     MANIFEST,
     PARTIAL,
     REPORT,
+    SCORES,
     SUMMARY,
     TRACES,
     DamagedRun,
@@ -54,6 +55,43 @@ def write_results(
     folder.write(REPORT, report.encode())
     write_json(folder, SUMMARY, summary)
     write_json(folder, MANIFEST, manifest)
+
+
+def write_scores(
+    where: str | Path | Folder, *, influence: xr.Dataset, about: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Write scores that are no run, `influence.zarr` and what is said of them, `scores.json`.
+
+    Raises:
+        FolderInUse: There are scores and `overwrite` is False, or something else.
+    """
+    folder = folder_at(where)
+    others = {n for n in folder.names() if not n.endswith(PARTIAL)} - {INFLUENCE, SCORES}
+    if others or folder.is_file(""):
+        raise FolderInUse(f"{folder} exists and holds other files: choose another folder.")
+    if folder.is_file(SCORES) and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds scores already: choose another folder, or pass overwrite=True."
+        )
+    fresh = f"{INFLUENCE}{PARTIAL}"
+    folder.remove(fresh)
+    save_dataset(influence, folder, name=fresh)
+    folder.remove(SCORES)
+    folder.move(fresh, INFLUENCE)
+    write_json(folder, SCORES, about)
+
+
+def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
+    """What `write_scores` wrote.
+
+    Raises:
+        FileNotFoundError: There are no scores.
+        DamagedRun: They are not what was written.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(SCORES):
+        raise FileNotFoundError(f"no {SCORES} at {folder}: expected scores written by bif.")
+    return load_dataset(folder, name=INFLUENCE), read_json(folder, SCORES)
 
 
 def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:

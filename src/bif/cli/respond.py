@@ -1,0 +1,64 @@
+"""The command that scores by pairs of chains around each query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from bif import store
+from bif.cli.loading import load_problem
+from bif.settings import Settings
+
+
+@dataclass(frozen=True)
+class Respond:
+    """Attribute by the response estimator: perturb the potential by each query, see the items move.
+
+    Cheaper than `bif attribute` for a few queries, and at temperature 0 the classical influence
+    function without a Hessian.
+    """
+
+    target: tyro.conf.Positional[str]
+    """FILE.py:FUNCTION."""
+    out: str
+    """Folder or fsspec URL for influence.zarr and scores.json."""
+    observable: str | None = None
+    """What is asked of the queries; the problem's first by default."""
+    temperature: float = 1.0
+    """1, the local posterior, or 0, its minimum."""
+    curvature: Literal["hessian", "bregman"] = "hessian"
+    """At temperature 0: "bregman" has the Gauss-Newton matrix in the Hessian's place."""
+    h: float | None = None
+    """Size of the perturbation; chosen by a pilot if left out."""
+    steps: int | None = None
+    """Recorded steps of each chain; at temperature 0 the most steps of a descent."""
+    replicates: int = 1
+    """Of each query at temperature 1, with noise of their own."""
+    overwrite: bool = False
+    """Replace scores that are already in the folder."""
+    settings: Settings = field(default_factory=Settings)
+
+    def run(self) -> None:
+        from bif.response import respond
+
+        if store.folder_at(self.out).is_file(store.SCORES) and not self.overwrite:
+            raise store.FolderInUse(
+                f"{self.out} holds scores already: choose another --out, or pass --overwrite."
+            )
+        response = respond(
+            load_problem(self.target),
+            self.settings,
+            observable=self.observable,
+            temperature=self.temperature,
+            curvature=self.curvature,
+            h=self.h,
+            steps=self.steps,
+            replicates=self.replicates,
+            show_progress=True,
+        )
+        response.save(self.out, overwrite=self.overwrite)
+        for warning in response.warnings:
+            print(f"warning: {warning}")
+        print(f"{response.num_steps} steps, {response.seconds:.1f} s; bif show {self.out}")

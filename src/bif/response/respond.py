@@ -1,0 +1,334 @@
+"""The composer: from a problem to responses to influence."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif import store
+from bif.estimate.covariance import Covariance
+from bif.estimate.influence import influence_dataset
+from bif.estimate.response import Perturbation, student_factor
+from bif.influence import Influence
+from bif.items import Items
+from bif.problem import Problem
+from bif.progress import say
+from bif.provenance import versions
+from bif.response.estimates import BlockResponse, Clock, common_minimum, sampled, settled
+from bif.response.pairs import Curvature, Pairs, blocks_of_queries
+from bif.response.perturbation import bounded, pilot, sizes_of_h
+from bif.response.prepare import Request, complete, of_observable
+from bif.settings import Settings
+from bif.types import Params
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Response:
+    """Influence by the response estimator, and what stands behind it.
+
+    Attributes:
+        influence: The scores, in the layout of `bif.attribute`'s, with one observable.
+        perturbation: Its size, its bias relative to the scores, and the pilot's ladder.
+        num_steps: Of every chain, the pilot's not counted.
+        seconds: Of everything, calibration and pilot included.
+        sampling_seconds: Of the final run's chains alone.
+        settings: Complete.
+        explanations: A line for each choice.
+        warnings: What speaks against the result.
+    """
+
+    influence: Influence
+    perturbation: Perturbation
+    num_steps: int
+    seconds: float
+    sampling_seconds: float
+    settings: Settings
+    explanations: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def h(self) -> np.ndarray:
+        """`[Q]`, of every query: its chains sample `U ± h·phi`."""
+        return self.influence.dataset["h"].values[0]
+
+    @property
+    def bias(self) -> float:
+        """Of finite h, relative to a query's root mean square score; NaN if h was given."""
+        return self.perturbation.bias
+
+    @property
+    def scores(self) -> np.ndarray:
+        """`[Q, N]`, signed like the BIF."""
+        return self.influence.dataset["influence"].values[0]
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """`[Q, N]`, without the bias."""
+        return self.influence.dataset["standard_error"].values[0]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `influence.zarr` and `scores.json`, which has everything but the scores.
+
+        Args:
+            folder: A path or fsspec URL.
+            overwrite: Replace scores that are there.
+
+        Raises:
+            FolderInUse: There are scores already, or other files.
+        """
+        about = {
+            "estimator": "response",
+            "num_steps": self.num_steps,
+            "seconds": self.seconds,
+            "sampling_seconds": self.sampling_seconds,
+            "bias": self.bias,
+            "perturbation": str(self.perturbation),
+            "warnings": self.warnings,
+            "settings": self.settings.as_dict(),
+            "explanations": self.explanations,
+            "versions": versions(),
+        }
+        store.write_scores(
+            folder, influence=self.influence.dataset, about=about, overwrite=overwrite
+        )
+        return Path(folder)
+
+
+def respond(
+    problem: Problem,
+    settings: Settings | None = None,
+    *,
+    observable: str | None = None,
+    temperature: float = 1.0,
+    curvature: Curvature = "hessian",
+    h: float | None = None,
+    steps: int | None = None,
+    replicates: int = 1,
+    show_progress: bool = False,
+) -> Response:
+    """Influence by its definition: perturb the potential by a query and see the items move.
+
+    `-Cov(l_i, phi) = (E₊[l_i] - E₋[l_i]) / (2h)` as h → 0, where the two chains of a pair sample
+    `U + h·phi` and `U - h·phi` with the same random numbers.  The error of finite h is
+    `-(h²/6)·κ₄(l_i, phi, phi, phi)`.  At temperature 0 the means are values at the two minima and
+    the score is `-g_iᵀ (nbeta·H + gamma)⁻¹ g_phi` to leading order, at the minimum of U and without
+    any Hessian.
+
+    Args:
+        problem: Model, loss, items, queries and observables.
+        settings: As for `attribute`; `chains` and `draws` follow from the queries and `steps`.
+        observable: The name of phi; the problem's first by default.
+        temperature: 1.0, the local posterior, or 0.0, its minimum.
+        curvature: At temperature 0, "bregman" replaces L in U by its Bregman divergence at w*:
+            the Gauss-Newton matrix then stands in the place of H, for losses of `bif.losses`.
+        h: Of all queries, in U.  If None, `size·sqrt(k)/|∇phi|` of each query, which moves the law
+            by about `size` standard deviations, with a size that a pilot chooses.
+        steps: Recorded steps of each chain at temperature 1, `draws · thin` by default; at
+            temperature 0 the most steps of a descent, 80 relaxation times by default.
+        replicates: Of each query at temperature 1: pairs with noise of their own and their mirror
+            images, whose noise has the opposite sign; four chains each.
+        show_progress: Print choices and progress on the terminal.
+
+    Returns:
+        Scores with their errors; `.influence` has the same methods as a run's.
+
+    Raises:
+        ValueError: Arguments that contradict each other; a model or loss that cannot be taken; a
+            loss or observable that is NaN or infinite at w*.
+        KeyError: No such observable.
+        RuntimeError: All pairs diverged.
+
+    Source: theory of linear response; at temperature 0 with curvature="bregman" Bae et al. 2022
+    (arXiv 2209.05364).
+    """
+    started = time.perf_counter()
+    request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
+    alone, chosen = of_observable(problem, observable)
+    calibration = complete(alone, request)
+    s = calibration.settings
+    pairs = Pairs(
+        alone, s, observable=chosen, curvature=curvature, num_replicates=replicates,
+        num_mirrors=request.num_mirrors,
+    )  # fmt: skip
+    assert s.burn_in is not None and s.thin is not None and s.draws is not None
+    clock = Clock.of(pairs, burn_in=s.burn_in, steps=steps or s.draws * s.thin)
+    start = common_minimum(pairs) if request.cold else None
+    groups = pairs.sampling.queries
+    perturbation, h_Q = _perturbation(pairs, h, clock, start)
+    if show_progress:
+        say([*calibration.explanations, str(perturbation)])
+    gathered = _Gathered(alone.num_queries, len(alone.scored_ids))
+    sampling_started = time.perf_counter()
+    assert s.block_size is not None
+    for items, indices, rows in blocks_of_queries(groups, s.block_size // pairs.chains_per_pair):
+        h_K = h_Q[rows].to(pairs.device)
+        gathered.put(rows, _block(pairs, items, indices, h_K, clock, start, steps))
+        if show_progress:
+            seconds = time.perf_counter() - started
+            say([f"queries to {rows.stop} of {alone.num_queries}: {seconds:.1f} s"])
+    sampling_seconds = time.perf_counter() - sampling_started  # every block has reached the host
+    warnings = gathered.warnings(alone, s, perturbation)
+    dataset = gathered.dataset(pairs, calibrated=s).assign_attrs(
+        estimator="response", temperature=temperature, curvature=curvature,
+        bias=perturbation.bias, gamma=s.gamma, num_steps=gathered.num_steps,
+    )  # fmt: skip
+    dataset = dataset.assign(h=(("observable", "query"), h_Q[None].numpy()))
+    return Response(
+        Influence(dataset),
+        perturbation,
+        gathered.num_steps,
+        time.perf_counter() - started,
+        sampling_seconds,
+        s,
+        (*calibration.explanations, str(perturbation)),
+        tuple(warnings),
+    )
+
+
+def _perturbation(
+    pairs: Pairs, h: float | None, clock: Clock, start: Params | None
+) -> tuple[Perturbation, Tensor]:
+    """As given, or as a pilot chooses; and every query's h `[Q]`."""
+    groups, values_Q = pairs.sampling.queries, pairs.sampling.query_center
+    if h is not None:
+        given = torch.full((len(values_Q),), h, dtype=torch.float64)
+        return Perturbation(h, float("nan"), True, ()), given
+    unit_Q = sizes_of_h(pairs, groups)
+    found = pilot(pairs, groups, values_Q, unit_Q, clock=clock, start=start)
+    return found, bounded(found.size * unit_Q, pairs)
+
+
+def _block(
+    pairs: Pairs,
+    items: Items,
+    indices: Tensor,
+    h_K: Tensor,
+    clock: Clock,
+    start: Params | None,
+    steps: int | None,
+) -> BlockResponse:
+    if start is not None:
+        return settled(pairs, items, indices, h_K, start=start, max_steps=steps)
+    found = sampled(pairs, items, indices, h_K, clock=clock)
+    factor = student_factor(clock.times * pairs.num_replicates)
+    return found._replace(standard_error=factor * found.standard_error)
+
+
+class _Gathered:
+    """The rows of the result as their blocks come in."""
+
+    def __init__(self, num_queries: int, num_items: int) -> None:
+        shape = (num_queries, num_items)
+        self.response = torch.full(shape, float("nan"), dtype=torch.float64)
+        self.standard_error = self.response.clone()
+        self.unsettled = torch.zeros(num_queries, dtype=torch.bool)
+        self.query = torch.full((2, num_queries), float("nan"), dtype=torch.float64)
+        self.items = torch.zeros(2, num_items, dtype=torch.float64)
+        self.num_steps = self._num_blocks = 0
+        self._records = 1
+
+    def put(self, rows: slice, block: BlockResponse) -> None:
+        """Take in a block; a query whose pair diverged keeps NaN."""
+        fine = block.response.isfinite().all(dim=1, keepdim=True)
+        nothing = float("nan")
+        self.response[rows] = block.response.where(fine, nothing).cpu()
+        self.standard_error[rows] = block.standard_error.where(fine, nothing).cpu()
+        self.unsettled[rows] = block.unsettled
+        self.num_steps = max(self.num_steps, block.num_steps)
+        if block.moments is not None:
+            self._records = block.moments.count
+            self.query[:, rows] = torch.stack(block.moments.mean_and_variance("observable")).cpu()
+            items = torch.stack(block.moments.mean_and_variance("losses")).cpu()
+            self._num_blocks += 1
+            self.items += (items - self.items) / self._num_blocks
+
+    def warnings(self, problem: Problem, s: Settings, perturbation: Perturbation) -> list[str]:
+        """What speaks against the result.
+
+        Raises:
+            RuntimeError: All pairs diverged.
+        """
+        lost = self.response.isnan().all(dim=1)
+        advice = f"lower step_size (it was {s.step_size:.4g}; try half), raise gamma, or lower h"
+        if lost.all():
+            raise RuntimeError(
+                f"the chains of all {problem.num_queries} queries diverged ({perturbation}): "
+                f"{advice}."
+            )
+        said = []
+        if not perturbation.accepted:
+            said.append(f"finite h may bias the scores: {perturbation}. Run longer, or raise gamma")
+        if lost.any():
+            said.append(f"chains of {_names(problem, lost)} diverged; their rows are NaN: {advice}")
+        if self.unsettled.any():
+            said.append(
+                f"the minima for {_names(problem, self.unsettled)} were not reached to 1 % in "
+                f"{self.num_steps} steps: raise steps, or gamma"
+            )
+        return said
+
+    def dataset(self, pairs: Pairs, *, calibrated: Settings) -> xr.Dataset:
+        """The result as users see it."""
+        problem, cold = pairs.sampling.problem, not self._num_blocks
+        nbeta = calibrated.nbeta
+        assert nbeta is not None
+        if cold:
+            self.items[0], self.items[1] = pairs.sampling.train_center, float("nan")
+            self.query[0] = pairs.sampling.query_center
+        covariance = Covariance(
+            value=-self.response,
+            standard_error=self.standard_error,
+            row_variance=self.query[1],
+            row_mean=self.query[0],
+            column_variance=self.items[1],
+            column_variance_error=torch.full_like(self.items[1], float("nan")),
+            column_mean=self.items[0],
+            num_groups=pairs.num_replicates,
+        )
+        num_chains = problem.num_queries * pairs.chains_per_pair
+        dataset = influence_dataset(
+            covariance,
+            nbeta=nbeta,
+            observables={o.name: o.better for o in problem.observables},
+            query_ids=problem.query_ids,
+            query_groups=problem.query_group_names,
+            train_ids=problem.scored_ids,
+            num_train=problem.num_train,
+            num_chains=num_chains,
+            num_draws=num_chains * self._records,
+        )
+        if cold:  # without a spread there is no correlation
+            dataset["correlation"] = dataset["correlation"] * np.nan
+        return _described(dataset, pairs)
+
+
+def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
+    """Add values at w* and labels."""
+    problem = pairs.sampling.problem
+    dataset = dataset.assign(
+        train_center_loss=("train", pairs.sampling.train_center.numpy()),
+        query_center=(("observable", "query"), pairs.sampling.query_center[None].numpy()),
+    )
+    for side, groups in (
+        ("train", list(problem.scored_groups.values())),
+        ("query", list(problem.query_groups.values())),
+    ):
+        if all(items.labels is not None for items in groups):
+            labels = np.concatenate([np.asarray(items.labels) for items in groups])
+            dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
+    return dataset
+
+
+def _names(problem: Problem, which: Tensor) -> str:
+    """A few queries by name."""
+    ids = [str(problem.query_ids[int(q)]) for q in which.nonzero().flatten()]
+    return f"{len(ids)} queries, such as {', '.join(ids[:5])}"
