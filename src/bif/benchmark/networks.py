@@ -86,7 +86,7 @@ class ResNet9(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `[B, 3, rows, columns]` to logits `[B, num_classes]`."""
-        # Maxima: behind GroupNorm means say little, those of a group of channels being all 0.
+        # Maxima: means say little, those of a group of channels are all 0 behind GroupNorm.
         return self.linear(self.stages(images).amax(dim=(-2, -1)))
 
 

@@ -23,17 +23,17 @@ LOSS = Observable("loss", cross_entropy, "lower")
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """500 digits, 200 queries; retrained from scratch and from the checkpoint.
-
-    Settings of the BIF were chosen on tuning subsets and queries of this task.
-    """
+    """500 digits, 200 queries; retrained from scratch and from the checkpoint."""
     num_train = size or NUM_TRAIN
     parts = split(num_train, seed=seed, device=device)
     network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).to(device)
     model = train(network, cross_entropy, parts["train"].data, CENTER, seed=seed, device=device)
-    settings = Settings(
-        nbeta=10.0 * num_train, gamma=0.04 * num_train, weight_decay=CENTER.weight_decay,
-        chains=64, draws=800, thin=5, seed=seed,
+    settings = tuple(
+        Settings(
+            nbeta=nbeta * num_train, gamma=ratio * nbeta * num_train,
+            weight_decay=CENTER.weight_decay, chains=64, draws=800, thin=5, seed=seed,
+        )
+        for nbeta, ratio in ((10.0, 0.004), (10.0, 0.01), (3.0, 0.004))
     )  # fmt: skip
     return Task(
         "digits",
@@ -48,7 +48,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         replace(CENTER, steps=1500),
         Plan(num_subsets=100, seeds=4, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=1),
         targets=("scratch", "checkpoint"),
-        settings=(settings,),
+        settings=settings,
         about="scikit-learn's digits, MLP 64-64-10 tanh, 4,810 weights.",
     )
 

@@ -1,0 +1,197 @@
+"""CIFAR-10: a ResNet-9 with GroupNorm on 3,000 of the first 4,000 train images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.bank import Plan
+from bif.benchmark.networks import ResNet9
+from bif.benchmark.task import Task
+from bif.benchmark.tasks.files import found
+from bif.evaluate import Recipe, train
+from bif.items import Items
+from bif.losses import cross_entropy
+from bif.problem import MARGIN, Observable, Problem
+from bif.settings import Settings
+
+NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
+EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4
+MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+LOSS = Observable("loss", cross_entropy, "lower")
+
+
+def task(
+    data: Path,
+    *,
+    device: str,
+    seed: int,
+    size: int | None = None,
+    widths: tuple[int, ...] = (16, 32, 64, 64),
+) -> Task:
+    """3,000 train images, 600 queries and 400 others to tune on; retrained from scratch.
+
+    Args:
+        data: Folder with `cifar10/`, or that folder itself.
+        device: Where to train, retrain and sample.
+        seed: Of split, training and sampling.
+        size: Number of train items; there are a fifth as many queries at most.
+        widths: Channels of the network's four stages.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ImportError: Pillow is not installed.
+        ValueError: Pictures of another layout, or too few of them.
+    """
+    parts = split(data, size=size, seed=seed, device=device, mean=MEAN, spread=SPREAD)
+    num_train = len(parts["train"])
+    with torch.random.fork_rng(devices=[]):  # weights that `train` replaces by those of the seed
+        network = ResNet9(widths).to(device)
+    model = train(
+        network, cross_entropy, parts["train"].data, recipe(num_train), seed=seed, device=device
+    )
+    num_weights = sum(p.numel() for p in model.parameters())
+    return Task(
+        "cifar",
+        Problem(
+            model,
+            cross_entropy,
+            train=parts["train"],
+            queries=parts["queries"],
+            observables=[LOSS, MARGIN],
+        ),
+        parts["tuning"],
+        recipe(num_train // 2),
+        Plan(num_subsets=100, seeds=5, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=3),
+        settings=settings(num_train, seed=seed, device=device, weight_decay=WEIGHT_DECAY),
+        methods=METHODS,
+        about=f"CIFAR-10, {num_train:,} train images, ResNet-9 with GroupNorm, widths "
+        f"{'-'.join(map(str, widths))}, {num_weights:,} weights.",
+        networks_per_stack=32,
+        retraining_precision="tf32" if device.startswith("cuda") else "float32",
+    )
+
+
+METHODS = (
+    "random", "representation", "gradient_product", "gradient_cosine", "trak", "ekfac", "bif",
+)  # fmt: skip
+"""Those that take some 100,000 weights."""
+
+
+def recipe(num_items: int) -> Recipe:
+    """20 epochs; batches of 32, or an eighth of the items where that is smaller."""
+    batch = max(1, min(BATCH, num_items // 8))
+    return Recipe(
+        EPOCHS * (num_items // batch), 0.003, momentum=0.9, weight_decay=WEIGHT_DECAY,
+        batch_size=batch, schedule="cosine",
+    )  # fmt: skip
+
+
+def settings(
+    num_train: int, *, seed: int, device: str, weight_decay: float
+) -> tuple[Settings, ...]:
+    """First guesses for image networks: three temperatures, `gamma = .1 nbeta`."""
+    on_gpu = device.startswith("cuda")
+    return tuple(
+        Settings(
+            nbeta=share * num_train, gamma=0.1 * share * num_train, weight_decay=weight_decay,
+            chains=32, draws=400, thin=3, seed=seed, block_size=32 if on_gpu else 4,
+            chunk_size=500, compiled=on_gpu,
+            gradient_precision="bfloat16" if on_gpu else "float32",
+        )
+        for share in (0.1, 0.3, 1.0)
+    )  # fmt: skip
+
+
+def split(
+    data: Path,
+    *,
+    size: int | None,
+    seed: int,
+    device: str,
+    mean: tuple[float, ...],
+    spread: tuple[float, ...],
+) -> dict[str, Items]:
+    """Train items, reported queries and tuning queries, `[N, 3, 32, 32]`, in shuffled order.
+
+    Args:
+        data: As for `task`.
+        size: As for `task`.
+        seed: Of the shuffle.
+        device: Where the tensors go.
+        mean: Of each channel, of pixels in [0, 1].
+        spread: Standard deviation of each channel.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: As for `task`.
+    """
+    place = found(data, "cifar10", ".")
+    pictures, labels, names = _read(place)
+    num_train = size or NUM_TRAIN
+    counts = {
+        "train": num_train,
+        "queries": max(1, NUM_QUERIES * min(num_train, NUM_TRAIN) // NUM_TRAIN),
+        "tuning": max(1, NUM_TUNING_QUERIES * min(num_train, NUM_TRAIN) // NUM_TRAIN),
+    }
+    if sum(counts.values()) > len(pictures):
+        raise ValueError(
+            f"{place} holds {len(pictures):,} images, but {num_train:,} train items, "
+            f"{counts['queries']} queries and {counts['tuning']} tuning queries are asked for: "
+            "ask for a smaller size."
+        )
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    stops = np.cumsum(list(counts.values()))
+    made = {}
+    for name, start, stop in zip(counts, [0, *stops[:-1]], stops, strict=True):
+        chosen = order[start:stop]
+        inputs = torch.tensor((pictures[chosen] / np.float32(255) - mean) / spread)
+        batch: tuple[Tensor, Tensor] = (
+            inputs.float().movedim(-1, 1).contiguous().to(device),
+            torch.tensor(labels[chosen].astype(np.int64), device=device),
+        )
+        made[name] = Items(
+            batch,
+            ids=[f"image-{i}" for i in chosen],
+            labels=[names[label] for label in labels[chosen]],
+            images=pictures[chosen],
+        )
+    return made
+
+
+def _read(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pictures `[N, 32, 32, 3]`, labels `[N]` and the names of the classes."""
+    sheets = sorted(place.glob("cifar10_batch_*.png")) or [found(place, "cifar10_batch_0.png")]
+    labels = np.load(found(place, "labels_first4000_train.npy"), allow_pickle=False)
+    names = found(place, "class_names.txt").read_text(encoding="utf-8").split()
+    pictures = np.concatenate([_sheet(sheet) for sheet in sheets])
+    if len(labels) != len(pictures):
+        raise ValueError(
+            f"{place} holds {len(pictures):,} images in {len(sheets)} sheets, but {len(labels):,} "
+            "labels; expected as many: a sheet is missing, or one too many."
+        )
+    return pictures, labels, names
+
+
+def _sheet(path: Path) -> np.ndarray:
+    """The pictures of one file, whose rows are images of 1,024 pixels."""
+    try:
+        from PIL import ImageFile
+    except ImportError as error:
+        raise ImportError(
+            "CIFAR-10's images are PNG files: pip install 'bayesian-influence[report]', which "
+            "brings Pillow."
+        ) from error
+    parser = ImageFile.Parser()
+    try:
+        parser.feed(path.read_bytes())
+        pixels = np.asarray(parser.close().convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow's words for a broken PNG
+        raise ValueError(f"{path} is no whole picture: {error}. Fetch it anew.") from error
+    if pixels.shape[1:] != (1024, 3):
+        raise ValueError(
+            f"{path} has {pixels.shape[1]} pixels a row; expected 1,024, a 32×32 image each row."
+        )
+    return pixels.reshape(-1, 32, 32, 3)

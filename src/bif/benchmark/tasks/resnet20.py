@@ -1,0 +1,94 @@
+"""A published ResNet-20 for CIFAR-10, fine-tuned on halves of 3,000 of its train images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bif.bank import Plan
+from bif.benchmark.networks import ResNet20
+from bif.benchmark.task import Task
+from bif.benchmark.tasks.cifar import LOSS, METHODS, settings, split
+from bif.benchmark.tasks.files import found
+from bif.evaluate import Recipe
+from bif.losses import cross_entropy
+from bif.problem import MARGIN, Problem
+
+CHECKPOINT = "resnet20-12fca82f.th"
+EPOCHS, BATCH, WEIGHT_DECAY = 10, 128, 1e-4
+RECIPE = Recipe(1, 0.01, momentum=0.9, weight_decay=WEIGHT_DECAY, schedule="cosine")
+MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, by which the checkpoint was trained."""
+
+
+def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
+    """3,000 train images, 600 queries, 400 to tune on; retrained from the checkpoint alone.
+
+    Retraining from scratch would need CIFAR-10's other 46,000 images and BatchNorm's statistics.
+
+    Args:
+        data: Folder with `cifar10/` and `resnet-cifar10/`.
+        device: Where to retrain and sample.
+        seed: Of split and sampling.
+        size: Number of train items; there are a fifth as many queries at most.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ImportError: Pillow is not installed.
+        ValueError: A checkpoint of another network; pictures of another layout, or too few.
+    """
+    model = checkpoint(data).to(device)
+    parts = split(data, size=size, seed=seed, device=device, mean=MEAN, spread=SPREAD)
+    num_train = len(parts["train"])
+    num_weights = sum(p.numel() for p in model.parameters())
+    guesses = settings(num_train, seed=seed, device=device, weight_decay=WEIGHT_DECAY)
+    return Task(
+        "resnet20",
+        Problem(
+            model,
+            cross_entropy,
+            train=parts["train"],
+            queries=parts["queries"],
+            observables=[LOSS, MARGIN],
+        ),
+        parts["tuning"],
+        recipe(num_train // 2),
+        Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
+        targets=("checkpoint",),
+        settings=tuple(replace(guess, block_size=8) for guess in guesses),
+        methods=METHODS,
+        about="ResNet-20, 91.8 % on CIFAR-10's test images, fine-tuned on halves of "
+        f"{num_train:,} of its train images with BatchNorm frozen; {num_weights:,} weights move. "
+        "In-sample: the checkpoint was trained on the queries too.",
+        in_sample=True,
+        networks_per_stack=32,
+        retraining_precision="tf32" if device.startswith("cuda") else "float32",
+    )
+
+
+def recipe(num_items: int) -> Recipe:
+    """10 epochs; batches of 128, or an eighth of the items where that is smaller."""
+    batch = max(1, min(BATCH, num_items // 8))
+    return replace(RECIPE, steps=EPOCHS * (num_items // batch), batch_size=batch)
+
+
+def checkpoint(data: Path) -> ResNet20:
+    """The network of `resnet-cifar10/resnet20-12fca82f.th`, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It holds something else.
+    """
+    path = found(found(data, "resnet-cifar10", "."), CHECKPOINT)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling meets
+        raise ValueError(f"{path} is no checkpoint of PyTorch: {error}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(
+            f"{path} holds no 'state_dict'; expected the checkpoint of "
+            "akamaster/pytorch_resnet_cifar10's resnet20."
+        )
+    return ResNet20.from_state(content["state_dict"]).eval()
