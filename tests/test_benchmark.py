@@ -9,26 +9,28 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from small_problems import labelled
 from torch import nn
 
 import bif
-from bif.bank import BankPart, Plan
+from bif.bank import BankPart, Plan, load
 from bif.benchmark import Proxy, Task, benchmark, benchmark_sizes, judge_file
 from bif.benchmark.harness import ABOUT, RESULTS, TABLE, write
-from bif.benchmark.judge import rows, table
+from bif.benchmark.judge import budget_table, rows, table
 from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
 from bif.benchmark.task import PROXIES, RESIDUAL
 from bif.evaluate import Recipe, lds, train
+from small_problems import labelled
 
 RECIPE = Recipe(60, 0.5, momentum=0.9, weight_decay=1e-2)
 SETTINGS = bif.Settings(
     nbeta=2000.0, gamma=20.0, weight_decay=1e-2, chains=8, draws=30, burn_in=20, thin=2,
 )  # fmt: skip
-METHODS = ["random", "gradient_product", "ekfac", "exact_hessian", "bif"]
+METHODS = [
+    "random", "gradient_product", "ekfac", "exact_hessian", "bif", "bif_response", "bif_auto"
+]  # fmt: skip
 
 
 def convex(num_train: int = 40) -> Task:
@@ -105,10 +107,10 @@ class TestJudge:
             Judge([part])
 
     def test_scores_that_are_not_finite_are_worth_nothing(self):
+        losses = np.random.default_rng(0).normal(size=(1, 3, 2))
         part = BankPart(
-            "tuning", np.eye(3, dtype=bool), {"loss": np.random.default_rng(0).normal(size=(1, 3, 2))},
-            (0,), np.arange(3), np.arange(2), 0.0,
-        )  # fmt: skip
+            "tuning", np.eye(3, dtype=bool), {"loss": losses}, (0,), np.arange(3), np.arange(2), 0.0
+        )
         assert Judge([part])(np.full((2, 3), np.nan), "loss") == 0.0
 
 
@@ -129,12 +131,14 @@ class TestBenchmark:
         for outcome in ("loss", "margin"):
             assert by["exact_hessian", outcome] > 0.85
             assert by["bif", outcome] > 0.75
+            assert by["bif_response", outcome] > 0.85
+            assert by["bif_auto", outcome] > 0.75
             assert abs(by["random", outcome]) < 0.4
 
     def test_rows_are_the_lds_of_the_scores_on_the_reported_part(self, tmp_path):
         task = convex()
         results = benchmark(task, methods=["exact_hessian"], out=tmp_path)
-        part = bif.bank.load(tmp_path / "bank-checkpoint").reported
+        part = load(tmp_path / "bank-checkpoint").reported
         expected = lds(results.scored[0].scores, part.masks, part.outcomes["loss"])
         assert results.rows[0]["lds"] == expected.mean
         assert results.rows[0]["ci_low"] == expected.ci_low
@@ -168,7 +172,7 @@ class TestBenchmark:
             raise ValueError("too many weights")
 
         with pytest.raises(Unsuited, match="too many weights"):
-            FittedMethod("big", refuse).run(convex(), Judge([]))
+            FittedMethod("big", refuse).run(convex(), Judge([]), [])
 
     def test_fractions_make_a_curve(self, tmp_path):
         results = benchmark(
@@ -245,3 +249,19 @@ def test_a_proxy_of_ones_own_is_tried():
                  lambda m, b: torch.full((len(b[1]),), -0.5))  # fmt: skip
     found = benchmark(replace(task, proxies={"loss": (mine,)}), methods=["bif"]).scored
     assert {t["choice"]["through"] for t in found[0].tuned} == {"loss", "twice"}
+
+
+def test_a_budget_cuts_curves_short_and_leaves_out_what_takes_longer():
+    where = {"target": "scratch", "observable": "loss"}
+    made = [
+        {**where, "method": "bif", "lds": 0.8, "seconds": 100.0},
+        {**where, "method": "slow", "lds": 0.9, "seconds": 200.0},
+    ]
+    curve = [
+        {**where, "method": "bif", "lds": 0.5, "seconds": 5.0},
+        {**where, "method": "bif", "lds": 0.7, "seconds": 50.0},
+        {**where, "method": "bif", "lds": 0.1, "fraction": 0.5},
+    ]
+    lines = budget_table(made, curve).splitlines()
+    assert lines[2] == "| method | 10 s | 1 min | 10 min |"
+    assert lines[4:] == ["| slow | – | – | 0.9 |", "| bif | 0.5 | 0.7 | 0.8 |"]

@@ -8,9 +8,9 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
-from command_line import caller
 
 from bif.benchmark import SETTINGS, named_task
+from command_line import caller
 
 TASK = """
     import sys

@@ -82,7 +82,7 @@ def benchmark(
     unsuited: dict[str, str] = {}
     for name in chosen:
         try:
-            found += all_methods()[name].run(task, tuning)
+            found += all_methods()[name].run(task, tuning, found)
         except Unsuited as reason:
             unsuited[name] = str(reason)
             _say(show_progress, f"{name}: not here. {reason}")

@@ -119,6 +119,52 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+def budget_table(
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]],
+    *,
+    budgets: Sequence[float] = (10.0, 60.0, 600.0),
+) -> str:
+    """What each method gives within a wall-clock budget, set-up and tuning included.
+
+    A method with a curve is cut short where the budget ends; any other is there or is not.
+
+    Args:
+        rows: As from `rows`.
+        curves: As from `curves`; those without seconds play no part.
+        budgets: Seconds.
+    """
+    groups = dict.fromkeys((str(r["target"]), str(r["observable"])) for r in rows)
+    lines = []
+    for target, outcome in groups:
+        lines += [
+            "",
+            f"### {outcome}, retrained from {target}: LDS within a budget",
+            "",
+            "| method | " + " | ".join(_duration(b) for b in budgets) + " |",
+            "|" + " --- |" * (1 + len(budgets)),
+        ]
+        own = [r for r in rows if (r["target"], r["observable"]) == (target, outcome)]
+        for row in sorted(own, key=lambda r: -r["lds"]):
+            mine = [
+                c
+                for c in (*curves, row)
+                if c.get("seconds") is not None
+                and (c["method"], c["target"], c["observable"]) == (row["method"], target, outcome)
+            ]
+            last = [
+                max((c for c in mine if c["seconds"] <= b), key=lambda c: c["seconds"], default={})
+                for b in budgets
+            ]
+            cells = " | ".join(_cell(found.get("lds")) for found in last)
+            lines.append(f"| {row['method']} | {cells} |")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
+
+
 def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"

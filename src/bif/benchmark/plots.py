@@ -81,7 +81,16 @@ def _picture(
             )  # fmt: skip
         if axis != "fraction":
             panel.set_xscale("log")
-        panel.set_title(f"{title}: {outcome}, retrained from {target}", fontsize=10)
+        if axis == "seconds":
+            low, high = panel.get_xlim()
+            for budget, words in ((10, "10 s"), (60, "1 min"), (600, "10 min")):
+                if low < budget < high:
+                    panel.axvline(budget, lw=0.8, ls=":", color="#9ca3af")
+                    panel.annotate(
+                        words, (budget, 1.0), xycoords=("data", "axes fraction"), ha="center",
+                        va="bottom", fontsize=7, color="#6b7280", annotation_clip=False,
+                    )  # fmt: skip
+        panel.set_title(f"{title}: {outcome}, retrained from {target}", fontsize=10, pad=14)
         panel.set_xlabel(_AXES[axis])
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)

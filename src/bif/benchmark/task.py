@@ -82,7 +82,7 @@ class Task:
         targets: "scratch", "checkpoint" or both.
         settings: Settings of the BIF between which the tuning part decides; the first is used
             where nothing is tuned.
-        response: Settings of the response estimator, as `settings`.
+        response_steps: Recorded steps of the response estimator's chains at temperature 1.
         methods: Names of the methods, in the order of the table; all that the model allows by
             default.
         about: One line for the reader: what the numbers are, and are not.
@@ -100,7 +100,7 @@ class Task:
     plan: Plan
     targets: tuple[Target, ...] = ("scratch",)
     settings: tuple[Settings, ...] = (Settings(),)
-    response: tuple[Settings, ...] = ()
+    response_steps: int = 1000
     methods: tuple[str, ...] | None = None
     about: str = ""
     in_sample: bool = False

@@ -2,12 +2,14 @@
 
 from bif.benchmark.methods.base import Judge, Method, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation
+from bif.benchmark.methods.response import Automatic, Responses
 from bif.benchmark.methods.rivals import rivals
 
 
 def all_methods() -> dict[str, Method]:
     """Every method by name, in the order of the table."""
-    return {**rivals(), "bif": Fluctuation()}
+    ours = (Fluctuation(), Responses(), Automatic())
+    return {**rivals(), **{method.name: method for method in ours}}
 
 
 __all__ = ["Judge", "Method", "Scored", "Unsuited", "all_methods"]

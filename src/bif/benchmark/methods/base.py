@@ -12,7 +12,7 @@ import torch
 from bif.bank import BankPart
 from bif.benchmark.measure import Cost, measured
 from bif.benchmark.task import Task
-from bif.evaluate import lds, predict
+from bif.evaluate import lds
 from bif.problem import Problem
 
 
@@ -56,12 +56,18 @@ class Judge:
     def __init__(self, parts: Sequence[BankPart]) -> None:
         self._parts = [part.required("tuning") for part in parts]
 
-    def __call__(self, scores: np.ndarray, outcome: str) -> float:
-        """Mean LDS; 0 for scores with NaN, whose method has failed."""
+    def __call__(self, scores: np.ndarray, outcome: str, num_queries: int | None = None) -> float:
+        """Mean LDS; 0 for scores with NaN, whose method has failed.
+
+        Args:
+            scores: `[Q, N]` of the tuning queries.
+            outcome: Which observable they predict.
+            num_queries: The scores are of the first so many tuning queries; of all if None.
+        """
         if not np.isfinite(scores).all():
             return 0.0
         values = [
-            lds(scores, part.masks, part.outcomes[outcome], num_bootstrap=1).mean
+            lds(scores, part.masks, part.outcomes[outcome][..., :num_queries], num_bootstrap=1).mean
             for part in self._parts
         ]
         return float(np.mean(values))
@@ -87,8 +93,13 @@ class Method(Protocol):
         """In tables."""
         ...
 
-    def run(self, task: Task, judge: Judge) -> list[Scored]:
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         """Tune on the tuning part and score the reported queries, for every outcome.
+
+        Args:
+            task: Model, data, settings.
+            judge: The tuning part.
+            found: What methods before this one have found, for those that build on them.
 
         Raises:
             Unsuited: The method cannot do this task; the reason goes into the table.
@@ -114,21 +125,21 @@ class FittedMethod:
     fit: Any
     candidates: tuple[Mapping[str, Any], ...] = ({},)
 
-    def run(self, task: Task, judge: Judge) -> list[Scored]:
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
         with measured(device) as fitting:
             try:
                 fitted: Fitted = self.fit(task.problem)
             except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
                 raise Unsuited(str(error)) from error
-        found = []
+        made = []
         for outcome in task.problem.observables:
             with measured(device) as tuning:
                 tuned = self._tuned(fitted, task, judge, outcome.name)
                 choice = max(tuned, key=lambda t: t["lds"])["choice"] if tuned else {}
             with measured(device) as scoring:
                 scores = fitted.scores(task.problem, outcome.name, choice)
-            found.append(
+            made.append(
                 Scored(
                     self.name,
                     outcome.name,
@@ -139,7 +150,7 @@ class FittedMethod:
                     tuned,
                 )
             )
-        return found
+        return made
 
     def _tuned(
         self, fitted: Fitted, task: Task, judge: Judge, outcome: str
@@ -157,8 +168,3 @@ class FittedMethod:
         if not tuned:
             raise Unsuited("no candidate worked. " + " ".join(refused))
         return tuned
-
-
-def predicted(scores: np.ndarray, part: BankPart) -> np.ndarray:
-    """Predictions `[Q, M]` of a part's outcomes."""
-    return predict(scores, part.masks)

@@ -36,12 +36,12 @@ class Fluctuation:
 
     name: str = "bif"
 
-    def run(self, task: Task, judge: Judge) -> list[Scored]:
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         asked = _Asked(task)
         device = task.problem.device
         with measured(device) as tuning:
             pilots = asked.pilots(judge) if len(task.settings) > 1 else []
-        found, runs = [], {}
+        made, runs = [], {}
         for outcome in task.problem.observables:
             settings = asked.best(pilots, outcome.name)
             if settings not in runs:
@@ -57,12 +57,12 @@ class Fluctuation:
                 matrices[chosen]["reported"],
                 tuning.also(cost),
                 tuning.seconds,
-                {**_temperatures(settings, task.problem.num_train), "through": chosen},
+                {**temperatures(settings, task.problem.num_train), "through": chosen},
                 [*(p.row for p in pilots if p.outcome == outcome.name), *tuned],
                 _figures(run),
             )
-            found.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
-        return found
+            made.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
+        return made
 
     def _curve(
         self, asked: _Asked, run: Run, whole: Scored, outcome: Observable, cost: Cost
@@ -121,7 +121,7 @@ class _Asked:
                 matrices = self.matrices(_values(run.influence.dataset), outcome)
                 through, tuned = self.best_proxy(matrices, outcome.name, judge)
                 best = max(row["lds"] for row in tuned)
-                where = _temperatures(settings, self.problem.num_train)
+                where = temperatures(settings, self.problem.num_train)
                 row = {"choice": {**where, "through": through, "draws": draws}, "lds": best}
                 found.append(_Pilot(outcome.name, settings, best, row))
         return found
@@ -176,7 +176,7 @@ def _scores_of(traces: LossTraces, problem: Problem) -> dict[str, np.ndarray]:
     return {o.name: part for o, part in zip(problem.observables, parts, strict=True)}
 
 
-def _temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
+def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
     """What was chosen, in units that compare between data sets."""
     found: dict[str, Any] = {}
     if settings.nbeta is not None:

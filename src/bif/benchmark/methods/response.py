@@ -1,0 +1,169 @@
+"""The response estimator, and the automatic choice between the two estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bif.benchmark.measure import measured
+from bif.benchmark.methods.base import Judge, Scored, Unsuited
+from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
+from bif.benchmark.task import Task
+from bif.items import Items
+from bif.problem import Problem
+from bif.response import choose_estimator, measure_costs, respond
+from bif.settings import Settings
+
+_TUNING_QUERIES = 16
+"""Every query needs chains of its own: this many judge a candidate."""
+_DAMPINGS = (0.3, 1.0, 3.0)
+"""At temperature 0, in units of the settings' gamma/nbeta."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Pairs of chains around each query, at temperature 1 or 0 as the tuning part decides.
+
+    Candidates: each of the task's settings as it is at temperature 1, and at temperature 0 with
+    three values of gamma.
+    """
+
+    name: str = "bif_response"
+
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        device = task.problem.device
+        candidates = _candidates(task)
+        few = _first(task.tuning_queries, _TUNING_QUERIES)
+        tuning = task.problem.asking({"tuning": few})
+        made = []
+        for outcome in task.problem.observables:
+            with measured(device) as pilots:
+                tuned = [
+                    {"choice": c.named(task.problem.num_train),
+                     "lds": judge(_scores(tuning, c, outcome.name), outcome.name, len(few))}
+                    for c in candidates
+                ]  # fmt: skip
+            best = candidates[int(np.argmax([t["lds"] for t in tuned]))]
+            with measured(device) as cost:
+                scores, failed = _whole(_scores(task.problem, best, outcome.name))
+            made.append(
+                Scored(
+                    self.name,
+                    outcome.name,
+                    scores,
+                    pilots.also(cost),
+                    pilots.seconds,
+                    best.named(task.problem.num_train),
+                    tuned,
+                    failed,
+                )
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """The covariance at temperature 1 by whichever estimator pilots say is cheaper."""
+
+    name: str = "bif_auto"
+
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        device = task.problem.device
+        fluctuations = [s for s in found if s.method == Fluctuation().name]
+        if not fluctuations:
+            fluctuations = Fluctuation().run(task, judge, found)
+        made = []
+        for outcome in task.problem.observables:
+            own = next(s for s in fluctuations if s.outcome == outcome.name)
+            settings = next(
+                s for s in task.settings
+                if temperatures(s, task.problem.num_train).items() <= own.choice.items()
+            )  # fmt: skip
+            with measured(device) as pilots:
+                fluctuation, response = measure_costs(
+                    task.problem, replace(settings, chains=None), observable=outcome.name
+                )
+                choice = choose_estimator(
+                    task.problem.num_queries, fluctuation=fluctuation, response=response
+                )
+            facts = {"estimator": choice.estimator}
+            if choice.estimator == "fluctuation":
+                made.append(
+                    replace(
+                        own, method=self.name, cost=own.cost.also(pilots), curve=(),
+                        tuning_seconds=own.tuning_seconds + pilots.seconds,
+                        choice={**own.choice, **facts}, tuned=(),
+                    )
+                )  # fmt: skip
+                continue
+            candidate = _Candidate(settings, 1.0, task.response_steps)
+            with measured(device) as cost:
+                scores, failed = _whole(_scores(task.problem, candidate, outcome.name))
+            named = {**candidate.named(task.problem.num_train), **facts}
+            tuning = pilots.seconds + own.tuning_seconds
+            made.append(
+                Scored(
+                    self.name, outcome.name, scores, pilots.also(cost), tuning, named, (), failed
+                )
+            )
+        return made
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    settings: Settings
+    temperature: float
+    steps: int | None
+
+    def named(self, num_train: int) -> Mapping[str, Any]:
+        return {**temperatures(self.settings, num_train), "temperature": self.temperature}
+
+
+def _candidates(task: Task) -> list[_Candidate]:
+    """Settings at temperature 1, and at 0 around their dampings, each once."""
+    warm, cold = [], {}
+    for settings in task.settings:
+        chainless = replace(settings, chains=None, block_size=None)
+        warm.append(_Candidate(chainless, 1.0, task.response_steps))
+        if settings.nbeta and settings.gamma is not None:
+            for factor in _DAMPINGS:
+                damping = settings.gamma / settings.nbeta * factor
+                cold[f"{damping:.3g}"] = _Candidate(
+                    replace(chainless, gamma=damping * settings.nbeta), 0.0, None
+                )
+        else:
+            cold["default"] = _Candidate(chainless, 0.0, None)
+    return [*cold.values(), *warm]
+
+
+def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray:
+    try:
+        return respond(
+            problem,
+            candidate.settings,
+            observable=outcome,
+            temperature=candidate.temperature,
+            steps=candidate.steps,
+        ).scores
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise Unsuited(str(error)) from error
+        # Pairs that diverged: this candidate has failed, another may not.
+        return np.full((problem.num_queries, len(problem.scored_ids)), np.nan)
+
+
+def _whole(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Scores without NaN: a query whose pairs diverged predicts nothing; and how many did."""
+    failed = np.asarray(~np.isfinite(scores).all(axis=1))
+    if failed.all():
+        raise Unsuited("all pairs of chains diverged.")
+    return np.where(failed[:, None], 0.0, scores), {"failed_queries": float(failed.sum())}
+
+
+def _first(items: Items, count: int) -> Items:
+    chosen = torch.arange(min(count, len(items)))
+    return Items(items.take(chosen), ids=items.ids[: len(chosen)].tolist())
