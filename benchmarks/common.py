@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bif import store
 from bif.provenance import versions
 
 
@@ -57,7 +58,7 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{name}-{date}.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -1,6 +1,8 @@
-"""Make `results/README.md` from the dated JSON files beside it; nothing in it is typed by hand.
+"""Make `results/README.md` and `docs/results.md` from the dated JSON files of `results/`.
 
-python benchmarks/tables.py
+Nothing in them is typed by hand, and the plots are drawn anew.
+
+    python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -9,7 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bif.benchmark import SETTINGS
+from bif.benchmark.judge import budget_table, table
+from bif.benchmark.plots import plots
+
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = {
     "digits": {
         "method": "method", "target": "retrained from", "lds": "LDS", "ci_low": "95 % from",
@@ -49,22 +56,81 @@ ABOUT = {
 
 
 def main() -> None:
+    write_results()
+    write_docs()
+
+
+def write_results() -> None:
+    """Every benchmark but those of `lds.py` as a table, in the folder itself."""
     lines = [
         "# Results",
         "",
         "Made by `python benchmarks/tables.py` from the JSON files in this folder, which hold the "
-        "full settings. The newest run of each benchmark is shown; losses are included.",
+        "full settings. The newest run of each benchmark is shown; losses are included. Those of "
+        "`benchmarks/lds.py` are in [docs/results.md](../../docs/results.md), with plots.",
     ]
     for name, columns in COLUMNS.items():
-        files = sorted(RESULTS.glob(f"{name}-*.json"))
-        if files:
-            lines += section(name, json.loads(files[-1].read_text(encoding="utf-8")), columns)
+        run = newest(name)
+        if run is not None:
+            lines += section(name, run, columns)
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str]:
+def write_docs() -> None:
+    """The LDS of every method on every setting, with plots, as a page of the documentation."""
+    lines = [
+        "# Measured: does it predict retraining?",
+        "",
+        "Made by `python benchmarks/tables.py` from the dated JSON files of `benchmarks/results/`, "
+        "which hold full settings, versions and hardware. What the columns mean is in "
+        "[evaluation](evaluation.md). Best first; losses are included.",
+    ]
+    images = DOCS / "images"
+    for old in images.glob("lds-*.png"):
+        old.unlink()
+    for name in (*(f"lds-{s}" for s in SETTINGS), *(f"lds-{s}-sizes" for s in SETTINGS)):
+        run = newest(name)
+        if run is None:
+            continue
+        title = name.removeprefix("lds-")
+        lines += ["", f"## {title}", "", *preamble(run), ""]
+        if not name.endswith("-sizes"):
+            budgets = budget_table(run["rows"], run["curves"])
+            lines += [table(run["rows"]), budgets]
+        for kind, picture in plots(run["rows"], run["curves"], title=title).items():
+            if name.endswith("-sizes") and kind != "lds-against-train-items":
+                continue
+            images.mkdir(exist_ok=True)
+            (images / f"{name}-{kind}.png").write_bytes(picture)
+            words = kind.replace("lds-against-", "LDS against ").replace("-", " ")
+            lines += [f"![{title}: {words}](images/{name}-{kind}.png)", ""]
+    (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def preamble(run: dict[str, Any]) -> list[str]:
+    """What was run, where, and which methods are missing."""
+    about = run["about"].get("about", "")
+    missing = [f"`{m}` is left out: {why}" for m, why in run.get("unsuited", {}).items()]
+    return [*([about, ""] if about else []), where(run), *(x for m in missing for x in ("", m))]
+
+
+def newest(name: str) -> dict[str, Any] | None:
+    """The newest run of a benchmark."""
+    files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
+
+
+def where(run: dict[str, Any]) -> str:
+    """Command, machine and versions of a run in a sentence."""
     hardware, versions = run["hardware"], run["versions"]
-    where = hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
+    machine = hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
+    return (
+        f"`{run['command']}` on {machine}, {run['date']}, PyTorch {versions['torch']}, Python "
+        f"{versions['python']}, seed {run['seed']}."
+    )
+
+
+def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str]:
     keys = [key for key in columns if any(key in row for row in run["rows"])]
     return [
         "",
@@ -72,8 +138,7 @@ def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str
         "",
         ABOUT[name],
         "",
-        f"`{run['command']}` on {where}, PyTorch {versions['torch']}, Python "
-        f"{versions['python']}, seed {run['seed']}.",
+        where(run),
         "",
         "| " + " | ".join(columns[key] for key in keys) + " |",
         "|" + " --- |" * len(keys),
