@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
+from bif.checks import Checks
 from bif.types import Batch
 
 TINY = bif.Settings(chains=4, draws=6, burn_in=4, thin=2, step_size=0.02, friction=2.0, gamma=5.0)
@@ -67,6 +68,11 @@ def stack_near(center: dict[str, Tensor], num_chains: int, *, seed: int = 3) -> 
         name: leaf + 0.3 * normal(num_chains, *leaf.shape, seed=seed + i).to(leaf)
         for i, (name, leaf) in enumerate(center.items())
     }
+
+
+def nothing_measured(*_: object) -> Checks:
+    """In the place of `recording.check` where calls of the loss are counted, or time matters."""
+    return Checks(*[float("nan")] * 9)
 
 
 class NotStackable(nn.Module):

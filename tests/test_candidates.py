@@ -23,6 +23,8 @@ from small_problems import (
     state_of,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 class TestProblem:
     def test_they_stand_after_the_train_items_under_names_of_their_own(self):

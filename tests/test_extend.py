@@ -26,6 +26,8 @@ from bif.store.arrays import DrawArrays
 from same_bits import assert_same_run, files, preempted, without_page
 from small_problems import TINY, classification, filled, labelled, normal
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 # Blocks of two chains; draws 0 … 3 at steps 2, 4, 6 and 8.
 BASE = replace(TINY, chains=4, block_size=2, draws=4, burn_in=2, thin=2)
 OWN: dict[str, Items] = {"own": as_items(labelled(5, seed=2))}

@@ -98,7 +98,7 @@ class TestEstimate:
 class TestTop:
     def test_rankings_hold_the_strongest_of_either_sign_in_order(self, influence):
         scores = influence.dataset["influence"].sel(observable="loss").isel(query=1).values
-        ranking = influence.top("b", k=3)
+        ranking = influence.top("b", k=3, unresolved=True)
         order = np.argsort(scores)
         assert [s.train_id for s in ranking.negative] == [IDS[i] for i in order[:3]]
         assert [s.train_id for s in ranking.positive] == [IDS[i] for i in order[::-1][:3]]
@@ -108,9 +108,39 @@ class TestTop:
         assert best.standard_error == pytest.approx(errors[order[0]])
 
     def test_items_without_influence_are_in_neither_list(self, influence):
-        ranking = influence.top("a", k=99)
+        ranking = influence.top("a", k=99, unresolved=True)
         assert len(ranking.positive) + len(ranking.negative) == N - 1
         assert "item-5" not in {s.train_id for s in ranking.positive + ranking.negative}
+
+    def test_only_certain_signs_are_listed_and_the_others_counted(self, influence):
+        dataset = influence.dataset.copy(deep=True)
+        quantile = influence.error_quantile
+        row = np.array([8.0, -7.0, 6.0, -5.0, 4.0, 0.0, 3.0, -2.0])
+        dataset["influence"][0, 0] = row
+        dataset["standard_error"][0, 0] = np.array([1, 7, 1, 1, 4, 1, 1, 1]) / quantile
+        found = Influence(dataset)
+        ranking = found.top("a", k=2)
+        assert [s.train_id for s in ranking.positive] == ["item-0", "item-2"]
+        assert [s.train_id for s in ranking.negative] == ["item-3", "item-7"]
+        assert ranking.unresolved == 1 and all(s.resolved for s in ranking.positive)
+        assert found.resolved().values[0, 0].sum() == 5
+        low, high = found.interval()
+        certain = (low.values[0, 0] > 0) | (high.values[0, 0] < 0)
+        np.testing.assert_array_equal(certain, found.resolved().values[0, 0])
+        everything = found.top("a", k=2, unresolved=True)
+        assert [s.train_id for s in everything.negative] == ["item-1", "item-3"]
+        assert everything.unresolved == 0 and "left out" not in str(everything)
+
+    def test_the_draws_that_would_resolve_the_rest_follow_from_the_errors(self, influence):
+        dataset = influence.dataset.copy(deep=True)
+        dataset["influence"][0, 0] = 0.0
+        dataset["influence"][0, 0, :2] = [1.0, -3.0]
+        # Half as large an error would do, and errors halve with four times the draws.
+        dataset["standard_error"][0, 0, :2] = 2 * np.array([1.0, 0.1]) / influence.error_quantile
+        ranking = Influence(dataset).top("a", k=2)
+        assert ranking.unresolved == 1 and ranking.positive == ()
+        assert ranking.draws_to_resolve == pytest.approx(3 * 240, rel=1e-5)
+        assert "1 among the strongest" in str(ranking) and "720 more draws" in str(ranking)
 
     def test_lower_is_better_makes_negative_helpful(self, influence):
         ranking = influence.top("a", observable="loss")

@@ -17,6 +17,8 @@ from bif import losses, recording, store
 from broken_runs import assert_same
 from small_problems import TINY, classification
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 class Calls:
     """Counts calls of the loss, and presses Ctrl-C during one of them."""

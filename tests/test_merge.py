@@ -14,6 +14,8 @@ from bif import cli, losses
 from bif.store import FolderInUse
 from small_problems import TINY, classification, labelled
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 SETTINGS = replace(TINY, draws=20)
 
 

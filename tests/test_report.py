@@ -116,6 +116,7 @@ def test_nothing_is_called_helpful_without_a_better_direction():
 def test_lists_hold_the_strongest_items_in_order():
     influence = make_influence(num_query=1)
     score = influence["influence"].values[0, 0]
+    influence["standard_error"][:] = 0.0
     page = render(influence, top=3)
     np.testing.assert_allclose(listed(page, "Most helpful"), np.sort(score)[:3], rtol=1e-5)
     np.testing.assert_allclose(listed(page, "Most harmful"), -np.sort(-score)[:3], rtol=1e-5)
@@ -128,20 +129,24 @@ def test_every_observable_has_its_own_part_in_every_query():
     assert page.count(">Influence on the obs1</h4>") == 2
 
 
-def test_unresolved_pairs_are_marked_and_only_those():
-    influence = make_influence(num_query=1)
+@pytest.mark.parametrize("quantile", [2.0, 3.2])
+def test_only_items_whose_sign_is_certain_are_listed_and_the_others_counted(quantile):
+    influence = make_influence(num_query=1).assign_attrs(error_quantile=quantile)
     page = render(influence, top=40)
     score, error = (influence[v].values[0, 0] for v in ("influence", "standard_error"))
-    expected = np.count_nonzero(np.abs(score) < 2 * error)
-    assert 0 < expected < 40
-    assert page.count('<li class="unresolved">') == expected
+    certain = np.abs(score) > quantile * error
+    assert 0 < certain.sum() < 40
+    shown = listed(page, "Most helpful") + listed(page, "Most harmful")
+    np.testing.assert_allclose(np.sort(shown), np.sort(score[certain]), rtol=1e-5)
+    hidden = re.findall(r"(\d+) items? among the strongest left out", page)
+    assert sum(map(int, hidden)) == (~certain).sum()
 
 
-def test_missing_errors_are_dashes_and_not_called_unresolved():
+def test_missing_errors_are_dashes_and_their_items_are_listed():
     influence = make_influence(num_query=1)
     influence["standard_error"][:] = np.nan
     page = render(influence)
-    assert "<span>± –</span>" in page and '<li class="unresolved">' not in page
+    assert "<span>± –</span>" in page and "among the strongest left out" not in page
     assert re.search(r"<td>–</td></tr></tbody></table></div>", page)  # share clear of zero
 
 
@@ -149,9 +154,10 @@ def test_items_without_a_finite_score_are_left_out():
     influence = make_influence(num_query=1)
     influence["influence"][0, 0, :39] = np.nan
     influence["influence"][0, 0, 39] = -1.0
+    influence["standard_error"][:] = 0.1
     page = render(influence)
     assert listed(page, "Most helpful") == [-1.0]
-    assert "No item has a score of this sign." in page
+    assert "No item has a certain score of this sign." in page
 
 
 def test_text_from_outside_is_escaped_everywhere():
@@ -312,6 +318,7 @@ def test_items_without_pictures_show_id_and_label_only():
     influence = make_influence(num_query=1).assign_coords(
         train_label=("train", [f"label-{i}" for i in range(40)])
     )
+    influence["standard_error"][:] = 0.0
     page = render(influence)
     best = int(np.argmin(influence["influence"].values[0, 0]))
     assert "<img" not in page

@@ -23,6 +23,8 @@ from bif.types import Batch
 from same_bits import assert_same_run, assert_same_scores, preempted, signalled, without_page
 from small_problems import TINY, classification
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 # Steps 0 … 8, draws at 2, 4, 6 and 8; blocks of two chains and of one; mini-batches of 20 items.
 SHORT = replace(TINY, chains=3, block_size=2, draws=4, burn_in=2, thin=2)
 LONG = replace(SHORT, draws=40, burn_in=1, thin=1)

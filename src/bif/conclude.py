@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bif import __version__
 from bif.calibrate import Calibration
+from bif.checks import Checks
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose, reliability
+from bif.estimate.independence import independence, significant_pairs
 from bif.estimate.influence import influence_dataset
+from bif.estimate.stationarity import drift
+from bif.gates import Gate, gates
 from bif.influence import Influence
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
@@ -91,9 +95,14 @@ def concluded(
     diagnostics = diagnose(
         traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
     )
-    figures = figures_of(traces, diagnostics, seconds=time.perf_counter() - started)
+    figures = figures_of(
+        traces, diagnostics, thin=settings.thin or 1, seconds=time.perf_counter() - started
+    )
+    judged = judge(traces, figures, checks=recording.checks, diverged=len(recording.diverged))
     summary = {
+        "trusted": judged.trusted,
         **figures,
+        **judged.figures,
         "sampling_seconds": recording.seconds_before + recording.seconds,
         "complete": not recording.interrupted,
         "diverged_chains": sorted(recording.diverged),
@@ -104,7 +113,8 @@ def concluded(
         "settings": settings.as_dict(),
         "explanations": list(calibration.explanations),
         "forecast": list(forecast),
-        "warnings": warnings + mixing_warnings(figures),
+        "gates": [gate.as_dict() for gate in judged.gates],
+        "warnings": [*judged.reasons, *judged.warnings, *warnings],
         "complete": not recording.interrupted,
         "versions": {"bif": __version__, **versions()},
         "hardware": hardware(sampling.device),
@@ -119,30 +129,92 @@ def concluded(
     return Run(scores, traces, diagnostics, summary, manifest)
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a run is trusted, and why not.
+
+    Attributes:
+        gates: All that were looked at.
+        figures: Behind them, for the summary.
+        warnings: What a reader should know although no gate failed.
+    """
+
+    gates: tuple[Gate, ...]
+    figures: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no gate failed."""
+        return not any(gate.failed for gate in self.gates)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of the gates that failed."""
+        return [f"not trusted, {g.name}: {g.reason}" for g in self.gates if g.failed]
+
+
+def judge(
+    traces: LossTraces,
+    figures: Mapping[str, float | int],
+    *,
+    checks: Checks | None = None,
+    diverged: int = 0,
+) -> Judgement:
+    """Hold a run against the gates.
+
+    Args:
+        traces: Of the surviving chains.
+        figures: From `figures_of`.
+        checks: Of the sampler, where it was looked at.
+        diverged: Chains that were left out.
+    """
+    moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
+    found: dict[str, float] = {
+        "drift_removed": moving.removed,
+        "drift_common": moving.common,
+        "drift_t": moving.common_t,
+        "chains_shared_variance": together.shared,
+        "chains_most_alike": together.alike,
+        "significant_share": pairs.share,
+        "significant_share_null": pairs.null,
+    }
+    warnings = []
+    if checks is not None:
+        found |= asdict(checks)
+        if checks.center_gradient > 1:
+            warnings.append(
+                f"the gradient of U at w* is {checks.center_gradient**0.5:.2g} times its "
+                "sampling noise: the trained weights are no minimum of U. If training used weight "
+                "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
+            )
+    listed = gates(figures, moving=moving, together=together, checks=checks, diverged=diverged)
+    return Judgement(tuple(listed), found, tuple(warnings))
+
+
 def figures_of(
-    traces: LossTraces, diagnostics: xr.Dataset, *, seconds: float
+    traces: LossTraces, diagnostics: xr.Dataset, *, thin: int, seconds: float
 ) -> dict[str, float | int]:
-    """The figures of a run in one number each."""
+    """The figures of a run in one number each.
+
+    Args:
+        traces: Of the surviving chains.
+        diagnostics: From `diagnose`.
+        thin: Steps from one draw to the next.
+        seconds: Of everything.
+    """
     rhat, ess = diagnostics["rhat"].values, diagnostics["ess"].values
+    ess_median = _or_nan(np.nanmedian, ess)
     return {
         "draws": traces.total_draws,
         "chains": traces.num_chains,
         "seconds": seconds,
         "draws_per_second": traces.total_draws / seconds,
-        "ess_median": _or_nan(np.nanmedian, ess),
+        "ess_median": ess_median,
+        "autocorrelation_steps": thin * traces.total_draws / ess_median,
         "rhat_max": _or_nan(np.nanmax, rhat),
         "reliability": reliability(traces),
     }
-
-
-def mixing_warnings(figures: dict[str, float | int]) -> list[str]:
-    """What the figures say against the run."""
-    if figures["rhat_max"] <= 1.05:
-        return []
-    return [
-        f"R-hat is {figures['rhat_max']:.3f} for some item losses: the chains have not mixed, "
-        "and drift looks like influence. Raise burn_in and draws, or raise gamma."
-    ]
 
 
 def _warnings(recording: Recording, settings: Settings) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bif import store
-from bif.conclude import figures_of, mixing_warnings
+from bif.conclude import figures_of, judge
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import estimate_influence
 from bif.influence import Influence
@@ -62,9 +62,13 @@ def merge(folders: Sequence[str | Path]) -> Run:
     scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
     diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
     seconds = sum(float(run.summary["seconds"]) for run in runs)
-    figures = figures_of(traces, diagnostics, seconds=seconds)
+    thin = int(runs[0].manifest["settings"]["thin"])
+    figures = figures_of(traces, diagnostics, thin=thin, seconds=seconds)
+    judged = judge(traces, figures)
     summary = {
+        "trusted": judged.trusted and all(bool(run.summary["trusted"]) for run in runs),
         **figures,
+        **judged.figures,
         "complete": _all(runs, "complete"),
         "diverged_chains": [],
         "merged_runs": len(runs),
@@ -73,10 +77,10 @@ def merge(folders: Sequence[str | Path]) -> Run:
         f"seed {seed}: {warning}"
         for seed, run in zip(seeds, runs, strict=True)
         for warning in run.manifest["warnings"]
-        if "R-hat" not in warning  # told of all chains together below
     ]
     manifest = _joint_manifest(runs, seeds) | {
-        "warnings": said + mixing_warnings(figures),
+        "gates": [gate.as_dict() for gate in judged.gates],
+        "warnings": [*judged.reasons, *judged.warnings, *said],
         "left_out": [],
     }
     return Run(Influence(scores, traces), traces, diagnostics, summary, manifest)

@@ -251,6 +251,13 @@ def check_item_values(
             f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
             "the data or the loss before sampling."
         )
+    again = per_item(_tried(function, model, batch, what, where))
+    if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"the {what} changes from one evaluation to the next on {where}: {_few(values)}, then "
+            f"{_few(again)}. Dropout or another random layer is on although the model is in "
+            "evaluation mode, and its noise would enter every covariance: switch it off."
+        )
     if expected > 1:
         fewer = map_batch(lambda leaf: leaf[:-1], batch)
         alone = per_item(_tried(function, model, fewer, what, where))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from bif.backfill import fill
 from bif.chains import Position
 from bif.checkpoint import on_host
+from bif.checks import Checks, check
 from bif.estimate.covariance import Covariance, CovarianceSums
 from bif.estimate.diagnostics import reliability
 from bif.estimate.sums import BlockSums
@@ -26,7 +27,7 @@ from bif.record import BlockRecorder, Segment, below
 from bif.sampling import Sampling, Start
 from bif.store import BlockStore, Commit, RunFolder
 from bif.traces import LossTraces
-from bif.types import Params
+from bif.types import HasParams, Params
 from bif.writer import Writer
 
 _FRESH_BYTES = 512 * 2**20
@@ -59,6 +60,8 @@ class Recording:
     """Of sampling, by the processes that began the run."""
     seconds: float = 0.0
     """Of sampling, by this process."""
+    checks: Checks | None = None
+    """Of the first block, where it came to its end."""
     notes: list[str] = field(default_factory=list)
     """What a resumed run has to say of itself."""
 
@@ -186,10 +189,27 @@ class _BlockRun:
         self._began = self._committed = time.monotonic()
         self._patience = self.whole.commit_every
         going_on = self.wish.signal is None
-        if going_on and self.recorder.taken < (self.sampling.settings.draws or 0):
-            self._walk(start)
+        end: HasParams | None = start.state
+        complete = self.recorder.taken >= (self.sampling.settings.draws or 0)
+        if going_on and not complete:
+            end = self._walk(start)
+        if self.index == 0 and end is not None and not self.recorder.all_diverged:
+            self.whole.checks = self._checked(end, anew=not complete)
 
-    def _walk(self, start: Start) -> None:
+    def _checked(self, end: HasParams, *, anew: bool) -> Checks:
+        """What the sampler's state at the last draw tells, or told when the block ended."""
+        folder = self.whole.folder
+        found = folder.manifest.get("checks") if folder else None
+        if found and not anew:
+            return Checks.from_dict(found)
+        checks = check(self.sampling, end)
+        if folder:
+            folder.update({"checks": asdict(checks)})
+        return checks
+
+    def _walk(self, start: Start) -> HasParams | None:
+        """The state at the last draw, if it was reached."""
+        position: Position | None = None
         for position in self.sampling.positions(self.index, len(self.chains), start):
             index = self.sampling.draw_at(position.step)
             if index is not None and index >= self.recorder.taken:
@@ -200,7 +220,8 @@ class _BlockRun:
             ):
                 self._commit(self.store, start, position)
             if stops:
-                return
+                return None
+        return position.state if position else None
 
     def _record(self, position: Position) -> None:
         params = position.state.params

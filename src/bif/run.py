@@ -105,8 +105,9 @@ class Run:
 
     def __repr__(self) -> str:
         s = self.summary
+        trusted = "" if s.get("trusted", True) else "NOT TRUSTED, see the warnings\n"
         return (
-            f"{self.influence!r}\n{s['draws']} draws of {s['chains']} chains in "
+            f"{trusted}{self.influence!r}\n{s['draws']} draws of {s['chains']} chains in "
             f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
             f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
             + "".join(f"\nwarning: {warning}" for warning in self.manifest["warnings"])

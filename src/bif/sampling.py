@@ -116,7 +116,7 @@ class Sampling:
         return walk(
             self.sampler,
             self.posterior,
-            gradient=self._gradient(block, num_chains),
+            gradient=self.gradient(block, num_chains),
             state=start.state,
             noise=start.noise,
             first_step=start.step,
@@ -219,7 +219,8 @@ class Sampling:
             return live
         return tensors.stacked(center, num_chains)
 
-    def _gradient(self, block: int, num_chains: int) -> Gradient:
+    def gradient(self, block: int, num_chains: int) -> Gradient:
+        """How a block's chains get their gradients."""
         s = self.settings
         assert s.chunk_size is not None
         chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size

@@ -47,11 +47,11 @@ def reliability(
     """
     if traces.num_chains < 2:
         return float("nan")
-    return _split_half(_thinned(traces, num_queries, num_train, seed), seed)
+    return _split_half(thinned(traces, num_queries, num_train, seed), seed)
 
 
-def _thinned(traces: LossTraces, num_queries: int, num_train: int, seed: int) -> LossTraces:
-    """Random columns of the traces."""
+def thinned(traces: LossTraces, num_queries: int, num_train: int, seed: int) -> LossTraces:
+    """Random columns of the traces: at most so many queries and train items."""
     first = traces.blocks[0]
     return traces.selected(
         train=subsample(first.train.shape[2], num_train, seed=seed),
@@ -95,8 +95,8 @@ def reliability_by_draws(
     """Reliability of growing prefixes of every chain: total draws `[P]` and reliability `[P]`."""
     longest = max(block.num_draws for block in traces.blocks)
     lengths = np.unique(np.geomspace(min(8, longest), longest, num_points).astype(int))
-    thinned = _thinned(traces, num_queries=32, num_train=512, seed=0)
-    parts = [thinned.truncated(int(length)) for length in lengths]
+    few_columns = thinned(traces, num_queries=32, num_train=512, seed=0)
+    parts = [few_columns.truncated(int(length)) for length in lengths]
     few = traces.num_chains < 2
     values = [float("nan") if few else _split_half(part, seed=0) for part in parts]
     return np.asarray([part.total_draws for part in parts]), np.asarray(values)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bif.estimate.covariance import DEFAULT_GROUPS, Covariance, estimate_covariance
+from bif.estimate.intervals import t_quantile
 from bif.traces import LossTraces
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _filled(
             query_mean=(axes[:2], covariance.row_mean.reshape(shape[:2]).cpu().numpy()),
         )
         .assign_coords(train_id=("train", _texts(train_ids)))
-        .assign_attrs(attrs)
+        .assign_attrs({**attrs, "error_quantile": t_quantile(covariance.num_groups)})
     )
 
 

@@ -45,8 +45,8 @@ def suspects_section(source: Source, *, summary: Mapping) -> str:
     )
 
 
-def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping) -> str:
-    """Return the plots of the chains; what was not recorded is left out."""
+def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping, manifest: Mapping) -> str:
+    """Return the gates and the plots of the chains; what was not recorded is left out."""
     figures = [
         _traces(diagnostics, marked=diverged_chains(diagnostics, summary=summary)),
         _reliability(diagnostics),
@@ -69,8 +69,35 @@ def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping) -> str:
     body = "".join(figures) or f"<p>{MISSING} No diagnostics were recorded.</p>"
     return (
         '<section aria-labelledby="chains"><h2 id="chains">How the chains behaved</h2>'
-        f'<div class="plots">{body}</div></section>'
+        f'{_gates(manifest)}<div class="plots">{body}</div></section>'
     )
+
+
+def _gates(manifest: Mapping) -> str:
+    """Return the conditions that the run was held against, those that failed first."""
+    listed = [g for g in manifest.get("gates") or [] if isinstance(g, Mapping)]
+    listed.sort(key=lambda gate: not gate.get("failed"))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(gate.get("name"))}</th>'
+        f"<td>{number(gate.get('value'))}</td><td>{number(gate.get('limit'))}</td>"
+        f"<td>{_verdict(gate)}</td></tr>"
+        for gate in listed
+    )
+    if not rows:
+        return ""
+    return (
+        '<table class="signs"><caption>The gates: a run is trusted if none of these figures '
+        'exceeds its limit</caption><thead><tr><th scope="col">Gate</th><th scope="col">Figure'
+        '</th><th scope="col">Limit</th><th scope="col">Verdict</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _verdict(gate: Mapping) -> str:
+    if gate.get("failed"):
+        return '<span class="verdict poor">failed</span>'
+    known = finite(gate.get("value")) is not None
+    return '<span class="verdict good">passed</span>' if known else "not measured"
 
 
 def provenance_section(manifest: Mapping) -> str:
@@ -80,7 +107,7 @@ def provenance_section(manifest: Mapping) -> str:
     chosen = "".join(f"<li>{escape(text)}</li>" for text in explanations)
     parts, single = [], []
     for key, value in manifest.items():
-        if key in ("explanations", "warnings"):
+        if key in ("explanations", "gates", "warnings"):
             continue
         if isinstance(value, Mapping) and value:
             parts.append((str(key), list(_flat(value))))

@@ -69,8 +69,10 @@ def warnings(
     if not found:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(found))
+    untrusted = summary.get("trusted") is not None and not summary["trusted"]
+    first = "This run is not trusted" if untrusted else "Read this first"
     return (
-        '<aside class="warnings" aria-label="Warnings"><strong>Read this first</strong>'
+        f'<aside class="warnings" aria-label="Warnings"><strong>{first}</strong>'
         f"<ul>{items}</ul></aside>"
     )
 
@@ -143,10 +145,9 @@ words follow from which direction is better.</dd></div>
 observable changes by {factor} times the score for each unit of weight the item gains; taking the
 item out is minus one unit, to first order.</dd></div>
 <div><dt>Error</dt><dd>± is one standard error, from the spread between groups of chains. A score
-less than two errors from zero has no resolved sign and is marked
-<span class="flag">unresolved</span>. About 5&nbsp;% of
-scores that are truly zero would still pass as clear of zero, and the extremes of a long list look
-somewhat larger than they are.</dd></div>
+less than {source.error_quantile:.3g} errors from zero (95&nbsp;%, Student's t) has no certain sign
+and is not listed. About 5&nbsp;% of scores that are truly zero would still pass as clear of zero,
+and the extremes of a long list look somewhat larger than they are.</dd></div>
 </dl></section>"""
 
 

@@ -74,7 +74,7 @@ def render_report(
         reading=reading(source),
         queries=queries_section(source, chosen=chosen, top=top, how=how),
         suspects=suspects_section(source, summary=summary),
-        diagnostics=diagnostics_section(diagnostics, summary=summary),
+        diagnostics=diagnostics_section(diagnostics, summary=summary, manifest=manifest),
         provenance=provenance_section(manifest),
         version=f"bif {escape(version)}" if version else "bif",
     )

@@ -11,6 +11,7 @@ from bif.report.markup import (
     finite,
     join_words,
     number,
+    plural,
     score_and_error,
     shared_exponent,
     unit_text,
@@ -130,28 +131,38 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
             (helps, "blue", "Most helpful", f"more weight on these {verb[helps]} the {name}"),
             (-helps, "orange", "Most harmful", f"more weight on these {verb[-helps]} the {name}"),
         ]
-    picked = [ranked(score, sign=sign, top=top) for sign, *_ in plans]
+    clear = source.clear(score, error)
+    certain = np.where(clear, score, 0.0)
+    picked = [ranked(certain, sign=sign, top=top) for sign, *_ in plans]
+    strongest = [ranked(score, sign=sign, top=top) for sign, *_ in plans]
+    left_out = [sum(not clear[i] for i in items) for items in strongest]
     shown = [i for items in picked for i in items]
     exponent = shared_exponent([float(score[i]) for i in shown])
     reach = max((abs(score[i]) + (finite(error[i]) or 0.0) for i in shown), default=1.0)
     several = len(source.observables) > 1
     level = 5 if several else 4
     lists = []
-    for (_, tone, title, meaning), items in zip(plans, picked, strict=True):
+    for (_, tone, title, meaning), items, hidden in zip(plans, picked, left_out, strict=True):
         unit = unit_text(exponent)
         hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
         tiles = "".join(
             _item(source, i, score[i], error[i], exponent=exponent, reach=float(reach))
             for i in items
         )
+        unsure = (
+            f'<p class="under">{plural(hidden, "item")} among the strongest left out: the sign is '
+            "not certain.</p>"
+            if hidden
+            else ""
+        )
         shape = "items" if source.train.images is not None else "items rows"
         body = (
             f'<ol class="{shape} {tone}">{tiles}</ol>'
             if tiles
-            else ('<p class="under">No item has a score of this sign.</p>')
+            else '<p class="under">No item has a certain score of this sign.</p>'
         )
         lists.append(
-            f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}'
+            f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}{unsure}'
         )
     heading = f'<h4 class="observable">Influence on the {name}</h4>' if several else ""
     return f'<div data-observable="{o}">{heading}{"".join(lists)}</div>'
@@ -162,16 +173,13 @@ def _item(
 ) -> str:
     number_text, error_text = score_and_error(score, error, exponent=exponent)
     spread = finite(error)
-    still_open = spread is not None and abs(score) < 2 * spread
-    kind = "unresolved" if still_open else "resolved"
-    flag = '<span class="flag">unresolved</span>' if still_open else ""
     return (
-        f'<li class="{kind}">{picture(source.train, i)}'
+        f"<li>{picture(source.train, i)}"
         f"{_bar(abs(score) / reach, (spread or 0.0) / reach)}"
         f'<p class="score"><data value="{score:.6g}">{number_text}</data> '
         f"<span>± {error_text}</span></p>"
-        f'<p class="who">{_label(source, i)}<small>{escape(source.train.ids[i])}</small>'
-        f"{flag}</p></li>"
+        f'<p class="who">{_label(source, i)}<small>{escape(source.train.ids[i])}</small></p>'
+        "</li>"
     )
 
 

@@ -67,13 +67,23 @@ class Source:
     suspects: Suspects | None
     attrs: dict[str, object]
 
+    @property
+    def error_quantile(self) -> float:
+        """Half-width of a 95 % interval in standard errors."""
+        found = self.attrs.get("error_quantile")
+        return float(found) if isinstance(found, int | float) else 2.0
+
+    def clear(self, score: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """Which scores have a certain sign; those without an error count as certain."""
+        return ~(np.abs(score) <= self.error_quantile * error)
+
     def resolved(self) -> np.ndarray:
-        """Return, per observable [O], the share of scores at least two errors from zero."""
+        """Return, per observable [O], the share of scores whose sign is certain."""
         shares = np.full(len(self.observables), np.nan)
         for o in range(len(self.observables)):
             known = np.isfinite(self.score[o]) & np.isfinite(self.error[o])
             if known.any():
-                clear = np.abs(self.score[o]) >= 2 * self.error[o]
+                clear = self.clear(self.score[o], self.error[o])
                 shares[o] = np.count_nonzero(clear & known) / np.count_nonzero(known)
         return shares
 

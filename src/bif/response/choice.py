@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from math import ceil
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,11 +33,17 @@ class Cost(NamedTuple):
         seconds: Of recorded sampling, without burn-in and set-up.
         standard_error: Root mean square over its queries and items, in the scores' units.
         num_queries: Scored by those seconds.
+        steps: Recorded steps behind it, of a response.
     """
 
     seconds: float
     standard_error: float
     num_queries: int
+    steps: int = 0
+
+    def steps_to(self, standard_error: float) -> int:
+        """Recorded steps after which a response has this error: errors fall as their root."""
+        return ceil(self.steps * (self.standard_error / standard_error) ** 2)
 
 
 class Choice(NamedTuple):
@@ -135,7 +142,7 @@ def _response(problem: Problem, settings: Settings, h: float | None) -> Cost:
     recorded = found.num_steps - (settings.burn_in or 0)
     seconds = found.sampling_seconds * recorded / found.num_steps
     error = float(np.sqrt(np.mean(found.standard_error.astype(np.float64) ** 2)))
-    return Cost(seconds, error, problem.num_queries)
+    return Cost(seconds, error, problem.num_queries, recorded)
 
 
 def _wait(device: torch.device) -> None:

@@ -67,7 +67,10 @@ class Responses:
 
 @dataclass(frozen=True)
 class Automatic:
-    """The covariance at temperature 1 by whichever estimator pilots say is cheaper."""
+    """The covariance at temperature 1 by whichever estimator pilots say is cheaper.
+
+    The response runs until its error is that of the fluctuations' run.
+    """
 
     name: str = "bif_auto"
 
@@ -100,7 +103,11 @@ class Automatic:
                     )
                 )  # fmt: skip
                 continue
-            candidate = _Candidate(settings, 1.0, task.response_steps)
+            # As exact as the fluctuations' own run, and no longer than asked for.
+            sampling = own.cost.seconds - own.tuning_seconds
+            error = fluctuation.standard_error * (fluctuation.seconds / sampling) ** 0.5
+            enough = max(response.steps // 4, response.steps_to(error))
+            candidate = _Candidate(settings, 1.0, min(task.response_steps, enough))
             with measured(device) as cost:
                 scores, failed = _whole(_scores(task.problem, candidate, outcome.name))
             named = {**candidate.named(task.problem.num_train), **facts}

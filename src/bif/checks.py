@@ -1,0 +1,239 @@
+"""What the last positions of the chains tell of the sampler: virial, temperature, step, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from bif import tensors
+from bif.curvature import largest_curvature
+from bif.gradients import FullGradient
+from bif.items import Items
+from bif.oracles import LiveOracle
+from bif.rng import BlockNoise, generator
+from bif.sampling import Sampling
+from bif.settings import Settings
+from bif.types import Gradient, HasParams, Params
+
+_CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
+_NOISE_BATCHES, _CENTER_PARTS = 32, 8
+_PROBE_BLOCK = 1_000_003
+"""A block of chains that no run has: its mini-batches belong to the probe."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Figures of one block of chains; NaN where one does not apply.
+
+    Attributes:
+        virial: `E[(w - w*)·∇U]` over the number of moving weights; 1 under the posterior, whatever
+            its shape, and for BAOAB also at finite steps on quadratics.
+        virial_error: Standard error over chains.
+        kinetic: `E[|v|²]` over the number of moving weights; 1; gradient noise heats.
+        kinetic_error: Standard error over chains.
+        curvature: Largest curvature of U at the last positions of a few chains.
+        step_share: The step in units of the largest stable one at that curvature, squared where
+            the rule is underdamped: `h²k/4`, `ε·k/4`.  1 is the edge.
+        heat: Share by which gradient noise widens the draws in its worst direction; 0 for full
+            gradients.
+        center_gradient: `|∇U(w*)|²` over its sampling noise, were the items drawn anew; above 1, w*
+            is no minimum of U.
+        randomness: Largest change of an item's loss between two evaluations.
+    """
+
+    virial: float
+    virial_error: float
+    kinetic: float
+    kinetic_error: float
+    curvature: float
+    step_share: float
+    heat: float
+    center_gradient: float
+    randomness: float
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, float | None]) -> Checks:
+        """From a manifest, where NaN is null; what it lacks was not measured."""
+        values = {f.name: found.get(f.name) for f in fields(cls)}
+        return cls(**{name: math.nan if x is None else float(x) for name, x in values.items()})
+
+
+def check(sampling: Sampling, state: HasParams) -> Checks:
+    """Look at a block where it ended.  Costs a few dozen gradients of four chains.
+
+    Args:
+        sampling: The run's machinery.
+        state: The sampler's at the block's last position; left as it is.
+    """
+    if sampling.settings.compiled:  # other shapes than the run's: not worth compiling
+        sampling = Sampling(sampling.problem, replace(sampling.settings, compiled=False))
+    params, s = state.params, sampling.settings
+    with torch.no_grad():
+        virial = _virial(sampling, params)
+        velocity = getattr(state, "velocity", None)
+        kinetic = torch.full_like(virial, math.nan)
+        if velocity is not None:
+            kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
+        curvature = _curvature(sampling, params)
+        first = {name: leaf[:1] for name, leaf in params.items()}
+        return Checks(
+            *_mean_and_error(virial),
+            *_mean_and_error(kinetic),
+            curvature,
+            _step_share(s, curvature),
+            _heat(sampling, first),
+            _center_gradient(sampling),
+            _randomness(sampling, first),
+        )
+
+
+def _mean_and_error(x: Tensor) -> tuple[float, float]:
+    x = x[x.isfinite()]
+    if not len(x):
+        return math.nan, math.nan
+    return float(x.mean()), float(x.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
+
+
+def _full(
+    sampling: Sampling, items: Items | None = None, weights: Tensor | None = None
+) -> Gradient:
+    s = sampling.settings
+    assert s.chunk_size is not None
+    return FullGradient(
+        sampling.oracle,
+        sampling.train if items is None else items,
+        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
+        train_weights=sampling.weights if weights is None else weights,
+    )
+
+
+def _force(sampling: Sampling, params: Params) -> Params:
+    """`∇U` with all items."""
+    gradient = _full(sampling)(params, 0).gradient
+    return sampling.posterior.potential_gradient_(tensors.copied(gradient), params)
+
+
+def _virial(sampling: Sampling, params: Params) -> Tensor:
+    posterior = sampling.posterior
+    away = posterior.displacement(params)
+    return tensors.inner(away, _force(sampling, params)) / posterior.num_moving
+
+
+def _curvature(sampling: Sampling, params: Params) -> float:
+    s, n = sampling.settings, sampling.problem.num_train
+    assert s.nbeta is not None and s.gamma is not None and s.chunk_size is not None
+    source = generator(0, 0, "probe", device=sampling.device)
+    noise = BlockNoise(source, sampling.posterior.masks)
+    count = min(n, _CURVATURE_ITEMS)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    few = {name: leaf[:_CURVATURE_CHAINS] for name, leaf in params.items()}
+    found = largest_curvature(
+        sampling.oracle,
+        few,
+        items=Items(sampling.train.take(chosen.to(sampling.device))),
+        chunk_size=s.chunk_size,
+        noise=noise,
+        iterations=_CURVATURE_ITERATIONS,
+    )
+    found = found[found.isfinite()]
+    largest = float(found.max()) if len(found) else math.nan
+    return s.nbeta * (largest + s.weight_decay) + s.gamma
+
+
+def _step_share(s: Settings, curvature: float) -> float:
+    assert s.step_size is not None
+    if s.sampler in ("baoab", "sgnht"):
+        return s.step_size**2 * curvature / 4
+    return s.step_size * curvature / 4 if s.sampler == "sgld" else math.nan
+
+
+def _heat(sampling: Sampling, one: Params) -> float:
+    """By the laws of the samplers on quadratics, in the direction in which the noise is largest."""
+    s = sampling.settings
+    if s.gradient == "full":
+        return 0.0
+    if s.sampler.startswith("rmsprop"):
+        return math.nan
+    assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
+    noise = tensors.difference(_batch_gradients(sampling, one), _full(sampling)(one, 0).gradient)
+    for name, mask in sampling.posterior.masks.items():
+        noise[name] = noise[name] * mask
+    rows = torch.cat([leaf.flatten(1) for leaf in noise.values()], dim=1)
+    # One half finds the direction, the other measures: else it would fit itself.
+    half, other = rows[::2].double(), rows[1::2].double()
+    _, vectors = torch.linalg.eigh(half @ half.T)
+    direction = vectors[:, -1] @ half
+    length = float(direction.norm())
+    if length == 0:
+        return 0.0
+    direction = direction / length
+    variance = s.nbeta**2 * float((other @ direction).square().mean())
+    k = s.nbeta * (_curvature_along(sampling, one, direction) + s.weight_decay) + s.gamma
+    if s.sampler == "sgld":
+        return s.step_size * variance / 4
+    assert s.friction is not None
+    kept = math.exp(-s.friction * s.step_size)
+    stable = max(4 - s.step_size**2 * k, 1e-3)
+    return s.step_size**2 * variance / stable * (1 + kept) / (1 - kept)
+
+
+def _batch_gradients(sampling: Sampling, one: Params) -> Params:
+    """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
+    s = sampling.settings
+    if isinstance(sampling.oracle, LiveOracle):
+        assert s.batch_size is not None
+        epoch = sampling.problem.num_train // s.batch_size
+        gradient = sampling.gradient(_PROBE_BLOCK, 1)
+        parts = [
+            tensors.copied(gradient(one, step * epoch).gradient) for step in range(_NOISE_BATCHES)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in one}
+    many = tensors.stacked(tensors.chain(one, 0), _NOISE_BATCHES)
+    return sampling.gradient(_PROBE_BLOCK, _NOISE_BATCHES)(many, 0).gradient
+
+
+def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
+    """`uᵀHu` of the mean loss, by a central difference of gradients."""
+    sizes = [leaf.numel() for leaf in one.values()]
+    parts = direction.split(sizes)
+    u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
+    distance = 1e-4 if next(iter(one.values())).dtype == torch.float64 else 1e-2
+    full = _full(sampling)
+    ahead = full(tensors.add_(tensors.copied(one), u, distance), 0).gradient
+    ahead = tensors.copied(ahead)
+    behind = full(tensors.add_(tensors.copied(one), u, -distance), 0).gradient
+    return max(0.0, float(tensors.inner(u, tensors.difference(ahead, behind))) / (2 * distance))
+
+
+def _center_gradient(sampling: Sampling) -> float:
+    s, n, posterior = sampling.settings, sampling.problem.num_train, sampling.posterior
+    parts = min(_CENTER_PARTS, n)
+    if parts < 2 or not s.nbeta:
+        return math.nan
+    center = tensors.stacked(posterior.center, 1)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(sampling.device)
+    found = []
+    for chosen in order[: n - n % parts].chunk(parts):
+        items = Items(sampling.train.take(chosen))
+        gradient = _full(sampling, items, sampling.weights[chosen])(center, 0).gradient
+        found.append(tensors.copied(gradient))
+    stacked = {name: torch.cat([part[name] for part in found]) for name in center}
+    mean = {name: leaf.mean(dim=0, keepdim=True) for name, leaf in stacked.items()}
+    spread = float(tensors.squared_norm(tensors.difference(stacked, mean)).sum())
+    noise = spread / (parts * (parts - 1))
+    force = posterior.potential_gradient_(tensors.copied(mean), center)
+    square = float(tensors.squared_norm(force)) / s.nbeta**2
+    return square / noise if noise > 0 else math.nan
+
+
+def _randomness(sampling: Sampling, one: Params) -> float:
+    """Items whose loss is drawn anew at every call, as by dropout, give themselves away."""
+    few = sampling.train.first(64)
+    items = Items(few)
+    first, second = (sampling.observe(sampling.problem.loss, one, items) for _ in range(2))
+    change = (first - second).abs()
+    return float(change.nan_to_num(0.0).max())

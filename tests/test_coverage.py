@@ -1,0 +1,123 @@
+"""Error bars keep their word: 95 % intervals hold the truth 93 to 97 times in a hundred."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import bif
+from bif import demo
+from bif.estimate import estimate_covariance
+from bif.estimate.intervals import t_quantile
+from bif.traces import LossTraces, TraceBlock
+from exact_problems import (
+    CENTER,
+    QUERIES,
+    TRAIN,
+    GaussianPosterior,
+    Point,
+    quadratic_loss,
+    settings_for,
+)
+
+NBETA, GAMMA = 8.0, 4.0
+
+
+def runs_of(traces: LossTraces, chains: int, draws: int) -> list[LossTraces]:
+    """Independent runs of so many chains, cut from one run of many."""
+    (block,) = traces.blocks
+    count = len(block.chains) // chains
+    names = tuple(range(chains))
+    return [
+        LossTraces(
+            (
+                TraceBlock(
+                    names,
+                    block.train[r * chains : (r + 1) * chains, :draws],
+                    block.query[r * chains : (r + 1) * chains, :draws],
+                ),
+            )
+        )
+        for r in range(count)
+    ]
+
+
+def coverage(runs: list[LossTraces], truth: torch.Tensor, *, error_scale: float = 1.0) -> float:
+    """Share of the 95 % intervals, over runs and pairs, that hold the true score `[Q, N]`."""
+    held = []
+    for run in runs:
+        found = estimate_covariance(run)
+        reach = t_quantile(found.num_groups) * found.standard_error * error_scale
+        held.append(((-found.value - truth).abs() <= reach).double().mean())
+    return float(torch.stack(held).mean())
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> tuple[LossTraces, torch.Tensor]:
+    """8,000 chains on quadratic losses, and the exact scores."""
+    posterior = GaussianPosterior.of(TRAIN, CENTER, nbeta=NBETA, gamma=GAMMA)
+    problem = bif.Problem(Point(CENTER), quadratic_loss, train=TRAIN.batch, queries=QUERIES.batch)
+    settings = settings_for(torch.linalg.inv(posterior.covariance), nbeta=NBETA, gamma=GAMMA)
+    settings = replace(settings, chains=8000, block_size=8000, draws=100, thin=2)
+    return bif.attribute(problem, settings).traces, posterior.influence(QUERIES, TRAIN)
+
+
+@pytest.mark.parametrize(("chains", "draws"), [(16, 100), (16, 50), (8, 100), (4, 100), (64, 100)])
+def test_intervals_of_gaussian_problems_cover(gaussian, chains, draws):
+    traces, truth = gaussian
+    runs = runs_of(traces, chains, draws)[:1000]
+    assert len(runs) >= 125
+    assert 0.93 < coverage(runs, truth) < 0.97
+
+
+def test_an_error_that_is_halved_is_noticed(gaussian):
+    traces, truth = gaussian
+    assert coverage(runs_of(traces, 16, 100), truth, error_scale=0.5) < 0.80
+
+
+def test_two_errors_are_not_enough_for_four_chains(gaussian):
+    traces, truth = gaussian
+    scale = 2 / t_quantile(4)
+    assert coverage(runs_of(traces, 4, 100), truth, error_scale=scale) < 0.93
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"), [(2, 12.706), (4, 3.182), (16, 2.131), (10**6, 1.960)]
+)
+def test_quantiles_are_those_of_student(groups, expected):
+    assert t_quantile(groups) == pytest.approx(expected, abs=1e-3)
+    assert t_quantile(1) == float("inf")
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, -0.5])
+def test_a_level_that_is_no_probability_is_refused(level):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        t_quantile(4, level)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_digits_network_cover(capsys):
+    """100 runs of 16 chains, against all of 64 chains that are ten times as long."""
+    made = demo.digits(0).problem
+    (queries,) = made.query_groups.values()
+    problem = bif.Problem(
+        made.model,
+        made.loss,
+        train=made.train.first(200),
+        queries=queries.first(20),
+    )
+    settings = bif.Settings(
+        nbeta=200.0, gamma=20.0, weight_decay=1e-3, chains=1600, block_size=1600, draws=150
+    )
+    short = bif.attribute(problem, settings)
+    long = bif.attribute(problem, replace(settings, chains=64, block_size=64, draws=3000, seed=1))
+    truth = -estimate_covariance(long.traces).value
+    runs = runs_of(short.traces, 16, 150)
+    found, halved = coverage(runs, truth), coverage(runs, truth, error_scale=0.5)
+    with capsys.disabled():
+        print(f"\ncoverage {found:.4f}, with halved errors {halved:.4f}")
+    assert len(runs) == 100
+    assert 0.93 < found < 0.97
+    assert halved < 0.80
