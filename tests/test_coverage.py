@@ -22,6 +22,8 @@ from exact_problems import (
     settings_for,
 )
 
+pytestmark = pytest.mark.xdist_group("coverage")
+
 NBETA, GAMMA = 8.0, 4.0
 
 
