@@ -68,6 +68,11 @@ def attribute(
     requested = settings or Settings()
     if keep not in get_args(Keep):
         raise ValueError(f"keep is {keep!r}: expected one of {', '.join(get_args(Keep))}.")
+    if requested.controls and keep == "sums":
+        raise ValueError(
+            "controls need the traces of all items, and keep='sums' drops them: use keep='traces', "
+            "or leave the controls out."
+        )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if out is None:

@@ -12,6 +12,7 @@ import numpy as np
 from bif import __version__
 from bif.calibrate import Calibration
 from bif.checks import Checks
+from bif.controls import controls
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose, reliability
 from bif.estimate.independence import independence, significant_pairs
@@ -89,6 +90,11 @@ def concluded(
     dataset = _described(dataset, sampling).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
+    if settings.controls:
+        found, missing = controls(sampling, traces)
+        warnings += missing
+        axes = ("observable", "query", "train")
+        dataset = dataset.assign({f"control_{name}": (axes, x) for name, x in found.items()})
     center = sampling.train_center.double()
     if keep == "sums":
         center = center[subset_of(sampling.panels).train]

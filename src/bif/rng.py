@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bif.types import Params
 
-Purpose = Literal["noise", "order", "probe", "train"]
+Purpose = Literal["noise", "order", "probe", "train", "control"]
 
 
 def generator(

@@ -40,6 +40,8 @@ class Settings:
         loss_precision: Compute precision of recorded losses.  Where it is more exact than the
             gradient's, losses get a forward pass of their own.
         compiled: Compile the stacked functions with `torch.compile` (worth it on a GPU).
+        controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
+            chains shuffled, for comparison.
         device: Where to run; the model's device by default.
         seed: Of all random numbers.
     """
@@ -63,6 +65,7 @@ class Settings:
     gradient_precision: Precision = "float32"
     loss_precision: Precision = "float32"
     compiled: bool = False
+    controls: bool = False
     device: str | None = None
     seed: int = 0
 

@@ -95,7 +95,9 @@ def trust_line(summary: Mapping) -> str:
     """Return the figures that say how far the scores can be trusted, judged in words."""
     reliability, rhat, ess = (summary.get(k) for k in ("reliability", "rhat_max", "ess_median"))
     seconds = finite(summary.get("seconds"))
-    tiles = [
+    trusted = summary.get("trusted")
+    tiles = [] if trusted is None else [("Trusted", "yes" if trusted else "no", _yes(trusted))]
+    tiles += [
         ("Reliability", number(reliability), _judge(reliability, RELIABILITY_GATES, sign=1)),
         ("R-hat, largest", number(rhat, digits=4), _judge(rhat, RHAT_GATES, sign=-1)),
         ("ESS, median", count(ess), _judge(ess, ESS_GATES, sign=1)),
@@ -164,6 +166,10 @@ def diverged_chains(diagnostics: xr.Dataset, *, summary: Mapping) -> list[int]:
 
 def _complete(*flags: object) -> bool:
     return all(flag is None or bool(flag) for flag in flags)
+
+
+def _yes(trusted: object) -> str:
+    return "good" if trusted else "poor"
 
 
 def _judge(value: object, gates: tuple[float, float], *, sign: int) -> str:

@@ -9,6 +9,7 @@ from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
 
+from bif.report.controls import controls_section
 from bif.report.evidence import diagnostics_section, provenance_section, suspects_section
 from bif.report.markup import escape
 from bif.report.overview import headline, reading, trust_line, warnings
@@ -74,6 +75,7 @@ def render_report(
         reading=reading(source),
         queries=queries_section(source, chosen=chosen, top=top, how=how),
         suspects=suspects_section(source, summary=summary),
+        controls=controls_section(source),
         diagnostics=diagnostics_section(diagnostics, summary=summary, manifest=manifest),
         provenance=provenance_section(manifest),
         version=f"bif {escape(version)}" if version else "bif",

@@ -92,6 +92,16 @@ def histogram(values: np.ndarray, *, name: str, gate: float) -> str:
     return _svg(draw, re.sub(r"\W", "", name).lower())
 
 
+def as_file(svg: str) -> str:
+    """Return a plot of this module as a file of its own, in the page's colours on white."""
+    colours = "--muted:#57606a;--line:#d8dee4;--blue:#1a66b0;--orange:#bc4c00"
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="500" height="310" '
+        f'style="{colours};background:#fff;font-family:sans-serif" '
+    )
+    return svg.replace("<svg ", opening, 1) + "\n"
+
+
 def _svg(draw: Callable[[Axes], None], name: str) -> str:
     """Return the SVG of one small plot; ids are prefixed with `name`."""
     try:

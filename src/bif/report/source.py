@@ -17,6 +17,7 @@ _REQUIRED = {
     "query_id": ("query",),
     "train_id": ("train",),
 }
+_CONTROL = "control_"
 _DIRECTIONS = ("lower", "higher", "")
 
 
@@ -65,6 +66,7 @@ class Source:
     train: Items
     query: Items
     suspects: Suspects | None
+    controls: dict[str, np.ndarray]
     attrs: dict[str, object]
 
     @property
@@ -146,6 +148,11 @@ def read_source(influence: xr.Dataset) -> Source:
         train=_items(influence, "train"),
         query=_items(influence, "query"),
         suspects=_suspects(influence),
+        controls={
+            str(name).removeprefix(_CONTROL): _scores(influence, str(name))
+            for name in influence.data_vars
+            if str(name).startswith(_CONTROL)
+        },
         attrs={str(key): value for key, value in influence.attrs.items()},
     )
 

@@ -1,0 +1,104 @@
+"""Healthy and sick runs on scikit-learn's digits, for the docs page "Is my run converged?".
+
+One row a run with its figures and the gates that failed, and a picture of its traces, drawn by the
+library's own report.
+
+    python benchmarks/converged.py --out benchmarks/results --pictures docs/images
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import parser, print_table, write
+
+import bif
+from bif import demo
+from bif.report import plots
+from bif.rng import ShuffledOrder
+
+HEALTHY = bif.Settings(weight_decay=1e-3, gamma=50.0, chains=16, draws=200)
+NOISY = replace(HEALTHY, gradient="minibatch", batch_size=100, step_size=0.02, burn_in=200)
+RUNS: dict[str, bif.Settings] = {
+    "healthy": HEALTHY,
+    "stopped before burn-in": replace(HEALTHY, burn_in=0, thin=1, draws=40, step_size=0.005),
+    "too short": replace(HEALTHY, thin=1, draws=40, step_size=0.004, burn_in=600),
+    "step too large": replace(
+        HEALTHY, sampler="sgld", step_size=9e-4, burn_in=2000, thin=10, gamma=50.0
+    ),
+    "gradient noise too hot": replace(NOISY, batch_size=16, nbeta=4000.0, step_size=0.01),
+    "shared mini-batches": NOISY,
+}
+"""What is wrong with each; shared mini-batches take a patch besides."""
+FIGURES = (
+    "rhat_max", "ess_median", "reliability", "drift_removed", "drift_common",
+    "chains_shared_variance", "virial", "kinetic", "step_share", "heat", "significant_share",
+    "significant_share_null",
+)  # fmt: skip
+
+
+@contextmanager
+def mini_batches(*, shared: bool) -> Iterator[None]:
+    """Every chain of a block sees the first one's mini-batches."""
+    own = ShuffledOrder.indices
+
+    def first(self: ShuffledOrder, step: int) -> torch.Tensor:
+        return own(self, step)[:1].expand(self.num_chains, -1)
+
+    if shared:
+        ShuffledOrder.indices = first
+    try:
+        yield
+    finally:
+        ShuffledOrder.indices = own
+
+
+def row(name: str, run: bif.Run) -> dict[str, Any]:
+    """A run's figures, and the gates that failed."""
+    failed = [gate["name"] for gate in run.manifest["gates"] if gate["failed"]]
+    return {
+        "run": name,
+        "trusted": run.summary["trusted"],
+        "failed": ", ".join(failed) or "none",
+        **{figure: run.summary[figure] for figure in FIGURES},
+    }
+
+
+def picture(run: bif.Run) -> str:
+    """The traces of the mean loss, as the report draws them, with the page's colours filled in."""
+    shown = run.diagnostics
+    svg = plots.traces(
+        np.asarray(shown["mean_loss"].values, dtype=float),
+        np.asarray(shown["draw"].values),
+        center=float(shown["center_mean_loss"]),
+        marked=[],
+    )
+    return plots.as_file(svg)
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--pictures", type=Path, help="folder for SVG files")
+    arguments: argparse.Namespace = options.parse_args()
+    problem, rows = demo.digits(arguments.seed).problem, []
+    for name, settings in RUNS.items():
+        with mini_batches(shared=name == "shared mini-batches"):
+            run = bif.attribute(problem, replace(settings, seed=arguments.seed))
+        rows.append(row(name, run))
+        print_table(rows[-1:])
+        if arguments.pictures:
+            arguments.pictures.mkdir(parents=True, exist_ok=True)
+            file = arguments.pictures / f"traces-{name.replace(' ', '-')}.svg"
+            file.write_text(picture(run), encoding="utf-8")
+    print(write("converged", arguments, rows))
+
+
+if __name__ == "__main__":
+    main()
