@@ -136,7 +136,7 @@ class TestLargestCurvature:
         assert got.tolist() == [0.0, 0.0]
 
 
-OPTIONAL = {"device", "batch_size", "friction"}
+OPTIONAL = {"reliability", "budget", "device", "batch_size", "friction"}
 
 
 @pytest.mark.parametrize("oracle", [None, "stacked", "sequential", "live"])

@@ -159,7 +159,8 @@ def _calibrated(
         settings = Settings.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
-    return Calibration(settings, tuple(folder.manifest.get("explanations", [])))
+    explanations = tuple(folder.manifest.get("explanations", []))
+    return Calibration(settings, explanations, requested.reliability)
 
 
 def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bif import tensors
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device
+from bif.budget import choose_draws
 from bif.chains import run_chains
 from bif.curvature import largest_curvature
 from bif.gradients import FullGradient
@@ -50,10 +51,15 @@ class Calibration:
 
     settings: Settings
     explanations: tuple[str, ...]
+    reliability: float | None = None
+    """What was aimed at, if anything."""
 
 
 def calibrate(problem: Problem, settings: Settings) -> Calibration:
     """Fill in every setting that is None.
+
+    With `reliability` or `budget`, a pilot of a few chains measures seconds and agreement, and the
+    number of draws follows; it then depends on how fast the machine is.
 
     Args:
         problem: What is to be attributed.
@@ -64,16 +70,19 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
 
     Raises:
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
-            than the data.
+            than the data; a budget too small to converge.
     """
     said: list[str] = []
-    if settings.draws is None:
+    target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
+    if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
-    settings = _choose_posterior_and_steps(problem, settings, said)
-    return Calibration(settings, tuple(said))
+    settings, relaxation = _choose_posterior_and_steps(problem, settings, said)
+    if forecast:
+        settings = choose_draws(problem, settings, relaxation=relaxation, said=said)
+    return Calibration(settings, tuple(said), target)
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
@@ -160,7 +169,10 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
     return max(1, sum(kept.values()) // count)
 
 
-def _choose_posterior_and_steps(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+def _choose_posterior_and_steps(
+    problem: Problem, settings: Settings, said: list[str]
+) -> tuple[Settings, float]:
+    """Complete settings, and the steps in which the slowest direction forgets."""
     nbeta = settings.nbeta
     if nbeta is None:
         nbeta = float(problem.num_train)
@@ -169,27 +181,44 @@ def _choose_posterior_and_steps(problem: Problem, settings: Settings, said: list
     if settings.gamma is not None and None not in (
         settings.step_size, settings.friction, settings.burn_in, settings.thin
     ):  # fmt: skip
-        return chosen
+        return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12))
     gamma, curvature = _pilot(problem, chosen, said)
     return _steps(problem, replace(chosen, gamma=gamma), curvature, said)
 
 
-def _steps(problem: Problem, settings: Settings, curvature: float, said: list[str]) -> Settings:
+def _smallest_curvature(settings: Settings) -> float:
+    assert settings.nbeta is not None and settings.gamma is not None
+    return settings.gamma + settings.nbeta * settings.weight_decay
+
+
+def _relaxation(settings: Settings, k_min: float) -> float:
+    """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
+    step, friction = settings.step_size, settings.friction
+    assert step is not None
+    if settings.sampler not in ("baoab", "sgnht"):
+        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
+        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
+        return 2 * factor / (step * k_min)
+    assert friction is not None
+    # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
+    half = friction / 2
+    rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
+    return 1 / (step * rate)
+
+
+def _steps(
+    problem: Problem, settings: Settings, curvature: float, said: list[str]
+) -> tuple[Settings, float]:
     """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
     assert settings.nbeta is not None and settings.gamma is not None
     k_max = settings.nbeta * (curvature + settings.weight_decay) + settings.gamma
-    k_min = settings.gamma + settings.nbeta * settings.weight_decay
-    k_min = max(k_min, 1e-3 * k_max)
+    k_min = max(_smallest_curvature(settings), 1e-3 * k_max)
     underdamped = settings.sampler in ("baoab", "sgnht")
     if underdamped:
         step = settings.step_size or UNDERDAMPED_STEP / sqrt(k_max)
         # Low friction decorrelates losses fastest, but multiplies gradient noise.
         damped = LOW_FRICTION if settings.gradient == "full" else CRITICAL_FRICTION
         friction = settings.friction or damped * sqrt(k_min)
-        # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
-        half = friction / 2
-        rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
-        relaxation = 1 / (step * rate)
         why = (
             f"{UNDERDAMPED_STEP:g} / sqrt(largest curvature of U, {k_max:.4g}); stable below "
             f"{2 / sqrt(k_max):.4g}"
@@ -203,10 +232,11 @@ def _steps(problem: Problem, settings: Settings, curvature: float, said: list[st
         # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
         factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
         step = settings.step_size or 0.5 * factor / k_max
-        relaxation = 2 * factor / (step * k_min)
         why = f"{0.5 * factor:g} / largest curvature of U, {k_max:.4g}"
     if settings.step_size is None:
         said.append(f"step_size = {step:.4g}: {why}")
+    settings = replace(settings, step_size=step, friction=friction)
+    relaxation = _relaxation(settings, k_min)
     # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
     burn_in = ceil((10 if underdamped else 5) * relaxation)
     thin = max(1, round(relaxation / 3))
@@ -222,13 +252,12 @@ def _steps(problem: Problem, settings: Settings, curvature: float, said: list[st
         said.append(f"burn_in = {burn_in}: {10 if underdamped else 5} relaxation times")
     if settings.thin is None:
         said.append(f"thin = {thin}: {reason}")
-    return replace(
+    chosen = replace(
         settings,
-        step_size=step,
-        friction=friction,
         burn_in=burn_in if settings.burn_in is None else settings.burn_in,
         thin=settings.thin or thin,
     )
+    return chosen, relaxation
 
 
 def _pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float, float]:

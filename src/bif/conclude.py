@@ -105,6 +105,7 @@ def concluded(
         traces, diagnostics, thin=settings.thin or 1, seconds=time.perf_counter() - started
     )
     judged = judge(traces, figures, checks=recording.checks, diverged=len(recording.diverged))
+    warnings += _short_of(calibration.reliability, figures)
     summary = {
         "trusted": judged.trusted,
         **figures,
@@ -239,6 +240,17 @@ def _warnings(recording: Recording, settings: Settings) -> list[str]:
     if recording.interrupted:
         said.append(f"interrupted {recording.progress_in_words()}: the result is partial")
     return said + list(dict.fromkeys(recording.notes))
+
+
+def _short_of(target: float | None, figures: Mapping[str, float | int]) -> list[str]:
+    """Where the reliability that was aimed at was not reached, and how far it is."""
+    found = float(figures["reliability"])
+    if target is None or not found < target:
+        return []
+    share = target * (1 - found) / ((1 - target) * found) if found > 0 else float("inf")
+    more = figures["draws"] * (share - 1)
+    needed = f"about {more:,.0f} more draws would reach it" if more < 1e12 else "more draws"
+    return [f"reliability is {found:.3f}, below the {target:g} that was aimed at: {needed}"]
 
 
 def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:

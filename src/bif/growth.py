@@ -114,7 +114,10 @@ def _grown(
         for name, wanted in (("draws", draws), ("chains", chains))
         if wanted is not None and wanted != getattr(chosen, name)
     }
+    if "draws" in growth:  # in the place of what was to choose them
+        requested = replace(requested, budget=None, reliability=None)
     requested, chosen = replace(requested, **growth), replace(chosen, **growth)
+    free = {*growth, "budget", "reliability"} if "draws" in growth else set(growth)
     now = store.plain(identity(problem, requested))
     for kind in ("queries", "candidates"):
         there, wanted = list(then[kind]), list(now[kind])
@@ -127,7 +130,7 @@ def _grown(
     changed = [
         name
         for name in store.differences(then, now)
-        if name not in new_groups and name.removeprefix("settings.") not in growth
+        if name not in new_groups and name.removeprefix("settings.") not in free
     ]
     if changed:
         raise store.FolderInUse(

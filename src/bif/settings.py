@@ -11,6 +11,7 @@ from bif.precision import Precision
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]
 OracleName = Literal["stacked", "sequential", "live"]
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Settings:
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
             w*) / 50.
         chains: Independent chains, at least 2.
-        draws: Recorded draws of each chain; 200 by default.
+        draws: Recorded draws of each chain; 200 by default, or as many as `reliability` needs and
+            `budget` allows.
+        reliability: The agreement of two halves of the run to aim at, below 1.
+        budget: Seconds of sampling to aim at, calibration included; also "90s", "10m", "1.5h".
         burn_in: Steps of each chain before its first draw.
         thin: Steps from one draw to the next.
         step_size: Of the sampler, in its own unit.
@@ -51,6 +55,8 @@ class Settings:
     gamma: float | None = None
     chains: int | None = None
     draws: int | None = None
+    reliability: float | None = None
+    budget: float | str | None = None
     burn_in: int | None = None
     thin: int | None = None
     step_size: float | None = None
@@ -84,6 +90,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value}.")
+        object.__setattr__(self, "budget", _seconds(self.budget))
+        if self.reliability is not None and not 0 < self.reliability < 1:
+            raise ValueError(
+                f"reliability is {self.reliability}: expected a number between 0 and 1, such as .9."
+            )
+        if self.draws is not None and (self.budget, self.reliability) != (None, None):
+            raise ValueError(
+                f"draws={self.draws} leaves nothing to choose by budget or reliability: give one "
+                "or the other."
+            )
         if self.gradient == "full" and self.batch_size is not None:
             raise ValueError(
                 f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
@@ -116,3 +132,25 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _seconds(budget: float | str | None) -> float | None:
+    """A budget in seconds.
+
+    Raises:
+        ValueError: No number > 0 with one of the units.
+    """
+    if budget is None:
+        return None
+    text = str(budget).strip()
+    unit = text[-1:].lower()
+    number = text[:-1] if unit in _UNITS else text
+    try:
+        seconds = float(number) * _UNITS.get(unit, 1.0)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"budget is {budget!r}: expected seconds > 0, as a number or like '90s', '10m', '1.5h'."
+        )
+    return seconds

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from bif.cli.benchmark import Lds
+from bif.cli.calibrate import Calibrate
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Demo, Merge, Show
@@ -26,10 +27,11 @@ _USER_ERRORS = (
 
 
 def main() -> None:
-    """`bif demo`, `attribute`, `respond`, `merge`, `show` and `lds`; exits with 2 on bad input."""
+    """The command `bif`; exits with 2 on bad input."""
     commands = Annotated[
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]
+        | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
         | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]

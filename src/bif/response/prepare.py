@@ -56,6 +56,11 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value!r}: expected at least 1.")
+        if (self.settings.budget, self.settings.reliability) != (None, None):
+            raise ValueError(
+                "budget and reliability choose the draws of bif.attribute; a response's length is "
+                "steps: pass steps and leave the two out."
+            )
         self._refuse_contradictions()
 
     @property

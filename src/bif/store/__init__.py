@@ -17,6 +17,7 @@ from bif.store.banks import (
 )
 from bif.store.checkpoints import BlockStore, Commit
 from bif.store.folder import (
+    CALIBRATION,
     DIAGNOSTICS,
     INFLUENCE,
     MANIFEST,
@@ -36,6 +37,7 @@ from bif.store.results import (
     read_scores,
     refuse_occupied,
     save_dataset,
+    write_calibration,
     write_scores,
 )
 from bif.store.run import (
@@ -52,6 +54,7 @@ from bif.store.run import (
 )
 
 __all__ = [
+    "CALIBRATION",
     "DIAGNOSTICS",
     "INFLUENCE",
     "MANIFEST",
@@ -89,5 +92,6 @@ __all__ = [
     "remove_run",
     "reopen_run",
     "save_dataset",
+    "write_calibration",
     "write_scores",
 ]

@@ -25,7 +25,7 @@ Buffer = bytes | memoryview
 
 MANIFEST, SUMMARY, REPORT = "run.json", "summary.json", "report.html"
 INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
-SCORES = "scores.json"
+SCORES, CALIBRATION = "scores.json", "calibration.json"
 TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
 OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
 LOCK = ".lock"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bif.store.folder import (
+    CALIBRATION,
     CHECKPOINTS,
     DIAGNOSTICS,
     INFLUENCE,
@@ -79,6 +80,14 @@ def write_scores(
     folder.remove(SCORES)
     folder.move(fresh, INFLUENCE)
     write_json(folder, SCORES, about)
+
+
+def write_calibration(
+    where: str | Path | Folder, *, settings: Mapping[str, Any], explanations: Sequence[str]
+) -> None:
+    """Write what was chosen and why, `calibration.json`; one that is there is replaced."""
+    about = {"settings": settings, "explanations": list(explanations)}
+    write_json(folder_at(where), CALIBRATION, about)
 
 
 def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:

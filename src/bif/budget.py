@@ -1,0 +1,193 @@
+"""How many draws: what a reliability needs and what a budget allows, forecast by a short pilot."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from math import ceil, floor
+
+import torch
+
+from bif.estimate.diagnostics import reliability
+from bif.problem import Problem
+from bif.sampling import Sampling
+from bif.settings import Settings
+from bif.traces import LossTraces
+
+MIN_RELAXATIONS = 50
+"""A chain is at least this many relaxation times long: shorter ones fail the gate of mixing."""
+MOST_DRAWS = 100_000
+_FEWEST_CHAINS = 8
+_PILOT_CHAINS, _PILOT_DRAWS = 16, 24
+_TIMED_STEPS = 4
+_SAMPLING_SHARE = 0.8
+"""Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a pilot measured.
+
+    Attributes:
+        step: Seconds of a step of a block of chains.
+        record: Seconds that a draw of a block takes beyond its step.
+        signal: Of one draw: a run of T draws in all has reliability `T·signal / (1 + T·signal)`.
+        spent: Seconds of the pilot.
+    """
+
+    step: float
+    record: float
+    signal: float
+    spent: float
+
+    def reliability(self, total: float) -> float:
+        """Forecast for so many draws in all, by Spearman and Brown."""
+        return total * self.signal / (1 + total * self.signal)
+
+    def total_for(self, target: float) -> float:
+        """Draws in all that reach a reliability."""
+        return target / ((1 - target) * self.signal)
+
+
+def choose_draws(
+    problem: Problem, settings: Settings, *, relaxation: float, said: list[str]
+) -> Settings:
+    """Draws, and where a budget is small fewer chains, for a reliability or a budget.
+
+    With both, the draws that the reliability needs, as far as the budget allows.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Complete but for `draws`, with `reliability`, `budget` or both.
+        relaxation: Steps in which the slowest direction forgets.
+        said: Gets a line for each choice.
+
+    Raises:
+        ValueError: A budget too small for burn-in and the fewest draws.
+    """
+    assert settings.thin is not None and settings.chains is not None
+    pace = measure_pace(problem, settings)
+    least = max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
+    draws, chains, why = least, settings.chains, []
+    if settings.reliability is not None:
+        needed = pace.total_for(settings.reliability)
+        draws = min(MOST_DRAWS, max(least, ceil(needed / chains)))
+        why.append(f"reliability {settings.reliability:g} needs about {needed:,.0f} draws in all")
+    if settings.budget is not None:
+        chains, allowed = _affordable(settings, pace, least)
+        draws = allowed if settings.reliability is None else min(draws, allowed)
+        why.append(f"a budget of {settings.budget:,.0f} s allows {allowed} of {chains} chains")
+    seconds = _sampling_seconds(settings, pace, chains, draws)
+    if chains != settings.chains:
+        said.append(f"chains = {chains}: {settings.chains} do not come to an end within the budget")
+    said.append(
+        f"draws = {draws} of each chain: {'; '.join(why)}. Forecast: {seconds:,.0f} s of sampling, "
+        f"reliability {pace.reliability(draws * chains):.2f}"
+    )
+    block_size = min(settings.block_size or 1, chains)
+    return replace(
+        settings, reliability=None, budget=None, draws=draws, chains=chains, block_size=block_size
+    )
+
+
+def measure_pace(problem: Problem, settings: Settings) -> Pace:
+    """Seconds and signal from a few chains that start at w* and stop early.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Complete but for `draws`.
+    """
+    started = time.perf_counter()
+    assert settings.chains is not None and settings.burn_in is not None
+    assert settings.block_size is not None and settings.thin is not None
+    timed = replace(settings, reliability=None, budget=None, draws=2)
+    step, record = _timed(Sampling(problem, timed), settings.block_size)
+    few = min(_PILOT_CHAINS, max(2, settings.block_size))
+    pilot = replace(
+        timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
+        block_size=min(settings.block_size, few),
+    )  # fmt: skip
+    traces = _pilot_traces(Sampling(problem, pilot), few)
+    found = reliability(traces, num_queries=32, num_train=512)
+    found = min(max(found, 0.02), 0.999) if found == found else 0.02
+    signal = found / (1 - found) / traces.total_draws
+    return Pace(step, record, signal, time.perf_counter() - started)
+
+
+def _timed(sampling: Sampling, chains: int) -> tuple[float, float]:
+    """Seconds of a step and of a record, the first of each left out."""
+    start = sampling.start(0, chains)
+    marks, records = [], []
+    for position in sampling.positions(0, chains, start, last_step=_TIMED_STEPS):
+        _wait(sampling.device)
+        marks.append(time.perf_counter())
+        sampling.observed(position)
+        _wait(sampling.device)
+        records.append(time.perf_counter() - marks[-1])
+        marks[-1] += records[-1]
+    gaps = [b - a - r for a, b, r in zip(marks[1:], marks[2:], records[2:], strict=False)]
+    return max(min(gaps), 1e-7), min(records[1:])
+
+
+def _pilot_traces(sampling: Sampling, chains: int) -> LossTraces:
+    train, query = [], []
+    size = sampling.settings.block_size or 1
+    for block in range(chains // size):
+        drawn = [(a.cpu(), b.cpu()) for _, a, b in sampling.observed_draws(block, size)]
+        train.append(torch.stack([a for a, _ in drawn], dim=1))
+        query.append(torch.stack([b for _, b in drawn], dim=1))
+    return LossTraces.from_arrays(torch.cat(train), torch.cat(query))
+
+
+def _affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
+    """Chains and the draws of each that fit into the budget: fewer chains rather than short ones.
+
+    Raises:
+        ValueError: Not even the fewest chains come to an end.
+    """
+    assert isinstance(settings.budget, float) and settings.chains is not None
+    assert settings.burn_in is not None
+    left = _SAMPLING_SHARE * (settings.budget - pace.spent)
+    chains = settings.chains
+    while True:
+        of_a_chain = left / _blocks(settings, chains)
+        draws = floor((of_a_chain - settings.burn_in * pace.step) / _draw(settings, pace))
+        if draws >= least:
+            return chains, min(draws, MOST_DRAWS)
+        if chains <= _FEWEST_CHAINS:
+            break
+        chains = max(_FEWEST_CHAINS, chains // 2)
+    needed = _sampling_seconds(settings, pace, chains, least)
+    whole = 1.1 * (needed / _SAMPLING_SHARE + pace.spent)
+    raise ValueError(
+        f"a budget of {settings.budget:,.1f} s is too small to converge: {settings.burn_in} steps "
+        f"of burn-in and {least} draws of {chains} chains take {needed:,.1f} s, at {pace.step:.3g} "
+        f"s a step of {settings.block_size} chains, and calibration took {pace.spent:,.1f} s. Give "
+        f"at least {whole:,.0f} s, raise gamma, which shortens both, or use a faster device."
+    )
+
+
+def _blocks(settings: Settings, chains: int) -> float:
+    """Blocks in units of a full one: a small one takes its share of the time."""
+    assert settings.block_size is not None
+    return (
+        ceil(chains / settings.block_size)
+        if chains > settings.block_size
+        else (chains / settings.block_size)
+    )
+
+
+def _draw(settings: Settings, pace: Pace) -> float:
+    assert settings.thin is not None
+    return settings.thin * pace.step + pace.record
+
+
+def _sampling_seconds(settings: Settings, pace: Pace, chains: int, draws: int) -> float:
+    assert settings.burn_in is not None
+    one = settings.burn_in * pace.step + draws * _draw(settings, pace)
+    return _blocks(settings, chains) * one
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

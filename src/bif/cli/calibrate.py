@@ -1,0 +1,37 @@
+"""The command that chooses settings and says why, without sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import tyro
+
+from bif import store
+from bif.cli.loading import load_problem
+from bif.settings import Settings
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Choose what the settings leave open, from model and data, and say why.
+
+    With --budget or --reliability a short pilot forecasts draws, seconds and reliability.
+    `bif attribute` with the same options does the same before it samples.
+    """
+
+    target: tyro.conf.Positional[str]
+    """FILE.py:FUNCTION."""
+    out: str
+    """Folder or fsspec URL for calibration.json."""
+    settings: Settings = field(default_factory=Settings)
+
+    def run(self) -> None:
+        from bif.calibrate import calibrate
+
+        found = calibrate(load_problem(self.target), self.settings)
+        for line in found.explanations:
+            print(line)
+        store.write_calibration(
+            self.out, settings=found.settings.as_dict(), explanations=found.explanations
+        )
+        print(f"written to {self.out.rstrip('/')}/{store.CALIBRATION}")

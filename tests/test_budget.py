@@ -1,0 +1,153 @@
+"""Draws that a reliability needs and a budget allows: forecasts, refusals, what comes of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+import bif
+from bif import budget
+from bif.budget import Pace, choose_draws, measure_pace
+from command_line import caller, failed, write_problem
+from small_problems import classification
+
+OPEN = bif.Settings(
+    nbeta=60.0, gamma=20.0, chains=16, block_size=16, burn_in=60, thin=2, step_size=0.1,
+    friction=6.0, oracle="stacked", chunk_size=20,
+)  # fmt: skip
+PACE = Pace(step=0.01, record=0.02, signal=1e-3, spent=1.0)
+
+
+@pytest.fixture
+def paced(monkeypatch):
+    monkeypatch.setattr(budget, "measure_pace", lambda *_: PACE)
+
+
+def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]:
+    said: list[str] = []
+    settings = choose_draws(
+        classification(), replace(OPEN, **given), relaxation=relaxation, said=said
+    )
+    assert settings.budget is None and settings.reliability is None
+    return settings, " ".join(said)
+
+
+@pytest.mark.usefixtures("paced")
+class TestChoice:
+    def test_a_reliability_needs_the_draws_of_spearman_and_brown(self):
+        settings, said = chosen(reliability=0.9)
+        # .9 / .1 = T · signal
+        assert settings.draws == 9000 / 16 + 0.5
+        assert "needs about 9,000 draws in all" in said and "reliability 0.90" in said
+
+    def test_a_budget_allows_what_fits_in_its_share(self):
+        settings, said = chosen(budget="1m")
+        # .8 · 59 s less 60 steps of burn-in, at two steps and a record a draw.
+        assert settings.draws == int((0.8 * 59 - 0.6) / 0.04)
+        assert "allows 1165 of 16 chains" in said and "46 s of sampling" in said or "47 s" in said
+
+    def test_of_both_the_smaller(self):
+        assert chosen(budget=600.0, reliability=0.9)[0].draws == chosen(reliability=0.9)[0].draws
+        assert chosen(budget=20.0, reliability=0.9)[0].draws == chosen(budget=20.0)[0].draws
+
+    def test_no_chain_is_shorter_than_fifty_relaxations(self):
+        settings, _ = chosen(reliability=0.1, relaxation=40.0)
+        assert settings.draws == 50 * 40 / 2
+
+    def test_a_small_budget_takes_fewer_chains_rather_than_short_ones(self):
+        settings, said = chosen(budget=6.0, relaxation=6.0)
+        assert settings.chains == settings.block_size == 8
+        assert settings.draws is not None and settings.draws >= 150
+        assert "do not come to an end within the budget" in said
+
+    def test_a_budget_too_small_to_converge_is_refused_with_what_it_would_take(self):
+        with pytest.raises(ValueError, match=r"too small to converge.*Give at least \d+ s, raise"):
+            chosen(budget=4.0, relaxation=40.0)
+
+    def test_several_blocks_take_their_time_one_after_another(self):
+        one, _ = chosen(budget=60.0)
+        two, _ = chosen(budget=60.0, chains=32)
+        assert one.draws is not None and two.draws is not None
+        assert two.chains == 32 and two.draws == pytest.approx(one.draws / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [(90, 90.0), ("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2H", 7200.0)]
+)
+def test_budgets_are_given_in_seconds_minutes_or_hours(given, seconds):
+    assert bif.Settings(budget=given).budget == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", 0, -1.0, "10x", "inf", float("nan"), ""])
+def test_what_is_no_budget_is_refused(given):
+    with pytest.raises(ValueError, match="expected seconds > 0"):
+        bif.Settings(budget=given)
+
+
+@pytest.mark.parametrize("given", [0.0, 1.0, 1.5, -0.1])
+def test_what_is_no_reliability_is_refused(given):
+    with pytest.raises(ValueError, match="expected a number between 0 and 1"):
+        bif.Settings(reliability=given)
+
+
+@pytest.mark.parametrize("given", [{"budget": 10.0}, {"reliability": 0.9}])
+def test_draws_and_what_would_choose_them_contradict_each_other(given):
+    with pytest.raises(ValueError, match="leaves nothing to choose"):
+        bif.Settings(draws=100, **given)
+    with pytest.raises(ValueError, match="a response's length is steps"):
+        bif.respond(classification(), bif.Settings(**given))
+
+
+def test_the_pilot_measures_and_its_forecast_is_near_what_comes():
+    pace = measure_pace(classification(), OPEN)
+    assert 0 < pace.step < 0.5 and 0 <= pace.record < 0.5 and pace.spent > 0
+    run = bif.attribute(classification(), replace(OPEN, reliability=0.95))
+    assert run.summary["reliability"] > 0.9
+    assert run.manifest["settings"]["reliability"] is None
+    assert any("reliability 0.95 needs about" in line for line in run.manifest["explanations"])
+
+
+def test_a_run_ends_near_its_budget():
+    started = time.perf_counter()
+    run = bif.attribute(classification(), replace(OPEN, budget=6.0))
+    assert time.perf_counter() - started < 12.0
+    assert run.summary["draws"] > 16 * 100
+
+
+def test_a_reliability_that_was_not_reached_is_said_with_what_is_missing(monkeypatch):
+    monkeypatch.setattr(budget, "measure_pace", lambda *_: replace(PACE, signal=1e9))
+    run = bif.attribute(classification(), replace(OPEN, reliability=0.999))
+    (said,) = [w for w in run.manifest["warnings"] if "aimed at" in w]
+    assert "below the 0.999" in said and "more draws would reach it" in said
+
+
+def test_a_run_on_disk_keeps_its_choice_and_can_be_extended(tmp_path):
+    settings = replace(OPEN, reliability=0.5)
+    run = bif.attribute(classification(), settings, out=tmp_path)
+    again = bif.attribute(classification(), settings, out=tmp_path)
+    assert again.summary["draws"] == run.summary["draws"]
+    draws = run.summary["draws"] // 16
+    longer = bif.extend(tmp_path, classification(), draws=draws + 10)
+    assert longer.summary["draws"] == 16 * (draws + 10)
+
+
+def test_the_command_explains_and_writes_what_it_chose(monkeypatch, capsys, tmp_path):
+    call, file = caller(monkeypatch, capsys), write_problem(tmp_path)
+    code, said, _ = call(
+        "calibrate", f"{file}:problem", "--out", tmp_path / "out", "--reliability", "0.5",
+        "--chains", "8",
+    )  # fmt: skip
+    assert code == 0 and "step_size = " in said and "draws = " in said
+    found = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert bif.Settings.from_dict(found["settings"]).chains == 8
+    assert found["explanations"][-1].startswith("draws = ")
+    refused = call("calibrate", f"{file}:problem", "--out", tmp_path / "x", "--budget", "soon")
+    assert refused[0] == 2
+    small = ["--budget", "0.001", "--chains", "8"]
+    assert "too small to converge" in failed(
+        call("calibrate", f"{file}:problem", "--out", tmp_path / "x", *small)
+    )
+    assert not (tmp_path / "x").exists()
