@@ -7,14 +7,14 @@ import bif
 from bif.bank import Plan
 from bif.benchmark import Task
 
-LOSS, DECAY = bif.losses.cross_entropy, 1e-3
+LOSS = bif.losses.cross_entropy
 
 
 def train(start, items, seed):
     """Your own training, on these items: from `start`, or from fresh weights if it is None."""
     layers = torch.nn.Linear(13, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)
     model = torch.nn.Sequential(*layers) if start is None else start
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=DECAY)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(150):
         optimizer.zero_grad()
         LOSS(model, items).mean().backward()
@@ -28,12 +28,6 @@ def task():
     x = ((x - x.mean(dim=0)) / x.std(dim=0)).float()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     items, queries, tuning = ((x[i], y[i]) for i in order.split([100, 48, 30]))
-    model = train(None, items, seed=0)
-    return Task(
-        name="wine",
-        problem=bif.Problem(model, LOSS, train=items, queries=queries),
-        tuning_queries=tuning,
-        retraining=train,
-        plan=Plan(num_subsets=40, seeds=2, num_tuning_subsets=16),
-        settings=(bif.Settings(weight_decay=DECAY, draws=400),),
-    )
+    problem = bif.Problem(train(None, items, 0), LOSS, train=items, queries=queries)
+    plan = Plan(num_subsets=40, seeds=2, num_tuning_subsets=16)
+    return Task("wine", problem, tuning, retraining=train, plan=plan)

@@ -14,10 +14,10 @@ from torch import nn
 
 import bif
 from bif.checks import Checks
-from bif.conclude import judge
 from bif.estimate.diagnostics import convergence
 from bif.gates import Gate
 from bif.interrupts import Preempted
+from bif.judgement import judge
 from bif.report import render_report
 from bif.rng import ShuffledOrder
 from bif.traces import LossTraces

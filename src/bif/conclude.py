@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bif import __version__
 from bif.calibrate import Calibration
-from bif.checks import Checks
 from bif.controls import controls
 from bif.estimate.covariance import estimate_covariance
-from bif.estimate.diagnostics import diagnose, reliability
-from bif.estimate.independence import independence, significant_pairs
+from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
-from bif.estimate.stationarity import drift
-from bif.gates import Gate, gates
 from bif.influence import Influence
+from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
 from bif.recording import Recording
 from bif.run import Run
 from bif.sampling import Sampling
 from bif.settings import Settings
-from bif.traces import LossTraces
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,7 +101,7 @@ def concluded(
         traces, diagnostics, thin=settings.thin or 1, seconds=time.perf_counter() - started
     )
     judged = judge(traces, figures, checks=recording.checks, diverged=len(recording.diverged))
-    warnings += _short_of(calibration.reliability, figures)
+    warnings += short_of(calibration.reliability, figures)
     summary = {
         "trusted": judged.trusted,
         **figures,
@@ -136,94 +132,6 @@ def concluded(
     return Run(scores, traces, diagnostics, summary, manifest)
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Whether a run is trusted, and why not.
-
-    Attributes:
-        gates: All that were looked at.
-        figures: Behind them, for the summary.
-        warnings: What a reader should know although no gate failed.
-    """
-
-    gates: tuple[Gate, ...]
-    figures: dict[str, float]
-    warnings: tuple[str, ...]
-
-    @property
-    def trusted(self) -> bool:
-        """Whether no gate failed."""
-        return not any(gate.failed for gate in self.gates)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Of the gates that failed."""
-        return [f"not trusted, {g.name}: {g.reason}" for g in self.gates if g.failed]
-
-
-def judge(
-    traces: LossTraces,
-    figures: Mapping[str, float | int],
-    *,
-    checks: Checks | None = None,
-    diverged: int = 0,
-) -> Judgement:
-    """Hold a run against the gates.
-
-    Args:
-        traces: Of the surviving chains.
-        figures: From `figures_of`.
-        checks: Of the sampler, where it was looked at.
-        diverged: Chains that were left out.
-    """
-    moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
-    found: dict[str, float] = {
-        "drift_removed": moving.removed,
-        "drift_common": moving.common,
-        "drift_t": moving.common_t,
-        "chains_shared_variance": together.shared,
-        "chains_most_alike": together.alike,
-        "significant_share": pairs.share,
-        "significant_share_null": pairs.null,
-    }
-    warnings = []
-    if checks is not None:
-        found |= asdict(checks)
-        if checks.center_gradient > 1:
-            warnings.append(
-                f"the gradient of U at w* is {checks.center_gradient**0.5:.2g} times its "
-                "sampling noise: the trained weights are no minimum of U. If training used weight "
-                "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
-            )
-    listed = gates(figures, moving=moving, together=together, checks=checks, diverged=diverged)
-    return Judgement(tuple(listed), found, tuple(warnings))
-
-
-def figures_of(
-    traces: LossTraces, diagnostics: xr.Dataset, *, thin: int, seconds: float
-) -> dict[str, float | int]:
-    """The figures of a run in one number each.
-
-    Args:
-        traces: Of the surviving chains.
-        diagnostics: From `diagnose`.
-        thin: Steps from one draw to the next.
-        seconds: Of everything.
-    """
-    rhat, ess = diagnostics["rhat"].values, diagnostics["ess"].values
-    ess_median = _or_nan(np.nanmedian, ess)
-    return {
-        "draws": traces.total_draws,
-        "chains": traces.num_chains,
-        "seconds": seconds,
-        "draws_per_second": traces.total_draws / seconds,
-        "ess_median": ess_median,
-        "autocorrelation_steps": thin * traces.total_draws / ess_median,
-        "rhat_max": _or_nan(np.nanmax, rhat),
-        "reliability": reliability(traces),
-    }
-
-
 def _warnings(recording: Recording, settings: Settings) -> list[str]:
     assert settings.burn_in is not None and settings.thin is not None
     said = [
@@ -240,17 +148,6 @@ def _warnings(recording: Recording, settings: Settings) -> list[str]:
     if recording.interrupted:
         said.append(f"interrupted {recording.progress_in_words()}: the result is partial")
     return said + list(dict.fromkeys(recording.notes))
-
-
-def _short_of(target: float | None, figures: Mapping[str, float | int]) -> list[str]:
-    """Where the reliability that was aimed at was not reached, and how far it is."""
-    found = float(figures["reliability"])
-    if target is None or not found < target:
-        return []
-    share = target * (1 - found) / ((1 - target) * found) if found > 0 else float("inf")
-    more = figures["draws"] * (share - 1)
-    needed = f"about {more:,.0f} more draws would reach it" if more < 1e12 else "more draws"
-    return [f"reliability is {found:.3f}, below the {target:g} that was aimed at: {needed}"]
 
 
 def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
@@ -278,7 +175,3 @@ def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
             named = (side, *axes[: pictures.ndim - 1])
             dataset = dataset.assign({f"{side}_image": (named, pictures)})
     return dataset
-
-
-def _or_nan(function: Any, values: np.ndarray) -> float:
-    return float(function(values)) if np.isfinite(values).any() else float("nan")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bif import store
-from bif.conclude import figures_of, judge
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import estimate_influence
 from bif.influence import Influence
+from bif.judgement import figures_of, judge
 from bif.run import Run, load
 from bif.traces import LossTraces
 

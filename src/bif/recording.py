@@ -188,10 +188,11 @@ class _BlockRun:
         self.bar.advance(self.recorder.taken * len(self.chains))
         self._began = self._committed = time.monotonic()
         self._patience = self.whole.commit_every
-        going_on = self.wish.signal is None
-        end: HasParams | None = start.state
+        end: HasParams | None = None
         complete = self.recorder.taken >= (self.sampling.settings.draws or 0)
-        if going_on and not complete:
+        if complete:
+            end = start.state
+        elif self.wish.signal is None:
             end = self._walk(start)
         if self.index == 0 and end is not None and not self.recorder.all_diverged:
             self.whole.checks = self._checked(end, anew=not complete)

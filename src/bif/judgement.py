@@ -1,0 +1,122 @@
+"""From traces to a verdict: the figures of a run, its gates, and whether it is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bif.checks import Checks
+from bif.estimate.diagnostics import reliability
+from bif.estimate.independence import independence, significant_pairs
+from bif.estimate.stationarity import drift
+from bif.gates import Gate, gates
+from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a run is trusted, and why not.
+
+    Attributes:
+        gates: All that were looked at.
+        figures: Behind them, for the summary.
+        warnings: What a reader should know although no gate failed.
+    """
+
+    gates: tuple[Gate, ...]
+    figures: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no gate failed."""
+        return not any(gate.failed for gate in self.gates)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of the gates that failed."""
+        return [f"not trusted, {g.name}: {g.reason}" for g in self.gates if g.failed]
+
+
+def judge(
+    traces: LossTraces,
+    figures: Mapping[str, float | int],
+    *,
+    checks: Checks | None = None,
+    diverged: int = 0,
+) -> Judgement:
+    """Hold a run against the gates.
+
+    Args:
+        traces: Of the surviving chains.
+        figures: From `figures_of`.
+        checks: Of the sampler, where it was looked at.
+        diverged: Chains that were left out.
+    """
+    moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
+    found: dict[str, float] = {
+        "drift_removed": moving.removed,
+        "drift_common": moving.common,
+        "drift_t": moving.common_t,
+        "chains_shared_variance": together.shared,
+        "chains_most_alike": together.alike,
+        "significant_share": pairs.share,
+        "significant_share_null": pairs.null,
+    }
+    warnings = []
+    if checks is not None:
+        found |= asdict(checks)
+        if checks.center_gradient > 1:
+            warnings.append(
+                f"the gradient of U at w* is {checks.center_gradient**0.5:.2g} times its "
+                "sampling noise: the trained weights are no minimum of U. If training used weight "
+                "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
+            )
+    listed = gates(figures, moving=moving, together=together, checks=checks, diverged=diverged)
+    return Judgement(tuple(listed), found, tuple(warnings))
+
+
+def figures_of(
+    traces: LossTraces, diagnostics: xr.Dataset, *, thin: int, seconds: float
+) -> dict[str, float | int]:
+    """The figures of a run in one number each.
+
+    Args:
+        traces: Of the surviving chains.
+        diagnostics: From `diagnose`.
+        thin: Steps from one draw to the next.
+        seconds: Of everything.
+    """
+    rhat, ess = diagnostics["rhat"].values, diagnostics["ess"].values
+    ess_median = _or_nan(np.nanmedian, ess)
+    return {
+        "draws": traces.total_draws,
+        "chains": traces.num_chains,
+        "seconds": seconds,
+        "draws_per_second": traces.total_draws / seconds,
+        "ess_median": ess_median,
+        "autocorrelation_steps": thin * traces.total_draws / ess_median,
+        "rhat_max": _or_nan(np.nanmax, rhat),
+        "reliability": reliability(traces),
+    }
+
+
+def short_of(target: float | None, figures: Mapping[str, float | int]) -> list[str]:
+    """Where the reliability that was aimed at was not reached, and how far it is."""
+    found = float(figures["reliability"])
+    if target is None or not found < target:
+        return []
+    share = target * (1 - found) / ((1 - target) * found) if found > 0 else float("inf")
+    more = figures["draws"] * (share - 1)
+    needed = f"about {more:,.0f} more draws would reach it" if more < 1e12 else "more draws"
+    return [f"reliability is {found:.3f}, below the {target:g} that was aimed at: {needed}"]
+
+
+def _or_nan(function: Any, values: np.ndarray) -> float:
+    return float(function(values)) if np.isfinite(values).any() else float("nan")
