@@ -166,6 +166,7 @@ COMPOSERS = {
     "attribute",
     "response",
     "growth",
+    "crosscheck",
     "benchmark",
     "cli",
     "demo",
@@ -175,9 +176,9 @@ COMPOSERS = {
 
 PUBLIC = {
     "bif": """
-        MARGIN Calibration Influence Items LocalPosterior LossTraces Observable Problem Ranking
-        Response Run Score Settings attribute calibrate estimate evaluate extend load losses merge
-        respond response run_chains samplers
+        MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
+        Problem Ranking Response Run Score Settings attribute calibrate cross_check estimate
+        evaluate extend load losses merge respond response run_chains samplers
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -12,6 +12,7 @@ from bif import estimate, evaluate, losses, response, samplers
 from bif.attribute import attribute
 from bif.calibrate import Calibration, calibrate
 from bif.chains import run_chains
+from bif.crosscheck import CrossChecks, cross_check
 from bif.growth import extend
 from bif.influence import Influence, Ranking, Score
 from bif.items import Items
@@ -26,6 +27,7 @@ from bif.traces import LossTraces
 __all__ = [
     "MARGIN",
     "Calibration",
+    "CrossChecks",
     "Influence",
     "Items",
     "LocalPosterior",
@@ -39,6 +41,7 @@ __all__ = [
     "Settings",
     "attribute",
     "calibrate",
+    "cross_check",
     "estimate",
     "evaluate",
     "extend",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bif.checks import Checks
 from bif.estimate.independence import Independence
+from bif.estimate.response import Ratio
 from bif.estimate.stationarity import Drift
 
 RHAT = 1.05
@@ -15,7 +16,7 @@ REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
 SHARED, TWINS = 1.5, 0.99
 STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.9, 0.2
 TEMPERATURE, HEAT, RANDOMNESS = 0.1, 0.25, 1e-3
-DIVERGED = 0.1
+DIVERGED, SLOPE = 0.1, 0.2
 _ERRORS = 4.0
 
 
@@ -36,6 +37,11 @@ class Gate:
     limit: float
     failed: bool
     reason: str
+
+    @property
+    def said(self) -> str:
+        """As a warning."""
+        return f"not trusted, {self.name}: {self.reason}"
 
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
@@ -161,6 +167,31 @@ def _of_the_sampler(checks: Checks) -> list[Gate]:
             RANDOMNESS,
             "an item's loss changes by {value:.2g} from one evaluation to the next: dropout or "
             "another random layer is on, and its noise enters the covariances. Switch it off",
+        ),
+    ]
+
+
+def cross_gates(half_step: Ratio, response: Ratio) -> list[Gate]:
+    """Gates of what further chains found.
+
+    Args:
+        half_step: Variance of the losses over that at half the step.
+        response: Slope of the scores on responses.
+    """
+    return [
+        _gate(
+            "half step",
+            abs(half_step.value - 1),
+            max(TEMPERATURE, _ERRORS * _or_zero(half_step.standard_error)),
+            f"the losses vary {half_step.value:.3g} times as much as at half the step: the step "
+            "biases the draws. Lower step_size (try half)",
+        ),
+        _gate(
+            "response",
+            abs(response.value - 1),
+            max(SLOPE, _ERRORS * _or_zero(response.standard_error)),
+            f"the scores are {response.value:.3g} times those of the response estimator, which "
+            "neither the step nor gradient noise biases. Lower step_size, or use gradient='full'",
         ),
     ]
 

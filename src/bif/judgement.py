@@ -41,7 +41,7 @@ class Judgement:
     @property
     def reasons(self) -> list[str]:
         """Of the gates that failed."""
-        return [f"not trusted, {g.name}: {g.reason}" for g in self.gates if g.failed]
+        return [gate.said for gate in self.gates if gate.failed]
 
 
 def judge(

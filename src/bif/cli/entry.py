@@ -11,7 +11,7 @@ from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
 from bif.cli.respond import Respond
-from bif.cli.runs import Attribute, Demo, Merge, Show
+from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.interrupts import Preempted, termination_raises
 
 _USER_ERRORS = (
@@ -32,6 +32,7 @@ def main() -> None:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]
         | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]

@@ -138,6 +138,25 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Cross-check a run's sampler by chains of its own: at half the step, and by the response.
+
+    Takes about as long as the run; its figures and gates join the run's results.
+    """
+
+    folder: tyro.conf.Positional[str]
+    """A complete run that keeps traces."""
+    target: tyro.conf.Positional[str]
+    """FILE.py:FUNCTION, the run's problem."""
+
+    def run(self) -> None:
+        from bif.crosscheck import check_on_disk
+
+        check_on_disk(self.folder, load_problem(self.target))
+        _announce(self.folder, worked=True)
+
+
+@dataclass(frozen=True)
 class Merge:
     """Put the chains of several runs of one problem, with seeds of their own, into one run."""
 
