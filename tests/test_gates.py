@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bif
-from bif.checks import Checks
+from bif.checks import not_measured
 from bif.estimate.diagnostics import convergence
 from bif.gates import Gate
 from bif.interrupts import Preempted
@@ -204,7 +204,7 @@ def test_chains_shorter_than_their_memory():
 
 
 def test_a_gate_that_could_not_be_measured_passes_and_says_so():
-    nothing = Checks(*[float("nan")] * 9)
+    nothing = not_measured()
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
     figures = {"rhat_max": 1.0, "ess_median": 800.0, "chains": 8, "draws": 1600}
     found = judge(traces, figures, checks=nothing)
@@ -244,3 +244,22 @@ def test_an_extended_run_is_looked_at_once_more_and_one_that_only_answers_is_not
     assert longer.summary["virial"] != before
     whole = bif.attribute(problem, replace(settings, draws=30))
     assert longer.summary["virial"] == whole.summary["virial"]
+
+
+@pytest.mark.parametrize("most", [43 * 4, 43 * 40])
+def test_of_a_large_model_fewer_chains_and_batches_are_looked_at(monkeypatch, most, healthy):
+    monkeypatch.setattr("bif.checks._MOST_NUMBERS", most)  # the network has 43 weights
+    settings = replace(HEALTHY, gradient="minibatch", batch_size=10, chains=8, draws=20)
+    s = bif.attribute(classification(), settings).summary
+    assert np.isnan(s["heat"]) == (most == 43 * 4)
+    assert s["virial"] > 0 and np.isnan(s["virial_error"]) == (most // 43 == 1)
+
+
+def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("bif.recording.check", full)
+    run = bif.attribute(classification(), replace(HEALTHY, draws=20))
+    assert any("no memory left to look" in warning for warning in run.manifest["warnings"])
+    assert np.isnan(run.summary["virial"])

@@ -21,6 +21,9 @@ from bif.types import Gradient, HasParams, Params
 
 _CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
 _NOISE_BATCHES, _CENTER_PARTS = 32, 8
+_MOST_NUMBERS = 2**28
+"""Held at once, a GiB of them: of large models fewer chains and batches are looked at."""
+_FEWEST_BATCHES = 8
 _PROBE_BLOCK = 1_000_003
 """A block of chains that no run has: its mini-batches belong to the probe."""
 
@@ -72,14 +75,14 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
     if sampling.settings.compiled:  # other shapes than the run's: not worth compiling
         sampling = Sampling(sampling.problem, replace(sampling.settings, compiled=False))
     params, s = state.params, sampling.settings
+    velocity = getattr(state, "velocity", None)
     with torch.no_grad():
-        virial = _virial(sampling, params)
-        velocity = getattr(state, "velocity", None)
+        virial = _virial(sampling, _first(params, _MOST_NUMBERS // _size(params)))
         kinetic = torch.full_like(virial, math.nan)
         if velocity is not None:
             kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
         curvature = _curvature(sampling, params)
-        first = {name: leaf[:1] for name, leaf in params.items()}
+        first = _first(params, 1)
         return Checks(
             *_mean_and_error(virial),
             *_mean_and_error(kinetic),
@@ -96,6 +99,20 @@ def _mean_and_error(x: Tensor) -> tuple[float, float]:
     if not len(x):
         return math.nan, math.nan
     return float(x.mean()), float(x.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
+
+
+def not_measured() -> Checks:
+    """Where there was no room to look."""
+    return Checks(*[math.nan] * len(fields(Checks)))
+
+
+def _size(params: Params) -> int:
+    return tensors.num_elements(params)
+
+
+def _first(params: Params, count: int) -> Params:
+    """Views of the first chains, one at least."""
+    return {name: leaf[: max(1, count)] for name, leaf in params.items()}
 
 
 def _full(
@@ -130,7 +147,7 @@ def _curvature(sampling: Sampling, params: Params) -> float:
     noise = BlockNoise(source, sampling.posterior.masks)
     count = min(n, _CURVATURE_ITEMS)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
-    few = {name: leaf[:_CURVATURE_CHAINS] for name, leaf in params.items()}
+    few = _first(params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * _size(params))))
     found = largest_curvature(
         sampling.oracle,
         few,
@@ -156,10 +173,12 @@ def _heat(sampling: Sampling, one: Params) -> float:
     s = sampling.settings
     if s.gradient == "full":
         return 0.0
-    if s.sampler.startswith("rmsprop"):
+    batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * _size(one)))
+    if s.sampler.startswith("rmsprop") or batches < _FEWEST_BATCHES:
         return math.nan
     assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
-    noise = tensors.difference(_batch_gradients(sampling, one), _full(sampling)(one, 0).gradient)
+    exact = tensors.copied(_full(sampling)(one, 0).gradient)
+    noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
     for name, mask in sampling.posterior.masks.items():
         noise[name] = noise[name] * mask
     rows = torch.cat([leaf.flatten(1) for leaf in noise.values()], dim=1)
@@ -181,19 +200,17 @@ def _heat(sampling: Sampling, one: Params) -> float:
     return s.step_size**2 * variance / stable * (1 + kept) / (1 - kept)
 
 
-def _batch_gradients(sampling: Sampling, one: Params) -> Params:
+def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
     """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
     s = sampling.settings
     if isinstance(sampling.oracle, LiveOracle):
         assert s.batch_size is not None
         epoch = sampling.problem.num_train // s.batch_size
         gradient = sampling.gradient(_PROBE_BLOCK, 1)
-        parts = [
-            tensors.copied(gradient(one, step * epoch).gradient) for step in range(_NOISE_BATCHES)
-        ]
+        parts = [tensors.copied(gradient(one, step * epoch).gradient) for step in range(count)]
         return {name: torch.cat([part[name] for part in parts]) for name in one}
-    many = tensors.stacked(tensors.chain(one, 0), _NOISE_BATCHES)
-    return sampling.gradient(_PROBE_BLOCK, _NOISE_BATCHES)(many, 0).gradient
+    many = tensors.stacked(tensors.chain(one, 0), count)
+    return sampling.gradient(_PROBE_BLOCK, count)(many, 0).gradient
 
 
 def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
@@ -216,14 +233,14 @@ def _center_gradient(sampling: Sampling) -> float:
         return math.nan
     center = tensors.stacked(posterior.center, 1)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(sampling.device)
-    found = []
+    total, squares = tensors.zeros_like(center), 0.0
     for chosen in order[: n - n % parts].chunk(parts):
         items = Items(sampling.train.take(chosen))
         gradient = _full(sampling, items, sampling.weights[chosen])(center, 0).gradient
-        found.append(tensors.copied(gradient))
-    stacked = {name: torch.cat([part[name] for part in found]) for name in center}
-    mean = {name: leaf.mean(dim=0, keepdim=True) for name, leaf in stacked.items()}
-    spread = float(tensors.squared_norm(tensors.difference(stacked, mean)).sum())
+        tensors.add_(total, gradient)
+        squares += float(tensors.squared_norm(gradient))
+    mean = tensors.mul_(total, 1 / parts)
+    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
     noise = spread / (parts * (parts - 1))
     force = posterior.potential_gradient_(tensors.copied(mean), center)
     square = float(tensors.squared_norm(force)) / s.nbeta**2

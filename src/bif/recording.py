@@ -14,7 +14,7 @@ from torch import Tensor
 from bif.backfill import fill
 from bif.chains import Position
 from bif.checkpoint import on_host
-from bif.checks import Checks, check
+from bif.checks import Checks, check, not_measured
 from bif.estimate.covariance import Covariance, CovarianceSums
 from bif.estimate.diagnostics import reliability
 from bif.estimate.sums import BlockSums
@@ -203,7 +203,11 @@ class _BlockRun:
         found = folder.manifest.get("checks") if folder else None
         if found and not anew:
             return Checks.from_dict(found)
-        checks = check(self.sampling, end)
+        try:
+            checks = check(self.sampling, end)
+        except torch.OutOfMemoryError:
+            checks = not_measured()
+            self.whole.note("there was no memory left to look at the sampler: its gates are open")
         if folder:
             folder.update({"checks": asdict(checks)})
         return checks

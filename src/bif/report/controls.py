@@ -49,9 +49,9 @@ def agreement(score_QN: np.ndarray, control_QN: np.ndarray) -> float:
     found = []
     for score, control in zip(score_QN, control_QN, strict=True):
         known = np.isfinite(score) & np.isfinite(control)
-        ranks = [_ranks(x[known]) for x in (score, control)]
-        if known.sum() > 2 and all(np.ptp(r) > 0 for r in ranks):
-            found.append(np.corrcoef(*ranks)[0, 1])
+        own, other = _ranks(score[known]), _ranks(control[known])
+        if known.sum() > 2 and np.ptp(own) > 0 and np.ptp(other) > 0:
+            found.append(np.corrcoef(own, other)[0, 1])
     return float(np.median(found)) if found else float("nan")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bif.benchmark.measure import measured
+from bif.benchmark.measure import Cost, measured
 from bif.benchmark.methods.base import Judge, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
@@ -111,12 +111,14 @@ class Automatic:
             with measured(device) as cost:
                 scores, failed = _whole(_scores(task.problem, candidate, outcome.name))
             named = {**candidate.named(task.problem.num_train), **facts}
-            tuning = pilots.seconds + own.tuning_seconds
+            # The settings were chosen by the fluctuations' pilots.
+            tuning = pilots.also(Cost(own.tuning_seconds, own.cost.peak_memory_gib))
             made.append(
                 Scored(
-                    self.name, outcome.name, scores, pilots.also(cost), tuning, named, (), failed
+                    self.name, outcome.name, scores, tuning.also(cost), tuning.seconds, named, (),
+                    failed,
                 )
-            )
+            )  # fmt: skip
         return made
 
 
