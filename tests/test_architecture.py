@@ -62,6 +62,19 @@ MAY_KNOW: dict[str, set[str] | None] = {
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"estimate", "problem", "sampling", "settings", "traces"},
+    "pilot": {
+        "types",
+        "tensors",
+        "rng",
+        "items",
+        "gradients",
+        "curvature",
+        "chains",
+        "samplers",
+        "problem",
+        "settings",
+        "assemble",
+    },
     "calibrate": None,
     "sampling": {
         "types",

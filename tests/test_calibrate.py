@@ -15,11 +15,12 @@ from torch.func import functional_call, hessian, jvp
 
 import bif
 from bif import Settings, losses
-from bif.calibrate import DAMPING
-from bif.curvature import largest_curvature
+from bif.curvature import largest_curvature, smallest_curvature
 from bif.items import Items
 from bif.oracles import StackedOracle
+from bif.pilot import DAMPING
 from bif.rng import BlockNoise
+from exact_problems import Point, quadratic_loss, random
 from small_problems import NotStackable, classification, labelled, network, normal, stack_near
 
 TRAIN = labelled(20, seed=1)
@@ -312,3 +313,39 @@ def test_settings_go_into_the_manifest_field_by_field():
     assert settings.as_dict()["draws"] == 3
     assert list(settings.as_dict()) == [f.name for f in fields(Settings)]
     assert normal(1, seed=0).dtype == torch.float64
+
+
+def downhill(bend: float) -> bif.Problem:
+    """Quadratic losses whose mean has the curvatures `bend` and 3."""
+    hessian = torch.diag(torch.tensor([bend, 3.0], dtype=torch.float64))
+    batch = random(6, 2, seed=0), hessian.expand(6, 2, 2)
+    return bif.Problem(Point(torch.zeros(2).double()), quadratic_loss, train=batch, queries=batch)
+
+
+class TestDownhill:
+    @pytest.mark.parametrize("bend", [-2.0, -0.5, 0.5, 5.0])
+    def test_the_smallest_curvature_is_found(self, bend):
+        problem = downhill(bend)
+        oracle = StackedOracle(problem.evaluation_copy(torch.device("cpu")), problem.loss)
+        params = {"w": torch.zeros(1, 2).double()}
+        noise = BlockNoise(torch.Generator().manual_seed(0))
+        given = {"items": problem.train, "chunk_size": 6, "noise": noise}
+        largest = largest_curvature(oracle, params, **given)
+        assert float(largest) == pytest.approx(max(bend, 3.0), rel=1e-3)
+        got = smallest_curvature(oracle, params, **given, largest=largest)
+        assert float(got) == pytest.approx(min(bend, 3.0), rel=1e-3)
+
+    def test_a_saddle_beyond_gamma_is_warned_of_with_the_remedy(self):
+        found = bif.calibrate(downhill(-2.0), Settings(nbeta=10.0, gamma=15.0))
+        (warning,) = found.warnings
+        assert "U curves downwards at w*" in warning and "-5" in warning
+        assert "Raise gamma above 20" in warning
+
+    @pytest.mark.parametrize("bend", [-2.0, 0.5])
+    def test_a_well_is_not(self, bend):
+        assert bif.calibrate(downhill(bend), Settings(nbeta=10.0, gamma=25.0)).warnings == []
+
+    def test_the_warning_stands_beside_the_result(self, tmp_path):
+        settings = Settings(nbeta=1.0, gamma=1.9, chains=4, draws=5, thin=1)
+        run = bif.attribute(downhill(-2.0), settings, out=tmp_path)
+        assert any("U curves downwards" in warning for warning in run.manifest["warnings"])

@@ -13,22 +13,15 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.assemble import item_weights, make_oracle, make_posterior, run_device
+from bif.assemble import run_device
 from bif.budget import choose_draws
-from bif.chains import run_chains
-from bif.curvature import largest_curvature
-from bif.gradients import FullGradient
-from bif.items import Items, batch_leaves, map_batch
+from bif.items import batch_leaves, map_batch
 from bif.oracles import vmap_refusal
+from bif.pilot import WARNING, pilot
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
-from bif.rng import BlockNoise, generator
-from bif.samplers import BAOAB, RMSpropSGLD
+from bif.samplers import RMSpropSGLD
 from bif.settings import Settings
-from bif.types import Params
-
-DAMPING = 50.0
-"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma."""
 
 UNDERDAMPED_STEP = 1.2
 """Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
@@ -41,8 +34,6 @@ LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
 """Friction in units of sqrt(smallest curvature), without and with gradient noise."""
 
 _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
-_PILOT_ITEMS = 1024
-_PILOT_CHAINS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +44,13 @@ class Calibration:
     explanations: tuple[str, ...]
     reliability: float | None = None
     """What was aimed at, if anything."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The explanations that a reader should see beside the result."""
+        return [
+            line.removeprefix(WARNING) for line in self.explanations if line.startswith(WARNING)
+        ]
 
 
 def calibrate(problem: Problem, settings: Settings) -> Calibration:
@@ -182,7 +180,7 @@ def _choose_posterior_and_steps(
         settings.step_size, settings.friction, settings.burn_in, settings.thin
     ):  # fmt: skip
         return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12))
-    gamma, curvature = _pilot(problem, chosen, said)
+    gamma, curvature = pilot(problem, chosen, said)
     return _steps(problem, replace(chosen, gamma=gamma), curvature, said)
 
 
@@ -258,58 +256,3 @@ def _steps(
         thin=settings.thin or thin,
     )
     return chosen, relaxation
-
-
-def _pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float, float]:
-    """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
-
-    The posterior must not depend on the run's seed, so gamma comes from w* alone and from a
-    generator of its own; the pilot only makes the step safer.
-    """
-    device = run_device(problem, settings)
-    posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
-    oracle = make_oracle(problem, replace(settings, compiled=False), list(posterior.center))
-    chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
-    assert settings.chunk_size is not None
-    noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
-    count = min(problem.num_train, _PILOT_ITEMS)
-    chosen = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))[:count]
-    items = Items(problem.train.take(chosen.sort().values)).to(device)
-
-    def measure(params: Params) -> float:
-        return float(
-            largest_curvature(
-                oracle, params, items=items, chunk_size=settings.chunk_size or 1, noise=noise
-            ).max()
-        )
-
-    params = tensors.stacked(posterior.center, chains)
-    at_center = measure(params)
-    nbeta = settings.nbeta or 0.0
-    gamma = settings.gamma
-    if gamma is None:
-        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
-        said.append(
-            f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature at w*, "
-            f"{at_center:.4g}, / {DAMPING:g}"
-        )
-    posterior = make_posterior(problem, replace(settings, gamma=gamma))
-    k_max = nbeta * (at_center + settings.weight_decay) + gamma
-    weights = item_weights(problem, next(iter(params.values())))[chosen.sort().values.to(device)]
-    gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
-    # Away from w* the curvature can be larger: a careful pilot goes there and looks.
-    sampler = BAOAB(0.3 / sqrt(k_max), 2 * sqrt(max(gamma, 1e-3 * k_max)))
-    draws = run_chains(
-        sampler, posterior, gradient=gradient, params=tensors.copied(params), noise=noise,
-        num_draws=2, burn_in=0, thin=60,
-    )  # fmt: skip
-    away = at_center
-    for draw in draws:
-        if draw.index:
-            away = measure(tensors.copied(draw.params))
-    largest = max(at_center, away if away < float("inf") else at_center)
-    said.append(
-        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
-        f"60 steps ({chains} chains, {count} items)"
-    )
-    return gamma, largest

@@ -117,7 +117,7 @@ def concluded(
         "explanations": list(calibration.explanations),
         "forecast": list(forecast),
         "gates": [gate.as_dict() for gate in judged.gates],
-        "warnings": [*judged.reasons, *judged.warnings, *warnings],
+        "warnings": [*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         "complete": not recording.interrupted,
         "versions": {"bif": __version__, **versions()},
         "hardware": hardware(sampling.device),

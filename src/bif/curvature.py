@@ -1,6 +1,8 @@
-"""The largest curvature of the mean loss, from gradients alone."""
+"""Extreme curvatures of the mean loss, from gradients alone."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -34,29 +36,74 @@ def largest_curvature(
     Returns:
         `[C]`, at least 0.
     """
-    first = next(iter(params.values()))
-    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
-    gradient = FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)
-    distance = 1e-4 if first.dtype == torch.float64 else 1e-2
-    largest = torch.zeros(len(first), dtype=torch.float64, device=first.device)
+    product = _hessian_product(oracle, params, items, chunk_size, noise)
+    largest = torch.zeros(len(next(iter(params.values()))), dtype=torch.float64)
+    largest = largest.to(next(iter(params.values())).device)
     curvature = shift = torch.zeros_like(largest)
     for _ in range(2):
-        direction = noise.normal(params)
-        for _ in range(iterations):
-            length = tensors.squared_norm(direction).sqrt().clamp(min=1e-30)
-            tensors.scale_chains_(direction, 1 / length)
-            ahead = tensors.add_(tensors.copied(params), direction, distance)
-            behind = tensors.add_(tensors.copied(params), direction, -distance)
-            product = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
-            tensors.mul_(product, 0.5 / distance)
-            for name, mask in noise.masks.items():
-                product[name].mul_(mask)
-            curvature = tensors.inner(direction, product)  # a lower bound at every step
-            largest = torch.maximum(largest, curvature)
-            direction = tensors.add_(product, tensors.scale_chains_(direction, shift))
+        for curvature in _powers(product, noise.normal(params), shift, iterations):
+            largest = torch.maximum(largest, curvature)  # a lower bound at every step
         # Away from a minimum the eigenvalue of largest size may be negative: lifted by its size,
         # the largest one leads.
         shift = (-curvature).clamp(min=0)
         if not shift.any():
             break
     return largest
+
+
+def smallest_curvature(
+    oracle: Oracle,
+    params: Params,
+    *,
+    items: Items,
+    chunk_size: int,
+    noise: BlockNoise,
+    largest: Tensor,
+    iterations: int = 20,
+) -> Tensor:
+    """Smallest curvature of the mean loss, by power iteration on `H - largest`.
+
+    Args: as for `largest_curvature`, and
+        largest: What that found, `[C]`.
+
+    Returns:
+        `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
+    """
+    product = _hessian_product(oracle, params, items, chunk_size, noise)
+    smallest = largest.clone()
+    for curvature in _powers(product, noise.normal(params), -largest, iterations):
+        smallest = torch.minimum(smallest, curvature)
+    return smallest
+
+
+def _powers(
+    product: Callable[[Params], Params], direction: Params, shift: Tensor, iterations: int
+) -> Iterator[Tensor]:
+    """Curvatures `[C]` along the directions of a power iteration on `H + shift`."""
+    for _ in range(iterations):
+        length = tensors.squared_norm(direction).sqrt().clamp(min=1e-30)
+        tensors.scale_chains_(direction, 1 / length)
+        ahead = product(direction)
+        yield tensors.inner(direction, ahead)
+        direction = tensors.add_(ahead, tensors.scale_chains_(direction, shift))
+
+
+def _hessian_product(
+    oracle: Oracle, params: Params, items: Items, chunk_size: int, noise: BlockNoise
+) -> Callable[[Params], Params]:
+    """`u -> H u`, 0 where weights may not move."""
+    first = next(iter(params.values()))
+    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
+    gradient = FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)
+    distance = 1e-4 if first.dtype == torch.float64 else 1e-2
+
+    def product(direction: Params) -> Params:
+        ahead = tensors.add_(tensors.copied(params), direction, distance)
+        behind = tensors.add_(tensors.copied(params), direction, -distance)
+        change = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
+        tensors.mul_(change, 0.5 / distance)
+        for name, mask in noise.masks.items():
+            change[name].mul_(mask)
+        return change
+
+    return product

@@ -1,0 +1,101 @@
+"""What w* and a short walk away from it tell: gamma's default, and curvatures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import torch
+
+from bif import tensors
+from bif.assemble import item_weights, make_oracle, make_posterior, run_device
+from bif.chains import run_chains
+from bif.curvature import largest_curvature, smallest_curvature
+from bif.gradients import FullGradient
+from bif.items import Items
+from bif.problem import Problem
+from bif.rng import BlockNoise, generator
+from bif.samplers import BAOAB
+from bif.settings import Settings
+from bif.types import Params
+
+DAMPING = 50.0
+"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma."""
+WARNING = "warning: "
+"""Begins an explanation that is one."""
+
+_PILOT_ITEMS = 1024
+_PILOT_CHAINS = 4
+
+
+def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float, float]:
+    """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
+
+    The posterior must not depend on the run's seed, so gamma comes from w* alone and from a
+    generator of its own; the pilot only makes the step safer.
+    """
+    device = run_device(problem, settings)
+    posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
+    oracle = make_oracle(problem, replace(settings, compiled=False), list(posterior.center))
+    chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
+    assert settings.chunk_size is not None
+    noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
+    count = min(problem.num_train, _PILOT_ITEMS)
+    chosen = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))[:count]
+    items = Items(problem.train.take(chosen.sort().values)).to(device)
+
+    def smallest(params: Params, largest: float) -> float:
+        few = {name: leaf[:1] for name, leaf in params.items()}
+        bound = torch.tensor([largest], dtype=torch.float64, device=device)
+        return float(
+            smallest_curvature(
+                oracle, few, items=items, chunk_size=settings.chunk_size or 1, noise=noise,
+                largest=bound,
+            )
+        )  # fmt: skip
+
+    def measure(params: Params) -> float:
+        return float(
+            largest_curvature(
+                oracle, params, items=items, chunk_size=settings.chunk_size or 1, noise=noise
+            ).max()
+        )
+
+    params = tensors.stacked(posterior.center, chains)
+    at_center = measure(params)
+    nbeta = settings.nbeta or 0.0
+    gamma = settings.gamma
+    if gamma is None:
+        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
+        said.append(
+            f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature at w*, "
+            f"{at_center:.4g}, / {DAMPING:g}"
+        )
+    least = smallest(params, at_center)
+    lowest = nbeta * (least + settings.weight_decay) + gamma
+    if lowest < 0:
+        said.append(
+            f"{WARNING}U curves downwards at w*: its smallest curvature there is {lowest:.4g}, for "
+            f"the mean loss has {least:.4g}. The chains leave w* for another place. Raise gamma "
+            f"above {-nbeta * (least + settings.weight_decay):.4g}, or train on to a minimum"
+        )
+    posterior = make_posterior(problem, replace(settings, gamma=gamma))
+    k_max = nbeta * (at_center + settings.weight_decay) + gamma
+    weights = item_weights(problem, next(iter(params.values())))[chosen.sort().values.to(device)]
+    gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
+    # Away from w* the curvature can be larger: a careful pilot goes there and looks.
+    sampler = BAOAB(0.3 / sqrt(k_max), 2 * sqrt(max(gamma, 1e-3 * k_max)))
+    draws = run_chains(
+        sampler, posterior, gradient=gradient, params=tensors.copied(params), noise=noise,
+        num_draws=2, burn_in=0, thin=60,
+    )  # fmt: skip
+    away = at_center
+    for draw in draws:
+        if draw.index:
+            away = measure(tensors.copied(draw.params))
+    largest = max(at_center, away if away < float("inf") else at_center)
+    said.append(
+        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
+        f"60 steps ({chains} chains, {count} items)"
+    )
+    return gamma, largest
