@@ -13,7 +13,7 @@ from bif import baselines
 from bif.benchmark.methods.base import FittedMethod
 from bif.problem import Problem
 
-_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Dampings in units of the mean eigenvalue."""
 _PROJECTIONS = (512, 2048)
 
@@ -61,7 +61,7 @@ def rivals() -> dict[str, FittedMethod]:
     """All rivals by name, in the order of the table."""
     scales = tuple({"damping_scale": scale} for scale in _SCALES)
     projections = tuple(
-        {"dimension": d, "damping_scale": s} for d in _PROJECTIONS for s in (0.01, 0.1, 1.0)
+        {"dimension": d, "damping_scale": s} for d in _PROJECTIONS for s in (0.01, 0.1, 1.0, 10.0)
     )
     made = [
         FittedMethod("random", lambda _: _Plain(baselines.random_scores)),
@@ -81,7 +81,7 @@ def rivals() -> dict[str, FittedMethod]:
         FittedMethod(
             "cg_ggn",
             lambda problem: _Asked(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
-            tuple({"damping": d} for d in (1e-3, 3e-3, 1e-2, 3e-2, 0.1)),
+            tuple({"damping": d} for d in (1e-3, 1e-2, 3e-2, 0.1, 1.0)),
         ),
         FittedMethod(
             "exact_ggn",

@@ -36,7 +36,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     settings = tuple(
         Settings(
             nbeta=nbeta * num_train, gamma=ratio * nbeta * num_train,
-            weight_decay=RECIPE.weight_decay, chains=128, draws=400, thin=3, seed=seed,
+            weight_decay=RECIPE.weight_decay, chains=128, draws=100, thin=3, seed=seed,
             gradient_precision="tf32" if device.startswith("cuda") else "float32",
             compiled=device.startswith("cuda"),
         )
