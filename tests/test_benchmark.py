@@ -156,6 +156,7 @@ class TestBenchmark:
         seconds = [point.cost.seconds for point in bif_scores.curve]
         assert draws == sorted(draws) and draws[-1] == 8 * 30
         assert seconds == sorted(seconds)
+        assert seconds[-1] == pytest.approx(bif_scores.cost.seconds)
 
     def test_several_settings_are_piloted(self):
         task = replace(convex(), settings=(SETTINGS, replace(SETTINGS, gamma=2e6)))

@@ -74,7 +74,8 @@ class Fluctuation:
         for draws in np.unique(np.geomspace(min(8, longest), longest, _POINTS).astype(int)):
             traces = run.traces.truncated(int(draws))
             matrices = asked.matrices(_scores_of(traces, asked.problem), outcome)
-            seconds = cost.seconds - sampling * (1 - draws / longest)
+            shortened = cost.seconds - sampling * (1 - draws / longest)
+            seconds = whole.tuning_seconds + shortened
             points.append(
                 replace(
                     whole,
