@@ -30,9 +30,7 @@ RUNS: dict[str, bif.Settings] = {
     "healthy": HEALTHY,
     "stopped before burn-in": replace(HEALTHY, burn_in=0, thin=1, draws=40, step_size=0.005),
     "too short": replace(HEALTHY, thin=1, draws=40, step_size=0.004, burn_in=600),
-    "step too large": replace(
-        HEALTHY, sampler="sgld", step_size=9e-4, burn_in=2000, thin=10, gamma=50.0
-    ),
+    "step too large": replace(HEALTHY, sampler="sgld", step_size=9e-4, burn_in=400, thin=3),
     "gradient noise too hot": replace(NOISY, batch_size=16, nbeta=4000.0, step_size=0.01),
     "shared mini-batches": NOISY,
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
+from bif.assemble import make_oracle
 from bif.losses import at_least_float32, per_item
 from small_problems import TINY, filled, integers, labelled, network, normal
 
@@ -192,9 +193,7 @@ class TestTransformers:
         problem = self.problem(model, tied_weights="share")
         names = list(problem.center())
         assert "lm_head.weight" not in names and "transformer.wte.weight" in names
-        oracle = bif.calibrate.__globals__["make_oracle"](
-            problem, bif.Settings(oracle="sequential", chunk_size=4), names
-        )
+        oracle = make_oracle(problem, bif.Settings(oracle="sequential", chunk_size=4), names)
         params = {n: p[None] for n, p in problem.center().items()}
         gradient, _ = oracle.gradient(
             params, token_batch(), torch.ones(4, dtype=torch.float64), per_chain=False
