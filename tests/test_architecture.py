@@ -61,7 +61,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
-    "budget": {"estimate", "problem", "sampling", "settings", "traces"},
+    "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "pilot": {
         "types",
         "tensors",

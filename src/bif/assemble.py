@@ -72,6 +72,12 @@ def run_device(problem: Problem, settings: Settings) -> torch.device:
     return torch.device(settings.device) if settings.device else problem.device
 
 
+def wait_for(device: torch.device) -> None:
+    """Until everything asked of the device is done: for honest seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def item_weights(problem: Problem, like: Tensor) -> Tensor:
     """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
     if problem.train_weights is None:

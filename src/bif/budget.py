@@ -8,6 +8,7 @@ from math import ceil, floor
 
 import torch
 
+from bif.assemble import wait_for
 from bif.estimate.diagnostics import reliability
 from bif.problem import Problem
 from bif.sampling import Sampling
@@ -119,10 +120,10 @@ def _timed(sampling: Sampling, chains: int) -> tuple[float, float]:
     start = sampling.start(0, chains)
     marks, records = [], []
     for position in sampling.positions(0, chains, start, last_step=_TIMED_STEPS):
-        _wait(sampling.device)
+        wait_for(sampling.device)
         marks.append(time.perf_counter())
         sampling.observed(position)
-        _wait(sampling.device)
+        wait_for(sampling.device)
         records.append(time.perf_counter() - marks[-1])
         marks[-1] += records[-1]
     gaps = [b - a - r for a, b, r in zip(marks[1:], marks[2:], records[2:], strict=False)]
@@ -186,8 +187,3 @@ def _sampling_seconds(settings: Settings, pace: Pace, chains: int, draws: int) -
     assert settings.burn_in is not None
     one = settings.burn_in * pace.step + draws * _draw(settings, pace)
     return _blocks(settings, chains) * one
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

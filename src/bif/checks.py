@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.curvature import largest_curvature
+from bif.curvature import hessian_product, largest_curvature
 from bif.gradients import FullGradient
 from bif.items import Items
 from bif.oracles import LiveOracle
@@ -77,7 +77,7 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
     params, s = state.params, sampling.settings
     velocity = getattr(state, "velocity", None)
     with torch.no_grad():
-        virial = _virial(sampling, _first(params, _MOST_NUMBERS // _size(params)))
+        virial = _virial(sampling, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
         kinetic = torch.full_like(virial, math.nan)
         if velocity is not None:
             kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
@@ -104,10 +104,6 @@ def _mean_and_error(x: Tensor) -> tuple[float, float]:
 def not_measured() -> Checks:
     """Where there was no room to look."""
     return Checks(*[math.nan] * len(fields(Checks)))
-
-
-def _size(params: Params) -> int:
-    return tensors.num_elements(params)
 
 
 def _first(params: Params, count: int) -> Params:
@@ -147,7 +143,9 @@ def _curvature(sampling: Sampling, params: Params) -> float:
     noise = BlockNoise(source, sampling.posterior.masks)
     count = min(n, _CURVATURE_ITEMS)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
-    few = _first(params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * _size(params))))
+    few = _first(
+        params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * tensors.num_elements(params)))
+    )
     found = largest_curvature(
         sampling.oracle,
         few,
@@ -173,7 +171,7 @@ def _heat(sampling: Sampling, one: Params) -> float:
     s = sampling.settings
     if s.gradient == "full":
         return 0.0
-    batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * _size(one)))
+    batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
     if s.sampler.startswith("rmsprop") or batches < _FEWEST_BATCHES:
         return math.nan
     assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
@@ -214,16 +212,12 @@ def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
 
 
 def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
-    """`uᵀHu` of the mean loss, by a central difference of gradients."""
+    """`uᵀHu` of the mean loss, at least 0."""
     sizes = [leaf.numel() for leaf in one.values()]
     parts = direction.split(sizes)
     u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
-    distance = 1e-4 if next(iter(one.values())).dtype == torch.float64 else 1e-2
-    full = _full(sampling)
-    ahead = full(tensors.add_(tensors.copied(one), u, distance), 0).gradient
-    ahead = tensors.copied(ahead)
-    behind = full(tensors.add_(tensors.copied(one), u, -distance), 0).gradient
-    return max(0.0, float(tensors.inner(u, tensors.difference(ahead, behind))) / (2 * distance))
+    product = hessian_product(_full(sampling), one, sampling.posterior.masks)
+    return max(0.0, float(tensors.inner(u, product(u))))
 
 
 def _center_gradient(sampling: Sampling) -> float:

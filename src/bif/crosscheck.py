@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bif import store
 from bif.attribute import attribute
-from bif.estimate.covariance import estimate_covariance
+from bif.estimate.covariance import chain_groups, estimate_covariance
 from bif.estimate.response import Ratio, fluctuation_over_response
 from bif.gates import Gate, cross_gates
 from bif.interrupts import termination_raises
@@ -114,16 +115,20 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
 def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run:
     """The run with further gates and the figures behind them; those of the same name go."""
     names = {gate.name for gate in added}
-    gates = [gate for gate in run.manifest.get("gates", []) if gate["name"] not in names]
-    gates += [gate.as_dict() for gate in added]
-    stale = tuple(f"not trusted, {name}: " for name in names)
+    there = [Gate(**gate) for gate in run.manifest.get("gates", [])]
+    stale = {gate.said for gate in there if gate.name in names}
+    gates = [*(gate for gate in there if gate.name not in names), *added]
     warnings = [gate.said for gate in added if gate.failed]
-    warnings += [w for w in run.manifest["warnings"] if not w.startswith(stale)]
-    trusted = not any(gate["failed"] for gate in gates)
+    warnings += [w for w in run.manifest["warnings"] if w not in stale]
+    trusted = not any(gate.failed for gate in gates)
     return replace(
         run,
         summary={**run.summary, "trusted": trusted, **figures},
-        manifest={**run.manifest, "gates": gates, "warnings": warnings},
+        manifest={
+            **run.manifest,
+            "gates": [gate.as_dict() for gate in gates],
+            "warnings": warnings,
+        },  # fmt: skip
     )
 
 
@@ -165,7 +170,7 @@ def _ratio(x: Tensor, y: Tensor) -> Ratio:
 
 def _response_slope(problem: Problem, run: Run, settings: Settings) -> Ratio:
     first = torch.as_tensor(run.influence.dataset["query_center"].values[0])
-    group, chosen, rows = pilot_queries(list(problem.query_groups.values()), first)
+    group, chosen, columns = pilot_queries(list(problem.query_groups.values()), first)
     few = problem.asking({"chosen": Items(group.take(chosen))})
     responses = [
         torch.as_tensor(
@@ -175,17 +180,11 @@ def _response_slope(problem: Problem, run: Run, settings: Settings) -> Ratio:
         )
         for r in range(_RESPONSE_RUNS)
     ]  # fmt: skip
-    names = [(b, i) for b, block in enumerate(run.traces.blocks) for i in range(len(block.chains))]
-    count = min(_GROUPS, len(names))
     groups = []
-    for g in range(count):
-        part = names[g * len(names) // count : (g + 1) * len(names) // count]
-        blocks = [
-            run.traces.blocks[b].only([i for at, i in part if at == b])
-            for b in sorted({b for b, _ in part})
-        ]
-        traces = LossTraces(tuple(blocks)).selected(
-            train=torch.arange(blocks[0].train.shape[2]).numpy(), query=rows.numpy()
+    for places in chain_groups(run.traces, _GROUPS):
+        part = LossTraces(tuple(run.traces.blocks[b].only(rows) for b, rows in places))
+        few_columns = part.selected(
+            train=np.arange(part.blocks[0].train.shape[2]), query=columns.numpy()
         )
-        groups.append(-estimate_covariance(traces, num_groups=2).value.cpu())
+        groups.append(-estimate_covariance(few_columns, num_groups=2).value.cpu())
     return fluctuation_over_response(torch.stack(groups), torch.stack(responses))

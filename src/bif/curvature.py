@@ -12,7 +12,7 @@ from bif.gradients import FullGradient
 from bif.items import Items
 from bif.oracles import Oracle
 from bif.rng import BlockNoise
-from bif.types import Params
+from bif.types import Gradient, Params
 
 
 def largest_curvature(
@@ -36,9 +36,10 @@ def largest_curvature(
     Returns:
         `[C]`, at least 0.
     """
-    product = _hessian_product(oracle, params, items, chunk_size, noise)
-    largest = torch.zeros(len(next(iter(params.values()))), dtype=torch.float64)
-    largest = largest.to(next(iter(params.values())).device)
+    gradient = _mean_gradient(oracle, params, items, chunk_size)
+    product = hessian_product(gradient, params, noise.masks)
+    first = next(iter(params.values()))
+    largest = torch.zeros(len(first), dtype=torch.float64, device=first.device)
     curvature = shift = torch.zeros_like(largest)
     for _ in range(2):
         for curvature in _powers(product, noise.normal(params), shift, iterations):
@@ -69,7 +70,8 @@ def smallest_curvature(
     Returns:
         `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
     """
-    product = _hessian_product(oracle, params, items, chunk_size, noise)
+    gradient = _mean_gradient(oracle, params, items, chunk_size)
+    product = hessian_product(gradient, params, noise.masks)
     smallest = largest.clone()
     for curvature in _powers(product, noise.normal(params), -largest, iterations):
         smallest = torch.minimum(smallest, curvature)
@@ -88,22 +90,31 @@ def _powers(
         direction = tensors.add_(ahead, tensors.scale_chains_(direction, shift))
 
 
-def _hessian_product(
-    oracle: Oracle, params: Params, items: Items, chunk_size: int, noise: BlockNoise
+def hessian_product(
+    gradient: Gradient, params: Params, masks: Params
 ) -> Callable[[Params], Params]:
-    """`u -> H u`, 0 where weights may not move."""
-    first = next(iter(params.values()))
-    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
-    gradient = FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)
-    distance = 1e-4 if first.dtype == torch.float64 else 1e-2
+    """`u -> H u` of the function with this gradient, for directions of length 1.
+
+    Args:
+        gradient: At given weights.
+        params: Leaves `[C, *shape]`.
+        masks: The product is 0 where weights may not move.
+    """
+    distance = 1e-4 if next(iter(params.values())).dtype == torch.float64 else 1e-2
 
     def product(direction: Params) -> Params:
         ahead = tensors.add_(tensors.copied(params), direction, distance)
         behind = tensors.add_(tensors.copied(params), direction, -distance)
         change = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
         tensors.mul_(change, 0.5 / distance)
-        for name, mask in noise.masks.items():
+        for name, mask in masks.items():
             change[name].mul_(mask)
         return change
 
     return product
+
+
+def _mean_gradient(oracle: Oracle, params: Params, items: Items, chunk_size: int) -> Gradient:
+    first = next(iter(params.values()))
+    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
+    return FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bif.estimate.covariance import DEFAULT_GROUPS, Covariance, estimate_covariance
 from bif.estimate.diagnostics import thinned
+from bif.estimate.intervals import t_quantile
 from bif.traces import LossTraces, TraceBlock
 
 
@@ -112,6 +113,4 @@ def significant_pairs(
 
 
 def _resolved(covariance: Covariance) -> Tensor:
-    from bif.estimate.intervals import t_quantile
-
     return covariance.value.abs() > t_quantile(covariance.num_groups) * covariance.standard_error

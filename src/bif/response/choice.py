@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from bif.assemble import wait_for
 from bif.calibrate import calibrate
 from bif.estimate.covariance import estimate_covariance
 from bif.items import Items
@@ -126,11 +127,11 @@ def _fluctuation(sampling: Sampling) -> Cost:
     train, query, started = [], [], time.perf_counter()
     for draw, losses, values in sampling.observed_draws(0, chains):
         if draw.index == 0:
-            _wait(sampling.device)
+            wait_for(sampling.device)
             started = time.perf_counter()
         train.append(losses)
         query.append(values)
-    _wait(sampling.device)
+    wait_for(sampling.device)
     seconds = time.perf_counter() - started
     traces = LossTraces.from_arrays(torch.stack(train, dim=1), torch.stack(query, dim=1))
     error = estimate_covariance(traces).standard_error
@@ -143,8 +144,3 @@ def _response(problem: Problem, settings: Settings, h: float | None) -> Cost:
     seconds = found.sampling_seconds * recorded / found.num_steps
     error = float(np.sqrt(np.mean(found.standard_error.astype(np.float64) ** 2)))
     return Cost(seconds, error, problem.num_queries, recorded)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
