@@ -12,16 +12,15 @@ from bif.bank import Plan
 from bif.benchmark.networks import ResNet9
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found
+from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
 from bif.items import Items
 from bif.losses import cross_entropy
-from bif.problem import MARGIN, Observable, Problem
 from bif.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
 EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4
 MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-LOSS = Observable("loss", cross_entropy, "lower")
 
 
 def task(
@@ -56,13 +55,7 @@ def task(
     num_weights = sum(p.numel() for p in model.parameters())
     return Task(
         "cifar",
-        Problem(
-            model,
-            cross_entropy,
-            train=parts["train"],
-            queries=parts["queries"],
-            observables=[LOSS, MARGIN],
-        ),
+        classification(model, parts),
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=5, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=3),
@@ -131,22 +124,17 @@ def split(
     place = found(data, "cifar10", ".")
     pictures, labels, names = _read(place)
     num_train = size or NUM_TRAIN
-    counts = {
-        "train": num_train,
-        "queries": max(1, NUM_QUERIES * min(num_train, NUM_TRAIN) // NUM_TRAIN),
-        "tuning": max(1, NUM_TUNING_QUERIES * min(num_train, NUM_TRAIN) // NUM_TRAIN),
-    }
-    if sum(counts.values()) > len(pictures):
-        raise ValueError(
-            f"{place} holds {len(pictures):,} images, but {num_train:,} train items, "
-            f"{counts['queries']} queries and {counts['tuning']} tuning queries are asked for: "
-            "ask for a smaller size."
-        )
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    stops = np.cumsum(list(counts.values()))
+    share = min(num_train, NUM_TRAIN)
+    chosen_by_part = dealt(
+        len(pictures),
+        train=num_train,
+        queries=max(1, NUM_QUERIES * share // NUM_TRAIN),
+        tuning=max(1, NUM_TUNING_QUERIES * share // NUM_TRAIN),
+        seed=seed,
+        what=f"{place} holds {len(pictures):,} images",
+    )
     made = {}
-    for name, start, stop in zip(counts, [0, *stops[:-1]], stops, strict=True):
-        chosen = order[start:stop]
+    for name, chosen in chosen_by_part.items():
         inputs = torch.tensor((pictures[chosen] / np.float32(255) - mean) / spread)
         batch: tuple[Tensor, Tensor] = (
             inputs.float().movedim(-1, 1).contiguous().to(device),

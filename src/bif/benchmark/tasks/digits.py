@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from bif.bank import Plan
 from bif.benchmark.task import Task
+from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
 from bif.items import Items
 from bif.losses import cross_entropy
-from bif.problem import MARGIN, Observable, Problem
 from bif.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
 CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
-LOSS = Observable("loss", cross_entropy, "lower")
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
@@ -37,13 +36,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     )  # fmt: skip
     return Task(
         "digits",
-        Problem(
-            model,
-            cross_entropy,
-            train=parts["train"],
-            queries=parts["queries"],
-            observables=[LOSS, MARGIN],
-        ),
+        classification(model, parts),
         parts["tuning"],
         replace(CENTER, steps=1500),
         Plan(num_subsets=100, seeds=4, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=1),
@@ -66,15 +59,17 @@ def split(num_train: int, *, seed: int, device: str) -> dict[str, Items]:
             "the digits come with scikit-learn: pip install 'bayesian-influence[demo]'."
         ) from error
     pixels, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(pixels))
-    x = torch.tensor(pixels[order] / 16, dtype=torch.float32, device=device)
-    y = torch.tensor(labels[order], device=device)
-    stops = np.cumsum([num_train, NUM_QUERIES, NUM_TUNING_QUERIES])
-    names = ("train", "queries", "tuning")
-    return {
-        name: _items((x[a:b], y[a:b]), order[a:b])
-        for name, a, b in zip(names, [0, *stops[:-1]], stops, strict=True)
-    }
+    chosen = dealt(
+        len(pixels),
+        train=num_train,
+        queries=NUM_QUERIES,
+        tuning=NUM_TUNING_QUERIES,
+        seed=seed,
+        what=f"scikit-learn has {len(pixels):,} digits",
+    )
+    x = torch.tensor(pixels / 16, dtype=torch.float32, device=device)
+    y = torch.tensor(labels, device=device)
+    return {name: _items((x[places], y[places]), places) for name, places in chosen.items()}
 
 
 def _items(data: tuple[Tensor, Tensor], places: np.ndarray) -> Items:

@@ -11,15 +11,14 @@ from torch import nn
 from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found, idx
+from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe, train
 from bif.items import Items
 from bif.losses import cross_entropy
-from bif.problem import MARGIN, Observable, Problem
 from bif.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES, FIRST_TUNING = 6000, 200, 200, 2000
 EPOCHS, WEIGHT_DECAY = 10, 1e-4
-LOSS = Observable("loss", cross_entropy, "lower")
 CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )  # fmt: skip
@@ -46,9 +45,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     tuning = images(data, "t10k", slice(FIRST_TUNING, FIRST_TUNING + NUM_TUNING_QUERIES), device)
     return Task(
         "fashion" if num_train == NUM_TRAIN else f"fashion-{num_train}",
-        Problem(
-            model, cross_entropy, train=train_items, queries=queries, observables=[LOSS, MARGIN]
-        ),
+        classification(model, {"train": train_items, "queries": queries}),
         tuning,
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=40, tuning_seeds=2),

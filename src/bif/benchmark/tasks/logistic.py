@@ -8,10 +8,10 @@ from torch import nn
 
 from bif.bank import Plan
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.digits import LOSS, NUM_TRAIN, split
+from bif.benchmark.tasks.digits import NUM_TRAIN, split
+from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe, train
 from bif.losses import cross_entropy
-from bif.problem import MARGIN, Problem
 from bif.settings import Settings
 
 RECIPE = Recipe(2000, 0.5, momentum=0.9, weight_decay=1e-2)
@@ -31,13 +31,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     )  # fmt: skip
     return Task(
         "logistic",
-        Problem(
-            model,
-            cross_entropy,
-            train=parts["train"],
-            queries=parts["queries"],
-            observables=[LOSS, MARGIN],
-        ),
+        classification(model, parts),
         parts["tuning"],
         RECIPE,
         Plan(num_subsets=100, seeds=1, mask_seed=seed, num_tuning_subsets=24),

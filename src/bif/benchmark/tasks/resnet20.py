@@ -10,11 +10,10 @@ import torch
 from bif.bank import Plan
 from bif.benchmark.networks import ResNet20
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.cifar import LOSS, METHODS, settings, split
+from bif.benchmark.tasks.cifar import METHODS, settings, split
 from bif.benchmark.tasks.files import found
+from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe
-from bif.losses import cross_entropy
-from bif.problem import MARGIN, Problem
 
 CHECKPOINT = "resnet20-12fca82f.th"
 EPOCHS, BATCH, WEIGHT_DECAY = 10, 128, 1e-4
@@ -46,13 +45,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     guesses = settings(num_train, seed=seed, device=device, weight_decay=WEIGHT_DECAY)
     return Task(
         "resnet20",
-        Problem(
-            model,
-            cross_entropy,
-            train=parts["train"],
-            queries=parts["queries"],
-            observables=[LOSS, MARGIN],
-        ),
+        classification(model, parts),
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),

@@ -12,6 +12,7 @@ from torch import nn
 from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found
+from bif.benchmark.tasks.parts import dealt
 from bif.evaluate import Recipe, train
 from bif.interop.llama2c import Llama2cTokenizer, read_llama2c
 from bif.items import Items
@@ -128,22 +129,17 @@ def split(data: Path, *, size: int | None, seed: int, device: str) -> dict[str, 
     stories = list(dict.fromkeys(text for piece in pieces if (text := piece.strip())))
     num_train = size or NUM_TRAIN
     share = min(1.0, num_train / NUM_TRAIN)
-    counts = {
-        "train": num_train,
-        "queries": max(1, int(NUM_QUERIES * share)),
-        "tuning": max(1, int(NUM_TUNING_QUERIES * share)),
-    }
-    if sum(counts.values()) > len(stories):
-        raise ValueError(
-            f"{path} holds {len(stories):,} different whole stories, but {num_train:,} train "
-            f"items, {counts['queries']} queries and {counts['tuning']} tuning queries are asked "
-            "for: ask for a smaller size."
-        )
-    order = np.random.default_rng(seed).permutation(len(stories))
-    stops = np.cumsum(list(counts.values()))
+    chosen = dealt(
+        len(stories),
+        train=num_train,
+        queries=max(1, int(NUM_QUERIES * share)),
+        tuning=max(1, int(NUM_TUNING_QUERIES * share)),
+        seed=seed,
+        what=f"{path} holds {len(stories):,} different whole stories",
+    )
     return {
-        name: _items([stories[i] for i in order[start:stop]], order[start:stop], tokenizer, device)
-        for name, start, stop in zip(counts, [0, *stops[:-1]], stops, strict=True)
+        name: _items([stories[i] for i in places], places, tokenizer, device)
+        for name, places in chosen.items()
     }
 
 
