@@ -59,6 +59,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
+    "language": {"types", "losses"},
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},

@@ -1,0 +1,1 @@
+"""Language models: text to items, and losses that scale to large vocabularies."""
