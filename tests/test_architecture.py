@@ -59,7 +59,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
-    "language": {"types", "losses"},
+    "language": {"types", "items", "losses", "problem"},
     # Put together from everything above.
     "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
@@ -214,6 +214,7 @@ PUBLIC = {
     "bif.benchmark": """
         RESIDUAL SETTINGS Proxy Results Task benchmark benchmark_sizes judge_file named_task
     """,
+    "bif.language": "Sequences",
     "bif.interop": """
         ImportedScores read_bergson_scores read_kronfluence_scores read_scores
         write_bergson_scores

@@ -192,3 +192,18 @@ class TestRefusals:
             pytest.raises(ValueError, match=r"two different versions of item 0 \(batch\[0\]\)"),
         ):
             Items(Noisy(X))
+
+
+class TestAbout:
+    def test_texts_are_kept_whole_whatever_their_length(self):
+        items = Items(X, about={"source": ["a", "b" * 1000, *"cdefg"]})
+        assert items.about["source"].dtype == object
+        assert items.about["source"].tolist()[:2] == ["a", "b" * 1000]
+
+    def test_another_number_of_texts_is_refused(self):
+        with pytest.raises(ValueError, match=r"about\['source'\] has 1 entries for 7 items"):
+            Items(X, about={"source": ["a"]})
+
+    def test_names_that_results_have_already_are_refused(self):
+        with pytest.raises(ValueError, match="'id'.*results have already"):
+            Items(X, about={"id": ["a"] * 7})

@@ -168,6 +168,9 @@ def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
         if all(items.labels is not None for items in groups):
             labels = np.concatenate([np.asarray(items.labels) for items in groups])
             dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
+        for name in sorted(set.intersection(*(set(items.about) for items in groups))):
+            texts = np.concatenate([items.about[name] for items in groups])
+            dataset = dataset.assign_coords({f"{side}_{name}": (side, texts)})
         shapes = {None if i.images is None else i.images.shape[1:] for i in groups}
         expected = problem.train.images
         if expected is not None and shapes == {expected.shape[1:]}:

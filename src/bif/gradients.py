@@ -38,14 +38,15 @@ class FullGradient:
     def __call__(self, params: Params, step: int) -> GradientEstimate:
         total: Params | None = None
         losses = []
-        for part, batch in self._items.chunks(self._chunk):
+        for part, batch in self._items.batches(self._chunk):
             gradient, values = self._oracle.gradient(
                 params, batch, self._weights[part], per_chain=False
             )
             total = gradient if total is None else tensors.add_(total, gradient)
             losses.append(values)
         assert total is not None  # Items is never empty
-        return GradientEstimate(total, losses[0] if len(losses) == 1 else torch.cat(losses, dim=1))
+        found = losses[0] if len(losses) == 1 else torch.cat(losses, dim=1)
+        return GradientEstimate(total, self._items.in_order(found))
 
 
 class MiniBatchGradient:

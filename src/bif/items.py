@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, default_collate
 
 from bif.types import Batch
 
+_TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
+
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Apply a function to every tensor of a batch, keeping its structure."""
@@ -57,11 +59,13 @@ class Items:
             item by item when needed; it must return the same item every time (no augmentation).
         ids: N names, kept with every score; "0", "1", … by default.
         labels: N labels to show, for example class names.
+        about: Further texts kept with the scores, N each by name: `about={"source": […]}` is
+            found as `train_source` and `query_source` there.
         images: Pictures to show, uint8 `[N, rows, columns]` or `[N, rows, columns, 3]`.
 
     Raises:
         TypeError: `data` is none of the above.
-        ValueError: No items, leading axes that differ, ids that repeat, labels or images of
+        ValueError: No items, leading axes that differ, ids that repeat, labels, texts or images of
             another length, a Dataset that augments at random.
     """
 
@@ -71,6 +75,7 @@ class Items:
         *,
         ids: Sequence[str] | None = None,
         labels: Sequence[Any] | Tensor | None = None,
+        about: Mapping[str, Sequence[str]] | None = None,
         images: np.ndarray | None = None,
     ) -> None:
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
@@ -82,6 +87,14 @@ class Items:
         if len(set(self.ids.tolist())) != self._num:
             raise ValueError("ids repeat: every item needs a name of its own.")
         self.labels = None if labels is None else _text(labels, "labels", self._num)
+        taken = sorted(_TAKEN & set(about or {}))
+        if taken:
+            raise ValueError(f"about names {taken}, which results have already: choose others.")
+        # Long texts: an array of fixed-width strings would be as wide as the longest everywhere.
+        self.about = {
+            name: _text(values, f"about[{name!r}]", self._num, kind=object)
+            for name, values in (about or {}).items()
+        }
         self.images = None if images is None else _pictures(images, self._num)
         if isinstance(data, Dataset):
             self._refuse_augmentation()
@@ -108,13 +121,25 @@ class Items:
             else:
                 yield part, map_batch(lambda leaf, part=part: leaf[part], self.data)
 
+    def batches(self, size: int) -> Iterator[tuple[slice | Tensor, Batch]]:
+        """All items, at most `size` at a time, in the order in which they are cheapest to evaluate.
+
+        Yields:
+            The items' positions, a slice or `[B]`, and their batch `[B, …]`.
+        """
+        return self.chunks(size)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Values `[C, N]` of the items as `batches` brings them, put into the items' own order."""
+        return values
+
     def first(self, count: int) -> Batch:
         """The first `count` items as a batch."""
         return next(self.chunks(min(count, self._num)))[1]
 
     def to(self, device: torch.device) -> Items:
         """The same items with tensors on `device`; a Dataset's batches are moved one by one."""
-        moved = object.__new__(Items)
+        moved = object.__new__(type(self))
         moved.__dict__.update(self.__dict__)
         moved._device = device
         if not isinstance(self.data, Dataset):
@@ -167,10 +192,12 @@ def _global_randomness_restored() -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-def _text(values: Sequence[Any] | Tensor, name: str, expected: int) -> np.ndarray:
+def _text(
+    values: Sequence[Any] | Tensor, name: str, expected: int, *, kind: type = str
+) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.tolist()
-    array = np.asarray([str(value) for value in values])
+    array = np.asarray([str(value) for value in values], dtype=kind)
     if len(array) != expected:
         raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
     return array

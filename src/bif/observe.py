@@ -25,5 +25,5 @@ def observe(
     Returns:
         Values `[C, N]`, float32 or wider.
     """
-    parts = [oracle.values(function, params, batch) for _, batch in items.chunks(chunk_size)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    parts = [oracle.values(function, params, batch) for _, batch in items.batches(chunk_size)]
+    return items.in_order(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))

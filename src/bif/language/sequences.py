@@ -1,0 +1,98 @@
+"""Sequences: items of tokens, evaluated by length and padded no further than each batch needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bif.items import Items, map_batch
+from bif.types import Batch
+
+_MULTIPLE = 8
+"""Lengths of batches are rounded up to this: matrix units want it, and fewer lengths compile."""
+
+
+class Sequences(Items):
+    """Items of different lengths, one row each, padded on the right.
+
+    `batches` brings the longest first, so that neighbours share a length and what does not fit in
+    memory shows at once.  Every batch is cut to its longest item, rounded up to a multiple of 8;
+    this is decided from lengths known on the host, so no device is waited for.  The order of
+    results stays the items' own.
+
+    Args:
+        data: A dict of tensors; those `[N, T]`, such as `input_ids` `[N, T]`, are cut.
+        lengths: Tokens of each item, N numbers from 1 to T.
+        ids: As for `Items`.
+        labels: As for `Items`.
+        about: As for `Items`.
+
+    Raises:
+        TypeError, ValueError: As for `Items`; lengths out of range.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Tensor],
+        *,
+        lengths: Sequence[int],
+        ids: Sequence[str] | None = None,
+        labels: Sequence[Any] | Tensor | None = None,
+        about: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__(dict(data), ids=ids, labels=labels, about=about)
+        self.max_length = data["input_ids"].shape[1]
+        self.lengths = torch.tensor(list(lengths), dtype=torch.long)
+        if len(self.lengths) != len(self) or not (
+            1 <= int(self.lengths.min()) and int(self.lengths.max()) <= self.max_length
+        ):
+            raise ValueError(
+                f"lengths must be {len(self)} numbers from 1 to {self.max_length}, one an item."
+            )
+        order = torch.argsort(self.lengths, descending=True, stable=True)
+        self._lengths_by_length = self.lengths[order].tolist()
+        self._by_length, self._back = order, torch.argsort(order)
+
+    def take(self, indices: Tensor) -> Batch:
+        """The items at `indices` `[B]` or `[C, B]`; cut where these are on the host."""
+        rows = map_batch(lambda leaf: leaf[indices.to(leaf.device)], self.data)
+        if indices.device.type != "cpu":
+            return rows
+        return self._cut(rows, int(self.lengths[indices].max()), axis=indices.dim())
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
+        """All items in their own order, at most `size` at a time, each chunk cut."""
+        for part, batch in super().chunks(size):
+            yield part, self._cut(batch, int(self.lengths[part].max()))
+
+    def batches(self, size: int) -> Iterator[tuple[slice | Tensor, Batch]]:
+        """All items, the longest first, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            positions = self._by_length[start : start + size]
+            rows = map_batch(lambda leaf, at=positions: leaf[at], self.data)
+            yield positions, self._cut(rows, self._lengths_by_length[start])
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Values `[C, N]` of the items as `batches` brings them, put into the items' own order."""
+        return values.index_select(1, self._back.to(values.device))
+
+    def first(self, count: int) -> Batch:
+        """The first `count` items, uncut: memory measured on them is enough for any others."""
+        return map_batch(lambda leaf: leaf[:count], self.data)
+
+    def to(self, device: torch.device) -> Sequences:
+        """The same items with tensors on `device`."""
+        moved = super().to(device)
+        assert isinstance(moved, Sequences)
+        moved._by_length, moved._back = self._by_length.to(device), self._back.to(device)
+        return moved
+
+    def _cut(self, rows: Mapping[str, Tensor], longest: int, *, axis: int = 1) -> Batch:
+        length = min(-(-longest // _MULTIPLE) * _MULTIPLE, self.max_length)
+        return {
+            name: leaf.narrow(axis, 0, length) if self.data[name].dim() == 2 else leaf
+            for name, leaf in rows.items()
+        }
