@@ -122,6 +122,14 @@ class TestGradientProduct:
         with pytest.raises(ValueError, match="matches no parameter"):
             gradient_product(classification(), movable=["head.*"])
 
+    def test_slices_add_up_to_the_whole(self):
+        parts = [
+            gradient_product(classification(), movable=[f"0.weight[{rows}]"])
+            for rows in ("0:2", "2:5")
+        ]
+        whole = gradient_product(classification(), movable=["0.weight"])
+        torch.testing.assert_close(parts[0] + parts[1], whole, rtol=0, atol=1e-12)
+
     def test_the_model_is_left_as_it_was(self):
         model = network().train()
         before = state_of(model)

@@ -355,6 +355,7 @@ class TestRefusals:
             ({"other_layers": "ignore"}, "other_layers must be 'refuse' or 'leave_out'"),
             ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
             ({"movable": ["head.*"]}, "matches no parameter"),
+            ({"movable": ["0.weight[0:2]"]}, r"movable has slices of \['0.weight'\]"),
         ):
             with pytest.raises(ValueError, match=message):
                 EKFAC.fit(problem, **given)  # type: ignore[arg-type]

@@ -221,6 +221,40 @@ def test_refusals_say_what_was_wrong(arguments: dict[str, Any], message: str):
         LocalPosterior(**{"center": CENTER, "nbeta": 1.0, "gamma": 1.0, **arguments})
 
 
+class TestSlices:
+    @pytest.mark.parametrize(
+        ("movable", "name", "expected"),
+        [
+            (["layers.0.weight[0:1]"], "layers.0.weight", [[1, 1, 1], [0, 0, 0]]),
+            (["layers.0.weight[:,1:3]"], "layers.0.weight", [[0, 1, 1], [0, 1, 1]]),
+            (["layers.0.weight[1:, :2]"], "layers.0.weight", [[0, 0, 0], [1, 1, 0]]),
+            (["*.0.weight[:1]", "*.0.weight[1:2,2:]"], "layers.0.weight", [[1, 1, 1], [0, 0, 1]]),
+            (["layers.[01].bias[1:2]"], "layers.0.bias", [0, 1]),
+        ],
+    )
+    def test_they_are_the_mask_of_the_same_weights(self, movable, name, expected):
+        posterior = LocalPosterior(CENTER, 1.0, 1.0, movable=movable)
+        assert posterior.masks[name].int().tolist() == expected
+        assert posterior.num_moving == int(torch.tensor(expected).sum())
+
+    def test_a_leaf_named_whole_as_well_moves_whole(self):
+        for movable in (["layers.0.*", "*.bias[0:1]"], ["*.bias[0:1]", "layers.0.*"]):
+            assert LocalPosterior(CENTER, 1.0, 1.0, movable=movable).masks == {}
+
+    @pytest.mark.parametrize(
+        "region", ["0:3", "2:2", "3:", ":,:,0:1", "1,0:1"], ids=lambda r: f"[{r}]"
+    )
+    def test_those_that_do_not_fit_are_refused(self, region):
+        with pytest.raises(ValueError, match=r"does not fit 'layers.0.weight' \(2, 3\)"):
+            LocalPosterior(CENTER, 1.0, 1.0, movable=[f"layers.0.weight[{region}]"])
+
+    def test_a_character_class_stays_one(self):
+        assert set(LocalPosterior(CENTER, 1.0, 1.0, movable=["layers.?.weigh[a-t]"]).center) == {
+            "layers.0.weight",
+            "layers.1.weight",
+        }
+
+
 def test_a_parameter_that_is_not_floating_point_may_stay_out():
     center = {**CENTER, "steps": torch.zeros(2, dtype=torch.long)}
     posterior = LocalPosterior(center, 1.0, 1.0, movable=("layers.*", "scale"))

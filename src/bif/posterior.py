@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from bif import tensors
 from bif.types import Params
+
+_SLICED = re.compile(r"(.+)\[([\d:, ]*:[\d:, ]*)\]")
+"""A glob and a region of the leaves that it matches; no character class has a colon."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,15 @@ class LocalPosterior:
         center: Trained weights w*, leaves `[*shape]`; must hold at least one movable leaf.
         nbeta: Inverse temperature times the number of items; n is the untempered posterior.
         gamma: Precision of the Gaussian around w*, in units of U's curvature.
-        movable: Globs of parameter names such as `"layers.0.*"`, or a mapping from parameter
-            names to True or to a boolean mask `[*shape]`.  Everything else stays at w*.
+        movable: Globs of parameter names such as `"layers.0.*"`, with slices at their end
+            (`"*.q_proj.weight[0:64]"`, `"*.o_proj.weight[:,0:64]"`) for a part of each, or a
+            mapping from parameter names to True or to a boolean mask `[*shape]`.  Everything
+            else stays at w*.
         weight_decay: Coefficient of `|w|²/2` in the training objective; 0 leaves it out of U.
 
     Raises:
         ValueError: Nothing movable, a glob or name that matches nothing, a mask of another shape,
-            a parameter that is not floating point, a negative nbeta, gamma or weight decay.
+            slices beyond a shape, a parameter that is not floating point, a negative nbeta, gamma or weight decay.
 
     Source: Kreer et al. 2025 (arXiv 2509.26544), the localised posterior; Lau et al. 2025.
     """
@@ -108,33 +114,26 @@ def _choose(
 ) -> dict[str, Tensor | None]:
     """The movable names in the model's order, each with its mask or None."""
     known = ", ".join(list(center)[:8]) + (", …" if len(center) > 8 else "")
-    if not isinstance(movable, Mapping):
-        patterns = [movable] if isinstance(movable, str) else list(movable)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in center):
-                raise ValueError(
-                    f"movable pattern {pattern!r} matches no parameter. The model has: {known}."
-                )
-        chosen: dict[str, Tensor | None] = {
-            n: None for n in center if any(fnmatchcase(n, p) for p in patterns)
-        }
+    if isinstance(movable, Mapping):
+        named = movable
     else:
-        unknown = [name for name in movable if name not in center]
-        if unknown:
-            raise ValueError(f"movable names unknown parameters {unknown}. The model has: {known}.")
-        chosen = {}
-        for name in center:
-            value = movable.get(name, False)
-            if isinstance(value, Tensor):
-                if value.shape != center[name].shape or value.dtype != torch.bool:
-                    raise ValueError(
-                        f"the mask of {name!r} must be bool {tuple(center[name].shape)}, got "
-                        f"{value.dtype} {tuple(value.shape)}."
-                    )
-                if value.any():
-                    chosen[name] = value.to(center[name].device)
-            elif value:
-                chosen[name] = None
+        named = _matching(center, [movable] if isinstance(movable, str) else movable, known)
+    unknown = [name for name in named if name not in center]
+    if unknown:
+        raise ValueError(f"movable names unknown parameters {unknown}. The model has: {known}.")
+    chosen: dict[str, Tensor | None] = {}
+    for name in center:
+        value = named.get(name, False)
+        if isinstance(value, Tensor):
+            if value.shape != center[name].shape or value.dtype != torch.bool:
+                raise ValueError(
+                    f"the mask of {name!r} must be bool {tuple(center[name].shape)}, got "
+                    f"{value.dtype} {tuple(value.shape)}."
+                )
+            if value.any():
+                chosen[name] = value.to(center[name].device)
+        elif value:
+            chosen[name] = None
     if not chosen:
         raise ValueError(
             f"no movable parameter: movable={movable!r} leaves nothing to sample. Name at least "
@@ -148,3 +147,41 @@ def _choose(
                 "out with movable=[…]."
             )
     return chosen
+
+
+def _matching(center: Params, patterns: Sequence[str], known: str) -> dict[str, bool | Tensor]:
+    """Names that the patterns match, with True for whole leaves and masks for parts."""
+    found: dict[str, bool | Tensor] = {}
+    for pattern in patterns:
+        sliced = _SLICED.fullmatch(pattern)
+        glob = sliced[1] if sliced else pattern
+        names = [name for name in center if fnmatchcase(name, glob)]
+        if not names:
+            raise ValueError(
+                f"movable pattern {pattern!r} matches no parameter. The model has: {known}."
+            )
+        for name in names:
+            if sliced is None:
+                found[name] = True
+                continue
+            shape = center[name].shape
+            mask = found.setdefault(name, torch.zeros(shape, dtype=torch.bool))
+            if isinstance(mask, Tensor):
+                mask[_region(sliced[2], shape, pattern=pattern, name=name)] = True
+    return found
+
+
+def _region(words: str, shape: torch.Size, *, pattern: str, name: str) -> tuple[slice, ...]:
+    """Slices such as `:, 0:64`, one an axis from the first on."""
+    matches = [re.fullmatch(r"(\d*):(\d*)", word.strip()) for word in words.split(",")]
+    region = [slice(int(m[1] or 0), int(m[2]) if m[2] else None) for m in matches if m]
+    fits = len(region) == len(matches) <= len(shape) and all(
+        part.start < (size if part.stop is None else part.stop) <= size
+        for part, size in zip(region, shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"movable pattern {pattern!r} does not fit {name!r} {tuple(shape)}: expected slices "
+            "START:STOP inside of it, one an axis."
+        )
+    return tuple(region)

@@ -38,7 +38,7 @@ class Settings:
         oracle: Chains stacked by vmap, one after another, or the live module.
         block_size: Chains that step as one stacked operation.
         chunk_size: Items of a forward (and backward) pass.
-        movable: Globs of the parameters that move.
+        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
         gradient_precision: Compute precision of gradients; the weights stay as they are.
         loss_precision: Compute precision of recorded losses.  Where it is more exact than the

@@ -115,7 +115,13 @@ class EKFAC:
             )
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        chosen = LocalPosterior(problem.center(), 1.0, 1.0, movable).center
+        posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable)
+        if posterior.masks:
+            raise ValueError(
+                f"movable has slices of {sorted(posterior.masks)}, and EK-FAC takes whole "
+                "parameters: leave the slices out."
+            )
+        chosen = posterior.center
         model = problem.evaluation_copy(problem.device).requires_grad_()
         layers = kronecker_layers(model, problem.loss, example(problem), chosen, other_layers)
         weights = {n for group in layers.values() for n in group}

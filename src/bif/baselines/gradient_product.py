@@ -140,11 +140,12 @@ def item_gradient_chunks(
         problem: Whose model.
         function: Of (model, batch), one number an item or a token.
         items: Any items of the problem's structure.
-        movable: Globs of the parameters whose gradients count.
+        movable: Globs of the parameters whose gradients count; 0 outside of their slices.
         chunk_size: At most 256, and what takes half a GiB, by default.
     """
     model = problem.evaluation_copy(problem.device)
-    params = LocalPosterior(problem.center(), 1.0, 1.0, movable).center
+    posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable)
+    params, masks = posterior.center, posterior.masks
     of_items = ItemFunction(model, function)
 
     def value(params: Params, item: Batch) -> Tensor:
@@ -164,7 +165,8 @@ def item_gradient_chunks(
                 stacked = False
         if not stacked:
             rows = _one_by_one(grad(value), params, batch)
-        yield torch.cat([rows[name].flatten(1) for name in params], dim=1).detach()
+        moving = (rows[n] * masks[n] if n in masks else rows[n] for n in params)
+        yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()
 
 
 def rows_that_fit(params: Params) -> int:
