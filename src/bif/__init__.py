@@ -14,11 +14,12 @@ from bif.calibrate import Calibration, calibrate
 from bif.chains import run_chains
 from bif.crosscheck import CrossChecks, cross_check
 from bif.growth import extend
-from bif.influence import Influence, Ranking, Score
+from bif.influence import Influence
 from bif.items import Items
 from bif.merge import merge
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN, Observable, Problem
+from bif.ranking import Ranking, Score
 from bif.response import Response, respond
 from bif.run import Run, load
 from bif.settings import Settings

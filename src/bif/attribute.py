@@ -11,7 +11,7 @@ from bif import store
 from bif.calibrate import Calibration, calibrate
 from bif.conclude import concluded
 from bif.interrupts import termination_raises
-from bif.keep import Keep, as_bytes, forecast, in_words
+from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
 from bif.manifest import identity
 from bif.problem import Problem
 from bif.progress import say
@@ -59,7 +59,7 @@ def attribute(
 
     Raises:
         ValueError: Losses that are NaN or infinite at w*; settings that contradict each other;
-            too little room on the disk.
+            too little room on the disk; scores of too many pairs of tokens.
         RuntimeError: Fewer than two chains survive.
         FolderInUse: `out` holds another run, other files, or has another writer.
         DamagedRun: What is in `out` cannot be used.
@@ -110,6 +110,7 @@ def attributed(
     Args and raises: as for `attribute`.
     """
     started = time.perf_counter()
+    refuse_vast_scores(problem)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)

@@ -91,7 +91,7 @@ def _draws(
             continue
         if position.losses is not None or index % _DRAWS_AT_ONCE == 0 or index == commit.draws - 1:
             losses = sampling.observe_train(position.state.params, position.losses)
-            _compare(losses[:, : sampling.problem.num_train].cpu(), store, index)
+            _compare(losses[:, : sampling.panels.train[0]].cpu(), store, index)
         yield index, position.state.params
 
 

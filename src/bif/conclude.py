@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from bif import __version__
 from bif.calibrate import Calibration
 from bif.controls import controls
+from bif.described import described
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
@@ -21,11 +20,7 @@ from bif.keep import subset_of
 from bif.provenance import hardware, versions
 from bif.recording import Recording
 from bif.run import Run
-from bif.sampling import Sampling
 from bif.settings import Settings
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 def concluded(
@@ -83,7 +78,7 @@ def concluded(
         num_draws=traces.total_draws,
     )
     del covariance
-    dataset = _described(dataset, sampling).assign_attrs(
+    dataset = described(dataset, sampling).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
     if settings.controls:
@@ -148,33 +143,3 @@ def _warnings(recording: Recording, settings: Settings) -> list[str]:
     if recording.interrupted:
         said.append(f"interrupted {recording.progress_in_words()}: the result is partial")
     return said + list(dict.fromkeys(recording.notes))
-
-
-def _described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
-    """Add values at w*, groups, labels and pictures."""
-    problem = sampling.problem
-    shape = (len(problem.observables), problem.num_queries)
-    dataset = dataset.assign(
-        train_center_loss=("train", sampling.train_center.numpy()),
-        query_center=(("observable", "query"), sampling.query_center.reshape(shape).numpy()),
-    )
-    if problem.candidate_groups:
-        dataset = dataset.assign_coords(train_group=("train", problem.scored_group_names))
-    axes = ("row", "column", "channel")
-    for side, groups in (
-        ("train", list(problem.scored_groups.values())),
-        ("query", list(problem.query_groups.values())),
-    ):
-        if all(items.labels is not None for items in groups):
-            labels = np.concatenate([np.asarray(items.labels) for items in groups])
-            dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
-        for name in sorted(set.intersection(*(set(items.about) for items in groups))):
-            texts = np.concatenate([items.about[name] for items in groups])
-            dataset = dataset.assign_coords({f"{side}_{name}": (side, texts)})
-        shapes = {None if i.images is None else i.images.shape[1:] for i in groups}
-        expected = problem.train.images
-        if expected is not None and shapes == {expected.shape[1:]}:
-            pictures = np.concatenate([np.asarray(items.images) for items in groups])
-            named = (side, *axes[: pictures.ndim - 1])
-            dataset = dataset.assign({f"{side}_image": (named, pictures)})
-    return dataset

@@ -34,7 +34,7 @@ def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarr
         traces: Of the surviving chains.
     """
     problem, gamma = sampling.problem, sampling.settings.gamma
-    shape = (len(problem.observables), problem.num_queries, len(problem.scored_ids))
+    shape = (len(problem.observables), problem.num_queries, problem.num_scored)
     found = {"shuffled": _scores(shuffled(traces), shape)}
     missing = []
     if not gamma:
@@ -43,6 +43,7 @@ def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarr
         found["nbeta_0"] = _scores(_ball(sampling, traces.total_draws, gamma), shape)
         product = np.full(shape, np.nan, np.float32)
         try:
+            problem.refuse_tokens("it")
             for a, observable in enumerate(problem.observables):
                 values = gradient_product(
                     problem, observable=observable.name, movable=sampling.settings.movable

@@ -133,6 +133,7 @@ def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run
 
 
 def _settings_of(problem: Problem, run: Run) -> Settings:
+    problem.refuse_tokens("a cross-check")
     settings = Settings.from_dict(run.manifest["settings"])
     if run.manifest["keep"] == "sums" or not run.traces.blocks:
         raise ValueError("the run keeps sums: cross-checks need the traces of all items.")

@@ -4,111 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from bif.estimate.influence import SIGN, summed_influence
+from bif.columns import Tokens
+from bif.estimate.influence import SIGN
+from bif.grouping import Side, columns_of_items, members_of, named_sources, summed, with_items
+from bif.ranking import Ranking, Score
 from bif.store import load_dataset, save_dataset
 from bif.traces import LossTraces
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-@dataclass(frozen=True)
-class Score:
-    """One train item's influence on one query.
-
-    Attributes:
-        train_id: The item.
-        influence: The score.
-        standard_error: Its error.
-        label: The item's, where it has one.
-        quantile: Half-width of the 95 % interval in standard errors.
-    """
-
-    train_id: str
-    influence: float
-    standard_error: float
-    label: str | None = None
-    quantile: float = 2.0
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the sign is certain: whether the 95 % interval leaves 0 out."""
-        return abs(self.influence) > self.quantile * self.standard_error
-
-    def __str__(self) -> str:
-        label = "" if self.label is None else f" ({self.label})"
-        return f"{self.train_id}{label}: {self.influence:+.4g} ± {self.standard_error:.2g}"
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The most helpful and most harmful items of a query, strongest first.
-
-    Where the observable has no better direction, `positive` and `negative` are all there is.
-
-    Attributes:
-        query_id: The query.
-        observable: Of which the influences are.
-        better: "lower", "higher" or "".
-        positive: Items that raise the observable as they gain weight.
-        negative: Items that lower it.
-        unresolved: How many items among the strongest of either side were left out because the
-            sign of their score is not certain.
-        draws_to_resolve: Further draws after which these would be, as far as errors fall as one
-            over the root of the draws; NaN where errors or draws are not known.
-    """
-
-    query_id: str
-    observable: str
-    better: str
-    positive: tuple[Score, ...]
-    negative: tuple[Score, ...]
-    unresolved: int = 0
-    draws_to_resolve: float = float("nan")
-
-    @property
-    def helpful(self) -> tuple[Score, ...]:
-        """Items that move the observable the better way as they gain weight."""
-        self._need_direction()
-        return self.negative if self.better == "lower" else self.positive
-
-    @property
-    def harmful(self) -> tuple[Score, ...]:
-        """Items that move the observable the worse way as they gain weight."""
-        self._need_direction()
-        return self.positive if self.better == "lower" else self.negative
-
-    def _need_direction(self) -> None:
-        if not self.better:
-            raise ValueError(
-                f"observable {self.observable!r} does not say whether lower or higher is better, "
-                "so nothing is helpful or harmful: use .positive and .negative, or declare better="
-            )
-
-    def __str__(self) -> str:
-        kinds = (
-            {"helpful": self.helpful, "harmful": self.harmful}
-            if self.better
-            else {"positive": self.positive, "negative": self.negative}
-        )
-        lines = [f"query {self.query_id}, {self.observable}"]
-        for kind, scores in kinds.items():
-            lines += [f"  {kind}"] + ([f"    {score}" for score in scores] or ["    none"])
-        if self.unresolved:
-            more = self.draws_to_resolve
-            needed = f"; {more:,.0f} more draws would resolve them" if more < np.inf else ""
-            lines.append(
-                f"  {self.unresolved} among the strongest are left out: the sign of their score is "
-                f"not certain{needed}"
-            )
-        return "\n".join(lines)
 
 
 class Influence:
@@ -155,7 +65,7 @@ class Influence:
         scores = self.dataset["influence"].sel(observable=name).isel(query=position).values
         errors = self.dataset["standard_error"].sel(observable=name).isel(query=position).values
         order = np.argsort(scores, kind="stable")
-        labels = self.dataset.coords.get("train_label")
+        labels = self.dataset.coords.get("train_text", self.dataset.coords.get("train_label"))
         quantile = self.error_quantile
 
         def score(i: int) -> Score:
@@ -219,27 +129,46 @@ class Influence:
         Returns:
             The same kind of result, with groups in the place of train items.
         """
-        import xarray as xr
+        members = members_of(groups, self.dataset.sizes["train"])
+        return Influence(*summed(self.dataset, self.traces, train=members))
 
-        members = _members(groups, self.dataset.sizes["train"])
-        if self.traces is not None:
-            return Influence(summed_influence(self.dataset, self.traces, members))
-        summable = ("influence", "derivative", "train_mean_loss", "train_center_loss")
-        lost = ("standard_error", "correlation", "self_influence",
-                "self_influence_standard_error")  # fmt: skip
-        names = summable + lost
-        items = self.dataset[[name for name in names if name in self.dataset]]
-        columns = [items.isel(train=list(m)).sum("train") for m in members.values()]
-        summed = self.dataset.drop_dims("train").assign(
-            {
-                name: x.transpose(*items[name].dims)
-                for name, x in xr.concat(columns, "train").items()
-            }
-        )
-        for name in lost:
-            if name in summed:
-                summed[name] = summed[name] * np.nan
-        return Influence(summed.assign_coords(train_id=("train", list(members))))
+    def by_item(self, side: Tokens = "both") -> Influence:
+        """Influence of and on whole items, where tokens have columns: the sums over their tokens.
+
+        Exactly the scores of a run without token columns, where the masks leave out no token with a
+        loss.  Errors, as of all sums, need the traces.
+
+        Args:
+            side: Whose tokens are summed: those of "train" items, of the "query" items, or "both".
+
+        Returns:
+            The same kind of result; a side without token columns is left as it is.
+        """
+        sides: list[Side] = [s for s in get_args(Side) if side in (s, "both")]
+        members = {s: columns_of_items(self.dataset, s) for s in sides}
+        if all(m is None for m in members.values()):
+            return self
+        dataset, traces = summed(self.dataset, self.traces, **members)
+        for s in sides:
+            if members[s] is not None:
+                dataset = with_items(dataset, self.dataset, s)
+        return Influence(dataset, traces)
+
+    def by_group(self, labels: str | Sequence[str] = "group") -> Influence:
+        """Influence of sources: the sums over the train items, or tokens, of each.
+
+        Args:
+            labels: A name for every train item (or column), or which of their texts names it:
+                "label", "group", or a name given in `Items(about=…)`.
+
+        Returns:
+            The same kind of result, with sources in the place of train items.
+
+        Raises:
+            KeyError: The train items have no such text.
+            ValueError: Another number of names than there are items.
+        """
+        return self.sum_over(named_sources(self.dataset, labels))
 
     def save(self, path: str | Path) -> Path:
         """Write `influence.zarr` (or any other folder name); an existing one is refused."""
@@ -290,14 +219,3 @@ class Influence:
         if query not in ids:
             raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
         return ids.index(query)
-
-
-def _members(
-    groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: int
-) -> dict[str, Sequence[int]]:
-    if isinstance(groups, Mapping):
-        return {str(name): positions for name, positions in groups.items()}
-    names = np.asarray([str(getattr(g, "item", lambda g=g: g)()) for g in groups])
-    if len(names) != num_train:
-        raise ValueError(f"groups names {len(names)} items, but there are {num_train}.")
-    return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}

@@ -62,6 +62,9 @@ class Items:
         about: Further texts kept with the scores, N each by name: `about={"source": […]}` is
             found as `train_source` and `query_source` there.
         images: Pictures to show, uint8 `[N, rows, columns]` or `[N, rows, columns, 3]`.
+        tokens: Texts to show, as the pieces that the tokens stand for, one list an item.
+        token_mask: Which tokens count, bool `[N, T]`; a token that does gets a column of its own
+            where `Problem(tokens=…)` asks for it.
 
     Raises:
         TypeError: `data` is none of the above.
@@ -77,6 +80,8 @@ class Items:
         labels: Sequence[Any] | Tensor | None = None,
         about: Mapping[str, Sequence[str]] | None = None,
         images: np.ndarray | None = None,
+        tokens: Sequence[Sequence[str]] | None = None,
+        token_mask: np.ndarray | Tensor | None = None,
     ) -> None:
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
         self._device = torch.device("cpu")  # where batches of a Dataset go
@@ -96,6 +101,8 @@ class Items:
             for name, values in (about or {}).items()
         }
         self.images = None if images is None else _pictures(images, self._num)
+        self.tokens = None if tokens is None else _pieces(tokens, self._num)
+        self.token_mask = None if token_mask is None else _mask(token_mask, self._num)
         if isinstance(data, Dataset):
             self._refuse_augmentation()
 
@@ -200,6 +207,25 @@ def _text(
     array = np.asarray([str(value) for value in values], dtype=kind)
     if len(array) != expected:
         raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
+    return array
+
+
+def _pieces(tokens: Sequence[Sequence[str]], expected: int) -> list[list[str]]:
+    if len(tokens) != expected or any(isinstance(pieces, str) for pieces in tokens):
+        raise ValueError(
+            f"tokens must be {expected} lists of strings, one an item, each the pieces of its "
+            f"text; got {len(tokens)} entries."
+        )
+    return [[str(piece) for piece in pieces] for pieces in tokens]
+
+
+def _mask(mask: np.ndarray | Tensor, expected: int) -> np.ndarray:
+    array = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+    if array.dtype != np.bool_ or array.ndim != 2 or len(array) != expected or not array.any():
+        raise ValueError(
+            f"token_mask must be bool [{expected}, T] with at least one True; got {array.dtype} "
+            f"{array.shape}."
+        )
     return array
 
 

@@ -16,6 +16,10 @@ from bif.settings import Settings
 Keep = Literal["traces", "sums", "weights"]
 """All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
 
+MOST_SCORE_BYTES = 8 * 2**30
+"""Of the scores of tokens, all at once, while they are estimated."""
+_BYTES_A_SCORE = 56
+"""Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
 _SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -39,7 +43,7 @@ def forecast(
     leaves = list(posterior.center.values())
     loss_bytes = max(4, leaves[0].element_size())
     rows = len(problem.observables) * problem.num_queries
-    columns = len(problem.scored_ids)
+    columns = problem.num_scored
     chains, draws = settings.chains or 0, settings.draws or 0
     weights = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves)
     recorded = columns + rows
@@ -55,6 +59,24 @@ def forecast(
         "weights": chains * draws * weights if keep == "weights" else 0,
         "checkpoints": 2 * (2 * chains * weights + sums),
     }
+
+
+def refuse_vast_scores(problem: Problem) -> None:
+    """Raise where scores of tokens would take more than `MOST_SCORE_BYTES` all at once.
+
+    Raises:
+        ValueError: They would, with what to choose instead.
+    """
+    rows, columns = len(problem.observables) * problem.num_queries, problem.num_scored
+    needed = _BYTES_A_SCORE * rows * columns
+    if not problem.tokens or needed <= MOST_SCORE_BYTES:
+        return
+    kind = "tokens" if problem.train_by_token else "items"
+    raise ValueError(
+        f"scores of {columns:,} train {kind} on {rows:,} rows of queries would take "
+        f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: choose fewer queries, or fewer "
+        "of their tokens (token_mask), or whole items on one side (tokens='train' or 'query')."
+    )
 
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:

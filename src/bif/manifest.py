@@ -22,4 +22,5 @@ def identity(problem: Problem, settings: Settings) -> dict[str, Any]:
         "queries": {n: items_fingerprint(i) for n, i in problem.query_groups.items()},
         "loss": code_fingerprint(problem.loss),
         "observables": {o.name: code_fingerprint(o.function) for o in problem.observables},
+        **({"tokens": problem.tokens} if problem.tokens else {}),
     }

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bif.columns import num_columns
+from bif.items import Items
 from bif.problem import Problem
 
 _NAME = re.compile(r"(train_loss|query_value)-(0|[1-9]\d*)")
@@ -18,10 +20,10 @@ _NAME = re.compile(r"(train_loss|query_value)-(0|[1-9]\d*)")
 
 @dataclass(frozen=True)
 class Panels:
-    """Sizes of the groups of items behind the columns.
+    """Sizes of the groups of items behind the columns, which are items or tokens.
 
     Args:
-        train: Items of the train set and of each group of candidates.
+        train: Columns of the train set and of each group of candidates.
         query: Queries of each group.
         num_observables: A; the columns of queries are observable-major, A·Q of them.
     """
@@ -34,8 +36,8 @@ class Panels:
     def of(cls, problem: Problem) -> Panels:
         """Of a problem's groups."""
         return cls(
-            tuple(len(items) for items in problem.scored_groups.values()),
-            tuple(len(items) for items in problem.query_groups.values()),
+            _sizes(problem.scored_groups, by_token=problem.train_by_token),
+            _sizes(problem.query_groups, by_token=problem.query_by_token),
             len(problem.observables),
         )
 
@@ -73,6 +75,10 @@ def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
         if match:
             found[match[1]].append((int(match[2]), name))
     return {kind: [name for _, name in sorted(places)] for kind, places in found.items()}
+
+
+def _sizes(groups: Mapping[str, Items], *, by_token: bool) -> tuple[int, ...]:
+    return tuple(num_columns(items, by_token=by_token) for items in groups.values())
 
 
 def _slices(sizes: tuple[int, ...]) -> list[slice]:

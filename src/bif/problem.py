@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from bif.columns import Columns, Tokens, num_columns, token_shift
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.losses import margin, per_item
 from bif.types import Batch, Better, ItemLoss, Params
@@ -52,11 +53,14 @@ class Problem:
             are scored beside the train items (what if one were added?) and do not enter U.
         train_weights: `[n]`, each item's weight rho in training; 1 by default.
         tied_weights: "refuse" parameters that share storage, or "share": sample them as one.
+        tokens: "train", "query" or "both": on that side every token of the items' `token_mask` has
+            a column (or row) `ID[t]` of its own, in the place of its item's.
 
     Raises:
         TypeError, ValueError: A loss that returns a scalar, another length, NaN or infinities; a
             query batch of another structure than the train batch; tied weights; parameters on
-            several devices.  Raised at construction, before any long work.
+            several devices; tokens of items without a mask, or of a function that sums them.
+            Raised at construction, before any long work.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Problem:
         | None = None,
         train_weights: Tensor | Sequence[float] | None = None,
         tied_weights: Literal["refuse", "share"] = "refuse",
+        tokens: Tokens | None = None,
     ) -> None:
         devices = {p.device for p in model.parameters()}
         if len(devices) != 1:
@@ -105,6 +110,12 @@ class Problem:
         if len(set(names)) != len(names):
             raise ValueError(f"observables need different names, got {names}.")
         self.train_weights = _weights(train_weights, len(self.train))
+        if tokens is not None and tokens not in get_args(Tokens):
+            raise ValueError(
+                f"tokens is {tokens!r}: expected one of {', '.join(get_args(Tokens))}, or None."
+            )
+        self.tokens = tokens
+        self.train_shift = self.query_shift = 0
         self._probe()
 
     @property
@@ -118,32 +129,80 @@ class Problem:
         return {"train": self.train, **self.candidate_groups}
 
     @property
-    def scored_ids(self) -> np.ndarray:
-        """Names of all scored items; those of candidates are "group/id"."""
+    def train_by_token(self) -> bool:
+        """Whether the columns of the scores are tokens of the train items and candidates."""
+        return self.tokens in ("train", "both")
+
+    @property
+    def query_by_token(self) -> bool:
+        """Whether the rows of the scores are tokens of the queries."""
+        return self.tokens in ("query", "both")
+
+    @property
+    def scored_columns(self) -> Columns:
+        """The columns of the scores; names of candidates are "group/id"."""
         others = [f"{g}/{i}" for g, items in self.candidate_groups.items() for i in items.ids]
-        return np.asarray([*self.train.ids.tolist(), *others])
+        names = np.asarray([*self.train.ids.tolist(), *others])
+        groups = list(self.scored_groups.values())
+        return Columns.of(groups, names=names, by_token=self.train_by_token)
+
+    @property
+    def query_columns(self) -> Columns:
+        """The rows of the scores of each observable; with several groups of queries "group/id"."""
+        groups, names = self.query_groups, next(iter(self.query_groups.values())).ids
+        if len(groups) > 1:
+            names = np.asarray([f"{g}/{i}" for g, items in groups.items() for i in items.ids])
+        return Columns.of(list(groups.values()), names=names, by_token=self.query_by_token)
+
+    @property
+    def scored_ids(self) -> np.ndarray:
+        """Names of all columns of the scores: of scored items, or of their tokens."""
+        return self.scored_columns.ids
 
     @property
     def scored_group_names(self) -> np.ndarray:
-        """The group of every scored item."""
-        return _group_names(self.scored_groups)
+        """The group of every column of the scores."""
+        return _group_names(self.scored_groups)[self.scored_columns.item]
+
+    @property
+    def num_scored(self) -> int:
+        """Columns of the scores."""
+        by_token = self.train_by_token
+        return sum(num_columns(items, by_token=by_token) for items in self.scored_groups.values())
 
     @property
     def num_queries(self) -> int:
-        """Queries of all groups together."""
-        return sum(len(items) for items in self.query_groups.values())
+        """Queries of all groups together: whole items, or their tokens."""
+        by_token = self.query_by_token
+        return sum(num_columns(items, by_token=by_token) for items in self.query_groups.values())
 
     @property
     def query_ids(self) -> np.ndarray:
-        """Names of all queries; with several groups "group/id"."""
-        if len(self.query_groups) == 1:
-            return next(iter(self.query_groups.values())).ids
-        return np.asarray([f"{g}/{i}" for g, items in self.query_groups.items() for i in items.ids])
+        """Names of all queries."""
+        return self.query_columns.ids
 
     @property
     def query_group_names(self) -> np.ndarray:
         """The group of every query."""
-        return _group_names(self.query_groups)
+        return _group_names(self.query_groups)[self.query_columns.item]
+
+    def by_item(self) -> Problem:
+        """The same problem with whole items on both sides."""
+        other = copy(self)
+        other.tokens = None
+        return other
+
+    def refuse_tokens(self, what: str) -> None:
+        """Raise where tokens have columns of their own, which `what` has no use for.
+
+        Raises:
+            ValueError: They do.
+        """
+        if self.tokens:
+            raise ValueError(
+                f"{what} knows whole items only, and the problem has tokens={self.tokens!r}: pass "
+                "problem.by_item()."
+            )
 
     def extended(
         self,
@@ -202,7 +261,10 @@ class Problem:
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items")
+        if self.train_by_token:
+            self.train_shift = self._shift(self.loss, model, self.train, "loss", "train items")
         expected = _structure(train_batch)
+        shifts: dict[str, int] = {}
         queries = [("query", name, items) for name, items in self.query_groups.items()]
         others = [("candidate", name, items) for name, items in self.candidate_groups.items()]
         for kind, group, items in queries + others:
@@ -213,12 +275,31 @@ class Problem:
                     f"{kind} group {group!r} has another structure than the train items: got "
                     f"{got}, expected {expected}."
                 )
+            where = f"group {group!r}"
             if kind == "candidate":
-                check_item_values(self.loss, model, batch, "loss", f"group {group!r}")
+                check_item_values(self.loss, model, batch, "loss", where)
+                if self.train_by_token:
+                    self._shift(self.loss, model, items, "loss", where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
-                check_item_values(observable.function, model, batch, what, f"group {group!r}")
+                check_item_values(observable.function, model, batch, what, where)
+                if self.query_by_token:
+                    shifts[what] = self._shift(observable.function, model, items, what, where)
+        if len(set(shifts.values())) > 1:
+            raise ValueError(
+                f"some observables have values of every token, others of the next tokens: {shifts} "
+                "tokens at the start have none. Ask for them in problems of their own."
+            )
+        self.query_shift = next(iter(shifts.values()), 0)
+
+    def _shift(
+        self, function: ItemLoss, model: nn.Module, items: Items, what: str, where: str
+    ) -> int:
+        """Tokens at the start of a text that a function has no value for."""
+        batch = map_batch(lambda leaf: leaf.to(self.device), items.first(3))
+        values = _tried(function, model, batch, what, where)
+        return token_shift(values, batch, items, what=what, where=where)
 
 
 def check_item_values(

@@ -32,10 +32,12 @@ def fingerprint(tensors: Params | Batch) -> str:
 
 
 def items_fingerprint(items: Items) -> str:
-    """Of the data and ids of items, a few thousand at a time."""
+    """Of the data, ids and token mask of items, a few thousand at a time."""
     digest = hashlib.sha256("\x1f".join(items.ids.tolist()).encode())
     for _, batch in items.chunks(4096):
         digest.update(fingerprint(batch).encode())
+    if items.token_mask is not None:
+        digest.update(items.token_mask.tobytes())
     return digest.hexdigest()
 
 

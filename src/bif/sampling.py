@@ -21,6 +21,7 @@ from bif.panels import Panels
 from bif.problem import Problem
 from bif.rng import BlockNoise, ShuffledOrder, generator
 from bif.settings import Settings
+from bif.tokens import TokenReader
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
 
 _EXACTNESS = {"bfloat16": 0, "tf32": 1, "float32": 2}
@@ -62,6 +63,10 @@ class Sampling:
         self.train = problem.train.to(self.device)
         self.candidates = [items.to(self.device) for items in problem.candidate_groups.values()]
         self.queries = [items.to(self.device) for items in problem.query_groups.values()]
+        self._train_tokens = _readers(
+            [self.train, *self.candidates], problem.train_by_token, problem.train_shift
+        )
+        self._query_tokens = _readers(self.queries, problem.query_by_token, problem.query_shift)
         self.panels = Panels.of(problem)
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
@@ -148,25 +153,29 @@ class Sampling:
                 yield draw, *self.observed(position)
 
     def observe_train(self, params: Params, losses: Tensor | None = None) -> Tensor:
-        """Losses of the train items and candidates, `[C, N]`.
+        """Losses of the train items and candidates, or of their tokens, `[C, N]`.
 
         Args:
             losses: Of the train items, as the gradient brought them along; they serve where they
                 are as exact as asked for.
         """
         s = self.settings
-        if losses is None or _EXACTNESS[s.gradient_precision] < _EXACTNESS[s.loss_precision]:
-            losses = self.observe(self.problem.loss, params, self.train)
-        others = [self.observe(self.problem.loss, params, items) for items in self.candidates]
+        exact = _EXACTNESS[s.gradient_precision] >= _EXACTNESS[s.loss_precision]
+        if losses is None or self.problem.train_by_token or not exact:
+            losses = self._observe_group("train_loss", 0, self.problem.loss, params)
+        others = [
+            self._observe_group("train_loss", 1 + i, self.problem.loss, params)
+            for i in range(len(self.candidates))
+        ]
         return torch.cat([losses, *others], dim=1) if others else losses
 
     def observe_queries(self, params: Params) -> Tensor:
         """Observables of the queries, `[C, A·Q]`, observable-major."""
         return torch.cat(
             [
-                self.observe(observable.function, params, items)
+                self._observe_group("query_value", i, observable.function, params)
                 for observable in self.problem.observables
-                for items in self.queries
+                for i in range(len(self.queries))
             ],
             dim=1,
         )
@@ -175,12 +184,26 @@ class Sampling:
         """What one array of the traces records at a draw: `[C, N_g]` or `[C, A, Q_g]`."""
         kind, _, index = name.partition("-")
         if kind == "train_loss":
-            items = [self.train, *self.candidates][int(index)]
-            return self.observe(self.problem.loss, params, items)
-        items = self.queries[int(index)]
+            return self._observe_group(kind, int(index), self.problem.loss, params)
         return torch.stack(
-            [self.observe(o.function, params, items) for o in self.problem.observables], dim=1
+            [
+                self._observe_group(kind, int(index), o.function, params)
+                for o in self.problem.observables
+            ],
+            dim=1,
         )
+
+    def _observe_group(self, kind: str, index: int, function: ItemLoss, params: Params) -> Tensor:
+        """`function` of a group's columns, `[C, N_g]`."""
+        train = kind == "train_loss"
+        readers = self._train_tokens if train else self._query_tokens
+        if readers:
+            assert self.settings.chunk_size is not None
+            return readers[index](
+                self.oracle, function, params, chunk_size=self.settings.chunk_size
+            )
+        groups = [self.train, *self.candidates] if train else self.queries
+        return self.observe(function, params, groups[index])
 
     def center_values(self) -> list[Tensor]:
         """What each array of the traces would record at w*: `[N_g]` or `[A, Q_g]`."""
@@ -206,7 +229,8 @@ class Sampling:
         s = self.settings
         if not s.gamma or s.nbeta is None:
             return math.inf
-        to_lose = 2 * s.nbeta * abs(float(self.train_center.double().mean()))
+        items = sum(len(group) for group in self.problem.scored_groups.values())
+        to_lose = 2 * s.nbeta * abs(float(self.train_center.double().sum())) / items
         return 100 * (self.posterior.num_moving + 25 + to_lose) / s.gamma
 
     def _start(self, num_chains: int) -> Params:
@@ -262,3 +286,8 @@ class Sampling:
                 f"an observable is NaN or infinite at w* for queries such as {ids}: mend the "
                 "model, the data or the observable before sampling."
             )
+
+
+def _readers(groups: list[Items], by_token: bool, shift: int) -> list[TokenReader]:
+    """Of the groups' tokens, where these have columns."""
+    return [TokenReader(items, shift=shift) for items in groups] if by_token else []

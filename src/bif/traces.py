@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_CHUNK_ELEMENTS = 2**23
+
 
 @dataclass(frozen=True)
 class TraceBlock:
@@ -93,16 +95,44 @@ class LossTraces:
             )
         )
 
-    def summed_over(self, groups: Mapping[str, Sequence[int]]) -> LossTraces:
-        """Traces of the summed loss of groups of train items: sums of items move as one item.
+    def summed_over(
+        self,
+        groups: Mapping[str, Sequence[int]] | None,
+        *,
+        queries: Mapping[str, Sequence[int]] | None = None,
+        num_observables: int = 1,
+    ) -> LossTraces:
+        """Traces of sums: a group of train items, or an item's tokens, moves as one item.
 
         Args:
-            groups: Group names to positions of their items; groups may overlap.
+            groups: Names of groups to positions of train columns, which may overlap; None leaves
+                the train side as it is.
+            queries: The same for queries, positions among the Q of each observable.
+            num_observables: A, where queries are summed.
         """
-        num_items = self.blocks[0].train.shape[2]
-        membership = torch.zeros(num_items, len(groups), dtype=torch.float64)
-        for column, positions in enumerate(groups.values()):
-            membership[torch.as_tensor(list(positions), dtype=torch.long), column] = 1
-        return LossTraces(
-            tuple(replace(b, train=b.train.double() @ membership) for b in self.blocks)
-        )
+        blocks = []
+        for block in self.blocks:
+            train, query = block.train, block.query
+            if groups is not None:
+                train = _sums(train, groups)
+            if queries is not None:
+                parts = query.unflatten(2, (num_observables, -1)).unbind(2)
+                query = torch.cat([_sums(part, queries) for part in parts], dim=2)
+            blocks.append(replace(block, train=train, query=query))
+        return LossTraces(tuple(blocks))
+
+
+def _sums(x: Tensor, groups: Mapping[str, Sequence[int]]) -> Tensor:
+    """Sums over columns of `[C, D, N]`, float64 `[C, D, G]`, some draws at a time."""
+    members = [torch.as_tensor(list(m), dtype=torch.long) for m in groups.values()]
+    column = torch.cat([*members, torch.empty(0, dtype=torch.long)])
+    group = torch.repeat_interleave(
+        torch.arange(len(members)), torch.tensor([len(m) for m in members], dtype=torch.long)
+    )
+    total = torch.zeros(*x.shape[:2], len(members), dtype=torch.float64)
+    step = max(1, _CHUNK_ELEMENTS // max(1, x.shape[0] * len(column)))
+    for start in range(0, x.shape[1], step):
+        part = slice(start, start + step)
+        values = x[:, part][..., column].double()
+        total[:, part].scatter_add_(2, group.expand(values.shape), values)
+    return total

@@ -55,6 +55,7 @@ def parts_to_train(
         ValueError: Subsets that cannot be drawn; tuning queries where there are no tuning subsets
             or the other way round, of another structure, or among the reported ones.
     """
+    problem.refuse_tokens("a bank of retrained networks")
     n = problem.num_train
     reported = _part(
         problem, "reported", plan.masks(n), plan.seeds, problem.query_groups, problem.query_ids

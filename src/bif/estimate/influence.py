@@ -103,17 +103,42 @@ def influence_dataset(
 
 
 def summed_influence(
-    dataset: xr.Dataset, traces: LossTraces, groups: Mapping[str, Sequence[int]]
-) -> xr.Dataset:
-    """Influence of groups of train items with errors, from the traces behind `dataset`.
+    dataset: xr.Dataset,
+    traces: LossTraces,
+    groups: Mapping[str, Sequence[int]] | None,
+    *,
+    queries: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[xr.Dataset, LossTraces]:
+    """Influence of sums over train columns and on sums over queries, from the traces behind.
+
+    A covariance is linear in both, so the scores are the sums of their columns' scores; errors are
+    those of the summed traces, since columns are correlated.
 
     Args:
         dataset: What `estimate_influence` returned for these traces.
         traces: The traces.
-        groups: Names to positions of train items; a group acts as one item with the summed loss.
+        groups: Names to positions of train columns; a group acts as one item with the summed loss.
+            None leaves the columns as they are.
+        queries: The same for queries.
+
+    Returns:
+        The scores, and the summed traces behind them.
     """
-    covariance = estimate_covariance(traces.summed_over(groups))
-    return _filled(dataset.drop_dims("train"), covariance, dataset.attrs, list(groups))
+    summed = traces.summed_over(
+        groups, queries=queries, num_observables=dataset.sizes["observable"]
+    )
+    kept = dataset.drop_dims("train")
+    if queries is not None:
+        kept = kept.drop_dims("query").assign_coords(
+            query_id=("query", _texts(list(queries))),
+            query_group=("query", _texts(["query"] * len(queries))),
+        )
+    covariance = estimate_covariance(summed)
+    if groups is not None:
+        return _filled(kept, covariance, dataset.attrs, list(groups)), summed
+    result = _filled(kept, covariance, dataset.attrs, dataset["train_id"].values)
+    rest = [n for n, v in dataset.variables.items() if v.dims == ("train",) and n not in result]
+    return result.merge(dataset[rest], compat="override"), summed
 
 
 def _filled(

@@ -104,6 +104,7 @@ def of_observable(problem: Problem, name: str | None) -> tuple[Problem, Observab
     Raises:
         KeyError: There is none of that name.
     """
+    problem.refuse_tokens("a response")
     known = {observable.name: observable for observable in problem.observables}
     chosen = problem.observables[0].name if name is None else name
     if chosen not in known:
