@@ -39,6 +39,9 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "provenance": {"types", "items"},
     # Gradients and losses of a model; neither priors nor noise.
     "compiling": set(),
+    "activations": set(),
+    "peak": set(),
+    "rounding": set(),
     "precision": set(),
     "functional": {"types", "losses"},
     "oracles": {"types", "tensors", "items", "functional", "compiling", "precision"},
@@ -46,6 +49,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},
     # Steps into draws, draws into traces, traces into scores.
     "chains": {"types", "posterior", "compiling"},
+    "fused": {"types", "rng", "posterior", "items", "oracles", "chains", "rounding"},
     "observe": {"types", "items", "oracles"},
     "tokens": {"types", "items", "columns", "oracles"},
     "traces": {"types"},
@@ -65,7 +69,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
     "language": {"types", "items", "losses", "problem"},
     # Put together from everything above.
-    "assemble": {"types", "oracles", "posterior", "problem", "samplers", "settings"},
+    "assemble": {"types", "activations", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "pilot": {
         "types",
@@ -91,6 +95,8 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "observe",
         "tokens",
         "chains",
+        "fused",
+        "rounding",
         "checkpoint",
         "panels",
         "problem",

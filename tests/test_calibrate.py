@@ -137,7 +137,7 @@ class TestLargestCurvature:
         assert got.tolist() == [0.0, 0.0]
 
 
-OPTIONAL = {"reliability", "budget", "device", "batch_size", "friction"}
+OPTIONAL = {"reliability", "budget", "device", "batch_size", "micro_batch", "friction"}
 
 
 @pytest.mark.parametrize("oracle", [None, "stacked", "sequential", "live"])

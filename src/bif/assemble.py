@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bif.activations import keep_less_
 from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
@@ -14,29 +15,50 @@ from bif.types import Sampler
 
 
 def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
-    """The posterior of complete settings, on the run's device."""
+    """The posterior of complete settings, on the run's device.
+
+    Where memory is short, w* is the problem's own model if that is on the device.
+    """
     assert settings.nbeta is not None and settings.gamma is not None
     device = run_device(problem, settings)
-    center = {name: leaf.to(device) for name, leaf in problem.center().items()}
+    center = {name: _stored(leaf, settings).to(device) for name, leaf in problem.center().items()}
     return LocalPosterior(
-        center, settings.nbeta, settings.gamma, settings.movable, settings.weight_decay
+        center,
+        settings.nbeta,
+        settings.gamma,
+        settings.movable,
+        settings.weight_decay,
+        copies_center=settings.memory == "plain",
     )
+
+
+def _stored(leaf: Tensor, settings: Settings) -> Tensor:
+    """A weight as the run stores it."""
+    # Vectors are few, and norms' scales near 1 have the coarsest rounding of all.
+    narrow = settings.memory == "lean" and leaf.dim() >= 2 and leaf.is_floating_point()
+    return leaf.to(torch.bfloat16) if narrow else leaf
 
 
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
     """The oracle of complete settings, on the run's device."""
-    model = problem.evaluation_copy(run_device(problem, settings))
+    device = run_device(problem, settings)
     gradient, value = settings.gradient_precision, settings.loss_precision
     if settings.oracle == "live":
-        assert settings.chunk_size is not None
+        # Narrowed before it moves: the device never holds the wide weights.
+        model = problem.evaluation_copy(problem.device)
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.data = _stored(parameter.data, settings)
+        keep_less_(model)
         return LiveOracle(
-            model,
+            model.to(device),
             problem.loss,
             names=names,
-            micro_batch=settings.chunk_size,
+            micro_batch=settings.pass_size or problem.num_train,
             gradient_precision=gradient,
             value_precision=value,
         )
+    model = problem.evaluation_copy(device)
     if settings.oracle == "sequential":
         return SequentialOracle(
             model, problem.loss, gradient_precision=gradient, value_precision=value

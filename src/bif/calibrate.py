@@ -176,9 +176,9 @@ def _choose_posterior_and_steps(
         nbeta = float(problem.num_train)
         said.append(f"nbeta = {nbeta:g}: the number of train items, the untempered posterior")
     chosen = replace(settings, nbeta=nbeta)
-    if settings.gamma is not None and None not in (
-        settings.step_size, settings.friction, settings.burn_in, settings.thin
-    ):  # fmt: skip
+    underdamped = settings.sampler in ("baoab", "sgnht")
+    needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
+    if None not in (needed + [settings.friction] if underdamped else needed):
         return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12))
     gamma, curvature = pilot(problem, chosen, said)
     return _steps(problem, replace(chosen, gamma=gamma), curvature, said)

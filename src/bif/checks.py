@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -72,9 +72,10 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
         sampling: The run's machinery.
         state: The sampler's at the block's last position; left as it is.
     """
-    if sampling.settings.compiled:  # other shapes than the run's: not worth compiling
-        sampling = Sampling(sampling.problem, replace(sampling.settings, compiled=False))
-    params, s = state.params, sampling.settings
+    params, s = state.params, sampling.settings.plain()
+    if s != sampling.settings:  # shapes not worth compiling, or weights too coarse to look at
+        sampling = Sampling(sampling.problem, s)
+        params = {n: leaf.to(sampling.posterior.center[n].dtype) for n, leaf in params.items()}
     velocity = getattr(state, "velocity", None)
     with torch.no_grad():
         virial = _virial(sampling, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
@@ -179,7 +180,7 @@ def _heat(sampling: Sampling, one: Params) -> float:
     noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
     for name, mask in sampling.posterior.masks.items():
         noise[name] = noise[name] * mask
-    rows = torch.cat([leaf.flatten(1) for leaf in noise.values()], dim=1)
+    rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
     # One half finds the direction, the other measures: else it would fit itself.
     half, other = rows[::2].double(), rows[1::2].double()
     _, vectors = torch.linalg.eigh(half @ half.T)

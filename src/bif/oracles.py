@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from textwrap import shorten
 from typing import Any, Protocol
 
@@ -189,7 +190,8 @@ class LiveOracle:
 
     def live_params(self) -> Params:
         """The movable parameters as views `[1, *shape]`: writing to them moves the module."""
-        return {name: p.data.unsqueeze(0) for name, p in self._parameters.items()}
+        # Not `p.data`: autograd is to notice a weight that moves while a graph still needs it.
+        return {name: p.detach().unsqueeze(0) for name, p in self._parameters.items()}
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         precision = self._precision[1]
@@ -220,6 +222,51 @@ class LiveOracle:
         for parameter in self._parameters.values():
             parameter.grad = None
         return gradient, torch.cat(losses).unsqueeze(0)
+
+    def stream(self, batch: Batch, weights: Tensor, take: Callable[[str, Tensor], None]) -> Tensor:
+        """Hand out each leaf's gradient of `Σ_b weights[b] * loss_b` as soon as it is complete.
+
+        The gradients never exist together, which takes one backward pass for the whole batch.
+
+        Args:
+            batch: `[B, …]`.
+            weights: `[B]`.
+            take: Gets a leaf's name and its gradient `[1, *shape]`, which is its to overwrite, and
+                may move the leaf.  Leaves come in the order of the backward pass.
+
+        Returns:
+            The losses `[1, B]`, at the weights before any leaf moved.
+
+        Raises:
+            RuntimeError: A gradient that comes in several parts.
+        """
+        waiting, precision = dict(self._parameters), self._precision[0]
+
+        def complete(name: str, parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            if waiting.pop(name, None) is None:
+                raise RuntimeError(
+                    f"the gradient of {name!r} came in several parts of one backward pass, as "
+                    "reentrant checkpointing makes it: use use_reentrant=False, or memory='plain'."
+                )
+            assert gradient is not None
+            take(name, gradient.unsqueeze(0))
+
+        hooks = []
+        for name, parameter in self._parameters.items():
+            parameter.grad = None
+            hooks.append(parameter.register_post_accumulate_grad_hook(partial(complete, name)))
+        try:
+            with torch.enable_grad(), matmul_precision(precision):
+                with _autocast(batch, precision):
+                    values = self._loss(batch)
+                (weights * values).sum().backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, parameter in list(waiting.items()):  # the loss does not depend on them
+            take(name, torch.zeros_like(parameter).unsqueeze(0))
+        return values.detach().unsqueeze(0)
 
     @contextmanager
     def _at(self, params: Params) -> Iterator[None]:

@@ -35,8 +35,9 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float,
     generator of its own; the pilot only makes the step safer.
     """
     device = run_device(problem, settings)
+    settings = settings.plain()
     posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
-    oracle = make_oracle(problem, replace(settings, compiled=False), list(posterior.center))
+    oracle = make_oracle(problem, settings, list(posterior.center))
     chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
     assert settings.chunk_size is not None
     noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)

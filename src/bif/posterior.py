@@ -34,6 +34,7 @@ class LocalPosterior:
             mapping from parameter names to True or to a boolean mask `[*shape]`.  Everything
             else stays at w*.
         weight_decay: Coefficient of `|w|²/2` in the training objective; 0 leaves it out of U.
+        copies_center: False takes the tensors of `center` as they are: they must not change.
 
     Raises:
         ValueError: Nothing movable, a glob or name that matches nothing, a mask of another shape,
@@ -47,6 +48,7 @@ class LocalPosterior:
     gamma: float
     movable: Sequence[str] | Mapping[str, bool | Tensor] = ("*",)
     weight_decay: float = 0.0
+    copies_center: bool = True
     masks: Params = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +62,10 @@ class LocalPosterior:
                 "off. Set gamma > 0, or nbeta > 0, or both."
             )
         chosen = _choose(self.center, self.movable)
-        object.__setattr__(self, "center", {n: self.center[n].detach().clone() for n in chosen})
+        center = {n: self.center[n].detach() for n in chosen}
+        if self.copies_center:
+            center = {n: leaf.clone() for n, leaf in center.items()}
+        object.__setattr__(self, "center", center)
         object.__setattr__(self, "masks", {n: m for n, m in chosen.items() if m is not None})
 
     @property
@@ -75,15 +80,15 @@ class LocalPosterior:
         `∇U = nbeta * (∇L + weight_decay * w) + gamma * (w - center)`, 0 where nothing may move.
 
         Args:
-            mean_loss_gradient: ∇L, leaves `[C, *shape]`; overwritten.
-            params: w, leaves `[C, *shape]`.
+            mean_loss_gradient: ∇L of all leaves or some, `[C, *shape]`; overwritten.
+            params: w, the same leaves.
         """
         gradient = tensors.mul_(mean_loss_gradient, self.nbeta)
         tensors.add_(gradient, self.displacement(params), self.gamma)
         if self.weight_decay:
             tensors.add_(gradient, params, self.nbeta * self.weight_decay)
-        for name, mask in self.masks.items():
-            gradient[name].mul_(mask)
+        for name in gradient.keys() & self.masks.keys():
+            gradient[name].mul_(self.masks[name])
         return gradient
 
     def potential(self, mean_loss: Tensor, params: Params) -> Tensor:
@@ -102,11 +107,15 @@ class LocalPosterior:
 
     def displacement(self, params: Params) -> Params:
         """`w - center`, leaves `[C, *shape]`."""
-        return tensors.difference(params, {n: c.unsqueeze(0) for n, c in self.center.items()})
+        return tensors.difference(params, {n: self.center[n].unsqueeze(0) for n in params})
 
     def distance_squared(self, params: Params) -> Tensor:
         """`|w - center|²` of each chain, `[C]`."""
-        return tensors.squared_norm(self.displacement(params))
+        # Leaf by leaf: all displacements at once would be another model.
+        parts = [
+            tensors.squared_norm(self.displacement({name: leaf})) for name, leaf in params.items()
+        ]
+        return torch.stack(parts).sum(dim=0)
 
 
 def _choose(

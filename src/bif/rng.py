@@ -8,6 +8,7 @@ size, so a chain's numbers do not depend on how many blocks there are or where t
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from bif.types import Params
 
-Purpose = Literal["noise", "order", "probe", "train", "control"]
+Purpose = Literal["noise", "leaf", "order", "probe", "train", "control", "mass"]
 
 
 def generator(
-    seed: int, block: int, purpose: Purpose, *, device: torch.device, counter: int = 0
+    seed: int, block: int, purpose: Purpose, *, device: torch.device, counter: int | str = 0
 ) -> torch.Generator:
     """A generator that depends on nothing but its arguments.
 
@@ -28,7 +29,7 @@ def generator(
         block: Index of the block of chains.
         purpose: What the numbers are for; purposes never share numbers.
         device: Where the numbers are made; devices differ in their numbers, not in their law.
-        counter: Further index, such as the epoch of a shuffled order.
+        counter: Further index, such as the epoch of a shuffled order, or a name.
     """
     key = f"{seed}/{block}/{purpose}/{counter}".encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
@@ -64,6 +65,54 @@ class BlockNoise:
     def restore(self, state: Tensor) -> None:
         """Continue from a saved state, to the last bit."""
         self.source.set_state(state)
+
+
+class LeafNoise:
+    """Standard normal numbers from a generator for each leaf: leaves may ask in any order.
+
+    A step that is fused into the backward pass moves the leaves in the order in which their
+    gradients are complete, which is the model's business.  A leaf's numbers depend on its name and
+    on how many were drawn for it, so that order changes nothing.
+
+    Args:
+        names: Of all leaves.
+        seed: The run's seed.
+        block: Index of the block of chains.
+        device: Where the numbers are made.
+        counter: Further index.
+        masks: As for `BlockNoise`.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        seed: int,
+        block: int,
+        device: torch.device,
+        counter: int = 0,
+        masks: Params | None = None,
+    ) -> None:
+        self.masks = masks or {}
+        self.sources = {
+            name: generator(seed, block, "leaf", device=device, counter=f"{counter}/{name}")
+            for name in names
+        }
+
+    def normal(self, like: Params) -> Params:
+        noise: Params = {}
+        for name, leaf in like.items():
+            noise |= BlockNoise(self.sources[name], self.masks).normal({name: leaf})
+        return noise
+
+    def state(self) -> Tensor:
+        """The generators' states, one a row, for `restore`."""
+        return torch.stack([source.get_state() for source in self.sources.values()])
+
+    def restore(self, state: Tensor) -> None:
+        """Continue from a saved state, to the last bit."""
+        for source, row in zip(self.sources.values(), state, strict=True):
+            source.set_state(row.clone())  # a view of other memory crashes torch 2.13
 
 
 class ShuffledOrder:

@@ -13,13 +13,15 @@ from bif import tensors
 from bif.assemble import item_weights, make_oracle, make_posterior, make_sampler, run_device
 from bif.chains import Position, draw_index, walk
 from bif.checkpoint import restored, state_tensors
+from bif.fused import StreamedGradient, walk_fused
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
 from bif.observe import observe
 from bif.oracles import LiveOracle
 from bif.panels import Panels
 from bif.problem import Problem
-from bif.rng import BlockNoise, ShuffledOrder, generator
+from bif.rng import BlockNoise, LeafNoise, ShuffledOrder, generator
+from bif.rounding import refuse_coarse
 from bif.settings import Settings
 from bif.tokens import TokenReader
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
@@ -33,7 +35,7 @@ class Start:
 
     step: int
     state: HasParams
-    noise: BlockNoise
+    noise: BlockNoise | LeafNoise
 
     def saved(self, position: Position) -> dict[str, Tensor]:
         """All it takes to go on from a position, copied."""
@@ -51,7 +53,7 @@ class Sampling:
         settings: Complete.
 
     Raises:
-        ValueError: Losses that are NaN or infinite at w*.
+        ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
     """
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -60,6 +62,9 @@ class Sampling:
         self.posterior = make_posterior(problem, settings)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         self.sampler = make_sampler(settings)
+        if settings.memory == "lean":
+            assert settings.step_size is not None
+            refuse_coarse(self.posterior.center, settings.step_size)
         self.train = problem.train.to(self.device)
         self.candidates = [items.to(self.device) for items in problem.candidate_groups.values()]
         self.queries = [items.to(self.device) for items in problem.query_groups.values()]
@@ -118,6 +123,12 @@ class Sampling:
     ) -> Iterator[Position]:
         """The block's steps, to the last draw's unless told otherwise."""
         s = self.settings
+        end = self.last_step if last_step is None else last_step
+        if isinstance(start.noise, LeafNoise):
+            return walk_fused(
+                self.sampler, self.posterior, gradient=self._streamed(block), state=start.state,
+                noise=start.noise, first_step=start.step, last_step=end,
+            )  # fmt: skip
         return walk(
             self.sampler,
             self.posterior,
@@ -125,7 +136,7 @@ class Sampling:
             state=start.state,
             noise=start.noise,
             first_step=start.step,
-            last_step=self.last_step if last_step is None else last_step,
+            last_step=end,
             # RMSprop's step counter would be compiled in anew at every step.
             use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
         )
@@ -215,7 +226,12 @@ class Sampling:
         assert self.settings.chunk_size is not None
         return observe(self.oracle, function, params, items, chunk_size=self.settings.chunk_size)
 
-    def _noise(self, block: int, counter: int) -> BlockNoise:
+    def _noise(self, block: int, counter: int) -> BlockNoise | LeafNoise:
+        if self.settings.memory != "plain":
+            return LeafNoise(
+                self.posterior.center, seed=self.settings.seed, block=block, device=self.device,
+                counter=counter, masks=self.posterior.masks,
+            )  # fmt: skip
         source = generator(self.settings.seed, block, "noise", device=self.device, counter=counter)
         return BlockNoise(source, self.posterior.masks)
 
@@ -269,6 +285,19 @@ class Sampling:
             center=tensors.stacked(self.posterior.center, num_chains),
             center_gradient=center_gradient,
         )
+
+    def _streamed(self, block: int) -> StreamedGradient:
+        """How the live chain gets its gradients where steps are fused into the backward pass."""
+        s, oracle = self.settings, self.oracle
+        assert isinstance(oracle, LiveOracle)
+        order = None
+        if s.gradient == "minibatch":
+            assert s.batch_size is not None
+            order = ShuffledOrder(
+                self.problem.num_train, s.batch_size, num_chains=1, seed=s.seed, block=block,
+                device=self.device,
+            )  # fmt: skip
+        return StreamedGradient(oracle, self.train, order=order, train_weights=self.weights)
 
     def _refuse_bad_losses(self) -> None:
         bad = (~self.train_center.isfinite()).nonzero().flatten().tolist()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 from bif.precision import Precision
 
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]
 OracleName = Literal["stacked", "sequential", "live"]
+MemoryName = Literal["plain", "fused", "lean"]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -38,6 +39,11 @@ class Settings:
         oracle: Chains stacked by vmap, one after another, or the live module.
         block_size: Chains that step as one stacked operation.
         chunk_size: Items of a forward (and backward) pass.
+        micro_batch: Items of a backward pass of the live module, whose gradients add up over the
+            mini-batch; `chunk_size` by default, and the whole mini-batch where steps are fused.
+        memory: Of the live module: "plain" holds weights, w* and the gradient; "fused" steps within
+            the backward pass and never holds the gradient; "lean" does so with the matrices and w*
+            in bfloat16, rounded stochastically.
         movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
         gradient_precision: Compute precision of gradients; the weights stay as they are.
@@ -66,6 +72,8 @@ class Settings:
     oracle: OracleName | None = None
     block_size: int | None = None
     chunk_size: int | None = None
+    micro_batch: int | None = None
+    memory: MemoryName = "plain"
     movable: tuple[str, ...] = ("*",)
     weight_decay: float = 0.0
     gradient_precision: Precision = "float32"
@@ -77,7 +85,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
-                    "block_size": 1, "chunk_size": 1}  # fmt: skip
+                    "block_size": 1, "chunk_size": 1, "micro_batch": 1}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -108,6 +116,68 @@ class Settings:
         if self.compiled and self.oracle not in (None, "stacked"):
             raise ValueError(
                 f"compiled needs stacked chains, got oracle={self.oracle!r}: drop one of the two."
+            )
+
+        self._refuse_memory()
+
+    @property
+    def pass_size(self) -> int | None:
+        """Items of a backward pass of the live module; None for all train items."""
+        if self.micro_batch is not None or self.memory == "plain":
+            return self.micro_batch or self.chunk_size
+        return self.batch_size
+
+    def plain(self) -> Settings:
+        """For a look at the posterior itself: not compiled, and weights as exact as the model's."""
+        if self.memory == "lean":
+            exact: dict[str, Any] = {"gradient_precision": "float32", "loss_precision": "float32"}
+            return replace(self, compiled=False, memory="plain", **exact)
+        return replace(self, compiled=False)
+
+    def _refuse_memory(self) -> None:
+        """Raise where the live module's settings contradict others."""
+        if self.micro_batch is not None and self.oracle != "live":
+            raise ValueError(
+                f"micro_batch={self.micro_batch} is for oracle='live', got oracle={self.oracle!r}: "
+                "drop it; chunk_size bounds the items of a pass."
+            )
+        if self.memory not in get_args(MemoryName):
+            raise ValueError(
+                f"memory is {self.memory!r}: expected one of {', '.join(get_args(MemoryName))}."
+            )
+        if self.memory == "plain":
+            return
+        asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
+        allowed = ("sgld",) if self.memory == "lean" else fused
+        if self.oracle != "live":
+            raise ValueError(
+                f"{asked} moves a live module, one leaf after another: set oracle='live', got "
+                f"{self.oracle!r}."
+            )
+        if self.sampler.removesuffix("_frozen") not in allowed:
+            raise ValueError(
+                f"{asked} has no room for the state of sampler={self.sampler!r}, or it needs all "
+                f"leaves at once: expected one of {', '.join(allowed)}."
+            )
+        if self.gradient == "control_variate":
+            raise ValueError(
+                f"{asked} never holds a gradient, and gradient='control_variate' holds the one at "
+                "w*: use gradient='minibatch'."
+            )
+        whole = self.batch_size if self.gradient == "minibatch" else None
+        if self.micro_batch is not None and (whole is None or self.micro_batch < whole):
+            raise ValueError(
+                f"{asked} steps within one backward pass, so that pass must hold the whole "
+                f"mini-batch: micro_batch={self.micro_batch} with gradient={self.gradient!r} and "
+                f"batch_size={whole}. Leave micro_batch out, lower batch_size, or use "
+                "memory='plain', which adds gradients up."
+            )
+        precisions = (self.gradient_precision, self.loss_precision)
+        if self.memory == "lean" and precisions != ("bfloat16", "bfloat16"):
+            raise ValueError(
+                "memory='lean' keeps weights in bfloat16, so nothing is computed more exactly: set "
+                "gradient_precision='bfloat16' and loss_precision='bfloat16', got "
+                f"{precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
             )
 
     @classmethod

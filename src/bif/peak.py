@@ -1,0 +1,48 @@
+"""The largest number of bytes that tensors held at a time, counted operation by operation."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the storages made by the operations that run inside, on any device.
+
+    What a kernel takes for itself does not show, nor what was there before.
+
+    Attributes:
+        now: Bytes of storages that are alive.
+        peak: The most there ever were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        before = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage() not in before:
+                self._count(x.untyped_storage())
+        return out
+
+    def _count(self, storage: UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(storage)
+        weakref.finalize(storage, self._free, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
