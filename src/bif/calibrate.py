@@ -70,7 +70,7 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
             than the data; a budget too small to converge.
     """
-    said: list[str] = []
+    said: list[str] = list(problem.notes)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)

@@ -41,6 +41,7 @@ class Problem:
     """A trained model, a loss per item, train items, queries and observables.
 
     Nothing of the caller's is changed: a copy of the model is evaluated, in evaluation mode.
+    `notes` may say how it was put together; a run keeps that among its explanations.
 
     Args:
         model: The trained network; its parameters are w*.
@@ -110,6 +111,7 @@ class Problem:
         if len(set(names)) != len(names):
             raise ValueError(f"observables need different names, got {names}.")
         self.train_weights = _weights(train_weights, len(self.train))
+        self.notes: tuple[str, ...] = ()
         if tokens is not None and tokens not in get_args(Tokens):
             raise ValueError(
                 f"tokens is {tokens!r}: expected one of {', '.join(get_args(Tokens))}, or None."
