@@ -67,7 +67,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
-    "language": {"types", "items", "losses", "problem"},
+    "language": {"types", "items", "columns", "losses", "problem"},
     # Put together from everything above.
     "assemble": {"types", "activations", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
@@ -226,7 +226,10 @@ PUBLIC = {
     "bif.benchmark": """
         RESIDUAL SETTINGS Proxy Results Task benchmark benchmark_sizes judge_file named_task
     """,
-    "bif.language": "Sequences",
+    "bif.language": """
+        Document Head LanguageModel Sequences label_cross_entropy language_problem load_model
+        masked_token movable_weights read_documents
+    """,
     "bif.interop": """
         ImportedScores read_bergson_scores read_kronfluence_scores read_scores
         write_bergson_scores
@@ -234,8 +237,8 @@ PUBLIC = {
 }
 
 HEAVY = """
-    arviz_stats curvlinops matplotlib PIL quanda rich scipy sklearn torchvision transformers tyro
-    umap xarray zarr
+    arviz_stats curvlinops datasets matplotlib peft PIL pyarrow quanda rich scipy sklearn torchvision
+    transformers tyro umap xarray zarr
 """.split()
 
 # Methods and functions that write, whatever they are called on; savers only on these modules.

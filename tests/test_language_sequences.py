@@ -86,6 +86,7 @@ def test_the_live_oracle_gives_the_same_gradient(model):
 def test_batches_hold_every_item_once_and_little_padding():
     items, seen, cells = sequences(), [], 0
     for positions, batch in items.batches(3):
+        assert isinstance(positions, torch.Tensor)
         seen += positions.tolist()
         cells += batch["input_ids"].numel()
         longest = int(items.lengths[positions].max())

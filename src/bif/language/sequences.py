@@ -29,6 +29,8 @@ class Sequences(Items):
         ids: As for `Items`.
         labels: As for `Items`.
         about: As for `Items`.
+        tokens: As for `Items`.
+        token_mask: As for `Items`.
 
     Raises:
         TypeError, ValueError: As for `Items`; lengths out of range.
@@ -42,8 +44,12 @@ class Sequences(Items):
         ids: Sequence[str] | None = None,
         labels: Sequence[Any] | Tensor | None = None,
         about: Mapping[str, Sequence[str]] | None = None,
+        tokens: Sequence[Sequence[str]] | None = None,
+        token_mask: Tensor | None = None,
     ) -> None:
-        super().__init__(dict(data), ids=ids, labels=labels, about=about)
+        super().__init__(
+            dict(data), ids=ids, labels=labels, about=about, tokens=tokens, token_mask=token_mask
+        )
         self.max_length = data["input_ids"].shape[1]
         self.lengths = torch.tensor(list(lengths), dtype=torch.long)
         if len(self.lengths) != len(self) or not (

@@ -1,0 +1,115 @@
+"""Documents: what a record of a file says, before any tokenizer has seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_FORMATS = "'messages', 'prompt' and 'completion', or 'text'"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document.
+
+    Attributes:
+        text: What counts; of prompt and completion the completion; "" where there are messages.
+        id: Its name among the others.
+        prompt: What goes before and does not count.
+        messages: A conversation, `{"role": …, "content": …}` each: what the assistant says counts.
+        label: The class, a name or a number, for classification.
+        source: Where it comes from, for sums over sources.
+        place: Where it was read, for errors: "train.jsonl, line 3".
+    """
+
+    text: str
+    id: str
+    prompt: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
+    label: str | int | None = None
+    source: str = ""
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The document in an error's words."""
+        return f"document {self.id!r} ({self.place})" if self.place else f"document {self.id!r}"
+
+    @property
+    def whole(self) -> str:
+        """All of its text, for people; turns of a conversation begin with their role."""
+        turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+        return turns or self.prompt + self.text
+
+
+def document_of(record: Mapping[str, Any], *, id: str, place: str) -> Document:
+    """A document from the fields of a record.
+
+    `messages` go before `prompt` and `completion`, these before `text`; `id`, `source` and `label`
+    are optional; other fields are left alone.
+
+    Args:
+        record: Fields by name; None counts as missing.
+        id: Its name where the record has none.
+        place: Where the record is, for errors.
+
+    Raises:
+        ValueError: Fields that are missing, empty or of another type, with `place`.
+    """
+    given = {name: value for name, value in record.items() if value is not None}
+    about = {
+        "id": str(given.get("id", id)),
+        "label": _label(given.get("label"), place),
+        "source": str(given.get("source", "")),
+        "place": place,
+    }
+    if "messages" in given:
+        return Document("", messages=_messages(given["messages"], place), **about)
+    if "prompt" in given or "completion" in given:
+        return Document(
+            _text(given, "completion", place),
+            prompt=_text(given, "prompt", place, may_be_empty=True),
+            **about,
+        )
+    return Document(_text(given, "text", place), **about)
+
+
+def _text(given: Mapping[str, Any], name: str, place: str, *, may_be_empty: bool = False) -> str:
+    if name not in given:
+        found = ", ".join(map(repr, given)) or "none"
+        raise ValueError(
+            f"{place}: the field {name!r} is missing: expected {_FORMATS}; the fields are {found}."
+        )
+    value = given[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: the field {name!r} must be a text, got {type(value).__name__}.")
+    if not value.strip() and not may_be_empty:
+        raise ValueError(f"{place}: the field {name!r} is empty: fill it, or leave the record out.")
+    return value
+
+
+def _messages(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
+    turns = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else []
+    whole = turns and all(
+        isinstance(turn, Mapping)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+        for turn in turns
+    )
+    if not whole:
+        raise ValueError(
+            f"{place}: the field 'messages' must be a list of {{'role': text, 'content': text}}."
+        )
+    if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
+        raise ValueError(
+            f"{place}: the assistant says nothing in the field 'messages', and its turns are what "
+            "counts."
+        )
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _label(value: Any, place: str) -> str | int | None:
+    if value is None or (isinstance(value, str | int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{place}: the field 'label' must be a class's name or number, got {value!r}.")

@@ -1,0 +1,55 @@
+"""Losses of masked language models and of classifiers of texts; `bif.losses` has the next token's.
+
+Batches are dicts; models are called with `input_ids` and `attention_mask` `[B, T]`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bif.language.passages import Task
+from bif.losses import at_least_float32, next_token, next_token_mean
+from bif.types import Batch, ItemLoss
+
+
+def masked_token(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of every masked token, nats, `[B, T]`; 0 elsewhere.
+
+    `batch` has `input_ids`, `attention_mask` and `labels` `[B, T]`, -100 where nothing is masked.
+    """
+    logits = at_least_float32(_logits(model, batch))
+    return F.cross_entropy(
+        logits.transpose(1, 2), batch["labels"], ignore_index=-100, reduction="none"
+    )
+
+
+def masked_token_mean(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean instead of sum over an item's masked tokens, `[B]`."""
+    counted = (batch["labels"] != -100).sum(dim=1).clamp(min=1)
+    return masked_token(model, batch).sum(dim=1) / counted
+
+
+def label_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the text's class, nats, `[B]`; `batch` has `label` `[B]` besides."""
+    logits = at_least_float32(_logits(model, batch))
+    return F.cross_entropy(logits, batch["label"], reduction="none")
+
+
+SUMS: dict[Task, ItemLoss] = {
+    "causal": next_token,
+    "masked": masked_token,
+    "classification": label_cross_entropy,
+}
+"""The loss of each task, summed over an item's tokens."""
+MEANS: dict[Task, ItemLoss] = {
+    "causal": next_token_mean,
+    "masked": masked_token_mean,
+    "classification": label_cross_entropy,
+}
+"""The same per token, each item weighing the same whatever its length."""
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    output = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    return output if isinstance(output, Tensor) else output.logits

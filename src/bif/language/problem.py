@@ -1,0 +1,152 @@
+"""From a language model and documents to a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from torch import nn
+
+from bif.columns import Tokens
+from bif.language.documents import Document
+from bif.language.losses import SUMS
+from bif.language.models import context_length, task_of
+from bif.language.passages import Long, Passage, Task, passages
+from bif.language.rows import RowMaker, padding_token
+from bif.language.sequences import Sequences
+from bif.problem import Problem
+from bif.types import ItemLoss
+
+DEFAULT_LENGTH = 512
+"""Tokens of a passage, where the model's context is no shorter."""
+
+
+def language_problem(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    train: Sequence[Document],
+    queries: Sequence[Document] | Mapping[str, Sequence[Document]],
+    candidates: Mapping[str, Sequence[Document]] | None = None,
+    task: Task | None = None,
+    max_length: int | None = None,
+    long: Long = "truncate",
+    append_eos: bool = False,
+    loss: ItemLoss | None = None,
+    tokens: Tokens | None = None,
+    seed: int = 0,
+) -> Problem:
+    """A problem of documents: each an item of its own, never two in one attention window.
+
+    Weights that the model has twice, such as embedding and output, are sampled as one.  What was
+    cut, chosen or shared is in the problem's `notes`, which a run keeps in `run.json`.
+
+    Args:
+        model: Of transformers, or of peft around one.
+        tokenizer: Its tokenizer.
+        train: What the model was trained on.
+        queries: What it is asked, or a mapping from group names to such.
+        candidates: Groups of documents that were not trained on, to be scored as well.
+        task: What the model predicts: the next token ("causal"), masked tokens ("masked") or the
+            text's class ("classification"); by the model's class by default.
+        max_length: Tokens of a passage; by default 512, or the model's context if that is less.
+        long: Documents of more are cut there ("truncate"), or become several items ("split").
+        append_eos: Of causal models: end texts and completions with the end-of-sequence token.
+        loss: `loss(model, batch) -> [B]` or `[B, T]`; by default the cross-entropy of what is
+            predicted, summed over an item's tokens.
+        tokens: "train", "query" or "both": on that side every token that counts has a column of its
+            own, as in `bif.Problem`.
+        seed: Of the masks of a masked language model.
+
+    Raises:
+        TypeError: The model is none of transformers.
+        ValueError: Tokenizer and model of different vocabularies; a context shorter than
+            `max_length`; documents without a token that counts or with an unknown label.
+    """
+    if not hasattr(model, "config"):
+        raise TypeError(
+            f"expected a model of transformers, got {type(model).__name__}: use bif.Problem with "
+            "bif.language.Sequences."
+        )
+    chosen = task or task_of(model)
+    limit = context_length(model, tokenizer)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ValueError(
+            f"max_length is {max_length}, and the model reads at most {limit} tokens at once: "
+            "lower max_length; long='split' keeps what is beyond it as further items."
+        )
+    length = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    classes = cast(Any, model).config.label2id if chosen == "classification" else {}
+    maker = RowMaker(tokenizer, chosen, classes or {}, seed)
+    _refuse_other_padding(model, tokenizer, chosen)
+    notes = [*_lengths_noted(max_length, length, limit), *_padding_noted(tokenizer)]
+
+    def items(documents: Sequence[Document], name: str) -> Sequences:
+        found, said = passages(
+            documents, tokenizer, task=chosen, max_length=length, long=long, append_eos=append_eos
+        )
+        _refuse_other_vocabulary(model, tokenizer, found)
+        notes.extend(f"{name}: {line}" for line in said)
+        return maker.items(found)
+
+    groups = queries if isinstance(queries, Mapping) else {"query": queries}
+    problem = Problem(
+        model,
+        loss or SUMS[chosen],
+        train=items(train, "train"),
+        queries={name: items(documents, name) for name, documents in groups.items()},
+        candidates={n: items(d, n) for n, d in candidates.items()} if candidates else None,
+        tied_weights="share",
+        tokens=tokens,
+    )
+    problem.notes = (*notes, *_tied_noted(model))
+    return problem
+
+
+def _lengths_noted(asked: int | None, length: int, limit: int | None) -> list[str]:
+    if asked is not None:
+        return []
+    why = "the model's context" if length == limit else "the default"
+    return [f"max_length = {length} tokens: {why}"]
+
+
+def _padding_noted(tokenizer: Any) -> list[str]:
+    if tokenizer.pad_token_id is not None:
+        return []
+    if tokenizer.eos_token_id is None:
+        return ["the tokenizer has no padding token: token 0 pads, and no loss reads it"]
+    return ["the tokenizer has no padding token: its end-of-sequence pads, and no loss reads it"]
+
+
+def _tied_noted(model: nn.Module) -> list[str]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [
+        f"tied weights: {', '.join(others)} and {owner} are one and are sampled as one"
+        for owner, *others in names.values()
+        if others
+    ]
+
+
+def _refuse_other_vocabulary(model: nn.Module, tokenizer: Any, found: list[Passage]) -> None:
+    number = cast(Any, model).get_input_embeddings().weight.shape[0]
+    special = [token for token in (tokenizer.mask_token_id,) if token is not None]
+    for passage in found:
+        largest = max(*passage.tokens, *special, 0)
+        if largest >= number:
+            raise ValueError(
+                f"tokenizer and model have different vocabularies: {passage.document.where} has "
+                f"token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), and the model "
+                f"has embeddings of tokens 0 to {number - 1}. Load the model's own tokenizer."
+            )
+
+
+def _refuse_other_padding(model: nn.Module, tokenizer: Any, task: Task) -> None:
+    """Classifiers built on causal models look for the last token that is no padding."""
+    got, expected = cast(Any, model).config.pad_token_id, padding_token(tokenizer)
+    if task == "classification" and got != expected:
+        raise ValueError(
+            f"the classifier takes token {got} for padding, and the tokenizer pads with "
+            f"{expected}: set model.config.pad_token_id = {expected}."
+        )

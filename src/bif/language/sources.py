@@ -1,0 +1,189 @@
+"""Where documents come from: jsonl, parquet, plain text, and data sets of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bif.language.documents import Document, document_of
+
+SEPARATOR = "<|endoftext|>"
+"""Between the documents of a plain text file."""
+
+
+def read_documents(source: str | Path, *, limit: int | None = None) -> list[Document]:
+    """Documents from a file, a saved data set, or a data set of the Hugging Face hub.
+
+    Records have `text`, or `prompt` and `completion`, or `messages`, or `text` and `label`; and, if
+    they like, `id` and `source`.  A plain text file is one document, or several with
+    `<|endoftext|>` between them.
+
+    Args:
+        source: A file `.jsonl`, `.parquet` or `.txt`; a folder written by
+            `Dataset.save_to_disk`; else the name of a data set on the hub.  Of a data set with
+            several splits `SOURCE@SPLIT`, of one with several configurations
+            `SOURCE:CONFIGURATION@SPLIT`.
+        limit: At most so many documents, from the start.
+
+    Returns:
+        The documents in the file's order; those without an `id` are named after file and line.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImportError: The extra `lm` is not installed.
+        ValueError: No documents; bytes that are not UTF-8; lines that are no JSON; fields that
+            are missing or empty, with file and line; ids that repeat; an unknown split.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: expected at least 1 document, or None for all.")
+    documents: list[Document] = []
+    seen: dict[str, str] = {}
+    for place, number, record in _records(str(source)):
+        if limit is not None and len(documents) == limit:
+            break
+        document = document_of(record, id=f"{group_name(source)}-{number}", place=place)
+        if document.id in seen:
+            raise ValueError(
+                f"{place}: the id {document.id!r} is that of {seen[document.id]} too: every "
+                "document needs a name of its own."
+            )
+        seen[document.id] = place
+        documents.append(document)
+    if not documents:
+        raise ValueError(f"{source} holds no documents: expected at least one.")
+    return documents
+
+
+def group_name(source: str | Path) -> str:
+    """What documents of a source are called together: the name of its file or data set."""
+    return Path(str(source).partition("@")[0].partition(":")[0]).stem or "documents"
+
+
+def _records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Place, number (from 1) and fields of every record."""
+    path = Path(source)
+    if path.is_dir():
+        return _numbered(source, _saved(path, split=None))
+    if path.suffix in (".jsonl", ".json"):
+        return _lines(path)
+    if path.suffix == ".parquet":
+        return _numbered(source, _parquet(path))
+    if path.suffix in (".txt", ".text", ".md"):
+        return _texts(path)
+    name, _, split = source.partition("@")
+    if Path(name).is_dir():
+        return _numbered(source, _saved(Path(name), split=split))
+    if path.is_file():
+        raise ValueError(f"{source}: expected a file .jsonl, .parquet or .txt, or a data set.")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name of the hub
+        raise FileNotFoundError(f"no file or folder {name!r}: expected documents there.")
+    return _numbered(source, _from_hub(name, split=split or None))
+
+
+def _numbered(
+    source: str, records: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    for number, record in enumerate(records, start=1):
+        yield f"{source}, row {number}", number, record
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    for number, line in enumerate(_content(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{place} is no JSON ({error.msg}): expected one object a line."
+            ) from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{place} must be a JSON object, got {type(record).__name__}.")
+        yield place, number, record
+
+
+def _texts(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    pieces = (piece.strip() for piece in _content(path).split(SEPARATOR))
+    for number, piece in enumerate((p for p in pieces if p), start=1):
+        yield f"{path}, document {number}", number, {"text": piece}
+
+
+def _content(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}: expected documents there.")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. "
+            "Convert it, for example with iconv."
+        ) from error
+
+
+def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}: expected documents there.")
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(
+            "parquet files are read by pyarrow: pip install 'bayesian-influence[lm]'."
+        ) from error
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is no parquet file: {error}") from error
+
+
+def _saved(folder: Path, *, split: str | None) -> Iterable[Mapping[str, Any]]:
+    datasets = _datasets()
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"the folder {folder} is no data set written by save_to_disk: {error}"
+        ) from error
+    return _one_split(found, split=split, name=str(folder))
+
+
+def _from_hub(name: str, *, split: str | None) -> Iterable[Mapping[str, Any]]:
+    datasets = _datasets()
+    path, _, configuration = name.partition(":")
+    try:
+        found = datasets.load_dataset(path, configuration or None)
+    except (FileNotFoundError, ConnectionError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name!r} is no file or folder here, and no data set of the hub could be loaded by "
+            f"that name: {error}"
+        ) from error
+    return _one_split(found, split=split, name=name)
+
+
+def _one_split(found: Any, *, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(found, Mapping):
+        if split:
+            raise ValueError(f"{name} has no splits, got @{split}: leave it out.")
+        return found
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        wanted = f"no split {split!r}" if split else f"{len(found)} splits"
+        raise ValueError(f"{name} has {wanted}: choose one of {', '.join(map(str, found))}, as "
+                         f"{name}@{next(iter(found))}.")  # fmt: skip
+    return found[split]
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            "data sets of Hugging Face are read by datasets: pip install 'bayesian-influence[lm]'."
+        ) from error
+    return datasets
