@@ -10,6 +10,7 @@ import tyro
 
 from bif import store
 from bif.cli.exits import INTERRUPTED
+from bif.cli.language import Language, posed
 from bif.cli.loading import load_groups, load_problem
 from bif.keep import Keep
 from bif.settings import Settings
@@ -48,13 +49,15 @@ class Demo:
 
 @dataclass(frozen=True)
 class Attribute:
-    """Attribute a problem of your own: a Python function that returns a `bif.Problem`.
+    """Attribute a problem of your own, or a language model's documents.
 
-    With `--from`, add draws, chains, queries or candidates to a run that is there.
+    The problem is a Python function that returns a `bif.Problem`; or --model, --train and --query
+    name a language model and its documents. With `--from`, add draws, chains, queries or
+    candidates to a run that is there.
     """
 
-    target: tyro.conf.Positional[str]
-    """FILE.py:FUNCTION."""
+    target: tyro.conf.Positional[str | None] = None
+    """FILE.py:FUNCTION, unless there is a --model."""
     out: str | None = None
     """Folder or fsspec URL for the results; a run that was cut short there goes on. With --from,
     a copy of that run is extended here, which stays as it is."""
@@ -64,14 +67,16 @@ class Attribute:
     from_: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Extend the run in this folder, of the same problem and settings."""
     query: tuple[str, ...] = ()
-    """With --from: FILE.py:FUNCTION that returns further queries, named after the function, or a
-    mapping from names to queries."""
+    """With --model: files of queries, each a group named after its file. With --from:
+    FILE.py:FUNCTION that returns further queries, named after the function, or a mapping from names
+    to queries; of a --model the files of all queries, old and new."""
     candidates: tuple[str, ...] = ()
-    """With --from: the same for items that were not trained on, to be scored as well."""
+    """The same for items that were not trained on, to be scored as well."""
     commit_every: float = 10.0
     """Seconds from one commit to the next."""
     overwrite: bool = False
     """Replace a run that is already in the folder."""
+    language: Language = field(default_factory=Language)
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
@@ -80,7 +85,7 @@ class Attribute:
             return
         if self.out is None:
             raise ValueError("a run needs a folder: pass --out DIR.")
-        if self.query or self.candidates:
+        if self.language.model is None and (self.query or self.candidates):
             raise ValueError(
                 "--query and --candidates add to a run that is there: pass --from RUN. The queries "
                 "of a new run are those of its problem."
@@ -88,13 +93,16 @@ class Attribute:
         from bif.attribute import attribute
         from bif.manifest import identity
 
-        problem = load_problem(self.target)
-        manifest = {"identity": identity(problem, self.settings), "keep": self.keep}
+        problem, settings = posed(
+            self.target, self.language, self.settings,
+            query=self.query, candidates=self.candidates,
+        )  # fmt: skip
+        manifest = {"identity": identity(problem, settings), "keep": self.keep}
         replaces = "replace" if self.overwrite else "resume"
         there = store.is_complete(self.out, manifest) and not self.overwrite
         attribute(
             problem,
-            self.settings,
+            settings,
             out=self.out,
             keep=self.keep,
             on_existing=replaces,
@@ -118,10 +126,17 @@ class Attribute:
                 f"--from goes on with the run's own settings; {', '.join(sorted(given))} cannot be "
                 "changed. Only --draws and --chains can grow."
             )
-        problem = load_problem(self.target)
+        problem, _ = posed(
+            self.target, self.language, self.settings,
+            query=self.query, candidates=self.candidates,
+        )  # fmt: skip
         # Groups that an earlier, interrupted call has added already are not new.
-        extended = problem.extended(
-            queries=load_groups(self.query), candidates=load_groups(self.candidates)
+        extended = (
+            problem.extended(
+                queries=load_groups(self.query), candidates=load_groups(self.candidates)
+            )
+            if self.language.model is None
+            else problem
         )
         out = self.out or run
         if out != run and not store.holds_run(store.folder_at(out)):
