@@ -234,9 +234,11 @@ class CovarianceSums:
         error = self._totals.pop(name + "_squared").use_up().div_(self._freedom)
         if self._num_groups < 2:
             return value, error.fill_(float("nan"))
-        for row in range(len(error)):  # one row at a time: no temporary of the full size
-            spread = error[row] - value[row].square()
-            error[row] = (spread.clamp_(min=0) / (self._num_groups - 1)).sqrt_()
+        rows = max(1, _CHUNK_ELEMENTS // max(1, error[0].numel()))
+        for start in range(0, len(error), rows):  # some at a time: no temporary of the full size
+            part = slice(start, start + rows)
+            spread = error[part] - value[part].square()
+            error[part] = (spread.clamp_(min=0) / (self._num_groups - 1)).sqrt_()
         return value, error
 
     def _total(self, name: str, like: Tensor) -> _Compensated:
