@@ -20,6 +20,8 @@ from bif.traces import LossTraces
 if TYPE_CHECKING:
     import xarray as xr
 
+    from bif.estimate.top import Strongest, TopInfluences
+
 
 class Influence:
     """Influence scores as an `xarray.Dataset` with methods for the usual questions.
@@ -219,3 +221,32 @@ class Influence:
         if query not in ids:
             raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
         return ids.index(query)
+
+
+def rankings(dataset: xr.Dataset, found: TopInfluences, *, observable: str) -> list[Ranking]:
+    """What `top_influences` found for every query of a dataset, with names and labels."""
+    labels = dataset.coords.get("train_text", dataset.coords.get("train_label"))
+    names = dataset["train_id"].values
+    draws = float(dataset.attrs.get("num_draws", np.nan))
+    better = str(dataset["better"].sel(observable=observable).values)
+
+    def scores(side: Strongest, row: int) -> tuple[Score, ...]:
+        parts = (x[row].tolist() for x in (side.column, side.influence, side.standard_error))
+        return tuple(
+            Score(
+                str(names[i]), score, error, None if labels is None else str(labels.values[i]),
+                found.error_quantile,
+            )
+            for i, score, error in zip(*parts, strict=True) if i >= 0
+        )  # fmt: skip
+
+    return [
+        Ranking(
+            str(query), observable, better,
+            positive=scores(found.positive, row), negative=scores(found.negative, row),
+            unresolved=int(found.left_out[row]),
+            draws_to_resolve=draws * ((found.error_quantile / float(found.weakest[row])) ** 2 - 1)
+            if found.left_out[row] else 0.0,
+        )
+        for row, query in enumerate(dataset["query_id"].values)
+    ]  # fmt: skip

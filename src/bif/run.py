@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bif import store
-from bif.influence import Influence
+from bif.estimate.top import top_influences
+from bif.influence import Influence, rankings
 from bif.keep import subset_of
 from bif.panels import Panels, joined
+from bif.ranking import Ranking
 from bif.traces import LossTraces, TraceBlock
 
 if TYPE_CHECKING:
@@ -38,6 +41,38 @@ class Run:
     diagnostics: xr.Dataset
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
+
+    def top_k(
+        self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
+    ) -> list[Ranking]:
+        """The k most positive and negative train items, or tokens, of every query (token).
+
+        From the traces, some train columns at a time: what `influence.top` says of one query, for
+        all of them and without holding their scores; equal scores are in the order of the columns.
+
+        Args:
+            k: Items on either side.
+            observable: The first one by default.
+            unresolved: List the strongest items whether their sign is certain or not.
+
+        Raises:
+            KeyError: No such observable.
+            ValueError: The run keeps sums, not traces.
+        """
+        dataset = self.influence.dataset
+        if self.manifest["keep"] == "sums" or not self.traces.blocks:
+            raise ValueError("the run keeps sums: top_k needs the traces of all items.")
+        names = [str(name) for name in dataset["observable"].values]
+        name = names[0] if observable is None else observable
+        if name not in names:
+            raise KeyError(f"no observable {name!r}; there are {names}.")
+        first = names.index(name) * dataset.sizes["query"]
+        rows = np.arange(first, first + dataset.sizes["query"])
+        columns = np.arange(self.traces.blocks[0].train.shape[2])
+        found = top_influences(
+            self.traces.selected(train=columns, query=rows), k, unresolved=unresolved
+        )
+        return rankings(dataset, found, observable=name)
 
     def save(
         self,

@@ -10,6 +10,7 @@ from bif.estimate.covariance import (
 from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
 from bif.estimate.influence import estimate_influence, influence_dataset, summed_influence
 from bif.estimate.sums import BlockSums
+from bif.estimate.top import Strongest, TopInfluences, top_influences
 
 __all__ = [
     "BlockSums",
@@ -17,6 +18,8 @@ __all__ = [
     "Covariance",
     "CovarianceSums",
     "GroupSums",
+    "Strongest",
+    "TopInfluences",
     "convergence",
     "diagnose",
     "estimate_covariance",
@@ -25,4 +28,5 @@ __all__ = [
     "reliability",
     "reliability_by_draws",
     "summed_influence",
+    "top_influences",
 ]
