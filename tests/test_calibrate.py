@@ -296,8 +296,8 @@ class TestContradictions:
             Settings(batch_size=5)
 
     def test_compiled_chains_that_are_not_stacked(self):
-        with pytest.raises(ValueError, match="compiled needs stacked chains, got oracle='live'"):
-            Settings(compiled=True, oracle="live")
+        with pytest.raises(ValueError, match="or the live module, got oracle='sequential'"):
+            Settings(compiled=True, oracle="sequential")
 
     def test_a_batch_larger_than_the_data(self):
         with pytest.raises(ValueError, match="batch_size=21 exceeds the 20 train items"):

@@ -331,7 +331,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"micro_batch": 4, "gradient": "full", "batch_size": None},
         r"micro_batch=4 with gradient='full'",
     ),
-    "compiled": ({"compiled": True}, r"compiled"),
+    "compiled": ({"compiled": True}, r"compiled backward pass returns all gradients at once"),
     "unknown": ({"memory": "slim"}, r"memory is 'slim': expected one of plain, fused, lean"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -263,6 +264,17 @@ class TestLive:
             assert parameter.data_ptr() == before[name] and parameter.grad is None
             assert torch.equal(parameter.data, center(network)[name])
             assert torch.equal(params[name], kept[name])
+
+
+def test_a_compiled_live_module_has_the_plain_ones_numbers(monkeypatch):
+    eager = partial(torch.compile, backend="aot_eager")  # no compiler for C++ or the GPU is needed
+    monkeypatch.setattr(torch, "compile", eager)
+    settings = replace(TINY, oracle="live", chunk_size=20)
+    plain = bif.attribute(classification(), settings)
+    compiled = bif.attribute(classification(), replace(settings, compiled=True))
+    for a, b in zip(compiled.traces.blocks, plain.traces.blocks, strict=True):
+        torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
+        torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
 
 
 class TestModelsThatVmapRefuses:

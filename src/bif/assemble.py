@@ -57,6 +57,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
             micro_batch=settings.pass_size or problem.num_train,
             gradient_precision=gradient,
             value_precision=value,
+            use_compile=settings.compiled,
         )
     model = problem.evaluation_copy(device)
     if settings.oracle == "sequential":

@@ -167,6 +167,7 @@ class LiveOracle:
         micro_batch: Items per forward and backward pass; gradients are accumulated over them.
         gradient_precision: As for `StackedOracle`.
         value_precision: As for `StackedOracle`.
+        use_compile: Compile the loss and what is observed, and their backward passes.
     """
 
     def __init__(
@@ -178,9 +179,12 @@ class LiveOracle:
         micro_batch: int,
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
+        use_compile: bool = False,
     ) -> None:
         self._model = model
-        self._loss = ItemFunction(model, loss)
+        self._compiled = use_compile
+        self._loss = self._made(loss)
+        self._values: dict[ItemLoss, Callable[[Batch], Tensor]] = {}
         self._micro_batch = micro_batch
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         parameters = dict(model.named_parameters())
@@ -196,8 +200,14 @@ class LiveOracle:
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         precision = self._precision[1]
         exactly = matmul_precision(precision)
+        if function not in self._values:
+            self._values[function] = self._made(function)
         with self._at(params), torch.no_grad(), exactly, _autocast(batch, precision):
-            return ItemFunction(self._model, function)(batch).unsqueeze(0)
+            return self._values[function](batch).unsqueeze(0)
+
+    def _made(self, function: ItemLoss) -> Callable[[Batch], Tensor]:
+        of_items = ItemFunction(self._model, function)
+        return compiled(of_items) if self._compiled else of_items
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool

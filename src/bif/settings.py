@@ -49,7 +49,7 @@ class Settings:
         gradient_precision: Compute precision of gradients; the weights stay as they are.
         loss_precision: Compute precision of recorded losses.  Where it is more exact than the
             gradient's, losses get a forward pass of their own.
-        compiled: Compile the stacked functions with `torch.compile` (worth it on a GPU).
+        compiled: Compile the stacked or live functions with `torch.compile` (worth it on a GPU).
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
             chains shuffled, for comparison.
         device: Where to run; the model's device by default.
@@ -113,9 +113,10 @@ class Settings:
                 f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
                 "gradient='minibatch' or 'control_variate'."
             )
-        if self.compiled and self.oracle not in (None, "stacked"):
+        if self.compiled and self.oracle == "sequential":
             raise ValueError(
-                f"compiled needs stacked chains, got oracle={self.oracle!r}: drop one of the two."
+                f"compiled needs stacked chains or the live module, got oracle={self.oracle!r}: drop "
+                "one of the two."
             )
 
         self._refuse_memory()
@@ -148,6 +149,11 @@ class Settings:
         if self.memory == "plain":
             return
         asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
+        if self.compiled:
+            raise ValueError(
+                f"{asked} moves each leaf as soon as its gradient is there, and a compiled backward "
+                "pass returns all gradients at once: drop compiled, or use memory='plain'."
+            )
         allowed = ("sgld",) if self.memory == "lean" else fused
         if self.oracle != "live":
             raise ValueError(
