@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,8 @@ class Language:
     train: str | None = None
     """Documents that the model was trained on: a .jsonl, .parquet or .txt file, the folder of a
     saved data set, or its name on the hub; SOURCE@SPLIT where there are several."""
+    limit: int | None = None
+    """Take at most so many documents of each file, from its start."""
     adapter: str | None = None
     """A folder with an adapter of peft, whose weights alone move."""
     task: Literal["causal", "masked", "classification"] | None = None
@@ -88,8 +91,12 @@ def posed(
     from bif.language.components import parse_heads, parse_layers
     from bif.language.losses import MEANS, SUMS
 
+    # Losses per chain are stacked by vmap, which says of attention on a CPU that a loop over chains
+    # is slow: it is faster than attention written out.
+    warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product")
     # Files before the model: they are quick to read, and where most mistakes are.
-    train, queries, others = read_documents(language.train), _groups(query), _groups(candidates)
+    train = read_documents(language.train, limit=language.limit)
+    queries, others = _groups(query, language.limit), _groups(candidates, language.limit)
     layers, heads = parse_layers(language.layers), parse_heads(language.heads)
     found = load_model(language.model, adapter=language.adapter, task=language.task)
     if language.adapter or layers or heads:
@@ -112,7 +119,7 @@ def posed(
     return problem, settings
 
 
-def _groups(sources: Sequence[str]) -> dict[str, list[Document]]:
+def _groups(sources: Sequence[str], limit: int | None) -> dict[str, list[Document]]:
     from bif.language import read_documents
     from bif.language.sources import group_name
 
@@ -121,5 +128,5 @@ def _groups(sources: Sequence[str]) -> dict[str, list[Document]]:
         name = group_name(source)
         if name in groups:
             raise ValueError(f"two sources are named {name!r}: rename one of them.")
-        groups[name] = read_documents(source)
+        groups[name] = read_documents(source, limit=limit)
     return groups
