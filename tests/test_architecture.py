@@ -161,7 +161,17 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "store",
         "writer",
     },
-    "run": {"estimate", "influence", "keep", "panels", "ranking", "report", "store", "traces"},
+    "run": {
+        "estimate",
+        "grouping",
+        "influence",
+        "keep",
+        "panels",
+        "ranking",
+        "report",
+        "store",
+        "traces",
+    },
     "judgement": {"estimate", "checks", "gates", "traces"},
     "conclude": {
         "estimate",
@@ -231,7 +241,7 @@ PUBLIC = {
         noise_ceiling paired_difference paired_differences predict random_subsets removal_curve
         removal_masks retrain tracing train
     """,
-    "bif.report": "render_report",
+    "bif.report": "render_report render_token_report",
     "bif.response": "Choice Cost Response choose_estimator measure_costs respond",
     "bif.baselines": """
         EKFAC TRAK ConjugateGradients ExactInfluence cg_influence ekfac_influence exact_influence

@@ -24,7 +24,8 @@ def described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
 
     Where tokens have columns of their own, `train_item` and `train_token` say whose they are and
     where they stand, `train_text` what they stand for; what is known of the items themselves is on
-    an axis of its own, `train_parent`.  The same for queries.
+    an axis of its own, `train_parent`.  The same for queries.  The pieces of each item's text are a
+    list in JSON, `train_tokens` or `train_parent_tokens`.
 
     Args:
         dataset: Scores from `influence_dataset`.
@@ -59,6 +60,10 @@ def _of_items(
         texts["label"] = np.concatenate([np.asarray(group.labels) for group in items])
     for name in sorted(set.intersection(*(set(group.about) for group in items))):
         texts[name] = np.concatenate([group.about[name] for group in items])
+    pieces = [piece for group in items for piece in group.tokens or ()]
+    known = len(pieces) == len(columns.item_ids)
+    if known:  # as JSON: lists of different lengths are no array
+        texts["tokens"] = np.asarray([json.dumps(p) for p in pieces], object)
     if columns.token is not None:
         texts["id"] = columns.item_ids
         dataset = dataset.assign_coords(
@@ -67,13 +72,10 @@ def _of_items(
                 f"{side}_token": (side, columns.token),
             }
         )
-        pieces = [piece for group in items for piece in group.tokens or ()]
-        if len(pieces) == len(columns.item_ids):
+        if known:
             at = zip(columns.item.tolist(), columns.token.tolist(), strict=True)
             shown = [pieces[i][t] if t < len(pieces[i]) else "" for i, t in at]
             dataset = dataset.assign_coords({f"{side}_text": (side, np.asarray(shown, object))})
-            # As JSON: lists of different lengths are no array.
-            texts["tokens"] = np.asarray([json.dumps(p) for p in pieces], object)
     return dataset.assign_coords({f"{axis}_{n}": (axis, values) for n, values in texts.items()})
 
 

@@ -77,6 +77,20 @@ def named_sources(dataset: xr.Dataset, labels: str | Sequence[str]) -> Sequence[
     return labels
 
 
+def source_text(dataset: xr.Dataset) -> str | None:
+    """Which text of the train items tells their sources apart: fewer of them than items.
+
+    The first of "source", "label" and "group" that does, or None.
+    """
+    kind = "train_parent" if "train_item" in dataset.coords else "train"
+    for name in ("source", "label", "group"):
+        if f"{kind}_{name}" in dataset.coords:
+            values = {str(v) for v in dataset[f"{kind}_{name}"].values}
+            if 1 < len(values) < dataset.sizes[kind]:
+                return name
+    return None
+
+
 def summed(
     dataset: xr.Dataset,
     traces: LossTraces | None,

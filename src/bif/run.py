@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bif import store
 from bif.estimate.top import top_influences
+from bif.grouping import source_text
 from bif.influence import Influence, rankings
 from bif.keep import subset_of
 from bif.panels import Panels, joined
@@ -121,21 +122,35 @@ class Run:
         Args:
             extra: Further entries for `summary.json`.
         """
-        from bif.report import render_report
-
         summary = {**self.summary, **(extra or {})}
-        report = render_report(
-            self.influence.dataset,
-            diagnostics=self.diagnostics,
-            summary=summary,
-            manifest=dict(self.manifest),
-        )
         folder.finish(
             manifest=self.manifest,
             influence=self.influence.dataset,
             diagnostics=self.diagnostics,
             summary=summary,
-            report=report,
+            report=self._report(summary),
+        )
+
+    def _report(self, summary: Mapping[str, Any]) -> str:
+        """The page of items, or where tokens have columns that of tokens."""
+        from bif.report import render_report, render_token_report
+
+        dataset, manifest = self.influence.dataset, dict(self.manifest)
+        if not {"train_item", "query_item"} & set(dataset.coords):
+            return render_report(
+                dataset, diagnostics=self.diagnostics, summary=summary, manifest=manifest
+            )
+        on_queries = self.influence.by_item("query")
+        summed = {
+            "query": on_queries.dataset,
+            "train": self.influence.by_item("train").dataset,
+            "both": on_queries.by_item("train").dataset,
+        }
+        sources = source_text(dataset)
+        if sources is not None:
+            summed["sources"] = on_queries.by_group(sources).dataset
+        return render_token_report(
+            dataset, summed=summed, diagnostics=self.diagnostics, summary=summary, manifest=manifest
         )
 
     def __repr__(self) -> str:

@@ -61,23 +61,57 @@ def render_report(
     else:
         chosen = find_queries(source, queries)
         how = f"{len(chosen)} of {len(source.query):,} queries, as asked for."
-    script = _asset("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    version = manifest.get("versions")
-    version = version.get("bif") if isinstance(version, Mapping) else None
-    return Template(_asset("page.html")).substitute(
-        script=script,
-        script_hash=digest,
-        style=_asset("style.css"),
+    return assembled(
+        script="script.js",
+        styles=("style.css",),
+        manifest=manifest,
         warnings=warnings(source, diagnostics=diagnostics, summary=summary, manifest=manifest),
         headline=headline(source, summary=summary),
         trust=trust_line(summary),
-        reading=reading(source),
-        queries=queries_section(source, chosen=chosen, top=top, how=how),
-        suspects=suspects_section(source, summary=summary),
-        controls=controls_section(source),
-        diagnostics=diagnostics_section(diagnostics, summary=summary, manifest=manifest),
-        provenance=provenance_section(manifest),
+        sections=[
+            reading(source),
+            queries_section(source, chosen=chosen, top=top, how=how),
+            suspects_section(source, summary=summary),
+            controls_section(source),
+            diagnostics_section(diagnostics, summary=summary, manifest=manifest),
+            provenance_section(manifest),
+        ],
+    )
+
+
+def assembled(
+    *,
+    script: str,
+    styles: Sequence[str],
+    manifest: Mapping,
+    warnings: str,
+    headline: str,
+    trust: str,
+    sections: Sequence[str],
+) -> str:
+    """Return a page of finished parts, with a content security policy for its one script.
+
+    Args:
+        script: The file of the script.
+        styles: The files of the style sheets.
+        manifest: Names the version.
+        warnings: Above the headline.
+        headline: What it is about.
+        trust: How far to trust it.
+        sections: The rest, in order; empty ones leave no trace.
+    """
+    code = _asset(script)
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    version = manifest.get("versions")
+    version = version.get("bif") if isinstance(version, Mapping) else None
+    return Template(_asset("page.html")).substitute(
+        script=code,
+        script_hash=digest,
+        style="\n".join(_asset(name) for name in styles),
+        warnings=warnings,
+        headline=headline,
+        trust=trust,
+        sections="\n".join(section for section in sections if section),
         version=f"bif {escape(version)}" if version else "bif",
     )
 

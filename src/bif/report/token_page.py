@@ -1,0 +1,93 @@
+"""The page of tokens as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bif.report.evidence import diagnostics_section, provenance_section
+from bif.report.markup import count, escape, plural, setting
+from bif.report.overview import reading, trust_line, warnings
+from bif.report.page import assembled
+from bif.report.passages import reader_section, sources_section
+from bif.report.source import choose_queries, find_queries
+from bif.report.token_source import TokenSource, read_token_source
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def render_token_report(
+    influence: xr.Dataset,
+    *,
+    summed: Mapping[str, xr.Dataset],
+    diagnostics: xr.Dataset,
+    summary: Mapping,
+    manifest: Mapping,
+    queries: Sequence[str] | None = None,
+    top: int = 4,
+    observable: str | None = None,
+) -> str:
+    """Return one self-contained HTML page about a run whose rows or columns are tokens.
+
+    Each query stands beside the passages that move it most, their tokens shaded by influence on the
+    query or on one of its tokens; and the query's tokens by the influence of a passage or of one of
+    its tokens.  The page holds the scores of these passages only, loads nothing from anywhere, and
+    its content security policy admits no script but its own.
+
+    Args:
+        influence: the dataset of a run of `Problem(tokens=…)`.
+        summed: its sums: `Influence.by_item("train")` as "train", `by_item("query")` as "query",
+            `by_item()` as "both"; and, where there are sources, sums over them on whole queries as
+            "sources".
+        diagnostics: the dataset of `diagnostics.zarr`; may lack any of its variables.
+        summary: the contents of `summary.json`.
+        manifest: the contents of `run.json`.
+        queries: ids of the queries to show; at most eight are chosen by default.
+        top: how many passages to show in each direction; fewer of long ones.
+        observable: the first one by default.
+
+    Returns:
+        The text of the page, to be written as UTF-8.
+
+    Raises:
+        ValueError: scores without tokens, sums that are missing, an unknown query or observable, or
+            `top` less than 1.
+        ImportError: matplotlib is missing (extra `report`).
+    """
+    if top < 1:
+        raise ValueError(f"top is {top}, expected at least 1: the number of passages each way.")
+    source = read_token_source(influence, summed, observable=observable)
+    items = source.items
+    chosen = choose_queries(items) if queries is None else find_queries(items, queries)
+    return assembled(
+        script="tokens.js",
+        styles=("style.css", "tokens.css"),
+        manifest=manifest,
+        warnings=warnings(items, diagnostics=diagnostics, summary=summary, manifest=manifest),
+        headline=_headline(source, summary=summary),
+        trust=trust_line(summary),
+        sections=[
+            reader_section(source, chosen=chosen, top=top),
+            sources_section(source, chosen=chosen),
+            reading(items),
+            diagnostics_section(diagnostics, summary=summary, manifest=manifest),
+            provenance_section(manifest),
+        ],
+    )
+
+
+def _headline(source: TokenSource, *, summary: Mapping) -> str:
+    items = source.items
+    sides = []
+    for texts, noun in ((source.passages, "training passage"), (source.queries, "query")):
+        whole, tokens = plural(len(texts.columns), noun), sum(map(len, texts.columns))
+        sides.append(f"{plural(tokens, 'token')} in {whole}" if texts.by_token else whole)
+    chains = summary.get("chains", items.attrs.get("num_chains"))
+    draws = summary.get("draws", items.attrs.get("num_draws"))
+    return (
+        f"<h1>Influence of {sides[0]} on the {escape(items.observables[source.observable])} of "
+        f'{sides[1]}</h1><p class="lead">Estimated from {count(draws)} draws of {count(chains)} '
+        f"chains around the trained weights, at nbeta {setting(items.attrs.get('nbeta'))} and "
+        f"gamma {setting(items.attrs.get('gamma'))}.</p>"
+    )
