@@ -126,6 +126,17 @@ def test_an_adapter_moves_alone(given, tmp_path, bif_command):
     assert store.read_run(out)["manifest"]["num_moving_weights"] == 2 * (16 + 16)
 
 
+def test_the_other_commands_take_models_too(given, tmp_path, bif_command):
+    problem = words(given, tmp_path / "run")[1:7]
+    code, said, _ = bif_command("calibrate", *problem, "--out", tmp_path / "calibration", *FLAGS)
+    assert code == 0 and "max_length = 24 tokens: the model's context" in said
+    flags = [*FLAGS[:2], *FLAGS[4:], "--h", "0.1", "--steps", "2", "--out", tmp_path / "response"]
+    code, said, err = bif_command("respond", *problem, *flags)
+    assert code == 0 and " steps, " in said, err
+    assert bif_command(*words(given, tmp_path / "run"))[0] == 0
+    assert bif_command("check", tmp_path / "run", *problem)[0] == 0
+
+
 class TestRefusals:
     def test_neither_or_both_of_target_and_model(self, given, tmp_path, bif_command):
         out = tmp_path / "run"

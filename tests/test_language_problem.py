@@ -147,7 +147,7 @@ class TestLosses:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("kind", ["gpt2", "bert", "classifier"])
+    @pytest.mark.parametrize("kind", ["gpt2", "classifier"])
     def test_ids_texts_and_sources_come_with_the_scores(self, kind):
         train = [replace(d, source="books") for d in documents()]
         problem = language_problem(
@@ -212,6 +212,23 @@ class TestRefusals:
     def test_a_context_shorter_than_max_length(self):
         with pytest.raises(ValueError, match="max_length is 25, and the model reads at most 24"):
             posed("gpt2", max_length=25)
+
+    def test_positions_that_are_counted_from_the_padding_token_on(self):
+        import transformers
+
+        config = transformers.RobertaConfig(
+            vocab_size=330, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8, max_position_embeddings=12, pad_token_id=3,
+        )  # fmt: skip
+        made, tokens = transformers.RobertaForMaskedLM(config).eval(), tokenizer(style="bert")
+
+        def read_at_once(length):
+            texts = documents()
+            language_problem(made, tokens, train=texts, queries=texts, max_length=length)
+
+        read_at_once(8)
+        with pytest.raises(ValueError, match="max_length is 9, and the model reads at most 8"):
+            read_at_once(9)
 
     def test_another_vocabulary(self):
         small = model("llama")

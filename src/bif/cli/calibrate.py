@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import tyro
 
 from bif import store
-from bif.cli.loading import load_problem
+from bif.cli.language import Language, posed
 from bif.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibrate:
     """Choose what the settings leave open, from model and data, and say why.
 
@@ -19,16 +19,19 @@ class Calibrate:
     `bif attribute` with the same options does the same before it samples.
     """
 
-    target: tyro.conf.Positional[str]
-    """FILE.py:FUNCTION."""
+    target: tyro.conf.Positional[str | None] = None
+    """FILE.py:FUNCTION, unless there is a --model."""
     out: str
     """Folder or fsspec URL for calibration.json."""
+    query: tuple[str, ...] = ()
+    """With --model: files of queries, each a group named after its file."""
+    language: Language = field(default_factory=Language)
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
         from bif.calibrate import calibrate
 
-        found = calibrate(load_problem(self.target), self.settings)
+        found = calibrate(*posed(self.target, self.language, self.settings, query=self.query))
         for line in found.explanations:
             print(line)
         store.write_calibration(

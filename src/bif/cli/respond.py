@@ -8,11 +8,11 @@ from typing import Literal
 import tyro
 
 from bif import store
-from bif.cli.loading import load_problem
+from bif.cli.language import Language, posed
 from bif.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Respond:
     """Attribute by the response estimator: perturb the potential by each query, see the items move.
 
@@ -20,8 +20,8 @@ class Respond:
     function without a Hessian.
     """
 
-    target: tyro.conf.Positional[str]
-    """FILE.py:FUNCTION."""
+    target: tyro.conf.Positional[str | None] = None
+    """FILE.py:FUNCTION, unless there is a --model."""
     out: str
     """Folder or fsspec URL for influence.zarr and scores.json."""
     observable: str | None = None
@@ -38,6 +38,9 @@ class Respond:
     """Of each query at temperature 1, with noise of their own."""
     overwrite: bool = False
     """Replace scores that are already in the folder."""
+    query: tuple[str, ...] = ()
+    """With --model: files of queries, each a group named after its file."""
+    language: Language = field(default_factory=Language)
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
@@ -47,9 +50,10 @@ class Respond:
             raise store.FolderInUse(
                 f"{self.out} holds scores already: choose another --out, or pass --overwrite."
             )
+        problem, settings = posed(self.target, self.language, self.settings, query=self.query)
         response = respond(
-            load_problem(self.target),
-            self.settings,
+            problem,
+            settings,
             observable=self.observable,
             temperature=self.temperature,
             curvature=self.curvature,

@@ -11,7 +11,7 @@ import tyro
 from bif import store
 from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, posed
-from bif.cli.loading import load_groups, load_problem
+from bif.cli.loading import load_groups
 from bif.keep import Keep
 from bif.settings import Settings
 
@@ -161,13 +161,21 @@ class Check:
 
     folder: tyro.conf.Positional[str]
     """A complete run that keeps traces."""
-    target: tyro.conf.Positional[str]
-    """FILE.py:FUNCTION, the run's problem."""
+    target: tyro.conf.Positional[str | None] = None
+    """FILE.py:FUNCTION, the run's problem, unless there is a --model."""
+    query: tuple[str, ...] = ()
+    """With --model: the run's files of queries."""
+    candidates: tuple[str, ...] = ()
+    """With --model: the run's files of documents that were not trained on."""
+    language: Language = field(default_factory=Language)
 
     def run(self) -> None:
         from bif.crosscheck import check_on_disk
 
-        check_on_disk(self.folder, load_problem(self.target))
+        problem, _ = posed(
+            self.target, self.language, Settings(), query=self.query, candidates=self.candidates
+        )
+        check_on_disk(self.folder, problem)
         _announce(self.folder, worked=True)
 
 

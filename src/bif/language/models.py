@@ -102,6 +102,11 @@ def context_length(model: nn.Module, tokenizer: Any) -> int | None:
     """The most tokens that model and tokenizer take at once, None if neither says."""
     config = cast(Any, model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its like count positions from the padding token on.
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            positions = module.num_embeddings - taken
     limits = [positions, getattr(tokenizer, "model_max_length", None)]
     known = [int(limit) for limit in limits if limit and 0 < limit < 10**9]  # else "very large"
     return min(known) if known else None
