@@ -324,6 +324,8 @@ class TestRefusals:
         message = r"23 train tokens on 7 rows of queries would take 8.8 KiB, above 1e\+03 B: choose"
         with pytest.raises(ValueError, match=message):
             bif.attribute(problem(), TINY)
+        with pytest.raises(ValueError, match="would take 28.9 KiB"):
+            bif.attribute(problem(), TINY, keep="sums")
         bif.attribute(problem(None), TINY)
 
     def test_responses_and_cross_checks(self, runs):

@@ -110,7 +110,7 @@ def attributed(
     Args and raises: as for `attribute`.
     """
     started = time.perf_counter()
-    refuse_vast_scores(problem)
+    refuse_vast_scores(problem, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)

@@ -61,14 +61,15 @@ def forecast(
     }
 
 
-def refuse_vast_scores(problem: Problem) -> None:
+def refuse_vast_scores(problem: Problem, keep: Keep) -> None:
     """Raise where scores of tokens would take more than `MOST_SCORE_BYTES` all at once.
 
     Raises:
         ValueError: They would, with what to choose instead.
     """
     rows, columns = len(problem.observables) * problem.num_queries, problem.num_scored
-    needed = _BYTES_A_SCORE * rows * columns
+    sums = 8 * DEFAULT_GROUPS if keep == "sums" else 0
+    needed = (_BYTES_A_SCORE + sums) * rows * columns
     if not problem.tokens or needed <= MOST_SCORE_BYTES:
         return
     kind = "tokens" if problem.train_by_token else "items"
