@@ -172,7 +172,8 @@ class TestRows:
         assert items.labels is not None and items.labels.tolist() == ["the cat sat on the mat"]
         assert items.about["source"].tolist() == ["books"]
         assert items.about["text"].tolist() == ["the cat sat on the mat"]
-        pieces = __import__("json").loads(items.about["tokens"][0])
+        assert items.tokens is not None
+        pieces = items.tokens[0]
         assert "".join(pieces) == "the cat sat on the mat" and len(pieces) == len(whole[0].tokens)
         assert RowMaker(gpt2, "causal", {}).items(cut).about["text"].tolist() == ["the cat"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +50,7 @@ class RowMaker:
             )
 
     def items(self, passages: Sequence[Passage]) -> Sequences:
-        """Items with ids, labels to show, and `text`, `tokens` and `source` kept with the scores.
-
-        `tokens` is a JSON list of the tokens' texts, one a column of `input_ids`.
+        """Items with ids, labels and tokens to show, and `text` and `source` kept with the scores.
 
         Raises:
             ValueError: A document without a label, or with one that the classifier does not know.
@@ -66,7 +63,6 @@ class RowMaker:
         pieces = [[*map(piece, passage.tokens)] for passage in passages]
         about = {
             "text": texts,
-            "tokens": [json.dumps(texts, ensure_ascii=False) for texts in pieces],
             "source": [p.document.source for p in passages],
         }
         numbers = [self._class(p) for p in passages] if self.task == "classification" else None
