@@ -13,6 +13,7 @@ from bif.conclude import concluded
 from bif.interrupts import termination_raises
 from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
 from bif.manifest import identity
+from bif.plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import hardware
@@ -59,7 +60,8 @@ def attribute(
 
     Raises:
         ValueError: Losses that are NaN or infinite at w*; settings that contradict each other;
-            too little room on the disk; scores of too many pairs of tokens.
+            too little room on the disk, or on the device for a live module; scores of too many
+            pairs of tokens.
         RuntimeError: Fewer than two chains survive.
         FolderInUse: `out` holds another run, other files, or has another writer.
         DamagedRun: What is in `out` cannot be used.
@@ -115,9 +117,14 @@ def attributed(
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)
     settings = calibration.settings
+    refuse_unfit(problem, settings)
     sampling = Sampling(problem, settings)
     sizes = forecast(problem, sampling.posterior, settings, keep)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
+    if settings.oracle == "live" and not (folder and folder.begun):
+        planned = forecast_live(sampling)
+        refuse_overflow(planned, sampling)
+        sizes_in_words += planned.in_words()
     if show_progress:
         say([*calibration.explanations, *sizes_in_words])
     assert settings.chains is not None and settings.block_size is not None
