@@ -291,6 +291,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"set token_mask\[:, 0\] = False"):
             problem("train", train=texts(6, seed=1, token_mask=np.ones((6, WIDTH), bool)))
 
+    def test_observables_of_different_tokens(self):
+        def every_token(model: Any, batch: Any) -> torch.Tensor:
+            return model.embed(batch["input_ids"]).sum(dim=-1)
+
+        observables = [
+            bif.Observable("loss", bif.losses.next_token, "lower"),
+            bif.Observable("size", every_token),
+        ]
+        mask = np.asarray(texts(3, seed=5).token_mask)
+        with pytest.raises(ValueError, match="some observables have values of every token, others"):
+            problem("query", queries=texts(3, seed=5, token_mask=mask), observables=observables)
+
     def test_an_unknown_side(self):
         with pytest.raises(ValueError, match="tokens is 'all': expected one of train, query, both"):
             problem("all")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
-from bif.problem import check_item_values
+from bif.probe import check_item_values
 from small_problems import (
     TINY,
     Pairs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from bif.columns import Columns, Tokens, num_columns, token_shift
+from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
-from bif.losses import margin, per_item
+from bif.losses import margin
+from bif.probe import check_item_values, probed_shift
 from bif.types import Batch, Better, ItemLoss, Params
 
 
@@ -264,7 +265,9 @@ class Problem:
         train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items")
         if self.train_by_token:
-            self.train_shift = self._shift(self.loss, model, self.train, "loss", "train items")
+            self.train_shift = probed_shift(
+                self.loss, model, train_batch, self.train, what="loss", where="train items"
+            )
         expected = _structure(train_batch)
         shifts: dict[str, int] = {}
         queries = [("query", name, items) for name, items in self.query_groups.items()]
@@ -281,105 +284,21 @@ class Problem:
             if kind == "candidate":
                 check_item_values(self.loss, model, batch, "loss", where)
                 if self.train_by_token:
-                    self._shift(self.loss, model, items, "loss", where)
+                    probed_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
                 check_item_values(observable.function, model, batch, what, where)
                 if self.query_by_token:
-                    shifts[what] = self._shift(observable.function, model, items, what, where)
+                    shifts[what] = probed_shift(
+                        observable.function, model, batch, items, what=what, where=where
+                    )
         if len(set(shifts.values())) > 1:
             raise ValueError(
                 f"some observables have values of every token, others of the next tokens: {shifts} "
                 "tokens at the start have none. Ask for them in problems of their own."
             )
         self.query_shift = next(iter(shifts.values()), 0)
-
-    def _shift(
-        self, function: ItemLoss, model: nn.Module, items: Items, what: str, where: str
-    ) -> int:
-        """Tokens at the start of a text that a function has no value for."""
-        batch = map_batch(lambda leaf: leaf.to(self.device), items.first(3))
-        values = _tried(function, model, batch, what, where)
-        return token_shift(values, batch, items, what=what, where=where)
-
-
-def check_item_values(
-    function: Callable[[nn.Module, Batch], Tensor],
-    model: nn.Module,
-    batch: Batch,
-    what: str,
-    where: str,
-) -> None:
-    """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
-    expected = next(iter(batch_leaves(batch).values())).shape[0]
-    values = _tried(function, model, batch, what, where)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"the {what} must return a tensor, got {type(values).__name__} on {where}.")
-    if values.dim() == 0:
-        raise ValueError(
-            f"the {what} returned a scalar on {where}: one value an item is needed, "
-            f"[{expected}]. Use reduction='none'."
-        )
-    if values.dim() > 2 or values.shape[0] != expected:
-        raise ValueError(
-            f"the {what} returned shape {tuple(values.shape)} for {expected} items on {where}: "
-            f"expected [{expected}] or [{expected}, T]."
-        )
-    if not values.is_floating_point():
-        raise TypeError(f"the {what} returned {values.dtype} on {where}: expected floating point.")
-    bad = (~per_item(values).isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
-            "the data or the loss before sampling."
-        )
-    again = per_item(_tried(function, model, batch, what, where))
-    if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
-        raise ValueError(
-            f"the {what} changes from one evaluation to the next on {where}: {_few(values)}, then "
-            f"{_few(again)}. Dropout or another random layer is on although the model is in "
-            "evaluation mode, and its noise would enter every covariance: switch it off."
-        )
-    if expected > 1:
-        fewer = map_batch(lambda leaf: leaf[:-1], batch)
-        alone = per_item(_tried(function, model, fewer, what, where))
-        together = per_item(values)[:-1]
-        if alone.shape != together.shape or not torch.allclose(
-            alone.double(), together.double(), rtol=1e-2, atol=1e-3
-        ):
-            raise ValueError(
-                f"the {what} of an item changes with the other items of the batch on {where}: "
-                f"{_few(together)} among {expected} items, {_few(alone)} among {expected - 1}. "
-                "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
-                "broadcasts to [B, B]; squeeze the model's output."
-            )
-
-
-def _tried(
-    function: Callable[[nn.Module, Batch], Tensor],
-    model: nn.Module,
-    batch: Batch,
-    what: str,
-    where: str,
-) -> Tensor:
-    """The function's values, or an error that says whose failure it is."""
-    try:
-        with torch.no_grad():
-            return function(model, batch)
-    except Exception as error:
-        shapes = ", ".join(
-            f"{path} {tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "")
-            for path, leaf in batch_leaves(batch).items()
-        )
-        raise ValueError(
-            f"the {what} failed on {where} with {type(error).__name__}: {error}. The batch was "
-            f"{shapes}. Labels of classes must be int64 [B]."
-        ) from error
-
-
-def _few(values: Tensor) -> list[float]:
-    return [float(f"{value:.4g}") for value in values[:3].tolist()]
 
 
 def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:

@@ -1,0 +1,103 @@
+"""A look at a user's function on a few items, so that mistakes show before any long work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bif.columns import token_shift
+from bif.items import Items, batch_leaves, map_batch
+from bif.losses import per_item
+from bif.types import Batch, ItemLoss
+
+
+def check_item_values(
+    function: Callable[[nn.Module, Batch], Tensor],
+    model: nn.Module,
+    batch: Batch,
+    what: str,
+    where: str,
+) -> None:
+    """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
+    expected = next(iter(batch_leaves(batch).values())).shape[0]
+    values = _tried(function, model, batch, what, where)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the {what} must return a tensor, got {type(values).__name__} on {where}.")
+    if values.dim() == 0:
+        raise ValueError(
+            f"the {what} returned a scalar on {where}: one value an item is needed, "
+            f"[{expected}]. Use reduction='none'."
+        )
+    if values.dim() > 2 or values.shape[0] != expected:
+        raise ValueError(
+            f"the {what} returned shape {tuple(values.shape)} for {expected} items on {where}: "
+            f"expected [{expected}] or [{expected}, T]."
+        )
+    if not values.is_floating_point():
+        raise TypeError(f"the {what} returned {values.dtype} on {where}: expected floating point.")
+    bad = (~per_item(values).isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
+            "the data or the loss before sampling."
+        )
+    again = per_item(_tried(function, model, batch, what, where))
+    if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"the {what} changes from one evaluation to the next on {where}: {_few(values)}, then "
+            f"{_few(again)}. Dropout or another random layer is on although the model is in "
+            "evaluation mode, and its noise would enter every covariance: switch it off."
+        )
+    if expected > 1:
+        fewer = map_batch(lambda leaf: leaf[:-1], batch)
+        alone = per_item(_tried(function, model, fewer, what, where))
+        together = per_item(values)[:-1]
+        if alone.shape != together.shape or not torch.allclose(
+            alone.double(), together.double(), rtol=1e-2, atol=1e-3
+        ):
+            raise ValueError(
+                f"the {what} of an item changes with the other items of the batch on {where}: "
+                f"{_few(together)} among {expected} items, {_few(alone)} among {expected - 1}. "
+                "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
+                "broadcasts to [B, B]; squeeze the model's output."
+            )
+
+
+def probed_shift(
+    function: ItemLoss, model: nn.Module, batch: Batch, items: Items, *, what: str, where: str
+) -> int:
+    """Tokens at the start of a text that a function has no value for, from the first items.
+
+    Raises:
+        ValueError: As `token_shift`.
+    """
+    values = _tried(function, model, batch, what, where)
+    return token_shift(values, batch, items, what=what, where=where)
+
+
+def _tried(
+    function: Callable[[nn.Module, Batch], Tensor],
+    model: nn.Module,
+    batch: Batch,
+    what: str,
+    where: str,
+) -> Tensor:
+    """The function's values, or an error that says whose failure it is."""
+    try:
+        with torch.no_grad():
+            return function(model, batch)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{path} {tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "")
+            for path, leaf in batch_leaves(batch).items()
+        )
+        raise ValueError(
+            f"the {what} failed on {where} with {type(error).__name__}: {error}. The batch was "
+            f"{shapes}. Labels of classes must be int64 [B]."
+        ) from error
+
+
+def _few(values: Tensor) -> list[float]:
+    return [float(f"{value:.4g}") for value in values[:3].tolist()]
