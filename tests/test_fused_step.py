@@ -21,6 +21,7 @@ from bif.items import Items
 from bif.oracles import LiveOracle
 from bif.peak import PeakBytes
 from bif.posterior import LocalPosterior
+from bif.record import BlockRecorder
 from bif.rng import LeafNoise
 from bif.samplers import SGLD, SGNHT
 from bif.sampling import Sampling
@@ -37,6 +38,7 @@ from small_problems import (
     normal,
     state_of,
 )
+from test_cuda import no_waiting
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
 CPU = torch.device("cpu")
@@ -433,3 +435,52 @@ class TestRecomputedActivations:
         )  # fmt: skip
         assert model.config.use_cache
         assert_equal_walks(*both_ways(problem, settings_of(problem)))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+class TestOnAGPU:
+    @staticmethod
+    def problem() -> bif.Problem:
+        (x, y), (qx, qy) = labelled(20, seed=1), labelled(5, seed=2)
+        return classification(
+            model=network().float(), train=(x.float(), y), queries=(qx.float(), qy)
+        )
+
+    @pytest.mark.parametrize("memory", ["plain", "fused", "lean"])
+    def test_steps_observation_and_recording_never_wait_for_the_device(self, memory):
+        narrow: dict[str, Any] = {}
+        if memory == "lean":
+            narrow = {"gradient_precision": "bfloat16", "loss_precision": "bfloat16"}
+        s = settings_of(self.problem(), memory=memory, device="cuda", draws=20, **narrow)
+        sampling = Sampling(self.problem(), s)
+        recorder = BlockRecorder(range(1), num_draws=20, distance_limit=1e6)
+        draws = sampling.observed_draws(0, 1)
+        first, train, query = next(draws)  # the first step may set up libraries
+        recorder.add(train, query, sampling.posterior.distance_squared(first.params))
+        with no_waiting():
+            for draw, train, query in draws:
+                recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+        block = recorder.block()
+        assert block is not None and block.num_draws == 20 and block.train.isfinite().all()
+
+    def test_the_gradient_of_the_whole_model_never_exists(self):
+        peaks = {}
+        leaf = 2048 * 2048 * 4
+        for memory in ("plain", "fused"):
+            with torch.random.fork_rng():
+                layers = [nn.Linear(2048, 2048, bias=False) for _ in range(12)]
+                model = nn.Sequential(*layers).cuda()
+            x, y = normal(4, 2048, seed=1).float(), integers(3, 4, seed=2)
+            problem = bif.Problem(model, losses.cross_entropy, train=(x, y), queries=(x, y))
+            s = settings_of(problem, batch_size=2, chunk_size=4, memory=memory)
+            sampling = Sampling(problem, s)
+            start = sampling.start(0, 1)
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            for _ in sampling.positions(0, 1, start, last_step=3):
+                pass
+            peaks[memory] = torch.cuda.max_memory_allocated() - before
+            del sampling, start, problem, model, layers
+        assert peaks["plain"] > 12 * leaf
+        assert peaks["fused"] < 5 * leaf
