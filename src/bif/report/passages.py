@@ -15,7 +15,7 @@ from bif.report.markup import (
     shared_exponent,
     unit_text,
 )
-from bif.report.shading import darkest, data_block, listed, packed, shaded_text
+from bif.report.shading import data_block, largest_of, listed, packed, shaded_text
 from bif.report.token_source import MOST_CELLS, TokenSource
 
 _MOST_SOURCES = 12
@@ -107,7 +107,7 @@ def _query(source: TokenSource, query: int, kept: tuple[list[int], list[int]]) -
     certain = of_first.certain.ravel() if passages else np.zeros(len(values), bool)
     text = shaded_text(
         source.queries, query, values, certain,
-        largest=darkest([values]), helpful_sign=source.helpful_sign,
+        largest=largest_of([values]), helpful_sign=source.helpful_sign,
     )  # fmt: skip
     block = data_block([_data(source, query, p) for p in passages])
     label = f" · label {escape(items.query.labels[query])}" if items.query.labels[query] else ""
@@ -131,7 +131,7 @@ def _passage_lists(source: TokenSource, query: int, kept: tuple[list[int], list[
     passages = kept[0] + kept[1]
     exponent = shared_exponent([float(row[p]) for p in passages])
     shades = [source.on_queries.at([query], source.passages.columns[p]) for p in passages]
-    largest = darkest([s.influence for s in shades])
+    largest = largest_of([s.influence for s in shades])
     unit = f"; scores {unit_text(exponent)}" if exponent else ""
     titles = {
         "": ("Passages that lower it", "Passages that raise it"),
@@ -204,8 +204,8 @@ def _legend(source: TokenSource) -> str:
         f"{words[0]}more weight {low} the {name}</span> "
         '<span class="t orange sure" style="--s:45%">'
         f"{words[1]}more weight {high} the {name}</span> "
-        "<span>The darker, the stronger. Underlined: the sign is certain (95&nbsp;%), solid where "
-        "blue and dashed where orange.</span></p>"
+        "<span>The stronger the colour, the larger the score. Underlined: the sign is certain "
+        "(95&nbsp;%), solid where blue and dashed where orange.</span></p>"
     )
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from bif.report.markup import escape, number
 from bif.report.token_source import Scores, Texts
 
-_DARKEST = 45
-"""Per cent of the tone in the darkest token: its text keeps its contrast."""
+_STRONGEST = 45
+"""Per cent of the tone behind the strongest token: its text keeps its contrast."""
 _FULL = 32767
 
 
-def darkest(values: Sequence[np.ndarray]) -> float:
+def largest_of(values: Sequence[np.ndarray]) -> float:
     """The largest score among several texts, by which all of them are shaded."""
     return max((float(np.nanmax(np.abs(v))) for v in values if np.isfinite(v).any()), default=0.0)
 
@@ -38,7 +38,7 @@ def shaded_text(
         item: Its position.
         values: One score a column of the item.
         certain: Whether their signs are.
-        largest: The score of the darkest token.
+        largest: The score of the token with the full shade.
         helpful_sign: Of helpful scores.
     """
     column_of = {token: i for i, token in enumerate(texts.tokens[item])}
@@ -65,7 +65,7 @@ def _shade(value: float, largest: float, helpful_sign: int) -> tuple[str, int]:
     if not np.isfinite(value) or not largest:
         return "", 0
     tone = "blue" if value * helpful_sign > 0 else "orange"
-    return tone, round(_DARKEST * min(1.0, abs(value) / largest))
+    return tone, round(_STRONGEST * min(1.0, abs(value) / largest))
 
 
 def data_block(content: Any) -> str:

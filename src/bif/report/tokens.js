@@ -1,6 +1,6 @@
 // The page is complete without this: it lets a reader choose whose influence the shading shows.
 (() => {
-  const DARKEST = 45, FULL = 32767;
+  const STRONGEST = 45, FULL = 32767;
   const all = (root, selector) => [...root.querySelectorAll(selector)];
   const reader = document.querySelector(".reader");
   if (!reader) return;
@@ -27,12 +27,12 @@
       span.classList.toggle("blue", value * helpful > 0);
       span.classList.toggle("orange", value * helpful < 0);
       span.classList.toggle("sure", Boolean(certain));
-      span.style.setProperty("--s", Math.round((DARKEST * Math.abs(value)) / (largest || 1)) + "%");
+      span.style.setProperty("--s", Math.round((STRONGEST * Math.abs(value)) / (largest || 1)) + "%");
       span.title = `${view} ${shown(value)}${certain ? "" : ", sign not certain"}`;
     });
   const largestOf = (groups) =>
     Math.max(0, ...groups.flatMap(([spans, scores]) => spans.map((s) => Math.abs(scores(Number(s.dataset.i))[0]))));
-  const darkest = (count, value) => (count ? `; the darkest is ${Number(value.toPrecision(2))}` : "");
+  const largestText = (count, value) => (count ? `; largest score ${Number(value.toPrecision(2))}` : "");
   const quoted = (span) => `“${span.textContent.trim() || "␣"}”`;
 
   const updates = all(reader, ".reading").map((article) => {
@@ -58,10 +58,10 @@
         shade(querySpans, scores, most);
         const name = passages[source].querySelector(".whole").textContent;
         const chosen = token === null ? null : passageSpans[source].find((s) => Number(s.dataset.i) === token);
-        status("query").textContent = `${chosen ? quoted(chosen) + " in " : ""}${name}${darkest(querySpans.length, most)}`;
+        status("query").textContent = `${chosen ? quoted(chosen) + " in " : ""}${name}${largestText(querySpans.length, most)}`;
       }
       const asked = querySpans.find((s) => Number(s.dataset.i) === target);
-      status("train").textContent = `${asked ? quoted(asked) : "the whole query"}${darkest(passageSpans.flat().length, largest)}`;
+      status("train").textContent = `${asked ? quoted(asked) : "the whole query"}${largestText(passageSpans.flat().length, largest)}`;
       querySpans.forEach((s) => s.classList.toggle("chosen", s === asked));
       passageSpans.forEach((spans, p) =>
         spans.forEach((s) => s.classList.toggle("chosen", p === source && Number(s.dataset.i) === token)));
