@@ -26,6 +26,7 @@ from bif.plan import (
     weight_bytes,
 )
 from bif.sampling import Sampling
+from command_line import TINY_FLAGS, caller, write_problem
 from small_problems import TINY, assert_same_state, classification, filled, integers, state_of
 
 V, LENGTH = 500, 32
@@ -176,6 +177,23 @@ class TestRuns:
         assert not any("device at its peak" in line for line in run.manifest["forecast"])
         with pytest.raises(ValueError, match="only live modules are planned, got oracle='stacked'"):
             weight_bytes(classification(), replace(TINY, oracle="stacked"))
+
+
+class TestCommand:
+    def test_it_prints_the_forecast(self, tmp_path, monkeypatch, capsys):
+        command = caller(monkeypatch, capsys)
+        flags = [x for x in TINY_FLAGS if x not in ("--friction", "2.0")]
+        code, out, _ = command(
+            "plan", f"{write_problem(tmp_path)}:problem", *flags, "--oracle", "live",
+            "--sampler", "sgld", "--memory", "fused",
+        )  # fmt: skip
+        memory, seconds = out.strip().splitlines()
+        assert code == 0 and "at its peak" in memory and seconds.startswith("sampling: ")
+
+    def test_stacked_chains_end_with_one_sentence(self, tmp_path, monkeypatch, capsys):
+        command = caller(monkeypatch, capsys)
+        code, _, error = command("plan", f"{write_problem(tmp_path)}:problem", *TINY_FLAGS)
+        assert code == 2 and "only live modules are planned, got oracle='stacked'" in error
 
 
 class TestRefusals:

@@ -1,4 +1,4 @@
-"""The command that chooses settings and says why, without sampling."""
+"""The commands that choose settings and say why, or what a run will take, without sampling."""
 
 from __future__ import annotations
 
@@ -38,3 +38,25 @@ class Calibrate:
             self.out, settings=found.settings.as_dict(), explanations=found.explanations
         )
         print(f"written to {self.out.rstrip('/')}/{store.CALIBRATION}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Say what a run of a live module will take: bytes on the device, seconds.
+
+    `bif attribute` with the same options says the same before it samples.
+    """
+
+    target: tyro.conf.Positional[str | None] = None
+    """FILE.py:FUNCTION, unless there is a --model."""
+    query: tuple[str, ...] = ()
+    """With --model: files of queries, each a group named after its file."""
+    language: Language = field(default_factory=Language)
+    settings: Settings = field(default_factory=Settings)
+
+    def run(self) -> None:
+        from bif.plan import plan
+
+        found = plan(*posed(self.target, self.language, self.settings, query=self.query))
+        for line in found.in_words():
+            print(line)

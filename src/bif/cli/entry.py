@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from bif.cli.benchmark import Lds
-from bif.cli.calibrate import Calibrate
+from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
@@ -32,6 +32,7 @@ def main() -> None:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]
         | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
