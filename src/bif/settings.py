@@ -115,8 +115,8 @@ class Settings:
             )
         if self.compiled and self.oracle == "sequential":
             raise ValueError(
-                f"compiled needs stacked chains or the live module, got oracle={self.oracle!r}: drop "
-                "one of the two."
+                f"compiled needs stacked chains or the live module, got oracle={self.oracle!r}: "
+                "drop one of the two."
             )
 
         self._refuse_memory()
@@ -151,8 +151,9 @@ class Settings:
         asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
         if self.compiled:
             raise ValueError(
-                f"{asked} moves each leaf as soon as its gradient is there, and a compiled backward "
-                "pass returns all gradients at once: drop compiled, or use memory='plain'."
+                f"{asked} moves each leaf as soon as its gradient is there, and a compiled "
+                "backward pass returns all gradients at once: drop compiled, or use "
+                "memory='plain'."
             )
         allowed = ("sgld",) if self.memory == "lean" else fused
         if self.oracle != "live":
