@@ -196,7 +196,7 @@ class TestFixedSettings:
 
 class TestRules:
     def test_gamma_is_a_share_of_the_largest_curvature_and_the_step_fits_it(self):
-        got = bif.calibrate(classification(), Settings())
+        got = bif.calibrate(classification(), Settings(mass="identity"))
         (line,) = [s for s in got.explanations if s.startswith("largest curvature")]
         at_center = float(line.split(": ")[1].split(" at w*")[0])
         away = float(line.split("at w*, ")[1].split(" after")[0])

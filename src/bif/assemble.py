@@ -11,7 +11,7 @@ from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
 from bif.settings import Settings
-from bif.types import Sampler
+from bif.types import Mass, Sampler
 
 
 def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
@@ -73,7 +73,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
     )
 
 
-def make_sampler(settings: Settings) -> Sampler:
+def make_sampler(settings: Settings, mass: Mass | None = None) -> Sampler:
     """The sampler of complete settings."""
     assert settings.step_size is not None
     step, friction = settings.step_size, settings.friction
@@ -87,7 +87,7 @@ def make_sampler(settings: Settings) -> Sampler:
             freeze_after=settings.burn_in if frozen else None,
         )
     assert friction is not None
-    return BAOAB(step, friction) if settings.sampler == "baoab" else SGNHT(step, friction)
+    return BAOAB(step, friction, mass) if settings.sampler == "baoab" else SGNHT(step, friction)
 
 
 def run_device(problem: Problem, settings: Settings) -> torch.device:

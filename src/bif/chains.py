@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bif.compiling import compiled
 from bif.posterior import LocalPosterior
+from bif.precision import Precision, matmul_precision
 from bif.types import Draw, Gradient, Noise, Params, Sampler, State
 
 
@@ -55,6 +56,7 @@ def walk(
     first_step: int,
     last_step: int,
     use_compile: bool = False,
+    precision: Precision = "float32",
 ) -> Iterator[Position[State]]:
     """Step one block of chains, from the position before `first_step` to that before `last_step`.
 
@@ -69,6 +71,7 @@ def walk(
         first_step: The step at which `state` stands.
         last_step: The step at which to end.
         use_compile: Compile the elementwise part of a step into few kernels by `torch.compile`.
+        precision: Of the products with a sampler's mass.
 
     Yields:
         Every position, the first and the last included.
@@ -85,7 +88,7 @@ def walk(
             estimate = gradient(state.params, step)
         yield Position(step, state, estimate.losses)
         if step < last_step:
-            with torch.no_grad():
+            with torch.no_grad(), matmul_precision(precision):
                 state = advance(state, estimate.gradient, noise.normal(state.params))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.curvature import hessian_product, largest_curvature
+from bif.curvature import hessian_product, largest_eigenvalue
 from bif.gradients import FullGradient
 from bif.items import Items
+from bif.mass import whitened_product
 from bif.oracles import LiveOracle
 from bif.rng import BlockNoise, generator
 from bif.sampling import Sampling
@@ -38,7 +39,8 @@ class Checks:
         virial_error: Standard error over chains.
         kinetic: `E[|v|²]` over the number of moving weights; 1; gradient noise heats.
         kinetic_error: Standard error over chains.
-        curvature: Largest curvature of U at the last positions of a few chains.
+        curvature: Largest curvature of U at the last positions of a few chains, in the coordinates
+            of the mass.
         step_share: The step in units of the largest stable one at that curvature, squared where
             the rule is underdamped: `h²k/4`, `ε·k/4`.  1 is the edge.
         heat: Share by which gradient noise widens the draws in its worst direction; 0 for full
@@ -147,17 +149,21 @@ def _curvature(sampling: Sampling, params: Params) -> float:
     few = _first(
         params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * tensors.num_elements(params)))
     )
-    found = largest_curvature(
-        sampling.oracle,
-        few,
-        items=Items(sampling.train.take(chosen.to(sampling.device))),
-        chunk_size=s.chunk_size,
-        noise=noise,
-        iterations=_CURVATURE_ITERATIONS,
-    )
+    places = chosen.to(sampling.device)
+    gradient = _full(sampling, Items(sampling.train.take(places)), sampling.weights[places])
+    product = _potential_product(sampling, gradient, few)
+    found = largest_eigenvalue(product, noise.normal(few), iterations=_CURVATURE_ITERATIONS)
     found = found[found.isfinite()]
-    largest = float(found.max()) if len(found) else math.nan
-    return s.nbeta * (largest + s.weight_decay) + s.gamma
+    return float(found.max()) if len(found) else math.nan
+
+
+def _potential_product(
+    sampling: Sampling, gradient: Gradient, params: Params
+) -> Callable[[Params], Params]:
+    """`x -> U'' x` in the sampler's coordinates."""
+    posterior = sampling.posterior
+    product = hessian_product(gradient, params, posterior.masks)
+    return whitened_product(product, posterior, sampling.mass)
 
 
 def _step_share(s: Settings, curvature: float) -> float:
@@ -180,6 +186,8 @@ def _heat(sampling: Sampling, one: Params) -> float:
     noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
     for name, mask in sampling.posterior.masks.items():
         noise[name] = noise[name] * mask
+    if sampling.mass is not None:
+        noise = sampling.mass.to_velocity(noise)
     rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
     # One half finds the direction, the other measures: else it would fit itself.
     half, other = rows[::2].double(), rows[1::2].double()
@@ -190,7 +198,7 @@ def _heat(sampling: Sampling, one: Params) -> float:
         return 0.0
     direction = direction / length
     variance = s.nbeta**2 * float((other @ direction).square().mean())
-    k = s.nbeta * (_curvature_along(sampling, one, direction) + s.weight_decay) + s.gamma
+    k = _curvature_along(sampling, one, direction)
     if s.sampler == "sgld":
         return s.step_size * variance / 4
     assert s.friction is not None
@@ -213,12 +221,13 @@ def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
 
 
 def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
-    """`uᵀHu` of the mean loss, at least 0."""
+    """`xᵀU''x` in the sampler's coordinates, at least that of the Gaussian."""
     sizes = [leaf.numel() for leaf in one.values()]
     parts = direction.split(sizes)
     u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
-    product = hessian_product(_full(sampling), one, sampling.posterior.masks)
-    return max(0.0, float(tensors.inner(u, product(u))))
+    found = float(tensors.inner(u, _potential_product(sampling, _full(sampling), one)(u)))
+    least = 0.0 if sampling.mass is not None else sampling.posterior.gamma
+    return max(least, found)
 
 
 def _center_gradient(sampling: Sampling) -> float:

@@ -38,17 +38,33 @@ def largest_curvature(
     """
     gradient = _mean_gradient(oracle, params, items, chunk_size)
     product = hessian_product(gradient, params, noise.masks)
-    first = next(iter(params.values()))
+    return largest_eigenvalue(product, noise.normal(params), iterations=iterations)
+
+
+def largest_eigenvalue(
+    product: Callable[[Params], Params], direction: Params, *, iterations: int = 20
+) -> Tensor:
+    """Largest eigenvalue of a symmetric map of each chain, by power iteration.
+
+    Args:
+        product: The map, of directions of length 1.
+        direction: Where to start, leaves `[C, *shape]`; overwritten.
+
+    Returns:
+        `[C]`, at least 0, a lower bound.
+    """
+    first = next(iter(direction.values()))
     largest = torch.zeros(len(first), dtype=torch.float64, device=first.device)
-    curvature = shift = torch.zeros_like(largest)
+    eigenvalue = shift = torch.zeros_like(largest)
+    start = tensors.copied(direction)
     for _ in range(2):
-        for curvature in _powers(product, noise.normal(params), shift, iterations):
-            largest = torch.maximum(largest, curvature)  # a lower bound at every step
-        # Away from a minimum the eigenvalue of largest size may be negative: lifted by its size,
-        # the largest one leads.
-        shift = (-curvature).clamp(min=0)
+        for eigenvalue in _powers(product, direction, shift, iterations):
+            largest = torch.maximum(largest, eigenvalue)
+        # The eigenvalue of largest size may be negative: lifted by its size, the largest leads.
+        shift = (-eigenvalue).clamp(min=0)
         if not shift.any():
             break
+        direction = start
     return largest
 
 

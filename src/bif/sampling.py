@@ -16,6 +16,7 @@ from bif.checkpoint import restored, state_tensors
 from bif.fused import StreamedGradient, walk_fused
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
+from bif.mass import measured_mass
 from bif.observe import observe
 from bif.oracles import LiveOracle
 from bif.panels import Panels
@@ -61,7 +62,9 @@ class Sampling:
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
-        self.sampler = make_sampler(settings)
+        white = settings.mass == "kronecker"
+        self.mass = measured_mass(problem, settings) if white else None
+        self.sampler = make_sampler(settings, self.mass)
         if settings.memory == "lean":
             assert settings.step_size is not None
             refuse_coarse(self.posterior.center, settings.step_size)
@@ -139,6 +142,7 @@ class Sampling:
             last_step=end,
             # RMSprop's step counter would be compiled in anew at every step.
             use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
+            precision="float32" if s.gradient_precision == "float32" else "tf32",
         )
 
     def draw_at(self, step: int) -> int | None:

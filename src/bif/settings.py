@@ -10,6 +10,7 @@ from bif.precision import Precision
 
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]
+MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -33,6 +34,10 @@ class Settings:
         thin: Steps from one draw to the next.
         step_size: Of the sampler, in its own unit.
         friction: Of `baoab` (and the diffusion of `sgnht`), in units of 1 / step_size.
+        mass: Of `baoab`: the unit one, or one that makes U round, measured at the start by products
+            with its Hessian; step size and friction are in its coordinates.  The posterior is the
+            same.  By default "kronecker" for stacked chains with full gradients, where step size
+            and friction are open too.
         gradient: All items a step, mini-batches of each chain's own, or these with a control
             variate at w*.
         batch_size: Items of a mini-batch.
@@ -67,6 +72,7 @@ class Settings:
     thin: int | None = None
     step_size: float | None = None
     friction: float | None = None
+    mass: MassName | None = None
     gradient: GradientMode = "full"
     batch_size: int | None = None
     oracle: OracleName | None = None
@@ -112,6 +118,11 @@ class Settings:
             raise ValueError(
                 f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
                 "gradient='minibatch' or 'control_variate'."
+            )
+        if self.mass == "kronecker" and (self.sampler != "baoab" or self.oracle == "live"):
+            raise ValueError(
+                "mass='kronecker' needs sampler='baoab' and an oracle that copies the weights, got "
+                f"{self.sampler!r} and {self.oracle!r}: leave mass open, or change these."
             )
         if self.compiled and self.oracle == "sequential":
             raise ValueError(

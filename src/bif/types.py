@@ -70,6 +70,18 @@ class HasParams(Protocol):
     def params(self) -> Params: ...
 
 
+class Mass(Protocol):
+    """Coordinates for a sampler: `M^(-1/2)` and its transpose, on leaves `[C, *shape]`."""
+
+    def to_weights(self, velocity: Params) -> Params:
+        """`M^(-1/2) x`, in fresh memory."""
+        ...
+
+    def to_velocity(self, force: Params) -> Params:
+        """`(M^(-1/2))ᵀ g`, in fresh memory."""
+        ...
+
+
 class Sampler(Protocol[State]):
     """One SG-MCMC rule: elementwise on leaves `[C, *shape]`, knowing nothing of models.
 

@@ -118,7 +118,10 @@ def measure_costs(
     items, chosen, _ = pilot_queries(groups, sampling.query_center)
     few = alone.extended()
     few.query_groups = {"pilot": Items(items.take(chosen))}
-    return _fluctuation(Sampling(few, calibrated)), _response(few, calibrated, h)
+    of_pairs = calibrated
+    if calibrated.mass != "identity":  # pairs have unit mass, and steps of their own
+        of_pairs = calibrate(alone, replace(requested, mass="identity")).settings
+    return _fluctuation(Sampling(few, calibrated)), _response(few, of_pairs, h)
 
 
 def _fluctuation(sampling: Sampling) -> Cost:

@@ -124,7 +124,11 @@ def complete(problem: Problem, request: Request) -> Calibration:
     said: list[str] = []
     s = _with_oracle(problem, request.settings, said)
     each = 2 * request.num_mirrors * request.replicates
-    s = replace(s, chains=each * max(len(items) for items in problem.query_groups.values()))
+    if s.mass == "kronecker":  # its steps are in units of other coordinates
+        s = replace(s, step_size=None, friction=None, burn_in=None, thin=None)
+    # The perturbation's size is chosen by the step of unit mass.
+    chains = each * max(len(items) for items in problem.query_groups.values())
+    s = replace(s, mass="identity", chains=chains)
     found = calibrate(problem, s)
     said += found.explanations
     if request.curvature == "bregman":

@@ -1,0 +1,59 @@
+"""A mass matrix that is diagonal in a basis of Kronecker products, a leaf at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bif.types import Params
+
+
+@dataclass(frozen=True)
+class KroneckerMass:
+    """`M = (R_l ⊗ R_r) diag(1 / scale²) (R_l ⊗ R_r)ᵀ` for each leaf, seen as a matrix `[m, n]`.
+
+    A leaf `[m, …]` is a matrix of its first axis by all others; a vector is one row.  With
+    `w = w* + M^(-1/2) x` a step of unit mass in x is a step of mass M in w: the posterior of w is
+    the same, whatever M is, and the nearer `M` is to the curvature of U, the rounder is that of x.
+
+    Attributes:
+        left: Rotations `[m, m]`; a leaf that is not here is not rotated on that side.
+        right: Rotations `[n, n]`, likewise.
+        scale: `M^(-1/2)` in the rotated basis, `[m, n]`.
+
+    Source: the eigenbasis of Kronecker factors is that of EK-FAC (George et al. 2018,
+    arXiv 1806.03884) and SOAP (Vyas et al. 2024, arXiv 2409.11321).
+    """
+
+    left: Params
+    right: Params
+    scale: Params
+
+    def to_weights(self, velocity: Params) -> Params:
+        """`M^(-1/2) x`: velocities in round coordinates to those of weights, `[C, *shape]`."""
+        return {
+            name: self._rotated(name, self._matrix(name, leaf) * self.scale[name], back=True)
+            .reshape(leaf.shape)
+            for name, leaf in velocity.items()
+        }  # fmt: skip
+
+    def to_velocity(self, force: Params) -> Params:
+        """`(M^(-1/2))ᵀ g`: gradients with respect to weights to those in round coordinates."""
+        return {
+            name: (self._rotated(name, self._matrix(name, leaf), back=False) * self.scale[name])
+            .reshape(leaf.shape)
+            for name, leaf in force.items()
+        }  # fmt: skip
+
+    def _matrix(self, name: str, leaf: Tensor) -> Tensor:
+        return leaf.reshape(len(leaf), *self.scale[name].shape)
+
+    def _rotated(self, name: str, matrix: Tensor, *, back: bool) -> Tensor:
+        left, right = self.left.get(name), self.right.get(name)
+        if left is not None:
+            matrix = torch.matmul(left if back else left.T, matrix)
+        if right is not None:
+            matrix = torch.matmul(matrix, right.T if back else right)
+        return matrix
