@@ -251,7 +251,7 @@ PUBLIC = {
     """,
     "bif.evaluate": """
         Brittleness Curve Estimate LDSResult LeaveOneOut PairedDifference Recipe RemovalCurve
-        RemovalMasks Tracing auroc brittleness lds leave_one_out_correlation leave_out
+        RemovalMasks Tracing auroc brittleness compare lds leave_one_out_correlation leave_out
         noise_ceiling paired_difference paired_differences predict random_subsets removal_curve
         removal_masks retrain tracing train
     """,
@@ -277,8 +277,8 @@ PUBLIC = {
 }
 
 HEAVY = """
-    arviz_stats curvlinops datasets matplotlib peft PIL pyarrow quanda rich scipy sklearn torchvision
-    transformers tyro umap xarray zarr
+    arviz_stats curvlinops datasets matplotlib peft PIL pyarrow quanda rich scipy sklearn
+    torchvision transformers tyro umap xarray zarr
 """.split()
 
 # Methods and functions that write, whatever they are called on; savers only on these modules.

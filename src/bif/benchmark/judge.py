@@ -9,7 +9,7 @@ import numpy as np
 
 from bif.bank import Bank
 from bif.benchmark.methods.base import Scored
-from bif.evaluate import lds, paired_difference
+from bif.evaluate import LDSResult, PairedDifference, compare, lds
 
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""
@@ -24,21 +24,26 @@ def rows(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]
     """
     made = []
     for bank in banks:
-        for scored in found:
-            rival = next(
-                (s for s in found if s.method == RIVAL and s.outcome == scored.outcome), None
-            )
-            made.append(_row(scored, bank, rival))
+        part = bank.reported.required("reported")
+        judged = {}
+        for outcome in dict.fromkeys(s.outcome for s in found):
+            scores = {s.method: s.scores for s in found if s.outcome == outcome}
+            rival = RIVAL if RIVAL in scores else None
+            judged[outcome] = compare(scores, part.masks, part.outcomes[outcome], against=rival)
+        made += [_row(scored, bank.target, *judged[scored.outcome]) for scored in found]
     return made
 
 
-def _row(scored: Scored, bank: Bank, rival: Scored | None) -> dict[str, Any]:
-    part = bank.reported.required("reported")
-    outcomes = part.outcomes[scored.outcome]
-    result = lds(scored.scores, part.masks, outcomes)
+def _row(
+    scored: Scored,
+    target: str,
+    results: Mapping[str, LDSResult],
+    differences: Mapping[str, PairedDifference],
+) -> dict[str, Any]:
+    result, against = results[scored.method], differences.get(scored.method)
     row: dict[str, Any] = {
         "method": scored.method,
-        "target": bank.target,
+        "target": target,
         "observable": scored.outcome,
         "lds": result.mean,
         "ci_low": result.ci_low,
@@ -55,8 +60,7 @@ def _row(scored: Scored, bank: Bank, rival: Scored | None) -> dict[str, Any]:
         "choice": dict(scored.choice),
         **scored.facts,
     }
-    if rival is not None and rival is not scored:
-        against = paired_difference(scored.scores, rival.scores, part.masks, outcomes)
+    if against is not None:
         row |= {
             f"minus_{RIVAL}": against.mean,
             f"minus_{RIVAL}_low": against.ci_low,

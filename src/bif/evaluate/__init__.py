@@ -4,6 +4,7 @@ from bif.evaluate.brittleness import Brittleness, brittleness
 from bif.evaluate.lds import (
     LDSResult,
     PairedDifference,
+    compare,
     lds,
     noise_ceiling,
     paired_difference,
@@ -31,6 +32,7 @@ __all__ = [
     "Tracing",
     "auroc",
     "brittleness",
+    "compare",
     "lds",
     "leave_one_out_correlation",
     "leave_out",

@@ -123,24 +123,87 @@ def lds(
         ValueError: If shapes do not fit, subsets differ in size, values are not finite, there
             are fewer than two subsets, or `num_bootstrap` or `confidence` make no sense.
     """
+    predictions = {"": _check_predictions(scores, masks, _mean_over_seeds(outcomes))}
+    return _judged(
+        predictions, outcomes, num_bootstrap=num_bootstrap, confidence=confidence, seed=seed
+    )[0][""]
+
+
+def compare(
+    scores: Mapping[str, Any],
+    masks: Any,
+    outcomes: Any,
+    *,
+    against: str | None = None,
+    num_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[dict[str, LDSResult], dict[str, PairedDifference]]:
+    """The `lds` of many scores and their `paired_differences`, from resamples taken once.
+
+    Args:
+        scores: Name -> [Q, N].
+        masks: As in `lds`.
+        outcomes: As in `lds`.
+        against: The name that the others are compared with; nothing is if None.
+        num_bootstrap: As in `lds`.
+        confidence: As in `lds`.
+        seed: As in `lds`.
+
+    Returns:
+        Name -> `LDSResult`, and name -> `PairedDifference` of the others.
+
+    Raises:
+        ValueError: As `lds`, or if there is none named `against`.
+    """
+    if against is not None and against not in scores:
+        raise ValueError(f"scores are of {list(scores)}; expected {against!r} among them.")
+    outcomes_QM = _mean_over_seeds(outcomes)
+    predictions = {
+        name: _named_predictions(name, matrix, masks, outcomes_QM)
+        for name, matrix in scores.items()
+    }
+    return _judged(
+        predictions, outcomes, against=against, num_bootstrap=num_bootstrap, confidence=confidence,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _mean_over_seeds(outcomes: Any) -> np.ndarray:
+    """Outcomes [Q, M]."""
+    return check_outcomes(outcomes).mean(axis=0).T
+
+
+def _judged(
+    predictions: Mapping[str, np.ndarray],
+    outcomes: Any,
+    *,
+    against: str | None = None,
+    num_bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> tuple[dict[str, LDSResult], dict[str, PairedDifference]]:
+    """Results and differences of predictions [Q, M], all by the same resamples."""
     outcomes_SMQ = check_outcomes(outcomes)
-    outcomes_QM = outcomes_SMQ.mean(axis=0).T
-    predictions_QM = _check_predictions(scores, masks, outcomes_QM)
-    per_query, resampled = resampled_correlations(
-        [predictions_QM], outcomes_QM, num_bootstrap=num_bootstrap, seed=seed
-    )
-    low, high = interval(resampled[0], per_query[0].mean(), confidence)
     num_seeds, num_subsets, num_queries = outcomes_SMQ.shape
-    return LDSResult(
-        mean=float(per_query[0].mean()),
-        per_query=per_query[0],
-        ci_low=low,
-        ci_high=high,
-        ceiling=noise_ceiling(outcomes_SMQ),
-        num_queries=num_queries,
-        num_subsets=num_subsets,
-        num_seeds=num_seeds,
-    )
+    per_query, resampled = resampled_correlations(
+        list(predictions.values()), _mean_over_seeds(outcomes), num_bootstrap=num_bootstrap,
+        seed=seed,
+    )  # fmt: skip
+    ceiling = noise_ceiling(outcomes_SMQ)
+    base = None if against is None else list(predictions).index(against)
+    results, differences = {}, {}
+    for p, name in enumerate(predictions):
+        mean = float(per_query[p].mean())
+        low, high = interval(resampled[p], mean, confidence)
+        results[name] = LDSResult(
+            mean, per_query[p], low, high, ceiling, num_queries, num_subsets, num_seeds
+        )
+        if base is not None and p != base:
+            mean = float((per_query[p] - per_query[base]).mean())
+            low, high = interval(resampled[p] - resampled[base], mean, confidence)
+            differences[name] = PairedDifference(mean, low, high)
+    return results, differences
 
 
 def paired_difference(
@@ -219,21 +282,10 @@ def paired_differences(
             f"scores are of {list(scores)} and against is {against!r}; expected it among them, "
             "and at least one other."
         )
-    outcomes_QM = check_outcomes(outcomes).mean(axis=0).T
-    predictions = [
-        _named_predictions(name, matrix, masks, outcomes_QM) for name, matrix in scores.items()
-    ]
-    per_query, resampled = resampled_correlations(
-        predictions, outcomes_QM, num_bootstrap=num_bootstrap, seed=seed
-    )
-    base = list(scores).index(against)
-    differences = {}
-    for p, name in enumerate(scores):
-        if p != base:
-            mean = float((per_query[p] - per_query[base]).mean())
-            low, high = interval(resampled[p] - resampled[base], mean, confidence)
-            differences[name] = PairedDifference(mean, low, high)
-    return differences
+    return compare(
+        scores, masks, outcomes, against=against, num_bootstrap=num_bootstrap,
+        confidence=confidence, seed=seed,
+    )[1]  # fmt: skip
 
 
 def _named_predictions(name: str, scores: Any, masks: Any, outcomes_QM: np.ndarray) -> np.ndarray:
