@@ -22,7 +22,7 @@ from bif.traces import LossTraces
 _TUNING = "tuning queries"
 _PILOT_SHARE = 8
 """A pilot has this fraction of the draws of the run itself."""
-_POINTS = 6
+_POINTS = 12
 """Of the curve over draws."""
 
 

@@ -33,13 +33,13 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         device=device,
     )  # fmt: skip
     on_gpu = device.startswith("cuda")
-    settings = tuple(
-        Settings(
-            nbeta=nbeta * num_train, gamma=ratio * nbeta * num_train, weight_decay=WEIGHT_DECAY,
-            chains=128, draws=900, thin=5, seed=seed, block_size=128, chunk_size=num_train,
-            gradient_precision="bfloat16" if on_gpu else "float32", compiled=on_gpu,
-        )
-        for nbeta, ratio in ((0.2, 0.1), (0.3, 0.1))
+    # Chosen by pilots on the tuning part between these and nbeta = .3 n; both outcomes like them.
+    nbeta = 0.2 * num_train
+    settings = Settings(
+        nbeta=nbeta, gamma=0.1 * nbeta, weight_decay=WEIGHT_DECAY, chains=128, draws=650, thin=5,
+        seed=seed, block_size=128, chunk_size=num_train,
+        gradient_precision="bfloat16" if on_gpu else "float32",
+        loss_precision="tf32" if on_gpu else "float32",
     )  # fmt: skip
     queries = images(data, "t10k", slice(0, NUM_QUERIES), device)
     tuning = images(data, "t10k", slice(FIRST_TUNING, FIRST_TUNING + NUM_TUNING_QUERIES), device)
@@ -49,7 +49,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         tuning,
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=40, tuning_seeds=2),
-        settings=settings,
+        settings=(settings,),
         methods=("random", "representation", "gradient_product", "gradient_cosine", "trak",
                  "ekfac", "bif"),
         about=f"Fashion-MNIST, {num_train:,} train images, MLP 784-512-256-10, 534,784 weights.",

@@ -78,7 +78,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         about=f"stories260K, {num_weights:,} weights, fine-tuned on {num_train} stories of "
         f"TinyStories cut to {NUM_TOKENS} tokens; mean loss a token. The published model may have "
         "seen these stories before, queries among them.",
-        networks_per_stack=16,
+        networks_per_stack=64,
         retraining_precision="tf32" if device.startswith("cuda") else "float32",
     )
 
@@ -94,11 +94,11 @@ def settings(num_train: int, *, seed: int, device: str) -> tuple[Settings, ...]:
     on_gpu = device.startswith("cuda")
     return tuple(
         Settings(
-            nbeta=share * num_train, gamma=0.1 * share * num_train, chains=32, draws=400, thin=3,
-            seed=seed, block_size=16 if on_gpu else 4, chunk_size=64, compiled=on_gpu,
+            nbeta=share * num_train, gamma=0.1 * share * num_train, chains=32, draws=120, thin=3,
+            seed=seed, block_size=32 if on_gpu else 4, chunk_size=64,
             gradient_precision="tf32" if on_gpu else "float32",
         )
-        for share in (10.0, 30.0, 100.0)
+        for share in (30.0,)
     )  # fmt: skip
 
 
