@@ -13,33 +13,53 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from pathlib import Path
+from typing import Any
 
 from common import parser, write
 
-from bif.benchmark import SETTINGS, Results, benchmark, benchmark_sizes, named_task
+from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
 
-def measured(setting: str, arguments: argparse.Namespace, folder: Path) -> Results:
+def measure(setting: str, arguments: argparse.Namespace) -> None:
     """A setting, banks and all, in a folder that nobody needs afterwards."""
+    task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        results = benchmark(
+            task, out=folder, methods=arguments.methods, fractions=arguments.fractions,
+            show_progress=True,
+        )  # fmt: skip
+    print(table(results.rows), flush=True)
+    path = write(
+        f"lds-{setting}", arguments, results.rows, curves=results.curves, about=results.about,
+        unsuited=results.unsuited, tuned=tuned(results),
+    )  # fmt: skip
+    print(path, flush=True)
 
-    def task(size: int | None = None):
-        return named_task(
+
+def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
+    """The same with several numbers of train items; the file is written anew after each."""
+    rows: list[dict[str, Any]] = []
+    about: dict[str, Any] = {}
+    for size in arguments.sizes:
+        task = named_task(
             setting, arguments.data, device=arguments.device, seed=arguments.seed, size=size
         )
+        with tempfile.TemporaryDirectory() as folder:
+            results = benchmark(task, out=folder, methods=arguments.methods, show_progress=True)
+        rows += [{**row, "num_train": size} for row in results.rows]
+        about[str(size)] = results.about
+        print(table(results.rows), flush=True)
+        print(write(f"lds-{setting}-sizes", arguments, rows, curves=rows, about=about), flush=True)
 
-    if arguments.sizes:
-        return benchmark_sizes(
-            task, arguments.sizes, out=folder, methods=arguments.methods, show_progress=True
-        )
-    return benchmark(
-        task(),
-        out=folder,
-        methods=arguments.methods,
-        fractions=arguments.fractions,
-        show_progress=True,
-    )
+
+def tuned(results: Results) -> list[dict[str, Any]]:
+    """What was chosen between, and how well each did on the tuning part."""
+    return [
+        {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
+        for s in results.scored
+        if len(s.tuned) > 1
+    ]
 
 
 def main() -> None:
@@ -50,20 +70,7 @@ def main() -> None:
     options.add_argument("--sizes", nargs="*", type=int, default=[])
     arguments = options.parse_args()
     for setting in arguments.settings:
-        with tempfile.TemporaryDirectory() as folder:
-            results = measured(setting, arguments, Path(folder))
-        print(table(results.rows), flush=True)
-        tuned = [
-            {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
-            for s in results.scored
-            if len(s.tuned) > 1
-        ]
-        name = f"lds-{setting}" + ("-sizes" if arguments.sizes else "")
-        path = write(
-            name, arguments, results.rows, curves=results.curves, about=results.about,
-            unsuited=results.unsuited, tuned=tuned,
-        )  # fmt: skip
-        print(path, flush=True)
+        (measure_sizes if arguments.sizes else measure)(setting, arguments)
 
 
 if __name__ == "__main__":
