@@ -38,7 +38,8 @@ class LocalPosterior:
 
     Raises:
         ValueError: Nothing movable, a glob or name that matches nothing, a mask of another shape,
-            slices beyond a shape, a parameter that is not floating point, a negative nbeta, gamma or weight decay.
+            slices beyond a shape, a parameter that is not floating point, a negative nbeta, gamma
+            or weight decay.
 
     Source: Kreer et al. 2025 (arXiv 2509.26544), the localised posterior; Lau et al. 2025.
     """
