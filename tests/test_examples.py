@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import bif
 from command_line import caller
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,3 +35,26 @@ def test_a_model_of_ones_own_is_benchmarked(monkeypatch, capsys, tmp_path):
     by = {row["method"]: row for row in json.loads((tmp_path / "results.json").read_text())}
     assert by["bif"]["lds"] > 0.2 > by["random"]["lds"]
     assert by["bif"]["num_seeds"] == 2 and by["bif"]["ceiling"] <= 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_digits_that_made_a_generated_one_are_of_its_kind(tmp_path):
+    pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+    pil = pytest.importorskip("PIL.Image", reason="the extra `demo` is not installed")
+    file = EXAMPLES / "generated_digits.py"
+    assert lines_of_code(file) < 60
+    example = runpy.run_path(str(file))
+    problem = example["problem"](num_train=300, num_made=2, steps=200)
+    # What the example is to show: a loss with noise in it that is the same at every call.
+    batch = problem.train.first(3)
+    first, second = (problem.loss(problem.model, batch) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    run = bif.attribute(problem, bif.Settings(chains=4, draws=40, mass="identity", thin=2))
+    scores = run.influence.dataset
+    unseen = scores["query_group"].values == "unseen"
+    best = scores["influence"][0].values[unseen].argsort(axis=1)[:, :5]
+    same = scores["train_label"].values[best] == scores["query_label"].values[unseen][:, None]
+    # 250 of them; by chance one in ten, and 5 standard errors of that are .095.
+    assert same.mean() > 0.2
+    example["picture"](run, tmp_path / "made.png", rows=3)
+    assert np.asarray(pil.open(tmp_path / "made.png")).shape == (6 * 4 * 10, 6 * 2 * 10)
