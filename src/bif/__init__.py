@@ -24,6 +24,7 @@ from bif.response import Response, respond
 from bif.run import Run, load
 from bif.settings import Settings
 from bif.traces import LossTraces
+from bif.tune import Tuned, tune
 
 __all__ = [
     "MARGIN",
@@ -40,6 +41,7 @@ __all__ = [
     "Run",
     "Score",
     "Settings",
+    "Tuned",
     "attribute",
     "calibrate",
     "cross_check",
@@ -53,4 +55,5 @@ __all__ = [
     "response",
     "run_chains",
     "samplers",
+    "tune",
 ]

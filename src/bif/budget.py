@@ -108,7 +108,7 @@ def measure_pace(problem: Problem, settings: Settings) -> Pace:
         timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
         block_size=min(settings.block_size, few),
     )  # fmt: skip
-    traces = _pilot_traces(Sampling(problem, pilot), few)
+    traces = short_traces(Sampling(problem, pilot), few)
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
     signal = found / (1 - found) / traces.total_draws
@@ -130,7 +130,8 @@ def _timed(sampling: Sampling, chains: int) -> tuple[float, float]:
     return max(min(gaps), 1e-7), min(records[1:])
 
 
-def _pilot_traces(sampling: Sampling, chains: int) -> LossTraces:
+def short_traces(sampling: Sampling, chains: int) -> LossTraces:
+    """Traces of a run's first chains, whole blocks of them, in memory."""
     train, query = [], []
     size = sampling.settings.block_size or 1
     for block in range(chains // size):

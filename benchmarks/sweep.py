@@ -1,0 +1,145 @@
+"""What calibration gives beside the best of a sweep, at the same wall-clock.
+
+A grid of sampler × step × nbeta × gamma/nbeta, each for so many seconds, all judged on the reported
+part of a bank; beside it `bif.tune` (its retrained networks and pilots counted in the seconds) and
+the defaults alone.  The best of the sweep is chosen by what is reported, so it is flattered.
+
+    python benchmarks/sweep.py digits --seconds 45 --out benchmarks/results
+    python benchmarks/sweep.py concrete --seconds 45 --data DIR --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from common import parser, print_table, write
+
+import bif
+from bif.bank import BankPart, Plan, retrained
+from bif.benchmark import SETTINGS, Task, named_task
+from bif.evaluate import lds
+
+SAMPLERS, STEPS = ("baoab", "sgld"), (1.0, 0.5)
+NBETAS = (0.25, 1.0, 4.0, 16.0)
+"""In units of the number of train items."""
+DAMPINGS = (0.2, 1.0, 3.0)
+"""Of gamma, in units of the default's share of nbeta."""
+TUNING_SUBSETS = 24
+
+
+def grid() -> Iterator[dict[str, Any]]:
+    """The 48 settings."""
+    for sampler, step, nbeta, damping in itertools.product(SAMPLERS, STEPS, NBETAS, DAMPINGS):
+        yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
+
+
+def swept(task: Task, base: bif.Settings, found: dict[str, Any]) -> bif.Settings:
+    """Settings of an entry of the grid; its step is a share of the one that calibration takes."""
+    nbeta = found["nbeta/n"] * task.problem.num_train
+    default = bif.calibrate(task.problem, replace(base, nbeta=nbeta, budget=None)).settings
+    assert default.gamma is not None
+    settings = replace(
+        base, sampler=found["sampler"], nbeta=nbeta, gamma=default.gamma * found["damping"]
+    )
+    if found["step"] == 1.0:
+        return settings
+    complete = bif.calibrate(task.problem, replace(settings, budget=None)).settings
+    assert complete.step_size is not None
+    return replace(
+        settings, step_size=found["step"] * complete.step_size, friction=complete.friction,
+        mass=complete.mass,
+    )  # fmt: skip
+
+
+def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:
+    """A run within its budget: LDS of every outcome, draws, effective draws, seconds."""
+    started = time.perf_counter()
+    try:
+        run = bif.attribute(task.problem, settings)
+    except ValueError as error:
+        return {"failed": str(error), "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    values = run.influence.dataset["influence"]
+    scores = {o.name: values.sel(observable=o.name).values for o in task.problem.observables}
+    row: dict[str, Any] = {
+        f"lds_{name}": lds(matrix, part.masks, part.outcomes[name], num_bootstrap=1).mean
+        for name, matrix in scores.items()
+    }
+    row["lds"] = sum(row.values()) / len(row)
+    names = ("trusted", "draws", "chains", "ess_median", "reliability", "rhat_max")
+    return {**row, **{n: run.summary.get(n) for n in names}, "seconds": seconds}
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("setting", choices=SETTINGS)
+    options.add_argument("--seconds", type=float, default=45.0)
+    options.add_argument("--limit", type=int, help="only so many of the grid, to try the script")
+    arguments = options.parse_args()
+    task = named_task(
+        arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
+    )
+    target = task.targets[-1]
+    plan = replace(task.plan, num_tuning_subsets=0)
+    if task.plan.num_removed is None and arguments.limit:
+        plan = Plan(num_subsets=10, seeds=1, num_tuning_subsets=0)
+    if target == "checkpoint":
+        plan = replace(plan, seeds=1)
+    how = {"networks_per_stack": task.networks_per_stack, "target": target}
+    part = retrained(task.problem, None, task.retraining, plan, **how).reported
+    base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
+    within = replace(base, budget=arguments.seconds)
+
+    rows = []
+    for name, settings in (("defaults", within), *tuned(task, within, how)):
+        rows.append({"name": name, **judged(task, settings, part)})
+        print(rows[-1], flush=True)
+    for found in list(grid())[: arguments.limit]:
+        rows.append({"name": "sweep", **found, **judged(task, swept(task, within, found), part)})
+        print(rows[-1], flush=True)
+        save(rows, arguments, task, target)
+    print_table(summary(rows))
+
+
+def tuned(task: Task, within: bif.Settings, how: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tuning by retrained networks, all within the budget."""
+    started = time.perf_counter()
+    plan = Plan(num_subsets=1, seeds=1, num_tuning_subsets=TUNING_SUBSETS, tuning_seeds=1)
+    bank = retrained(task.problem, task.tuning_queries, task.retraining, plan, **how)
+    spent = time.perf_counter() - started
+    assert bank.tuning is not None and isinstance(within.budget, float)
+    left = replace(within, budget=within.budget - spent)
+    found = bif.tune(task.problem, left, part=bank.tuning, queries=task.tuning_queries)
+    for line in found.explanations:
+        print(line, flush=True)
+    print(f"{spent:.1f} s of retraining, {found.settings.budget:.1f} s left", flush=True)
+    yield "tuned", found.settings
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The two ways to be calibrated, beside the best three of the sweep."""
+    ranked = sorted(
+        (r for r in rows if r["name"] == "sweep" and "lds" in r), key=lambda r: -r["lds"]
+    )
+    shown = [r for r in rows if r["name"] != "sweep" and "lds" in r] + ranked[:3]
+    best = ranked[0]["lds"] if ranked else float("nan")
+    return [{**r, "share_of_best": r["lds"] / best} for r in shown]
+
+
+def save(
+    rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task, target: str
+) -> None:
+    write(
+        f"sweep-{arguments.setting}", arguments, summary(rows), about=task.about, target=target,
+        budget=arguments.seconds, sweep=rows, threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
