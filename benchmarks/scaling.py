@@ -1,0 +1,354 @@
+"""Cost of a draw against the size of a language model, the items and the queries.
+
+GPT-NeoX with random weights in the shapes of Pythia. 128 train sequences and 16 queries of 512
+tokens are scored at every draw, with one SGLD step of batch 16 between draws: float32 weights
+(bfloat16 in the lean layout) and losses, bfloat16 compute. devinterp scores the same 144
+sequences at every draw; EK-FAC by kronfluence is fitted to the 128 and scores them for the 16.
+A rival goes up to the largest shape that it finishes within `--limit` seconds.
+
+    python benchmarks/scaling.py --out benchmarks/results --device cuda
+    python benchmarks/scaling.py --out benchmarks/results --device cuda --sweep 70M \
+        --items 128 256 512 1024 --queries 16 64 256 --name scaling-items
+
+`--add FILE` begins with the rows of an earlier file of the same device, so that a run may be cut
+into several commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from common import parser, print_table, write
+from neox import PYTHIA, SHAPES, Room, Shape, network, rooms, sequences
+from power_laws import fitted
+from scaling_rivals import TooLong, devinterp_cost, ekfac_cost, missing
+from torch import Tensor, nn
+
+import bif
+from bif.language.linear_loss import chunked_next_token
+from bif.plan import forecast_live
+from bif.record import BlockRecorder
+from bif.sampling import Sampling
+from bif.types import Batch
+
+PEAK_BF16 = 989e12
+"""FLOP/s of an H100 SXM without sparsity, by its data sheet."""
+BATCH = 16
+TARGETS = {"14M": 0.020, "160M": 0.085, "1.4B": 0.54}
+"""Seconds a draw to be reached on one H100."""
+METHODS = ("bif", "devinterp", "ekfac")
+_WARM_UP = 3
+
+
+class LayersCompiled:
+    """A loss whose model has its layers compiled, one by one, at the first call.
+
+    All layers share what is compiled. Each layer's gradients come together, so a step may still be
+    fused into the backward pass.
+    """
+
+    def __init__(self, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
+        self._loss, self._done = loss, WeakSet[nn.Module]()
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if model not in self._done:
+            self._done.add(model)
+            torch._dynamo.config.recompile_limit = 64  # beyond it torch goes on eagerly
+            for layer in model.gpt_neox.layers:  # type: ignore[union-attr]
+                layer.compile(dynamic=False)
+        return self._loss(model, batch)
+
+
+def sampling_of(
+    shape: Shape, room: Room, how: str, arguments: argparse.Namespace, *, items: int, queries: int
+) -> Sampling:
+    """A live run; what it does not hold itself is given back."""
+    length, device = arguments.length, arguments.device
+    dtype = torch.bfloat16 if room.memory == "lean" else torch.float32
+    model = network(shape, length=length, seed=arguments.seed, device=device, dtype=dtype)
+    if room.recompute:
+        model.gradient_checkpointing_enable()
+    loss: Any = chunked_next_token
+    if how == "layers":
+        loss = LayersCompiled(loss)
+    if how == "whole":  # every chunk of logits is a part of the compiled graph
+        loss = functools.partial(loss, logits_at_once=2**29)
+    ids = sequences(shape, items + queries, length=length, seed=arguments.seed).to(device)
+    problem = bif.Problem(
+        model, loss, train={"input_ids": ids[:items]}, queries={"input_ids": ids[items:]}
+    )
+    settings = bif.Settings(
+        oracle="live", memory=room.memory, sampler="sgld", gradient="minibatch",
+        batch_size=min(BATCH, items), micro_batch=min(BATCH, items), chunk_size=arguments.chunk,
+        nbeta=float(items), gamma=1e5, step_size=1e-6, burn_in=0, thin=1, chains=2, draws=10**6,
+        gradient_precision="bfloat16", loss_precision="bfloat16", compiled=how == "whole",
+        device=device, seed=arguments.seed,
+    )  # fmt: skip
+    sampling = Sampling(problem, settings)
+    if room.memory == "plain":  # it has copies of everything
+        for parameter in model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+    return sampling
+
+
+def bif_cost(sampling: Sampling, *, seconds: float, forecast: bool) -> dict[str, Any]:
+    """Seconds a draw after a warm-up, peak memory, and what the plan said of both."""
+    device = sampling.device
+    on_gpu = device.type == "cuda"
+    row: dict[str, Any] = {}
+    if forecast:
+        plan = forecast_live(sampling)
+        row |= {
+            "forecast_gib": plan.peak / 2**30,
+            "forecast_seconds_a_draw": plan.step + plan.record,
+        }
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    recorder = BlockRecorder(range(1), num_draws=10**4, distance_limit=float("inf"))
+    draws = sampling.observed_draws(0, 1)
+
+    def take(count: int) -> float:
+        _wait(device)
+        started = time.perf_counter()
+        for draw, train, query in islice(draws, count):
+            recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+        _wait(device)
+        return time.perf_counter() - started
+
+    warm_up = take(_WARM_UP)
+    once = take(1)
+    count = max(2, min(200, int(seconds / max(once, 1e-4))))
+    row |= {
+        "seconds_a_draw": take(count) / count,
+        "draws_timed": count,
+        "warm_up_seconds": warm_up,
+    }
+    if on_gpu:
+        row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return row
+
+
+def measured_bif(
+    shape: Shape, how: str, arguments: argparse.Namespace, *, items: int, queries: int
+) -> dict[str, Any]:
+    """The first layout that fits, or the reason why none does."""
+    capacity = _capacity(arguments.device)
+    reasons = []
+    layouts = rooms(shape, batch=BATCH, chunk=arguments.chunk, length=arguments.length)
+    for room in layouts:
+        if arguments.memory not in (None, room.memory):
+            continue
+        if how == "whole" and room.memory != "plain":
+            continue
+        name = room.memory + (", recomputed" if room.recompute else "")
+        if room.bytes > capacity and room is not layouts[-1]:
+            reasons.append(f"{name}: about {room.bytes / 2**30:.0f} GiB")
+            continue
+        about = {"how": how, "layout": name, "expected_gib": room.bytes / 2**30}
+        try:
+            sampling = sampling_of(shape, room, how, arguments, items=items, queries=queries)
+            cost = bif_cost(sampling, seconds=arguments.seconds, forecast=arguments.forecast)
+        except torch.OutOfMemoryError as error:
+            reasons.append(f"{name}: {_first_sentence(error)}")
+            continue
+        finally:
+            sampling = None
+            _free()
+        return {**about, **cost, **({"reason": "; ".join(reasons)} if reasons else {})}
+    return {"how": how, "reason": "; ".join(reasons) or "no such layout"}
+
+
+def measured_rival(
+    method: str, shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
+) -> dict[str, Any]:
+    """What a rival takes, or the reason why it has no figure."""
+    ids = sequences(shape, items + queries, length=arguments.length, seed=arguments.seed)
+    given: Any = {
+        "batch": BATCH, "device": arguments.device, "seed": arguments.seed,
+        "limit": arguments.limit,
+    }  # fmt: skip
+    started = time.perf_counter()
+    try:
+        if method == "devinterp":
+            return devinterp_cost(shape, ids[:items], ids, **given)
+        return ekfac_cost(shape, ids[:items], ids[items:], **given)
+    except TooLong as error:
+        return {"reason": str(error), "unfinished": True}
+    except torch.OutOfMemoryError as error:
+        return {"reason": _first_sentence(error), "unfinished": True}
+    except Exception as error:  # whatever another library meets; the other rows stand
+        return {"reason": f"{type(error).__name__}: {_first_sentence(error)}"}
+    finally:
+        print(f"  {method}: {time.perf_counter() - started:.1f} s in all", flush=True)
+        _free()
+
+
+def completed(
+    row: dict[str, Any], shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
+) -> dict[str, Any]:
+    """With what follows from seconds a draw and the shape."""
+    length = arguments.length
+    about = {
+        "shape": shape.name, "method": row["method"], "weights": shape.num_weights,
+        "num_items": items, "num_queries": queries,
+    }  # fmt: skip
+    if row.get("seconds_a_draw"):
+        scored, a_draw = items + queries, row["seconds_a_draw"]
+        flop = shape.flop_a_draw(scored=scored, stepped=BATCH, length=length)
+        row |= {
+            "tokens_a_second": scored * length / a_draw,
+            "tflops": flop / a_draw / 1e12,
+            "share_of_bf16_peak": flop / a_draw / PEAK_BF16,
+            "seconds": arguments.draws * a_draw,
+        }
+        if row["method"] == "bif" and shape.name in TARGETS and scored == 144 and length == 512:
+            row |= {"target": TARGETS[shape.name], "met": a_draw <= TARGETS[shape.name]}
+    return {**about, **row}
+
+
+class Measuring:
+    """The rows, written anew after each."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.rows: list[dict[str, Any]] = []
+        if arguments.add is not None:
+            self.rows = json.loads(arguments.add.read_text(encoding="utf-8"))["rows"]
+        self._beyond: dict[str, str] = {}
+
+    def all_of(self, shape: Shape, *, items: int, queries: int) -> None:
+        """Every method on one shape and as many items and queries."""
+        a = self.arguments
+        for method in a.only:
+            for how in hows(shape, a) if method == "bif" else [""]:
+                if method == "bif":
+                    row = measured_bif(shape, how, a, items=items, queries=queries)
+                elif self._beyond.get(method):
+                    row = {"reason": self._beyond[method]}
+                elif missing(_package(method)):
+                    row = {"reason": missing(_package(method))}
+                else:
+                    row = measured_rival(method, shape, a, items=items, queries=queries)
+                if row.get("unfinished"):
+                    self._beyond[method] = f"not tried: {shape.name} {row['reason']}"
+                self._add({"method": method, **row}, shape, items=items, queries=queries)
+
+    def _add(self, row: dict[str, Any], shape: Shape, *, items: int, queries: int) -> None:
+        row = completed(row, shape, self.arguments, items=items, queries=queries)
+        self.rows = [r for r in self.rows if _case(r) != _case(row)] + [row]
+        print_table([row])
+        write(
+            self.arguments.name, self.arguments, self.rows, fits=fits(self.rows),
+            draws_of_a_run=self.arguments.draws, length=self.arguments.length, batch=BATCH,
+        )  # fmt: skip
+
+
+def fits(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Exponents along weights, items and queries, and the crossing points."""
+    exponents, crossings = [], []
+    axes = ("weights", "num_items", "num_queries")
+    for along in axes:
+        fixed = [axis for axis in axes if axis != along]
+        some, where = fitted(rows, along=along, fixed=fixed)
+        exponents += some
+        crossings += where
+    return {"exponents": exponents, "crossings": crossings}
+
+
+def hows(shape: Shape, arguments: argparse.Namespace) -> list[str]:
+    """Ways to run the same draws: as asked for, else all for small shapes."""
+    if arguments.how:
+        return arguments.how
+    return ["eager", "layers", "whole"] if shape.num_weights < 2e8 else ["layers"]
+
+
+def cases(arguments: argparse.Namespace) -> Iterator[tuple[Shape, int, int]]:
+    """Shapes, items and queries in their order."""
+    items, queries = arguments.items, arguments.queries
+    if arguments.sweep:
+        shape = SHAPES[arguments.sweep]
+        yield from ((shape, n, queries[0]) for n in items)
+        yield from ((shape, items[0], q) for q in queries[1:])
+        return
+    for name in arguments.shapes:
+        yield SHAPES[name], items[0], queries[0]
+
+
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is of."""
+    return tuple(row.get(k) for k in ("shape", "method", "how", "num_items", "num_queries"))
+
+
+def _package(method: str) -> str:
+    return {"ekfac": "kronfluence"}.get(method, method)
+
+
+def _capacity(device: str) -> float:
+    """Bytes of the device that may be used."""
+    if not device.startswith("cuda"):
+        return float("inf")
+    return 0.94 * torch.cuda.get_device_properties(torch.device(device)).total_memory
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition(". ")[0][:200]
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "")
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=PYTHIA)
+    made.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--seconds", type=float, default=6.0, help="of timed draws, a row of bif")
+    made.add_argument("--limit", type=float, default=300.0, help="seconds a rival may take")
+    made.add_argument("--draws", type=int, default=1000, help="of a run, for the comparisons")
+    made.add_argument("--how", nargs="+", choices=("eager", "layers", "whole"))
+    made.add_argument("--memory", choices=("plain", "fused", "lean"))
+    made.add_argument("--forecast", action="store_true", help="compare with bif.plan as well")
+    made.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    made.add_argument("--chunk", type=int, default=128, help="sequences of a scoring pass")
+    made.add_argument("--items", type=int, nargs="+", default=[128])
+    made.add_argument("--queries", type=int, nargs="+", default=[16])
+    made.add_argument("--sweep", choices=list(SHAPES), help="vary items and queries on this shape")
+    made.add_argument("--add", type=Path, help="file whose rows come first")
+    made.add_argument("--name", default="scaling", help="of the JSON file")
+    return made
+
+
+def main() -> None:
+    arguments = options().parse_args()
+    measuring = Measuring(arguments)
+    started = time.perf_counter()
+    for shape, items, queries in cases(arguments):
+        print(f"{shape.name}, {items} × {queries}: {time.perf_counter() - started:.0f} s so far")
+        measuring.all_of(shape, items=items, queries=queries)
+    print_table(measuring.rows)
+    for name, found in fits(measuring.rows).items():
+        print(name)
+        print_table(found)
+
+
+if __name__ == "__main__":
+    main()
