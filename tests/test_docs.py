@@ -42,6 +42,7 @@ OPTIONAL = {
     "datasets",
     "peft",
     "umap",
+    "triton",
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

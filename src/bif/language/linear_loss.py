@@ -164,10 +164,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses, normalisers = [], []
         counted = targets != _IGNORED
         places = targets.clamp(min=0).unsqueeze(1)
+        kernels = _kernels(hidden, bias, form)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden, weight = hidden.to(form.dtype), weight.to(form.dtype)
             bias = None if bias is None else bias.to(form.dtype)
             for part in form.chunks(len(targets)):
+                if kernels is not None:
+                    loss, normaliser = kernels.row_losses(
+                        hidden[part] @ weight.T, targets[part], scale=form.scale
+                    )
+                    losses.append(loss)
+                    normalisers.append(normaliser)
+                    continue
                 logits = form.logits(hidden[part], weight, bias)
                 normaliser = logits.logsumexp(dim=1)
                 loss = normaliser - logits.gather(1, places[part]).squeeze(1)
@@ -188,16 +196,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         to_hidden, to_weight, to_bias = [], None, None
         factors = (gradients[0] * (targets != _IGNORED)).unsqueeze(1)
         places = targets.clamp(min=0).unsqueeze(1)
+        kernels = _kernels(hidden, bias, form)
         with torch.autocast(hidden.device.type, enabled=False):
             narrow = weight.to(form.dtype)
             shift = None if bias is None else bias.to(form.dtype)
             for part in form.chunks(len(targets)):
                 inputs = hidden[part].to(form.dtype)
-                logits = form.logits(inputs, narrow, shift)
-                slope = form.slope(logits)
-                by_logits = logits.sub_(normaliser[part].unsqueeze(1)).exp_()  # the softmax
-                by_logits.scatter_add_(1, places[part], -torch.ones_like(factors[part]))
-                by_map = by_logits.mul_(factors[part]).mul_(slope).to(form.dtype)
+                if kernels is not None:
+                    by_logits = by_map = kernels.slopes_(
+                        inputs @ narrow.T, targets[part], normaliser[part], gradients[0][part],
+                        scale=form.scale,
+                    )  # fmt: skip
+                else:
+                    logits = form.logits(inputs, narrow, shift)
+                    slope = form.slope(logits)
+                    by_logits = logits.sub_(normaliser[part].unsqueeze(1)).exp_()  # the softmax
+                    by_logits.scatter_add_(1, places[part], -torch.ones_like(factors[part]))
+                    by_map = by_logits.mul_(factors[part]).mul_(slope).to(form.dtype)
                 to_hidden.append((by_map @ narrow).to(hidden.dtype))
                 # Sums over many chunks are taken in float32 or wider.
                 if ctx.needs_input_grad[1]:
@@ -211,6 +226,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _kernels(hidden: Tensor, bias: Tensor | None, form: _Form) -> Any:
+    """Kernels for rows of logits, where there are any for this device and head."""
+    fits = bias is None and not form.cap and form.dtype.itemsize <= 4
+    if not fits or hidden.device.type != "cuda" or _is_transformed():
+        return None
+    try:
+        from bif.language import row_kernels
+    except ImportError:  # torch without triton
+        return None
+    return row_kernels
 
 
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:
