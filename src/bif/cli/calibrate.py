@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
+from bif.problem import Problem
 from bif.settings import Settings
 
 
@@ -23,6 +24,9 @@ class Calibrate:
     """FILE.py:FUNCTION, unless there is a --model."""
     out: str
     """Folder or fsspec URL for calibration.json."""
+    bank: str | None = None
+    """Folder of a bank whose tuning part is of this target's queries: nbeta and gamma are chosen by
+    how well short runs predict its networks."""
     query: tuple[str, ...] = ()
     """With --model: files of queries, each a group named after its file."""
     language: Language = field(default_factory=Language)
@@ -31,13 +35,39 @@ class Calibrate:
     def run(self) -> None:
         from bif.calibrate import calibrate
 
-        found = calibrate(*posed(self.target, self.language, self.settings, query=self.query))
+        problem, settings = posed(self.target, self.language, self.settings, query=self.query)
+        said: tuple[str, ...] = ()
+        if self.bank is not None:
+            settings, said = _tuned(problem, settings, self.bank)
+        found = calibrate(problem, settings)
+        found = replace(found, explanations=(*said, *found.explanations))
         for line in found.explanations:
             print(line)
         store.write_calibration(
             self.out, settings=found.settings.as_dict(), explanations=found.explanations
         )
         print(f"written to {self.out.rstrip('/')}/{store.CALIBRATION}")
+
+
+def _tuned(problem: Problem, settings: Settings, folder: str) -> tuple[Settings, tuple[str, ...]]:
+    """Settings with nbeta and gamma by the tuning part of a bank."""
+    from bif.bank import load
+    from bif.tune import tune
+
+    part = load(folder).tuning
+    if part is None:
+        raise ValueError(
+            f"the bank in {folder} has no tuning part: make one with "
+            "Plan(num_tuning_subsets=24, …), which leaves the reported part untouched."
+        )
+    if len(problem.query_groups) != 1:
+        raise ValueError(
+            f"the target has {len(problem.query_groups)} groups of queries: expected one, the "
+            "bank's tuning queries."
+        )
+    (queries,) = problem.query_groups.values()
+    found = tune(problem, settings, part=part, queries=queries)
+    return found.settings, found.explanations
 
 
 @dataclass(frozen=True, kw_only=True)

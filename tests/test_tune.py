@@ -1,0 +1,214 @@
+"""nbeta and gamma by a few retrained networks: forecasts, search, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+
+import bif
+from bif.bank import Bank, BankPart, Plan, retrained
+from bif.tune import MIN_SUBSETS, Tried, _climb, forecast
+from command_line import Answer, caller, failed
+from test_benchmark import convex
+
+GIVEN = bif.Settings(weight_decay=1e-2, chains=8, draws=60, mass="identity")
+
+
+@cache
+def bank() -> Bank:
+    task = convex()
+    plan = Plan(num_subsets=2, seeds=1, num_tuning_subsets=12)
+    return retrained(task.problem, task.tuning_queries, task.retraining, plan, target="checkpoint")
+
+
+def tuning_part() -> BankPart:
+    part = bank().tuning
+    assert part is not None
+    return part
+
+
+@cache
+def tuned(settings: bif.Settings = GIVEN) -> bif.Tuned:
+    return bif.tune(convex().problem, settings, part=tuning_part(), queries=convex().tuning_queries)
+
+
+class TestForecast:
+    def test_it_undoes_what_noise_does_to_a_correlation(self):
+        """Predictions t + noise/sqrt(k): their correlation with t at k, from what is seen at 1."""
+        rng = np.random.default_rng(0)
+        truth = rng.normal(size=200_000)
+        seen = {k: truth + rng.normal(size=truth.size) * 1.5 / np.sqrt(k) for k in (1, 9)}
+        outcome = truth + 0.5 * rng.normal(size=truth.size)
+        reliability = 1 / (1 + 1.5**2)
+        expected = np.corrcoef(seen[9], outcome)[0, 1]
+        found = forecast(np.corrcoef(seen[1], outcome)[0, 1], reliability, 9.0)
+        assert found == pytest.approx(expected, abs=0.01)
+        # A mutant that forgets the pilot's own noise is far off.
+        assert abs(np.corrcoef(seen[1], outcome)[0, 1] - expected) > 0.1
+
+    @pytest.mark.parametrize("reliability", [0.3, 1.0])
+    def test_the_same_length_changes_nothing(self, reliability):
+        assert forecast(0.4, reliability, 1.0) == pytest.approx(0.4)
+
+    def test_a_noiseless_pilot_is_its_own_forecast(self):
+        assert forecast(0.4, 1.0, 50.0) == pytest.approx(0.4)
+
+
+class TestSearch:
+    @staticmethod
+    def climbed(peak: int, *, pilots: int = 99) -> tuple[int, list[int]]:
+        """Where a search on a hill with its top at `peak` ends, and what it tried."""
+        seen: list[int] = []
+
+        def run(step: int) -> Tried:
+            seen.append(step)
+            return Tried(float(step), 1.0, 0.0, 1.0, -abs(step - peak), 0.1)
+
+        best = _climb(run, lambda: len(seen) < pilots)
+        return int(best.nbeta), seen
+
+    @pytest.mark.parametrize("peak", [-3, -1, 0, 1, 4])
+    def test_it_finds_a_peak_on_either_side(self, peak):
+        assert self.climbed(peak)[0] == peak
+
+    def test_it_does_not_look_down_where_up_was_better(self):
+        assert self.climbed(2)[1] == [0, 1, 2, 3]
+
+    def test_it_ends_where_the_time_does(self):
+        assert self.climbed(4, pilots=2) == (1, [0, 1])
+
+
+class TestTune:
+    def test_every_candidate_is_told_and_the_best_forecast_is_taken(self):
+        found = tuned()
+        best = max(found.tried, key=lambda t: t.forecast)
+        assert (found.settings.nbeta, found.settings.gamma) == (best.nbeta, best.gamma)
+        assert len(found.explanations) == len(found.tried) + 1
+        assert len(found.tried) >= 3
+        assert len({(t.nbeta, t.gamma) for t in found.tried}) == len(found.tried)
+
+    def test_it_starts_from_the_defaults(self):
+        n = convex().problem.num_train
+        default = bif.calibrate(convex().problem, GIVEN).settings
+        first = tuned().tried[0]
+        assert first.nbeta == n == default.nbeta
+        assert first.gamma == pytest.approx(default.gamma, rel=1e-4)
+
+    def test_what_it_chooses_predicts_other_subsets_better_than_a_bad_choice(self):
+        task, chosen = convex(), tuned().settings
+        plan = Plan(num_subsets=24, seeds=1, mask_seed=5, num_tuning_subsets=0)
+        part = retrained(task.problem, None, task.retraining, plan, target="checkpoint").reported
+        values = {}
+        for name, settings in (
+            ("tuned", chosen), ("flat", replace(chosen, gamma=300 * (chosen.gamma or 0)))
+        ):  # fmt: skip
+            run = bif.attribute(task.problem, settings)
+            scores = run.influence.dataset["influence"].sel(observable="loss").values
+            values[name] = bif.evaluate.lds(scores, part.masks, part.outcomes["loss"]).mean
+        assert values["tuned"] > 0.7
+        assert values["tuned"] > values["flat"] + 0.02
+
+    def test_other_settings_stay_as_given(self):
+        found = tuned(replace(GIVEN, seed=3, thin=4)).settings
+        assert replace(found, nbeta=None, gamma=None) == replace(GIVEN, seed=3, thin=4)
+
+    def test_the_time_it_takes_is_taken_from_the_budget(self):
+        found = tuned(replace(GIVEN, draws=None, budget=30.0))
+        assert isinstance(found.settings.budget, float)
+        assert 10 < found.settings.budget < 30 - sum(t.seconds for t in found.tried) + 0.1
+
+    def test_the_problem_and_global_randomness_stay_as_they_were(self):
+        task, part = convex(), tuning_part()
+        weights = [p.detach().clone() for p in task.problem.model.parameters()]
+        before = torch.get_rng_state()
+        bif.tune(task.problem, GIVEN, part=part, queries=task.tuning_queries)
+        assert torch.equal(torch.get_rng_state(), before)
+        after = task.problem.model.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(weights, after, strict=True))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("given", [{"nbeta": 5.0}, {"gamma": 5.0}])
+    def test_nothing_left_to_tune(self, given):
+        with pytest.raises(ValueError, match="nothing is left to tune"):
+            tuned(replace(GIVEN, **given))
+
+    def test_the_reported_part(self):
+        with pytest.raises(ValueError, match="expected the tuning part"):
+            bif.tune(convex().problem, GIVEN, part=bank().reported, queries=convex().tuning_queries)
+
+    def test_other_queries(self):
+        with pytest.raises(ValueError, match="of other queries"):
+            bif.tune(
+                convex().problem, GIVEN, part=tuning_part(),
+                queries=next(iter(convex().problem.query_groups.values())),
+            )  # fmt: skip
+
+    def test_other_items(self):
+        with pytest.raises(ValueError, match="of other train items"):
+            bif.tune(convex(41).problem, GIVEN, part=tuning_part(), queries=convex().tuning_queries)
+
+    def test_too_few_subsets(self):
+        part = tuning_part()
+        few = replace(part, masks=part.masks[: MIN_SUBSETS - 1])
+        with pytest.raises(ValueError, match="has 7 subsets"):
+            bif.tune(convex().problem, GIVEN, part=few, queries=convex().tuning_queries)
+
+    def test_outcomes_of_other_observables(self):
+        part = tuning_part()
+        other = replace(part, outcomes={"height": part.outcomes["loss"]})
+        with pytest.raises(ValueError, match="at least one in common"):
+            bif.tune(convex().problem, GIVEN, part=other, queries=convex().tuning_queries)
+
+
+class TestCommandLine:
+    CODE = """
+        import sys
+        sys.path.insert(0, {tests!r})
+        from test_benchmark import convex
+
+        def tuning():
+            task = convex()
+            return task.problem.asking({{"tuning": task.tuning_queries}})
+    """
+
+    @pytest.fixture
+    def call(self, monkeypatch, capsys) -> Callable[..., Answer]:
+        return caller(monkeypatch, capsys)
+
+    def command(self, folder: Path, bank: Path) -> list[str]:
+        code = folder / "mine.py"
+        code.write_text(dedent(self.CODE).format(tests=str(Path(__file__).parent)))
+        return [
+            "calibrate", f"{code}:tuning", "--out", str(folder / "out"), "--bank", str(bank),
+            "--weight-decay", "0.01", "--draws", "20",
+        ]  # fmt: skip
+
+    @staticmethod
+    def bank_on_disk(folder: Path, subsets: int) -> Path:
+        task = convex()
+        retrained(
+            task.problem, task.tuning_queries if subsets else None, task.retraining,
+            Plan(num_subsets=2, seeds=1, num_tuning_subsets=subsets), target="checkpoint",
+            out=folder,
+        )  # fmt: skip
+        return folder
+
+    def test_calibrate_with_a_bank(self, tmp_path: Path, call: Callable[..., Answer]):
+        bank = self.bank_on_disk(tmp_path / "bank", 8)
+        code, out, _ = call(*self.command(tmp_path, bank))
+        assert code == 0
+        assert "the best forecast of" in out
+        assert "8 retrained networks and 6 queries" in out
+        assert (tmp_path / "out" / "calibration.json").exists()
+
+    def test_a_bank_without_a_tuning_part(self, tmp_path: Path, call: Callable[..., Answer]):
+        bank = self.bank_on_disk(tmp_path / "bank", 0)
+        assert "has no tuning part" in failed(call(*self.command(tmp_path, bank)))
