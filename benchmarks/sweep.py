@@ -124,10 +124,9 @@ def tuned(task: Task, within: bif.Settings, how: dict[str, Any]) -> Iterator[tup
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The two ways to be calibrated, beside the best three of the sweep."""
-    ranked = sorted(
-        (r for r in rows if r["name"] == "sweep" and "lds" in r), key=lambda r: -r["lds"]
-    )
-    shown = [r for r in rows if r["name"] != "sweep" and "lds" in r] + ranked[:3]
+    done = [row for row in rows if "lds" in row]
+    ranked = sorted((r for r in done if r["name"] == "sweep"), key=lambda r: -r["lds"])
+    shown = [r for r in done if r["name"] != "sweep"] + ranked[:3]
     best = ranked[0]["lds"] if ranked else float("nan")
     return [{**r, "share_of_best": r["lds"] / best} for r in shown]
 
@@ -135,6 +134,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def save(
     rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task, target: str
 ) -> None:
+    """The table, and the whole sweep beside it."""
     write(
         f"sweep-{arguments.setting}", arguments, summary(rows), about=task.about, target=target,
         budget=arguments.seconds, sweep=rows, threads=torch.get_num_threads(),

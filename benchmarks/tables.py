@@ -41,6 +41,23 @@ COLUMNS = {
         "significant_share_null": "with nothing to find",
     },
     **dict.fromkeys(
+        (f"mixing-{setting}" for setting in SETTINGS),
+        {
+            "how": "chains", "effective_per_second": "effective draws a second",
+            "ess_median": "effective draws", "draws": "draws", "reliability": "reliability",
+            "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "trusted": "trusted",
+            "seconds": "seconds", "failed": "why not",
+        },
+    ),
+    **dict.fromkeys(
+        (f"sweep-{setting}" for setting in SETTINGS),
+        {
+            "name": "how", "lds": "LDS", "share_of_best": "share of the best",
+            "sampler": "sampler", "step": "step", "nbeta/n": "nbeta/n", "damping": "gamma / default",
+            "ess_median": "effective draws", "trusted": "trusted", "seconds": "seconds",
+        },
+    ),
+    **dict.fromkeys(
         ("durability-demo", "durability-fashion"),
         {
             "pair": "pair", "draws": "draws", "seconds_memory": "seconds, sums in memory",
@@ -58,6 +75,16 @@ ABOUT = {
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
     "traces, beside the same with sums in memory; overheads as shares of the latter.",
+    **{
+        f"mixing-{setting}": "The same posterior by different chains, each for as many seconds "
+        "with its calibration; LDS by networks retrained on halves of the items."
+        for setting in SETTINGS
+    },
+    **{
+        f"sweep-{setting}": "Calibration beside the best of a sweep at the same wall-clock; the "
+        "best is chosen by what is reported, so it is flattered."
+        for setting in SETTINGS
+    },
     "durability-fashion": "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 "
     "queries.",
     "draws": "Draws a second on the Fashion-MNIST network, 6,000 items and 200 queries. FLOPs are "
@@ -68,6 +95,24 @@ ABOUT = {
 def main() -> None:
     write_results()
     write_docs()
+    write_mixing()
+
+
+def write_mixing() -> None:
+    """What an independent draw costs, by every way to make one, as a page of the documentation."""
+    lines = [
+        "# What an independent draw costs",
+        "",
+        "Made by `python benchmarks/tables.py` from the JSON files of `benchmarks/mixing.py`. "
+        "Independent draws decide how well scores predict retraining, so their cost is what to "
+        "lower. Kronecker mass and the other ways are explained in [samplers](samplers.md).",
+    ]
+    for setting in SETTINGS:
+        run = newest(f"mixing-{setting}")
+        if run is not None:
+            _, title, *rest = section(f"mixing-{setting}", run, COLUMNS[f"mixing-{setting}"])
+            lines += ["", title.replace("mixing-", ""), "", run["about"], *rest]
+    (DOCS / "mixing.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def write_results() -> None:
@@ -102,11 +147,15 @@ def write_docs() -> None:
         run = newest(name)
         if run is None:
             continue
+        if name.endswith("-sizes"):
+            run = with_whole(run, newest(name.removesuffix("-sizes")))
         title = name.removeprefix("lds-")
         lines += ["", f"## {title}", "", *preamble(run), ""]
         if not name.endswith("-sizes"):
             budgets = budget_table(run["rows"], run["curves"])
             lines += [table(run["rows"]), budgets]
+        else:
+            lines += sizes_table(run["rows"])
         for kind, picture in plots(run["rows"], run["curves"], title=title).items():
             if name.endswith("-sizes") and kind != "lds-against-train-items":
                 continue
@@ -115,6 +164,35 @@ def write_docs() -> None:
             words = kind.replace("lds-against-", "LDS against ").replace("-", " ")
             lines += [f"![{title}: {words}](images/{name}-{kind}.png)", ""]
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def with_whole(run: dict[str, Any], whole: dict[str, Any] | None) -> dict[str, Any]:
+    """A run over sizes with the rows of the setting's own size among them, on the same hardware."""
+    if whole is None or whole["hardware"].get("gpu") != run["hardware"].get("gpu"):
+        return run
+    size, known = whole["about"]["num_train"], {row["method"] for row in run["rows"]}
+    sizes = {row["num_train"] for row in run["rows"]}
+    own = [{**row, "num_train": size} for row in whole["rows"] if row["method"] in known]
+    rows = run["rows"] if size in sizes else [*run["rows"], *own]
+    return {**run, "rows": rows, "curves": rows}
+
+
+def sizes_table(rows: list[dict[str, Any]]) -> list[str]:
+    """LDS and seconds of each method by number of train items."""
+    sizes = sorted({row["num_train"] for row in rows})
+    lines = []
+    for target, outcome in dict.fromkeys((r["target"], r["observable"]) for r in rows):
+        lines += ["", f"### {outcome}, retrained from {target}: LDS (seconds)", ""]
+        lines += ["| method | " + " | ".join(f"{n:,} items" for n in sizes) + " |"]
+        lines += ["|" + " --- |" * (1 + len(sizes))]
+        for method in dict.fromkeys(r["method"] for r in rows):
+            own = {
+                r["num_train"]: f"{r['lds']:.3f} ({r['seconds']:.3g})"
+                for r in rows
+                if (r["method"], r["target"], r["observable"]) == (method, target, outcome)
+            }
+            lines += [f"| {method} | " + " | ".join(own.get(n, "–") for n in sizes) + " |"]
+    return [*lines, ""]
 
 
 def preamble(run: dict[str, Any]) -> list[str]:

@@ -31,10 +31,10 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     settings = tuple(
         Settings(
             nbeta=nbeta * num_train, gamma=ratio * nbeta * num_train,
-            weight_decay=CENTER.weight_decay, chains=chains, block_size=chains, draws=800, thin=5,
+            weight_decay=CENTER.weight_decay, chains=chains, block_size=chains, draws=1200, thin=2,
             seed=seed,
         )
-        for nbeta, ratio in ((10.0, 0.004), (10.0, 0.007), (30.0, 0.004))
+        for nbeta, ratio in ((10.0, 0.004), (10.0, 0.01))
     )  # fmt: skip
     return Task(
         "digits",
