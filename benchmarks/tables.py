@@ -53,7 +53,7 @@ COLUMNS = {
         (f"sweep-{setting}" for setting in SETTINGS),
         {
             "name": "how", "lds": "LDS", "share_of_best": "share of the best",
-            "sampler": "sampler", "step": "step", "nbeta/n": "nbeta/n", "damping": "gamma / default",
+            "sampler": "sampler", "step": "step", "nbeta/n": "nbeta/n", "damping": "gamma/own",
             "ess_median": "effective draws", "trusted": "trusted", "seconds": "seconds",
         },
     ),

@@ -61,6 +61,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "ranking": set(),
     "grouping": {"traces", "estimate"},
     "influence": {"columns", "traces", "estimate", "grouping", "ranking", "store"},
+    "strongest": {"columns", "traces", "estimate", "grouping", "ranking", "influence", "keep"},
     "manifest": {"problem", "settings", "provenance"},
     "checkpoint": set(),
     "interrupts": set(),
@@ -100,6 +101,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "assemble",
     },
     "calibrate": None,
+    "tune": None,
     "sampling": {
         "mass",
         "types",
@@ -184,12 +186,12 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "ranking",
         "report",
         "store",
+        "strongest",
         "traces",
     },
     "judgement": {"estimate", "checks", "gates", "traces"},
     "conclude": {
         "estimate",
-        "influence",
         "problem",
         "settings",
         "panels",
@@ -203,8 +205,10 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "recording",
         "run",
         "store",
+        "strongest",
+        "traces",
     },
-    "merge": {"judgement", "estimate", "run", "store", "traces", "influence"},
+    "merge": {"judgement", "estimate", "run", "store", "strongest", "traces"},
     "attribute": None,
     # Judged by networks that were retrained.
     "bank": {
@@ -243,8 +247,8 @@ COMPOSERS = {
 PUBLIC = {
     "bif": """
         MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
-        Problem Ranking Response Run Score Settings attribute calibrate cross_check estimate
-        evaluate extend load losses merge respond response run_chains samplers
+        Problem Ranking Response Run Score Settings Tuned attribute calibrate cross_check estimate
+        evaluate extend load losses merge respond response run_chains samplers tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -53,6 +53,14 @@ class _Projected:
         return _array(self.by_dimension[dimension].scores(problem, observable=outcome, **given))
 
 
+def _ekfac(problem: Problem) -> baselines.EKFAC:
+    """With the exact Gauss-Newton matrix of all weights, or what of it a language model allows."""
+    try:
+        return baselines.EKFAC.fit(problem)
+    except ValueError:  # too many outputs, or layers without factors
+        return baselines.EKFAC.fit(problem, fisher_type="mc", other_layers="leave_out")
+
+
 def _array(scores: Tensor) -> np.ndarray:
     return scores.double().cpu().numpy()
 
@@ -77,7 +85,7 @@ def rivals() -> dict[str, FittedMethod]:
         FittedMethod("gradient_product", lambda _: _Plain(baselines.gradient_product)),
         FittedMethod("gradient_cosine", lambda _: _Plain(baselines.gradient_cosine)),
         FittedMethod("trak", lambda problem: _Projected(problem, {}), projections),
-        FittedMethod("ekfac", lambda problem: _Asked(baselines.EKFAC.fit(problem)), scales),
+        FittedMethod("ekfac", lambda problem: _Asked(_ekfac(problem)), scales),
         FittedMethod(
             "cg_ggn",
             lambda problem: _Asked(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
