@@ -1,0 +1,177 @@
+"""Real text and a small GPT of it: documents, a BPE trained on them, and its training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bif.language import Document
+from bif.losses import next_token
+from bif.types import Batch
+
+END = "<|endoftext|>"
+_SHORTEST = 160
+"""Characters of a document."""
+_JOINED = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", " n't": "n't", " 's": "'s"}
+
+
+def documents(data: Path) -> list[Document]:
+    """Paragraphs of WikiText-2 and stories of TinyStories, by turns, each with its source."""
+    wiki = []
+    for part in ("valid", "test"):
+        for line in (data / "wikitext-2" / f"{part}.txt").read_text(encoding="utf-8").split("\n"):
+            text = line.strip()
+            if len(text) >= _SHORTEST and not text.startswith("="):
+                for before, after in _JOINED.items():
+                    text = text.replace(before, after)
+                wiki.append(text)
+    whole = (data / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
+    stories = [story.strip() for story in whole.split(END)[:-1]]  # the last is cut off
+    named = {"wiki": wiki, "story": [s for s in stories if len(s) >= _SHORTEST]}
+    found = {
+        source: [Document(text, f"{source}-{i}", source=source) for i, text in enumerate(texts)]
+        for source, texts in named.items()
+    }
+    return _by_turns(list(found.values()))
+
+
+def _by_turns(lists: Sequence[list[Document]]) -> list[Document]:
+    """Mixed evenly, whatever their lengths."""
+    places = [((i + 0.5) / len(one), d) for one in lists for i, d in enumerate(one)]
+    return [d for _, d in sorted(places, key=lambda p: p[0])]
+
+
+def tokenizer_of(texts: Iterable[str], *, pieces: int) -> Any:
+    """A byte-level BPE trained on the texts, as a tokenizer of transformers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core: Any = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
+
+
+def gpt(vocabulary: int, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
+    """A GPT-NeoX with fresh weights; attention in operations that chains can be stacked over."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32), intermediate_size=4 * width,
+        max_position_embeddings=length, use_cache=False, tie_word_embeddings=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config).eval()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training went.
+
+    Attributes:
+        steps: Number of updates.
+        seconds: They took.
+        train_loss: Nats a token, after training.
+        held_out_loss: Of other documents.
+    """
+
+    steps: int
+    seconds: float
+    train_loss: float
+    held_out_loss: float
+
+    @property
+    def gap(self) -> float:
+        """Nats a token by which other documents are worse."""
+        return self.held_out_loss - self.train_loss
+
+
+def train_(
+    model: nn.Module, items: Batch, *, steps: int, batch_size: int, rate: float, seed: int
+) -> None:
+    """AdamW with a cosine schedule and no dropout, on the mean loss a token, in place.
+
+    Args:
+        model: On the items' device.
+        items: `input_ids` and `labels` `[N, T]`.
+        steps: Updates.
+        batch_size: Items of an update, shuffled anew in every epoch; all if there are fewer.
+        rate: Highest learning rate, after a twentieth of the steps.
+        seed: Of the order.
+    """
+    device = items["input_ids"].device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+    source = torch.Generator().manual_seed(seed)
+    count = len(items["input_ids"])
+    size = min(batch_size, count)
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(steps):
+        if len(order) < size:
+            order = torch.randperm(count, generator=source)
+        here, order = order[:size].to(device), order[size:]
+        warm = min(1.0, (step + 1) / max(1, steps // 20))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+        batch = {name: leaf[here] for name, leaf in items.items()}
+        losses = next_token(model, batch)
+        loss = losses.sum() / (batch["labels"][:, 1:] != -100).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:
+    """Mean over all tokens that count."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(items["input_ids"]), size):
+            batch = {name: leaf[start : start + size] for name, leaf in items.items()}
+            total += float(next_token(model, batch).double().sum())
+            count += int((batch["labels"][:, 1:] != -100).sum())
+    return total / count
+
+
+def trained(
+    model: nn.Module, items: Batch, held_out: Batch, *, steps: int, batch_size: int, rate: float,
+    seed: int,
+) -> Trained:  # fmt: skip
+    """Train in place and say how it went; a thousand items measure the loss."""
+    started = time.perf_counter()
+    train_(model, items, steps=steps, batch_size=batch_size, rate=rate, seed=seed)
+    some = {name: leaf[:1000] for name, leaf in items.items()}
+    return Trained(
+        steps, time.perf_counter() - started, loss_a_token(model, some),
+        loss_a_token(model, held_out),
+    )  # fmt: skip
+
+
+def spread(found: Sequence[Document], count: int, *, seed: int) -> list[Document]:
+    """So many documents at random, as many of each source, in their order."""
+    source = np.random.default_rng(seed)
+    names = list(dict.fromkeys(d.source for d in found))
+    chosen: list[int] = []
+    for i, name in enumerate(names):
+        own = [p for p, d in enumerate(found) if d.source == name]
+        share = count // len(names) + (i < count % len(names))
+        chosen += source.choice(own, size=min(share, len(own)), replace=False).tolist()
+    return [found[p] for p in sorted(chosen)]

@@ -1,0 +1,287 @@
+"""Real text: a small GPT trained and attributed in one seeded call, and what its scores are worth.
+
+A BPE and a GPT are trained on WikiText-2 and TinyStories. Then, with error bars and controls:
+
+* `tokens`: token influence links the same word, its variants, and paired tokens (quotes and
+  brackets, names that come again) more than pairs matched by frequency within the same text.
+* `planted`: a passage copied into the training text, looked for by its paraphrase.
+* `lds`: fine-tuning on half-subsets, predicted by the BIF, the response estimator and EK-FAC.
+
+    python benchmarks/language.py --data DIR --out benchmarks/results --device cuda
+    python benchmarks/language.py --data DIR --out results --tiny
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from common import parser, print_table, write
+from corpus import Trained, documents, gpt, spread, tokenizer_of, train_, trained
+from language_lds import lds_rows
+from paraphrases import paraphrase, ranks, shared_words, wilson
+from torch import nn
+from word_pairs import CLASSES, bootstrap, matched_pairs, tokens_of
+
+import bif
+from bif import baselines
+from bif.language import Document, language_problem
+
+PARTS = ("tokens", "planted", "lds")
+
+
+def settings(a: argparse.Namespace) -> bif.Settings:
+    """Stacked chains of SGLD with mini-batches; gamma and step size are the library's choice."""
+    fast = a.device.startswith("cuda")
+    return bif.Settings(
+        sampler="sgld", gradient="minibatch", batch_size=a.batch, chains=a.chains, draws=a.draws,
+        burn_in=a.burn_in, thin=a.thin, gamma=a.gamma or None, oracle="stacked",
+        block_size=a.chains, chunk_size=a.chunk,
+        gradient_precision="bfloat16" if fast else "float32",
+        loss_precision="bfloat16" if fast else "float32", compiled=a.compiled,
+        device=a.device, seed=a.seed,
+    )  # fmt: skip
+
+
+class Text:
+    """Documents, tokenizer and trained model."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        found = documents(a.data)[: a.documents]
+        self.held_out = found[::20]
+        self.train = [d for i, d in enumerate(found) if i % 20]
+        self.planted = spread(self.held_out, a.planted, seed=a.seed)
+        planted = {d.id for d in self.planted}
+        self.queries = [d for d in self.held_out if d.id not in planted]
+        self.tokenizer = tokenizer_of((d.text for d in self.train), pieces=a.pieces)
+        self.arguments = a
+
+    def problem(self, model: nn.Module, train: Sequence[Document], queries: Any,
+                **given: Any) -> bif.Problem:  # fmt: skip
+        return language_problem(
+            model, self.tokenizer, train=train, queries=queries,
+            max_length=given.pop("length", self.arguments.length), loss=bif.losses.next_token,
+            **given,
+        )  # fmt: skip
+
+    def model(self) -> tuple[nn.Module, Trained]:
+        """The GPT, trained on the train documents and the planted ones, all of their text."""
+        a = self.arguments
+        model = gpt(
+            len(self.tokenizer), width=a.width, layers=a.layers, length=a.length, seed=a.seed
+        ).to(a.device)
+        whole = self.problem(
+            model, [*self.train, *self.planted], self.queries, long="split"
+        )  # fmt: skip
+        device = torch.device(a.device)
+        groups = [whole.train, *whole.query_groups.values()]
+        items, others = (group.to(device) for group in groups)
+        how = trained(
+            model, items.first(len(items)), others.first(len(others)), steps=a.steps,
+            batch_size=64, rate=a.rate, seed=a.seed,
+        )  # fmt: skip
+        return model, how
+
+
+def token_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+    """Pearson correlations of token losses over draws: of belonging pairs minus matched ones."""
+    a = text.arguments
+    train = spread(text.train, a.token_items, seed=a.seed)
+    queries = spread(text.queries, a.token_queries, seed=a.seed)
+    problem = text.problem(model, train, queries, tokens="both")
+    run = bif.attribute(problem, settings(a), show_progress=True)
+    similar = -run.influence.dataset["correlation"].values[0]
+    items = {side: problem.train if side == "train" else problem.query_groups["query"]
+             for side in ("train", "query")}  # fmt: skip
+    words = {side: _words(group) for side, group in items.items()}
+    of_train = [token for found in words["train"] for token in found]
+    shuffled = np.random.default_rng(a.seed).permutation(similar.shape[1])
+    values: dict[tuple[str, str], list[float]] = {}
+    pairs_of: dict[str, int] = dict.fromkeys(CLASSES, 0)
+    levels: dict[tuple[str, str], list[float]] = {}
+    for i, found in enumerate(words["query"]):
+        for name, pairs in matched_pairs(found, of_train, most=a.pairs, seed=a.seed + i).items():
+            if not pairs:
+                continue
+            query, own, control = (np.array(column) for column in zip(*pairs, strict=True))
+            pairs_of[name] += len(pairs)
+            for how, columns in (("scores", np.arange(similar.shape[1])), ("shuffled", shuffled)):
+                belonging = similar[query, columns[own]]
+                matched = similar[query, columns[control]]
+                values.setdefault((name, how), []).append(float((belonging - matched).mean()))
+                levels.setdefault((name, how), []).append(float(belonging.mean()))
+    rows = []
+    for (name, how), found in values.items():
+        difference = bootstrap(found, seed=a.seed)
+        rows.append(
+            {
+                "part": "tokens", "pairs": name, "columns": how,
+                "correlation": float(np.mean(levels[name, how])),
+                "minus_matched": difference.mean, "ci_low": difference.ci_low,
+                "ci_high": difference.ci_high, "texts": difference.texts,
+                "num_pairs": pairs_of[name],
+            }
+        )  # fmt: skip
+    return [{**row, **_about(run)} for row in rows]
+
+
+def _words(items: bif.Items) -> list[list[Any]]:
+    """Tokens of every item, with their columns."""
+    assert items.tokens is not None and items.token_mask is not None
+    mask = items.token_mask
+    columns = np.where(mask, np.cumsum(mask).reshape(mask.shape) - 1, -1)
+    return [
+        tokens_of(pieces, columns[i][: len(pieces)].tolist(), i)
+        for i, pieces in enumerate(items.tokens)
+    ]
+
+
+def planted_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+    """Ranks of planted passages for their paraphrases, and for those of others as a control."""
+    a = text.arguments
+    others = spread(text.train, a.passages - len(text.planted), seed=a.seed)
+    train = [*text.planted, *others]
+    asked = [replace(d, text=paraphrase(d.text), id=f"like-{d.id}") for d in text.planted]
+    problem = text.problem(model, train, asked)
+    run = bif.attribute(problem, settings(a), show_progress=True)
+    scored = {"bif": run.influence.dataset["influence"].values[0],
+              "bif, correlation": run.influence.dataset["correlation"].values[0]}  # fmt: skip
+    started = time.perf_counter()
+    scored["gradient_product"] = baselines.gradient_product(problem).numpy()
+    scored["gradient_cosine"] = baselines.gradient_cosine(problem).numpy()
+    gradient_seconds = time.perf_counter() - started
+    own = np.arange(len(asked))
+    shared = [shared_words(d.text, q.text) for d, q in zip(text.planted, asked, strict=True)]
+    rows = []
+    for method, scores in scored.items():
+        for query, places in (("paraphrase", own), ("another passage's", np.roll(own, 1))):
+            rank = ranks(scores, places.tolist())
+            first = int((rank == 1).sum())
+            low, high = wilson(first, len(rank))
+            rows.append(
+                {
+                    "part": "planted", "method": method, "query": query,
+                    "first": first / len(rank), "ci_low": low, "ci_high": high,
+                    "median_rank": float(np.median(rank)), "worst_rank": float(rank.max()),
+                    "planted": len(rank), "passages": len(train),
+                    "shared_runs": float(np.mean(shared)),
+                }
+            )  # fmt: skip
+            ours = method.startswith("bif")
+            rows[-1] |= _about(run) if ours else {"seconds": gradient_seconds}
+    return rows
+
+
+def fine_tuning_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+    """LDS of fine-tuning the GPT on half of a few passages that it has not seen."""
+    a = text.arguments
+    count = a.lds_items + a.lds_queries + a.lds_tuning_queries
+    found = spread(text.queries, count, seed=a.seed + 1)
+    order = np.random.default_rng(a.seed).permutation(len(found))
+    own, asked, tuning = (
+        [found[i] for i in part]
+        for part in np.split(order, [a.lds_items, a.lds_items + a.lds_queries])
+    )
+    fine_tune = functools.partial(_fine_tuned, model, a.lds_steps, a.lds_rate)
+
+    def train(start: nn.Module | None, items: Any, seed: int) -> nn.Module:
+        return fine_tune(items, seed)
+
+    draft = text.problem(model, own, asked, length=a.lds_length)
+    items = draft.train.to(torch.device(a.device))
+    tuned = fine_tune(items.first(len(items)), a.seed)
+    problem = text.problem(tuned, own, {"query": asked, "tuning": tuning}, length=a.lds_length)
+    return lds_rows(problem, train, settings(a), arguments=a)
+
+
+def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
+    model = copy.deepcopy(base)
+    train_(model, items, steps=steps, batch_size=16, rate=rate, seed=seed)
+    return model
+
+
+def _about(run: bif.Run) -> dict[str, Any]:
+    """Draws, seconds and trust of a run."""
+    summary = run.summary
+    return {
+        "draws": run.traces.total_draws, "seconds": float(summary["seconds"]),
+        "reliability": float(summary.get("reliability", float("nan"))),
+        "trusted": bool(summary.get("trusted", False)),
+    }  # fmt: skip
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__ or "")
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
+    made.add_argument("--compiled", action="store_true")
+    for name, value in DEFAULTS.items():
+        made.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
+    return made
+
+
+DEFAULTS: Mapping[str, Any] = {
+    "documents": 100_000, "pieces": 3000, "width": 192, "layers": 6, "length": 128,
+    "steps": 3000, "rate": 2e-3, "chains": 8, "batch": 32, "chunk": 64,
+    "draws": 500, "burn_in": 500, "thin": 4, "gamma": 0.0,
+    "token_items": 128, "token_queries": 16, "pairs": 500,
+    "planted": 16, "passages": 1024,
+    "lds_items": 128, "lds_queries": 32, "lds_tuning_queries": 16, "lds_length": 64,
+    "lds_subsets": 40, "lds_seeds": 2, "lds_steps": 40, "lds_rate": 5e-4,
+    "response_steps": 300,
+}  # fmt: skip
+TINY: Mapping[str, Any] = {
+    "documents": 400, "pieces": 400, "width": 32, "layers": 2, "length": 32,
+    "steps": 60, "chains": 2, "batch": 8,
+    "draws": 40, "burn_in": 20, "thin": 1,
+    "token_items": 12, "token_queries": 4, "pairs": 50, "planted": 4, "passages": 24,
+    "lds_items": 8, "lds_queries": 4, "lds_tuning_queries": 2, "lds_length": 16,
+    "lds_subsets": 10, "lds_seeds": 2, "lds_steps": 6,
+    "response_steps": 6,
+}  # fmt: skip
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments, each with its default or that of `--tiny`."""
+    a = options().parse_args(words)
+    for name, value in DEFAULTS.items():
+        if getattr(a, name) is None:
+            setattr(a, name, TINY.get(name, value) if a.tiny else value)
+    if a.data is None:
+        raise SystemExit("--data: the folder with wikitext-2 and tinystories is needed")
+    return a
+
+
+def main() -> None:
+    a = parsed()
+    text = Text(a)
+    model, how = text.model()
+    about = {
+        "weights": sum(p.numel() for p in model.parameters()),
+        "documents": len(text.train), "held_out": len(text.held_out),
+        "training_steps": how.steps, "training_seconds": how.seconds,
+        "train_loss": how.train_loss, "held_out_loss": how.held_out_loss, "gap": how.gap,
+    }  # fmt: skip
+    print_table([about])
+    makers = {"tokens": token_rows, "planted": planted_rows, "lds": fine_tuning_rows}
+    rows: list[dict[str, Any]] = []
+    for part in a.only:
+        started = time.perf_counter()
+        made = makers[part](text, model)
+        print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
+        print_table(made)
+        rows += made
+        sizes = {name: getattr(a, name) for name in DEFAULTS}
+        print(write("language", a, rows, about=about, sizes=sizes, tiny=a.tiny), flush=True)
+
+
+if __name__ == "__main__":
+    main()

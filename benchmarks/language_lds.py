@@ -1,0 +1,89 @@
+"""LDS of fine-tuning a language model: rows as those of `lds.py`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import Any
+
+import bif
+from bif import baselines
+from bif.bank import Plan, TrainFunction, retrained
+from bif.benchmark import Task, judge
+from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
+from bif.benchmark.methods.base import FittedMethod
+from bif.benchmark.methods.fluctuation import Fluctuation
+from bif.benchmark.methods.response import Responses
+
+_SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    fitted: baselines.EKFAC
+
+    def scores(self, problem: bif.Problem, outcome: str, choice: Any) -> Any:
+        return self.fitted.scores(problem, observable=outcome, **choice).double().cpu().numpy()
+
+
+def _ekfac(problem: bif.Problem) -> _Asked:
+    """EK-FAC on linear layers; embedding and norms are left out, as other tools do."""
+    return _Asked(
+        baselines.EKFAC.fit(
+            problem, fisher_type="mc", criterion="cross_entropy", other_layers="leave_out"
+        )
+    )
+
+
+def lds_rows(
+    problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every method on the bank of fine-tuned networks; tuned on other subsets and queries.
+
+    Args:
+        problem: The fine-tuned model, with groups "query" and "tuning" of queries.
+        train: How it was fine-tuned.
+        settings: Of the BIF.
+        arguments: Sizes.
+    """
+    groups = dict(problem.query_groups)
+    tuning = groups.pop("tuning")
+    problem = problem.asking(groups)
+    plan = Plan(
+        num_subsets=arguments.lds_subsets, seeds=arguments.lds_seeds,
+        num_tuning_subsets=max(8, arguments.lds_subsets // 3), tuning_seeds=1,
+    )  # fmt: skip
+    n, full = problem.num_train, {"gradient": "full", "batch_size": None}
+    task = Task(
+        "fine-tuning", problem, tuning, train, plan,
+        settings=tuple(replace(settings, nbeta=float(n * f)) for f in (1, 10)),
+        response_steps=arguments.response_steps,
+    )  # fmt: skip
+    bank = retrained(problem, tuning, train, plan, target="scratch", show_progress=True)
+    print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
+    assert bank.tuning is not None
+    judged = Judge([bank.tuning])
+    exact = replace(
+        task, settings=tuple(replace(s, sampler="baoab", **full) for s in task.settings)
+    )
+    known = all_methods()
+    methods: list[tuple[Any, Task]] = [
+        (known["random"], task),
+        (known["gradient_product"], task),
+        (known["gradient_cosine"], task),
+        (FittedMethod("ekfac", _ekfac, _SCALES), task),
+        (Fluctuation("bif_minibatch"), task),
+        (Fluctuation("bif"), exact),
+        (Responses(), exact),
+    ]
+    found: list[Scored] = []
+    for method, own in methods:
+        try:
+            made = method.run(own, judged, found)
+        except (Unsuited, ValueError, RuntimeError, NotImplementedError) as reason:
+            print(f"{method.name}: not here. {reason}", flush=True)
+            continue
+        found += made
+        print(f"{method.name}: {made[0].cost.seconds:.1f} s", flush=True)
+    return [{"part": "lds", **row} for row in judge.rows(found, [bank])]
