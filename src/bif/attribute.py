@@ -33,6 +33,7 @@ def attribute(
     *,
     out: str | Path | None = None,
     keep: Keep = "traces",
+    top: int | None = None,
     on_existing: store.OnExisting = "resume",
     commit_every: float = COMMIT_EVERY,
     show_progress: bool = False,
@@ -50,6 +51,8 @@ def attribute(
         keep: "traces": all losses. "sums": covariances alone and the traces of 256 items for the
             diagnostics; no further queries, groups or kernels. "weights": all losses and the
             weights of every draw, so that new queries cost forward passes only.
+        top: Keep so many of the strongest scores of every query, or query token, either way, in the
+            place of all, which are never held at once; None keeps all.
         on_existing: "resume" goes on with this very run and refuses another; "replace" begins
             anew.
         commit_every: Seconds from one commit to the next.
@@ -59,7 +62,8 @@ def attribute(
         The scores with their errors and everything that stands behind them.
 
     Raises:
-        ValueError: Losses that are NaN or infinite at w*; settings that contradict each other;
+        ValueError: Losses that are NaN or infinite at w*; settings that contradict each other, or
+            `top` with sums or controls;
             too little room on the disk, or on the device for a live module; scores of too many
             pairs of tokens.
         RuntimeError: Fewer than two chains survive.
@@ -75,13 +79,14 @@ def attribute(
             "controls need the traces of all items, and keep='sums' drops them: use keep='traces', "
             "or leave the controls out."
         )
+    _refuse_unfit_top(top, requested, keep)
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
-        return attributed(problem, requested, keep=keep, show_progress=show_progress)
-    manifest = {"identity": identity(problem, requested), "keep": keep}
+        return attributed(problem, requested, keep=keep, top=top, show_progress=show_progress)
+    manifest = {"identity": identity(problem, requested), "keep": keep, "top": top}
     if on_existing == "resume" and store.is_complete(out, manifest):
         return load(out)  # also from a folder that cannot be written to
     with (
@@ -90,8 +95,8 @@ def attribute(
     ):
         if not folder.complete:
             run = attributed(
-                problem, requested, folder=folder, keep=keep, commit_every=commit_every,
-                show_progress=show_progress,
+                problem, requested, folder=folder, keep=keep, top=top,
+                commit_every=commit_every, show_progress=show_progress,
             )  # fmt: skip
             run.write(folder)
             return run
@@ -104,6 +109,7 @@ def attributed(
     *,
     folder: store.RunFolder | None = None,
     keep: Keep = "traces",
+    top: int | None = None,
     commit_every: float = COMMIT_EVERY,
     show_progress: bool = False,
 ) -> Run:
@@ -112,7 +118,7 @@ def attributed(
     Args and raises: as for `attribute`.
     """
     started = time.perf_counter()
-    refuse_vast_scores(problem, keep)
+    refuse_vast_scores(problem, keep, top=top)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)
@@ -147,6 +153,7 @@ def attributed(
         run = concluded(
             calibration,
             recording,
+            top=top,
             identity=asked_for,
             started=started - recording.seconds_before,
             forecast=sizes_in_words,
@@ -154,6 +161,23 @@ def attributed(
     if folder is not None and not recording.interrupted:
         folder.update({"arrays": recording.arrays})
     return run
+
+
+def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
+    if top is None:
+        return
+    if top < 1:
+        raise ValueError(f"top is {top}: expected the number of scores to keep either way, ≥ 1.")
+    if keep == "sums":
+        raise ValueError(
+            "keep='sums' holds the sums of all pairs, so top would save nothing: leave top out, or "
+            "use keep='traces'."
+        )
+    if requested.controls:
+        raise ValueError(
+            "controls are other scores of all pairs, and top keeps the strongest only: leave one "
+            "of them out."
+        )
 
 
 def _calibrated(

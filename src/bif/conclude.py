@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bif import __version__
 from bif.calibrate import Calibration
@@ -14,19 +14,24 @@ from bif.described import described
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
-from bif.influence import Influence
 from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
 from bif.recording import Recording
 from bif.run import Run
 from bif.settings import Settings
+from bif.strongest import influence_of, strongest_dataset
+from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def concluded(
     calibration: Calibration,
     recording: Recording,
     *,
+    top: int | None,
     identity: Mapping[str, Any],
     started: float,
     forecast: Sequence[str],
@@ -36,6 +41,7 @@ def concluded(
     Args:
         calibration: Complete settings and why they were chosen.
         recording: Ended.
+        top: How many scores of every row are kept either way, or None for all.
         identity: What makes it this run, as it was before the sampling.
         started: By `time.perf_counter`, as if there had been no interruption.
         forecast: Of memory and disk, in words.
@@ -61,24 +67,7 @@ def concluded(
             f"with errors needs two: {'; '.join(warnings)}. {advice}"
         )
     assert settings.nbeta is not None
-    covariance = (
-        recording.covariance()
-        if keep == "sums"
-        else estimate_covariance(traces, device=sampling.device)
-    )
-    dataset = influence_dataset(
-        covariance,
-        nbeta=settings.nbeta,
-        observables={o.name: o.better for o in problem.observables},
-        query_ids=problem.query_ids,
-        query_groups=problem.query_group_names,
-        train_ids=problem.scored_ids,
-        num_train=problem.num_train,
-        num_chains=traces.num_chains,
-        num_draws=traces.total_draws,
-    )
-    del covariance
-    dataset = described(dataset, sampling).assign_attrs(
+    dataset = described(_scores(recording, traces, settings.nbeta, top), sampling).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
     if settings.controls:
@@ -108,6 +97,7 @@ def concluded(
     manifest = {
         "identity": dict(identity),
         "keep": keep,
+        "top": top,
         "settings": settings.as_dict(),
         "explanations": list(calibration.explanations),
         "forecast": list(forecast),
@@ -123,8 +113,43 @@ def concluded(
         "panels": asdict(sampling.panels),
         "left_out": sorted({*recording.diverged, *recording.taken_along}),
     }
-    scores = Influence(dataset, None if keep == "sums" else traces)
+    scores = influence_of(dataset, None if keep == "sums" else traces)
     return Run(scores, traces, diagnostics, summary, manifest)
+
+
+def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | None) -> xr.Dataset:
+    """All scores, or the strongest of every row."""
+    sampling = recording.sampling
+    problem = sampling.problem
+    observables: dict[str, str | None] = {o.name: o.better for o in problem.observables}
+    if top is not None:
+        return strongest_dataset(
+            traces,
+            top,
+            nbeta=nbeta,
+            observables=observables,
+            query_ids=problem.query_ids,
+            query_groups=problem.query_group_names,
+            train_ids=problem.scored_ids,
+            num_train=problem.num_train,
+            device=sampling.device,
+        )
+    covariance = (
+        recording.covariance()
+        if recording.keep == "sums"
+        else estimate_covariance(traces, device=sampling.device)
+    )
+    return influence_dataset(
+        covariance,
+        nbeta=nbeta,
+        observables=observables,
+        query_ids=problem.query_ids,
+        query_groups=problem.query_group_names,
+        train_ids=problem.scored_ids,
+        num_train=problem.num_train,
+        num_chains=traces.num_chains,
+        num_draws=traces.total_draws,
+    )
 
 
 def _warnings(recording: Recording, settings: Settings) -> list[str]:

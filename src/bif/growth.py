@@ -76,7 +76,7 @@ def _extended(
     try:
         run = attributed(
             problem, requested, folder=opened, keep=opened.manifest["keep"],
-            commit_every=commit_every, show_progress=show_progress,
+            top=opened.manifest.get("top"), commit_every=commit_every, show_progress=show_progress,
         )  # fmt: skip
     except ReplayDeparts:
         opened.update({name: before.get(name) for name in ("identity", "settings", "complete")})

@@ -37,6 +37,7 @@ class Influence:
         missing = {"influence", "derivative", "correlation", "standard_error"} - set(dataset)
         if missing:
             raise ValueError(f"not an influence dataset: it lacks {sorted(missing)}.")
+        self._refuse_layout(dataset)
         self.dataset = dataset
         self.traces = traces
 
@@ -200,6 +201,13 @@ class Influence:
         return f"<p><strong>{escape(head)}</strong><br>{escape(sign)}</p>" + (
             self.dataset._repr_html_()
         )
+
+    def _refuse_layout(self, dataset: xr.Dataset) -> None:
+        if "rank" in dataset.dims:
+            raise ValueError(
+                "the dataset holds the strongest scores of every query only, of a run with top=…: "
+                "use bif.load(folder).influence."
+            )
 
     def _observable(self, name: str | None) -> str:
         names = [str(n) for n in self.dataset["observable"].values]

@@ -20,6 +20,8 @@ MOST_SCORE_BYTES = 8 * 2**30
 """Of the scores of tokens, all at once, while they are estimated."""
 _BYTES_A_SCORE = 56
 """Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
+_BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
+"""Of certain and all scores, either way: found in float64 and int64, kept in float32 and int64."""
 _SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -61,23 +63,54 @@ def forecast(
     }
 
 
-def refuse_vast_scores(problem: Problem, keep: Keep) -> None:
+def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) -> None:
     """Raise where scores of tokens would take more than `MOST_SCORE_BYTES` all at once.
+
+    Args:
+        problem: With tokens or without.
+        keep: What is kept of the draws.
+        top: How many scores of each row are kept either way, or None for all.
 
     Raises:
         ValueError: They would, with what to choose instead.
     """
     rows, columns = len(problem.observables) * problem.num_queries, problem.num_scored
+    if top is not None:
+        needed = _BYTES_A_LISTED_SCORE * rows * min(top, columns)
+        if needed > MOST_SCORE_BYTES:
+            raise ValueError(
+                f"the {top:,} strongest scores either way of {rows:,} rows of queries would take "
+                f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: choose a smaller top."
+            )
+        return
     sums = 8 * DEFAULT_GROUPS if keep == "sums" else 0
     needed = (_BYTES_A_SCORE + sums) * rows * columns
     if not problem.tokens or needed <= MOST_SCORE_BYTES:
         return
     kind = "tokens" if problem.train_by_token else "items"
+    strongest = "keep='traces' and top=10" if keep == "sums" else "top=10"
     raise ValueError(
         f"scores of {columns:,} train {kind} on {rows:,} rows of queries would take "
-        f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: choose fewer queries, or fewer "
-        "of their tokens (token_mask), or whole items on one side (tokens='train' or 'query')."
+        f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: keep the strongest of each row "
+        f"only ({strongest}; --top 10), or choose fewer queries, or fewer of their tokens "
+        "(token_mask), or whole items on one side (tokens='train' or 'query')."
     )
+
+
+def refuse_vast_sums(num_rows: int, num_columns: int) -> None:
+    """Raise where that many sums of scores would take more than `MOST_SCORE_BYTES` all at once.
+
+    Raises:
+        ValueError: They would.
+    """
+    needed = _BYTES_A_SCORE * num_rows * num_columns
+    if needed > MOST_SCORE_BYTES:
+        raise ValueError(
+            f"{num_columns:,} sums over train columns on {num_rows:,} rows of queries would take "
+            f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: sum over both sides "
+            "(by_item('both')), or choose some rows and columns first with "
+            "part(query=…, train=…)."
+        )
 
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:

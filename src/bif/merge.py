@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bif import store
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import estimate_influence
-from bif.influence import Influence
 from bif.judgement import figures_of, judge
 from bif.run import Run, load
+from bif.strongest import influence_of, strongest_dataset
 from bif.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _MAY_DIFFER = {"settings.seed", "settings.chains", "settings.draws", "settings.device"}
 _OF_THE_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
@@ -29,7 +32,7 @@ def merge(folders: Sequence[str | Path]) -> Run:
         folders: At least two complete runs that keep traces.
 
     Raises:
-        ValueError: Fewer than two; equal seeds; a run that keeps sums.
+        ValueError: Fewer than two; equal seeds; a run that keeps sums; different `top`.
         FolderInUse: Runs of another problem or other settings, with the difference named.
         FileNotFoundError, DamagedRun: A run that cannot be read.
     """
@@ -44,20 +47,15 @@ def merge(folders: Sequence[str | Path]) -> Run:
             f"the runs have the seeds {seeds}: equal seeds give the same draws, which would be "
             "counted twice. Give every run a --seed of its own."
         )
+    tops = [run.manifest.get("top") for run in runs]
+    if len(set(tops)) > 1:
+        raise ValueError(
+            f"the runs were made with top {', '.join(map(str, tops))}: give every run the same "
+            "--top, or none."
+        )
     traces = _renumbered([run.traces for run in runs])
     first = runs[0].influence.dataset
-    scores = estimate_influence(
-        traces,
-        nbeta=float(first.attrs["nbeta"]),
-        observables={
-            str(o): str(b) or None
-            for o, b in zip(first["observable"].values, first["better"].values, strict=True)
-        },
-        query_ids=first["query_id"].values,
-        query_groups=first["query_group"].values,
-        train_ids=first["train_id"].values,
-        num_train=int(first.attrs["num_train"]),
-    )
+    scores = _scores(traces, first, runs[0].manifest.get("top"))
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
     scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
     diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
@@ -83,7 +81,26 @@ def merge(folders: Sequence[str | Path]) -> Run:
         "warnings": [*judged.reasons, *judged.warnings, *said],
         "left_out": [],
     }
-    return Run(Influence(scores, traces), traces, diagnostics, summary, manifest)
+    return Run(influence_of(scores, traces), traces, diagnostics, summary, manifest)
+
+
+def _scores(traces: LossTraces, first: xr.Dataset, top: int | None) -> xr.Dataset:
+    """Of all chains, under the names of the first run."""
+    observables: dict[str, str | None] = {
+        str(o): str(b) or None
+        for o, b in zip(first["observable"].values, first["better"].values, strict=True)
+    }
+    given: dict[str, Any] = {
+        "nbeta": float(first.attrs["nbeta"]),
+        "observables": observables,
+        "query_ids": first["query_id"].values,
+        "query_groups": first["query_group"].values,
+        "train_ids": first["train_id"].values,
+        "num_train": int(first.attrs["num_train"]),
+    }
+    if top is None:
+        return estimate_influence(traces, **given)
+    return strongest_dataset(traces, top, **given)
 
 
 def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
@@ -127,6 +144,7 @@ def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]
     return {
         **{name: first[name] for name in named},
         "keep": "traces",
+        "top": first.get("top"),
         "identity": identity,
         "settings": settings,
         "complete": _all(runs, "complete"),

@@ -18,6 +18,7 @@ from bif.influence import Influence, rankings
 from bif.keep import subset_of
 from bif.panels import Panels, joined
 from bif.ranking import Ranking
+from bif.strongest import StrongestInfluence, influence_of
 from bif.traces import LossTraces, TraceBlock
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Run:
     """What a run leaves behind.
 
     Attributes:
-        influence: The scores, with their errors.
+        influence: The scores, with their errors; the strongest of every query where the run was
+            made with `top`.
         traces: The losses of all surviving chains at all draws; of 256 train items and 64 query
             columns where the run kept sums.
         diagnostics: Mean-loss traces, reliability, effective sample size, R-hat.
@@ -97,7 +99,11 @@ class Run:
         """
         place = store.folder_at(folder)
         store.refuse_occupied(place, overwrite=overwrite)
-        manifest = {"identity": self.manifest["identity"], "keep": self.manifest["keep"]}
+        manifest = {
+            "identity": self.manifest["identity"],
+            "keep": self.manifest["keep"],
+            "top": self.manifest.get("top"),
+        }
         with store.open_run(place, manifest, on_existing="replace") as opened:
             opened.begin()
             panels = Panels(**self.manifest["panels"])
@@ -135,15 +141,18 @@ class Run:
         """The page of items, or where tokens have columns that of tokens."""
         from bif.report import render_report, render_token_report
 
-        dataset, manifest = self.influence.dataset, dict(self.manifest)
+        scores, manifest = self.influence, dict(self.manifest)
+        if isinstance(scores, StrongestInfluence):
+            scores = scores.excerpt()
+        dataset = scores.dataset
         if not {"train_item", "query_item"} & set(dataset.coords):
             return render_report(
                 dataset, diagnostics=self.diagnostics, summary=summary, manifest=manifest
             )
-        on_queries = self.influence.by_item("query")
+        on_queries = scores.by_item("query")
         summed = {
             "query": on_queries.dataset,
-            "train": self.influence.by_item("train").dataset,
+            "train": scores.by_item("train").dataset,
             "both": on_queries.by_item("train").dataset,
         }
         sources = source_text(dataset)
@@ -182,7 +191,7 @@ def load(folder: str | Path) -> Run:
     traces, damage = _traces(place, manifest)
     manifest = {**manifest, "warnings": [*manifest.get("warnings", []), *damage]}
     whole = manifest.get("keep") != "sums" and bool(traces.blocks)
-    influence = Influence(found["influence"], traces if whole else None)
+    influence = influence_of(found["influence"], traces if whole else None)
     summary = {n: float("nan") if v is None else v for n, v in found["summary"].items()}
     return Run(influence, traces, found["diagnostics"], summary, manifest)
 

@@ -72,6 +72,9 @@ class Attribute:
     to queries; of a --model the files of all queries, old and new."""
     candidates: tuple[str, ...] = ()
     """The same for items that were not trained on, to be scored as well."""
+    top: int | None = None
+    """Keep so many of the strongest scores of every query, or query token, either way, in the place
+    of all; all scores are never held at once."""
     commit_every: float = 10.0
     """Seconds from one commit to the next."""
     overwrite: bool = False
@@ -97,7 +100,7 @@ class Attribute:
             self.target, self.language, self.settings,
             query=self.query, candidates=self.candidates,
         )  # fmt: skip
-        manifest = {"identity": identity(problem, settings), "keep": self.keep}
+        manifest = {"identity": identity(problem, settings), "keep": self.keep, "top": self.top}
         replaces = "replace" if self.overwrite else "resume"
         there = store.is_complete(self.out, manifest) and not self.overwrite
         attribute(
@@ -105,6 +108,7 @@ class Attribute:
             settings,
             out=self.out,
             keep=self.keep,
+            top=self.top,
             on_existing=replaces,
             commit_every=self.commit_every,
             show_progress=True,
@@ -116,6 +120,8 @@ class Attribute:
 
         if self.overwrite:
             raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
+        if self.top is not None:
+            raise ValueError("--from keeps the run's own --top: drop it.")
         given = {
             name: value
             for name, value in self.settings.as_dict().items()
@@ -213,6 +219,7 @@ class Show:
 
     def run(self) -> None:
         from bif.influence import Influence
+        from bif.strongest import influence_of
 
         folder = store.folder_at(self.folder)
         if folder.is_file(store.SCORES):
@@ -227,14 +234,15 @@ class Show:
             return
         run = store.read_run(folder)
         _print_summary(run["summary"], run["manifest"])
-        self._rank(Influence(run["influence"]))
+        self._rank(influence_of(run["influence"]))
 
     def _rank(self, influence: Influence) -> None:
         print(influence)
         ids = self.query or tuple(str(i) for i in influence.dataset["query_id"].values[:3])
         for query in ids:
             print()
-            print(influence.top(query, self.top, observable=self.observable))
+            kept = influence.dataset.sizes.get("rank", self.top)
+            print(influence.top(query, min(self.top, kept), observable=self.observable))
 
 
 def _announce(out: str, *, worked: bool) -> None:

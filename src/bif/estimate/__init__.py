@@ -10,7 +10,13 @@ from bif.estimate.covariance import (
 from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
 from bif.estimate.influence import estimate_influence, influence_dataset, summed_influence
 from bif.estimate.sums import BlockSums
-from bif.estimate.top import Strongest, TopInfluences, top_influences
+from bif.estimate.top import (
+    Strongest,
+    StrongestInfluences,
+    TopInfluences,
+    strongest_influences,
+    top_influences,
+)
 
 __all__ = [
     "BlockSums",
@@ -19,6 +25,7 @@ __all__ = [
     "CovarianceSums",
     "GroupSums",
     "Strongest",
+    "StrongestInfluences",
     "TopInfluences",
     "convergence",
     "diagnose",
@@ -27,6 +34,7 @@ __all__ = [
     "influence_dataset",
     "reliability",
     "reliability_by_draws",
+    "strongest_influences",
     "summed_influence",
     "top_influences",
 ]

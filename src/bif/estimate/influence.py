@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
+    from bif.estimate.top import StrongestInfluences
+
 SIGN = (
     "influence = -Cov(train loss, observable): the way the observable moves when the item gains "
     "weight. For a loss negative is helpful; for an observable that should be large positive is."
@@ -84,9 +86,40 @@ def influence_dataset(
 
     Args: as for `estimate_influence`; `num_chains` and `num_draws` are those behind it.
     """
+    queries = _queries(observables, query_ids, query_groups)
+    attrs = _attrs(nbeta, num_train, num_chains, num_draws)
+    return _filled(queries, covariance, attrs, train_ids)
+
+
+def axes_dataset(
+    found: StrongestInfluences,
+    *,
+    nbeta: float,
+    observables: Mapping[str, str | None],
+    query_ids: Sequence[str] | np.ndarray,
+    train_ids: Sequence[str] | np.ndarray,
+    query_groups: Sequence[str] | np.ndarray | None,
+    num_train: int,
+    num_chains: int,
+    num_draws: int,
+) -> xr.Dataset:
+    """What `influence_dataset` says of rows and columns, without the scores of their pairs.
+
+    Args: as for `influence_dataset`.
+    """
+    queries = _queries(observables, query_ids, query_groups)
+    attrs = _attrs(nbeta, num_train, num_chains, num_draws)
+    return _with_axes(queries, found, {**attrs, "error_quantile": found.error_quantile}, train_ids)
+
+
+def _queries(
+    observables: Mapping[str, str | None],
+    query_ids: Sequence[str] | np.ndarray,
+    query_groups: Sequence[str] | np.ndarray | None,
+) -> xr.Dataset:
     import xarray as xr
 
-    queries = xr.Dataset(
+    return xr.Dataset(
         coords={
             "observable": list(observables),
             "better": ("observable", [b or "" for b in observables.values()]),
@@ -97,9 +130,11 @@ def influence_dataset(
             ),
         }
     )
-    attrs = {"sign": SIGN, "nbeta": float(nbeta), "num_train": num_train,
-             "num_chains": num_chains, "num_draws": num_draws}  # fmt: skip
-    return _filled(queries, covariance, attrs, train_ids)
+
+
+def _attrs(nbeta: float, num_train: int, num_chains: int, num_draws: int) -> dict[str, object]:
+    return {"sign": SIGN, "nbeta": float(nbeta), "num_train": num_train,
+            "num_chains": num_chains, "num_draws": num_draws}  # fmt: skip
 
 
 def summed_influence(
@@ -162,22 +197,33 @@ def _filled(
         influence[place] = value.cpu().numpy()
         correlation[place] = (value / scale).where(scale > 0, 0.0 * value).cpu().numpy()
         errors[place] = covariance.standard_error[row].cpu().numpy()
+    scores = queries.assign(
+        influence=(axes, influence),
+        derivative=(axes, np.float32(nbeta / num_train) * influence),
+        correlation=(axes, correlation),
+        standard_error=(axes, errors),
+    )
+    attrs = {**attrs, "error_quantile": t_quantile(covariance.num_groups)}
+    return _with_axes(scores, covariance, attrs, train_ids)
+
+
+def _with_axes(
+    queries: xr.Dataset,
+    found: Covariance | StrongestInfluences,
+    attrs: dict[str, object],
+    train_ids: Sequence[str] | np.ndarray,
+) -> xr.Dataset:
+    """Add names, means and self-influence of rows and columns."""
+    shape = (queries.sizes["observable"], queries.sizes["query"])
     return (
         queries.assign(
-            influence=(axes, influence),
-            derivative=(axes, np.float32(nbeta / num_train) * influence),
-            correlation=(axes, correlation),
-            standard_error=(axes, errors),
-            self_influence=("train", -covariance.column_variance.cpu().numpy()),
-            self_influence_standard_error=(
-                "train",
-                covariance.column_variance_error.cpu().numpy(),
-            ),
-            train_mean_loss=("train", covariance.column_mean.cpu().numpy()),
-            query_mean=(axes[:2], covariance.row_mean.reshape(shape[:2]).cpu().numpy()),
+            self_influence=("train", -found.column_variance.cpu().numpy()),
+            self_influence_standard_error=("train", found.column_variance_error.cpu().numpy()),
+            train_mean_loss=("train", found.column_mean.cpu().numpy()),
+            query_mean=(("observable", "query"), found.row_mean.reshape(shape).cpu().numpy()),
         )
         .assign_coords(train_id=("train", _texts(train_ids)))
-        .assign_attrs({**attrs, "error_quantile": t_quantile(covariance.num_groups)})
+        .assign_attrs(attrs)
     )
 
 

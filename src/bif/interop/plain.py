@@ -108,6 +108,11 @@ def _from_run(folder: Folder, observable: str | None) -> ImportedScores:
     missing = {"derivative", "observable", "query_id", "train_id"} - set(dataset.variables)
     if missing:
         raise ValueError(f"{folder} holds no influence dataset: it lacks {sorted(missing)}.")
+    if "rank" in dataset.dims:
+        raise ValueError(
+            f"{folder} keeps the strongest scores of every query only (top=…), and a matrix needs "
+            "all: use a run without top."
+        )
     names = [str(name) for name in dataset["observable"].values]
     if observable is None and len(names) > 1:
         raise ValueError(f"{folder} has several observables: pass observable= one of {names}.")

@@ -87,8 +87,14 @@ def headline(source: Source, *, summary: Mapping) -> str:
         f"<h1>Influence of {train} on the {observables} of {query}</h1>"
         f'<p class="lead">Estimated from {count(draws)} draws of {count(chains)} chains around '
         f"the trained weights, at nbeta {setting(source.attrs.get('nbeta'))} and gamma "
-        f"{setting(source.attrs.get('gamma'))}.</p>"
+        f"{setting(source.attrs.get('gamma'))}.</p>{excerpt_line(source)}"
     )
+
+
+def excerpt_line(source: Source) -> str:
+    """Return what the page is an excerpt of; empty where it is of everything."""
+    text = source.attrs.get("excerpt")
+    return f'<p class="lead">{escape(str(text))}</p>' if text else ""
 
 
 def trust_line(summary: Mapping) -> str:

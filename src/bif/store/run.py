@@ -128,7 +128,7 @@ def open_run(
 
     Args:
         where: A path or fsspec URL; made if need be.
-        manifest: With `identity` and `keep`, of the run that is asked for.
+        manifest: With `identity`, `keep` and `top`, of the run that is asked for.
         on_existing: "resume" goes on with this very run and refuses another; "replace" removes
             whatever run is there as soon as the new one has something to write.
 
@@ -303,6 +303,11 @@ def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[
     named = differences(found.get("identity", {}), expected.get("identity", {}))
     if "keep" in expected and found.get("keep") != expected["keep"]:
         named.append(f"keep (it keeps {found.get('keep')})")
+    if "top" in expected and found.get("top") != expected["top"]:
+        there = found.get("top")
+        named.append(
+            f"top (it keeps {'all' if there is None else f'the {there} strongest'} scores)"
+        )
     if named:
         longer = {"settings.draws", "settings.chains"} & set(named)
         growing = all(n in longer or n.startswith(("queries.", "candidates.")) for n in named)
