@@ -1,4 +1,5 @@
-"""Make `results/README.md` and `docs/results.md` from the dated JSON files of `results/`.
+"""Make `results/README.md`, `docs/results.md`, `docs/scaling.md` and `docs/language-results.md`
+from the dated JSON files of `results/`.
 
 Nothing in them is typed by hand, and the plots are drawn anew.
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+
+from pages import language_page, scaling_page, scaling_picture
 
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import budget_table, table
@@ -58,6 +61,17 @@ COLUMNS = {
         },
     ),
     **dict.fromkeys(
+        ("scaling", "scaling-items"),
+        {
+            "shape": "shape", "method": "method", "num_items": "items", "num_queries": "queries",
+            "how": "how", "layout": "memory", "seconds_a_draw": "seconds a draw",
+            "target": "target", "tflops": "TFLOP/s", "share_of_bf16_peak": "share of bf16 peak",
+            "peak_memory_gib": "peak GiB", "forecast_gib": "forecast GiB",
+            "warm_up_seconds": "warm-up", "fit_seconds": "fit", "score_seconds": "scores",
+            "seconds": "seconds of an attribution", "reason": "reason",
+        },
+    ),
+    **dict.fromkeys(
         ("durability-demo", "durability-fashion"),
         {
             "pair": "pair", "draws": "draws", "seconds_memory": "seconds, sums in memory",
@@ -87,6 +101,10 @@ ABOUT = {
     },
     "durability-fashion": "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 "
     "queries.",
+    "scaling": "Cost of a draw of SGLD against model size, GPT-NeoX with random weights, 144 "
+    "sequences of 512 tokens scored at every draw and a step on 16 between draws. In words and "
+    "pictures: [docs/scaling.md](../../docs/scaling.md).",
+    "scaling-items": "The same against items and queries.",
     "draws": "Draws a second on the Fashion-MNIST network, 6,000 items and 200 queries. FLOPs are "
     "counted as 6 a weight and item in steps and 2 in recording.",
 }
@@ -95,6 +113,8 @@ ABOUT = {
 def main() -> None:
     write_results()
     write_docs()
+    write_scaling()
+    write_language()
     write_mixing()
 
 
@@ -193,6 +213,24 @@ def sizes_table(rows: list[dict[str, Any]]) -> list[str]:
             }
             lines += [f"| {method} | " + " | ".join(own.get(n, "–") for n in sizes) + " |"]
     return [*lines, ""]
+
+
+def write_scaling() -> None:
+    """Cost against model size, with a plot."""
+    run, picture = newest("scaling"), DOCS / "images" / "scaling-weights.png"
+    picture.unlink(missing_ok=True)
+    if run is not None:
+        picture.write_bytes(scaling_picture(run))
+    page = scaling_page(
+        run, newest("scaling-items"), where=where, cell=cell, pictured=run is not None
+    )
+    (DOCS / "scaling.md").write_text(page, encoding="utf-8")
+
+
+def write_language() -> None:
+    """What scores are worth on real text."""
+    page = language_page(newest("language"), where=where, cell=cell, lds_table=table)
+    (DOCS / "language-results.md").write_text(page, encoding="utf-8")
 
 
 def preamble(run: dict[str, Any]) -> list[str]:

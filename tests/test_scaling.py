@@ -164,3 +164,23 @@ def test_a_rival_that_takes_too_long_is_stopped(load):
             pass
     with within(10):
         pass
+
+
+def test_the_page_says_what_is_not_measured_and_takes_every_number_from_the_file(load):
+    scaling_page, scaling_picture = load("pages").scaling_page, load("pages").scaling_picture
+    given = {"where": lambda run: f"run of {run['date']}", "cell": load("tables").cell}
+    empty = scaling_page(None, None, pictured=False, **given)
+    assert "Not measured on a GPU yet" in empty and "scaling.py" in empty
+    fixed = {"num_items": 128, "num_queries": 16}
+    rows = [
+        {**row, "seconds_a_draw": row["seconds"] / 1000, "shape": "14M", "peak_memory_gib": 1.0}
+        for row in rows_of("bif", {1e6: 10.0, 1e8: 100.0}, **fixed)
+    ]
+    rows += rows_of("ekfac", {1e6: 1.0, 1e8: 1000.0}, **fixed)
+    rows.append({"method": "ekfac", "shape": "12B", "reason": "over | 300 s"})
+    run = {"rows": rows, "date": "today", "fits": load("scaling").fits(rows)}
+    page = scaling_page(run, None, pictured=True, **given)
+    assert "run of today" in page and "over \\| 300 s" in page
+    assert "bif: seconds grow as (weights)^0.50, 2 points" in page
+    assert "ekfac is cheaper than bif below 10,000,000 weights (within what was measured)" in page
+    assert scaling_picture(run)[:4] == b"\x89PNG"

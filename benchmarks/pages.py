@@ -1,0 +1,236 @@
+"""Pages of the documentation made from `scaling.py`'s and `language.py`'s JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+Run = Mapping[str, Any]
+Cell = Callable[[Any], str]
+_MADE = (
+    "Made by `python benchmarks/tables.py` from the dated JSON files of `benchmarks/results/`, "
+    "which hold full settings, versions and hardware."
+)
+_NOT_YET = (
+    "!!! note\n    Not measured on a GPU yet: there is no such file in `benchmarks/results/`, and "
+    "no number is written here by hand. The command is\n    `{command}`."
+)
+_COLOURS = {"bif": "#c2410c", "devinterp": "#1d4ed8", "ekfac": "#15803d"}
+_SCALING = {
+    "shape": "shape", "method": "method", "how": "how", "layout": "memory",
+    "seconds_a_draw": "s a draw", "target": "target", "met": "met",
+    "share_of_bf16_peak": "share of bf16 peak", "peak_memory_gib": "peak GiB",
+    "forecast_gib": "forecast GiB", "warm_up_seconds": "warm-up, s", "fit_seconds": "fit, s",
+    "score_seconds": "scores, s", "reason": "why there is no figure, or no faster layout",
+}  # fmt: skip
+_TOKENS = {
+    "pairs": "pairs", "columns": "columns", "correlation": "correlation",
+    "minus_matched": "minus matched pairs", "ci_low": "95 % from", "ci_high": "to",
+    "texts": "texts", "num_pairs": "pairs in all", "draws": "draws", "reliability": "reliability",
+    "trusted": "trusted",
+}  # fmt: skip
+_PLANTED = {
+    "method": "method", "query": "asked by", "first": "share at rank 1", "ci_low": "95 % from",
+    "ci_high": "to", "median_rank": "median rank", "worst_rank": "worst", "planted": "planted",
+    "passages": "of passages", "shared_runs": "runs of 5 words shared", "seconds": "seconds",
+    "trusted": "trusted",
+}  # fmt: skip
+
+
+def scaling_page(
+    run: Run | None, sweep: Run | None, *, where: Callable[[Any], str], cell: Cell, pictured: bool
+) -> str:
+    """`docs/scaling.md`.
+
+    Args:
+        run: Of all shapes, or None.
+        sweep: Of items and queries, or None.
+        where: Command and machine of a run in a sentence.
+        cell: A value in a table.
+        pictured: Whether there is a picture.
+    """
+    lines = [
+        "# Cost against model size",
+        "",
+        _MADE,
+        "",
+        "GPT-NeoX with random weights in the shapes of Pythia. One draw is one SGLD step on 16 "
+        "sequences and a forward pass over 144, 512 tokens each. Weights are float32 unless the "
+        "layout is `lean`, compute is bfloat16, losses are float32. `how` is `eager`; `layers`, "
+        "each layer compiled by itself, which a fused step allows; or `whole`, the run compiled. "
+        "The layout is the fastest that fits: see [large models](large-models.md).",
+        "",
+        "FLOPs are counted as 2 a weight without the input embedding, plus causal attention, for "
+        "every token scored, and three times that for every token stepped on; the peak is that of "
+        "an H100's data sheet. devinterp scores the same sequences with weights in bfloat16; "
+        "kronfluence's EK-FAC is fitted to 128 sequences and scores them for 16, linear layers "
+        "without the head.",
+        "",
+    ]
+    if run is None:
+        command = "python benchmarks/scaling.py --out benchmarks/results --device cuda --forecast"
+        return "\n".join([*lines, _NOT_YET.format(command=command)]) + "\n"
+    lines += [where(run), ""]
+    if pictured:
+        lines += ["![Cost against model size](images/scaling-weights.png)", ""]
+    lines += [*_table(run["rows"], _SCALING, cell), ""]
+    for found, title in ((run, "Model size"), (sweep, "Items and queries")):
+        if found is None:
+            continue
+        lines += [f"## {title}", "", *([] if found is run else [where(found), ""])]
+        if found is not run:
+            columns = {"method": "method", "num_items": "items", "num_queries": "queries",
+                       "seconds": "seconds", **_SCALING}  # fmt: skip
+            lines += [*_table(found["rows"], columns, cell), ""]
+        lines += _laws(found, cell)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _laws(run: Run, cell: Cell) -> list[str]:
+    """Exponents and crossing points in sentences."""
+    draws = run.get("draws_of_a_run", 1000)
+    lines = [
+        f"Least squares in logarithms through the seconds of a whole attribution: {draws:,} draws, "
+        "or fit and scores. The fastest row of each size counts.",
+        "",
+    ]
+    for law in run["fits"]["exponents"]:
+        error = "" if law["error"] is None or law["error"] != law["error"] else (
+            f" ± {law['error']:.2f}"
+        )  # fmt: skip
+        lines.append(
+            f"* {law['method']}: seconds grow as ({_words(law['along'])})^{law['exponent']:.2f}"
+            f"{error}, {law['points']} points."
+        )
+    for met in run["fits"]["crossings"]:
+        if met["crossing"] is None or not 0 < met["crossing"] < float("inf"):
+            continue
+        dearer = met["other"] if met["cheaper_below"] == met["method"] else met["method"]
+        reach = "within what was measured" if met["measured"] else "extrapolated"
+        place = cell(float(format(met["crossing"], ".2g")))
+        lines.append(
+            f"* {met['cheaper_below']} is cheaper than {dearer} below {place} "
+            f"{_words(met['along'])} ({reach})."
+        )
+    return [*lines, ""]
+
+
+def _words(along: str) -> str:
+    return along.removeprefix("num_")
+
+
+def scaling_picture(run: Run) -> bytes:
+    """Seconds of a draw and of a whole attribution, and peak memory, over the weights; a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = {"seconds_a_draw": "seconds a draw", "seconds": "seconds of an attribution",
+              "peak_memory_gib": "peak GiB"}  # fmt: skip
+    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for method, colour in _COLOURS.items():
+            best: dict[float, float] = {}
+            for row in run["rows"]:
+                if row["method"] == method and row.get(key):
+                    x = float(row["weights"])
+                    best[x] = min(float(row[key]), best.get(x, float("inf")))
+            if best:
+                x = sorted(best)
+                axes.loglog(x, [best[w] for w in x], "o-", color=colour, label=method, ms=4)
+        axes.set_xlabel("weights")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def language_page(
+    run: Run | None, *, where: Callable[[Any], str], cell: Cell,
+    lds_table: Callable[[Sequence[Mapping[str, Any]]], str],
+) -> str:  # fmt: skip
+    """`docs/language-results.md`.
+
+    Args:
+        run: Of `language.py`, or None.
+        where: Command and machine of a run in a sentence.
+        cell: A value in a table.
+        lds_table: Rows of LDS as a table.
+    """
+    lines = [
+        "# Measured on real text",
+        "",
+        _MADE,
+        "",
+        "A byte-level BPE and a small GPT are trained on WikiText-2 and TinyStories and attributed "
+        "in the same seeded call. The posterior's losses are those of the scored passages, a "
+        "sample of what the model was trained on. Runs that failed a "
+        "[gate](converged.md) say so.",
+        "",
+    ]
+    if run is None or run.get("tiny"):
+        command = "python benchmarks/language.py --data DIR --out benchmarks/results --device cuda"
+        return "\n".join([*lines, _NOT_YET.format(command=command)]) + "\n"
+    about = run["about"]
+    lines += [
+        where(run),
+        "",
+        f"{cell(about['weights'])} weights, {cell(about['documents'])} documents, "
+        f"{cell(about['training_steps'])} updates in {about['training_seconds']:.0f} s. Loss a "
+        f"token {about['train_loss']:.3f} on train text and {about['held_out_loss']:.3f} on other "
+        f"documents: a gap of {about['gap']:.3f} nats.",
+        "",
+    ]
+    by_part = {part: [r for r in run["rows"] if r["part"] == part]
+               for part in ("tokens", "planted", "lds")}  # fmt: skip
+    if by_part["tokens"]:
+        lines += [
+            "## Do tokens move their like?",
+            "",
+            "Pearson correlations of the losses of two tokens over draws, of held-out and train "
+            "text. Each pair has a control: a token of the same train text that is as frequent, "
+            "within a factor of 2, and belongs to no class of the query's token. Intervals "
+            "resample query texts. In `shuffled` the scores' columns are permuted, so nothing is "
+            "to be found.",
+            "",
+            *_table(by_part["tokens"], _TOKENS, cell),
+            "",
+        ]
+    if by_part["planted"]:
+        lines += [
+            "## Does a paraphrase find the passage?",
+            "",
+            "Held-out passages were copied into the train text. Each is looked for by a paraphrase "
+            "by rule: other words, other names, sentences in another order. As a control it is "
+            "looked for by the paraphrase of another one.",
+            "",
+            *_table(by_part["planted"], _PLANTED, cell),
+            "",
+        ]
+    if by_part["lds"]:
+        lines += [
+            "## Does it predict fine-tuning?",
+            "",
+            "The GPT is fine-tuned on halves of a few passages; methods were tuned on other halves "
+            "and queries. `bif` is BAOAB with full gradients, `bif_minibatch` SGLD with "
+            "mini-batches, `ekfac` leaves embedding and norms out.",
+            "",
+            lds_table(by_part["lds"]),
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], cell: Cell) -> list[str]:
+    keys = [key for key in columns if any(row.get(key) not in (None, "") for row in rows)]
+    return [
+        "| " + " | ".join(columns[key] for key in keys) + " |",
+        "|" + " --- |" * len(keys),
+        *("| " + " | ".join(_escaped(cell(row.get(key))) for key in keys) + " |" for row in rows),
+    ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|") or "–"
