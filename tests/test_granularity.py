@@ -333,7 +333,10 @@ class TestRefusals:
 
     def test_more_scores_than_there_is_room_for(self, monkeypatch):
         monkeypatch.setattr("bif.keep.MOST_SCORE_BYTES", 1000)
-        message = r"23 train tokens on 7 rows of queries would take 8.8 KiB, above 1e\+03 B: keep the strongest"
+        message = (
+            r"23 train tokens on 7 rows of queries would take 8.8 KiB, above 1e\+03 B: keep the "
+            "strongest"
+        )
         with pytest.raises(ValueError, match=message):
             bif.attribute(problem(), TINY)
         with pytest.raises(ValueError, match="would take 28.9 KiB"):

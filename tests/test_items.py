@@ -200,6 +200,15 @@ class TestAbout:
         assert items.about["source"].dtype == object
         assert items.about["source"].tolist()[:2] == ["a", "b" * 1000]
 
+    def test_halves_of_surrogate_pairs_are_written_out(self):
+        given = ["a\ud800", "ü"]
+        items = Items(
+            torch.zeros(2, 1), ids=given, labels=given, about={"s": given}, tokens=[given, []]
+        )
+        expected = ["a\\ud800", "ü"]
+        assert items.ids.tolist() == expected and items.labels.tolist() == expected
+        assert items.about["s"].tolist() == expected and items.tokens == [expected, []]
+
     def test_another_number_of_texts_is_refused(self):
         with pytest.raises(ValueError, match=r"about\['source'\] has 1 entries for 7 items"):
             Items(X, about={"source": ["a"]})

@@ -102,6 +102,12 @@ class TestWriting:
         assert read_run(write(folder, draws=2))["summary"]["draws"] == 2
         assert files(folder) == files(write(tmp_path / "fresh"))
 
+    def test_halves_of_surrogate_pairs_are_written_out(self, tmp_path):
+        texts = ("train", np.array(["a\ud800", "ü"]))
+        save_dataset(xr.Dataset(coords={"name": texts}), tmp_path / "x.zarr")
+        found = load_dataset(tmp_path / "x.zarr", name="influence.zarr")
+        assert found["name"].values.tolist() == ["a\\ud800", "ü"]
+
 
 class TestJson:
     def test_nan_and_infinity_become_null(self, tmp_path):

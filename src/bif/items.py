@@ -204,7 +204,7 @@ def _text(
 ) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.tolist()
-    array = np.asarray([str(value) for value in values], dtype=kind)
+    array = np.asarray([_storable(value) for value in values], dtype=kind)
     if len(array) != expected:
         raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
     return array
@@ -216,7 +216,15 @@ def _pieces(tokens: Sequence[Sequence[str]], expected: int) -> list[list[str]]:
             f"tokens must be {expected} lists of strings, one an item, each the pieces of its "
             f"text; got {len(tokens)} entries."
         )
-    return [[str(piece) for piece in pieces] for pieces in tokens]
+    return [[_storable(piece) for piece in pieces] for pieces in tokens]
+
+
+def _storable(value: object) -> str:
+    """As text; halves of surrogate pairs, which no file in UTF-8 can hold, are written out.
+
+    They come from JSON and from names of files, and would stop the run when it is saved.
+    """
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _mask(mask: np.ndarray | Tensor, expected: int) -> np.ndarray:

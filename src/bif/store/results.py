@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bif.store.folder import (
     CALIBRATION,
     CHECKPOINTS,
@@ -146,8 +148,13 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
     if folder.names(name) or folder.is_file(name):
         place = f"{folder}/{name}" if name else str(folder)
         raise FileExistsError(f"{place} exists: choose another path, or remove it first.")
-    # Zarr's third format has no strings of fixed length.
-    texts = {n: v.astype(object) for n, v in dataset.variables.items() if v.dtype.kind == "U"}
+    # Zarr's third format has no strings of fixed length; and of such as UTF-8 cannot hold, what
+    # happens depends on whether pandas has pyarrow.
+    texts = {
+        n: (v.dims, _in_utf8(v.values), v.attrs)
+        for n, v in dataset.variables.items()
+        if v.dtype.kind == "U"
+    }
     codecs = {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
     dataset.assign(texts).drop_encoding().to_zarr(
         folder.zarr(name),
@@ -156,6 +163,12 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
         zarr_format=3,
         encoding={str(n): codecs for n in dataset.variables},
     )
+
+
+def _in_utf8(texts: np.ndarray) -> np.ndarray:
+    """As objects, with halves of surrogate pairs written out."""
+    plain = [text.encode("utf-8", "backslashreplace").decode() for text in texts.ravel().tolist()]
+    return np.asarray(plain, dtype=object).reshape(texts.shape)
 
 
 def load_dataset(where: str | Path | Folder, *, name: str) -> xr.Dataset:
