@@ -266,3 +266,12 @@ def test_a_budget_cuts_curves_short_and_leaves_out_what_takes_longer():
     lines = budget_table(made, curve).splitlines()
     assert lines[2] == "| method | 10 s | 1 min | 10 min |"
     assert lines[4:] == ["| slow | – | – | 0.9 |", "| bif | 0.5 | 0.7 | 0.8 |"]
+
+
+def test_effective_draws_beyond_the_draws_are_not_drawn():
+    row = {"method": "bif", "target": "scratch", "observable": "loss", "seconds": 1.0, "lds": 0.5,
+           "ci_low": 0.4, "ci_high": 0.6, "ceiling": 1.0}  # fmt: skip
+    broken = [{**row, "draws": 64, "ess_median": ess} for ess in (500.0, float("nan"))]
+    assert "lds-against-effective-draws" not in plots([row], broken, title="x")
+    good = [{**row, "draws": 640, "ess_median": 500.0}]
+    assert "lds-against-effective-draws" in plots([row], good, title="x")

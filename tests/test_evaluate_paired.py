@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bif.evaluate import lds, paired_difference, predict, random_subsets
+from bif.evaluate import compare, lds, paired_difference, predict, random_subsets
 from bif.evaluate.lds import paired_differences
 
 
@@ -57,3 +57,25 @@ def test_share_of_the_ceiling_divides_and_is_unknown_without_one():
     opposed = np.concatenate([outcomes[:1], -outcomes[:1]]) + 1e-3 * outcomes[1:]
     assert lds(scores["noisy"], masks, opposed).ceiling == 0
     assert np.isnan(lds(scores["noisy"], masks, opposed).share_of_ceiling)
+
+
+def test_comparing_at_once_is_judging_each_alone_to_the_last_bit():
+    scores, masks, outcomes = case()
+    results, differences = compare(scores, masks, outcomes, against="noisy")
+    for name, matrix in scores.items():
+        alone = lds(matrix, masks, outcomes)
+        found = results[name]
+        assert (found.mean, found.ci_low, found.ci_high) == (
+            alone.mean,
+            alone.ci_low,
+            alone.ci_high,
+        )
+        assert found.ceiling == alone.ceiling or found.ceiling != found.ceiling
+    assert differences == paired_differences(scores, masks, outcomes, against="noisy")
+    assert compare(scores, masks, outcomes)[1] == {}
+
+
+def test_comparing_with_one_that_is_not_there_is_refused():
+    scores, masks, outcomes = case()
+    with pytest.raises(ValueError, match="expected 'z' among them"):
+        compare(scores, masks, outcomes, against="z")

@@ -27,7 +27,7 @@ def plots(
     """Name -> PNG, one picture for every axis there is something to show on."""
     made = {"lds-against-seconds": _picture(rows, curves, "seconds", title=title)}
     for axis, name in (("draws", "draws"), ("ess_median", "effective-draws")):
-        own = [c for c in curves if axis in c]
+        own = [c for c in curves if axis in c and _measured(c, axis)]
         if own:
             made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
     for axis, name in (("fraction", "fraction"), ("num_train", "train-items")):
@@ -35,6 +35,11 @@ def plots(
         if own:
             made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
     return made
+
+
+def _measured(point: Mapping[str, Any], axis: str) -> bool:
+    """Whether its place on the axis is known: of a few draws a chain the effective ones are not."""
+    return axis != "ess_median" or 0 < point[axis] <= point.get("draws", point[axis])
 
 
 def _picture(
