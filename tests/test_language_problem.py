@@ -20,6 +20,7 @@ from bif.language import (
     movable_weights,
 )
 from bif.language.components import parse_heads, parse_layers
+from bif.language.losses import CHUNKED, default_loss
 from bif.language.models import task_of
 from bif.losses import per_item
 from language_cases import CONTEXT, TEXTS, model, tokenizer, written
@@ -424,3 +425,43 @@ class TestComponents:
                 parse_layers([word])
         with pytest.raises(ValueError, match="'3' is no head: expected LAYER.HEAD"):
             parse_heads(["3"])
+
+
+class TestLargeVocabularies:
+    @pytest.fixture(autouse=True)
+    def few_pieces_are_many(self, monkeypatch):
+        monkeypatch.setattr("bif.language.problem.LARGE_VOCABULARY", 300)
+
+    @pytest.mark.parametrize("reduction", ["sum", "mean"])
+    @pytest.mark.parametrize("kind", CAUSAL)
+    def test_their_losses_are_those_of_all_logits(self, kind, reduction):
+        problem = posed(kind, reduction=reduction)
+        assert problem.loss is CHUNKED[reduction]
+        assert any("330 pieces are computed" in note for note in problem.notes)
+        batch = problem.train.first(6)
+        torch.testing.assert_close(
+            problem.loss(problem.model, batch),
+            default_loss("causal", reduction)(problem.model, batch),
+            rtol=1e-12,
+            atol=1e-12,
+        )
+
+    def test_another_head_keeps_all_logits_and_the_run_says_why(self):
+        made = model("gpt2")
+        made.lm_head = nn.Sequential(made.lm_head)  # type: ignore[union-attr]
+        problem = posed("gpt2", made=made)
+        assert problem.loss is bif.losses.next_token
+        assert any("no linear head of its own" in note for note in problem.notes)
+
+    def test_other_tasks_and_losses_of_ones_own_stay(self):
+        assert posed("bert").loss is default_loss("masked", "sum")
+        assert posed("gpt2", loss=bif.losses.next_token).loss is bif.losses.next_token
+
+    def test_other_mistakes_are_still_told(self):
+        with pytest.raises(ValueError, match="tokens is 'all'"):
+            posed("gpt2", tokens="all")
+
+
+def test_small_vocabularies_keep_all_logits():
+    assert posed("gpt2").loss is bif.losses.next_token
+    assert posed("gpt2", reduction="mean").loss is bif.losses.next_token_mean

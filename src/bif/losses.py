@@ -67,7 +67,11 @@ def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
 
     Influences of means carry a factor `1/(T_i T_j)` against those of sums.
     """
-    losses = next_token(model, batch)
+    return mean_over_counted(next_token(model, batch), batch)
+
+
+def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:
+    """Losses of next tokens `[B, T - 1]`, averaged over those of each item that count, `[B]`."""
     targets = batch.get("labels", batch["input_ids"])[:, 1:]
     counted = targets != -100
     if batch.get("attention_mask") is not None:

@@ -47,8 +47,9 @@ def check_item_values(
     if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
         raise ValueError(
             f"the {what} changes from one evaluation to the next on {where}: {_few(values)}, then "
-            f"{_few(again)}. Dropout or another random layer is on although the model is in "
-            "evaluation mode, and its noise would enter every covariance: switch it off."
+            f"{_few(again)}. Its noise would enter every covariance. Dropout or another random "
+            "layer is on although the model is in evaluation mode: switch it off; or the loss "
+            "draws noise, as of diffusion models: draw it once and put it into the batch."
         )
     if expected > 1:
         fewer = map_batch(lambda leaf: leaf[:-1], batch)

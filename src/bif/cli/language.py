@@ -89,7 +89,6 @@ def posed(
         raise ValueError("--model needs documents: pass --train FILE and --query FILE.")
     from bif.language import language_problem, load_model, movable_weights, read_documents
     from bif.language.components import parse_heads, parse_layers
-    from bif.language.losses import MEANS, SUMS
 
     # Losses per chain are stacked by vmap, which says of attention on a CPU that a loop over chains
     # is slow: it is faster than attention written out.
@@ -112,7 +111,7 @@ def posed(
         max_length=language.max_length,
         long=language.long,
         append_eos=language.append_eos,
-        loss=(MEANS if language.reduction == "mean" else SUMS)[found.task],
+        reduction=language.reduction,
         tokens=language.tokens,
         seed=language.mask_seed,
     )

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bif.losses import at_least_float32
+from bif.losses import at_least_float32, mean_over_counted
 from bif.types import Batch
 
 LOGITS_AT_ONCE = 2**26
@@ -22,6 +22,10 @@ LOGITS_AT_ONCE = 2**26
 _IGNORED = -100
 _compared: WeakSet[nn.Module] = WeakSet()
 """Models whose logits have been found to be those of `Head`."""
+
+
+class NoLinearHead(ValueError):
+    """The model's logits are not those of a linear map."""
 
 
 def chunked_next_token(
@@ -40,7 +44,7 @@ def chunked_next_token(
         logits_at_once: Numbers of a chunk's logits.
 
     Raises:
-        ValueError: A model whose logits are not those of a linear map.
+        NoLinearHead: A model whose logits are not those of a linear map.
     """
     inner = _unwrapped(model)
     head = linear_head(inner)
@@ -56,6 +60,11 @@ def chunked_next_token(
         hidden.flatten(0, 1), targets.flatten(), head, logits_at_once=logits_at_once
     )
     return losses.view(targets.shape)
+
+
+def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean instead of sum over an item's counted tokens, `[B]`."""
+    return mean_over_counted(chunked_next_token(model, batch), batch)
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,12 @@ def linear_head(model: nn.Module) -> Head:
     """The head of a causal language model of transformers.
 
     Raises:
-        ValueError: It has none that is known to be a linear map.
+        NoLinearHead: It has none that is known to be a linear map.
     """
     linear = getattr(model, "get_output_embeddings", lambda: None)()
     base = getattr(model, "base_model", model)
     if type(linear) is not nn.Linear or base is model:
-        raise ValueError(
+        raise NoLinearHead(
             f"{type(model).__name__} has no linear head of its own: expected a causal language "
             "model of transformers whose output embeddings are an nn.Linear that does not move "
             f"by adapters, got {type(linear).__name__}. Use bif.losses.next_token."
@@ -267,7 +276,7 @@ def _refuse_another_head(model: nn.Module, head: Head, batch: Batch) -> None:
         got = form.logits(hidden[0], linear.weight.to(hidden.dtype), bias).double()
     gap, size = float((got - expected[0]).abs().max()), float(expected.abs().max())
     if not gap <= 0.05 * size:
-        raise ValueError(
+        raise NoLinearHead(
             f"the logits of {type(model).__name__} are not those of its linear head: they differ "
             f"by up to {gap:.3g}, where the largest is {size:.3g}. Something comes after the "
             "linear map besides a scale (logit_scale, logits_scaling) or a soft cap "

@@ -5,9 +5,12 @@ Batches are dicts; models are called with `input_ids` and `attention_mask` `[B, 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bif.language.linear_loss import chunked_next_token, chunked_next_token_mean
 from bif.language.passages import Task
 from bif.losses import at_least_float32, next_token, next_token_mean
 from bif.types import Batch, ItemLoss
@@ -36,6 +39,8 @@ def label_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits, batch["label"], reduction="none")
 
 
+Reduction = Literal["sum", "mean"]
+"""An item's loss is the sum over its tokens, or their mean."""
 SUMS: dict[Task, ItemLoss] = {
     "causal": next_token,
     "masked": masked_token,
@@ -48,6 +53,13 @@ MEANS: dict[Task, ItemLoss] = {
     "classification": label_cross_entropy,
 }
 """The same per token, each item weighing the same whatever its length."""
+CHUNKED: dict[Reduction, ItemLoss] = {"sum": chunked_next_token, "mean": chunked_next_token_mean}
+"""Next-token losses without the logits of the vocabulary."""
+
+
+def default_loss(task: Task, reduction: Reduction) -> ItemLoss:
+    """The cross-entropy of what is predicted, summed or averaged over an item's tokens."""
+    return (SUMS if reduction == "sum" else MEANS)[task]
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

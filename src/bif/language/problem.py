@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
 
 from bif.columns import Tokens
 from bif.language.documents import Document
-from bif.language.losses import SUMS
+from bif.language.linear_loss import LOGITS_AT_ONCE, NoLinearHead
+from bif.language.losses import CHUNKED, Reduction, default_loss
 from bif.language.models import context_length, task_of
 from bif.language.passages import Long, Passage, Task, passages
 from bif.language.rows import RowMaker, padding_token
@@ -19,6 +20,8 @@ from bif.types import ItemLoss
 
 DEFAULT_LENGTH = 512
 """Tokens of a passage, where the model's context is no shorter."""
+LARGE_VOCABULARY = 8192
+"""Pieces from which on the logits of next tokens are not held in full."""
 
 
 def language_problem(
@@ -33,6 +36,7 @@ def language_problem(
     long: Long = "truncate",
     append_eos: bool = False,
     loss: ItemLoss | None = None,
+    reduction: Reduction = "sum",
     tokens: Tokens | None = None,
     seed: int = 0,
 ) -> Problem:
@@ -53,7 +57,9 @@ def language_problem(
         long: Documents of more are cut there ("truncate"), or become several items ("split").
         append_eos: Of causal models: end texts and completions with the end-of-sequence token.
         loss: `loss(model, batch) -> [B]` or `[B, T]`; by default the cross-entropy of what is
-            predicted, summed over an item's tokens.
+            predicted.  Of a causal model of at least 8,192 pieces it is computed some tokens at a
+            time, `bif.language.linear_loss.chunked_next_token`, where the head allows it.
+        reduction: Of the default loss: the "sum" over an item's tokens, or their "mean".
         tokens: "train", "query" or "both": on that side every token that counts has a column of its
             own, as in `bif.Problem`.
         seed: Of the masks of a masked language model.
@@ -90,17 +96,43 @@ def language_problem(
         return maker.items(found)
 
     groups = queries if isinstance(queries, Mapping) else {"query": queries}
-    problem = Problem(
-        model,
-        loss or SUMS[chosen],
-        train=items(train, "train"),
-        queries={name: items(documents, name) for name, documents in groups.items()},
-        candidates={n: items(d, n) for n, d in candidates.items()} if candidates else None,
-        tied_weights="share",
-        tokens=tokens,
-    )
+    data: dict[str, Any] = {
+        "train": items(train, "train"),
+        "queries": {name: items(documents, name) for name, documents in groups.items()},
+        "candidates": {n: items(d, n) for n, d in candidates.items()} if candidates else None,
+    }
+
+    def posed(loss: ItemLoss) -> Problem:
+        return Problem(model, loss, **data, tied_weights="share", tokens=tokens)
+
+    pieces = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if loss is not None:
+        problem = posed(loss)
+    elif chosen == "causal" and pieces >= LARGE_VOCABULARY:
+        problem, said = _without_all_logits(posed, pieces, reduction)
+        notes.append(said)
+    else:
+        problem = posed(default_loss(chosen, reduction))
     problem.notes = (*notes, *_tied_noted(model))
     return problem
+
+
+def _without_all_logits(
+    posed: Callable[[ItemLoss], Problem], pieces: int, reduction: Reduction
+) -> tuple[Problem, str]:
+    """The problem with the chunked loss if the model's head allows it, and what was chosen."""
+    try:
+        problem = posed(CHUNKED[reduction])
+    except ValueError as error:
+        if not isinstance(error.__cause__, NoLinearHead):
+            raise
+        problem = posed(default_loss("causal", reduction))
+        return problem, f"loss: all {pieces:,} logits of each token at once, for {error.__cause__}"
+    tokens = max(1, LOGITS_AT_ONCE // pieces)
+    return problem, (
+        f"loss: logits of {pieces:,} pieces are computed {tokens:,} tokens at a time and never "
+        "held in full; values are the same"
+    )
 
 
 def _lengths_noted(asked: int | None, length: int, limit: int | None) -> list[str]:
