@@ -23,7 +23,7 @@ PACE = Pace(step=0.01, record=0.02, signal=1e-3, spent=1.0)
 
 @pytest.fixture
 def paced(monkeypatch):
-    monkeypatch.setattr(budget, "measure_pace", lambda *_: PACE)
+    monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: PACE)
 
 
 def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]:
@@ -102,7 +102,7 @@ def test_draws_and_what_would_choose_them_contradict_each_other(given):
 
 
 def test_the_pilot_measures_and_its_forecast_is_near_what_comes():
-    pace = measure_pace(classification(), OPEN)
+    pace = measure_pace(classification(), OPEN, least=20)
     assert 0 < pace.step < 0.5 and 0 <= pace.record < 0.5 and pace.spent > 0
     run = bif.attribute(classification(), replace(OPEN, reliability=0.95))
     assert run.summary["reliability"] > 0.9
@@ -118,7 +118,7 @@ def test_a_run_ends_near_its_budget():
 
 
 def test_a_reliability_that_was_not_reached_is_said_with_what_is_missing(monkeypatch):
-    monkeypatch.setattr(budget, "measure_pace", lambda *_: replace(PACE, signal=1e9))
+    monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: replace(PACE, signal=1e9))
     run = bif.attribute(classification(), replace(OPEN, reliability=0.999))
     (said,) = [w for w in run.manifest["warnings"] if "aimed at" in w]
     assert "below the 0.999" in said and "more draws would reach it" in said
@@ -151,3 +151,12 @@ def test_the_command_explains_and_writes_what_it_chose(monkeypatch, capsys, tmp_
         call("calibrate", f"{file}:problem", "--out", tmp_path / "x", *small)
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_budget_that_cannot_do_is_refused_before_the_pilot_outlasts_it(monkeypatch):
+    def never(*_):
+        raise AssertionError("the pilot ran")
+
+    monkeypatch.setattr(budget, "short_traces", never)
+    with pytest.raises(ValueError, match="too small to converge"):
+        measure_pace(classification(), replace(OPEN, budget=1e-3), least=10_000)

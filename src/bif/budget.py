@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from math import ceil, floor
@@ -67,8 +68,8 @@ def choose_draws(
         ValueError: A budget too small for burn-in and the fewest draws.
     """
     assert settings.thin is not None and settings.chains is not None
-    pace = measure_pace(problem, settings)
     least = max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
+    pace = measure_pace(problem, settings, least=least)
     draws, chains, why = least, settings.chains, []
     if settings.reliability is not None:
         needed = pace.total_for(settings.reliability)
@@ -91,18 +92,24 @@ def choose_draws(
     )
 
 
-def measure_pace(problem: Problem, settings: Settings) -> Pace:
+def measure_pace(problem: Problem, settings: Settings, *, least: int) -> Pace:
     """Seconds and signal from a few chains that start at w* and stop early.
 
     Args:
         problem: What is to be attributed.
         settings: Complete but for `draws`.
+        least: Draws of a chain below which no run is made.
+
+    Raises:
+        ValueError: A budget in which not even these are made: the pilot itself could outlast it.
     """
     started = time.perf_counter()
     assert settings.chains is not None and settings.burn_in is not None
     assert settings.block_size is not None and settings.thin is not None
     timed = replace(settings, reliability=None, budget=None, draws=2)
     step, record = _timed(Sampling(problem, timed), settings.block_size)
+    if settings.budget is not None:
+        _affordable(settings, Pace(step, record, math.nan, time.perf_counter() - started), least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
     pilot = replace(
         timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
