@@ -14,6 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from bif.language.unpacked import install, one_text_a_row
 from bif.losses import at_least_float32, mean_over_counted
 from bif.types import Batch
 
@@ -49,6 +50,7 @@ def chunked_next_token(
     inner = _unwrapped(model)
     head = linear_head(inner)
     if inner not in _compared and not _is_transformed():
+        install()
         _refuse_another_head(inner, head, batch)
         _compared.add(inner)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -85,9 +87,11 @@ class Head:
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """What the head is applied to, `[B, T, d]`."""
-        given = {} if mask is None else {"attention_mask": mask}
         # Nothing is generated: keys and values of the past would only take room.
-        return self.base(input_ids=ids, use_cache=False, **given).last_hidden_state
+        if mask is not None:
+            return self.base(input_ids=ids, use_cache=False, attention_mask=mask).last_hidden_state
+        with one_text_a_row():
+            return self.base(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def linear_head(model: nn.Module) -> Head:

@@ -1,0 +1,49 @@
+"""Rows that hold one text each, from position 0 on: transformers need not look for packed ones.
+
+Where a batch comes without an attention mask, transformers (5.0 to 5.23 at least) asks the device
+in every pass whether rows are several texts packed together, so the host waits for all that it has
+queued; under `torch.compile`, where it cannot ask, it attends by a mask of its own in the place of
+the causal kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+_ONE_TEXT_A_ROW = [False]
+_installed: list[object] = []
+
+
+@contextmanager
+def one_text_a_row() -> Iterator[None]:
+    """Inside, no row is looked at; outside, and for other callers, all is as it was."""
+    before = _ONE_TEXT_A_ROW[0]
+    _ONE_TEXT_A_ROW[0] = True
+    try:
+        yield
+    finally:
+        _ONE_TEXT_A_ROW[0] = before
+
+
+def install() -> None:
+    """Let transformers' search know of `one_text_a_row`; once, before anything is compiled."""
+    if _installed:
+        return
+    try:
+        from transformers import masking_utils
+    except ImportError:
+        return
+    module: Any = masking_utils
+    search = getattr(module, "find_packed_sequence_indices", None)
+    if search is None:  # a version that does not look
+        return
+
+    @wraps(search)
+    def found(*arguments: Any, **named: Any) -> Any:
+        return None if _ONE_TEXT_A_ROW[0] else search(*arguments, **named)
+
+    module.find_packed_sequence_indices = found
+    _installed.append(search)
