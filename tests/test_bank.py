@@ -121,6 +121,19 @@ def test_the_users_function_gets_the_items_of_the_subset_a_fresh_start_and_its_o
     assert len({call[2] for call in seen.calls}) == 6, "every (subset, seed) has its own"
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (nn.Linear(4, 3), "is a Linear: expected a function .* not what it returns"),
+        (None, "is a NoneType: expected a function"),
+        (lambda start, items: start, r"\(start, items\) cannot be called as train\(start, items"),
+    ],
+)
+def test_what_is_no_training_function_is_refused_before_any_training(how, message):
+    with pytest.raises(TypeError, match=message):
+        bank(how=how, plan=Plan(num_subsets=3), tuning_queries=None)
+
+
 def test_the_users_function_starts_from_nothing_from_scratch():
     seen = Seen()
     bank(how=seen, plan=Plan(num_subsets=2), tuning_queries=None)

@@ -19,6 +19,9 @@ TASK = """
 
     def nothing():
         return 3
+
+    def train(start, items, seed):
+        return start
 """
 
 
@@ -57,6 +60,12 @@ def test_a_users_own_task_is_judged_and_its_table_printed(call, file, tmp_path):
         ([], "needs a setting and --out"),
         (["digits"], "needs a setting and --out"),
         (["nonsense", "--out", "x"], "no setting 'nonsense'"),
+        (["mine:task", "--out", "x"], "Of your own: FILE.py:FUNCTION"),
+        (
+            ["{file}:task", "--out", "x", "--device", "cuda", "--seed", "1"],
+            "--device, --seed: of the",
+        ),
+        (["{file}:train", "--out", "x"], "is called without arguments: missing"),
         (["fashion", "--out", "x"], "pass --data DIR"),
         (["fashion", "--data", "nowhere", "--out", "x"], "no file"),
         (["digits", "--out", "x", "--methods", "magic"], "no methods"),

@@ -169,6 +169,10 @@ class TestWeights:
         with pytest.raises(ValueError, match="no parameters: there is nothing to sample"):
             classification(model=nn.Identity())
 
+    def test_what_is_no_model_is_refused(self):
+        with pytest.raises(TypeError, match=r"the model is a list: .* must return it"):
+            classification(model=[1.0])
+
     def test_parameters_on_several_devices_are_refused(self):
         model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, device="meta"))
         with pytest.raises(ValueError, match=r"on one device, got \['cpu', 'meta'\]"):

@@ -82,6 +82,11 @@ class Problem:
         tied_weights: Literal["refuse", "share"] = "refuse",
         tokens: Tokens | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"the model is a {type(model).__name__}: expected a torch.nn.Module. A function "
+                "that trains one must return it."
+            )
         devices = {p.device for p in model.parameters()}
         if len(devices) != 1:
             raise ValueError(

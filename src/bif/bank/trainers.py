@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -96,6 +97,9 @@ class FunctionTrainer:
         train: The function.
         target: Whether it starts at w*.
         device: Where the items and the start are; the model's device if None.
+
+    Raises:
+        TypeError: What is called is no function of three arguments.
     """
 
     num_at_once = 1
@@ -108,6 +112,7 @@ class FunctionTrainer:
         target: Target,
         device: torch.device | str | None,
     ) -> None:
+        _refuse_other_functions(train)
         self.device = torch.device(device) if device is not None else problem.device
         self._train, self._target, self._model = train, target, problem.model
         self._items = to_device(problem.train.first(len(problem.train)), self.device)
@@ -156,6 +161,25 @@ class FunctionTrainer:
                 "expected the trained torch.nn.Module."
             )
         return model
+
+
+def _refuse_other_functions(train: Any) -> None:
+    if isinstance(train, nn.Module) or not callable(train):
+        raise TypeError(
+            f"the training function is a {type(train).__name__}: expected a function "
+            "train(start, items, seed) -> model, or a Recipe. Pass the function, not what it "
+            "returns."
+        )
+    try:
+        inspect.signature(train).bind(None, None, 0)
+    except TypeError as error:
+        name = getattr(train, "__name__", type(train).__name__)
+        raise TypeError(
+            f"the training function {name}{inspect.signature(train)} cannot be called as "
+            f"train(start, items, seed): {error}."
+        ) from error
+    except ValueError:  # of a builtin, which has no signature to look at
+        return
 
 
 def _named(network: Network) -> str:

@@ -79,6 +79,13 @@ class Lds:
             return named_task(
                 self.setting, self.data, device=self.device, seed=self.seed, size=size
             )
+        default = Lds()
+        given = [n for n in ("data", "device", "seed") if getattr(self, n) != getattr(default, n)]
+        if given:
+            raise ValueError(
+                f"{', '.join(f'--{n}' for n in given)}: of the named settings. A task of your own "
+                "says so itself: where its model is, is where it runs."
+            )
         if size is not None:
             raise ValueError("--sizes goes with the named settings: a task of your own has one.")
         task = load_function(self.setting)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,4 +78,13 @@ def load_function(target: str) -> Callable[[], Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{path!r} has no function {name!r}.")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"{name!r} of {path!r} is called without arguments: {error}. Name a function that "
+            "needs none."
+        ) from error
+    except ValueError:  # of a builtin, which has no signature to look at
+        pass
     return function

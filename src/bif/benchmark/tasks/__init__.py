@@ -29,7 +29,9 @@ def named_task(
         FileNotFoundError: A file is not in the folder.
     """
     if name not in SETTINGS:
-        raise ValueError(f"no setting {name!r}; there are {', '.join(SETTINGS)}.")
+        raise ValueError(
+            f"no setting {name!r}; there are {', '.join(SETTINGS)}. Of your own: FILE.py:FUNCTION."
+        )
     if data is None and name not in WITHOUT_DATA:
         raise ValueError(f"setting {name!r} reads its data from files: pass --data DIR.")
     module = importlib.import_module(f"bif.benchmark.tasks.{name}")
