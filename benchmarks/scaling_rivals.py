@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,8 +71,8 @@ def devinterp_cost(
     bf16 weights, as it takes them; one SGLD step between draws; every sequence is scored in
     batches of `batch`. Two runs of different length take the start and the end out of the figure.
     """
-    _stand_in_for_datasets()
-    from devinterp.slt.sampling import sample  # type: ignore[import-not-found]
+    with _stand_in_for_datasets():
+        from devinterp.slt.sampling import sample  # type: ignore[import-not-found]
 
     length = train.shape[1]
     model = network(shape, length=length, seed=seed, device=device, dtype=torch.bfloat16)
@@ -173,12 +174,20 @@ def ekfac_cost(
     }
 
 
-def _stand_in_for_datasets() -> None:
+@contextmanager
+def _stand_in_for_datasets() -> Iterator[None]:
     """devinterp names `datasets.Dataset` as a type alone; any data set of torch will do."""
-    if importlib.util.find_spec("datasets") is None:
-        module: Any = ModuleType("datasets")
-        module.Dataset = torch.utils.data.Dataset
-        sys.modules["datasets"] = module
+    if importlib.util.find_spec("datasets") is not None:
+        yield
+        return
+    module: Any = ModuleType("datasets")
+    module.Dataset = torch.utils.data.Dataset
+    module.__spec__ = ModuleSpec("datasets", None)
+    sys.modules["datasets"] = module
+    try:
+        yield
+    finally:
+        del sys.modules["datasets"]
 
 
 @contextmanager
