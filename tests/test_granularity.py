@@ -190,6 +190,12 @@ class TestSums:
         with pytest.raises(KeyError, match=r"no 'source' to be summed by; they have \['label'"):
             runs["both"].influence.by_group("source")
 
+    def test_sources_that_are_empty_are_refused(self):
+        train = texts(6, seed=1, about={"source": [""] * 6})
+        run = bif.attribute(problem(train=train), TINY)
+        with pytest.raises(KeyError, match="the 'source' of every train item is empty"):
+            run.influence.by_group("source")
+
 
 class TestRuns:
     def test_rankings_show_the_tokens(self, runs):

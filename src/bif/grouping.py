@@ -70,7 +70,12 @@ def named_sources(dataset: xr.Dataset, labels: str | Sequence[str]) -> Sequence[
                 f"the train items have no {labels!r} to be summed by; they have {known}. Pass a "
                 "name for every item."
             )
-        labels = dataset[f"{kind}_{labels}"].values.tolist()
+        name, labels = labels, [str(v) for v in dataset[f"{kind}_{labels}"].values]
+        if not any(labels):
+            raise KeyError(
+                f"the {name!r} of every train item is empty: give it with the documents or items, "
+                "or pass a name for every item."
+            )
     if kind == "train_parent" and len(labels) == dataset.sizes["train_parent"]:
         position = {str(n): i for i, n in enumerate(dataset["train_parent_id"].values)}
         return [labels[position[str(n)]] for n in dataset["train_item"].values]
