@@ -223,10 +223,10 @@ class TestMeasured:
         import time
 
         with measured(torch.device("cpu")) as cost:
-            kept = np.ones(32 * 2**20 // 8)
+            kept = np.ones(512 * 2**20 // 8)  # more than what earlier work left free
             time.sleep(0.1)
         assert kept.size and cost.seconds >= 0.1
-        assert cost.peak_memory_gib >= 0.9 * 32 / 1024
+        assert cost.peak_memory_gib >= 0.5 * 512 / 1024
 
 
 def test_methods_are_in_the_order_of_the_table_and_named_once():

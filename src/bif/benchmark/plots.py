@@ -39,7 +39,8 @@ def plots(
 
 def _measured(point: Mapping[str, Any], axis: str) -> bool:
     """Whether its place on the axis is known: of a few draws a chain the effective ones are not."""
-    return axis != "ess_median" or 0 < point[axis] <= point.get("draws", point[axis])
+    # Underdamped draws can be worth a little more than independent ones, not twice as much.
+    return axis != "ess_median" or 0 < point[axis] <= 2 * point.get("draws", point[axis])
 
 
 def _picture(
