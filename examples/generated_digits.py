@@ -38,8 +38,8 @@ def with_noise(pixels, seed):
 
 def problem(num_train=500, num_made=8, steps=1000):
     """The trained model, the digits it learned from, digits it made, and 50 it never saw."""
-    bundle = load_digits()
-    pixels, labels = torch.tensor(bundle.data / 16).float(), bundle.target.tolist()
+    pixels, labels = map(torch.tensor, load_digits(return_X_y=True))
+    pixels, labels = (pixels / 16).float(), labels.tolist()
     torch.manual_seed(0)
     model, batch = Autoencoder(), with_noise(pixels[:num_train], seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

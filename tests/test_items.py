@@ -206,7 +206,8 @@ class TestAbout:
             torch.zeros(2, 1), ids=given, labels=given, about={"s": given}, tokens=[given, []]
         )
         expected = ["a\\ud800", "ü"]
-        assert items.ids.tolist() == expected and items.labels.tolist() == expected
+        assert items.ids.tolist() == expected
+        assert items.labels is not None and items.labels.tolist() == expected
         assert items.about["s"].tolist() == expected and items.tokens == [expected, []]
 
     def test_another_number_of_texts_is_refused(self):
