@@ -17,7 +17,7 @@ from typing import Any
 
 from common import parser, write
 
-from bif.benchmark import SETTINGS, Results, benchmark, named_task
+from bif.benchmark import SETTINGS, benchmark, named_task
 from bif.benchmark.judge import table
 
 
@@ -32,7 +32,7 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
     print(table(results.rows), flush=True)
     path = write(
         f"lds-{setting}", arguments, results.rows, curves=results.curves, about=results.about,
-        unsuited=results.unsuited, tuned=tuned(results),
+        unsuited=results.unsuited, tuned=results.tuned,
     )  # fmt: skip
     print(path, flush=True)
 
@@ -51,15 +51,6 @@ def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
         about[str(size)] = results.about
         print(table(results.rows), flush=True)
         print(write(f"lds-{setting}-sizes", arguments, rows, curves=rows, about=about), flush=True)
-
-
-def tuned(results: Results) -> list[dict[str, Any]]:
-    """What was chosen between, and how well each did on the tuning part."""
-    return [
-        {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
-        for s in results.scored
-        if len(s.tuned) > 1
-    ]
 
 
 def main() -> None:

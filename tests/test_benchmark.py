@@ -223,10 +223,11 @@ class TestMeasured:
         import time
 
         with measured(torch.device("cpu")) as cost:
-            kept = np.ones(512 * 2**20 // 8)  # more than what earlier work left free
+            # Beyond 32 MiB malloc maps fresh pages; below, it may reuse what earlier work freed.
+            kept = np.ones(64 * 2**20 // 8)
             time.sleep(0.1)
         assert kept.size and cost.seconds >= 0.1
-        assert cost.peak_memory_gib >= 0.5 * 512 / 1024
+        assert cost.peak_memory_gib >= 0.9 * 64 / 1024
 
 
 def test_methods_are_in_the_order_of_the_table_and_named_once():

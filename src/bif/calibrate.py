@@ -32,14 +32,14 @@ of curvatures along a chain allows: a longer step decorrelates sooner.
 """
 DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
-"""A mass that shortens the steps to forget by less, by the extreme curvatures, is left: about half
-of it is seen in effective draws, and its products cost a fifth of a step on small data."""
+"""A mass that shortens the steps to forget by less, by the extreme curvatures, is left: not all of
+it is seen in effective draws, and its products cost time, the more so the fewer the items."""
 ROUND_STEP = 1.4
 """As `UNDERDAMPED_STEP`, in the coordinates of a mass, whose largest curvature is measured where
 the chains will be."""
 ROUND_FRICTION = 0.4
-"""In the coordinates of a mass.  Directions forget at half of it where they are steeper than its
-quarter's square, .04; between .15 and 1 the effective draws of a run changed by a third."""
+"""In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
+square of its half, forget at half of it."""
 LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
 """Friction in units of sqrt(smallest curvature), without and with gradient noise."""
 

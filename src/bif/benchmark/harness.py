@@ -42,6 +42,15 @@ class Results:
     about: dict[str, Any]
     scored: list[Scored]
 
+    @property
+    def tuned(self) -> list[dict[str, Any]]:
+        """Where there was a choice: the candidates, and how well each did on the tuning part."""
+        return [
+            {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
+            for s in self.scored
+            if len(s.tuned) > 1
+        ]
+
 
 def benchmark(
     task: Task,
@@ -158,12 +167,8 @@ def write(results: Results, out: str | Path) -> None:
     """Write `results.json`, `task.json`, `table.md` and the plots into a folder."""
     folder = store.folder_at(out)
     folder.write(RESULTS, _json(results.rows))
-    tuned = [
-        {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
-        for s in results.scored
-        if len(s.tuned) > 1
-    ]
-    folder.write(ABOUT, _json({**results.about, "curves": results.curves, "tuned": tuned}))
+    about = {**results.about, "curves": results.curves, "tuned": results.tuned}
+    folder.write(ABOUT, _json(about))
     folder.write(TABLE, judge.table(results.rows).encode())
     for name, picture in plots(results.rows, results.curves, title=results.task).items():
         folder.write(f"{name}.png", picture)
