@@ -64,7 +64,7 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
 
 def _portable(words: Sequence[str]) -> list[str]:
     """The command without folders of this machine."""
-    named = {"--data": "DIR", "--out": "DIR"}
+    named = {"--data": "DIR", "--out": "DIR", "--banks": "BANKS"}
     return [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 

@@ -5,36 +5,55 @@ One dated JSON file a setting: rows, curves, what was tuned, plan, versions and 
 
     python benchmarks/lds.py logistic digits --out benchmarks/results
     python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda
+    python benchmarks/lds.py cifar --data DIR --out benchmarks/results --device cuda --banks BANKS
     python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda \
         --sizes 500 1000 2000 6000 20000
+
+The file is written anew after every method, so that a run cut short leaves what it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from common import parser, write
 
-from bif.benchmark import SETTINGS, benchmark, named_task
+from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
 
 def measure(setting: str, arguments: argparse.Namespace) -> None:
-    """A setting, banks and all, in a folder that nobody needs afterwards."""
+    """A setting from end to end."""
     task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
+
+    def save(results: Results) -> Path:
+        return write(
+            f"lds-{setting}", arguments, results.rows, curves=results.curves, about=results.about,
+            unsuited=results.unsuited, tuned=results.tuned,
+        )  # fmt: skip
+
+    with banks(arguments, setting) as folder:
         results = benchmark(
             task, out=folder, methods=arguments.methods, fractions=arguments.fractions,
-            show_progress=True,
+            after_each=save, show_progress=True,
         )  # fmt: skip
     print(table(results.rows), flush=True)
-    path = write(
-        f"lds-{setting}", arguments, results.rows, curves=results.curves, about=results.about,
-        unsuited=results.unsuited, tuned=results.tuned,
-    )  # fmt: skip
-    print(path, flush=True)
+    print(save(results), flush=True)
+
+
+@contextmanager
+def banks(arguments: argparse.Namespace, setting: str) -> Iterator[str]:
+    """Where banks are found or kept; a folder that nobody needs afterwards if nothing is said."""
+    if arguments.banks:
+        yield str(arguments.banks / setting)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
 
 
 def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
@@ -45,7 +64,7 @@ def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
         task = named_task(
             setting, arguments.data, device=arguments.device, seed=arguments.seed, size=size
         )
-        with tempfile.TemporaryDirectory() as folder:
+        with banks(arguments, f"{setting}-{size}") as folder:
             results = benchmark(task, out=folder, methods=arguments.methods, show_progress=True)
         rows += [{**row, "num_train": size} for row in results.rows]
         about[str(size)] = results.about
@@ -57,6 +76,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("settings", nargs="+", choices=SETTINGS)
     options.add_argument("--methods", nargs="+")
+    options.add_argument("--banks", type=Path, help="folder to keep banks in, or to find them in")
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])
     arguments = options.parse_args()

@@ -20,6 +20,8 @@ from bif.progress import say
 from bif.provenance import hardware, versions
 
 RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
+_LONG = 5.0
+"""Seconds that nobody wants to lose."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def benchmark(
     out: str | Path | None = None,
     methods: Sequence[str] | None = None,
     fractions: Sequence[float] = (),
+    after_each: Callable[[Results], None] | None = None,
     show_progress: bool = False,
 ) -> Results:
     """Judge methods by retraining.
@@ -71,6 +74,8 @@ def benchmark(
             were cut short.  In memory only if None.
         methods: Names; the task's by default.
         fractions: Further fractions of the train items to retrain on, for the plot.
+        after_each: Called with the results so far, curves left out, after every method that took
+            5 s or more: what a run that is cut short leaves behind.
         show_progress: Say what is done, and draw bars.
 
     Raises:
@@ -89,6 +94,11 @@ def benchmark(
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []
     unsuited: dict[str, str] = {}
+
+    def results(curves: list[dict[str, Any]]) -> Results:
+        about = {**_about(task, seconds), "unsuited": unsuited}
+        return Results(task.name, judge.rows(found, banks), curves, unsuited, about, found)
+
     for name in chosen:
         try:
             found += all_methods()[name].run(task, tuning, found)
@@ -99,27 +109,16 @@ def benchmark(
         for scored in found:
             if scored.method == name:
                 _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s")
+        took = sum(scored.cost.seconds for scored in found if scored.method == name)
+        if after_each is not None and took >= _LONG:
+            after_each(results([]))
     curves = judge.curves(found, banks)
     for fraction in fractions:
         curves += _at_fraction(task, fraction, found, out, show_progress=show_progress)
-    about = {
-        "task": task.name,
-        "about": task.about,
-        "in_sample": task.in_sample,
-        "num_train": task.problem.num_train,
-        "num_queries": task.problem.num_queries,
-        "num_tuning_queries": len(task.tuning_queries),
-        "plan": task.plan.as_dict(),
-        "bank_seconds": seconds,
-        "settings": [settings.as_dict() for settings in task.settings],
-        "versions": versions(),
-        "hardware": hardware(device),
-        "unsuited": unsuited,
-    }
-    results = Results(task.name, judge.rows(found, banks), curves, unsuited, about, found)
+    whole = results(curves)
     if out is not None:
-        write(results, out)
-    return results
+        write(whole, out)
+    return whole
 
 
 def benchmark_sizes(
@@ -172,6 +171,22 @@ def write(results: Results, out: str | Path) -> None:
     folder.write(TABLE, judge.table(results.rows).encode())
     for name, picture in plots(results.rows, results.curves, title=results.task).items():
         folder.write(f"{name}.png", picture)
+
+
+def _about(task: Task, bank_seconds: dict[str, float]) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "about": task.about,
+        "in_sample": task.in_sample,
+        "num_train": task.problem.num_train,
+        "num_queries": task.problem.num_queries,
+        "num_tuning_queries": len(task.tuning_queries),
+        "plan": task.plan.as_dict(),
+        "bank_seconds": bank_seconds,
+        "settings": [settings.as_dict() for settings in task.settings],
+        "versions": versions(),
+        "hardware": hardware(task.problem.device),
+    }
 
 
 def _bank(

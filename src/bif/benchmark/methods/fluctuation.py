@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +21,8 @@ from bif.settings import Settings
 from bif.traces import LossTraces
 
 _TUNING = "tuning queries"
-_PILOT_SHARE = 8
-"""A pilot has this fraction of the draws of the run itself."""
+_CHAINS_SHARE, _DRAWS_SHARE = 4, 2
+"""A pilot has these fractions of the run's chains and of their draws: burn-in costs what it has."""
 _POINTS = 12
 """Of the curve over draws."""
 
@@ -116,14 +117,16 @@ class _Asked:
         """A short run with each of the settings, judged on the tuning part."""
         found = []
         for settings in self._task.settings:
-            draws = max(25, (settings.draws or 200) // _PILOT_SHARE)
-            run = attribute(self.problem, replace(settings, draws=draws))
+            started = time.perf_counter()
+            run = attribute(self.problem, _pilot(settings))
+            seconds = time.perf_counter() - started
             for outcome in self._task.problem.observables:
                 matrices = self.matrices(_values(run.influence.dataset), outcome)
                 through, tuned = self.best_proxy(matrices, outcome.name, judge)
                 best = max(row["lds"] for row in tuned)
                 where = temperatures(settings, self.problem.num_train)
-                row = {"choice": {**where, "through": through, "draws": draws}, "lds": best}
+                figures = {"draws": run.summary["draws"], "seconds": seconds}
+                row = {"choice": {**where, "through": through, **figures}, "lds": best}
                 found.append(_Pilot(outcome.name, settings, best, row))
         return found
 
@@ -163,6 +166,13 @@ class _Asked:
         if key not in self._slopes:
             self._slopes[key] = proxy.slopes(self.problem).numpy()
         return self._slopes[key]
+
+
+def _pilot(settings: Settings) -> Settings:
+    chains = max(4, (settings.chains or 64) // _CHAINS_SHARE)
+    draws = max(25, (settings.draws or 200) // _DRAWS_SHARE)
+    block = None if settings.block_size is None else min(chains, settings.block_size)
+    return replace(settings, chains=chains, draws=draws, block_size=block)
 
 
 def _values(dataset: Any) -> dict[str, np.ndarray]:

@@ -20,6 +20,8 @@ from bif.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
 EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4
+NBETA = 0.3
+"""In train items; nothing of it was tuned."""
 MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -59,7 +61,7 @@ def task(
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
-        settings=(settings(num_train, 0.3, seed=seed, device=device, weight_decay=WEIGHT_DECAY),),
+        settings=(settings(num_train, NBETA, seed=seed, device=device, weight_decay=WEIGHT_DECAY),),
         methods=METHODS,
         about=f"CIFAR-10, {num_train:,} train images, ResNet-9 with GroupNorm, widths "
         f"{'-'.join(map(str, widths))}, {num_weights:,} weights.",
@@ -84,14 +86,20 @@ def recipe(num_items: int) -> Recipe:
 
 
 def settings(
-    num_train: int, share: float, *, seed: int, device: str, weight_decay: float
+    num_train: int,
+    share: float,
+    *,
+    damping: float = 0.1,
+    seed: int,
+    device: str,
+    weight_decay: float,
 ) -> Settings:
-    """For image networks: `nbeta = share · n`, `gamma = .1 nbeta`; nothing of it was tuned."""
+    """For image networks: `nbeta = share · n`, `gamma = damping · nbeta`."""
     on_gpu = device.startswith("cuda")
     nbeta = share * num_train
     return Settings(
-        nbeta=nbeta, gamma=0.1 * nbeta, weight_decay=weight_decay, chains=32, draws=120, thin=2,
-        seed=seed, block_size=32 if on_gpu else 4, chunk_size=500,
+        nbeta=nbeta, gamma=damping * nbeta, weight_decay=weight_decay, chains=16, draws=200,
+        thin=2, seed=seed, block_size=16 if on_gpu else 4, chunk_size=1000,
         gradient_precision="bfloat16" if on_gpu else "float32",
         loss_precision="tf32" if on_gpu else "float32",
     )  # fmt: skip

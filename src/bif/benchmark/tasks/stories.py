@@ -73,7 +73,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         recipe(num_train // 2, epochs=EPOCHS_AGAIN),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
         targets=("checkpoint",),
-        settings=settings(num_train, seed=seed, device=device),
+        settings=(settings(num_train, seed=seed, device=device),),
         methods=("random", "gradient_product", "gradient_cosine", "ekfac", "bif"),
         about=f"stories260K, {num_weights:,} weights, fine-tuned on {num_train} stories of "
         f"TinyStories cut to {NUM_TOKENS} tokens; mean loss a token. EK-FAC has no factors for "
@@ -90,16 +90,18 @@ def recipe(num_items: int, *, epochs: int = EPOCHS) -> Recipe:
     return replace(RECIPE, steps=epochs * (num_items // batch), batch_size=batch)
 
 
-def settings(num_train: int, *, seed: int, device: str) -> tuple[Settings, ...]:
-    """First guesses: a posterior at `nbeta = n` is too wide for a mean over 127 tokens."""
+def settings(num_train: int, *, seed: int, device: str) -> Settings:
+    """First guesses: a posterior at `nbeta = n` is too wide for a mean over 127 tokens.
+
+    gamma is `1 / (learning rate · steps)` of training again, momentum and schedule counted, times
+    nbeta: short training is damped by as much.
+    """
     on_gpu = device.startswith("cuda")
-    return tuple(
-        Settings(
-            nbeta=share * num_train, gamma=0.1 * share * num_train, chains=32, draws=120, thin=3,
-            seed=seed, block_size=32 if on_gpu else 4, chunk_size=64,
-            gradient_precision="tf32" if on_gpu else "float32",
-        )
-        for share in (30.0,)
+    nbeta = 30.0 * num_train
+    return Settings(
+        nbeta=nbeta, gamma=0.3 * nbeta, chains=16, draws=100, thin=2, seed=seed,
+        block_size=16 if on_gpu else 4, chunk_size=256 if on_gpu else 64,
+        gradient_precision="tf32" if on_gpu else "float32",
     )  # fmt: skip
 
 
