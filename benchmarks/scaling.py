@@ -103,7 +103,9 @@ def sampling_of(
     return sampling
 
 
-def bif_cost(sampling: Sampling, *, seconds: float, forecast: bool) -> dict[str, Any]:
+def bif_cost(
+    sampling: Sampling, *, seconds: float, forecast: bool, profile: bool = False
+) -> dict[str, Any]:
     """Seconds a draw after a warm-up, peak memory, and what the plan said of both."""
     device = sampling.device
     on_gpu = device.type == "cuda"
@@ -136,9 +138,20 @@ def bif_cost(sampling: Sampling, *, seconds: float, forecast: bool) -> dict[str,
         "draws_timed": count,
         "warm_up_seconds": warm_up,
     }
+    if profile:
+        print_kernels(lambda: take(2))
     if on_gpu:
         row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return row
+
+
+def print_kernels(run: Callable[[], object]) -> None:
+    """Where the time goes: what the device does longest, and what the host does."""
+    with torch.profiler.profile(record_shapes=True) as found:
+        run()
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    kernels = found.key_averages(group_by_input_shape=True)
+    print(kernels.table(sort_by=by, row_limit=25, max_name_column_width=60), flush=True)
 
 
 def measured_bif(
@@ -160,7 +173,10 @@ def measured_bif(
         about = {"how": how, "layout": name, "expected_gib": room.bytes / 2**30}
         try:
             sampling = sampling_of(shape, room, how, arguments, items=items, queries=queries)
-            cost = bif_cost(sampling, seconds=arguments.seconds, forecast=arguments.forecast)
+            cost = bif_cost(
+                sampling, seconds=arguments.seconds, forecast=arguments.forecast,
+                profile=arguments.profile,
+            )  # fmt: skip
         except torch.OutOfMemoryError as error:
             reasons.append(f"{name}: {_first_sentence(error)}")
             continue
@@ -332,6 +348,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--how", nargs="+", choices=("eager", "layers", "whole"))
     made.add_argument("--memory", choices=("plain", "fused", "lean"))
     made.add_argument("--forecast", action="store_true", help="compare with bif.plan as well")
+    made.add_argument("--profile", action="store_true", help="print what takes the time")
     made.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     made.add_argument("--chunk", type=int, default=128, help="sequences of a scoring pass")
     made.add_argument("--items", type=int, nargs="+", default=[128])

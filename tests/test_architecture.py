@@ -161,6 +161,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "backfill": {"types", "sampling", "store"},
     "recording": {
         "types",
+        "budget",
         "chains",
         "checks",
         "checkpoint",

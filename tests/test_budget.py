@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from dataclasses import replace
+from math import ceil
 
 import pytest
+import torch
 
 import bif
 from bif import budget
 from bif.budget import Pace, choose_draws, measure_pace
+from bif.recording import _BlockRun
 from command_line import caller, failed, write_problem
 from small_problems import classification
 
@@ -28,8 +33,8 @@ def paced(monkeypatch):
 
 def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]:
     said: list[str] = []
-    settings = choose_draws(
-        classification(), replace(OPEN, **given), relaxation=relaxation, said=said
+    settings, _ = choose_draws(
+        classification(), replace(OPEN, **given), relaxation=relaxation, said=said, started=0.0
     )
     assert settings.budget is None and settings.reliability is None
     return settings, " ".join(said)
@@ -39,9 +44,16 @@ def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]
 class TestChoice:
     def test_a_reliability_needs_the_draws_of_spearman_and_brown(self):
         settings, said = chosen(reliability=0.9)
-        # .9 / .1 = T · signal
-        assert settings.draws == 9000 / 16 + 0.5
+        # .9 / .1 = T · signal, and twice that at most
+        assert settings.draws == 2 * 9000 / 16 + 1  # rounded up
+        assert "draws = at most 1126 of each chain" in said
         assert "needs about 9,000 draws in all" in said and "reliability 0.90" in said
+        assert "Forecast: 23 s of sampling" in said  # of 563 draws
+
+    def test_blocks_one_after_another_take_what_is_forecast(self):
+        settings, said = chosen(reliability=0.9, chains=32)
+        assert settings.draws == ceil(9000 / 32)
+        assert "at most" not in said and "ends where" not in said
 
     def test_a_budget_allows_what_fits_in_its_share(self):
         settings, said = chosen(budget="1m")
@@ -102,7 +114,7 @@ def test_draws_and_what_would_choose_them_contradict_each_other(given):
 
 
 def test_the_pilot_measures_and_its_forecast_is_near_what_comes():
-    pace = measure_pace(classification(), OPEN, least=20)
+    pace = measure_pace(classification(), OPEN, least=20, started=time.perf_counter())
     assert 0 < pace.step < 0.5 and 0 <= pace.record < 0.5 and pace.spent > 0
     run = bif.attribute(classification(), replace(OPEN, reliability=0.95))
     assert run.summary["reliability"] > 0.9
@@ -122,6 +134,48 @@ def test_a_reliability_that_was_not_reached_is_said_with_what_is_missing(monkeyp
     run = bif.attribute(classification(), replace(OPEN, reliability=0.999))
     (said,) = [w for w in run.manifest["warnings"] if "aimed at" in w]
     assert "below the 0.999" in said and "more draws would reach it" in said
+
+
+class TestGoal:
+    def test_a_run_ends_where_its_reliability_is_reached(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: PACE)
+        asked = replace(OPEN, reliability=0.995)
+        run = bif.attribute(classification(), asked, out=tmp_path)
+        draws = run.manifest["settings"]["draws"]
+        assert 100 < draws < 2000  # the pilot's forecast was some 12,000
+        assert run.summary["draws"] == 16 * draws and run.summary["complete"]
+        assert 0.993 < run.summary["reliability"] < 0.998
+        assert "the reliability of 0.995 is reached" in run.manifest["explanations"][-1]
+        # It is the run of so many draws, also when it goes on.
+        longer = bif.extend(tmp_path, classification(), draws=draws + 10)
+        at_once = bif.attribute(classification(), replace(OPEN, draws=draws + 10))
+        for a, b in zip(longer.traces.blocks, at_once.traces.blocks, strict=True):
+            assert torch.equal(a.train, b.train)
+
+    def test_an_interrupted_run_still_knows_its_goal(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: PACE)
+        asked = replace(OPEN, reliability=0.98)
+        whole = bif.attribute(classification(), asked)
+        stop_after_some_draws(monkeypatch, 60)
+        cut = bif.attribute(classification(), asked, out=tmp_path, commit_every=0.0)
+        assert not cut.summary["complete"]
+        monkeypatch.undo()
+        resumed = bif.attribute(classification(), asked, out=tmp_path)
+        assert resumed.summary["complete"]
+        assert resumed.summary["draws"] <= 1.1 * whole.summary["draws"]
+        assert "is reached" in resumed.manifest["explanations"][-1]
+
+
+def stop_after_some_draws(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Ctrl-C at a draw."""
+    record = _BlockRun._record
+
+    def recorded(self: _BlockRun, position: object) -> None:
+        record(self, position)  # type: ignore[arg-type]
+        if self.recorder.taken == count:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_BlockRun, "_record", recorded)
 
 
 def test_a_run_on_disk_keeps_its_choice_and_can_be_extended(tmp_path):
@@ -159,4 +213,5 @@ def test_a_budget_that_cannot_do_is_refused_before_the_pilot_outlasts_it(monkeyp
 
     monkeypatch.setattr(budget, "short_traces", never)
     with pytest.raises(ValueError, match="too small to converge"):
-        measure_pace(classification(), replace(OPEN, budget=1e-3), least=10_000)
+        given = {"least": 10_000, "started": time.perf_counter()}
+        measure_pace(classification(), replace(OPEN, budget=1e-3), **given)

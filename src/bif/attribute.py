@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
 from bif import store
+from bif.budget import Goal
 from bif.calibrate import Calibration, calibrate
 from bif.conclude import concluded
 from bif.interrupts import termination_raises
@@ -137,7 +139,9 @@ def attributed(
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
     with Writer() as writer:
-        recording = Recording(sampling, keep, folder, commit_every, blocks, writer)
+        recording = Recording(
+            sampling, keep, folder, commit_every, blocks, writer, calibration.goal
+        )
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
@@ -145,11 +149,13 @@ def attributed(
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
+                "goal": asdict(calibration.goal) if calibration.goal else None,
                 "blocks": [[b.start, b.stop] for b in blocks],
                 "hardware": hardware(sampling.device),
                 "arrays": folder.manifest.get("arrays") or recording.arrays,
             })  # fmt: skip
         recording.run(show_progress=show_progress)
+        calibration = _ended(calibration, recording.ended_at)
         run = concluded(
             calibration,
             recording,
@@ -159,7 +165,7 @@ def attributed(
             forecast=sizes_in_words,
         )
     if folder is not None and not recording.interrupted:
-        folder.update({"arrays": recording.arrays})
+        folder.update({"arrays": recording.arrays, "goal": None})
     return run
 
 
@@ -192,7 +198,24 @@ def _calibrated(
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
     explanations = tuple(folder.manifest.get("explanations", []))
-    return Calibration(settings, explanations, requested.reliability)
+    goal = folder.manifest.get("goal") if requested.reliability is not None else None
+    return Calibration(
+        settings, explanations, requested.reliability, Goal(**goal) if goal else None
+    )
+
+
+def _ended(calibration: Calibration, draws: int | None) -> Calibration:
+    """As if a run that ended at its goal had been asked for so many draws."""
+    goal, most = calibration.goal, calibration.settings.draws
+    if draws is None or goal is None:
+        return calibration
+    said = f"draws = {draws} of at most {most}: the reliability of {goal.reliability:g} is reached"
+    return replace(
+        calibration,
+        settings=replace(calibration.settings, draws=draws),
+        explanations=(*calibration.explanations, said),
+        goal=None,
+    )
 
 
 def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:

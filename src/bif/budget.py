@@ -1,4 +1,7 @@
-"""How many draws: what a reliability needs and what a budget allows, forecast by a short pilot."""
+"""How many draws: what a reliability needs and what a budget allows, forecast by a short pilot.
+
+A run that aims at a reliability ends when its draws have it: the forecast is of one pilot.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,25 @@ MIN_RELAXATIONS = 50
 """A chain is at least this many relaxation times long: shorter ones fail the gate of mixing."""
 MOST_DRAWS = 100_000
 _FEWEST_CHAINS = 8
+_SLACK = 2.0
+"""Draws that a run may take for a reliability, in units of those that are forecast to be needed."""
 _PILOT_CHAINS, _PILOT_DRAWS = 16, 24
 _TIMED_STEPS = 4
 _SAMPLING_SHARE = 0.8
 """Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A run ends at the first look at which its draws have a reliability.
+
+    Attributes:
+        reliability: Of scores, as the summary has it.
+        fewest: Draws of each chain before the first look.
+    """
+
+    reliability: float
+    fewest: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Pace:
         step: Seconds of a step of a block of chains.
         record: Seconds that a draw of a block takes beyond its step.
         signal: Of one draw: a run of T draws in all has reliability `T·signal / (1 + T·signal)`.
-        spent: Seconds of the pilot.
+        spent: Seconds of calibration, the pilot's among them.
     """
 
     step: float
@@ -52,58 +70,70 @@ class Pace:
 
 
 def choose_draws(
-    problem: Problem, settings: Settings, *, relaxation: float, said: list[str]
-) -> Settings:
+    problem: Problem, settings: Settings, *, relaxation: float, said: list[str], started: float
+) -> tuple[Settings, Goal | None]:
     """Draws, and where a budget is small fewer chains, for a reliability or a budget.
 
-    With both, the draws that the reliability needs, as far as the budget allows.
+    With both, the draws that the reliability needs, as far as the budget allows.  Chains of one
+    block may take twice as many as forecast, and end at the goal; several blocks, one after
+    another, take what is forecast.
 
     Args:
         problem: What is to be attributed.
         settings: Complete but for `draws`, with `reliability`, `budget` or both.
         relaxation: Steps in which the slowest direction forgets.
         said: Gets a line for each choice.
+        started: By `time.perf_counter`; what has been spent since is taken from the budget.
+
+    Returns:
+        Complete settings, whose draws are the most that are taken, and where to end before.
 
     Raises:
         ValueError: A budget too small for burn-in and the fewest draws.
     """
     assert settings.thin is not None and settings.chains is not None
     least = max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
-    pace = measure_pace(problem, settings, least=least)
+    pace = measure_pace(problem, settings, least=least, started=started)
     draws, chains, why = least, settings.chains, []
     if settings.reliability is not None:
         needed = pace.total_for(settings.reliability)
-        draws = min(MOST_DRAWS, max(least, ceil(needed / chains)))
+        slack = _SLACK if chains <= (settings.block_size or 1) else 1.0
+        draws = min(MOST_DRAWS, max(least, ceil(slack * needed / chains)))
         why.append(f"reliability {settings.reliability:g} needs about {needed:,.0f} draws in all")
     if settings.budget is not None:
         chains, allowed = _affordable(settings, pace, least)
         draws = allowed if settings.reliability is None else min(draws, allowed)
         why.append(f"a budget of {settings.budget:,.0f} s allows {allowed} of {chains} chains")
-    seconds = _sampling_seconds(settings, pace, chains, draws)
+    block_size, goal, expected = min(settings.block_size or 1, chains), None, draws
+    if settings.reliability is not None and chains == block_size:
+        goal = Goal(settings.reliability, least)
+        expected = min(draws, max(least, ceil(pace.total_for(goal.reliability) / chains)))
+        why.append("the run ends where it has it")
+    seconds = _sampling_seconds(settings, pace, chains, expected)
     if chains != settings.chains:
         said.append(f"chains = {chains}: {settings.chains} do not come to an end within the budget")
     said.append(
-        f"draws = {draws} of each chain: {'; '.join(why)}. Forecast: {seconds:,.0f} s of sampling, "
-        f"reliability {pace.reliability(draws * chains):.2f}"
+        f"draws = {'at most ' if goal else ''}{draws} of each chain: {'; '.join(why)}. Forecast: "
+        f"{seconds:,.0f} s of sampling, reliability {pace.reliability(expected * chains):.2f}"
     )
-    block_size = min(settings.block_size or 1, chains)
-    return replace(
+    chosen = replace(
         settings, reliability=None, budget=None, draws=draws, chains=chains, block_size=block_size
     )
+    return chosen, goal
 
 
-def measure_pace(problem: Problem, settings: Settings, *, least: int) -> Pace:
+def measure_pace(problem: Problem, settings: Settings, *, least: int, started: float) -> Pace:
     """Seconds and signal from a few chains that start at w* and stop early.
 
     Args:
         problem: What is to be attributed.
         settings: Complete but for `draws`.
         least: Draws of a chain below which no run is made.
+        started: By `time.perf_counter`, when calibration began.
 
     Raises:
         ValueError: A budget in which not even these are made: the pilot itself could outlast it.
     """
-    started = time.perf_counter()
     assert settings.chains is not None and settings.burn_in is not None
     assert settings.block_size is not None and settings.thin is not None
     timed = replace(settings, reliability=None, budget=None, draws=2)

@@ -6,6 +6,7 @@ step from the largest curvature of U, the friction and burn-in from the smallest
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bif import tensors
 from bif.assemble import run_device
-from bif.budget import choose_draws
+from bif.budget import Goal, choose_draws
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
 from bif.oracles import vmap_refusal
@@ -54,6 +55,8 @@ class Calibration:
     explanations: tuple[str, ...]
     reliability: float | None = None
     """What was aimed at, if anything."""
+    goal: Goal | None = None
+    """Where to end before the last draw."""
 
     @property
     def warnings(self) -> list[str]:
@@ -80,6 +83,7 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
             than the data; a budget too small to converge.
     """
+    started = time.perf_counter()
     said: list[str] = list(problem.notes)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     if settings.draws is None and not forecast:
@@ -88,9 +92,12 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
     settings, relaxation = _choose_posterior_and_steps(problem, settings, said)
+    goal = None
     if forecast:
-        settings = choose_draws(problem, settings, relaxation=relaxation, said=said)
-    return Calibration(settings, tuple(said), target)
+        settings, goal = choose_draws(
+            problem, settings, relaxation=relaxation, said=said, started=started
+        )
+    return Calibration(settings, tuple(said), target, goal)
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:

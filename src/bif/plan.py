@@ -1,7 +1,7 @@
 """What a live run will take, before it starts: bytes on the device by what they are for, seconds.
 
 Weights, w*, the sampler's state and the step are counted from shapes; what a pass of the model
-takes besides is measured on one item and on two, and is a line in their number.
+takes besides is measured on a few items and on half as many, and is a line in their number.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from bif.sampling import Sampling
 from bif.settings import Settings
 
 _TIMED_STEPS = 3
+_MEASURED_ITEMS = 16
+"""Of a pass, at most: with fewer, what is done for some tokens at a time still grows with them."""
 _ROWS_HELD = {"fused": 2.0, "lean": 4.25}
 """Numbers of 4 bytes that a fused step holds for each of the rows that it moves, at most: the
 force, and w - w* or noise; in bfloat16 also the wide weights and what their rounding takes."""
@@ -264,7 +266,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def forecast_live(sampling: Sampling) -> Plan:
-    """Measure passes of one item and of two, and a few steps and draws from w*.
+    """Measure passes of a few items, and a few steps and draws from w*.
 
     Args:
         sampling: Of a live module; its next start is at w* as ever.
@@ -274,8 +276,10 @@ def forecast_live(sampling: Sampling) -> Plan:
     assert isinstance(oracle, LiveOracle) and s.chunk_size is not None
     groups = [sampling.train, *sampling.candidates, *sampling.queries]
     sampling.start(0, 1)
-    backward = _line(lambda count: _backward(sampling, oracle, count))
-    forward = _line(lambda count: _forward(sampling, oracle, count))
+    a_step = problem.num_train if s.gradient == "full" else s.batch_size or problem.num_train
+    a_pass = min(a_step, s.pass_size or a_step)
+    backward = _line(a_pass, problem, lambda count: _backward(sampling, oracle, count))
+    forward = _line(s.chunk_size, problem, lambda count: _forward(sampling, oracle, count))
     return Plan(
         weights,
         sum(_bytes_of(items) for items in groups),
@@ -304,16 +308,17 @@ def _forward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
         sampling.oracle.values(function, params, sampling.train.first(count))
 
 
-def _line(run: Callable[[int], None]) -> Pass:
-    """Peaks of one item and of two as a line; the first call of all is not counted."""
+def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -> Pass:
+    """Peaks of a few items and of half as many as a line; the first call of all is not counted."""
+    most = min(max(2, num_items or problem.num_train), problem.num_train, _MEASURED_ITEMS)
     run(1)
     peaks = []
-    for count in (1, 2):
+    for count in (few := max(1, most // 2), most):
         with PeakBytes() as counter:
             run(count)
         peaks.append(counter.peak)
-    item = max(0, peaks[1] - peaks[0])
-    return Pass(fixed=max(0, peaks[0] - item), item=item)
+    item = max(0, peaks[1] - peaks[0]) // max(1, most - few)
+    return Pass(fixed=max(0, peaks[1] - most * item), item=item)
 
 
 def _bytes_of(items: Items) -> int:

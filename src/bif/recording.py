@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bif.backfill import fill
+from bif.budget import Goal
 from bif.chains import Position
 from bif.checkpoint import on_host
 from bif.checks import Checks, check, not_measured
@@ -33,6 +35,8 @@ from bif.writer import Writer
 _FRESH_BYTES = 512 * 2**20
 _COMMIT_SHARE = 50
 """A commit's cost is at most about one part in this many of the time."""
+_NEXT_LOOK = 1.1
+"""Draws at the next look at the goal, in units of those at the last."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Recording:
         commit_every: Seconds from one commit to the next.
         blocks: The chains of each block.
         writer: Writes the commits.
+        goal: Where to end before the last draw, for chains of one block.
     """
 
     sampling: Sampling
@@ -54,6 +59,7 @@ class Recording:
     commit_every: float
     blocks: list[range]
     writer: Writer
+    goal: Goal | None = None
     recorders: list[BlockRecorder] = field(default_factory=list)
     interrupted: bool = False
     seconds_before: float = 0.0
@@ -62,6 +68,8 @@ class Recording:
     """Of sampling, by this process."""
     checks: Checks | None = None
     """Of the first block, where it came to its end."""
+    ended_at: int | None = None
+    """Draws of each chain at which the goal was reached."""
     notes: list[str] = field(default_factory=list)
     """What a resumed run has to say of itself."""
 
@@ -119,7 +127,7 @@ class Recording:
         traces = self.traces()
         if traces.num_chains < 2:
             return float("nan")
-        return reliability(traces, num_queries=16, num_train=256)
+        return reliability(traces, num_queries=32, num_train=512)
 
     @property
     def diverged(self) -> dict[int, int]:
@@ -178,6 +186,7 @@ class _BlockRun:
         self._seconds_before = 0.0
         self._serial = 0
         self._committed_step: int | None = None
+        self._next_look = whole.goal.fewest if whole.goal else 0
 
     def run(self) -> None:
         """From where the block stands to its last draw, or to a wish to stop.
@@ -220,13 +229,26 @@ class _BlockRun:
             if index is not None and index >= self.recorder.taken:
                 self._record(position)
             stops = self.wish.signal is not None or self.recorder.all_diverged
-            if self.store and (
-                stops or position.step == self.sampling.last_step or self._commit_due()
-            ):
+            ends = position.step == self.sampling.last_step or (not stops and self._goal_reached())
+            if self.store and (stops or ends or self._commit_due()):
                 self._commit(self.store, start, position)
             if stops:
                 return None
+            if ends:
+                break
         return position.state if position else None
+
+    def _goal_reached(self) -> bool:
+        """Whether the run may end here; looks again after a tenth more draws."""
+        goal, taken = self.whole.goal, self.recorder.taken
+        if goal is None or taken < self._next_look:
+            return False
+        self._next_look = ceil(_NEXT_LOOK * taken)
+        self.recorder.settle()
+        if not self.whole.current_reliability() >= goal.reliability:
+            return False
+        self.whole.ended_at = taken
+        return True
 
     def _record(self, position: Position) -> None:
         params = position.state.params

@@ -60,7 +60,7 @@ def benchmark(
     out: str | Path | None = None,
     methods: Sequence[str] | None = None,
     fractions: Sequence[float] = (),
-    after_each: Callable[[Results], None] | None = None,
+    after_each: Callable[[Results], object] | None = None,
     show_progress: bool = False,
 ) -> Results:
     """Judge methods by retraining.
