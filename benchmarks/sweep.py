@@ -6,15 +6,20 @@ the defaults alone.  The best of the sweep is chosen by what is reported, so it 
 
     python benchmarks/sweep.py digits --seconds 45 --out benchmarks/results
     python benchmarks/sweep.py concrete --seconds 45 --data DIR --out benchmarks/results
+
+`--add FILE` takes the rows of the grid from an earlier file of the same machine, and runs the
+defaults, `bif.tune` and the best of the grid again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +85,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("setting", choices=SETTINGS)
     options.add_argument("--seconds", type=float, default=45.0)
+    options.add_argument("--add", type=Path, help="file whose grid is not run again")
     options.add_argument("--limit", type=int, help="only so many of the grid, to try the script")
     arguments = options.parse_args()
     task = named_task(
@@ -96,15 +102,34 @@ def main() -> None:
     base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
     within = replace(base, budget=arguments.seconds)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if arguments.add:
+        rows = again(arguments.add, arguments.seconds)
     for name, settings in (("defaults", within), *tuned(task, within, how)):
         rows.append({"name": name, **judged(task, settings, part)})
         print(rows[-1], flush=True)
-    for found in list(grid())[: arguments.limit]:
+    settings_of_grid = list(grid())[: arguments.limit]
+    if arguments.add:  # the best one once more
+        best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r.get("lds", 0.0))
+        settings_of_grid = [g for g in settings_of_grid if g.items() <= best.items()]
+        rows.remove(best)
+    for found in settings_of_grid:
         rows.append({"name": "sweep", **found, **judged(task, swept(task, within, found), part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task, target)
     print_table(summary(rows))
+
+
+def again(file: Path, seconds: float) -> list[dict[str, Any]]:
+    """The grid's rows of an earlier run.
+
+    Raises:
+        ValueError: It gave its runs other seconds.
+    """
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    if earlier["budget"] != seconds:
+        raise ValueError(f"{file} gave {earlier['budget']:g} s to each run, not {seconds:g}.")
+    return [row for row in earlier["sweep"] if row["name"] == "sweep"]
 
 
 def tuned(task: Task, within: bif.Settings, how: dict[str, Any]) -> Iterator[tuple[str, Any]]:

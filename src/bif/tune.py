@@ -29,10 +29,13 @@ from bif.types import Batch
 NBETA_FACTOR, DAMPING_FACTOR = 4.0, 3.0
 """Steps of the search."""
 MIN_SUBSETS = 8
-_CHAINS, _DRAWS = 16, 40
+_CHAINS, _DRAWS, _MOST_DRAWS = 8, 60, 600
+"""Of a pilot; of one that has the time, at most."""
 _MOST_STEPS = 4
 """Into one direction."""
-_FEWEST = 8
+_NOISE = 0.03
+"""A forecast lower by less may be noise: the search looks one step further."""
+_FEWEST = 4
 _SHARE, _PILOT_SHARE = 0.45, 0.06
 """Of a budget: what may go into pilots, and what one of them should take."""
 
@@ -77,10 +80,10 @@ def tune(
 ) -> Tuned:
     """The nbeta and gamma whose scores predict retraining best, forecast to a run's full length.
 
-    A search uphill from the defaults: nbeta by factors of 4 with gamma/nbeta fixed, then gamma by
-    factors of 3.  The forecast is `lds · sqrt(R_k / R_1)`: noise in predictions of reliability R_1
-    lowers a correlation by `sqrt(R_1)`, and k times the draws have
-    `R_k = k R_1 / (1 + (k - 1) R_1)`.
+    A search uphill from the defaults: nbeta by factors of 4, colder with gamma fixed or warmer with
+    gamma/nbeta fixed, then gamma by factors of 3.  The forecast is `lds · sqrt(R_k / R_1)`: noise
+    in predictions of reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the draws
+    have `R_k = k R_1 / (1 + (k - 1) R_1)`.
 
     Args:
         problem: Model, train items and observables; its queries play no part.
@@ -112,11 +115,14 @@ def tune(
 
     damping, n = pilots.default_damping(float(problem.num_train)), problem.num_train
 
-    def at(nbeta: float, damping: float) -> Tried:
-        return pilots.run(nbeta, damping * nbeta)
+    def at(step: int) -> Tried:
+        """Colder in the same ball, or warmer in a wider one."""
+        return pilots.run(n * NBETA_FACTOR**step, damping * n * NBETA_FACTOR ** min(step, 0))
 
-    warmest = _climb(lambda step: at(n * NBETA_FACTOR**step, damping), may_go_on)
-    best = _climb(lambda step: at(warmest.nbeta, damping * DAMPING_FACTOR**step), may_go_on)
+    start = _climb(at, may_go_on)
+    best = _climb(
+        lambda step: pilots.run(start.nbeta, start.gamma * DAMPING_FACTOR**step), may_go_on
+    )
     said = [
         f"tried nbeta = {p.nbeta:g}, gamma = {p.gamma:.4g}: LDS {p.lds:.3f} on the tuning part, "
         f"forecast {p.forecast:.3f} ({p.seconds:.1f} s)"
@@ -150,9 +156,10 @@ def _climb(run: Callable[[int], Tried], may_go_on: Callable[[], bool]) -> Tried:
             if not may_go_on():
                 break
             found = run(direction * step)
-            if found.forecast <= best.forecast:
+            if found.forecast < (1 - _NOISE) * best.forecast:
                 break
-            best, climbed = found, True
+            if found.forecast > best.forecast:
+                best, climbed = found, True
         if climbed:
             break
     return best
@@ -168,6 +175,7 @@ class _Pilots:
         chains = min(_CHAINS, settings.chains or _CHAINS)
         self._plain = replace(
             settings, chains=chains, draws=_DRAWS, budget=None, reliability=None, compiled=False,
+            mass=settings.mass or "identity",  # to measure one takes longer than a pilot
             block_size=None if settings.block_size is None else min(chains, settings.block_size),
         )  # fmt: skip
         self._settings = settings
@@ -176,15 +184,19 @@ class _Pilots:
 
     def default_damping(self, nbeta: float) -> float:
         """The ratio of gamma to nbeta where nothing is said: it depends on w* alone."""
-        complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta, mass="identity"))
+        complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta))
         assert complete.settings.gamma is not None
         return max(complete.settings.gamma / nbeta, 1e-12 / DAMPING)
 
     def run(self, nbeta: float, gamma: float) -> Tried:
         key = float(f"{nbeta:.6g}"), float(f"{gamma:.6g}")
         if key not in self._found:
-            self._found[key] = self._tried(*key)
-            self.tried.append(self._found[key])
+            tried = self._tried(*key)
+            if not self.tried and self._lengthened(tried.seconds):
+                tried = self._tried(*key)
+            self._spare(tried.seconds)
+            self._found[key] = tried
+            self.tried.append(tried)
         return self._found[key]
 
     def _tried(self, nbeta: float, gamma: float) -> Tried:
@@ -198,13 +210,23 @@ class _Pilots:
         assert complete.settings.chains is not None
         traces = short_traces(sampling, complete.settings.chains)
         ended = time.perf_counter()
-        self._spare(ended - started)
         value, agreement = self._judged(traces)
         times = self._times(traces.total_draws, ended - sampled)
         return Tried(
             nbeta, gamma, value, agreement, forecast(value, agreement, times),
             time.perf_counter() - started,
         )  # fmt: skip
+
+    def _lengthened(self, seconds: float) -> bool:
+        """Whether pilots were made longer, to take their share of a budget: noise misleads."""
+        if self._settings.budget is None or self._plain.draws is None:
+            return False
+        times = _PILOT_SHARE * float(self._settings.budget) / seconds
+        draws = min(_MOST_DRAWS, int(times * self._plain.draws))
+        if draws < 2 * self._plain.draws:
+            return False
+        self._plain = replace(self._plain, draws=draws)
+        return True
 
     def _spare(self, seconds: float) -> None:
         """Fewer chains from now on, where a pilot takes too much of a budget."""
