@@ -139,13 +139,13 @@ def test_a_reliability_that_was_not_reached_is_said_with_what_is_missing(monkeyp
 class TestGoal:
     def test_a_run_ends_where_its_reliability_is_reached(self, monkeypatch, tmp_path):
         monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: PACE)
-        asked = replace(OPEN, reliability=0.995)
+        asked = replace(OPEN, reliability=0.99)
         run = bif.attribute(classification(), asked, out=tmp_path)
         draws = run.manifest["settings"]["draws"]
-        assert 100 < draws < 2000  # the pilot's forecast was some 12,000
+        assert 100 <= draws < 2000  # the pilot's forecast was some 6,000
         assert run.summary["draws"] == 16 * draws and run.summary["complete"]
-        assert 0.993 < run.summary["reliability"] < 0.998
-        assert "the reliability of 0.995 is reached" in run.manifest["explanations"][-1]
+        assert 0.985 < run.summary["reliability"] < 0.997
+        assert "the reliability of 0.99 is reached" in run.manifest["explanations"][-1]
         # It is the run of so many draws, also when it goes on.
         longer = bif.extend(tmp_path, classification(), draws=draws + 10)
         at_once = bif.attribute(classification(), replace(OPEN, draws=draws + 10))
@@ -157,7 +157,7 @@ class TestGoal:
         asked = replace(OPEN, reliability=0.98)
         whole = bif.attribute(classification(), asked)
         stop_after_some_draws(monkeypatch, 60)
-        cut = bif.attribute(classification(), asked, out=tmp_path, commit_every=0.0)
+        cut = bif.attribute(classification(), asked, out=tmp_path)
         assert not cut.summary["complete"]
         monkeypatch.undo()
         resumed = bif.attribute(classification(), asked, out=tmp_path)

@@ -98,7 +98,7 @@ def settings(
     on_gpu = device.startswith("cuda")
     nbeta = share * num_train
     return Settings(
-        nbeta=nbeta, gamma=damping * nbeta, weight_decay=weight_decay, chains=16, draws=560,
+        nbeta=nbeta, gamma=damping * nbeta, weight_decay=weight_decay, chains=16, draws=480,
         thin=2, seed=seed, block_size=16 if on_gpu else 4, chunk_size=1000,
         gradient_precision="bfloat16" if on_gpu else "float32",
         loss_precision="tf32" if on_gpu else "float32",
