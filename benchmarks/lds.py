@@ -9,7 +9,7 @@ One dated JSON file a setting: rows, curves, what was tuned, plan, versions and 
     python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda \
         --sizes 500 1000 2000 6000 20000
 
-The file is written anew after every method, so that a run cut short leaves what it has.
+The file is written anew after every method that takes long: a run cut short leaves what it has.
 """
 
 from __future__ import annotations

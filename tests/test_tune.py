@@ -78,6 +78,14 @@ class TestSearch:
     def test_it_finds_a_peak_on_either_side(self, peak):
         assert self.climbed(peak)[0] == peak
 
+    @pytest.mark.parametrize(("dip", "ends_at"), [(0.79, 2), (0.70, 0)])
+    def test_it_looks_beyond_a_dip_that_may_be_noise_and_no_deeper_one(self, dip, ends_at):
+        forecasts = {-1: 0.5, 0: 0.80, 1: dip, 2: 0.85, 3: 0.5}
+        best = _climb(
+            lambda step: Tried(float(step), 1.0, 0.0, 1.0, forecasts[step], 0.1), lambda: True
+        )
+        assert best.nbeta == ends_at
+
     def test_it_does_not_look_down_where_up_was_better(self):
         assert self.climbed(2)[1] == [0, 1, 2, 3]
 
@@ -100,6 +108,11 @@ class TestTune:
         first = tuned().tried[0]
         assert first.nbeta == n == default.nbeta
         assert first.gamma == pytest.approx(default.gamma, rel=1e-4)
+
+    def test_colder_keeps_the_ball(self):
+        first, *others = tuned().tried
+        assert others[0].nbeta == 4 * first.nbeta
+        assert others[0].gamma == pytest.approx(first.gamma, rel=1e-4)
 
     def test_what_it_chooses_predicts_other_subsets_better_than_a_bad_choice(self):
         task, chosen = convex(), tuned().settings

@@ -139,9 +139,9 @@ def attributed(
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
     with Writer() as writer:
-        recording = Recording(
-            sampling, keep, folder, commit_every, blocks, writer, calibration.goal
-        )
+        # Of several blocks, as an interrupted run has that was given chains, none may end alone.
+        goal = calibration.goal if len(blocks) == 1 else None
+        recording = Recording(sampling, keep, folder, commit_every, blocks, writer, goal)
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)

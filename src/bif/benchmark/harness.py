@@ -75,7 +75,7 @@ def benchmark(
         methods: Names; the task's by default.
         fractions: Further fractions of the train items to retrain on, for the plot.
         after_each: Called with the results so far, curves left out, after every method that took
-            5 s or more: what a run that is cut short leaves behind.
+            5 s or more and after the last one: what a run that is cut short leaves behind.
         show_progress: Say what is done, and draw bars.
 
     Raises:
@@ -95,9 +95,9 @@ def benchmark(
     found: list[Scored] = []
     unsuited: dict[str, str] = {}
 
-    def results(curves: list[dict[str, Any]]) -> Results:
+    def results() -> Results:
         about = {**_about(task, seconds), "unsuited": unsuited}
-        return Results(task.name, judge.rows(found, banks), curves, unsuited, about, found)
+        return Results(task.name, judge.rows(found, banks), [], unsuited, about, found)
 
     for name in chosen:
         try:
@@ -110,12 +110,15 @@ def benchmark(
             if scored.method == name:
                 _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s")
         took = sum(scored.cost.seconds for scored in found if scored.method == name)
-        if after_each is not None and took >= _LONG:
-            after_each(results([]))
+        if after_each is not None and took >= _LONG and name != chosen[-1]:
+            after_each(results())
+    whole = results()
+    if after_each is not None:
+        after_each(whole)
     curves = judge.curves(found, banks)
     for fraction in fractions:
         curves += _at_fraction(task, fraction, found, out, show_progress=show_progress)
-    whole = results(curves)
+    whole = replace(whole, curves=curves)
     if out is not None:
         write(whole, out)
     return whole
