@@ -86,7 +86,8 @@ def main() -> None:
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("settings", nargs="*", default=SETTINGS)
     options.add_argument("--oracles", nargs="+", default=["stacked", "sequential"],
-                         choices=("stacked", "stacked compiled", "sequential"))  # fmt: skip
+                         choices=("stacked", "stacked compiled", "sequential",
+                                  "sequential compiled"))  # fmt: skip
     options.add_argument("--chains", type=int, default=16)
     options.add_argument("--items", type=int, nargs="+", default=[250, 1000])
     arguments = options.parse_args()

@@ -295,10 +295,6 @@ class TestContradictions:
         with pytest.raises(ValueError, match="batch_size=5 has no use with gradient='full'"):
             Settings(batch_size=5)
 
-    def test_compiled_chains_that_are_not_stacked(self):
-        with pytest.raises(ValueError, match="or the live module, got oracle='sequential'"):
-            Settings(compiled=True, oracle="sequential")
-
     def test_a_batch_larger_than_the_data(self):
         with pytest.raises(ValueError, match="batch_size=21 exceeds the 20 train items"):
             bif.calibrate(classification(), Settings(gradient="minibatch", batch_size=21))

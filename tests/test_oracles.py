@@ -277,6 +277,38 @@ def test_a_compiled_live_module_has_the_plain_ones_numbers(monkeypatch):
         torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_chains_one_after_another_have_the_plain_ones_numbers(monkeypatch, precision):
+    calls: list[object] = []
+
+    def eager(function: Any, **options: Any) -> Any:
+        calls.append(function)
+        return compile_(function, backend="aot_eager", fullgraph=True, **options)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", eager)
+    dtype = torch.float32 if precision == "bfloat16" else torch.float64  # autocast leaves float64
+    plain, compiled = (
+        SequentialOracle(
+            frozen(network).to(dtype), losses.cross_entropy, gradient_precision=precision,
+            value_precision=precision, use_compile=use_compile,
+        )
+        for use_compile in (False, True)
+    )  # fmt: skip
+    params = {n: leaf.to(dtype) for n, leaf in stack_near(center(network), C).items()}
+    x, y = labelled(B, seed=5)
+    batch, weights = (x.to(dtype), y), normal(C, B, seed=6).to(dtype)
+    own = map_batch(lambda leaf: torch.stack([leaf.roll(c, 0) for c in range(C)]), batch)
+    for items, rows, per_chain in ((batch, weights[0], False), (own, weights, True)):
+        got = compiled.gradient(params, items, rows, per_chain=per_chain)
+        expected = plain.gradient(params, items, rows, per_chain=per_chain)
+        torch.testing.assert_close(got, expected, **EXACT)
+    for function in (losses.cross_entropy, losses.margin, losses.margin):
+        got = compiled.values(function, params, batch)
+        torch.testing.assert_close(got, plain.values(function, params, batch), **EXACT)
+    assert len(calls) == 3  # the train items' losses, and two functions' values
+
+
 class TestModelsThatVmapRefuses:
     @staticmethod
     def branching(model: nn.Module, batch: Any) -> Tensor:

@@ -60,11 +60,8 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
             use_compile=settings.compiled,
         )
     model = problem.evaluation_copy(device)
-    if settings.oracle == "sequential":
-        return SequentialOracle(
-            model, problem.loss, gradient_precision=gradient, value_precision=value
-        )
-    return StackedOracle(
+    copied = SequentialOracle if settings.oracle == "sequential" else StackedOracle
+    return copied(
         model,
         problem.loss,
         gradient_precision=gradient,

@@ -112,7 +112,8 @@ class StackedOracle:
 class SequentialOracle:
     """One chain after another through the functional module; takes any model.
 
-    Args: as for `StackedOracle`.
+    Args: as for `StackedOracle`; what is compiled are the losses of one chain, with their backward
+    pass, and its values.
     """
 
     def __init__(
@@ -122,15 +123,29 @@ class SequentialOracle:
         *,
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
+        use_compile: bool = False,
     ) -> None:
         self._model = model
-        self._loss = ItemFunction(model, loss)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+        self._compiled = use_compile
+        self._losses = self._made(loss, gradient_precision)
+        self._values: dict[ItemLoss, Callable[[Params, Batch], Tensor]] = {}
+
+    def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
+        of_items = ItemFunction(self._model, function)
+
+        def one_chain(params: Params, batch: Batch) -> Tensor:
+            with _autocast(batch, precision):
+                return of_items.at(params, batch)
+
+        return compiled(one_chain) if self._compiled else one_chain
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        of_items, precision = ItemFunction(self._model, function), self._precision[1]
-        with torch.no_grad(), matmul_precision(precision), _autocast(batch, precision):
-            return torch.stack([of_items.at(one, batch) for one in _each_chain(params)])
+        precision = self._precision[1]
+        if function not in self._values:
+            self._values[function] = self._made(function, precision)
+        with torch.no_grad(), matmul_precision(precision):
+            return torch.stack([self._values[function](p, batch) for p in _each_chain(params)])
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
@@ -142,8 +157,7 @@ class SequentialOracle:
             items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
             weight = weights[c] if per_chain else weights
             with torch.enable_grad(), matmul_precision(self._precision[0]):
-                with _autocast(items, self._precision[0]):
-                    values = self._loss.at(leaves, items)
+                values = self._losses(leaves, items)
                 gradients.append(
                     torch.autograd.grad(
                         (weight * values).sum(), list(leaves.values()), materialize_grads=True

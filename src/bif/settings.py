@@ -54,7 +54,7 @@ class Settings:
         gradient_precision: Compute precision of gradients; the weights stay as they are.
         loss_precision: Compute precision of recorded losses.  Where it is more exact than the
             gradient's, losses get a forward pass of their own.
-        compiled: Compile the stacked or live functions with `torch.compile` (worth it on a GPU).
+        compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU).
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
             chains shuffled, for comparison.
         device: Where to run; the model's device by default.
@@ -124,12 +124,6 @@ class Settings:
                 "mass='kronecker' needs sampler='baoab' and an oracle that copies the weights, got "
                 f"{self.sampler!r} and {self.oracle!r}: leave mass open, or change these."
             )
-        if self.compiled and self.oracle == "sequential":
-            raise ValueError(
-                f"compiled needs stacked chains or the live module, got oracle={self.oracle!r}: "
-                "drop one of the two."
-            )
-
         self._refuse_memory()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,22 @@ def task(
         network, cross_entropy, parts["train"].data, recipe(num_train), seed=seed, device=device
     )
     num_weights = sum(p.numel() for p in model.parameters())
+    sampling = replace(
+        settings(num_train, NBETA, seed=seed, device=device, weight_decay=WEIGHT_DECAY),
+        draws=650,
+    )
+    if device.startswith("cuda"):
+        # Compiled, chain after chain: a stack of convolutions is one of as many groups.
+        sampling = replace(
+            sampling, oracle="sequential", compiled=True, mass="kronecker", chunk_size=num_train
+        )
     return Task(
         "cifar",
         classification(model, parts),
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
-        settings=(settings(num_train, NBETA, seed=seed, device=device, weight_decay=WEIGHT_DECAY),),
+        settings=(sampling,),
         methods=METHODS,
         about=f"CIFAR-10, {num_train:,} train images, ResNet-9 with GroupNorm, widths "
         f"{'-'.join(map(str, widths))}, {num_weights:,} weights.",
@@ -98,7 +108,7 @@ def settings(
     on_gpu = device.startswith("cuda")
     nbeta = share * num_train
     return Settings(
-        nbeta=nbeta, gamma=damping * nbeta, weight_decay=weight_decay, chains=16, draws=480,
+        nbeta=nbeta, gamma=damping * nbeta, weight_decay=weight_decay, chains=16, draws=150,
         thin=2, seed=seed, block_size=16 if on_gpu else 4, chunk_size=1000,
         gradient_precision="bfloat16" if on_gpu else "float32",
         loss_precision="tf32" if on_gpu else "float32",

@@ -56,7 +56,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=2, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
         targets=("checkpoint",),
-        settings=(replace(chosen, draws=150),),
+        settings=(chosen,),
         methods=METHODS,
         about="ResNet-20, 91.8 % on CIFAR-10's test images, fine-tuned on halves of "
         f"{num_train:,} of its train images with BatchNorm frozen; {num_weights:,} weights move. "
