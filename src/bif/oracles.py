@@ -51,6 +51,19 @@ def _autocast(batch: Batch, precision: Precision) -> AbstractContextManager[obje
     return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
 
+def _of_one_chain(
+    model: nn.Module, function: ItemLoss, precision: Precision
+) -> Callable[[Params, Batch], Tensor]:
+    """Values `[B]` of a function at the weights of one chain, cast inside: it can be compiled."""
+    of_items = ItemFunction(model, function)
+
+    def one_chain(params: Params, batch: Batch) -> Tensor:
+        with _autocast(batch, precision):
+            return of_items.at(params, batch)
+
+    return one_chain
+
+
 class StackedOracle:
     """All chains of a block in one vectorised operation, by `torch.func.vmap`.
 
@@ -72,7 +85,7 @@ class StackedOracle:
         use_compile: bool = False,
     ) -> None:
         self._model = model
-        self._loss = ItemFunction(model, loss)
+        self._losses = _of_one_chain(model, loss, gradient_precision)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._gradients = {
@@ -82,8 +95,7 @@ class StackedOracle:
         self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
 
     def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        with _autocast(batch, self._precision[0]):
-            losses = self._loss.at(params, batch)
+        losses = self._losses(params, batch)
         return (weights * losses).sum(), losses
 
     def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,12 +103,7 @@ class StackedOracle:
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
-            of_items = ItemFunction(self._model, function)
-
-            def one_chain(params: Params, batch: Batch) -> Tensor:
-                with _autocast(batch, self._precision[1]):
-                    return of_items.at(params, batch)
-
+            one_chain = _of_one_chain(self._model, function, self._precision[1])
             self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
         with torch.no_grad(), matmul_precision(self._precision[1]):
             return self._values[function](params, batch)
@@ -132,12 +139,7 @@ class SequentialOracle:
         self._values: dict[ItemLoss, Callable[[Params, Batch], Tensor]] = {}
 
     def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
-        of_items = ItemFunction(self._model, function)
-
-        def one_chain(params: Params, batch: Batch) -> Tensor:
-            with _autocast(batch, precision):
-                return of_items.at(params, batch)
-
+        one_chain = _of_one_chain(self._model, function, precision)
         return compiled(one_chain) if self._compiled else one_chain
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:

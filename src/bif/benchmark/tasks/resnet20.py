@@ -47,7 +47,13 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     num_train = len(parts["train"])
     num_weights = sum(p.numel() for p in model.parameters())
     chosen = settings(
-        num_train, NBETA, damping=DAMPING, seed=seed, device=device, weight_decay=WEIGHT_DECAY
+        num_train,
+        NBETA,
+        draws=150,
+        damping=DAMPING,
+        seed=seed,
+        device=device,
+        weight_decay=WEIGHT_DECAY,
     )
     return Task(
         "resnet20",
