@@ -15,6 +15,7 @@ The file is written anew after every method that takes long: a run cut short lea
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,7 @@ def banks(arguments: argparse.Namespace, setting: str) -> Iterator[str]:
 
 def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
     """The same with several numbers of train items; the file is written anew after each."""
-    rows: list[dict[str, Any]] = []
-    about: dict[str, Any] = {}
+    rows, about = earlier(arguments.add, arguments.sizes) if arguments.add else ([], {})
     for size in arguments.sizes:
         task = named_task(
             setting, arguments.data, device=arguments.device, seed=arguments.seed, size=size
@@ -72,6 +72,17 @@ def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
         print(write(f"lds-{setting}-sizes", arguments, rows, curves=rows, about=about), flush=True)
 
 
+def earlier(file: Path, sizes: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows and facts of an earlier file, of other sizes than are asked for now.
+
+    Each size keeps the hardware and the versions that it was run with, among its facts.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = [row for row in found["rows"] if row["num_train"] not in sizes]
+    about = {size: facts for size, facts in found["about"].items() if int(size) not in sizes}
+    return rows, about
+
+
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("settings", nargs="+", choices=SETTINGS)
@@ -79,6 +90,7 @@ def main() -> None:
     options.add_argument("--banks", type=Path, help="folder to keep banks in, or to find them in")
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])
+    options.add_argument("--add", type=Path, help="file of --sizes whose other sizes are kept")
     arguments = options.parse_args()
     for setting in arguments.settings:
         (measure_sizes if arguments.sizes else measure)(setting, arguments)
