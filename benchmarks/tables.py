@@ -35,6 +35,11 @@ COLUMNS = {
         "mean_loss": "mean loss", "mean_loss_error": "±", "mean_loss_float32": "in float32",
         "mean_loss_float32_error": "±",
     },
+    "alignment": {
+        "setting": "setting", "draws_for_half": "from gradients",
+        "draws_for_half_in_the_run": "from the run", "effective_draws": "effective draws it had",
+        "reliability": "its reliability", "run": "run", "seconds": "seconds",
+    },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
         "ess_median": "effective draws", "reliability": "reliability",
@@ -85,6 +90,8 @@ ABOUT = {
     "digits": "LDS on scikit-learn's digits against retraining. Damping of exact influence and "
     "settings of the BIF were chosen on other subsets and queries. The ceiling from the checkpoint "
     "is not known: full-batch retraining from one start has no noise.",
+    "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
+    "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
@@ -183,6 +190,10 @@ def write_docs() -> None:
             (images / f"{name}-{kind}.png").write_bytes(picture)
             words = kind.replace("lds-against-", "LDS against ").replace("-", " ")
             lines += [f"![{title}: {words}](images/{name}-{kind}.png)", ""]
+    run = newest("alignment")
+    if run is not None:
+        _, _, *rest = section("alignment", run, COLUMNS["alignment"])
+        lines += ["## draws needed", *rest]
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
