@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from bif import budget
 from bif.budget import Pace, choose_draws, measure_pace
 from bif.recording import _BlockRun
 from command_line import caller, failed, write_problem
-from small_problems import classification
+from small_problems import classification, labelled
 
 OPEN = bif.Settings(
     nbeta=60.0, gamma=20.0, chains=16, block_size=16, burn_in=60, thin=2, step_size=0.1,
@@ -215,3 +216,31 @@ def test_a_budget_that_cannot_do_is_refused_before_the_pilot_outlasts_it(monkeyp
     with pytest.raises(ValueError, match="too small to converge"):
         given = {"least": 10_000, "started": time.perf_counter()}
         measure_pace(classification(), replace(OPEN, budget=1e-3), **given)
+
+
+class TestCalibrationItself:
+    """What a budget leaves out of calibration on a slow machine."""
+
+    @pytest.fixture
+    def slow(self, monkeypatch):
+        """A machine on which walk and mass would outlast any budget."""
+        monkeypatch.setattr(importlib.import_module("bif.pilot"), "_WALK_TIMES", 1e9)
+        monkeypatch.setattr(importlib.import_module("bif.calibrate"), "_MASS_TIMES", 1e9)
+
+    def explanations(self, budget: float | None) -> tuple[bif.Settings, str]:
+        problem = classification(train=labelled(100, seed=1))
+        found = bif.calibrate(problem, bif.Settings(budget=budget))
+        return found.settings, "\n".join(found.explanations)
+
+    def test_the_walk_sees_fewer_items_and_no_mass_is_measured(self, slow):
+        settings, said = self.explanations(60.0)
+        assert "(4 chains, 64 items)" in said
+        assert settings.mass == "identity"
+        assert "measuring another would take about" in said
+        assert "of a budget of 60 s" in said
+
+    def test_gamma_is_the_same_on_any_machine(self, slow):
+        assert self.explanations(60.0)[0].gamma == self.explanations(None)[0].gamma
+
+    def test_without_a_budget_nothing_is_left_out(self, slow):
+        assert "(4 chains, 100 items)" in self.explanations(None)[1]

@@ -19,7 +19,7 @@ from bif.budget import Goal, choose_draws
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
 from bif.oracles import vmap_refusal
-from bif.pilot import WARNING, pilot
+from bif.pilot import WARNING, Pilot, pilot
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.samplers import RMSpropSGLD
@@ -35,6 +35,9 @@ DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
 """A mass that shortens the steps to forget by less, by the extreme curvatures, is left: not all of
 it is seen in effective draws, and its products cost time, the more so the fewer the items."""
+_MASS_TIMES, _MASS_SHARE = 10.0, 0.2
+"""How long a mass takes to measure, in units of the largest curvature at w*, and the share of a
+budget that it may take."""
 ROUND_STEP = 1.4
 """As `UNDERDAMPED_STEP`, in the coordinates of a mass, whose largest curvature is measured where
 the chains will be."""
@@ -198,27 +201,34 @@ def _choose_posterior_and_steps(
     if None not in (needed + [settings.friction] if underdamped else needed):
         chosen = replace(chosen, mass=chosen.mass or "identity")
         return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12))
-    gamma, curvature = pilot(problem, chosen, said)
-    chosen, k_max = _choose_mass(problem, replace(chosen, gamma=gamma), curvature, said)
+    found = pilot(problem, chosen, said)
+    chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
     return _steps(problem, chosen, k_max, said)
 
 
 def _choose_mass(
-    problem: Problem, settings: Settings, curvature: float, said: list[str]
+    problem: Problem, settings: Settings, found: Pilot, said: list[str]
 ) -> tuple[Settings, float]:
     """The mass, and the largest curvature of U in its coordinates.
 
     Args:
         settings: With nbeta and gamma.
-        curvature: Largest of the mean loss.
+        found: By the pilot.
     """
     s = settings
     assert s.nbeta is not None and s.gamma is not None
-    k_max = s.nbeta * (curvature + s.weight_decay) + s.gamma
+    k_max = s.nbeta * (found.curvature + s.weight_decay) + s.gamma
     if s.mass == "kronecker":
         return s, whitened_curvature(problem, s)
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
     if given or (s.sampler, s.gradient, s.oracle) != ("baoab", "full", "stacked") or not s.nbeta:
+        return replace(s, mass="identity"), k_max
+    expected = _MASS_TIMES * found.seconds
+    if s.budget is not None and expected > _MASS_SHARE * float(s.budget):
+        said.append(
+            f"mass = identity: measuring another would take about {expected:,.0f} s of a budget of "
+            f"{float(s.budget):,.0f} s"
+        )
         return replace(s, mass="identity"), k_max
     # Steps to forget go with the root of the spread of curvatures.
     round_max = whitened_curvature(problem, s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -24,15 +25,40 @@ DAMPING = 50.0
 WARNING = "warning: "
 """Begins an explanation that is one."""
 
-_PILOT_ITEMS = 1024
+_PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
 _PILOT_CHAINS = 4
+_WALK_SHARE = 0.1
+"""Of a budget, what the walk and the look around may take before they see fewer items."""
+_WALK_TIMES = 3
+"""How long these take, in units of the largest curvature at w* on as many items."""
 
 
-def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Pilot:
+    """What was found.
+
+    Attributes:
+        gamma: The user's, or the default.
+        curvature: Largest of the mean loss, at w* or where a short walk goes.
+        seconds: Of the largest curvature at w* alone: a measure of how fast the machine is.
+    """
+
+    gamma: float
+    curvature: float
+    seconds: float
+
+
+def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
 
-    The posterior must not depend on the run's seed, so gamma comes from w* alone and from a
-    generator of its own; the pilot only makes the step safer.
+    The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
+    and from a generator of its own; the walk only makes the step safer, and where a budget is short
+    it sees fewer items.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With nbeta.
+        said: Gets a line for each choice.
     """
     device = run_device(problem, settings)
     settings = settings.plain()
@@ -41,9 +67,9 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float,
     chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
     assert settings.chunk_size is not None
     noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
-    count = min(problem.num_train, _PILOT_ITEMS)
-    chosen = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))[:count]
-    items = Items(problem.train.take(chosen.sort().values)).to(device)
+    order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
+    chosen = order[:_PILOT_ITEMS].sort().values
+    items = Items(problem.train.take(chosen)).to(device)
 
     def smallest(params: Params, largest: float) -> float:
         few = {name: leaf[:1] for name, leaf in params.items()}
@@ -63,7 +89,9 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float,
         )
 
     params = tensors.stacked(posterior.center, chains)
+    started = time.perf_counter()
     at_center = measure(params)
+    seconds = time.perf_counter() - started
     nbeta = settings.nbeta or 0.0
     gamma = settings.gamma
     if gamma is None:
@@ -82,7 +110,11 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float,
         )
     posterior = make_posterior(problem, replace(settings, gamma=gamma))
     k_max = nbeta * (at_center + settings.weight_decay) + gamma
-    weights = item_weights(problem, next(iter(params.values())))[chosen.sort().values.to(device)]
+    count = _walked_items(len(items), seconds, settings)
+    if count < len(items):
+        chosen = order[:count].sort().values
+        items = Items(problem.train.take(chosen)).to(device)
+    weights = item_weights(problem, next(iter(params.values())))[chosen.to(device)]
     gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
     # Away from w* the curvature can be larger: a careful pilot goes there and looks.
     sampler = BAOAB(0.3 / sqrt(k_max), 2 * sqrt(max(gamma, 1e-3 * k_max)))
@@ -99,4 +131,12 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> tuple[float,
         f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
         f"60 steps ({chains} chains, {count} items)"
     )
-    return gamma, largest
+    return Pilot(gamma, largest, seconds)
+
+
+def _walked_items(count: int, seconds: float, settings: Settings) -> int:
+    """As many items as fit into a budget's share; fewer items have the larger curvature."""
+    if settings.budget is None:
+        return count
+    fitting = int(count * _WALK_SHARE * float(settings.budget) / (_WALK_TIMES * seconds))
+    return min(count, max(_FEWEST_ITEMS, fitting))
