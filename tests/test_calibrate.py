@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from dataclasses import fields, replace
@@ -345,3 +346,24 @@ class TestDownhill:
         settings = Settings(nbeta=1.0, gamma=1.9, chains=4, draws=5, thin=1)
         run = bif.attribute(downhill(-2.0), settings, out=tmp_path)
         assert any("U curves downwards" in warning for warning in run.manifest["warnings"])
+
+
+class TestKnownCurvature:
+    def test_the_step_follows_and_nothing_is_measured(self, monkeypatch):
+        module = importlib.import_module("bif.calibrate")
+        monkeypatch.setattr(module, "pilot", None)  # a call would fail
+        settings = Settings(nbeta=100.0, gamma=20.0, weight_decay=0.1, mass="identity")
+        found = bif.calibrate(classification(), settings, curvature=3.0)
+        assert found.curvature == 3.0
+        assert found.settings.step_size == pytest.approx(1.2 / math.sqrt(100 * 3.1 + 20))
+        assert any("3, as given" in line for line in found.explanations)
+
+    def test_it_is_reported_where_it_was_measured(self):
+        settings = Settings(nbeta=100.0, mass="identity")
+        found = bif.calibrate(classification(), settings)
+        assert found.curvature is not None and found.settings.gamma is not None
+        again = bif.calibrate(
+            classification(), replace(settings, gamma=found.settings.gamma),
+            curvature=found.curvature,
+        )  # fmt: skip
+        assert again.settings == found.settings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 import bif
 from bif.bank import Bank, BankPart, Plan, retrained
+from bif.pilot import pilot
 from bif.tune import MIN_SUBSETS, Tried, _climb, forecast
 from command_line import Answer, caller, failed
 from test_benchmark import convex
@@ -113,6 +116,27 @@ class TestTune:
         first, *others = tuned().tried
         assert others[0].nbeta == 4 * first.nbeta
         assert others[0].gamma == pytest.approx(first.gamma, rel=1e-4)
+
+    def test_the_curvature_is_measured_for_wider_posteriors_only(self, monkeypatch):
+        """A narrower one takes the step of the widest so far; measuring takes as long as a pilot."""
+        module = importlib.import_module("bif.calibrate")
+        measured: list[tuple[float, float]] = []
+
+        def counted(problem: bif.Problem, settings: bif.Settings, said: list[str]) -> Any:
+            found = pilot(problem, settings, said)
+            assert settings.nbeta is not None
+            measured.append((settings.nbeta, found.gamma))
+            return found
+
+        monkeypatch.setattr(module, "pilot", counted)
+        settings = replace(GIVEN, seed=1)
+        found = bif.tune(
+            convex().problem, settings, part=tuning_part(), queries=convex().tuning_queries
+        )
+        assert len(measured) < len(found.tried)
+        for place, (nbeta, gamma) in enumerate(measured):
+            wider = [n <= nbeta and g <= gamma for n, g in measured[:place]]
+            assert not any(wider)
 
     def test_what_it_chooses_predicts_other_subsets_better_than_a_bad_choice(self):
         task, chosen = convex(), tuned().settings

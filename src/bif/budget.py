@@ -26,7 +26,7 @@ _FEWEST_CHAINS = 8
 _SLACK = 2.0
 """Draws that a run may take for a reliability, in units of those that are forecast to be needed."""
 _PILOT_CHAINS, _PILOT_DRAWS = 16, 24
-_TIMED_STEPS = 4
+_TIMED_STEPS, _TIMED_SHARE = 4, 0.1
 _SAMPLING_SHARE = 0.8
 """Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
 
@@ -137,7 +137,8 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     assert settings.chains is not None and settings.burn_in is not None
     assert settings.block_size is not None and settings.thin is not None
     timed = replace(settings, reliability=None, budget=None, draws=2)
-    step, record = _timed(Sampling(problem, timed), settings.block_size)
+    budget = None if settings.budget is None else float(settings.budget)
+    step, record = _timed(Sampling(problem, timed), settings.block_size, budget)
     if settings.budget is not None:
         _affordable(settings, Pace(step, record, math.nan, time.perf_counter() - started), least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
@@ -152,9 +153,10 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     return Pace(step, record, signal, time.perf_counter() - started)
 
 
-def _timed(sampling: Sampling, chains: int) -> tuple[float, float]:
-    """Seconds of a step and of a record, the first of each left out."""
+def _timed(sampling: Sampling, chains: int, budget: float | None) -> tuple[float, float]:
+    """Seconds of a step and of a record, the first of each left out; few if they are long."""
     start = sampling.start(0, chains)
+    longest = math.inf if budget is None else _TIMED_SHARE * budget
     marks, records = [], []
     for position in sampling.positions(0, chains, start, last_step=_TIMED_STEPS):
         wait_for(sampling.device)
@@ -163,6 +165,8 @@ def _timed(sampling: Sampling, chains: int) -> tuple[float, float]:
         wait_for(sampling.device)
         records.append(time.perf_counter() - marks[-1])
         marks[-1] += records[-1]
+        if len(marks) > 2 and marks[-1] - marks[0] > longest:
+            break
     gaps = [b - a - r for a, b, r in zip(marks[1:], marks[2:], records[2:], strict=False)]
     return max(min(gaps), 1e-7), min(records[1:])
 

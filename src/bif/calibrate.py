@@ -60,6 +60,8 @@ class Calibration:
     """What was aimed at, if anything."""
     goal: Goal | None = None
     """Where to end before the last draw."""
+    curvature: float | None = None
+    """Largest of the mean loss where the chains go, if it was measured or given."""
 
     @property
     def warnings(self) -> list[str]:
@@ -69,7 +71,9 @@ class Calibration:
         ]
 
 
-def calibrate(problem: Problem, settings: Settings) -> Calibration:
+def calibrate(
+    problem: Problem, settings: Settings, *, curvature: float | None = None
+) -> Calibration:
     """Fill in every setting that is None.
 
     With `reliability` or `budget`, a pilot of a few chains measures seconds and agreement, and the
@@ -78,6 +82,8 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
     Args:
         problem: What is to be attributed.
         settings: With None where the library should choose.
+        curvature: Largest of the mean loss where the chains will go, where it is known from a
+            posterior as warm: with gamma given, nothing is then measured.
 
     Returns:
         Complete settings and the reasons.
@@ -94,13 +100,15 @@ def calibrate(problem: Problem, settings: Settings) -> Calibration:
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
-    settings, relaxation = _choose_posterior_and_steps(problem, settings, said)
+    settings, relaxation, curvature = _choose_posterior_and_steps(
+        problem, settings, curvature, said
+    )
     goal = None
     if forecast:
         settings, goal = choose_draws(
             problem, settings, relaxation=relaxation, said=said, started=started
         )
-    return Calibration(settings, tuple(said), target, goal)
+    return Calibration(settings, tuple(said), target, goal, curvature)
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
@@ -188,9 +196,9 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
 
 
 def _choose_posterior_and_steps(
-    problem: Problem, settings: Settings, said: list[str]
-) -> tuple[Settings, float]:
-    """Complete settings, and the steps in which the slowest direction forgets."""
+    problem: Problem, settings: Settings, curvature: float | None, said: list[str]
+) -> tuple[Settings, float, float | None]:
+    """Complete settings, the steps in which the slowest direction forgets, the curvature used."""
     nbeta = settings.nbeta
     if nbeta is None:
         nbeta = float(problem.num_train)
@@ -200,10 +208,14 @@ def _choose_posterior_and_steps(
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if underdamped else needed):
         chosen = replace(chosen, mass=chosen.mass or "identity")
-        return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12))
-    found = pilot(problem, chosen, said)
+        return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12)), curvature
+    if curvature is None or chosen.gamma is None:
+        found = pilot(problem, chosen, said)
+    else:
+        found = Pilot(chosen.gamma, curvature, 0.0)
+        said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
     chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
-    return _steps(problem, chosen, k_max, said)
+    return *_steps(problem, chosen, k_max, said), found.curvature
 
 
 def _choose_mass(

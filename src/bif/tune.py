@@ -15,7 +15,7 @@ import numpy as np
 
 from bif.bank import BankPart
 from bif.budget import short_traces
-from bif.calibrate import DEFAULT_DRAWS, calibrate
+from bif.calibrate import DEFAULT_DRAWS, Calibration, calibrate
 from bif.estimate import estimate_covariance
 from bif.evaluate import lds, predict
 from bif.items import Items
@@ -181,12 +181,15 @@ class _Pilots:
         self._settings = settings
         self.tried: list[Tried] = []
         self._found: dict[tuple[float, float], Tried] = {}
+        self._curvatures: dict[tuple[float, float], float] = {}  # by nbeta and gamma
 
     def default_damping(self, nbeta: float) -> float:
         """The ratio of gamma to nbeta where nothing is said: it depends on w* alone."""
         complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta))
-        assert complete.settings.gamma is not None
-        return max(complete.settings.gamma / nbeta, 1e-12 / DAMPING)
+        gamma = complete.settings.gamma
+        assert gamma is not None and complete.curvature is not None
+        self._curvatures[nbeta, gamma] = complete.curvature
+        return max(gamma / nbeta, 1e-12 / DAMPING)
 
     def run(self, nbeta: float, gamma: float) -> Tried:
         key = float(f"{nbeta:.6g}"), float(f"{gamma:.6g}")
@@ -201,7 +204,7 @@ class _Pilots:
 
     def _tried(self, nbeta: float, gamma: float) -> Tried:
         started = time.perf_counter()
-        complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta, gamma=gamma))
+        complete = self._calibrated(nbeta, gamma)
         assert complete.settings.burn_in is not None
         # Burn-in is careful, and what is left of it after half is small beside the pilot's noise.
         brief = replace(complete.settings, burn_in=complete.settings.burn_in // 2)
@@ -216,6 +219,16 @@ class _Pilots:
             nbeta, gamma, value, agreement, forecast(value, agreement, times),
             time.perf_counter() - started,
         )  # fmt: skip
+
+    def _calibrated(self, nbeta: float, gamma: float) -> Calibration:
+        """With the curvature that a posterior as wide met: measuring takes as long as a pilot."""
+        known = self._curvatures.items()
+        wide = [found for (n, g), found in known if n <= nbeta and g <= gamma * (1 + 1e-5)]
+        asked = replace(self._plain, nbeta=nbeta, gamma=gamma)
+        complete = calibrate(self._problem, asked, curvature=max(wide, default=None))
+        if not wide and complete.curvature is not None:
+            self._curvatures[nbeta, gamma] = complete.curvature
+        return complete
 
     def _lengthened(self, seconds: float) -> bool:
         """Whether pilots were made longer, to take their share of a budget: noise misleads."""
