@@ -118,7 +118,7 @@ class TestTune:
         assert others[0].gamma == pytest.approx(first.gamma, rel=1e-4)
 
     def test_the_curvature_is_measured_for_wider_posteriors_only(self, monkeypatch):
-        """A narrower one takes the step of the widest so far; measuring takes as long as a pilot."""
+        """A narrower one takes the step of the widest so far: measuring costs a pilot."""
         module = importlib.import_module("bif.calibrate")
         measured: list[tuple[float, float]] = []
 
