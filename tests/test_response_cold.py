@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import bif
+from bif.oracles import StackedOracle
 from bif.response import respond
 from bif.response.bregman import bregman_divergence
-from bif.types import ItemLoss
+from bif.types import Batch, ItemLoss, Params
 from response_problems import Dense
 from small_problems import classification, filled, labelled, network, normal
 
@@ -286,3 +287,26 @@ def test_token_losses_respond_too():
     )
     found = respond(problem, SETTINGS, temperature=0.0, curvature="bregman", h=SMALL)
     assert np.isfinite(found.scores).all() and found.warnings == ()
+
+
+def test_the_pilot_holds_no_more_at_once_than_a_block_of_chains(monkeypatch):
+    """It has a pair for each of several sizes of the perturbation, all in one stack."""
+    at_once: list[int] = []
+    gradient = StackedOracle.gradient
+
+    def seen(self: StackedOracle, params: Params, batch: Batch, weights: Tensor, **more: bool):
+        if not more["per_chain"]:
+            at_once.append(len(next(iter(params.values()))) * len(weights))
+        return gradient(self, params, batch, weights, **more)
+
+    monkeypatch.setattr(StackedOracle, "gradient", seen)
+    settings = bif.Settings(
+        nbeta=60.0, gamma=20.0, block_size=8, chunk_size=10, oracle="stacked", burn_in=1, thin=1,
+        step_size=0.05, friction=8.0,
+    )  # fmt: skip
+    found = respond(classification(), settings, temperature=0.0)
+    assert at_once and max(at_once) <= 8 * 10
+    wide = respond(
+        classification(), replace(settings, block_size=64, chunk_size=20), temperature=0.0
+    )
+    np.testing.assert_allclose(found.scores, wide.scores, rtol=1e-3, atol=1e-6)

@@ -213,10 +213,19 @@ class Pairs:
         chains = indices_K.to(self.device).repeat_interleave(self.chains_per_pair)
         return queries.take(chains.unsqueeze(1)), weights.unsqueeze(1).to(first.dtype)
 
+    def chunk_for(self, num_chains: int) -> int:
+        """Items a pass: fewer for a stack of more chains than a block, such as the pilot's."""
+        s = self.settings
+        assert s.chunk_size is not None and s.block_size is not None
+        if s.oracle != "stacked" or num_chains <= s.block_size:
+            return s.chunk_size
+        return max(1, s.chunk_size * s.block_size // num_chains)
+
     def _gradient(self, num_chains: int) -> Gradient:
         s, train, weights = self.settings, self.sampling.train, self.sampling.weights
-        assert s.chunk_size is not None
-        full = FullGradient(self._oracle, train, chunk_size=s.chunk_size, train_weights=weights)
+        full = FullGradient(
+            self._oracle, train, chunk_size=self.chunk_for(num_chains), train_weights=weights
+        )
         if s.gradient == "full":
             return full
         order = SharedOrder(
