@@ -234,3 +234,32 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], cell: 
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|") or "–"
+
+
+def at_a_glance(runs: Mapping[str, Mapping[str, Any]], page: str) -> list[str]:
+    """The BIF beside EK-FAC on every setting, by the loss: LDS, difference, ceiling, seconds.
+
+    Args:
+        runs: Setting -> its newest run.
+        page: Address of the page with all methods, whose sections are the settings.
+    """
+    lines = [
+        "| setting | retrained from | BIF | EK-FAC | difference, 95 % | ceiling | BIF, seconds "
+        "| EK-FAC, seconds | on |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for setting, run in runs.items():
+        rows = {(r["method"], r["target"]): r for r in run["rows"] if r["observable"] == "loss"}
+        for (method, target), bif in rows.items():
+            rival = rows.get(("ekfac", target))
+            if method != "bif" or rival is None:
+                continue
+            low, high = bif["minus_ekfac_low"], bif["minus_ekfac_high"]
+            ceiling = "–" if bif["ceiling"] is None else f"{bif['ceiling']:.2f}"
+            hardware = run["hardware"].get("gpu") or f"{run['hardware']['threads']} cores"
+            lines.append(
+                f"| [{setting}]({page}#{setting}) | {target} | {bif['lds']:.3f} "
+                f"| {rival['lds']:.3f} | {low:+.3f} to {high:+.3f} | {ceiling} "
+                f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {hardware} |"
+            )
+    return lines

@@ -1,5 +1,5 @@
 """Make `results/README.md`, `docs/results.md`, `docs/scaling.md` and `docs/language-results.md`
-from the dated JSON files of `results/`.
+from the dated JSON files of `results/`, and the table in the project's `README.md`.
 
 Nothing in them is typed by hand, and the plots are drawn anew.
 
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pages import language_page, scaling_page, scaling_picture
+from pages import at_a_glance, language_page, scaling_page, scaling_picture
 
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import budget_table, table
@@ -20,6 +20,7 @@ from bif.benchmark.plots import plots
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- made by benchmarks/tables.py -->", "<!-- end -->"
 COLUMNS = {
     "digits": {
         "method": "method", "target": "retrained from", "lds": "LDS", "ci_low": "95 % from",
@@ -120,6 +121,7 @@ ABOUT = {
 def main() -> None:
     write_results()
     write_docs()
+    write_readme()
     write_scaling()
     write_language()
     write_mixing()
@@ -167,6 +169,7 @@ def write_docs() -> None:
         "which hold full settings, versions and hardware. What the columns mean is in "
         "[evaluation](evaluation.md). Best first; losses are included.",
     ]
+    lines += ["", *at_a_glance(newest_of_settings(), "")]
     images = DOCS / "images"  # those of other scripts stay
     for old in images.glob("lds-*.png"):
         old.unlink()
@@ -195,6 +198,21 @@ def write_docs() -> None:
         _, _, *rest = section("alignment", run, COLUMNS["alignment"])
         lines += ["## draws needed", *rest]
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def write_readme() -> None:
+    """The glance at every setting, between two marks of the front page."""
+    page = DOCS.parent / "README.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    glance = "\n".join(at_a_glance(newest_of_settings(), "docs/results.md"))
+    page.write_text(f"{before}{BEGIN}\n{glance}\n{END}{after}", encoding="utf-8")
+
+
+def newest_of_settings() -> dict[str, dict[str, Any]]:
+    """The newest run of every setting that has one."""
+    found = {setting: newest(f"lds-{setting}") for setting in SETTINGS}
+    return {setting: run for setting, run in found.items() if run is not None}
 
 
 def with_whole(run: dict[str, Any], whole: dict[str, Any] | None) -> dict[str, Any]:
