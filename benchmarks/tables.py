@@ -41,6 +41,10 @@ COLUMNS = {
         "draws_for_half_in_the_run": "from the run", "effective_draws": "effective draws it had",
         "reliability": "its reliability", "run": "run", "seconds": "seconds",
     },
+    "temperatures": {
+        "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
+        "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
+    },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
         "ess_median": "effective draws", "reliability": "reliability",
@@ -93,6 +97,8 @@ ABOUT = {
     "is not known: full-batch retraining from one start has no noise.",
     "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
+    "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
+    "by their spread, beside each alone, for as many draws in all.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
