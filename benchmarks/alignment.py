@@ -14,20 +14,17 @@ had it, from its reliability and its effective draws: `N·(1 - R) / R`.
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, print_table, write
+from common import newest, parser, print_table, write
 
 from bif.baselines import EKFAC
 from bif.benchmark import SETTINGS, Task, named_task
 from bif.items import Items
 from bif.problem import Observable
 
-RESULTS = Path(__file__).parent / "results"
 MOST_ITEMS = 200
 """Train items that stand for queries: to first order a margin's row is its loss's times a number.
 """
@@ -60,15 +57,18 @@ def task_fisher(task: Task) -> Any:
 
 def of_the_run(setting: str) -> dict[str, Any]:
     """Effective draws and reliability of the newest committed run."""
-    files = sorted(RESULTS.glob(f"lds-{setting}-20*.json"))
-    rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"] if files else []
+    run = newest(f"lds-{setting}")
+    rows = run["rows"] if run else []
     own = [r for r in rows if r["method"] == "bif" and r.get("reliability") and r.get("ess_median")]
-    if not own:
+    if run is None or not own:
         return {}
     ess, reliability = own[0]["ess_median"], own[0]["reliability"]
-    needed = ess * (1 - reliability) / reliability
-    return {"run": files[-1].name, "effective_draws": ess, "reliability": reliability,
-            "draws_for_half_in_the_run": needed}  # fmt: skip
+    return {
+        "run": f"lds-{setting}-{run['date']}.json",
+        "effective_draws": ess,
+        "reliability": reliability,
+        "draws_for_half_in_the_run": ess * (1 - reliability) / reliability,
+    }
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ import torch
 from bif import store
 from bif.provenance import versions
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
@@ -60,6 +62,18 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
     path = arguments.out / f"{name}-{date}.json"
     path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def newest(name: str) -> dict[str, Any] | None:
+    """The newest committed run of a benchmark."""
+    files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
+
+
+def machine(run: dict[str, Any]) -> str:
+    """Where it ran."""
+    hardware = run["hardware"]
+    return hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
 
 
 def _portable(words: Sequence[str]) -> list[str]:

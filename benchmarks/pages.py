@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+from common import machine
+
 Run = Mapping[str, Any]
 Cell = Callable[[Any], str]
 _MADE = (
@@ -236,7 +238,7 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|") or "–"
 
 
-def at_a_glance(runs: Mapping[str, Mapping[str, Any]], page: str) -> list[str]:
+def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
     """The BIF beside EK-FAC on every setting, by the loss: LDS, difference, ceiling, seconds.
 
     Args:
@@ -256,10 +258,9 @@ def at_a_glance(runs: Mapping[str, Mapping[str, Any]], page: str) -> list[str]:
                 continue
             low, high = bif["minus_ekfac_low"], bif["minus_ekfac_high"]
             ceiling = "–" if bif["ceiling"] is None else f"{bif['ceiling']:.2f}"
-            hardware = run["hardware"].get("gpu") or f"{run['hardware']['threads']} cores"
             lines.append(
                 f"| [{setting}]({page}#{setting}) | {target} | {bif['lds']:.3f} "
                 f"| {rival['lds']:.3f} | {low:+.3f} to {high:+.3f} | {ceiling} "
-                f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {hardware} |"
+                f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {machine(run)} |"
             )
     return lines

@@ -8,17 +8,16 @@ Nothing in them is typed by hand, and the plots are drawn anew.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS, machine, newest
 from pages import at_a_glance, language_page, scaling_page, scaling_picture
 
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import budget_table, table
 from bif.benchmark.plots import plots
 
-RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by benchmarks/tables.py -->", "<!-- end -->"
 COLUMNS = {
@@ -275,18 +274,11 @@ def preamble(run: dict[str, Any]) -> list[str]:
     return [*([about, ""] if about else []), where(run), *(x for m in missing for x in ("", m))]
 
 
-def newest(name: str) -> dict[str, Any] | None:
-    """The newest run of a benchmark."""
-    files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
-    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
-
-
 def where(run: dict[str, Any]) -> str:
     """Command, machine and versions of a run in a sentence."""
-    hardware, versions = run["hardware"], run["versions"]
-    machine = hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
+    versions = run["versions"]
     return (
-        f"`{run['command']}` on {machine}, {run['date']}, PyTorch {versions['torch']}, Python "
+        f"`{run['command']}` on {machine(run)}, {run['date']}, PyTorch {versions['torch']}, Python "
         f"{versions['python']}, seed {run['seed']}."
     )
 

@@ -83,7 +83,7 @@ def calibrate(
         problem: What is to be attributed.
         settings: With None where the library should choose.
         curvature: Largest of the mean loss where the chains will go, where it is known from a
-            posterior as warm: with gamma given, nothing is then measured.
+            posterior as warm: with gamma given, it is then not measured.
 
     Returns:
         Complete settings and the reasons.

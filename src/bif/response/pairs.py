@@ -213,7 +213,7 @@ class Pairs:
         chains = indices_K.to(self.device).repeat_interleave(self.chains_per_pair)
         return queries.take(chains.unsqueeze(1)), weights.unsqueeze(1).to(first.dtype)
 
-    def chunk_for(self, num_chains: int) -> int:
+    def _chunk(self, num_chains: int) -> int:
         """Items a pass: fewer for a stack of more chains than a block, such as the pilot's."""
         s = self.settings
         assert s.chunk_size is not None and s.block_size is not None
@@ -224,7 +224,7 @@ class Pairs:
     def _gradient(self, num_chains: int) -> Gradient:
         s, train, weights = self.settings, self.sampling.train, self.sampling.weights
         full = FullGradient(
-            self._oracle, train, chunk_size=self.chunk_for(num_chains), train_weights=weights
+            self._oracle, train, chunk_size=self._chunk(num_chains), train_weights=weights
         )
         if s.gradient == "full":
             return full
