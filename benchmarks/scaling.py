@@ -17,7 +17,6 @@ into several commands.
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import time
@@ -25,21 +24,18 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from common import parser, print_table, write
 from neox import PYTHIA, SHAPES, Room, Shape, network, rooms, sequences
 from power_laws import fitted
 from scaling_rivals import TooLong, devinterp_cost, ekfac_cost, missing
-from torch import Tensor, nn
 
 import bif
 from bif.language.linear_loss import chunked_next_token
 from bif.plan import forecast_live
 from bif.record import BlockRecorder
 from bif.sampling import Sampling
-from bif.types import Batch
 
 PEAK_BF16 = 989e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
@@ -47,26 +43,7 @@ BATCH = 16
 TARGETS = {"14M": 0.020, "160M": 0.085, "1.4B": 0.54}
 """Seconds a draw to be reached on one H100."""
 METHODS = ("bif", "devinterp", "ekfac")
-_WARM_UP = 3
-
-
-class LayersCompiled:
-    """A loss whose model has its layers compiled, one by one, at the first call.
-
-    All layers share what is compiled. Each layer's gradients come together, so a step may still be
-    fused into the backward pass.
-    """
-
-    def __init__(self, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
-        self._loss, self._done = loss, WeakSet[nn.Module]()
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        if model not in self._done:
-            self._done.add(model)
-            torch._dynamo.config.recompile_limit = 64  # beyond it torch goes on eagerly
-            for layer in model.gpt_neox.layers:  # type: ignore[union-attr]
-                layer.compile(dynamic=False)
-        return self._loss(model, batch)
+_WARM_UP = 5
 
 
 def sampling_of(
@@ -78,14 +55,12 @@ def sampling_of(
     model = network(shape, length=length, seed=arguments.seed, device=device, dtype=dtype)
     if room.recompute:
         model.gradient_checkpointing_enable()
-    loss: Any = chunked_next_token
-    if how == "layers":
-        loss = LayersCompiled(loss)
-    if how == "whole":  # every chunk of logits is a part of the compiled graph
-        loss = functools.partial(loss, logits_at_once=2**29)
     ids = sequences(shape, items + queries, length=length, seed=arguments.seed).to(device)
     problem = bif.Problem(
-        model, loss, train={"input_ids": ids[:items]}, queries={"input_ids": ids[items:]}
+        model,
+        chunked_next_token,
+        train={"input_ids": ids[:items]},
+        queries={"input_ids": ids[items:]},
     )
     settings = bif.Settings(
         oracle="live", memory=room.memory, sampler="sgld", gradient="minibatch",
@@ -93,7 +68,7 @@ def sampling_of(
         nbeta=float(items), gamma=1e5, burn_in=0, thin=1, chains=2, draws=10**6,
         # Its size costs nothing; norms' scales near 1 in bfloat16 refuse a smaller one.
         step_size=2e-5 if room.memory == "lean" else 1e-6,
-        gradient_precision="bfloat16", loss_precision="bfloat16", compiled=how == "whole",
+        gradient_precision="bfloat16", loss_precision="bfloat16", compiled=how == "compiled",
         device=device, seed=arguments.seed,
     )  # fmt: skip
     sampling = Sampling(problem, settings)
@@ -163,8 +138,6 @@ def measured_bif(
     layouts = rooms(shape, batch=BATCH, chunk=arguments.chunk, length=arguments.length)
     for room in layouts:
         if arguments.memory not in (None, room.memory):
-            continue
-        if how == "whole" and room.memory != "plain":
             continue
         name = room.memory + (", recomputed" if room.recompute else "")
         if room.bytes > capacity and room is not layouts[-1]:
@@ -290,8 +263,7 @@ def hows(shape: Shape, arguments: argparse.Namespace) -> list[str]:
     """Ways to run the same draws: as asked for, else fewer for larger shapes."""
     if arguments.how:
         return arguments.how
-    known = ["eager", "layers", "whole"]
-    return known[: 3 if shape.num_weights < 2e8 else 2 if shape.num_weights < 3e9 else 1]
+    return ["eager", "compiled"] if shape.num_weights < 3e9 else ["eager"]
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[Shape, int, int]]:
@@ -345,7 +317,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=6.0, help="of timed draws, a row of bif")
     made.add_argument("--limit", type=float, default=300.0, help="seconds a rival may take")
     made.add_argument("--draws", type=int, default=1000, help="of a run, for the comparisons")
-    made.add_argument("--how", nargs="+", choices=("eager", "layers", "whole"))
+    made.add_argument("--how", nargs="+", choices=("eager", "compiled"))
     made.add_argument("--memory", choices=("plain", "fused", "lean"))
     made.add_argument("--forecast", action="store_true", help="compare with bif.plan as well")
     made.add_argument("--profile", action="store_true", help="print what takes the time")

@@ -45,7 +45,8 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "rounding": set(),
     "precision": set(),
     "functional": {"types", "losses"},
-    "oracles": {"types", "tensors", "items", "functional", "compiling", "precision"},
+    "replay": {"types", "items"},
+    "oracles": {"types", "tensors", "items", "functional", "compiling", "precision", "replay"},
     "gradients": {"types", "tensors", "items", "oracles", "rng"},
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},
     # Steps into draws, draws into traces, traces into scores.
@@ -71,7 +72,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
     "language": {"types", "items", "columns", "losses", "problem"},
     # Put together from everything above.
-    "assemble": {"types", "activations", "oracles", "posterior", "problem", "samplers", "settings"},
+    "assemble": {"types", "activations", "compiling", "oracles", "posterior", "problem", "samplers", "settings"},
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "pilot": {
         "types",

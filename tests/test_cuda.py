@@ -14,6 +14,7 @@ import torch
 import bif
 from bif import Settings, losses, recording
 from bif.record import BlockRecorder
+from bif.replay import Replayed
 from bif.sampling import Sampling
 from bif.store import BlockStore, Commit
 from broken_runs import assert_same
@@ -171,3 +172,48 @@ def test_recurrent_layers_of_cudnn_in_one_buffer_are_not_taken_for_tied_weights(
     assert len(storages) == 1
     problem = classification(model=model)
     assert problem.observables[0].function is losses.cross_entropy
+
+
+class TestReplay:
+    """Passes of a small live module, recorded as CUDA graphs."""
+
+    LIVE = replace(TINY, device="cuda", oracle="live", chunk_size=20, compiled=True)
+
+    def test_draws_are_those_of_the_eager_run(self):
+        settings = replace(self.LIVE, draws=12)
+        eager = bif.attribute(classification(), replace(settings, compiled=False))
+        replayed = bif.attribute(classification(), settings)
+        for a, b in zip(replayed.traces.blocks, eager.traces.blocks, strict=True):
+            torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
+            torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
+
+    def test_a_replay_reads_the_weights_as_they_are_and_what_it_gives_is_kept(self):
+        weight = torch.ones(3, device="cuda")
+        calls = []
+
+        def function(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            calls.append(batch)
+            return (batch @ weight,)
+
+        replayed, given = Replayed(function), []
+        for k in range(6):
+            weight.fill_(k)
+            given.append(replayed(torch.full((2, 3), 1.0 + k, device="cuda"))[0])
+        for k, values in enumerate(given):
+            assert values.tolist() == [3.0 * k * (1 + k)] * 2
+        assert len(calls) == 4  # two eager ones, a warm-up and the recording
+
+    def test_what_looks_at_values_stays_eager(self):
+        calls = []
+
+        def function(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            calls.append(batch)
+            return (batch * (1 if batch.sum().item() > 0 else -1),)
+
+        replayed = Replayed(function)
+        for k in range(6):
+            batch = torch.full((2,), -1.0 if k % 2 else 1.0, device="cuda")
+            assert replayed(batch)[0].tolist() == [1.0, 1.0]
+        assert len(calls) > 6
+        # Nothing of the attempt is left behind.
+        assert torch.randn(3, device="cuda").isfinite().all()

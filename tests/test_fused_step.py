@@ -333,7 +333,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"micro_batch": 4, "gradient": "full", "batch_size": None},
         r"micro_batch=4 with gradient='full'",
     ),
-    "compiled": ({"compiled": True}, r"compiled backward pass returns all gradients at once"),
     "unknown": ({"memory": "slim"}, r"memory is 'slim': expected one of plain, fused, lean"),
 }
 
@@ -344,6 +343,10 @@ class TestRefusals:
         changed, said = REFUSED[case]
         with pytest.raises(ValueError, match=f"(?s){said}"):
             replace(LIVE, **changed)
+
+    def test_a_compiled_model_without_blocks_of_its_own(self):
+        with pytest.raises(ValueError, match=r"no repeated blocks.*returns all gradients at once"):
+            bif.attribute(classification(), replace(LIVE, compiled=True))
 
     def test_micro_batches_of_other_oracles(self):
         with pytest.raises(ValueError, match=r"micro_batch=2 is for oracle='live'"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bif.activations import keep_less_
+from bif.compiling import repeated_blocks
 from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
@@ -50,6 +51,12 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
             if name in names:
                 parameter.data = _stored(parameter.data, settings)
         keep_less_(model)
+        if settings.compiled and settings.memory != "plain" and not repeated_blocks(model):
+            raise ValueError(
+                f"memory={settings.memory!r} moves each leaf as soon as its gradient is there, and "
+                f"a compiled {type(model).__name__}, which has no repeated blocks to compile one "
+                "by one, returns all gradients at once: drop compiled, or use memory='plain'."
+            )
         return LiveOracle(
             model.to(device),
             problem.loss,

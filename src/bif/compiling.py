@@ -1,12 +1,14 @@
-"""`torch.compile` for functions of which a run has several."""
+"""`torch.compile` for functions and models of which a run has several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,8 +19,34 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     function compiled here gets a code object of its own.
     """
 
-    def call(*arguments: Any) -> Any:
-        return function(*arguments)
+    def call(*arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
 
     own = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
     return torch.compile(own, dynamic=False)
+
+
+def compile_blocks_(model: nn.Module) -> bool:
+    """Compile the model's repeated blocks in place; returns whether it has any.
+
+    All share what is compiled.  What lies between them stays eager, and each block's gradients
+    come together, so that a step may still be fused into the backward pass.
+    """
+    blocks = repeated_blocks(model)
+
+    def forward(block: nn.Module, *arguments: Any, **named: Any) -> Any:
+        return type(block).forward(block, *arguments, **named)
+
+    shared = compiled(forward)
+    for block in blocks:
+        block.forward = partial(shared, block)
+    return bool(blocks)
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The members of the outermost list of modules of one class, such as a transformer's layers."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            if len({type(block) for block in module}) == 1:
+                return list(module)
+    return []

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from bif.compiling import compiled
+from bif import tensors
+from bif.compiling import compile_blocks_, compiled
 from bif.functional import ItemFunction
 from bif.items import batch_leaves, map_batch
 from bif.precision import Precision, matmul_precision
+from bif.replay import Replayed
 from bif.types import Batch, ItemLoss, Params
 
 
@@ -170,11 +172,16 @@ class SequentialOracle:
         return dict(zip(params, stacked, strict=True)), torch.stack(losses)
 
 
+REPLAYED_BELOW = 5 * 10**8
+"""Weights of a model whose passes are replayed: those of larger ones keep a device busy, and the
+memory of their intermediate values is better shared."""
+
+
 class LiveOracle:
     """The module's own parameters are the one chain: samplers update the module in place.
 
-    Built for models too large to hold twice: nothing is copied, gradients go through `.backward()`
-    in micro-batches, under autocast if asked for.
+    Built for models too large to hold twice: nothing is copied, gradients come in micro-batches,
+    under autocast if asked for.
 
     Args:
         model: The module that is sampled; `live_params` hands out its parameters.
@@ -183,7 +190,8 @@ class LiveOracle:
         micro_batch: Items per forward and backward pass; gradients are accumulated over them.
         gradient_precision: As for `StackedOracle`.
         value_precision: As for `StackedOracle`.
-        use_compile: Compile the loss and what is observed, and their backward passes.
+        use_compile: Compile the module's repeated blocks, or where it has none the loss and what
+            is observed, and replay the passes of small models as CUDA graphs.
     """
 
     def __init__(
@@ -198,9 +206,13 @@ class LiveOracle:
         use_compile: bool = False,
     ) -> None:
         self._model = model
-        self._compiled = use_compile
+        self._compiled = use_compile and not compile_blocks_(model)
         self._loss = self._made(loss)
         self._values: dict[ItemLoss, Callable[[Batch], Tensor]] = {}
+        self._replayed: dict[ItemLoss, Replayed] = {}
+        small = sum(p.numel() for p in model.parameters()) < REPLAYED_BELOW
+        self._replays = use_compile and small
+        self._pass = Replayed(self._gradient_of_pass)
         self._micro_batch = micro_batch
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         parameters = dict(model.named_parameters())
@@ -214,12 +226,22 @@ class LiveOracle:
         return {name: p.detach().unsqueeze(0) for name, p in self._parameters.items()}
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        if self._replays and not self._elsewhere(params):
+            if function not in self._replayed:
+                self._replayed[function] = Replayed(
+                    lambda items: (self._values_here(function, items),)
+                )
+            return self._replayed[function](batch)[0].unsqueeze(0)
+        with self._at(params):
+            return self._values_here(function, batch).unsqueeze(0)
+
+    def _values_here(self, function: ItemLoss, batch: Batch) -> Tensor:
+        """`[B]`, at the live weights."""
         precision = self._precision[1]
-        exactly = matmul_precision(precision)
         if function not in self._values:
             self._values[function] = self._made(function)
-        with self._at(params), torch.no_grad(), exactly, _autocast(batch, precision):
-            return self._values[function](batch).unsqueeze(0)
+        with torch.no_grad(), matmul_precision(precision), _autocast(batch, precision):
+            return self._values[function](batch)
 
     def _made(self, function: ItemLoss) -> Callable[[Batch], Tensor]:
         of_items = ItemFunction(self._model, function)
@@ -230,24 +252,31 @@ class LiveOracle:
     ) -> tuple[Params, Tensor]:
         if per_chain:
             batch, weights = map_batch(lambda leaf: leaf[0], batch), weights[0]
-        for parameter in self._parameters.values():
-            parameter.grad = None
-        losses, precision = [], self._precision[0]
-        for start in range(0, len(weights), self._micro_batch):
-            part = slice(start, start + self._micro_batch)
-            items = map_batch(lambda leaf, part=part: leaf[part], batch)
-            with self._at(params), torch.enable_grad(), matmul_precision(precision):
-                with _autocast(batch, precision):
-                    values = self._loss(items)
-                (weights[part] * values).sum().backward()
-            losses.append(values.detach())
-        gradient = {
-            name: (torch.zeros_like(p) if p.grad is None else p.grad).unsqueeze(0)
-            for name, p in self._parameters.items()
-        }
-        for parameter in self._parameters.values():
-            parameter.grad = None
-        return gradient, torch.cat(losses).unsqueeze(0)
+        a_pass = self._pass if self._replays and not self._elsewhere(params) else (
+            self._gradient_of_pass
+        )  # fmt: skip
+        total: Params = {}
+        losses = []
+        with self._at(params):
+            for start in range(0, len(weights), self._micro_batch):
+                part = slice(start, start + self._micro_batch)
+                items = map_batch(lambda leaf, part=part: leaf[part], batch)
+                values, *leaves = a_pass({"items": items, "weights": weights[part]})
+                gradient = dict(zip(self._parameters, leaves, strict=True))
+                total = tensors.add_(total, gradient) if total else gradient
+                losses.append(values)
+        return {n: g.unsqueeze(0) for n, g in total.items()}, torch.cat(losses).unsqueeze(0)
+
+    def _gradient_of_pass(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Losses `[B]` of `items` at the live weights, and their weighted sum's gradient."""
+        precision, parameters = self._precision[0], list(self._parameters.values())
+        with torch.enable_grad(), matmul_precision(precision):
+            with _autocast(batch["items"], precision):
+                values = self._loss(batch["items"])
+            gradient = torch.autograd.grad(
+                (batch["weights"] * values).sum(), parameters, materialize_grads=True
+            )
+        return values.detach(), *gradient
 
     def stream(self, batch: Batch, weights: Tensor, take: Callable[[str, Tensor], None]) -> Tensor:
         """Hand out each leaf's gradient of `Σ_b weights[b] * loss_b` as soon as it is complete.
@@ -297,11 +326,7 @@ class LiveOracle:
     @contextmanager
     def _at(self, params: Params) -> Iterator[None]:
         """Evaluate at `params`: nothing to do where they are the live weights already."""
-        elsewhere = {
-            name: params[name]
-            for name, p in self._parameters.items()
-            if params[name].data_ptr() != p.data_ptr()
-        }
+        elsewhere = self._elsewhere(params)
         kept = {name: self._parameters[name].data for name in elsewhere}
         for name, leaf in elsewhere.items():
             self._parameters[name].data = leaf[0]
@@ -310,6 +335,14 @@ class LiveOracle:
         finally:
             for name, data in kept.items():
                 self._parameters[name].data = data
+
+    def _elsewhere(self, params: Params) -> Params:
+        """The leaves that are not the live weights themselves."""
+        return {
+            name: params[name]
+            for name, p in self._parameters.items()
+            if params[name].data_ptr() != p.data_ptr()
+        }
 
 
 def _each_chain(params: Params) -> Iterator[Params]:

@@ -54,7 +54,8 @@ class Settings:
         gradient_precision: Compute precision of gradients; the weights stay as they are.
         loss_precision: Compute precision of recorded losses.  Where it is more exact than the
             gradient's, losses get a forward pass of their own.
-        compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU).
+        compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU); of a
+            live module its repeated blocks, and passes are replayed as CUDA graphs if it is small.
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
             chains shuffled, for comparison.
         device: Where to run; the model's device by default.
@@ -154,12 +155,6 @@ class Settings:
         if self.memory == "plain":
             return
         asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
-        if self.compiled:
-            raise ValueError(
-                f"{asked} moves each leaf as soon as its gradient is there, and a compiled "
-                "backward pass returns all gradients at once: drop compiled, or use "
-                "memory='plain'."
-            )
         allowed = ("sgld",) if self.memory == "lean" else fused
         if self.oracle != "live":
             raise ValueError(
