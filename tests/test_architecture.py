@@ -72,7 +72,16 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
     "language": {"types", "items", "columns", "losses", "problem"},
     # Put together from everything above.
-    "assemble": {"types", "activations", "compiling", "oracles", "posterior", "problem", "samplers", "settings"},
+    "assemble": {
+        "types",
+        "activations",
+        "compiling",
+        "oracles",
+        "posterior",
+        "problem",
+        "samplers",
+        "settings",
+    },
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "pilot": {
         "types",

@@ -56,15 +56,19 @@ STEPS = 20
 
 
 class Odd(nn.Module):
-    """One matrix used twice, a scalar, and a parameter that the loss does not depend on."""
+    """A scalar, a parameter without effect, and two whose gradients are one place in memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shared, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
         self.scale, self.unused = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(2, 3))
+        self.twin = nn.Parameter(torch.ones(16))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.shared(torch.tanh(self.shared(x)))) * self.scale)
+        weight, bias = self.shared.weight + self.twin.view(4, 4), self.shared.bias
+        for _ in range(2):
+            x = torch.tanh(nn.functional.linear(x, weight, bias))
+        return self.head(x * self.scale)
 
 
 def odd() -> nn.Module:

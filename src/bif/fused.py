@@ -131,14 +131,17 @@ class _Rows:
     def step_(
         self, sampler: Sampler[Any], state: Any, gradient: Tensor, source: torch.Generator
     ) -> dict[str, int]:
-        """Move these rows of every leaf of the state; returns the state's whole numbers."""
+        """Move these rows of every leaf of the state; returns the state's whole numbers.
+
+        The gradient is left as it is: another leaf's may be the same memory.
+        """
         here = {
             field: {self.name: self._of(leaves[self.name][0]).unsqueeze(0)}
             for field, leaves in _leaves(state).items()
         }
         wide = {field: {n: _wide(x) for n, x in leaf.items()} for field, leaf in here.items()}
         force = self.posterior.potential_gradient_(
-            {self.name: _wide(self._of(gradient[0]).unsqueeze(0))}, wide["params"]
+            {self.name: _wide(self._of(gradient[0]).unsqueeze(0), copy=True)}, wide["params"]
         )
         after = sampler.step(
             replace(state, **wide), force, BlockNoise(source, self.posterior.masks)
@@ -170,9 +173,9 @@ def _leaves(state: Any) -> Mapping[str, Params]:
     return found
 
 
-def _wide(x: Tensor) -> Tensor:
-    """In float32, or as it is if that is no narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _wide(x: Tensor, *, copy: bool = False) -> Tensor:
+    """In float32, or in its own type if that is no narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
 
 
 def _write_(target: Tensor, x: Tensor, source: torch.Generator) -> None:

@@ -270,13 +270,16 @@ class LiveOracle:
     def _gradient_of_pass(self, batch: Batch) -> tuple[Tensor, ...]:
         """Losses `[B]` of `items` at the live weights, and their weighted sum's gradient."""
         precision, parameters = self._precision[0], list(self._parameters.values())
+        for parameter in parameters:
+            parameter.grad = None
         with torch.enable_grad(), matmul_precision(precision):
             with _autocast(batch["items"], precision):
                 values = self._loss(batch["items"])
-            gradient = torch.autograd.grad(
-                (batch["weights"] * values).sum(), parameters, materialize_grads=True
-            )
-        return values.detach(), *gradient
+            (batch["weights"] * values).sum().backward()
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return values.detach(), *_apart(gradient)
 
     def stream(self, batch: Batch, weights: Tensor, take: Callable[[str, Tensor], None]) -> Tensor:
         """Hand out each leaf's gradient of `Σ_b weights[b] * loss_b` as soon as it is complete.
@@ -286,8 +289,9 @@ class LiveOracle:
         Args:
             batch: `[B, …]`.
             weights: `[B]`.
-            take: Gets a leaf's name and its gradient `[1, *shape]`, which is its to overwrite, and
-                may move the leaf.  Leaves come in the order of the backward pass.
+            take: Gets a leaf's name and its gradient `[1, *shape]`, to be read only since another
+                leaf's may be the same memory, and may move the leaf.  Leaves come in the order of
+                the backward pass.
 
         Returns:
             The losses `[1, B]`, at the weights before any leaf moved.
@@ -343,6 +347,21 @@ class LiveOracle:
             for name, p in self._parameters.items()
             if params[name].data_ptr() != p.data_ptr()
         }
+
+
+def _apart(gradient: list[Tensor]) -> list[Tensor]:
+    """Leaves that may be overwritten: those in the memory of an earlier one are copied.
+
+    Where two parameters are added, one of them reshaped or the whole compiled, autograd hands out
+    their equal gradients as two tensors in one place.
+    """
+    seen: set[int] = set()
+    for i, leaf in enumerate(gradient):
+        storage = leaf.untyped_storage().data_ptr()
+        if storage in seen:
+            gradient[i] = leaf.clone()
+        seen.add(storage)
+    return gradient
 
 
 def _each_chain(params: Params) -> Iterator[Params]:

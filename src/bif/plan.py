@@ -29,9 +29,9 @@ from bif.settings import Settings
 _TIMED_STEPS = 3
 _MEASURED_ITEMS = 16
 """Of a pass, at most: with fewer, what is done for some tokens at a time still grows with them."""
-_ROWS_HELD = {"fused": 2.0, "lean": 4.25}
+_ROWS_HELD = {"fused": 3.0, "lean": 4.25}
 """Numbers of 4 bytes that a fused step holds for each of the rows that it moves, at most: the
-force, and w - w* or noise; in bfloat16 also the wide weights and what their rounding takes."""
+force, w - w* and noise; in bfloat16 also the wide weights and what their rounding takes."""
 
 
 @dataclass(frozen=True)

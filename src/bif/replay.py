@@ -60,7 +60,8 @@ class Replayed:
             graph = _Graph(self._function, batch)
         except RuntimeError as error:  # torch's for whatever the host code does to the device
             self._refused = True
-            _log.info("not replayed as a CUDA graph: %s", str(error).partition("\n")[0])
+            _log.info("not replayed as a CUDA graph", exc_info=error)
+            _end_failed_capture()
             return
         replayed = graph(batch)
         if all(_is_close(a, b) for a, b in zip(replayed, values, strict=True)):
@@ -92,6 +93,12 @@ class _Graph:
             into[path].copy_(leaf)
         self._graph.replay()
         return tuple(x.clone() for x in self._outputs)
+
+
+def _end_failed_capture() -> None:
+    """Let torch's own generator go, which a capture that fails leaves waiting for its end."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
+        torch.zeros(1, device="cuda")
 
 
 def _shape(batch: Batch) -> Hashable:

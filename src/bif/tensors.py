@@ -81,8 +81,12 @@ def chain(x: Params, index: int) -> Params:
 
 
 def squared_norm(x: Params) -> Tensor:
-    """Sum of squares of each chain, `[C]`, in float64."""
-    return inner(x, x)
+    """Sum of squares of each chain, `[C]`: of a row in the leaf's precision, then in float64."""
+    parts = []
+    for leaf in x.values():
+        rows = leaf.reshape(len(leaf), leaf.shape[1] if leaf.dim() > 2 else 1, -1)
+        parts.append(torch.linalg.vector_norm(rows, dim=2).double().square().sum(dim=1))
+    return torch.stack(parts).sum(dim=0)
 
 
 def inner(x: Params, y: Params) -> Tensor:

@@ -2,8 +2,8 @@
 
 Where a batch comes without an attention mask, transformers (5.0 to 5.23 at least) asks the device
 in every pass whether rows are several texts packed together, so the host waits for all that it has
-queued; under `torch.compile`, where it cannot ask, it attends by a mask of its own in the place of
-the causal kernel.
+queued; under `torch.compile` and while a CUDA graph is recorded, where it cannot ask, it attends by
+a mask of its own in the place of the causal kernel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
+
+import torch
 
 _ONE_TEXT_A_ROW = [False]
 _installed: list[object] = []
@@ -47,3 +49,18 @@ def install() -> None:
 
     module.find_packed_sequence_indices = found
     _installed.append(search)
+    _let_recordings_pass(module)
+
+
+def _let_recordings_pass(module: Any) -> None:
+    """A CUDA graph being recorded keeps no one from leaving out a mask that was not given."""
+    tracing = getattr(module, "is_tracing", None)
+    if tracing is None:
+        return
+
+    @wraps(tracing)
+    def traced(*arguments: Any, **named: Any) -> Any:
+        eager = _ONE_TEXT_A_ROW[0] and not torch.compiler.is_compiling()
+        return False if eager else tracing(*arguments, **named)
+
+    module.is_tracing = traced
