@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -14,16 +14,38 @@ from torch import nn
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile for the shapes that come, each in its own right.
 
-    torch counts recompilations by code object, and closures share theirs: after a few runs in one
-    process it would give up and fall back to eager without a word that the caller hears.  So every
-    function compiled here gets a code object of its own.
+    torch counts recompilations by code object, and closures share theirs: after eight shapes, or a
+    few runs in one process, it would give up and fall back to eager without a word that the caller
+    hears.  So every function compiled here gets a code object of its own for each of its shapes.
     """
+    by_shape: dict[Hashable, Callable[..., Any]] = {}
 
+    def call(*arguments: Any, **named: Any) -> Any:
+        shape = (torch.is_grad_enabled(), _shape(arguments), _shape(named))
+        if shape not in by_shape:
+            by_shape[shape] = _compiled_alone(function)
+        return by_shape[shape](*arguments, **named)
+
+    return call
+
+
+def _compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
 
     own = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
     return torch.compile(own, dynamic=False)
+
+
+def _shape(value: Any) -> Hashable:
+    """Shapes and types of all tensors in a structure."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, Mapping):
+        return tuple((key, _shape(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_shape, value))
+    return None
 
 
 def compile_blocks_(model: nn.Module) -> bool:

@@ -192,6 +192,9 @@ class LiveOracle:
         value_precision: As for `StackedOracle`.
         use_compile: Compile the module's repeated blocks, or where it has none the loss and what
             is observed, and replay the passes of small models as CUDA graphs.
+
+    Attributes:
+        replays: Whether passes are replayed, on a device that can.
     """
 
     def __init__(
@@ -211,7 +214,7 @@ class LiveOracle:
         self._values: dict[ItemLoss, Callable[[Batch], Tensor]] = {}
         self._replayed: dict[ItemLoss, Replayed] = {}
         small = sum(p.numel() for p in model.parameters()) < REPLAYED_BELOW
-        self._replays = use_compile and small
+        self.replays = use_compile and small
         self._pass = Replayed(self._gradient_of_pass)
         self._micro_batch = micro_batch
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
@@ -226,7 +229,7 @@ class LiveOracle:
         return {name: p.detach().unsqueeze(0) for name, p in self._parameters.items()}
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        if self._replays and not self._elsewhere(params):
+        if self.replays and not self._elsewhere(params):
             if function not in self._replayed:
                 self._replayed[function] = Replayed(
                     lambda items: (self._values_here(function, items),)
@@ -252,7 +255,7 @@ class LiveOracle:
     ) -> tuple[Params, Tensor]:
         if per_chain:
             batch, weights = map_batch(lambda leaf: leaf[0], batch), weights[0]
-        a_pass = self._pass if self._replays and not self._elsewhere(params) else (
+        a_pass = self._pass if self.replays and not self._elsewhere(params) else (
             self._gradient_of_pass
         )  # fmt: skip
         total: Params = {}

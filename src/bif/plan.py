@@ -83,6 +83,7 @@ class Plan:
         warm_up: Seconds of the first step and draw beyond the later ones: libraries and compilers.
         step: Seconds of a step.
         record: Seconds that a draw takes beyond its step.
+        replays: Whether passes are replayed as CUDA graphs, each in memory of its own.
     """
 
     weights: WeightBytes
@@ -94,6 +95,7 @@ class Plan:
     warm_up: float
     step: float
     record: float
+    replays: bool = False
 
     @property
     def peak(self) -> int:
@@ -109,6 +111,8 @@ class Plan:
             passing = gradient + (max(passing, gradient) if one else passing + gradient)
             observing += gradient
         most = max(passing, observing, w.step)
+        if self.replays:
+            most = passing + observing + w.step
         return w.weights + w.center + w.state + self.items + most
 
     @property
@@ -288,6 +292,7 @@ def forecast_live(sampling: Sampling) -> Plan:
         s,
         problem.num_train,
         *_pace(sampling),
+        replays=oracle.replays and sampling.device.type == "cuda",
     )
 
 
@@ -311,10 +316,12 @@ def _forward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
 def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -> Pass:
     """Peaks of a few items and of half as many as a line; the first call of all is not counted."""
     most = min(max(2, num_items or problem.num_train), problem.num_train, _MEASURED_ITEMS)
-    run(1)
+    with torch.compiler.set_stance("force_eager"):
+        run(1)
     peaks = []
     for count in (few := max(1, most // 2), most):
-        with PeakBytes() as counter:
+        # Nothing can be counted inside of what is compiled, which takes no more.
+        with torch.compiler.set_stance("force_eager"), PeakBytes() as counter:
             run(count)
         peaks.append(counter.peak)
     item = max(0, peaks[1] - peaks[0]) // max(1, most - few)
