@@ -78,7 +78,7 @@ def machine(run: dict[str, Any]) -> str:
 
 def _portable(words: Sequence[str]) -> list[str]:
     """The command without folders of this machine."""
-    named = {"--data": "DIR", "--out": "DIR", "--banks": "BANKS"}
+    named = {"--data": "DIR", "--out": "DIR", "--banks": "BANKS", "--add": "FILE"}
     return [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 

@@ -59,9 +59,10 @@ def scaling_page(
         "",
         "GPT-NeoX with random weights in the shapes of Pythia. One draw is one SGLD step on 16 "
         "sequences and a forward pass over 144, 512 tokens each. Weights are float32 unless the "
-        "layout is `lean`, compute is bfloat16, losses are float32. `how` is `eager`; `layers`, "
-        "each layer compiled by itself, which a fused step allows; or `whole`, the run compiled. "
-        "The layout is the fastest that fits: see [large models](large-models.md).",
+        "layout is `lean`, compute is bfloat16, losses are float32. `how` is `eager`, or "
+        "`compiled`: every layer by itself, and below 500 million weights the passes are replayed "
+        "as CUDA graphs, whose memory counts in the peak. The layout is the fastest that fits: see "
+        "[large models](large-models.md).",
         "",
         "FLOPs are counted as 2 a weight without the input embedding, plus causal attention, for "
         "every token scored, and three times that for every token stepped on; the peak is that of "
@@ -74,6 +75,9 @@ def scaling_page(
         command = "python benchmarks/scaling.py --out benchmarks/results --device cuda --forecast"
         return "\n".join([*lines, _NOT_YET.format(command=command)]) + "\n"
     lines += [where(run), ""]
+    if run.get("earlier_commands"):
+        lines += ["Rows of earlier commands on the same kind of machine are in it:", ""]
+        lines += [*(f"* `{command}`" for command in run["earlier_commands"]), ""]
     if pictured:
         lines += ["![Cost against model size](images/scaling-weights.png)", ""]
     lines += [*_table(run["rows"], _SCALING, cell), ""]
@@ -123,7 +127,10 @@ def _words(along: str) -> str:
 
 
 def scaling_picture(run: Run) -> bytes:
-    """Seconds of a draw and of a whole attribution, and peak memory, over the weights; a PNG."""
+    """Seconds of a draw and of a whole attribution, and peak memory, over the weights; a PNG.
+
+    Of each size and method the fastest row.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -131,13 +138,11 @@ def scaling_picture(run: Run) -> bytes:
               "peak_memory_gib": "peak GiB"}  # fmt: skip
     for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for method, colour in _COLOURS.items():
-            best: dict[float, float] = {}
-            for row in run["rows"]:
-                if row["method"] == method and row.get(key):
-                    x = float(row["weights"])
-                    best[x] = min(float(row[key]), best.get(x, float("inf")))
-            if best:
-                x = sorted(best)
+            rows = [r for r in run["rows"] if r["method"] == method and r.get("seconds")]
+            # Written from the slowest on: the fastest of each size stays.
+            best = {r["weights"]: r.get(key) for r in sorted(rows, key=lambda r: -r["seconds"])}
+            x = sorted(weights for weights, value in best.items() if value)
+            if x:
                 axes.loglog(x, [best[w] for w in x], "o-", color=colour, label=method, ms=4)
         axes.set_xlabel("weights")
         axes.set_title(title, fontsize=10)

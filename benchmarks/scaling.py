@@ -33,6 +33,7 @@ from scaling_rivals import TooLong, devinterp_cost, ekfac_cost, missing
 
 import bif
 from bif.language.linear_loss import chunked_next_token
+from bif.oracles import LiveOracle
 from bif.plan import forecast_live
 from bif.record import BlockRecorder
 from bif.sampling import Sampling
@@ -116,9 +117,11 @@ def bif_cost(
     if profile:
         print_kernels(lambda: take(2))
     if on_gpu:
+        assert isinstance(sampling.oracle, LiveOracle)
         # What CUDA graphs keep for themselves is reserved, not allocated.
-        row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        row["reserved_memory_gib"] = torch.cuda.max_memory_reserved() / 2**30
+        replays = sampling.oracle.replays
+        peak = torch.cuda.max_memory_reserved if replays else torch.cuda.max_memory_allocated
+        row["peak_memory_gib"] = peak() / 2**30
     return row
 
 
@@ -218,8 +221,11 @@ class Measuring:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.rows: list[dict[str, Any]] = []
+        self._commands: list[str] = []
         if arguments.add is not None:
-            self.rows = json.loads(arguments.add.read_text(encoding="utf-8"))["rows"]
+            earlier = json.loads(arguments.add.read_text(encoding="utf-8"))
+            self.rows = earlier["rows"]
+            self._commands = [*earlier.get("earlier_commands", []), earlier["command"]]
         self._beyond: dict[str, str] = {}
 
     def all_of(self, shape: Shape, *, items: int, queries: int) -> None:
@@ -242,10 +248,12 @@ class Measuring:
     def _add(self, row: dict[str, Any], shape: Shape, *, items: int, queries: int) -> None:
         row = completed(row, shape, self.arguments, items=items, queries=queries)
         self.rows = [r for r in self.rows if _case(r) != _case(row)] + [row]
+        self.rows.sort(key=lambda r: (list(SHAPES).index(r["shape"]), METHODS.index(r["method"])))
         print_table([row])
         write(
             self.arguments.name, self.arguments, self.rows, fits=fits(self.rows),
             draws_of_a_run=self.arguments.draws, length=self.arguments.length, batch=BATCH,
+            earlier_commands=self._commands,
         )  # fmt: skip
 
 
