@@ -110,6 +110,17 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "settings",
         "assemble",
     },
+    "steps": {"problem", "samplers", "settings"},
+    "minibatches": {
+        "tensors",
+        "budget",
+        "checks",
+        "gates",
+        "problem",
+        "sampling",
+        "settings",
+        "steps",
+    },
     "calibrate": None,
     "tune": None,
     "sampling": {

@@ -175,7 +175,7 @@ GIVEN: dict[str, Any] = {
 
 class TestFixedSettings:
     def test_they_are_respected_together(self):
-        got = bif.calibrate(classification(), Settings(**GIVEN))
+        got = bif.calibrate(classification(), Settings(**GIVEN, gradient="full"))
         assert {name: getattr(got.settings, name) for name in GIVEN} == GIVEN
         assert got.explanations == (
             "oracle = stacked: all chains of a block step as one operation",

@@ -69,6 +69,22 @@ class Pace:
         return target / ((1 - target) * self.signal)
 
 
+class TooSmallBudget(ValueError):
+    """A budget in which not even the fewest chains come to an end.
+
+    Attributes:
+        pace: Of a step and a draw, as measured.
+        needed: Seconds that would do.
+    """
+
+    def __init__(self, said: str, of: TooSmallBudget | None = None, *, pace: Pace | None = None,
+                 needed: float = math.nan) -> None:  # fmt: skip
+        super().__init__(said)
+        given = pace or (of and of.pace)
+        assert given is not None
+        self.pace, self.needed = given, of.needed if of else needed
+
+
 def choose_draws(
     problem: Problem, settings: Settings, *, relaxation: float, said: list[str], started: float
 ) -> tuple[Settings, Goal | None]:
@@ -89,10 +105,10 @@ def choose_draws(
         Complete settings, whose draws are the most that are taken, and where to end before.
 
     Raises:
-        ValueError: A budget too small for burn-in and the fewest draws.
+        TooSmallBudget: It has no room for burn-in and the fewest draws.
     """
     assert settings.thin is not None and settings.chains is not None
-    least = max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
+    least = fewest_draws(settings, relaxation)
     pace = measure_pace(problem, settings, least=least, started=started)
     draws, chains, why = least, settings.chains, []
     if settings.reliability is not None:
@@ -101,7 +117,7 @@ def choose_draws(
         draws = min(MOST_DRAWS, max(least, ceil(slack * needed / chains)))
         why.append(f"reliability {settings.reliability:g} needs about {needed:,.0f} draws in all")
     if settings.budget is not None:
-        chains, allowed = _affordable(settings, pace, least)
+        chains, allowed = affordable(settings, pace, least)
         draws = allowed if settings.reliability is None else min(draws, allowed)
         why.append(f"a budget of {settings.budget:,.0f} s allows {allowed} of {chains} chains")
     block_size, goal, expected = min(settings.block_size or 1, chains), None, draws
@@ -132,7 +148,7 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
         started: By `time.perf_counter`, when calibration began.
 
     Raises:
-        ValueError: A budget in which not even these are made: the pilot itself could outlast it.
+        TooSmallBudget: Not even these are made within it: the pilot itself could outlast it.
     """
     assert settings.chains is not None and settings.burn_in is not None
     assert settings.block_size is not None and settings.thin is not None
@@ -140,7 +156,8 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     budget = None if settings.budget is None else float(settings.budget)
     step, record = _timed(Sampling(problem, timed), settings.block_size, budget)
     if settings.budget is not None:
-        _affordable(settings, Pace(step, record, math.nan, time.perf_counter() - started), least)
+        spent = time.perf_counter() - started
+        affordable(settings, Pace(step, record, math.nan, spent), least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
     pilot = replace(
         timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
@@ -182,11 +199,22 @@ def short_traces(sampling: Sampling, chains: int) -> LossTraces:
     return LossTraces.from_arrays(torch.cat(train), torch.cat(query))
 
 
-def _affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
+def fewest_draws(settings: Settings, relaxation: float) -> int:
+    """Of a chain that is long enough."""
+    assert settings.thin is not None
+    return max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
+
+
+def affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
     """Chains and the draws of each that fit into the budget: fewer chains rather than short ones.
 
+    Args:
+        settings: Complete but for `draws`, with a budget.
+        pace: Of a step and a draw.
+        least: Draws of a chain below which no run is made.
+
     Raises:
-        ValueError: Not even the fewest chains come to an end.
+        TooSmallBudget: Not even the fewest chains come to an end.
     """
     assert isinstance(settings.budget, float) and settings.chains is not None
     assert settings.burn_in is not None
@@ -202,11 +230,13 @@ def _affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
         chains = max(_FEWEST_CHAINS, chains // 2)
     needed = _sampling_seconds(settings, pace, chains, least)
     whole = 1.1 * (needed / _SAMPLING_SHARE + pace.spent)
-    raise ValueError(
+    raise TooSmallBudget(
         f"a budget of {settings.budget:,.1f} s is too small to converge: {settings.burn_in} steps "
         f"of burn-in and {least} draws of {chains} chains take {needed:,.1f} s, at {pace.step:.3g} "
         f"s a step of {settings.block_size} chains, and calibration took {pace.spent:,.1f} s. Give "
-        f"at least {whole:,.0f} s, raise gamma, which shortens both, or use a faster device."
+        f"at least {whole:,.0f} s, raise gamma, which shortens both, or use a faster device.",
+        pace=pace,
+        needed=whole,
     )
 
 

@@ -1,36 +1,27 @@
-"""Choose what the user left open: oracle, chunk, step size, friction, burn-in, thinning; say why.
-
-The rules come from the laws of the samplers on quadratics (see the docs page "Samplers"): the
-step from the largest curvature of U, the friction and burn-in from the smallest, which is gamma.
-"""
+"""Choose what the user left open: oracle, chunk, posterior, steps, draws; say why."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from math import ceil, sqrt
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from bif import tensors
 from bif.assemble import run_device
-from bif.budget import Goal, choose_draws
+from bif.budget import Goal, TooSmallBudget, choose_draws
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
+from bif.minibatches import fall_back
 from bif.oracles import vmap_refusal
 from bif.pilot import WARNING, Pilot, pilot
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
-from bif.samplers import RMSpropSGLD
 from bif.settings import Settings
+from bif.steps import choose_steps, relaxation_steps, smallest_curvature
 
-UNDERDAMPED_STEP = 1.2
-"""Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
-
-BAOAB's positions have no discretisation bias on quadratics, so the step is as large as the spread
-of curvatures along a chain allows: a longer step decorrelates sooner.
-"""
 DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
 """A mass that shortens the steps to forget by less, by the extreme curvatures, is left: not all of
@@ -38,15 +29,6 @@ it is seen in effective draws, and its products cost time, the more so the fewer
 _MASS_TIMES, _MASS_SHARE = 10.0, 0.2
 """How long a mass takes to measure, in units of the largest curvature at w*, and the share of a
 budget that it may take."""
-ROUND_STEP = 1.4
-"""As `UNDERDAMPED_STEP`, in the coordinates of a mass, whose largest curvature is measured where
-the chains will be."""
-ROUND_FRICTION = 0.4
-"""In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
-square of its half, forget at half of it."""
-LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
-"""Friction in units of sqrt(smallest curvature), without and with gradient noise."""
-
 _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 
@@ -95,20 +77,41 @@ def calibrate(
     started = time.perf_counter()
     said: list[str] = list(problem.notes)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
+    full, settings = settings.gradient is None, _with_gradient(settings, said)
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
+    asked = settings
     settings, relaxation, curvature = _choose_posterior_and_steps(
         problem, settings, curvature, said
     )
-    goal = None
-    if forecast:
-        settings, goal = choose_draws(
-            problem, settings, relaxation=relaxation, said=said, started=started
-        )
+    goal, how = None, {"said": said, "started": started}
+    try:
+        if forecast:
+            settings, goal = choose_draws(problem, settings, relaxation=relaxation, **how)
+    except TooSmallBudget as too_small:
+        # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
+        if not full or curvature is None or settings.memory != "plain":
+            raise
+        asked = replace(asked, nbeta=settings.nbeta, gamma=settings.gamma)
+        k_max = _largest_curvature(asked, curvature)
+        settings, goal = fall_back(problem, asked, too_small, k_max=k_max, **how)
     return Calibration(settings, tuple(said), target, goal, curvature)
+
+
+def _with_gradient(settings: Settings, said: list[str]) -> Settings:
+    if settings.gradient is not None:
+        return settings
+    said.append("gradient = full: the losses of all items come with it, and nothing of it is noise")
+    return replace(settings, gradient="full")
+
+
+def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:
+    """Of U."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    return settings.nbeta * (of_mean_loss + settings.weight_decay) + settings.gamma
 
 
 def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
@@ -208,14 +211,14 @@ def _choose_posterior_and_steps(
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if underdamped else needed):
         chosen = replace(chosen, mass=chosen.mass or "identity")
-        return chosen, _relaxation(chosen, max(_smallest_curvature(chosen), 1e-12)), curvature
+        return chosen, relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12)), curvature
     if curvature is None or chosen.gamma is None:
         found = pilot(problem, chosen, said)
     else:
         found = Pilot(chosen.gamma, curvature, 0.0)
         said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
     chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
-    return *_steps(problem, chosen, k_max, said), found.curvature
+    return *choose_steps(problem, chosen, k_max, said), found.curvature
 
 
 def _choose_mass(
@@ -229,7 +232,7 @@ def _choose_mass(
     """
     s = settings
     assert s.nbeta is not None and s.gamma is not None
-    k_max = s.nbeta * (found.curvature + s.weight_decay) + s.gamma
+    k_max = _largest_curvature(s, found.curvature)
     if s.mass == "kronecker":
         return s, whitened_curvature(problem, s)
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
@@ -256,85 +259,3 @@ def _choose_mass(
         f"measured by products of its Hessian with random directions, they go up to {round_max:.3g}"
     )
     return replace(s, mass="kronecker"), round_max
-
-
-def _smallest_curvature(settings: Settings) -> float:
-    assert settings.nbeta is not None and settings.gamma is not None
-    if settings.mass == "kronecker":
-        return ((settings.friction or ROUND_FRICTION) / 2) ** 2
-    return settings.gamma + settings.nbeta * settings.weight_decay
-
-
-def _relaxation(settings: Settings, k_min: float) -> float:
-    """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
-    step, friction = settings.step_size, settings.friction
-    assert step is not None
-    if settings.sampler not in ("baoab", "sgnht"):
-        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
-        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
-        return 2 * factor / (step * k_min)
-    assert friction is not None
-    # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
-    half = friction / 2
-    rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
-    return 1 / (step * rate)
-
-
-def _steps(
-    problem: Problem, settings: Settings, k_max: float, said: list[str]
-) -> tuple[Settings, float]:
-    """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
-    assert settings.nbeta is not None and settings.gamma is not None
-    white = settings.mass == "kronecker"
-    k_min = max(_smallest_curvature(settings), 1e-3 * k_max * (not white))
-    underdamped = settings.sampler in ("baoab", "sgnht")
-    if underdamped:
-        length = ROUND_STEP if white else UNDERDAMPED_STEP
-        step = settings.step_size or length / sqrt(k_max)
-        # Low friction decorrelates losses fastest, but multiplies gradient noise.
-        damped = LOW_FRICTION if settings.gradient == "full" else CRITICAL_FRICTION
-        friction = settings.friction or (ROUND_FRICTION if white else damped * sqrt(k_min))
-        why = (
-            f"{length:g} / sqrt(largest curvature of U, {k_max:.4g}); stable below "
-            f"{2 / sqrt(k_max):.4g}"
-        )
-        if settings.friction is None:
-            said.append(
-                f"friction = {friction:.4g}: in round coordinates, where curvatures are about 1"
-                if white
-                else f"friction = {friction:.4g}: {damped:g} sqrt(smallest curvature of U, "
-                f"{k_min:.4g})"
-            )
-    else:
-        friction = settings.friction
-        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
-        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
-        step = settings.step_size or 0.5 * factor / k_max
-        why = f"{0.5 * factor:g} / largest curvature of U, {k_max:.4g}"
-    if settings.step_size is None:
-        said.append(f"step_size = {step:.4g}: {why}")
-    settings = replace(settings, step_size=step, friction=friction)
-    relaxation = _relaxation(settings, k_min)
-    # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
-    times = 6 if white else 10 if underdamped else 5
-    burn_in = ceil(times * relaxation)
-    part, words = (6, "a sixth") if white else (3, "a third")
-    thin = max(1, round(relaxation / part))
-    reason = f"{words} of the relaxation time, since the losses come with the gradient"
-    if settings.gradient != "full":
-        assert settings.batch_size is not None
-        passes = 6 if settings.gradient == "control_variate" else 3
-        by_cost = ceil(problem.num_train / (passes * settings.batch_size))
-        if by_cost > thin:
-            thin, reason = by_cost, "steps that cost as much as the draw's own pass over the data"
-    said.append(f"relaxation of the slowest direction: {relaxation:.1f} steps")
-    if settings.burn_in is None:
-        said.append(f"burn_in = {burn_in}: {times} relaxation times")
-    if settings.thin is None:
-        said.append(f"thin = {thin}: {reason}")
-    chosen = replace(
-        settings,
-        burn_in=burn_in if settings.burn_in is None else settings.burn_in,
-        thin=settings.thin or thin,
-    )
-    return chosen, relaxation

@@ -91,7 +91,7 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
             *_mean_and_error(kinetic),
             curvature,
             _step_share(s, curvature),
-            _heat(sampling, first),
+            heat(sampling, first),
             _center_gradient(sampling),
             _randomness(sampling, first),
         )
@@ -173,8 +173,15 @@ def _step_share(s: Settings, curvature: float) -> float:
     return s.step_size * curvature / 4 if s.sampler == "sgld" else math.nan
 
 
-def _heat(sampling: Sampling, one: Params) -> float:
-    """By the laws of the samplers on quadratics, in the direction in which the noise is largest."""
+def heat(sampling: Sampling, one: Params) -> float:
+    """Share by which gradient noise widens the draws in the direction in which it is largest.
+
+    By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known.
+
+    Args:
+        sampling: The run's.
+        one: The weights of one chain, leaves `[1, *shape]`.
+    """
     s = sampling.settings
     if s.gradient == "full":
         return 0.0

@@ -39,7 +39,8 @@ class Settings:
             same.  By default "kronecker" for stacked chains with full gradients, where step size
             and friction are open too.
         gradient: All items a step, mini-batches of each chain's own, or these with a control
-            variate at w*.
+            variate at w*.  All items by default, whose losses come along; a control variate where
+            `budget` is too small for that.
         batch_size: Items of a mini-batch.
         oracle: Chains stacked by vmap, one after another, or the live module.
         block_size: Chains that step as one stacked operation.
@@ -74,7 +75,7 @@ class Settings:
     step_size: float | None = None
     friction: float | None = None
     mass: MassName | None = None
-    gradient: GradientMode = "full"
+    gradient: GradientMode | None = None
     batch_size: int | None = None
     oracle: OracleName | None = None
     block_size: int | None = None
@@ -115,7 +116,7 @@ class Settings:
                 f"draws={self.draws} leaves nothing to choose by budget or reliability: give one "
                 "or the other."
             )
-        if self.gradient == "full" and self.batch_size is not None:
+        if self.gradient in (None, "full") and self.batch_size is not None:
             raise ValueError(
                 f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
                 "gradient='minibatch' or 'control_variate'."
@@ -171,11 +172,12 @@ class Settings:
                 f"{asked} never holds a gradient, and gradient='control_variate' holds the one at "
                 "w*: use gradient='minibatch'."
             )
-        whole = self.batch_size if self.gradient == "minibatch" else None
+        gradient = self.gradient or "full"
+        whole = self.batch_size if gradient == "minibatch" else None
         if self.micro_batch is not None and (whole is None or self.micro_batch < whole):
             raise ValueError(
                 f"{asked} steps within one backward pass, so that pass must hold the whole "
-                f"mini-batch: micro_batch={self.micro_batch} with gradient={self.gradient!r} and "
+                f"mini-batch: micro_batch={self.micro_batch} with gradient={gradient!r} and "
                 f"batch_size={whole}. Leave micro_batch out, lower batch_size, or use "
                 "memory='plain', which adds gradients up."
             )

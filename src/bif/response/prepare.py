@@ -12,13 +12,14 @@ import torch
 
 from bif import tensors
 from bif.assemble import run_device
-from bif.calibrate import CRITICAL_FRICTION, LOW_FRICTION, Calibration, calibrate
+from bif.calibrate import Calibration, calibrate
 from bif.items import map_batch
 from bif.oracles import vmap_refusal
 from bif.posterior import LocalPosterior
 from bif.problem import Observable, Problem
 from bif.response.pairs import Curvature, bregman_problem
 from bif.settings import Settings
+from bif.steps import CRITICAL_FRICTION, LOW_FRICTION
 
 SAMPLERS = ("baoab", "sgld")
 """Rules that move both chains of a pair alike; adaptive ones would answer to the perturbation."""
@@ -90,10 +91,11 @@ class Request:
                 "curvature='bregman' belongs to temperature 0, where its minimum is w*: pass "
                 "temperature=0.0, or curvature='hessian'."
             )
-        if self.cold and (s.sampler != "baoab" or s.gradient != "full" or self.replicates != 1):
+        gradient = s.gradient or "full"
+        if self.cold and (s.sampler != "baoab" or gradient != "full" or self.replicates != 1):
             raise ValueError(
                 "temperature 0 has neither noise nor replicates: it needs sampler='baoab', "
-                f"gradient='full' and replicates=1, got {s.sampler!r}, {s.gradient!r} and "
+                f"gradient='full' and replicates=1, got {s.sampler!r}, {gradient!r} and "
                 f"{self.replicates}."
             )
 
