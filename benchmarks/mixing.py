@@ -13,12 +13,16 @@ from dataclasses import replace
 from typing import Any
 
 from common import parser, print_table, write
+from perturbed import PerturbAndOptimise
 from sweep import judged
 
 import bif
 from bif.bank import retrained
 from bif.benchmark import SETTINGS, named_task
+from bif.losses import cross_entropy
 
+STEPS = (8, 16, 32, 64)
+"""To the minimum of a perturbed potential."""
 WAYS: dict[str, dict[str, Any]] = {
     "BAOAB, Kronecker mass": {"mass": "kronecker"},
     "BAOAB, unit mass": {"mass": "identity"},
@@ -52,12 +56,21 @@ def main() -> None:
         budget=arguments.seconds, seed=arguments.seed,
     )  # fmt: skip
     rows = []
-    for name, way in WAYS.items():
-        row = {"how": name, **judged(task, replace(base, **way), part)}
+
+    def add(name: str, row: dict[str, Any]) -> None:
         if row.get("ess_median"):
             row["effective_per_second"] = row["ess_median"] / row["seconds"]
-        rows.append(row)
-        print(row, flush=True)
+        rows.append({"how": name, **row})
+        print(rows[-1], flush=True)
+
+    for name, way in WAYS.items():
+        add(name, judged(task, replace(base, **way), part))
+    if task.problem.loss is cross_entropy:
+        complete = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
+        for steps in STEPS:
+            made = PerturbAndOptimise(task.problem, complete, steps)
+            row = made.judged(part, seconds=arguments.seconds)
+            add(f"perturb and optimise, {steps} steps", row)
     print_table(rows)
     write(
         f"mixing-{arguments.setting}", arguments, rows, about=task.about, target=target,

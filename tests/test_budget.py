@@ -22,7 +22,7 @@ from small_problems import classification, labelled
 
 OPEN = bif.Settings(
     nbeta=60.0, gamma=20.0, chains=16, block_size=16, burn_in=60, thin=2, step_size=0.1,
-    friction=6.0, oracle="stacked", chunk_size=20,
+    friction=6.0, oracle="stacked", chunk_size=20, gradient="full",
 )  # fmt: skip
 PACE = Pace(step=0.01, record=0.02, signal=1e-3, spent=1.0)
 
