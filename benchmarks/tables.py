@@ -140,6 +140,12 @@ def write_mixing() -> None:
         "Made by `python benchmarks/tables.py` from the JSON files of `benchmarks/mixing.py`. "
         "Independent draws decide how well scores predict retraining, so their cost is what to "
         "lower. Kronecker mass and the other ways are explained in [samplers](samplers.md).",
+        "",
+        "*Perturb and optimise* needs no chain: each draw is the minimum, by so many momentum "
+        "steps from w*, of U with its anchor and its labels redrawn, which has the posterior's law "
+        "where the loss is quadratic. Every draw is independent of the others (its effective "
+        "draws are its draws), but few steps do not reach the minimum, many leave few draws, and "
+        "off the quadratic the law is another: it stays in the benchmark.",
     ]
     for setting in SETTINGS:
         run = newest(f"mixing-{setting}")
