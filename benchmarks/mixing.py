@@ -13,11 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from common import parser, print_table, write
+from judging import judged, reported_part
 from perturbed import PerturbAndOptimise
-from sweep import judged
 
 import bif
-from bif.bank import retrained
 from bif.benchmark import SETTINGS, named_task
 from bif.losses import cross_entropy
 
@@ -41,14 +40,7 @@ def main() -> None:
     task = named_task(
         arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
     )
-    plan = replace(task.plan, num_tuning_subsets=0)
-    target = task.targets[-1]
-    if target == "checkpoint":
-        plan = replace(plan, seeds=1)
-    part = retrained(
-        task.problem, None, task.retraining, plan, target=target,
-        networks_per_stack=task.networks_per_stack,
-    ).reported  # fmt: skip
+    part = reported_part(task)
     chosen = task.settings[0]
     base = bif.Settings(
         nbeta=chosen.nbeta, gamma=chosen.gamma, weight_decay=chosen.weight_decay,
@@ -73,7 +65,7 @@ def main() -> None:
             add(f"perturb and optimise, {steps} steps", row)
     print_table(rows)
     write(
-        f"mixing-{arguments.setting}", arguments, rows, about=task.about, target=target,
+        f"mixing-{arguments.setting}", arguments, rows, about=task.about, target=task.targets[-1],
         nbeta=chosen.nbeta, gamma=chosen.gamma, budget=arguments.seconds,
     )  # fmt: skip
 

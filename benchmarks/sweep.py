@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from common import parser, print_table, write
+from judging import how_retrained, judged, reported_part
 
 import bif
-from bif.bank import BankPart, Plan, retrained
+from bif.bank import Plan, retrained
 from bif.benchmark import SETTINGS, Task, named_task
-from bif.evaluate import lds
 
 SAMPLERS, STEPS = ("baoab", "sgld"), (1.0, 0.5)
 NBETAS = (0.25, 1.0, 4.0, 16.0)
@@ -62,25 +62,6 @@ def swept(task: Task, base: bif.Settings, found: dict[str, Any]) -> bif.Settings
     )  # fmt: skip
 
 
-def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:
-    """A run within its budget: LDS of every outcome, draws, effective draws, seconds."""
-    started = time.perf_counter()
-    try:
-        run = bif.attribute(task.problem, settings)
-    except ValueError as error:
-        return {"failed": str(error), "seconds": time.perf_counter() - started}
-    seconds = time.perf_counter() - started
-    values = run.influence.dataset["influence"]
-    scores = {o.name: values.sel(observable=o.name).values for o in task.problem.observables}
-    row: dict[str, Any] = {
-        f"lds_{name}": lds(matrix, part.masks, part.outcomes[name], num_bootstrap=1).mean
-        for name, matrix in scores.items()
-    }
-    row["lds"] = sum(row.values()) / len(row)
-    names = ("trusted", "draws", "chains", "ess_median", "reliability", "rhat_max")
-    return {**row, **{n: run.summary.get(n) for n in names}, "seconds": seconds}
-
-
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("setting", choices=SETTINGS)
@@ -91,21 +72,15 @@ def main() -> None:
     task = named_task(
         arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
     )
-    target = task.targets[-1]
-    plan = replace(task.plan, num_tuning_subsets=0)
-    if task.plan.num_removed is None and arguments.limit:
-        plan = Plan(num_subsets=10, seeds=1, num_tuning_subsets=0)
-    if target == "checkpoint":
-        plan = replace(plan, seeds=1)
-    how = {"networks_per_stack": task.networks_per_stack, "target": target}
-    part = retrained(task.problem, None, task.retraining, plan, **how).reported
+    small = {"num_subsets": 10, "seeds": 1} if arguments.limit else {}
+    part = reported_part(task, **small)
     base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
     within = replace(base, budget=arguments.seconds)
 
     rows: list[dict[str, Any]] = []
     if arguments.add:
         rows = again(arguments.add, arguments.seconds)
-    for name, settings in (("defaults", within), *tuned(task, within, how)):
+    for name, settings in (("defaults", within), *tuned(task, within)):
         rows.append({"name": name, **judged(task, settings, part)})
         print(rows[-1], flush=True)
     settings_of_grid = list(grid())[: arguments.limit]
@@ -116,7 +91,7 @@ def main() -> None:
     for found in settings_of_grid:
         rows.append({"name": "sweep", **found, **judged(task, swept(task, within, found), part)})
         print(rows[-1], flush=True)
-        save(rows, arguments, task, target)
+        save(rows, arguments, task)
     print_table(summary(rows))
 
 
@@ -132,11 +107,13 @@ def again(file: Path, seconds: float) -> list[dict[str, Any]]:
     return [row for row in earlier["sweep"] if row["name"] == "sweep"]
 
 
-def tuned(task: Task, within: bif.Settings, how: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def tuned(task: Task, within: bif.Settings) -> Iterator[tuple[str, Any]]:
     """Tuning by retrained networks, all within the budget."""
     started = time.perf_counter()
     plan = Plan(num_subsets=1, seeds=1, num_tuning_subsets=TUNING_SUBSETS, tuning_seeds=1)
-    bank = retrained(task.problem, task.tuning_queries, task.retraining, plan, **how)
+    bank = retrained(
+        task.problem, task.tuning_queries, task.retraining, plan, **how_retrained(task)
+    )
     spent = time.perf_counter() - started
     assert bank.tuning is not None and isinstance(within.budget, float)
     left = replace(within, budget=within.budget - spent)
@@ -156,13 +133,12 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**r, "share_of_best": r["lds"] / best} for r in shown]
 
 
-def save(
-    rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task, target: str
-) -> None:
+def save(rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task) -> None:
     """The table, and the whole sweep beside it."""
     write(
-        f"sweep-{arguments.setting}", arguments, summary(rows), about=task.about, target=target,
-        budget=arguments.seconds, sweep=rows, threads=torch.get_num_threads(),
+        f"sweep-{arguments.setting}", arguments, summary(rows), about=task.about,
+        target=task.targets[-1], budget=arguments.seconds, sweep=rows,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
 
 

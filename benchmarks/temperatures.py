@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from common import parser, print_table, write
+from judging import reported_part
 
 import bif
-from bif.bank import BankPart, retrained
+from bif.bank import BankPart
 from bif.benchmark import SETTINGS, Task, named_task
 from bif.estimate import estimate_covariance
 from bif.evaluate import lds
@@ -69,19 +69,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
         task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-        target = task.targets[-1]
-        plan = replace(task.plan, num_tuning_subsets=0, num_subsets=arguments.subsets)
-        if target == "checkpoint":
-            plan = replace(plan, seeds=1)
-        how = {"networks_per_stack": task.networks_per_stack, "target": target}
-        part = retrained(task.problem, None, task.retraining, plan, **how).reported
+        part = reported_part(task, num_subsets=arguments.subsets)
         runs: dict[float, LossTraces] = {}
         for nbeta in NBETAS:
             runs[nbeta] = sampled(task, nbeta, arguments)
             print(f"{setting}, nbeta/n {nbeta:g}: {runs[nbeta].total_draws} draws", flush=True)
         own = [
-            {"setting": setting, "target": target, "nbeta/n": ", ".join(f"{b:g}" for b in chosen),
-             **judged(task, runs, chosen, part)}
+            {"setting": setting, "target": task.targets[-1],
+             "nbeta/n": ", ".join(f"{b:g}" for b in chosen), **judged(task, runs, chosen, part)}
             for count in range(1, 1 + len(NBETAS))
             for chosen in combinations(NBETAS, count)
         ]  # fmt: skip

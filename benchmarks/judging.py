@@ -1,0 +1,49 @@
+"""What benchmarks of calibration and sampling are judged by: networks retrained for a setting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import bif
+from bif.bank import BankPart, retrained
+from bif.benchmark import Task
+from bif.evaluate import lds
+
+
+def how_retrained(task: Task) -> dict[str, Any]:
+    """Where networks start from, the last of the task's targets, and how many are stacked."""
+    return {"networks_per_stack": task.networks_per_stack, "target": task.targets[-1]}
+
+
+def reported_part(task: Task, **changed: Any) -> BankPart:
+    """The reported part of a task's bank, without a tuning part.
+
+    Args:
+        task: Its setting.
+        changed: Of its plan.
+    """
+    plan = replace(task.plan, num_tuning_subsets=0, **changed)
+    if task.targets[-1] == "checkpoint":
+        plan = replace(plan, seeds=1)
+    return retrained(task.problem, None, task.retraining, plan, **how_retrained(task)).reported
+
+
+def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:
+    """A run within its budget: LDS of every outcome, draws, effective draws, seconds."""
+    started = time.perf_counter()
+    try:
+        run = bif.attribute(task.problem, settings)
+    except ValueError as error:
+        return {"failed": str(error), "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    values = run.influence.dataset["influence"]
+    scores = {o.name: values.sel(observable=o.name).values for o in task.problem.observables}
+    row: dict[str, Any] = {
+        f"lds_{name}": lds(matrix, part.masks, part.outcomes[name], num_bootstrap=1).mean
+        for name, matrix in scores.items()
+    }
+    row["lds"] = sum(row.values()) / len(row)
+    names = ("trusted", "draws", "chains", "ess_median", "reliability", "rhat_max")
+    return {**row, **{n: run.summary.get(n) for n in names}, "seconds": seconds}
