@@ -269,3 +269,23 @@ def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
                 f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {machine(run)} |"
             )
     return lines
+
+
+def ways_to_be_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """LDS of the defaults and of `bif.tune`, and its share of the best of the sweep.
+
+    Args:
+        rows: Of `tuning.py`.
+    """
+    names = ("defaults", "tuned", "best of the sweep")
+    lines = [
+        "| setting | seconds | defaults | `bif.tune` | best of the sweep |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows):
+        here = (setting, budget)
+        found = {r["name"]: r["lds"] for r in rows if (r["setting"], r["budget"]) == here}
+        best = found[names[-1]]
+        shares = [f"{found[name]:.3f} ({found[name] / best:.1%})" for name in names[:-1]]
+        lines.append(f"| {setting} | {budget:g} | {shares[0]} | {shares[1]} | {best:.3f} |")
+    return lines

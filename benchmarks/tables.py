@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine, newest
-from pages import at_a_glance, language_page, scaling_page, scaling_picture
+from pages import (
+    at_a_glance,
+    language_page,
+    scaling_page,
+    scaling_picture,
+    ways_to_be_calibrated,
+)
 
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import budget_table, table
@@ -43,6 +49,12 @@ COLUMNS = {
     "temperatures": {
         "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
         "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
+    },
+    "tuning": {
+        "setting": "setting", "budget": "seconds", "name": "calibrated by", "nbeta/n": "nbeta/n",
+        "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "lds": "LDS, mean",
+        "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
+        "trusted": "trusted",
     },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
@@ -98,6 +110,8 @@ ABOUT = {
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
     "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
     "by their spread, beside each alone, for as many draws in all.",
+    "tuning": "nbeta and gamma by the defaults, by `bif.tune` with its retraining and pilots in "
+    "the seconds, and as they were best in the sweep of 45 s.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
@@ -130,6 +144,7 @@ def main() -> None:
     write_scaling()
     write_language()
     write_mixing()
+    write_calibration()
 
 
 def write_mixing() -> None:
@@ -212,12 +227,25 @@ def write_docs() -> None:
 
 
 def write_readme() -> None:
-    """The glance at every setting, between two marks of the front page."""
-    page = DOCS.parent / "README.md"
+    """The glance at every setting, on the front page."""
+    put_between_marks(
+        DOCS.parent / "README.md", at_a_glance(newest_of_settings(), "docs/results.md")
+    )
+
+
+def write_calibration() -> None:
+    """Ways to be calibrated, beside the best of the sweep."""
+    run = newest("tuning")
+    assert run is not None
+    put_between_marks(DOCS / "calibration.md", ways_to_be_calibrated(run["rows"]))
+
+
+def put_between_marks(page: Path, lines: list[str]) -> None:
+    """Lines in the place of those that a page has between its two marks."""
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    glance = "\n".join(at_a_glance(newest_of_settings(), "docs/results.md"))
-    page.write_text(f"{before}{BEGIN}\n{glance}\n{END}{after}", encoding="utf-8")
+    middle = "\n".join(lines)
+    page.write_text(f"{before}{BEGIN}\n{middle}\n{END}{after}", encoding="utf-8")
 
 
 def newest_of_settings() -> dict[str, dict[str, Any]]:

@@ -1,42 +1,66 @@
 """Where retraining for nbeta and gamma begins to pay: `bif.tune` beside the defaults.
 
 Both within the same seconds, the retrained networks and pilots of `bif.tune` counted in them, on
-the reported part of a bank.
+the reported part of a bank; beside them the setting that was best of the newest sweep, which had 45
+seconds for each, with nothing to be chosen but draws.
 
     python benchmarks/tuning.py digits concrete --seconds 60 120 --data DIR --out benchmarks/results
+
+`--add FILE` begins with the rows of an earlier file of the same machine and runs what it lacks.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, print_table, write
+from common import newest, parser, print_table, write
 from judging import judged, reported_part
-from sweep import tuned
+from sweep import swept, tuned
 
 import bif
-from bif.benchmark import SETTINGS, named_task
+from bif.benchmark import SETTINGS, Task, named_task
+
+
+def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], bif.Settings]]]:
+    """The ways to be calibrated, each to be called when its time begins."""
+    yield "defaults", lambda: within
+    yield "tuned", lambda: next(iter(tuned(task, within)))[1]
+    run = newest(f"sweep-{task.name}")
+    if run is not None:
+        best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
+        yield "best of the sweep", lambda: swept(task, within, best)
 
 
 def main() -> None:
     options = parser(__doc__ or "")
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("settings", nargs="+", choices=SETTINGS)
     options.add_argument("--seconds", type=float, nargs="+", default=[60.0, 120.0, 240.0])
+    options.add_argument("--add", type=Path, help="file whose rows are not run again")
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
+    if arguments.add:
+        rows = json.loads(arguments.add.read_text(encoding="utf-8"))["rows"]
     for setting in arguments.settings:
         task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
         part = reported_part(task)
         base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
         for seconds in arguments.seconds:
-            within = replace(base, budget=seconds)
-            for name, settings in (("defaults", within), *tuned(task, within)):
+            for name, way in ways(task, replace(base, budget=seconds)):
                 about = {"setting": setting, "budget": seconds, "name": name}
+                if any(about.items() <= row.items() for row in rows):
+                    continue
+                settings = way()
                 of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
                 rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
                 print(rows[-1], flush=True)
+                rows.sort(key=lambda r: (arguments.settings.index(r["setting"]), r["budget"]))
                 write("tuning", arguments, rows, threads=torch.get_num_threads())
     print_table(rows)
 
