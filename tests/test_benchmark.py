@@ -24,6 +24,8 @@ from bif.benchmark.task import PROXIES, RESIDUAL
 from bif.evaluate import Recipe, lds, train
 from small_problems import labelled
 
+# One worker: each would run the whole benchmark for itself.
+pytestmark = pytest.mark.xdist_group("benchmark")
 RECIPE = Recipe(60, 0.5, momentum=0.9, weight_decay=1e-2)
 SETTINGS = bif.Settings(
     nbeta=2000.0, gamma=20.0, weight_decay=1e-2, chains=8, draws=30, burn_in=20, thin=2,
