@@ -30,7 +30,7 @@ from bif.benchmark import SETTINGS, Task, named_task
 def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], bif.Settings]]]:
     """The ways to be calibrated, each to be called when its time begins."""
     yield "defaults", lambda: within
-    yield "tuned", lambda: next(iter(tuned(task, within)))[1]
+    yield "tuned", lambda: tuned(task, within)
     run = newest(f"sweep-{task.name}")
     if run is not None:
         best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))

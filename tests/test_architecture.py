@@ -45,7 +45,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "rounding": set(),
     "precision": set(),
     "functional": {"types", "losses"},
-    "replay": {"types", "items"},
+    "replay": {"types", "items", "compiling"},
     "oracles": {"types", "tensors", "items", "functional", "compiling", "precision", "replay"},
     "gradients": {"types", "tensors", "items", "oracles", "rng"},
     "curvature": {"types", "tensors", "items", "oracles", "gradients", "rng"},

@@ -18,7 +18,7 @@ FULL = 0.5
 
 @pytest.fixture
 def slow(monkeypatch):
-    """A machine on which mini-batches of a fiftieth cost a fiftieth."""
+    """Mini-batches cost their share of the items, and control variates twice that."""
 
     def pace(problem: bif.Problem, settings: bif.Settings, **_: Any) -> Pace:
         share = 1.0 if settings.gradient == "full" else 2 * settings.batch_size / 400  # type: ignore[operator]

@@ -77,12 +77,9 @@ class TooSmallBudget(ValueError):
         needed: Seconds that would do.
     """
 
-    def __init__(self, said: str, of: TooSmallBudget | None = None, *, pace: Pace | None = None,
-                 needed: float = math.nan) -> None:  # fmt: skip
+    def __init__(self, said: str, *, pace: Pace, needed: float) -> None:
         super().__init__(said)
-        given = pace or (of and of.pace)
-        assert given is not None
-        self.pace, self.needed = given, of.needed if of else needed
+        self.pace, self.needed = pace, needed
 
 
 def choose_draws(

@@ -77,7 +77,7 @@ def calibrate(
     started = time.perf_counter()
     said: list[str] = list(problem.notes)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
-    full, settings = settings.gradient is None, _with_gradient(settings, said)
+    left_open, settings = settings.gradient is None, _with_gradient(settings, said)
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
@@ -93,7 +93,7 @@ def calibrate(
             settings, goal = choose_draws(problem, settings, relaxation=relaxation, **how)
     except TooSmallBudget as too_small:
         # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
-        if not full or curvature is None or settings.memory != "plain":
+        if not left_open or curvature is None or settings.memory != "plain":
             raise
         asked = replace(asked, nbeta=settings.nbeta, gamma=settings.gamma)
         k_max = _largest_curvature(asked, curvature)

@@ -21,7 +21,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     by_shape: dict[Hashable, Callable[..., Any]] = {}
 
     def call(*arguments: Any, **named: Any) -> Any:
-        shape = (torch.is_grad_enabled(), _shape(arguments), _shape(named))
+        shape = (torch.is_grad_enabled(), shape_of(arguments), shape_of(named))
         if shape not in by_shape:
             by_shape[shape] = _compiled_alone(function)
         return by_shape[shape](*arguments, **named)
@@ -37,14 +37,14 @@ def _compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(own, dynamic=False)
 
 
-def _shape(value: Any) -> Hashable:
+def shape_of(value: Any) -> Hashable:
     """Shapes and types of all tensors in a structure."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype
     if isinstance(value, Mapping):
-        return tuple((key, _shape(item)) for key, item in value.items())
+        return tuple((key, shape_of(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return tuple(map(_shape, value))
+        return tuple(map(shape_of, value))
     return None
 
 

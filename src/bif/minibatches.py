@@ -63,7 +63,8 @@ def fall_back(
         raise TooSmallBudget(
             f"{too_small} Control variates with mini-batches of {chosen.batch_size} would fit, but "
             f"their noise widens the draws by {widened:.0%} in its worst direction.",
-            too_small,
+            pace=too_small.pace,
+            needed=too_small.needed,
         )
     lines.append(f"gradient noise widens the draws by {widened:.1%} in its worst direction")
     complete, goal = choose_draws(

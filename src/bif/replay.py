@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from bif.compiling import shape_of
 from bif.items import batch_leaves, map_batch
 from bif.types import Batch
 
@@ -46,7 +47,7 @@ class Replayed:
         """The function's values, the caller's to keep and to overwrite."""
         if self._refused or not all(x.is_cuda for x in batch_leaves(batch).values()):
             return self._function(batch)
-        shape = _shape(batch)
+        shape = shape_of(batch)
         if shape in self._graphs:
             return self._graphs[shape](batch)
         values = self._function(batch)
@@ -99,10 +100,6 @@ def _end_failed_capture() -> None:
     """Let torch's own generator go, which a capture that fails leaves waiting for its end."""
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
         torch.zeros(1, device="cuda")
-
-
-def _shape(batch: Batch) -> Hashable:
-    return tuple((path, x.shape, x.dtype) for path, x in batch_leaves(batch).items())
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
