@@ -35,8 +35,8 @@ def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]
     started = time.perf_counter()
     try:
         run = bif.attribute(task.problem, settings)
-    except ValueError as error:
-        return {"failed": str(error), "seconds": time.perf_counter() - started}
+    except (ValueError, RuntimeError) as error:  # no time for it, or chains that diverged
+        return {"failed": str(error)[:500], "seconds": time.perf_counter() - started}
     seconds = time.perf_counter() - started
     values = run.influence.dataset["influence"]
     scores = {o.name: values.sel(observable=o.name).values for o in task.problem.observables}

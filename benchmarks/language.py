@@ -17,7 +17,7 @@ import argparse
 import copy
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,7 +90,7 @@ class Text:
         return model, how
 
 
-def token_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     """Pearson correlations of token losses over draws: of belonging pairs minus matched ones."""
     a = text.arguments
     train = spread(text.train, a.token_items, seed=a.seed)
@@ -129,7 +129,7 @@ def token_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
                 "num_pairs": pairs_of[name],
             }
         )  # fmt: skip
-    return [{**row, **_about(run)} for row in rows]
+    yield [{**row, **_about(run)} for row in rows]
 
 
 def _words(items: bif.Items) -> list[list[Any]]:
@@ -143,7 +143,7 @@ def _words(items: bif.Items) -> list[list[Any]]:
     ]
 
 
-def planted_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     """Ranks of planted passages for their paraphrases, and for those of others as a control."""
     a = text.arguments
     others = spread(text.train, a.passages - len(text.planted), seed=a.seed)
@@ -176,10 +176,10 @@ def planted_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
             )  # fmt: skip
             ours = method.startswith("bif")
             rows[-1] |= _about(run) if ours else {"seconds": gradient_seconds}
-    return rows
+    yield rows
 
 
-def fine_tuning_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
+def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     """LDS of fine-tuning the GPT on half of a few passages that it has not seen."""
     a = text.arguments
     count = a.lds_items + a.lds_queries + a.lds_tuning_queries
@@ -198,7 +198,7 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> list[dict[str, Any]]:
     items = draft.train.to(torch.device(a.device))
     tuned = fine_tune(items.first(len(items)), a.seed)
     problem = text.problem(tuned, own, {"query": asked, "tuning": tuning}, length=a.lds_length)
-    return lds_rows(problem, train, settings(a), arguments=a)
+    yield from lds_rows(problem, train, settings(a), arguments=a)
 
 
 def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
@@ -223,6 +223,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
     made.add_argument("--compiled", action="store_true")
+    made.add_argument("--name", default="language", help="of the JSON file")
     for name, value in DEFAULTS.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
     return made
@@ -271,16 +272,17 @@ def main() -> None:
         "train_loss": how.train_loss, "held_out_loss": how.held_out_loss, "gap": how.gap,
     }  # fmt: skip
     print_table([about])
+    sizes = {name: getattr(a, name) for name in DEFAULTS}
     makers = {"tokens": token_rows, "planted": planted_rows, "lds": fine_tuning_rows}
     rows: list[dict[str, Any]] = []
     for part in a.only:
         started = time.perf_counter()
-        made = makers[part](text, model)
+        made: list[dict[str, Any]] = []
+        for made in makers[part](text, model):  # all of the part so far: a run may be cut off
+            write(a.name, a, rows + made, about=about, sizes=sizes, tiny=a.tiny)
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
         print_table(made)
         rows += made
-        sizes = {name: getattr(a, name) for name in DEFAULTS}
-        print(write("language", a, rows, about=about, sizes=sizes, tiny=a.tiny), flush=True)
 
 
 if __name__ == "__main__":

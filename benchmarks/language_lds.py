@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +39,10 @@ def _ekfac(problem: bif.Problem) -> _Asked:
 def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
     arguments: argparse.Namespace,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Every method on the bank of fine-tuned networks; tuned on other subsets and queries.
+
+    Yields, after each method, the rows of all so far.
 
     Args:
         problem: The fine-tuned model, with groups "query" and "tuning" of queries.
@@ -73,9 +76,9 @@ def lds_rows(
         (known["gradient_product"], task),
         (known["gradient_cosine"], task),
         (FittedMethod("ekfac", _ekfac, _SCALES), task),
-        (Fluctuation("bif_minibatch"), task),
         (Fluctuation("bif"), exact),
         (Responses(), exact),
+        (Fluctuation("bif_minibatch"), task),
     ]
     found: list[Scored] = []
     for method, own in methods:
@@ -86,4 +89,4 @@ def lds_rows(
             continue
         found += made
         print(f"{method.name}: {made[0].cost.seconds:.1f} s", flush=True)
-    return [{"part": "lds", **row} for row in judge.rows(found, [bank])]
+        yield [{"part": "lds", **row} for row in judge.rows(found, [bank])]

@@ -7,8 +7,10 @@ the defaults alone.  The best of the sweep is chosen by what is reported, so it 
     python benchmarks/sweep.py digits --seconds 45 --out benchmarks/results
     python benchmarks/sweep.py concrete --seconds 45 --data DIR --out benchmarks/results
 
-`--add FILE` takes the rows of the grid from an earlier file of the same machine, and runs the
-defaults, `bif.tune` and the best of the grid again.
+`--share K/N` runs every N-th entry of the grid only, from the K-th, so that several devices of one
+kind can divide it; `--join` makes one file of theirs.  `--add FILE` takes the rows of the grid from
+an earlier file of the same machine, and runs the defaults, `bif.tune` and the best of the grid
+again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from common import parser, print_table, write
 from judging import how_retrained, judged, reported_part
 
 import bif
-from bif.bank import Plan, retrained
+from bif import store
+from bif.bank import BankPart, Plan, retrained
 from bif.benchmark import SETTINGS, Task, named_task
 
 SAMPLERS, STEPS = ("baoab", "sgld"), (1.0, 0.5)
@@ -44,13 +47,29 @@ def grid() -> Iterator[dict[str, Any]]:
         yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
 
 
-def swept(task: Task, base: bif.Settings, found: dict[str, Any]) -> bif.Settings:
-    """Settings of an entry of the grid; its step is a share of the one that calibration takes."""
+def default_gamma(task: Task, base: bif.Settings, nbeta: float) -> float:
+    """What calibration takes at a temperature."""
+    gamma = bif.calibrate(task.problem, replace(base, nbeta=nbeta, budget=None)).settings.gamma
+    assert gamma is not None
+    return gamma
+
+
+def swept(
+    task: Task, base: bif.Settings, found: dict[str, Any], gammas: dict[float, float]
+) -> bif.Settings:
+    """Settings of an entry of the grid; its step is a share of the one that calibration takes.
+
+    Args:
+        task: Its setting.
+        base: What all entries share.
+        found: The entry.
+        gammas: Those of calibration by nbeta, filled in as they are needed.
+    """
     nbeta = found["nbeta/n"] * task.problem.num_train
-    default = bif.calibrate(task.problem, replace(base, nbeta=nbeta, budget=None)).settings
-    assert default.gamma is not None
+    if nbeta not in gammas:
+        gammas[nbeta] = default_gamma(task, base, nbeta)
     settings = replace(
-        base, sampler=found["sampler"], nbeta=nbeta, gamma=default.gamma * found["damping"]
+        base, sampler=found["sampler"], nbeta=nbeta, gamma=gammas[nbeta] * found["damping"]
     )
     if found["step"] == 1.0:
         return settings
@@ -68,7 +87,13 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=45.0)
     options.add_argument("--add", type=Path, help="file whose grid is not run again")
     options.add_argument("--limit", type=int, help="only so many of the grid, to try the script")
+    options.add_argument("--share", default="0/1", help="K/N: every N-th entry, from the K-th")
+    options.add_argument("--join", type=Path, nargs="+", help="files of all shares: nothing is run")
     arguments = options.parse_args()
+    if arguments.join:
+        joined(arguments)
+        return
+    first, every = (int(part) for part in arguments.share.split("/"))
     task = named_task(
         arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
     )
@@ -81,19 +106,51 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if arguments.add:
         rows = again(arguments.add, arguments.seconds)
-    for name, settings in (("defaults", within), ("tuned", tuned(task, within))):
-        rows.append({"name": name, **judged(task, settings, part)})
+    if first == 0:
+        rows.append({"name": "defaults", **judged(task, within, part)})
         print(rows[-1], flush=True)
-    settings_of_grid = list(grid())[: arguments.limit]
+        rows.append({"name": "tuned", **judged_tuned(task, within, part)})
+        print(rows[-1], flush=True)
+    settings_of_grid = list(grid())[first : arguments.limit : every]
+    gammas: dict[float, float] = {}
     if arguments.add:  # the best one once more
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r.get("lds", 0.0))
         settings_of_grid = [g for g in settings_of_grid if g.items() <= best.items()]
         rows.remove(best)
     for found in settings_of_grid:
-        rows.append({"name": "sweep", **found, **judged(task, swept(task, within, found), part)})
+        settings = swept(task, within, found, gammas)
+        rows.append({"name": "sweep", **found, **judged(task, settings, part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task)
     print_table(summary(rows))
+
+
+def joined(arguments: argparse.Namespace) -> None:
+    """One file of several shares: the first one's, with the rows of all.
+
+    Raises:
+        ValueError: Shares of different runs, or not all of the grid.
+    """
+    shares = [json.loads(file.read_text(encoding="utf-8")) for file in arguments.join]
+    rows = [row for share in shares for row in share["sweep"]]
+    same = ("benchmark", "date", "budget", "seed", "versions", "hardware", "about")
+    first = shares[0]
+    for name in same:
+        if any(share[name] != first[name] for share in shares):
+            raise ValueError(f"the shares differ in {name!r}: join those of one run.")
+    swept = [{name: row[name] for name in entry} for entry in grid() for row in rows
+             if row["name"] == "sweep" and entry.items() <= row.items()]  # fmt: skip
+    if swept != list(grid()):
+        raise ValueError(
+            f"the files hold {len(swept)} entries of the grid; expected each of the "
+            f"{len(list(grid()))} once."
+        )
+    content = {**first, "command": "; ".join(share["command"] for share in shares),
+               "rows": summary(rows), "sweep": rows}  # fmt: skip
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{first['benchmark']}-{first['date']}.json"
+    path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
+    print_table(content["rows"])
 
 
 def again(file: Path, seconds: float) -> list[dict[str, Any]]:
@@ -106,6 +163,15 @@ def again(file: Path, seconds: float) -> list[dict[str, Any]]:
     if earlier["budget"] != seconds:
         raise ValueError(f"{file} gave {earlier['budget']:g} s to each run, not {seconds:g}.")
     return [row for row in earlier["sweep"] if row["name"] == "sweep"]
+
+
+def judged_tuned(task: Task, within: bif.Settings, part: BankPart) -> dict[str, Any]:
+    """A run by `tuned` settings, or why there is none."""
+    try:
+        settings = tuned(task, within)
+    except ValueError as error:  # nothing of the budget is left
+        return {"failed": str(error)}
+    return judged(task, settings, part)
 
 
 def tuned(task: Task, within: bif.Settings) -> bif.Settings:

@@ -34,7 +34,7 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
     run = newest(f"sweep-{task.name}")
     if run is not None:
         best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
-        yield "best of the sweep", lambda: swept(task, within, best)
+        yield "best of the sweep", lambda: swept(task, within, best, {})
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def _stored(leaf: Tensor, settings: Settings) -> Tensor:
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
     """The oracle of complete settings, on the run's device."""
     device = run_device(problem, settings)
-    gradient, value = settings.gradient_precision, settings.loss_precision
+    gradient, value = settings.precisions
     if settings.oracle == "live":
         # Narrowed before it moves: the device never holds the wide weights.
         model = problem.evaluation_copy(problem.device)

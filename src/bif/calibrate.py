@@ -78,6 +78,7 @@ def calibrate(
     said: list[str] = list(problem.notes)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     left_open, settings = settings.gradient is None, _with_gradient(settings, said)
+    settings = _with_precisions(problem, settings, said)
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
@@ -106,6 +107,18 @@ def _with_gradient(settings: Settings, said: list[str]) -> Settings:
         return settings
     said.append("gradient = full: the losses of all items come with it, and nothing of it is noise")
     return replace(settings, gradient="full")
+
+
+def _with_precisions(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    on_gpu = run_device(problem, settings).type == "cuda"
+    default = "bfloat16" if settings.memory == "lean" else "tf32" if on_gpu else "float32"
+    precisions = settings.gradient_precision or default, settings.loss_precision or default
+    if on_gpu and None in (settings.gradient_precision, settings.loss_precision):
+        said.append(
+            f"precision = {precisions[0]} of gradients, {precisions[1]} of losses: on a GPU "
+            "several times as fast as float32, which is to be asked for"
+        )
+    return replace(settings, gradient_precision=precisions[0], loss_precision=precisions[1])
 
 
 def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:

@@ -10,6 +10,8 @@ import torch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Of a computation; weights stay as they are."""
+EXACTNESS: tuple[Precision, ...] = ("bfloat16", "tf32", "float32")
+"""The least exact first."""
 
 
 @contextmanager

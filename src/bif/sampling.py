@@ -27,8 +27,6 @@ from bif.settings import Settings
 from bif.tokens import TokenReader
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
 
-_EXACTNESS = {"bfloat16": 0, "tf32": 1, "float32": 2}
-
 
 @dataclass(frozen=True)
 class Start:
@@ -142,7 +140,7 @@ class Sampling:
             last_step=end,
             # RMSprop's step counter would be compiled in anew at every step.
             use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
-            precision="float32" if s.gradient_precision == "float32" else "tf32",
+            precision="float32" if s.precisions[0] == "float32" else "tf32",
         )
 
     def draw_at(self, step: int) -> int | None:
@@ -175,8 +173,7 @@ class Sampling:
                 are as exact as asked for.
         """
         s = self.settings
-        exact = _EXACTNESS[s.gradient_precision] >= _EXACTNESS[s.loss_precision]
-        if losses is None or self.problem.train_by_token or not exact:
+        if losses is None or self.problem.train_by_token or not s.gradient_brings_losses:
             losses = self._observe_group("train_loss", 0, self.problem.loss, params)
         others = [
             self._observe_group("train_loss", 1 + i, self.problem.loss, params)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from bif.precision import Precision
+from bif.precision import EXACTNESS, Precision
 
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]
@@ -52,9 +52,10 @@ class Settings:
             in bfloat16, rounded stochastically.
         movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
-        gradient_precision: Compute precision of gradients; the weights stay as they are.
-        loss_precision: Compute precision of recorded losses.  Where it is more exact than the
-            gradient's, losses get a forward pass of their own.
+        gradient_precision: Compute precision of gradients; the weights stay as they are.  By
+            default TF32 on a GPU, whose products are several times as fast, and float32 elsewhere.
+        loss_precision: Compute precision of recorded losses; the same default.  Where it is more
+            exact than the gradient's, losses get a forward pass of their own.
         compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU); of a
             live module its repeated blocks, and passes are replayed as CUDA graphs if it is small.
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
@@ -84,8 +85,8 @@ class Settings:
     memory: MemoryName = "plain"
     movable: tuple[str, ...] = ("*",)
     weight_decay: float = 0.0
-    gradient_precision: Precision = "float32"
-    loss_precision: Precision = "float32"
+    gradient_precision: Precision | None = None
+    loss_precision: Precision | None = None
     compiled: bool = False
     controls: bool = False
     device: str | None = None
@@ -135,6 +136,17 @@ class Settings:
             return self.micro_batch or self.chunk_size
         return self.batch_size
 
+    @property
+    def precisions(self) -> tuple[Precision, Precision]:
+        """Of gradients and of recorded losses; exact where nothing has been chosen."""
+        return self.gradient_precision or "float32", self.loss_precision or "float32"
+
+    @property
+    def gradient_brings_losses(self) -> bool:
+        """Whether the losses that a gradient brings along are as exact as asked for."""
+        gradient, loss = (EXACTNESS.index(precision) for precision in self.precisions)
+        return gradient >= loss
+
     def plain(self) -> Settings:
         """For a look at the posterior itself: not compiled, and weights as exact as the model's."""
         if self.memory == "lean":
@@ -182,11 +194,11 @@ class Settings:
                 "memory='plain', which adds gradients up."
             )
         precisions = (self.gradient_precision, self.loss_precision)
-        if self.memory == "lean" and precisions != ("bfloat16", "bfloat16"):
+        if self.memory == "lean" and not {*precisions} <= {None, "bfloat16"}:
             raise ValueError(
                 "memory='lean' keeps weights in bfloat16, so nothing is computed more exactly: set "
-                "gradient_precision='bfloat16' and loss_precision='bfloat16', got "
-                f"{precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
+                "gradient_precision='bfloat16' and loss_precision='bfloat16', or leave them out, "
+                f"got {precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
             )
 
     @classmethod

@@ -31,8 +31,6 @@ from bif.types import Gradient, ItemLoss, Noise, Params, Sampler
 
 Curvature = Literal["hessian", "bregman"]
 
-_EXACTNESS = ("bfloat16", "tf32", "float32")
-
 
 class SharedNoise:
     """One set of numbers a replicate, and its mirror, the same for both signs of every pair."""
@@ -110,11 +108,10 @@ class Pairs:
         else:
             self.posterior, self._oracle = self.sampling.posterior, self.sampling.oracle
         self._brings_losses = curvature == "hessian"
-        exactness = _EXACTNESS.index
         self.losses_are_free = (
             curvature == "hessian"
             and settings.gradient == "full"
-            and exactness(settings.gradient_precision) >= exactness(settings.loss_precision)
+            and settings.gradient_brings_losses
             and not self.sampling.candidates
         )
         """Whether the losses of all scored items fall out of every step."""
