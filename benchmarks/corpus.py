@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from torch import nn
 
 from bif.language import Document
 from bif.losses import next_token
+from bif.precision import Precision, matmul_precision
 from bif.types import Batch
 
 END = "<|endoftext|>"
@@ -83,6 +85,13 @@ def gpt(vocabulary: int, *, width: int, layers: int, length: int, seed: int) -> 
         return GPTNeoXForCausalLM(config).eval()
 
 
+def with_attention(model: nn.Module, how: str) -> nn.Module:
+    """A copy whose attention is computed otherwise: "sdpa" is faster, and vmap cannot take it."""
+    made: Any = copy.deepcopy(model)
+    made.set_attn_implementation(how)
+    return made
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a training went.
@@ -124,6 +133,7 @@ def train_(
     count = len(items["input_ids"])
     size = min(batch_size, count)
     order = torch.empty(0, dtype=torch.long)
+    precision: Precision = "tf32" if device.type == "cuda" else "float32"
     for step in range(steps):
         if len(order) < size:
             order = torch.randperm(count, generator=source)
@@ -132,10 +142,10 @@ def train_(
         for group in optimizer.param_groups:
             group["lr"] = rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         batch = {name: leaf[here] for name, leaf in items.items()}
-        losses = next_token(model, batch)
-        loss = losses.sum() / (batch["labels"][:, 1:] != -100).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with matmul_precision(precision):
+            losses = next_token(model, batch)
+            (losses.sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

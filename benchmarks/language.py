@@ -24,7 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from common import parser, print_table, write
-from corpus import Trained, documents, gpt, spread, tokenizer_of, train_, trained
+from corpus import (
+    Trained,
+    documents,
+    gpt,
+    spread,
+    tokenizer_of,
+    train_,
+    trained,
+    with_attention,
+)
 from language_lds import lds_rows
 from paraphrases import paraphrase, ranks, shared_words, wilson
 from torch import nn
@@ -38,16 +47,21 @@ PARTS = ("tokens", "planted", "lds")
 
 
 def settings(a: argparse.Namespace) -> bif.Settings:
-    """Stacked chains of SGLD with mini-batches; gamma and step size are the library's choice."""
+    """BAOAB with full gradients, one live chain after another; what is open the library chooses."""
     fast = a.device.startswith("cuda")
+    precision = "bfloat16" if fast else "float32"
     return bif.Settings(
-        sampler="sgld", gradient="minibatch", batch_size=a.batch, chains=a.chains, draws=a.draws,
-        burn_in=a.burn_in, thin=a.thin, gamma=a.gamma or None, oracle="stacked",
-        block_size=a.chains, chunk_size=a.chunk,
-        gradient_precision="bfloat16" if fast else "float32",
-        loss_precision="bfloat16" if fast else "float32", compiled=a.compiled,
-        device=a.device, seed=a.seed,
+        chains=a.chains, draws=a.draws, oracle="live", compiled=fast, chunk_size=a.chunk,
+        gradient_precision=precision, loss_precision=precision, device=a.device, seed=a.seed,
     )  # fmt: skip
+
+
+def stacked(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
+    """The same for pairs of chains, which need copies of the weights."""
+    # Curvatures span a factor of 50 by the default of gamma: a mass would not pay.
+    return replace(
+        s, oracle="stacked", compiled=False, block_size=a.chains, mass="identity", draws=a.lds_draws
+    )
 
 
 class Text:
@@ -95,7 +109,7 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     a = text.arguments
     train = spread(text.train, a.token_items, seed=a.seed)
     queries = spread(text.queries, a.token_queries, seed=a.seed)
-    problem = text.problem(model, train, queries, tokens="both")
+    problem = text.problem(with_attention(model, "sdpa"), train, queries, tokens="both")
     run = bif.attribute(problem, settings(a), show_progress=True)
     similar = -run.influence.dataset["correlation"].values[0]
     items = {side: problem.train if side == "train" else problem.query_groups["query"]
@@ -150,7 +164,8 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
     train = [*text.planted, *others]
     asked = [replace(d, text=paraphrase(d.text), id=f"like-{d.id}") for d in text.planted]
     problem = text.problem(model, train, asked)
-    run = bif.attribute(problem, settings(a), show_progress=True)
+    fast = text.problem(with_attention(model, "sdpa"), train, asked)
+    run = bif.attribute(fast, settings(a), show_progress=True)
     scored = {"bif": run.influence.dataset["influence"].values[0],
               "bif, correlation": run.influence.dataset["correlation"].values[0]}  # fmt: skip
     started = time.perf_counter()
@@ -198,7 +213,7 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     items = draft.train.to(torch.device(a.device))
     tuned = fine_tune(items.first(len(items)), a.seed)
     problem = text.problem(tuned, own, {"query": asked, "tuning": tuning}, length=a.lds_length)
-    yield from lds_rows(problem, train, settings(a), arguments=a)
+    yield from lds_rows(problem, train, stacked(settings(a), a), arguments=a)
 
 
 def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
@@ -222,7 +237,6 @@ def options() -> argparse.ArgumentParser:
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
-    made.add_argument("--compiled", action="store_true")
     made.add_argument("--name", default="language", help="of the JSON file")
     for name, value in DEFAULTS.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
@@ -231,22 +245,20 @@ def options() -> argparse.ArgumentParser:
 
 DEFAULTS: Mapping[str, Any] = {
     "documents": 100_000, "pieces": 3000, "width": 192, "layers": 6, "length": 128,
-    "steps": 3000, "rate": 2e-3, "chains": 8, "batch": 32, "chunk": 64,
-    "draws": 500, "burn_in": 500, "thin": 4, "gamma": 0.0,
+    "steps": 1500, "rate": 2e-3, "chains": 8, "chunk": 128, "draws": 500,
     "token_items": 128, "token_queries": 16, "pairs": 500,
-    "planted": 16, "passages": 1024,
+    "planted": 16, "passages": 512,
     "lds_items": 128, "lds_queries": 32, "lds_tuning_queries": 16, "lds_length": 64,
     "lds_subsets": 40, "lds_seeds": 2, "lds_steps": 40, "lds_rate": 5e-4,
-    "response_steps": 300,
+    "lds_draws": 200, "response_steps": 150,
 }  # fmt: skip
 TINY: Mapping[str, Any] = {
     "documents": 400, "pieces": 400, "width": 32, "layers": 2, "length": 32,
-    "steps": 60, "chains": 2, "batch": 8,
-    "draws": 40, "burn_in": 20, "thin": 1,
+    "steps": 60, "chains": 2, "draws": 40,
     "token_items": 12, "token_queries": 4, "pairs": 50, "planted": 4, "passages": 24,
     "lds_items": 8, "lds_queries": 4, "lds_tuning_queries": 2, "lds_length": 16,
     "lds_subsets": 10, "lds_seeds": 2, "lds_steps": 6,
-    "response_steps": 6,
+    "lds_draws": 20, "response_steps": 6,
 }  # fmt: skip
 
 

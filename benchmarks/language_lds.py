@@ -36,6 +36,12 @@ def _ekfac(problem: bif.Problem) -> _Asked:
     )
 
 
+def _by_mini_batches(settings: bif.Settings, num_train: int) -> bif.Settings:
+    """SGLD as it is commonly run on language models."""
+    size = min(32, num_train)
+    return replace(settings, sampler="sgld", gradient="minibatch", batch_size=size, mass=None)
+
+
 def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
     arguments: argparse.Namespace,
@@ -57,7 +63,7 @@ def lds_rows(
         num_subsets=arguments.lds_subsets, seeds=arguments.lds_seeds,
         num_tuning_subsets=max(8, arguments.lds_subsets // 3), tuning_seeds=1,
     )  # fmt: skip
-    n, full = problem.num_train, {"gradient": "full", "batch_size": None}
+    n = problem.num_train
     task = Task(
         "fine-tuning", problem, tuning, train, plan,
         settings=tuple(replace(settings, nbeta=float(n * f)) for f in (1, 10)),
@@ -67,18 +73,16 @@ def lds_rows(
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
     judged = Judge([bank.tuning])
-    exact = replace(
-        task, settings=tuple(replace(s, sampler="baoab", **full) for s in task.settings)
-    )
+    noisy = replace(task, settings=tuple(_by_mini_batches(s, n) for s in task.settings))
     known = all_methods()
     methods: list[tuple[Any, Task]] = [
         (known["random"], task),
         (known["gradient_product"], task),
         (known["gradient_cosine"], task),
         (FittedMethod("ekfac", _ekfac, _SCALES), task),
-        (Fluctuation("bif"), exact),
-        (Responses(), exact),
-        (Fluctuation("bif_minibatch"), task),
+        (Fluctuation("bif"), task),
+        (Responses(), task),
+        (Fluctuation("bif_minibatch"), noisy),
     ]
     found: list[Scored] = []
     for method, own in methods:

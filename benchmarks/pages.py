@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -110,7 +110,7 @@ def _laws(run: Run, cell: Cell) -> list[str]:
             f"{error}, {law['points']} points."
         )
     for met in run["fits"]["crossings"]:
-        if met["crossing"] is None or not 0 < met["crossing"] < float("inf"):
+        if not _in_reach(met, run["fits"]["exponents"]):
             continue
         dearer = met["other"] if met["cheaper_below"] == met["method"] else met["method"]
         reach = "within what was measured" if met["measured"] else "extrapolated"
@@ -120,6 +120,14 @@ def _laws(run: Run, cell: Cell) -> list[str]:
             f"{_words(met['along'])} ({reach})."
         )
     return [*lines, ""]
+
+
+def _in_reach(met: Mapping[str, Any], laws: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether two laws cross no further than a hundredfold from what was measured of both."""
+    own = [law for law in laws if law["along"] == met["along"]
+           and law["method"] in (met["method"], met["other"])]  # fmt: skip
+    low, high = max(law["lowest"] for law in own), min(law["highest"] for law in own)
+    return met["crossing"] is not None and low / 100 <= met["crossing"] <= high * 100
 
 
 def _words(along: str) -> str:
@@ -268,6 +276,28 @@ def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
                 f"| {rival['lds']:.3f} | {low:+.3f} to {high:+.3f} | {ceiling} "
                 f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {machine(run)} |"
             )
+    return lines
+
+
+def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
+    """The defaults and `bif.tune` beside the best of 48 settings, each with the same seconds.
+
+    Args:
+        runs: Of `sweep.py`, one a setting.
+    """
+    lines = [
+        "| setting | seconds | on | defaults | `bif.tune` | best of 48 | its nbeta | its gamma |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        rows = [row for row in run["sweep"] if "lds" in row]
+        best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r["lds"])
+        found = {r["name"]: f"{r['lds']:.3f} ({r['lds'] / best['lds']:.1%})" for r in rows}
+        lines.append(
+            f"| {run['benchmark'].removeprefix('sweep-')} | {run['budget']:g} | {machine(run)} "
+            f"| {found.get('defaults', '–')} | {found.get('tuned', '–')} | {best['lds']:.3f} "
+            f"| {best['nbeta/n']:g} n | {best['damping']:g} × default |"
+        )
     return lines
 
 

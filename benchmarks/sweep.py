@@ -85,6 +85,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("setting", choices=SETTINGS)
     options.add_argument("--seconds", type=float, default=45.0)
+    options.add_argument("--size", type=int, help="train items, where other than the setting's")
     options.add_argument("--add", type=Path, help="file whose grid is not run again")
     options.add_argument("--limit", type=int, help="only so many of the grid, to try the script")
     options.add_argument("--share", default="0/1", help="K/N: every N-th entry, from the K-th")
@@ -95,8 +96,9 @@ def main() -> None:
         return
     first, every = (int(part) for part in arguments.share.split("/"))
     task = named_task(
-        arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
-    )
+        arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed,
+        size=arguments.size,
+    )  # fmt: skip
     trial = arguments.limit and task.plan.num_removed is None
     small = {"num_subsets": 10, "seeds": 1} if trial else {}
     part = reported_part(task, **small)

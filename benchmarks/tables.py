@@ -14,6 +14,7 @@ from typing import Any
 from common import RESULTS, machine, newest
 from pages import (
     at_a_glance,
+    beside_sweeps,
     language_page,
     scaling_page,
     scaling_picture,
@@ -234,10 +235,12 @@ def write_readme() -> None:
 
 
 def write_calibration() -> None:
-    """Ways to be calibrated, beside the best of the sweep."""
+    """The sweeps, and ways to be calibrated beside their best at growing budgets."""
     run = newest("tuning")
     assert run is not None
-    put_between_marks(DOCS / "calibration.md", ways_to_be_calibrated(run["rows"]))
+    sweeps = [found for setting in SETTINGS if (found := newest(f"sweep-{setting}"))]
+    lines = [*beside_sweeps(sweeps), "", *ways_to_be_calibrated(run["rows"])]
+    put_between_marks(DOCS / "calibration.md", lines)
 
 
 def put_between_marks(page: Path, lines: list[str]) -> None:

@@ -103,16 +103,18 @@ class TestJudge:
     def test_it_refuses_the_reported_part(self):
         masks = np.eye(3, dtype=bool)
         part = BankPart(
-            "reported", masks, {"loss": np.zeros((1, 3, 2))}, (0,), np.arange(3), np.arange(2), 0.0
-        )
+            "reported", masks, {"loss": np.zeros((1, 3, 2))}, (0,), np.arange(3), np.arange(2), 0.0,
+            "scratch",
+        )  # fmt: skip
         with pytest.raises(ValueError, match="expected the tuning part"):
             Judge([part])
 
     def test_scores_that_are_not_finite_are_worth_nothing(self):
         losses = np.random.default_rng(0).normal(size=(1, 3, 2))
         part = BankPart(
-            "tuning", np.eye(3, dtype=bool), {"loss": losses}, (0,), np.arange(3), np.arange(2), 0.0
-        )
+            "tuning", np.eye(3, dtype=bool), {"loss": losses}, (0,), np.arange(3), np.arange(2),
+            0.0, "scratch",
+        )  # fmt: skip
         assert Judge([part])(np.full((2, 3), np.nan), "loss") == 0.0
 
 

@@ -187,9 +187,9 @@ def test_the_benchmark_trains_attributes_and_writes_rows(
 ):
     language = load("language")
     options = (
-        "language.py --tiny --only tokens planted --steps 5 --draws 6 --burn-in 2 --width 16 "
+        "language.py --tiny --only tokens planted --steps 5 --draws 6 --width 16 "
         "--layers 1 --pieces 300 --length 48 --token-items 6 --token-queries 3 --planted 2 "
-        "--passages 6 --gamma 1000 --batch 4"
+        "--passages 6"
     ).split()
     folders = ["--data", str(corpus_folder), "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", [*options, *folders])

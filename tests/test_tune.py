@@ -66,7 +66,7 @@ class TestForecast:
 
 class TestSearch:
     @staticmethod
-    def climbed(peak: int, *, pilots: int = 99) -> tuple[int, list[int]]:
+    def climbed(peak: int, *, pilots: int = 99, first: int = 1) -> tuple[int, list[int]]:
         """Where a search on a hill with its top at `peak` ends, and what it tried."""
         seen: list[int] = []
 
@@ -74,7 +74,7 @@ class TestSearch:
             seen.append(step)
             return Tried(float(step), 1.0, 0.0, 1.0, -abs(step - peak), 0.1)
 
-        best = _climb(run, lambda: len(seen) < pilots)
+        best = _climb(run, lambda: len(seen) < pilots, first=first)
         return int(best.nbeta), seen
 
     @pytest.mark.parametrize("peak", [-3, -1, 0, 1, 4])
@@ -95,6 +95,10 @@ class TestSearch:
     def test_it_ends_where_the_time_does(self):
         assert self.climbed(4, pilots=2) == (1, [0, 1])
 
+    @pytest.mark.parametrize(("peak", "expected"), [(-2, [0, -1, -2, -3]), (1, [0, -1, 1, 2])])
+    def test_it_looks_into_the_other_direction_first_if_told_so(self, peak, expected):
+        assert self.climbed(peak, first=-1) == (peak, expected)
+
 
 class TestTune:
     def test_every_candidate_is_told_and_the_best_forecast_is_taken(self):
@@ -104,6 +108,13 @@ class TestTune:
         assert len(found.explanations) == len(found.tried) + 1
         assert len(found.tried) >= 3
         assert len({(t.nbeta, t.gamma) for t in found.tried}) == len(found.tried)
+
+    @pytest.mark.parametrize(("target", "factor"), [("scratch", 0.25), ("checkpoint", 4.0)])
+    def test_networks_from_scratch_speak_for_a_warmer_posterior_first(self, target, factor):
+        part = replace(tuning_part(), target=target)
+        queries = convex().tuning_queries
+        first, second, *_ = bif.tune(convex().problem, GIVEN, part=part, queries=queries).tried
+        assert second.nbeta == pytest.approx(factor * first.nbeta)
 
     def test_it_starts_from_the_defaults(self):
         n = convex().problem.num_train

@@ -26,6 +26,7 @@ class BankPart:
         train_ids: Names of the train items, [N].
         query_ids: Names of the queries, [Q].
         seconds: Training and evaluation, summed over networks.
+        target: Where its networks start: "scratch" or "checkpoint".
     """
 
     purpose: Purpose
@@ -35,6 +36,7 @@ class BankPart:
     train_ids: np.ndarray
     query_ids: np.ndarray
     seconds: float
+    target: Target
 
     @property
     def num_networks(self) -> int:

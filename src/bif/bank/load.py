@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bif import store
-from bif.bank.bank import Bank, BankPart, Purpose
+from bif.bank.bank import Bank, BankPart, Purpose, Target
 from bif.bank.plan import Plan
 
 
@@ -42,9 +42,9 @@ def loaded(folder: str | Path, plan: Plan | None) -> Bank:
     if kept.joined(plan) != kept:
         raise FileNotFoundError(f"{folder} holds a bank without some of the networks asked for.")
     return Bank(
-        reported=_part(folder, "reported", plan.num_subsets, plan.seeds),
+        reported=_part(folder, "reported", plan.num_subsets, plan.seeds, target),
         tuning=(
-            _part(folder, "tuning", plan.num_tuning_subsets, plan.tuning_seeds)
+            _part(folder, "tuning", plan.num_tuning_subsets, plan.tuning_seeds, target)
             if plan.num_tuning_subsets
             else None
         ),
@@ -55,7 +55,9 @@ def loaded(folder: str | Path, plan: Plan | None) -> Bank:
     )
 
 
-def _part(folder: str | Path, purpose: Purpose, num_subsets: int, seeds: Any) -> BankPart:
+def _part(
+    folder: str | Path, purpose: Purpose, num_subsets: int, seeds: Any, target: Target
+) -> BankPart:
     found = store.read_bank_part(folder, purpose)
     try:
         kept = found["seed"].values.tolist()
@@ -88,4 +90,5 @@ def _part(folder: str | Path, purpose: Purpose, num_subsets: int, seeds: Any) ->
         train_ids=ids[0],
         query_ids=ids[1],
         seconds=float(np.nansum(seconds)),
+        target=target,
     )

@@ -141,8 +141,8 @@ class _Work:
         if folder is not None:
             folder.update({"complete": True})
             manifest = folder.manifest
-        made = {slot.part.purpose: slot.result(self.train_ids) for slot in slots}
         found = manifest["identity"]
+        made = {slot.part.purpose: slot.result(self.train_ids, found["target"]) for slot in slots}
         return Bank(
             reported=made["reported"],
             tuning=made.get("tuning"),
@@ -198,7 +198,7 @@ class _Slots:
                     self.arrays.write(self._rows[s], m, outcomes_AGQ[:, g:last], seconds)
             advance(len(stack))
 
-    def result(self, train_ids: np.ndarray) -> BankPart:
+    def result(self, train_ids: np.ndarray, target: Target) -> BankPart:
         """The part, complete."""
         return BankPart(
             purpose=self.part.purpose,
@@ -208,6 +208,7 @@ class _Slots:
             train_ids=train_ids,
             query_ids=self.part.query_ids,
             seconds=float(np.nansum(self.seconds)),
+            target=target,
         )
 
 
