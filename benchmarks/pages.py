@@ -163,17 +163,65 @@ def scaling_picture(run: Run) -> bytes:
     return buffer.getvalue()
 
 
+def language_picture(runs: Sequence[Run]) -> bytes:
+    """Means and 95 % intervals of all parts that there are, a panel each; a PNG."""
+    from matplotlib.figure import Figure
+
+    parts = {part: rows for part, (_, rows) in _language_parts(runs).items()}
+    figure = Figure(figsize=(4.6 * len(parts), 3.6), layout="constrained")
+    for axes, (part, rows) in zip(
+        figure.subplots(1, len(parts), squeeze=False)[0], parts.items(), strict=True
+    ):
+        title, value, label, control = _PICTURED[part]
+        for place, row in enumerate(reversed(rows)):
+            grey = control is not None and row[control[0]] == control[1]
+            axes.errorbar(
+                row[value], place, fmt="o", ms=5, capsize=3,
+                xerr=[[row[value] - row["ci_low"]], [row["ci_high"] - row[value]]],
+                color="#9ca3af" if grey else _COLOURS.get(row.get("method", "bif"), "#c2410c"),
+            )  # fmt: skip
+        names = [", ".join(str(row[key]) for key in label) for row in reversed(rows)]
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.axvline(0, color="#d1d5db", lw=1, zorder=0)
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+_PICTURED: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]] = {
+    "tokens": ("correlation minus matched pairs", "minus_matched", ("pairs", "columns"),
+               ("columns", "shuffled")),
+    "planted": ("share at rank 1", "first", ("method", "query"), ("query", "another passage's")),
+    "lds": ("LDS of fine-tuning", "lds", ("method",), None),
+}  # fmt: skip
+"""Title, value, label and which rows are controls."""
+
+
+def _language_parts(runs: Sequence[Run]) -> dict[str, tuple[Run, list[Mapping[str, Any]]]]:
+    """The rows of each part, and the run that they are of."""
+    found = {}
+    for part in _PICTURED:
+        for run in runs:
+            rows = [row for row in run["rows"] if row["part"] == part]
+            if rows:
+                found[part] = run, rows
+    return found
+
+
 def language_page(
-    run: Run | None, *, where: Callable[[Any], str], cell: Cell,
-    lds_table: Callable[[Sequence[Mapping[str, Any]]], str],
+    runs: Sequence[Run], *, where: Callable[[Any], str], cell: Cell,
+    lds_table: Callable[[Sequence[Mapping[str, Any]]], str], pictured: bool,
 ) -> str:  # fmt: skip
     """`docs/language-results.md`.
 
     Args:
-        run: Of `language.py`, or None.
+        runs: Of `language.py`: they may divide the parts among them.
         where: Command and machine of a run in a sentence.
         cell: A value in a table.
         lds_table: Rows of LDS as a table.
+        pictured: Whether there is a picture.
     """
     lines = [
         "# Measured on real text",
@@ -186,22 +234,22 @@ def language_page(
         "[gate](converged.md) say so.",
         "",
     ]
-    if run is None or run.get("tiny"):
+    runs = [run for run in runs if not run.get("tiny")]
+    if not runs:
         command = "python benchmarks/language.py --data DIR --out benchmarks/results --device cuda"
         return "\n".join([*lines, _NOT_YET.format(command=command)]) + "\n"
-    about = run["about"]
+    about, by_part = runs[0]["about"], _language_parts(runs)
     lines += [
-        where(run),
-        "",
         f"{cell(about['weights'])} weights, {cell(about['documents'])} documents, "
         f"{cell(about['training_steps'])} updates in {about['training_seconds']:.0f} s. Loss a "
         f"token {about['train_loss']:.3f} on train text and {about['held_out_loss']:.3f} on other "
         f"documents: a gap of {about['gap']:.3f} nats.",
         "",
     ]
-    by_part = {part: [r for r in run["rows"] if r["part"] == part]
-               for part in ("tokens", "planted", "lds")}  # fmt: skip
-    if by_part["tokens"]:
+    if pictured:
+        lines += ["![Means and 95 % intervals](images/language.png)", ""]
+    if "tokens" in by_part:
+        run, rows = by_part["tokens"]
         lines += [
             "## Do tokens move their like?",
             "",
@@ -211,10 +259,13 @@ def language_page(
             "resample query texts. In `shuffled` the scores' columns are permuted, so nothing is "
             "to be found.",
             "",
-            *_table(by_part["tokens"], _TOKENS, cell),
+            where(run),
+            "",
+            *_table(rows, _TOKENS, cell),
             "",
         ]
-    if by_part["planted"]:
+    if "planted" in by_part:
+        run, rows = by_part["planted"]
         lines += [
             "## Does a paraphrase find the passage?",
             "",
@@ -222,10 +273,13 @@ def language_page(
             "by rule: other words, other names, sentences in another order. As a control it is "
             "looked for by the paraphrase of another one.",
             "",
-            *_table(by_part["planted"], _PLANTED, cell),
+            where(run),
+            "",
+            *_table(rows, _PLANTED, cell),
             "",
         ]
-    if by_part["lds"]:
+    if "lds" in by_part:
+        run, rows = by_part["lds"]
         lines += [
             "## Does it predict fine-tuning?",
             "",
@@ -233,7 +287,9 @@ def language_page(
             "and queries. `bif` is BAOAB with full gradients, `bif_minibatch` SGLD with "
             "mini-batches, `ekfac` leaves embedding and norms out.",
             "",
-            lds_table(by_part["lds"]),
+            where(run),
+            "",
+            lds_table(rows),
         ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -16,6 +16,7 @@ from pages import (
     at_a_glance,
     beside_sweeps,
     language_page,
+    language_picture,
     scaling_page,
     scaling_picture,
     ways_to_be_calibrated,
@@ -299,8 +300,13 @@ def write_scaling() -> None:
 
 
 def write_language() -> None:
-    """What scores are worth on real text."""
-    page = language_page(newest("language"), where=where, cell=cell, lds_table=table)
+    """What scores are worth on real text, with a picture."""
+    runs = [run for name in ("language", "language-lds") if (run := newest(name))]
+    picture = DOCS / "images" / "language.png"
+    picture.unlink(missing_ok=True)
+    if runs:
+        picture.write_bytes(language_picture(runs))
+    page = language_page(runs, where=where, cell=cell, lds_table=table, pictured=bool(runs))
     (DOCS / "language-results.md").write_text(page, encoding="utf-8")
 
 

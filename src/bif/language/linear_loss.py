@@ -21,6 +21,8 @@ from bif.types import Batch
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at a time, 256 MiB in float32."""
 _IGNORED = -100
+_TILE = 128
+"""Rows of a matrix that libraries multiply at a time."""
 _compared: WeakSet[nn.Module] = WeakSet()
 """Models whose logits have been found to be those of `Head`."""
 
@@ -131,6 +133,8 @@ def linear_cross_entropy(
     linear, device = head.linear, hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     tokens = max(1, logits_at_once // linear.weight.shape[0])
+    if tokens > _TILE:  # products of matrices come in tiles: the last is to be a whole one
+        tokens -= tokens % _TILE
     form = _Form(tokens, dtype, head.scale, head.cap)
     losses, _ = _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, targets, form)  # type: ignore[misc]
     return losses

@@ -1,176 +1,22 @@
-"""Oracles: losses and gradients of per-item losses at the weights of a block of chains.
-
-Three ways to the same numbers: all chains of a block in one vectorised operation (`StackedOracle`),
-one chain after another for models that vmap cannot take (`SequentialOracle`), and the module's own
-parameters as the one chain (`LiveOracle`).  An oracle knows neither priors nor noise.
-"""
+"""The module's own parameters as the one chain."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from textwrap import shorten
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
 
 from bif import tensors
 from bif.compiling import compile_blocks_, compiled
 from bif.functional import ItemFunction
-from bif.items import batch_leaves, map_batch
+from bif.items import map_batch
+from bif.oracles.protocol import autocast
 from bif.precision import Precision, matmul_precision
 from bif.replay import Replayed
 from bif.types import Batch, ItemLoss, Params
-
-
-class Oracle(Protocol):
-    """Item values and weighted-sum gradients for a block of chains.
-
-    `per_chain` says whether the batch has a chain axis of its own, `[C, B, …]`, or all chains see
-    the same items, `[B, …]`.
-    """
-
-    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        """`function` of every item, `[C, B]`, at the exact precision; batch `[B, …]`."""
-        ...
-
-    def gradient(
-        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
-    ) -> tuple[Params, Tensor]:
-        """Gradient of `Σ_b weights[b] * loss_b`, leaves `[C, *shape]`, and the losses `[C, B]`."""
-        ...
-
-
-def _autocast(batch: Batch, precision: Precision) -> AbstractContextManager[object]:
-    if precision != "bfloat16":
-        return nullcontext()
-    device = next(iter(batch_leaves(batch).values())).device.type
-    # The cache would keep casts of one step's weights alive into the next.
-    return torch.autocast(device, torch.bfloat16, cache_enabled=False)
-
-
-def _of_one_chain(
-    model: nn.Module, function: ItemLoss, precision: Precision
-) -> Callable[[Params, Batch], Tensor]:
-    """Values `[B]` of a function at the weights of one chain, cast inside: it can be compiled."""
-    of_items = ItemFunction(model, function)
-
-    def one_chain(params: Params, batch: Batch) -> Tensor:
-        with _autocast(batch, precision):
-            return of_items.at(params, batch)
-
-    return one_chain
-
-
-class StackedOracle:
-    """All chains of a block in one vectorised operation, by `torch.func.vmap`.
-
-    Args:
-        model: An evaluation-mode copy; its movable parameters are replaced at every call.
-        loss: The train items' loss.
-        gradient_precision: Compute precision of gradients, and of the losses they bring along.
-        value_precision: Compute precision of `values`.
-        use_compile: Compile the vectorised functions with `torch.compile`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: ItemLoss,
-        *,
-        gradient_precision: Precision = "float32",
-        value_precision: Precision = "float32",
-        use_compile: bool = False,
-    ) -> None:
-        self._model = model
-        self._losses = _of_one_chain(model, loss, gradient_precision)
-        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
-        self._compiled = use_compile
-        self._gradients = {
-            per_chain: self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
-            for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
-        }
-        self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
-
-    def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses = self._losses(params, batch)
-        return (weights * losses).sum(), losses
-
-    def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return compiled(function) if self._compiled else function
-
-    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        if function not in self._values:
-            one_chain = _of_one_chain(self._model, function, self._precision[1])
-            self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
-        with torch.no_grad(), matmul_precision(self._precision[1]):
-            return self._values[function](params, batch)
-
-    def gradient(
-        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
-    ) -> tuple[Params, Tensor]:
-        with matmul_precision(self._precision[0]):
-            gradient, losses = self._gradients[per_chain](params, batch, weights)
-        return {n: g.detach() for n, g in gradient.items()}, losses.detach()
-
-
-class SequentialOracle:
-    """One chain after another through the functional module; takes any model.
-
-    Args: as for `StackedOracle`; what is compiled are the losses of one chain, with their backward
-    pass, and its values.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: ItemLoss,
-        *,
-        gradient_precision: Precision = "float32",
-        value_precision: Precision = "float32",
-        use_compile: bool = False,
-    ) -> None:
-        self._model = model
-        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
-        self._compiled = use_compile
-        self._losses = self._made(loss, gradient_precision)
-        self._values: dict[ItemLoss, Callable[[Params, Batch], Tensor]] = {}
-
-    def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
-        one_chain = _of_one_chain(self._model, function, precision)
-        return compiled(one_chain) if self._compiled else one_chain
-
-    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        precision = self._precision[1]
-        if function not in self._values:
-            self._values[function] = self._made(function, precision)
-        with torch.no_grad(), matmul_precision(precision):
-            return torch.stack([self._values[function](p, batch) for p in _each_chain(params)])
-
-    def gradient(
-        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
-    ) -> tuple[Params, Tensor]:
-        gradients: list[tuple[Tensor, ...]] = []
-        losses: list[Tensor] = []
-        for c, one in enumerate(_each_chain(params)):
-            leaves = {name: leaf.detach().requires_grad_() for name, leaf in one.items()}
-            items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
-            weight = weights[c] if per_chain else weights
-            with torch.enable_grad(), matmul_precision(self._precision[0]):
-                values = self._losses(leaves, items)
-                gradients.append(
-                    torch.autograd.grad(
-                        (weight * values).sum(), list(leaves.values()), materialize_grads=True
-                    )
-                )
-            losses.append(values.detach())
-        stacked = (torch.stack(leaf) for leaf in zip(*gradients, strict=True))
-        return dict(zip(params, stacked, strict=True)), torch.stack(losses)
-
 
 REPLAYED_BELOW = 5 * 10**8
 """Weights of a model whose passes are replayed: those of larger ones keep a device busy, and the
@@ -243,7 +89,7 @@ class LiveOracle:
         precision = self._precision[1]
         if function not in self._values:
             self._values[function] = self._made(function)
-        with torch.no_grad(), matmul_precision(precision), _autocast(batch, precision):
+        with torch.no_grad(), matmul_precision(precision), autocast(batch, precision):
             return self._values[function](batch)
 
     def _made(self, function: ItemLoss) -> Callable[[Batch], Tensor]:
@@ -276,7 +122,7 @@ class LiveOracle:
         for parameter in parameters:
             parameter.grad = None
         with torch.enable_grad(), matmul_precision(precision):
-            with _autocast(batch["items"], precision):
+            with autocast(batch["items"], precision):
                 values = self._loss(batch["items"])
             (batch["weights"] * values).sum().backward()
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -320,7 +166,7 @@ class LiveOracle:
             hooks.append(parameter.register_post_accumulate_grad_hook(partial(complete, name)))
         try:
             with torch.enable_grad(), matmul_precision(precision):
-                with _autocast(batch, precision):
+                with autocast(batch, precision):
                     values = self._loss(batch)
                 (weights * values).sum().backward()
         finally:
@@ -365,42 +211,3 @@ def _apart(gradient: list[Tensor]) -> list[Tensor]:
             gradient[i] = leaf.clone()
         seen.add(storage)
     return gradient
-
-
-def _each_chain(params: Params) -> Iterator[Params]:
-    num_chains = len(next(iter(params.values())))
-    for c in range(num_chains):
-        yield {name: leaf[c] for name, leaf in params.items()}
-
-
-def vmap_refusal(
-    model: nn.Module,
-    loss: ItemLoss,
-    *,
-    params: Params,
-    batch: Batch,
-    per_chain: bool,
-    observables: Sequence[ItemLoss] = (),
-) -> str | None:
-    """Why the model cannot be stacked: vmap's own words, or None if it can.
-
-    Args:
-        params: Two chains, leaves `[2, *shape]`.
-        batch: A few items, `[B, …]`.
-        per_chain: Whether chains will see mini-batches of their own.
-        observables: What else will be evaluated.
-    """
-    oracle = StackedOracle(deepcopy(model), loss)
-    first = next(iter(batch_leaves(batch).values()))
-    weights = torch.ones(len(first), device=first.device)
-    own = map_batch(lambda leaf: torch.stack([leaf, leaf]), batch)
-    try:
-        oracle.gradient(params, batch, weights, per_chain=False)
-        if per_chain:
-            oracle.gradient(params, own, torch.stack([weights, weights]), per_chain=True)
-        for function in (loss, *observables):
-            oracle.values(function, params, batch)
-    except Exception as error:  # whatever vmap meets inside the user's model
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' …')}"
-    return None

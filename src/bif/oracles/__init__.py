@@ -1,0 +1,13 @@
+"""Oracles: losses and gradients of per-item losses at the weights of a block of chains.
+
+Three ways to the same numbers: all chains of a block in one vectorised operation (`StackedOracle`),
+one chain after another for models that vmap cannot take (`SequentialOracle`), and the module's own
+parameters as the one chain (`LiveOracle`).  An oracle knows neither priors nor noise.
+"""
+
+from bif.oracles.live import LiveOracle
+from bif.oracles.protocol import Oracle
+from bif.oracles.sequential import SequentialOracle
+from bif.oracles.stacked import StackedOracle, vmap_refusal
+
+__all__ = ["LiveOracle", "Oracle", "SequentialOracle", "StackedOracle", "vmap_refusal"]

@@ -1,0 +1,103 @@
+"""All chains of a block as one operation, and why a model refuses that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from bif.compiling import compiled
+from bif.items import batch_leaves, map_batch
+from bif.oracles.protocol import of_one_chain
+from bif.precision import Precision, matmul_precision
+from bif.types import Batch, ItemLoss, Params
+
+
+class StackedOracle:
+    """All chains of a block in one vectorised operation, by `torch.func.vmap`.
+
+    Args:
+        model: An evaluation-mode copy; its movable parameters are replaced at every call.
+        loss: The train items' loss.
+        gradient_precision: Compute precision of gradients, and of the losses they bring along.
+        value_precision: Compute precision of `values`.
+        use_compile: Compile the vectorised functions with `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: ItemLoss,
+        *,
+        gradient_precision: Precision = "float32",
+        value_precision: Precision = "float32",
+        use_compile: bool = False,
+    ) -> None:
+        self._model = model
+        self._losses = of_one_chain(model, loss, gradient_precision)
+        self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+        self._compiled = use_compile
+        self._gradients = {
+            per_chain: self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
+            for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
+        }
+        self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
+
+    def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        losses = self._losses(params, batch)
+        return (weights * losses).sum(), losses
+
+    def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(function) if self._compiled else function
+
+    def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
+        if function not in self._values:
+            one_chain = of_one_chain(self._model, function, self._precision[1])
+            self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
+        with torch.no_grad(), matmul_precision(self._precision[1]):
+            return self._values[function](params, batch)
+
+    def gradient(
+        self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
+    ) -> tuple[Params, Tensor]:
+        with matmul_precision(self._precision[0]):
+            gradient, losses = self._gradients[per_chain](params, batch, weights)
+        return {n: g.detach() for n, g in gradient.items()}, losses.detach()
+
+
+def vmap_refusal(
+    model: nn.Module,
+    loss: ItemLoss,
+    *,
+    params: Params,
+    batch: Batch,
+    per_chain: bool,
+    observables: Sequence[ItemLoss] = (),
+) -> str | None:
+    """Why the model cannot be stacked: vmap's own words, or None if it can.
+
+    Args:
+        params: Two chains, leaves `[2, *shape]`.
+        batch: A few items, `[B, …]`.
+        per_chain: Whether chains will see mini-batches of their own.
+        observables: What else will be evaluated.
+    """
+    oracle = StackedOracle(deepcopy(model), loss)
+    first = next(iter(batch_leaves(batch).values()))
+    weights = torch.ones(len(first), device=first.device)
+    own = map_batch(lambda leaf: torch.stack([leaf, leaf]), batch)
+    try:
+        oracle.gradient(params, batch, weights, per_chain=False)
+        if per_chain:
+            oracle.gradient(params, own, torch.stack([weights, weights]), per_chain=True)
+        for function in (loss, *observables):
+            oracle.values(function, params, batch)
+    except Exception as error:  # whatever vmap meets inside the user's model
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {shorten(lines[0], 200, placeholder=' …')}"
+    return None
