@@ -15,6 +15,7 @@ had it, from its reliability and its effective draws: `N·(1 - R) / R`.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,8 +52,9 @@ def signal(task: Task) -> float:
 
 
 def task_fisher(task: Task) -> Any:
-    """The exact Gauss-Newton matrix; sampled where the outputs are too many."""
-    return "mc" if task.name == "stories" else "type-2"
+    """The exact Gauss-Newton matrix; sampled for language models, whose outputs are too many."""
+    items = task.problem.train.first(1)
+    return "mc" if isinstance(items, Mapping) and "input_ids" in items else "type-2"
 
 
 def of_the_run(setting: str) -> dict[str, Any]:

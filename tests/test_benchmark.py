@@ -168,6 +168,16 @@ class TestBenchmark:
         assert loss.choice["gamma/nbeta"] == pytest.approx(0.01)
         assert loss.tuning_seconds > 0 and len(loss.tuned) == 4
 
+    @pytest.mark.parametrize(("long", "expected"), [(5.0, [4]), (0.0, [2, 4])])
+    def test_what_there_is_so_far_is_handed_out_after_long_methods(
+        self, monkeypatch, long, expected
+    ):
+        monkeypatch.setattr("bif.benchmark.harness._LONG", long)
+        seen: list[int] = []
+        methods = ["random", "gradient_product"]
+        benchmark(convex(), methods=methods, after_each=lambda found: seen.append(len(found.rows)))
+        assert seen == expected  # rows: two outcomes a method
+
     def test_unknown_methods_are_refused_before_any_training(self):
         with pytest.raises(ValueError, match="no methods"):
             benchmark(convex(), methods=["magic"])

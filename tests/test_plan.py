@@ -145,6 +145,11 @@ class TestSums:
         assert by_hand(memory="fused").peak == there + 300
         assert by_hand(memory="fused", batch_size=16).peak == there + 20 + 16 * 50
 
+    def test_graphs_hold_all_their_passes_at_once_and_a_reserve(self):
+        found = replace(by_hand(), replays=True)
+        held = 100 + 90 + 7 + (100 + 220) + (100 + 250) + 300
+        assert found.peak - held == 460 * 2**20
+
     def test_words_name_parts_and_seconds(self):
         memory, seconds = by_hand(memory="fused").in_words()
         for part in ("weights 100 B", "w* 90 B", "step (fused) 300 B"):
