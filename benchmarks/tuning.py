@@ -60,7 +60,7 @@ def main() -> None:
                 of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
                 rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
                 print(rows[-1], flush=True)
-                rows.sort(key=lambda r: (arguments.settings.index(r["setting"]), r["budget"]))
+                rows.sort(key=lambda r: (list(SETTINGS).index(r["setting"]), r["budget"]))
                 write("tuning", arguments, rows, threads=torch.get_num_threads())
     print_table(rows)
 

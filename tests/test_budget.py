@@ -114,6 +114,19 @@ def test_draws_and_what_would_choose_them_contradict_each_other(given):
         bif.respond(classification(), bif.Settings(**given))
 
 
+@pytest.mark.parametrize(("share", "target", "forecast"), [
+    (0.15, None, True), (0.0, None, False), (0.0, 0.5, True),
+])  # fmt: skip
+def test_a_reliability_that_nobody_aims_at_is_not_measured_for_much_of_a_budget(
+    monkeypatch, share, target, forecast
+):
+    monkeypatch.setattr(budget, "_PILOT_SHARE", share)
+    settings = bif.Settings(budget=20.0, reliability=target, mass="identity", weight_decay=1e-2)
+    said = " ".join(bif.calibrate(classification(), settings).explanations)
+    assert ("s of sampling, reliability" in said) == forecast
+    assert ("of reliability none" in said) != forecast
+
+
 def test_the_pilot_measures_and_its_forecast_is_near_what_comes():
     pace = measure_pace(classification(), OPEN, least=20, started=time.perf_counter())
     assert 0 < pace.step < 0.5 and 0 <= pace.record < 0.5 and pace.spent > 0

@@ -25,7 +25,9 @@ MOST_DRAWS = 100_000
 _FEWEST_CHAINS = 8
 _SLACK = 2.0
 """Draws that a run may take for a reliability, in units of those that are forecast to be needed."""
-_PILOT_CHAINS, _PILOT_DRAWS = 16, 24
+_PILOT_CHAINS, _PILOT_DRAWS, _PILOT_SHARE = 16, 24, 0.15
+"""Of the pilot that measures a draw's signal; where no reliability is aimed at, its share of a
+budget at most."""
 _TIMED_STEPS, _TIMED_SHARE = 4, 0.1
 _SAMPLING_SHARE = 0.8
 """Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
@@ -51,7 +53,8 @@ class Pace:
     Attributes:
         step: Seconds of a step of a block of chains.
         record: Seconds that a draw of a block takes beyond its step.
-        signal: Of one draw: a run of T draws in all has reliability `T·signal / (1 + T·signal)`.
+        signal: Of one draw: a run of T draws in all has reliability `T·signal / (1 + T·signal)`;
+            NaN where it was not measured.
         spent: Seconds of calibration, the pilot's among them.
     """
 
@@ -123,11 +126,15 @@ def choose_draws(
         expected = min(draws, max(least, ceil(pace.total_for(goal.reliability) / chains)))
         why.append("the run ends where it has it")
     seconds = _sampling_seconds(settings, pace, chains, expected)
+    found = pace.reliability(expected * chains)
+    agreement = f"reliability {found:.2f}" if math.isfinite(found) else (
+        "of reliability none: to measure it would take too much of the budget"
+    )  # fmt: skip
     if chains != settings.chains:
         said.append(f"chains = {chains}: {settings.chains} do not come to an end within the budget")
     said.append(
         f"draws = {'at most ' if goal else ''}{draws} of each chain: {'; '.join(why)}. Forecast: "
-        f"{seconds:,.0f} s of sampling, reliability {pace.reliability(expected * chains):.2f}"
+        f"{seconds:,.0f} s of sampling, {agreement}"
     )
     chosen = replace(
         settings, reliability=None, budget=None, draws=draws, chains=chains, block_size=block_size
@@ -156,10 +163,16 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
         spent = time.perf_counter() - started
         affordable(settings, Pace(step, record, math.nan, spent), least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
+    size = min(settings.block_size, few)
     pilot = replace(
         timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
-        block_size=min(settings.block_size, few),
+        block_size=size,
     )  # fmt: skip
+    # Without a goal its figure is for the reader alone.
+    expected = _sampling_seconds(pilot, Pace(step, record, math.nan, 0.0), few, _PILOT_DRAWS)
+    expected *= size / settings.block_size  # stacks of fewer chains step faster
+    if budget is not None and settings.reliability is None and expected > _PILOT_SHARE * budget:
+        return Pace(step, record, math.nan, time.perf_counter() - started)
     traces = short_traces(Sampling(problem, pilot), few)
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
