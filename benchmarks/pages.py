@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common import machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Run = Mapping[str, Any]
 Cell = Callable[[Any], str]
@@ -158,18 +161,27 @@ def scaling_picture(run: Run) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
+
+
+def _colour(method: str) -> str:
+    """Of a method; all forms of the BIF share theirs."""
+    return _COLOURS["bif"] if method.startswith("bif") else _COLOURS.get(method, "#475569")
 
 
 def language_picture(runs: Sequence[Run]) -> bytes:
     """Means and 95 % intervals of all parts that there are, a panel each; a PNG."""
     from matplotlib.figure import Figure
 
-    parts = {part: rows for part, (_, rows) in _language_parts(runs).items()}
+    parts = _language_parts(runs)
     figure = Figure(figsize=(4.6 * len(parts), 3.6), layout="constrained")
-    for axes, (part, rows) in zip(
+    for axes, (part, (_, rows)) in zip(
         figure.subplots(1, len(parts), squeeze=False)[0], parts.items(), strict=True
     ):
         title, value, label, control = _PICTURED[part]
@@ -178,16 +190,14 @@ def language_picture(runs: Sequence[Run]) -> bytes:
             axes.errorbar(
                 row[value], place, fmt="o", ms=5, capsize=3,
                 xerr=[[row[value] - row["ci_low"]], [row["ci_high"] - row[value]]],
-                color="#9ca3af" if grey else _COLOURS.get(row.get("method", "bif"), "#c2410c"),
+                color="#9ca3af" if grey else _colour(row.get("method", "bif")),
             )  # fmt: skip
         names = [", ".join(str(row[key]) for key in label) for row in reversed(rows)]
         axes.set_yticks(range(len(rows)), names, fontsize=8)
         axes.axvline(0, color="#d1d5db", lw=1, zorder=0)
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 _PICTURED: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]] = {
@@ -348,13 +358,18 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
     for run in runs:
         rows = [row for row in run["sweep"] if "lds" in row]
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r["lds"])
-        found = {r["name"]: f"{r['lds']:.3f} ({r['lds'] / best['lds']:.1%})" for r in rows}
+        found = {r["name"]: _of_best(r, best) for r in rows}
         lines.append(
             f"| {run['benchmark'].removeprefix('sweep-')} | {run['budget']:g} | {machine(run)} "
             f"| {found.get('defaults', '–')} | {found.get('tuned', '–')} | {best['lds']:.3f} "
             f"| {best['nbeta/n']:g} n | {best['damping']:g} × default |"
         )
     return lines
+
+
+def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """LDS, and its share of the best."""
+    return f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})"
 
 
 def ways_to_be_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -370,8 +385,8 @@ def ways_to_be_calibrated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for setting, budget in dict.fromkeys((row["setting"], row["budget"]) for row in rows):
         here = (setting, budget)
-        found = {r["name"]: r["lds"] for r in rows if (r["setting"], r["budget"]) == here}
+        found = {r["name"]: r for r in rows if (r["setting"], r["budget"]) == here and "lds" in r}
         best = found[names[-1]]
-        shares = [f"{found[name]:.3f} ({found[name] / best:.1%})" for name in names[:-1]]
-        lines.append(f"| {setting} | {budget:g} | {shares[0]} | {shares[1]} | {best:.3f} |")
+        shares = [_of_best(found[n], best) if n in found else "–" for n in names[:-1]]
+        lines.append(f"| {setting} | {budget:g} | {shares[0]} | {shares[1]} | {best['lds']:.3f} |")
     return lines

@@ -301,7 +301,8 @@ def write_scaling() -> None:
 
 def write_language() -> None:
     """What scores are worth on real text, with a picture."""
-    runs = [run for name in ("language", "language-lds") if (run := newest(name))]
+    found = [run for name in ("language", "language-lds") if (run := newest(name))]
+    runs = [run for run in found if not run.get("tiny")]
     picture = DOCS / "images" / "language.png"
     picture.unlink(missing_ok=True)
     if runs:

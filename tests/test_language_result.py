@@ -229,3 +229,19 @@ def test_the_page_of_results_has_their_numbers_or_says_that_there_are_none(load)
         assert words in page
     tiny = language_page([{"rows": rows, "about": about, "tiny": True}], **given)
     assert "Not measured" in tiny and "3,800,000" not in tiny
+
+
+def test_the_picture_has_a_panel_for_each_part_that_was_run(load):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    of_interval = {"ci_low": 0.1, "ci_high": 0.4}
+    rows = [
+        {"part": "tokens", "pairs": "variant", "columns": "shuffled", "minus_matched": 0.2},
+        {"part": "lds", "method": "ekfac", "lds": 0.3},
+    ]
+    rows = [{**row, **of_interval} for row in rows]
+    widths = []
+    for some in (rows[:1], rows):
+        picture = load("pages").language_picture([{"rows": some}])
+        assert picture.startswith(b"\x89PNG")
+        widths.append(int.from_bytes(picture[16:20], "big"))
+    assert widths[1] == pytest.approx(2 * widths[0], abs=2)

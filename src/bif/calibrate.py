@@ -113,10 +113,11 @@ def _with_precisions(problem: Problem, settings: Settings, said: list[str]) -> S
     on_gpu = run_device(problem, settings).type == "cuda"
     default = "bfloat16" if settings.memory == "lean" else "tf32" if on_gpu else "float32"
     precisions = settings.gradient_precision or default, settings.loss_precision or default
-    if on_gpu and None in (settings.gradient_precision, settings.loss_precision):
+    given = settings.gradient_precision, settings.loss_precision
+    if on_gpu and settings.memory != "lean" and None in given:
         said.append(
             f"precision = {precisions[0]} of gradients, {precisions[1]} of losses: on a GPU "
-            "several times as fast as float32, which is to be asked for"
+            "faster than float32, which is to be asked for"
         )
     return replace(settings, gradient_precision=precisions[0], loss_precision=precisions[1])
 

@@ -53,7 +53,7 @@ class Settings:
         movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
         gradient_precision: Compute precision of gradients; the weights stay as they are.  By
-            default TF32 on a GPU, whose products are several times as fast, and float32 elsewhere.
+            default TF32 on a GPU, bfloat16 with memory="lean", and float32 elsewhere.
         loss_precision: Compute precision of recorded losses; the same default.  Where it is more
             exact than the gradient's, losses get a forward pass of their own.
         compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU); of a
