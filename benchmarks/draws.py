@@ -86,7 +86,7 @@ def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float
 
     def record(observed: Any) -> None:
         draw, train, query = observed
-        recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+        recorder.add(train, query, sampling.distance_squared(draw.params))
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

@@ -37,7 +37,7 @@ from corpus import (
 from language_lds import lds_rows
 from paraphrases import paraphrase, ranks, shared_words, wilson
 from torch import nn
-from word_pairs import CLASSES, bootstrap, matched_pairs, tokens_of
+from word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 
 import bif
 from bif import baselines
@@ -56,12 +56,13 @@ def settings(a: argparse.Namespace) -> bif.Settings:
     )  # fmt: skip
 
 
-def stacked(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
+def for_pairs(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
     """The same for pairs of chains, which need copies of the weights."""
     # Curvatures span a factor of 50 by the default of gamma: a mass would not pay.
     return replace(
-        s, oracle="stacked", compiled=False, block_size=a.chains, mass="identity", draws=a.lds_draws
-    )
+        s, oracle="stacked", compiled=False, block_size=a.response_block, mass="identity",
+        gradient_precision=None, loss_precision=None,
+    )  # fmt: skip
 
 
 class Text:
@@ -76,6 +77,11 @@ class Text:
         self.queries = [d for d in self.held_out if d.id not in planted]
         self.tokenizer = tokenizer_of((d.text for d in self.train), pieces=a.pieces)
         self.arguments = a
+
+    @property
+    def nbeta(self) -> float:
+        """Of the untempered posterior of all train documents, of which some are scored."""
+        return float(len(self.train) + len(self.planted))
 
     def problem(self, model: nn.Module, train: Sequence[Document], queries: Any,
                 **given: Any) -> bif.Problem:  # fmt: skip
@@ -110,40 +116,45 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     train = spread(text.train, a.token_items, seed=a.seed)
     queries = spread(text.queries, a.token_queries, seed=a.seed)
     problem = text.problem(with_attention(model, "sdpa"), train, queries, tokens="both")
-    run = bif.attribute(problem, settings(a), show_progress=True)
+    run = bif.attribute(problem, replace(settings(a), nbeta=text.nbeta), show_progress=True)
     similar = -run.influence.dataset["correlation"].values[0]
-    items = {side: problem.train if side == "train" else problem.query_groups["query"]
-             for side in ("train", "query")}  # fmt: skip
-    words = {side: _words(group) for side, group in items.items()}
-    of_train = [token for found in words["train"] for token in found]
-    shuffled = np.random.default_rng(a.seed).permutation(similar.shape[1])
-    values: dict[tuple[str, str], list[float]] = {}
-    pairs_of: dict[str, int] = dict.fromkeys(CLASSES, 0)
-    levels: dict[tuple[str, str], list[float]] = {}
-    for i, found in enumerate(words["query"]):
-        for name, pairs in matched_pairs(found, of_train, most=a.pairs, seed=a.seed + i).items():
-            if not pairs:
-                continue
-            query, own, control = (np.array(column) for column in zip(*pairs, strict=True))
-            pairs_of[name] += len(pairs)
-            for how, columns in (("scores", np.arange(similar.shape[1])), ("shuffled", shuffled)):
-                belonging = similar[query, columns[own]]
-                matched = similar[query, columns[control]]
-                values.setdefault((name, how), []).append(float((belonging - matched).mean()))
-                levels.setdefault((name, how), []).append(float(belonging.mean()))
+    of_train = [token for found in _words(problem.train) for token in found]
+    pairs = [
+        matched_pairs(found, of_train, most=a.pairs, seed=a.seed + i)
+        for i, found in enumerate(_words(problem.query_groups["query"]))
+    ]
+    source = np.random.default_rng(a.seed)
+    orders = [source.permutation(similar.shape[1]) for _ in range(a.permutations)]
     rows = []
-    for (name, how), found in values.items():
-        difference = bootstrap(found, seed=a.seed)
-        rows.append(
+    for name in CLASSES:
+        own = [np.array(found[name]) for found in pairs if found[name]]
+        if not own:
+            continue
+        about = {"part": "tokens", "pairs": name, "num_pairs": sum(map(len, own))}
+        found = bootstrap([_difference(similar, p) for p in own], seed=a.seed)
+        shuffled = [np.mean([_difference(similar, p, order) for p in own]) for order in orders]
+        low, high = np.percentile(shuffled, [2.5, 97.5])
+        rows += [
             {
-                "part": "tokens", "pairs": name, "columns": how,
-                "correlation": float(np.mean(levels[name, how])),
-                "minus_matched": difference.mean, "ci_low": difference.ci_low,
-                "ci_high": difference.ci_high, "texts": difference.texts,
-                "num_pairs": pairs_of[name],
-            }
-        )  # fmt: skip
+                **about, "columns": "scores",
+                "correlation": float(np.mean([similar[p[:, 0], p[:, 1]].mean() for p in own])),
+                "minus_matched": found.mean, "ci_low": found.ci_low, "ci_high": found.ci_high,
+                "p_value": p_value(found.mean, shuffled), "texts": found.texts,
+            },
+            {
+                **about, "columns": "shuffled", "minus_matched": float(np.mean(shuffled)),
+                "ci_low": float(low), "ci_high": float(high), "permutations": len(orders),
+            },
+        ]  # fmt: skip
     yield [{**row, **_about(run)} for row in rows]
+
+
+def _difference(similar: np.ndarray, pairs: np.ndarray, order: np.ndarray | None = None) -> float:
+    """Mean over one text's pairs `[P, 3]`, the columns of the scores permuted if asked for."""
+    query, own, control = pairs.T
+    if order is not None:
+        own, control = order[own], order[control]
+    return float((similar[query, own] - similar[query, control]).mean())
 
 
 def _words(items: bif.Items) -> list[list[Any]]:
@@ -165,7 +176,7 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
     asked = [replace(d, text=paraphrase(d.text), id=f"like-{d.id}") for d in text.planted]
     problem = text.problem(model, train, asked)
     fast = text.problem(with_attention(model, "sdpa"), train, asked)
-    run = bif.attribute(fast, settings(a), show_progress=True)
+    run = bif.attribute(fast, replace(settings(a), nbeta=text.nbeta), show_progress=True)
     scored = {"bif": run.influence.dataset["influence"].values[0],
               "bif, correlation": run.influence.dataset["correlation"].values[0]}  # fmt: skip
     started = time.perf_counter()
@@ -212,8 +223,14 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     draft = text.problem(model, own, asked, length=a.lds_length)
     items = draft.train.to(torch.device(a.device))
     tuned = fine_tune(items.first(len(items)), a.seed)
-    problem = text.problem(tuned, own, {"query": asked, "tuning": tuning}, length=a.lds_length)
-    yield from lds_rows(problem, train, stacked(settings(a), a), arguments=a)
+    groups = {"query": asked, "tuning": tuning}
+    problem = text.problem(tuned, own, groups, length=a.lds_length)
+    own_settings = replace(settings(a), draws=a.lds_draws)
+    yield from lds_rows(
+        problem, train, own_settings, arguments=a,
+        fast=text.problem(with_attention(tuned, "sdpa"), own, groups, length=a.lds_length),
+        pairs=for_pairs(own_settings, a),
+    )  # fmt: skip
 
 
 def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
@@ -246,19 +263,19 @@ def options() -> argparse.ArgumentParser:
 DEFAULTS: Mapping[str, Any] = {
     "documents": 100_000, "pieces": 3000, "width": 192, "layers": 6, "length": 128,
     "steps": 1500, "rate": 2e-3, "chains": 8, "chunk": 128, "draws": 500,
-    "token_items": 128, "token_queries": 16, "pairs": 500,
-    "planted": 16, "passages": 512,
-    "lds_items": 128, "lds_queries": 32, "lds_tuning_queries": 16, "lds_length": 64,
+    "token_items": 128, "token_queries": 32, "pairs": 500, "permutations": 200,
+    "planted": 16, "passages": 256,
+    "lds_items": 64, "lds_queries": 32, "lds_tuning_queries": 16, "lds_length": 64,
     "lds_subsets": 40, "lds_seeds": 2, "lds_steps": 40, "lds_rate": 5e-4,
-    "lds_draws": 200, "response_steps": 150,
+    "lds_draws": 1500, "response_steps": 150, "response_block": 32,
 }  # fmt: skip
 TINY: Mapping[str, Any] = {
     "documents": 400, "pieces": 400, "width": 32, "layers": 2, "length": 32,
     "steps": 60, "chains": 2, "draws": 40,
-    "token_items": 12, "token_queries": 4, "pairs": 50, "planted": 4, "passages": 24,
+    "token_items": 12, "token_queries": 4, "pairs": 50, "permutations": 20, "planted": 4, "passages": 24,
     "lds_items": 8, "lds_queries": 4, "lds_tuning_queries": 2, "lds_length": 16,
     "lds_subsets": 10, "lds_seeds": 2, "lds_steps": 6,
-    "lds_draws": 20, "response_steps": 6,
+    "lds_draws": 40, "response_steps": 6, "response_block": 4,
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.methods.fluctuation import Fluctuation
 from bif.benchmark.methods.response import Responses
 
+_NBETAS = (10.0, 100.0)
+"""In units of the number of train items."""
 _SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
@@ -37,14 +39,16 @@ def _ekfac(problem: bif.Problem) -> _Asked:
 
 
 def _by_mini_batches(settings: bif.Settings, num_train: int) -> bif.Settings:
-    """SGLD as it is commonly run on language models."""
-    size = min(32, num_train)
-    return replace(settings, sampler="sgld", gradient="minibatch", batch_size=size, mass=None)
+    """SGLD as it is commonly run on language models: mini-batches, and few steps to a draw."""
+    return replace(
+        settings, sampler="sgld", gradient="minibatch", batch_size=min(32, num_train), mass=None,
+        burn_in=500, thin=4,
+    )  # fmt: skip
 
 
 def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, fast: bif.Problem, pairs: bif.Settings,
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Every method on the bank of fine-tuned networks; tuned on other subsets and queries.
 
@@ -55,33 +59,41 @@ def lds_rows(
         train: How it was fine-tuned.
         settings: Of the BIF.
         arguments: Sizes.
+        fast: The same problem with the attention that a live chain takes best.
+        pairs: Settings of the response estimator.
     """
     groups = dict(problem.query_groups)
     tuning = groups.pop("tuning")
-    problem = problem.asking(groups)
+    problem, fast = problem.asking(groups), fast.asking(groups)
     plan = Plan(
         num_subsets=arguments.lds_subsets, seeds=arguments.lds_seeds,
         num_tuning_subsets=max(8, arguments.lds_subsets // 3), tuning_seeds=1,
     )  # fmt: skip
     n = problem.num_train
-    task = Task(
-        "fine-tuning", problem, tuning, train, plan,
-        settings=tuple(replace(settings, nbeta=float(n * f)) for f in (1, 10)),
-        response_steps=arguments.response_steps,
-    )  # fmt: skip
+
+    def task_of(asked: bif.Problem, *settings: bif.Settings) -> Task:
+        return Task(
+            "fine-tuning", asked, tuning, train, plan, settings=settings,
+            response_steps=arguments.response_steps,
+        )  # fmt: skip
+
+    # At nbeta = n so many weights wander so far that the losses are no longer those of w*.
+    cold = [replace(settings, nbeta=float(n * f)) for f in _NBETAS]
+    task = task_of(fast, *cold)
+    noisy = task_of(fast, *(_by_mini_batches(s, n) for s in cold))
+    paired = task_of(problem, replace(pairs, nbeta=float(n * _NBETAS[0])))
     bank = retrained(problem, tuning, train, plan, target="scratch", show_progress=True)
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
     judged = Judge([bank.tuning])
-    noisy = replace(task, settings=tuple(_by_mini_batches(s, n) for s in task.settings))
     known = all_methods()
     methods: list[tuple[Any, Task]] = [
-        (known["random"], task),
-        (known["gradient_product"], task),
-        (known["gradient_cosine"], task),
-        (FittedMethod("ekfac", _ekfac, _SCALES), task),
+        (known["random"], paired),
+        (known["gradient_product"], paired),
+        (known["gradient_cosine"], paired),
+        (FittedMethod("ekfac", _ekfac, _SCALES), paired),
         (Fluctuation("bif"), task),
-        (Responses(), task),
+        (Responses(), paired),
         (Fluctuation("bif_minibatch"), noisy),
     ]
     found: list[Scored] = []

@@ -32,7 +32,8 @@ _SCALING = {
 _TOKENS = {
     "pairs": "pairs", "columns": "columns", "correlation": "correlation",
     "minus_matched": "minus matched pairs", "ci_low": "95 % from", "ci_high": "to",
-    "texts": "texts", "num_pairs": "pairs in all", "draws": "draws", "reliability": "reliability",
+    "p_value": "p", "texts": "texts", "num_pairs": "pairs in all", "draws": "draws",
+    "reliability": "reliability",
     "trusted": "trusted",
 }  # fmt: skip
 _PLANTED = {
@@ -266,8 +267,9 @@ def language_page(
             "Pearson correlations of the losses of two tokens over draws, of held-out and train "
             "text. Each pair has a control: a token of the same train text that is as frequent, "
             "within a factor of 2, and belongs to no class of the query's token. Intervals "
-            "resample query texts. In `shuffled` the scores' columns are permuted, so nothing is "
-            "to be found.",
+            "resample query texts. In `shuffled` the scores' columns are permuted, many times over: "
+            "its interval holds 95 % of the permutations, and p is the share of them that are as "
+            "far from 0 as the scores.",
             "",
             where(run),
             "",

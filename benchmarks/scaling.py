@@ -102,7 +102,7 @@ def bif_cost(
         _wait(device)
         started = time.perf_counter()
         for draw, train, query in islice(draws, count):
-            recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+            recorder.add(train, query, sampling.distance_squared(draw.params))
         _wait(device)
         return time.perf_counter() - started
 

@@ -186,3 +186,9 @@ def bootstrap(values: Sequence[float], *, seed: int, resamples: int = 2000) -> D
     chosen = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
     low, high = np.percentile(x[chosen].mean(axis=1), [2.5, 97.5])
     return Difference(float(x.mean()), float(low), float(high), len(x))
+
+
+def p_value(value: float, shuffled: Sequence[float]) -> float:
+    """Share of permutations, itself counted among them, that are as far from 0."""
+    beyond = sum(abs(x) >= abs(value) for x in shuffled)
+    return (1 + beyond) / (1 + len(shuffled))

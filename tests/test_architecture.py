@@ -30,7 +30,8 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "posterior": {"types", "tensors"},
     "samplers": {"types", "tensors", "rng", "posterior"},
     # What a user hands over.
-    "losses": {"types"},
+    "unpacked": set(),
+    "losses": {"types", "unpacked"},
     "items": {"types"},
     "columns": {"types", "items"},
     "probe": {"types", "items", "losses", "columns"},
@@ -70,7 +71,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
-    "language": {"types", "items", "columns", "losses", "problem"},
+    "language": {"types", "items", "columns", "losses", "problem", "unpacked"},
     # Put together from everything above.
     "assemble": {
         "types",
@@ -131,6 +132,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "items",
         "oracles",
         "gradients",
+        "compiling",
         "observe",
         "tokens",
         "chains",

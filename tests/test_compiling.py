@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import bif
 from bif.compiling import compile_blocks_, compiled, repeated_blocks
+from bif.sampling import Sampling
 from small_problems import TINY, classification, filled, normal
 
 LIVE = replace(
@@ -73,6 +74,18 @@ def test_a_live_run_of_compiled_blocks_has_the_eager_numbers(compilations, memor
     for a, b in zip(run.traces.blocks, eager.traces.blocks, strict=True):
         torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
         torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
+
+
+def test_a_compiled_runs_distances_are_the_eager_ones(compilations):
+    problem = classification()
+    complete = bif.calibrate(problem, TINY).settings
+    eager, fast = (Sampling(problem, replace(complete, compiled=c)) for c in (False, True))
+    compilations.clear()
+    moved = {n: 1.1 * c.expand(3, *c.shape) for n, c in eager.posterior.center.items()}
+    torch.testing.assert_close(
+        fast.distance_squared(moved), eager.distance_squared(moved), rtol=1e-12, atol=0
+    )
+    assert len(compilations) == 1
 
 
 def test_blocks_share_what_is_compiled(compilations):

@@ -71,10 +71,10 @@ def test_steps_observation_and_recording_never_wait_for_the_device(sampler, grad
     recorder = BlockRecorder(range(4), num_draws=20, distance_limit=1e6)
     draws = sampling.observed_draws(0, 4)
     first, train, query = next(draws)  # the first step may set up libraries
-    recorder.add(train, query, sampling.posterior.distance_squared(first.params))
+    recorder.add(train, query, sampling.distance_squared(first.params))
     with no_waiting():
         for draw, train, query in draws:
-            recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+            recorder.add(train, query, sampling.distance_squared(draw.params))
     block = recorder.block()
     assert block is not None and block.num_draws == 20
     assert block.train.device.type == "cpu" and block.train.isfinite().all()

@@ -464,10 +464,10 @@ class TestOnAGPU:
         recorder = BlockRecorder(range(1), num_draws=20, distance_limit=1e6)
         draws = sampling.observed_draws(0, 1)
         first, train, query = next(draws)  # the first step may set up libraries
-        recorder.add(train, query, sampling.posterior.distance_squared(first.params))
+        recorder.add(train, query, sampling.distance_squared(first.params))
         with no_waiting():
             for draw, train, query in draws:
-                recorder.add(train, query, sampling.posterior.distance_squared(draw.params))
+                recorder.add(train, query, sampling.distance_squared(draw.params))
         block = recorder.block()
         assert block is not None and block.num_draws == 20 and block.train.isfinite().all()
 

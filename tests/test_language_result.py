@@ -107,6 +107,20 @@ def test_the_bootstrap_covers_the_mean_and_is_as_wide_as_theory(load):
         bootstrap([], seed=0)
 
 
+def test_a_p_value_counts_the_permutations_that_are_as_far_from_zero(load):
+    p_value = load("word_pairs").p_value
+    assert p_value(0.5, [0.1, -0.5, 0.4, 0.6]) == pytest.approx(3 / 5)
+    assert p_value(-2.0, [0.1, -0.5, 0.4]) == pytest.approx(1 / 4)
+
+
+def test_a_pairs_difference_is_that_of_its_columns(load):
+    difference, similar = load("language")._difference, np.arange(12.0).reshape(3, 4) ** 2
+    pairs = np.array([[0, 3, 1], [2, 0, 2]])
+    assert difference(similar, pairs) == pytest.approx(((9 - 1) + (64 - 100)) / 2)
+    order = np.array([1, 0, 3, 2])
+    assert difference(similar, pairs, order) == pytest.approx(((4 - 0) + (81 - 121)) / 2)
+
+
 def test_a_paraphrase_has_other_words_names_and_order_and_is_always_the_same(load):
     p = load("paraphrases")
     text = "One day, Lily saw a big house. She told Lily it was small. The end."
@@ -203,6 +217,8 @@ def test_the_benchmark_trains_attributes_and_writes_rows(
     assert {r["pairs"] for r in by_part["tokens"]} >= {"same word", "names again"}
     assert {r["columns"] for r in by_part["tokens"]} == {"scores", "shuffled"}
     assert all(r["ci_low"] <= r["minus_matched"] <= r["ci_high"] for r in by_part["tokens"])
+    assert {r["permutations"] for r in by_part["tokens"] if r["columns"] == "shuffled"} == {20}
+    assert all(1 / 21 <= r["p_value"] <= 1 for r in by_part["tokens"] if "p_value" in r)
     assert {r["method"] for r in by_part["planted"]} >= {"bif", "gradient_product"}
     assert all(1 <= r["median_rank"] <= 6 for r in by_part["planted"])
     monkeypatch.setattr(sys, "argv", options)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bif.types import Batch
+from bif.unpacked import one_text_a_row
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -46,14 +47,14 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     `batch` has `input_ids` `[B, T]`, and may have `attention_mask` `[B, T]` (0 on padding) and
     `labels` `[B, T]` (-100 on tokens that do not count; `input_ids` by default).  The model is
     called with `input_ids` and `attention_mask` and returns logits `[B, T, V]` or an object with
-    `.logits`.
+    `.logits`.  Without a mask every row is one text, padded on the right if at all.
     """
     mask = batch.get("attention_mask")
-    output = (
-        model(batch["input_ids"])
-        if mask is None
-        else model(batch["input_ids"], attention_mask=mask)
-    )
+    if mask is None:
+        with one_text_a_row():
+            output = model(batch["input_ids"])
+    else:
+        output = model(batch["input_ids"], attention_mask=mask)
     logits = output if isinstance(output, Tensor) else output.logits
     logits = at_least_float32(logits[:, :-1])
     targets = batch.get("labels", batch["input_ids"])[:, 1:]

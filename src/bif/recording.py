@@ -256,7 +256,7 @@ class _BlockRun:
         self.recorder.add(
             train,
             query,
-            self.sampling.posterior.distance_squared(params),
+            self.sampling.distance_squared(params),
             params if self.whole.keep == "weights" else None,
         )
         self.bar.advance(len(self.chains))

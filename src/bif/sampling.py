@@ -13,6 +13,7 @@ from bif import tensors
 from bif.assemble import item_weights, make_oracle, make_posterior, make_sampler, run_device
 from bif.chains import Position, draw_index, walk
 from bif.checkpoint import restored, state_tensors
+from bif.compiling import compiled
 from bif.fused import StreamedGradient, walk_fused
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
@@ -51,6 +52,9 @@ class Sampling:
         problem: What is to be attributed.
         settings: Complete.
 
+    Attributes:
+        distance_squared: `|w - w*|²` of each chain, `[C]`, from its weights.
+
     Raises:
         ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
     """
@@ -59,6 +63,8 @@ class Sampling:
         self.problem, self.settings = problem, settings
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)
+        distance = self.posterior.distance_squared
+        self.distance_squared = compiled(distance) if settings.compiled else distance
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         white = settings.mass == "kronecker"
         self.mass = measured_mass(problem, settings) if white else None

@@ -14,9 +14,9 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bif.language.unpacked import install, one_text_a_row
 from bif.losses import at_least_float32, mean_over_counted
 from bif.types import Batch
+from bif.unpacked import install, one_text_a_row
 
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at a time, 256 MiB in float32."""

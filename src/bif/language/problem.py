@@ -17,6 +17,7 @@ from bif.language.rows import RowMaker, padding_token
 from bif.language.sequences import Sequences
 from bif.problem import Problem
 from bif.types import ItemLoss
+from bif.unpacked import install
 
 DEFAULT_LENGTH = 512
 """Tokens of a passage, where the model's context is no shorter."""
@@ -83,6 +84,7 @@ def language_problem(
         )
     length = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
     classes = cast(Any, model).config.label2id if chosen == "classification" else {}
+    install()
     maker = RowMaker(tokenizer, chosen, classes or {}, seed)
     _refuse_other_padding(model, tokenizer, chosen)
     notes = [*_lengths_noted(max_length, length, limit), *_padding_noted(tokenizer)]

@@ -8,6 +8,7 @@ a mask of its own in the place of the causal kernel.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -22,6 +23,8 @@ _installed: list[object] = []
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
     """Inside, no row is looked at; outside, and for other callers, all is as it was."""
+    if not torch.compiler.is_compiling():
+        install()
     before = _ONE_TEXT_A_ROW[0]
     _ONE_TEXT_A_ROW[0] = True
     try:
@@ -32,7 +35,8 @@ def one_text_a_row() -> Iterator[None]:
 
 def install() -> None:
     """Let transformers' search know of `one_text_a_row`; once, before anything is compiled."""
-    if _installed:
+    # Where transformers was not imported, no model is of it.
+    if _installed or "transformers" not in sys.modules:
         return
     try:
         from transformers import masking_utils
