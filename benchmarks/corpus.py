@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def with_attention(model: nn.Module, how: str) -> nn.Module:
     return made
 
 
+@contextmanager
+def fast_attention(model: Any) -> Iterator[None]:
+    """The model itself with "sdpa" inside."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 @dataclass(frozen=True)
 class Trained:
     """How a training went.
@@ -128,7 +140,10 @@ def train_(
         seed: Of the order.
     """
     device = items["input_ids"].device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01,
+        fused=device.type == "cuda",
+    )  # fmt: skip
     source = torch.Generator().manual_seed(seed)
     count = len(items["input_ids"])
     size = min(batch_size, count)
@@ -143,7 +158,7 @@ def train_(
             group["lr"] = rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         batch = {name: leaf[here] for name, leaf in items.items()}
         optimizer.zero_grad(set_to_none=True)
-        with matmul_precision(precision):
+        with matmul_precision(precision), fast_attention(model):
             losses = next_token(model, batch)
             (losses.sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

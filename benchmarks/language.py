@@ -267,12 +267,13 @@ DEFAULTS: Mapping[str, Any] = {
     "planted": 16, "passages": 256,
     "lds_items": 64, "lds_queries": 32, "lds_tuning_queries": 16, "lds_length": 64,
     "lds_subsets": 40, "lds_seeds": 2, "lds_steps": 40, "lds_rate": 5e-4,
-    "lds_draws": 1500, "response_steps": 150, "response_block": 32,
+    "lds_draws": 1000, "response_steps": 60, "response_block": 32,
 }  # fmt: skip
 TINY: Mapping[str, Any] = {
     "documents": 400, "pieces": 400, "width": 32, "layers": 2, "length": 32,
     "steps": 60, "chains": 2, "draws": 40,
-    "token_items": 12, "token_queries": 4, "pairs": 50, "permutations": 20, "planted": 4, "passages": 24,
+    "token_items": 12, "token_queries": 4, "pairs": 50, "permutations": 20,
+    "planted": 4, "passages": 24,
     "lds_items": 8, "lds_queries": 4, "lds_tuning_queries": 2, "lds_length": 16,
     "lds_subsets": 10, "lds_seeds": 2, "lds_steps": 6,
     "lds_draws": 40, "response_steps": 6, "response_block": 4,

@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine, newest
-from pages import (
-    at_a_glance,
-    beside_sweeps,
-    language_page,
-    language_picture,
-    scaling_page,
-    scaling_picture,
-    ways_to_be_calibrated,
-)
+from glances import at_a_glance, beside_sweeps, ways_to_be_calibrated
+from language_page import language_page, language_picture
+from scaling_page import scaling_page, scaling_picture
 
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import budget_table, table
@@ -52,12 +46,6 @@ COLUMNS = {
         "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
         "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
     },
-    "tuning": {
-        "setting": "setting", "budget": "seconds", "name": "calibrated by", "nbeta/n": "nbeta/n",
-        "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "lds": "LDS, mean",
-        "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
-        "trusted": "trusted",
-    },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
         "ess_median": "effective draws", "reliability": "reliability",
@@ -73,6 +61,15 @@ COLUMNS = {
             "ess_median": "effective draws", "draws": "draws", "reliability": "reliability",
             "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "trusted": "trusted",
             "seconds": "seconds", "failed": "why not",
+        },
+    ),
+    **dict.fromkeys(
+        (f"tuning-{setting}" for setting in SETTINGS),
+        {
+            "budget": "seconds", "name": "calibrated by", "nbeta/n": "nbeta/n",
+            "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "lds": "LDS, mean",
+            "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
+            "trusted": "trusted",
         },
     ),
     **dict.fromkeys(
@@ -112,8 +109,6 @@ ABOUT = {
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
     "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
     "by their spread, beside each alone, for as many draws in all.",
-    "tuning": "nbeta and gamma by the defaults, by `bif.tune` with its retraining and pilots in "
-    "the seconds, and as they were best in the sweep of 45 s.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
@@ -121,6 +116,11 @@ ABOUT = {
     **{
         f"mixing-{setting}": "The same posterior by different chains, each for as many seconds "
         "with its calibration; LDS by networks retrained on halves of the items."
+        for setting in SETTINGS
+    },
+    **{
+        f"tuning-{setting}": "nbeta and gamma by the defaults, by `bif.tune` with its retraining "
+        "and pilots in the seconds, and as they were best in the sweep."
         for setting in SETTINGS
     },
     **{
@@ -237,10 +237,11 @@ def write_readme() -> None:
 
 def write_calibration() -> None:
     """The sweeps, and ways to be calibrated beside their best at growing budgets."""
-    run = newest("tuning")
-    assert run is not None
-    sweeps = [found for setting in SETTINGS if (found := newest(f"sweep-{setting}"))]
-    lines = [*beside_sweeps(sweeps), "", *ways_to_be_calibrated(run["rows"])]
+    sweeps, tunings = (
+        [found for setting in SETTINGS if (found := newest(f"{name}-{setting}"))]
+        for name in ("sweep", "tuning")
+    )
+    lines = [*beside_sweeps(sweeps), "", *ways_to_be_calibrated(tunings)]
     put_between_marks(DOCS / "calibration.md", lines)
 
 
@@ -301,7 +302,8 @@ def write_scaling() -> None:
 
 def write_language() -> None:
     """What scores are worth on real text, with a picture."""
-    found = [run for name in ("language", "language-lds") if (run := newest(name))]
+    names = ("language", "language-planted", "language-lds", "language-lds-small")
+    found = [run for name in names if (run := newest(name))]
     runs = [run for run in found if not run.get("tiny")]
     picture = DOCS / "images" / "language.png"
     picture.unlink(missing_ok=True)
@@ -346,6 +348,8 @@ def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str
 def cell(value: Any) -> str:
     if value is None or value != value:
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,7 +4,7 @@ Both within the same seconds, the retrained networks and pilots of `bif.tune` co
 the reported part of a bank; beside them the setting that was best of the newest sweep, which had 45
 seconds for each, with nothing to be chosen but draws.
 
-    python benchmarks/tuning.py digits concrete --seconds 60 120 --data DIR --out benchmarks/results
+    python benchmarks/tuning.py digits --seconds 60 120 --data DIR --out benchmarks/results
 
 `--add FILE` begins with the rows of an earlier file of the same machine and runs what it lacks.
 """
@@ -40,28 +40,28 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
 def main() -> None:
     options = parser(__doc__ or "")
     options.formatter_class = argparse.RawDescriptionHelpFormatter
-    options.add_argument("settings", nargs="+", choices=SETTINGS)
+    options.add_argument("setting", choices=SETTINGS)
     options.add_argument("--seconds", type=float, nargs="+", default=[60.0, 120.0, 240.0])
     options.add_argument("--add", type=Path, help="file whose rows are not run again")
     arguments = options.parse_args()
+    setting = arguments.setting
     rows: list[dict[str, Any]] = []
     if arguments.add:
         rows = json.loads(arguments.add.read_text(encoding="utf-8"))["rows"]
-    for setting in arguments.settings:
-        task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-        part = reported_part(task)
-        base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
-        for seconds in arguments.seconds:
-            for name, way in ways(task, replace(base, budget=seconds)):
-                about = {"setting": setting, "budget": seconds, "name": name}
-                if any(about.items() <= row.items() for row in rows):
-                    continue
-                settings = way()
-                of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
-                rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
-                print(rows[-1], flush=True)
-                rows.sort(key=lambda r: (list(SETTINGS).index(r["setting"]), r["budget"]))
-                write("tuning", arguments, rows, threads=torch.get_num_threads())
+    task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
+    part = reported_part(task)
+    base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
+    for seconds in arguments.seconds:
+        for name, way in ways(task, replace(base, budget=seconds)):
+            about = {"setting": setting, "budget": seconds, "name": name}
+            if any(about.items() <= row.items() for row in rows):
+                continue
+            settings = way()
+            of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
+            rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
+            print(rows[-1], flush=True)
+            rows.sort(key=lambda r: r["budget"])
+            write(f"tuning-{setting}", arguments, rows, threads=torch.get_num_threads())
     print_table(rows)
 
 

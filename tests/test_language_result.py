@@ -227,7 +227,7 @@ def test_the_benchmark_trains_attributes_and_writes_rows(
 
 
 def test_the_page_of_results_has_their_numbers_or_says_that_there_are_none(load):
-    language_page, tables = load("pages").language_page, load("tables")
+    language_page, tables = load("language_page").language_page, load("tables")
     given = {"where": lambda run: "here", "cell": tables.cell, "lds_table": lambda rows: "LDS",
              "pictured": False}  # fmt: skip
     assert "Not measured on a GPU yet" in language_page([], **given)
@@ -237,12 +237,15 @@ def test_the_page_of_results_has_their_numbers_or_says_that_there_are_none(load)
     rows = [
         {"part": "tokens", "pairs": "same word", "columns": "scores", "minus_matched": 0.25},
         {"part": "planted", "method": "bif", "first": 0.75},
-        {"part": "lds", "method": "bif"},
+        {"part": "lds", "method": "bif", "reliability": 0.25, "ess_median": 1000.0},
     ]
     runs = [{"rows": part, "about": about, "tiny": False} for part in (rows[:2], rows[2:])]
     page = language_page(runs, **given)
     for words in ("3,800,000 weights", "0.625 nats", "same word", "0.25", "0.75", "LDS"):
         assert words in page
+    assert "1,000 effective draws" in page and "it takes about 3,000." in page
+    small = {**runs[1], "about": {**about, "weights": 2000}}
+    assert page.count("nats") == 1 and language_page([*runs, small], **given).count("nats") == 2
     tiny = language_page([{"rows": rows, "about": about, "tiny": True}], **given)
     assert "Not measured" in tiny and "3,800,000" not in tiny
 
@@ -257,7 +260,7 @@ def test_the_picture_has_a_panel_for_each_part_that_was_run(load):
     rows = [{**row, **of_interval} for row in rows]
     widths = []
     for some in (rows[:1], rows):
-        picture = load("pages").language_picture([{"rows": some}])
+        picture = load("language_page").language_picture([{"rows": some, "about": {"weights": 7}}])
         assert picture.startswith(b"\x89PNG")
         widths.append(int.from_bytes(picture[16:20], "big"))
     assert widths[1] == pytest.approx(2 * widths[0], abs=2)

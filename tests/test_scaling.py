@@ -167,7 +167,8 @@ def test_a_rival_that_takes_too_long_is_stopped(load):
 
 
 def test_the_page_says_what_is_not_measured_and_takes_every_number_from_the_file(load):
-    scaling_page, scaling_picture = load("pages").scaling_page, load("pages").scaling_picture
+    page = load("scaling_page")
+    scaling_page, scaling_picture = page.scaling_page, page.scaling_picture
     given = {"where": lambda run: f"run of {run['date']}", "cell": load("tables").cell}
     empty = scaling_page(None, None, pictured=False, **given)
     assert "Not measured on a GPU yet" in empty and "scaling.py" in empty

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -110,12 +110,17 @@ class LocalPosterior:
         """`w - center`, leaves `[C, *shape]`."""
         return tensors.difference(params, {n: self.center[n].unsqueeze(0) for n in params})
 
-    def distance_squared(self, params: Params) -> Tensor:
-        """`|w - center|²` of each chain, `[C]`."""
+    def distance_squared(
+        self, params: Params, of_leaf: Callable[[Tensor, Tensor], Tensor] = tensors.squared_distance
+    ) -> Tensor:
+        """`|w - center|²` of each chain, `[C]`.
+
+        Args:
+            params: w.
+            of_leaf: Of one leaf `[C, *shape]` and its center `[1, *shape]`.
+        """
         # Leaf by leaf: all displacements at once would be another model.
-        parts = [
-            tensors.squared_norm(self.displacement({name: leaf})) for name, leaf in params.items()
-        ]
+        parts = [of_leaf(leaf, self.center[name].unsqueeze(0)) for name, leaf in params.items()]
         return torch.stack(parts).sum(dim=0)
 
 

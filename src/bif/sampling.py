@@ -28,6 +28,9 @@ from bif.settings import Settings
 from bif.tokens import TokenReader
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
 
+_LARGE_LEAF = 2**20
+"""Weights from which on a leaf is worth a compiled kernel of its own."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -52,9 +55,6 @@ class Sampling:
         problem: What is to be attributed.
         settings: Complete.
 
-    Attributes:
-        distance_squared: `|w - w*|²` of each chain, `[C]`, from its weights.
-
     Raises:
         ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
     """
@@ -63,8 +63,9 @@ class Sampling:
         self.problem, self.settings = problem, settings
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)
-        distance = self.posterior.distance_squared
-        self.distance_squared = compiled(distance) if settings.compiled else distance
+        self._of_large_leaf = tensors.squared_distance
+        if settings.compiled:  # one pass over a leaf and its center, where eagerly it is two
+            self._of_large_leaf = compiled(tensors.squared_distance)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         white = settings.mass == "kronecker"
         self.mass = measured_mass(problem, settings) if white else None
@@ -241,6 +242,14 @@ class Sampling:
             )  # fmt: skip
         source = generator(self.settings.seed, block, "noise", device=self.device, counter=counter)
         return BlockNoise(source, self.posterior.masks)
+
+    def distance_squared(self, params: Params) -> Tensor:
+        """`|w - w*|²` of each chain, `[C]`."""
+        return self.posterior.distance_squared(params, self._of_leaf)
+
+    def _of_leaf(self, leaf: Tensor, center: Tensor) -> Tensor:
+        large = center.numel() >= _LARGE_LEAF
+        return (self._of_large_leaf if large else tensors.squared_distance)(leaf, center)
 
     def distance_limit(self) -> float:
         """`|w - w*|²` that no chain reaches while it samples the posterior.

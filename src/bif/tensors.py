@@ -89,6 +89,11 @@ def squared_norm(x: Params) -> Tensor:
     return torch.stack(parts).sum(dim=0)
 
 
+def squared_distance(leaf: Tensor, other: Tensor) -> Tensor:
+    """Sum of squares of `leaf - other` of each chain, `[C]`; precision as in `squared_norm`."""
+    return squared_norm({"": leaf - other})
+
+
 def inner(x: Params, y: Params) -> Tensor:
     """Inner product of each chain, `[C]`, accumulated in float64."""
     leaves, others = _aligned(x, y)

@@ -1,0 +1,163 @@
+"""`docs/language-results.md`, made from `language.py`'s JSON files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from page_parts import MADE, NOT_YET, Cell, Run, colour, markdown, png
+
+_TOKENS = {
+    "pairs": "pairs", "columns": "columns", "correlation": "correlation",
+    "minus_matched": "minus matched pairs", "ci_low": "95 % from", "ci_high": "to",
+    "p_value": "p", "texts": "texts", "num_pairs": "pairs in all", "draws": "draws",
+    "reliability": "reliability",
+    "trusted": "trusted",
+}  # fmt: skip
+_PLANTED = {
+    "method": "method", "query": "asked by", "first": "share at rank 1", "ci_low": "95 % from",
+    "ci_high": "to", "median_rank": "median rank", "worst_rank": "worst", "planted": "planted",
+    "passages": "of passages", "shared_runs": "runs of 5 words shared", "seconds": "seconds",
+    "trusted": "trusted",
+}  # fmt: skip
+
+
+def language_picture(runs: Sequence[Run]) -> bytes:
+    """Means and 95 % intervals of all parts that there are, a panel each; a PNG."""
+    from matplotlib.figure import Figure
+
+    parts = _language_parts(runs)
+    figure = Figure(figsize=(4.6 * len(parts), 3.6), layout="constrained")
+    for axes, (part, run, rows) in zip(
+        figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
+    ):
+        title, value, label, control = _PICTURED[part]
+        for place, row in enumerate(reversed(rows)):
+            grey = control is not None and row[control[0]] == control[1]
+            axes.errorbar(
+                row[value], place, fmt="o", ms=5, capsize=3,
+                xerr=[[row[value] - row["ci_low"]], [row["ci_high"] - row[value]]],
+                color="#9ca3af" if grey else colour(row.get("method", "bif")),
+            )  # fmt: skip
+        names = [", ".join(str(row[key]) for key in label) for row in reversed(rows)]
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.axvline(0, color="#d1d5db", lw=1, zorder=0)
+        axes.set_title(title.format(weights=f"{run['about']['weights']:,}"), fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+_PICTURED: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]] = {
+    "tokens": ("correlation minus matched pairs", "minus_matched", ("pairs", "columns"),
+               ("columns", "shuffled")),
+    "planted": ("share at rank 1", "first", ("method", "query"), ("query", "another passage's")),
+    "lds": ("LDS of fine-tuning, {weights} weights", "lds", ("method",), None),
+}  # fmt: skip
+"""Title, value, label and which rows are controls."""
+
+
+def _language_parts(runs: Sequence[Run]) -> list[tuple[str, Run, list[Mapping[str, Any]]]]:
+    """Part, run and its rows of the part, in the order of the page."""
+    found = [
+        (part, run, [row for row in run["rows"] if row["part"] == part])
+        for part in _PICTURED
+        for run in runs
+    ]
+    return [(part, run, rows) for part, run, rows in found if rows]
+
+
+def language_page(
+    runs: Sequence[Run], *, where: Callable[[Any], str], cell: Cell,
+    lds_table: Callable[[Sequence[Mapping[str, Any]]], str], pictured: bool,
+) -> str:  # fmt: skip
+    """`docs/language-results.md`.
+
+    Args:
+        runs: Of `language.py`: they may divide the parts among them.
+        where: Command and machine of a run in a sentence.
+        cell: A value in a table.
+        lds_table: Rows of LDS as a table.
+        pictured: Whether there is a picture.
+    """
+    lines = [
+        "# Measured on real text",
+        "",
+        MADE,
+        "",
+        "A byte-level BPE and a small GPT are trained on WikiText-2 and TinyStories and attributed "
+        "in the same seeded call. The posterior's losses are those of the scored passages, a "
+        "sample of what the model was trained on. Runs that failed a "
+        "[gate](converged.md) say so.",
+        "",
+    ]
+    runs = [run for run in runs if not run.get("tiny")]
+    if not runs:
+        command = "python benchmarks/language.py --data DIR --out benchmarks/results --device cuda"
+        return "\n".join([*lines, NOT_YET.format(command=command)]) + "\n"
+    lines += [_trained(runs[0]["about"], cell), ""]
+    if pictured:
+        lines += ["![Means and 95 % intervals](images/language.png)", ""]
+    before = ""
+    for part, run, rows in _language_parts(runs):
+        if part != before:
+            lines += [*_INTRODUCED[part], ""]
+        before = part
+        if run["about"]["weights"] != runs[0]["about"]["weights"]:
+            lines += [_trained(run["about"], cell), ""]
+        lines += [where(run), ""]
+        if part == "lds":
+            lines += [lds_table(rows), *_noise(rows, cell)]
+        else:
+            lines += [*markdown(rows, _TOKENS if part == "tokens" else _PLANTED, cell), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _trained(about: Mapping[str, Any], cell: Cell) -> str:
+    return (
+        f"{cell(about['weights'])} weights, {cell(about['documents'])} documents, "
+        f"{cell(about['training_steps'])} updates in {about['training_seconds']:.0f} s. Loss a "
+        f"token {about['train_loss']:.3f} on train text and {about['held_out_loss']:.3f} on other "
+        f"documents: a gap of {about['gap']:.3f} nats."
+    )
+
+
+def _noise(rows: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
+    """How far from its limit a run of the BIF is, by the reliability of its scores."""
+    lines = []
+    for row in rows:
+        reliability, effective = row.get("reliability"), row.get("ess_median")
+        if row["method"] == "bif" and reliability and effective and 0 < reliability < 1:
+            half = effective * (1 - reliability) / reliability
+            lines.append(
+                f"`bif` had {cell(round(effective))} effective draws, and its scores a reliability "
+                f"of {reliability:.2f}: for one half it takes about {cell(round(half))}."
+            )
+    return [*lines, ""]
+
+
+_INTRODUCED: Mapping[str, tuple[str, ...]] = {
+    "tokens": (
+        "## Do tokens move their like?",
+        "",
+        "Pearson correlations of the losses of two tokens over draws, of held-out and train text. "
+        "Each pair has a control: a token of the same train text that is as frequent, within a "
+        "factor of 2, and belongs to no class of the query's token. Intervals resample query "
+        "texts. In `shuffled` the scores' columns are permuted, many times over: its interval "
+        "holds 95 % of the permutations, and p is the share of them that are as far from 0 as the "
+        "scores.",
+    ),
+    "planted": (
+        "## Does a paraphrase find the passage?",
+        "",
+        "Held-out passages were copied into the train text. Each is looked for by a paraphrase by "
+        "rule: other words, other names, sentences in another order. As a control it is looked "
+        "for by the paraphrase of another one.",
+    ),
+    "lds": (
+        "## Does it predict fine-tuning?",
+        "",
+        "The GPT is fine-tuned on halves of a few passages; methods were tuned on other halves "
+        "and queries. `bif` is BAOAB with full gradients, `bif_response` the response estimator, "
+        "`bif_minibatch` SGLD with mini-batches, `ekfac` leaves embedding and norms out.",
+    ),
+}
