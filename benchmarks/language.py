@@ -34,7 +34,7 @@ from corpus import (
     trained,
     with_attention,
 )
-from language_lds import lds_rows
+from language_lds import METHODS, lds_rows
 from paraphrases import paraphrase, ranks, shared_words, wilson
 from torch import nn
 from word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
@@ -253,6 +253,7 @@ def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    made.add_argument("--methods", nargs="+", choices=METHODS, help="of `lds`; all if not given")
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
     made.add_argument("--name", default="language", help="of the JSON file")
     for name, value in DEFAULTS.items():

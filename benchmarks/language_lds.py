@@ -16,8 +16,17 @@ from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.methods.fluctuation import Fluctuation
 from bif.benchmark.methods.response import Responses
 
-_NBETAS = (10.0, 100.0)
-"""In units of the number of train items."""
+METHODS = (
+    "random", "gradient_product", "gradient_cosine", "ekfac", "bif", "bif_response",
+    "bif_minibatch",
+)  # fmt: skip
+_CANDIDATES = ((10.0, 1.0), (10.0, 5.0), (1.0, 50.0))
+"""nbeta in units of the number of train items, and gamma/nbeta in units of the default's.
+
+At (1, 1) so many weights wander so far that the losses are no longer those of w*.  With far more
+weights than items, gradients are all but orthogonal: then little damping only quiets the items'
+own directions, in which they are to be seen."""
+_OF_PAIRS = (10.0, 5.0)
 _SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
@@ -77,11 +86,16 @@ def lds_rows(
             response_steps=arguments.response_steps,
         )  # fmt: skip
 
-    # At nbeta = n so many weights wander so far that the losses are no longer those of w*.
-    cold = [replace(settings, nbeta=float(n * f)) for f in _NBETAS]
-    task = task_of(fast, *cold)
-    noisy = task_of(fast, *(_by_mini_batches(s, n) for s in cold))
-    paired = task_of(problem, replace(pairs, nbeta=float(n * _NBETAS[0])))
+    usual = bif.calibrate(fast, replace(settings, nbeta=float(n))).settings.gamma
+    assert usual is not None
+
+    def at(of: bif.Settings, nbeta: float, damping: float) -> bif.Settings:
+        return replace(of, nbeta=nbeta * n, gamma=nbeta * damping * usual)
+
+    candidates = [at(settings, *c) for c in _CANDIDATES]
+    task = task_of(fast, *candidates)
+    noisy = task_of(fast, *(_by_mini_batches(s, n) for s in candidates))
+    paired = task_of(problem, at(pairs, *_OF_PAIRS))
     bank = retrained(problem, tuning, train, plan, target="scratch", show_progress=True)
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
@@ -98,6 +112,8 @@ def lds_rows(
     ]
     found: list[Scored] = []
     for method, own in methods:
+        if arguments.methods and method.name not in arguments.methods:
+            continue
         try:
             made = method.run(own, judged, found)
         except (Unsuited, ValueError, RuntimeError, NotImplementedError) as reason:

@@ -80,11 +80,12 @@ def tune(
 ) -> Tuned:
     """The nbeta and gamma whose scores predict retraining best, forecast to a run's full length.
 
-    A search uphill from the defaults: nbeta by factors of 4, colder with gamma fixed or warmer with
-    gamma/nbeta fixed, then gamma by factors of 3.  Networks retrained from scratch end further away
-    than those from w*, so for them it looks at warmer posteriors first, else at colder ones.  The
-    forecast is `lds · sqrt(R_k / R_1)`: noise in predictions of reliability R_1 lowers a
-    correlation by `sqrt(R_1)`, and k times the draws have `R_k = k R_1 / (1 + (k - 1) R_1)`.
+    A search uphill: nbeta by factors of 4, colder with gamma fixed or warmer with gamma/nbeta
+    fixed, then gamma by factors of 3.  Networks retrained from scratch end further away than
+    those from w*, so for them it starts from a posterior warmer than the default, n/4, and else
+    from a colder one, 4 n.  The forecast is `lds · sqrt(R_k / R_1)`: noise in predictions of
+    reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the draws have `R_k = k R_1
+    / (1 + (k - 1) R_1)`.
 
     Args:
         problem: Model, train items and observables; its queries play no part.
@@ -120,8 +121,8 @@ def tune(
         """Colder in the same ball, or warmer in a wider one."""
         return pilots.run(n * NBETA_FACTOR**step, damping * n * NBETA_FACTOR ** min(step, 0))
 
-    first = -1 if part.target == "scratch" else 1
-    start = _climb(at, may_go_on, first=first)
+    outwards = -1 if part.target == "scratch" else 1
+    start = _climb(lambda step: at(outwards * (1 + step)), may_go_on)
     best = _climb(
         lambda step: pilots.run(start.nbeta, start.gamma * DAMPING_FACTOR**step), may_go_on
     )
@@ -149,10 +150,10 @@ def forecast(value: float, reliability: float, times: float) -> float:
     return value * (longer / reliability) ** 0.5
 
 
-def _climb(run: Callable[[int], Tried], may_go_on: Callable[[], bool], *, first: int = 1) -> Tried:
-    """The best forecast, uphill from step 0: in one direction, and if that does not help, back."""
+def _climb(run: Callable[[int], Tried], may_go_on: Callable[[], bool]) -> Tried:
+    """The best forecast, uphill from step 0: onwards, and if that does not help, back."""
     best = run(0)
-    for direction in (first, -first):
+    for direction in (1, -1):
         climbed = False
         for step in range(1, 1 + _MOST_STEPS):
             if not may_go_on():
