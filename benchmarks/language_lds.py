@@ -20,13 +20,9 @@ METHODS = (
     "random", "gradient_product", "gradient_cosine", "ekfac", "bif", "bif_response",
     "bif_minibatch",
 )  # fmt: skip
-_CANDIDATES = ((10.0, 1.0), (10.0, 5.0), (1.0, 50.0))
-"""nbeta in units of the number of train items, and gamma/nbeta in units of the default's.
-
-At (1, 1) so many weights wander so far that the losses are no longer those of w*.  With far more
-weights than items, gradients are all but orthogonal: then little damping only quiets the items'
-own directions, in which they are to be seen."""
-_OF_PAIRS = (10.0, 5.0)
+_CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
+"""nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
+_OF_PAIRS = (10.0, 0.2)
 _SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 

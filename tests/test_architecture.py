@@ -84,7 +84,9 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "settings",
     },
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
+    "alignment": {"types", "items", "oracles"},
     "pilot": {
+        "alignment",
         "types",
         "tensors",
         "rng",

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
+from torch import Tensor
 
 from bif import tensors
+from bif.alignment import FEWEST_ITEMS, NUM_ITEMS, best_damping, dampings, item_gradients
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device
 from bif.chains import run_chains
 from bif.curvature import largest_curvature, smallest_curvature
@@ -21,7 +23,8 @@ from bif.settings import Settings
 from bif.types import Params
 
 DAMPING = 50.0
-"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma."""
+"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma; more where
+draws could tell too little of items so little damped."""
 WARNING = "warning: "
 """Begins an explanation that is one."""
 
@@ -96,10 +99,13 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     gamma = settings.gamma
     if gamma is None:
         gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
-        said.append(
-            f"gamma = {gamma:.4g}: damping gamma/nbeta = largest curvature at w*, "
-            f"{at_center:.4g}, / {DAMPING:g}"
-        )
+        why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {DAMPING:g}"
+        if nbeta and len(order) >= FEWEST_ITEMS:
+            few = {name: leaf[:1] for name, leaf in params.items()}
+            gradients = item_gradients(oracle, few, items, range(min(NUM_ITEMS, len(items))))
+            raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
+            gamma, why = raised * gamma, why + words
+        said.append(f"gamma = {gamma:.4g}: {why}")
     least = smallest(params, at_center)
     lowest = nbeta * (least + settings.weight_decay) + gamma
     if lowest < 0:
@@ -132,6 +138,21 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         f"60 steps ({chains} chains, {count} items)"
     )
     return Pilot(gamma, largest, seconds)
+
+
+def _raised(
+    gradients_IK: Tensor, damping: float, settings: Settings, num_train: int
+) -> tuple[float, str]:
+    """A factor on the usual damping, and the reason for one above 1."""
+    found = dampings(gradients_IK, usual=damping + settings.weight_decay, num_train=num_train)
+    best = best_damping(found)
+    if best.factor == 1:
+        return 1.0, ""
+    return best.factor, (
+        f", × {best.factor:g}: gradients of items are so nearly orthogonal that without the factor "
+        f"it takes {found[0].draws_for_half:,.0f} effective draws for a reliability of one half, "
+        f"with it {best.draws_for_half:,.0f}"
+    )
 
 
 def _walked_items(count: int, seconds: float, settings: Settings) -> int:

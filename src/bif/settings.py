@@ -24,7 +24,7 @@ class Settings:
         sampler: The SG-MCMC rule.
         nbeta: Inverse temperature times the number of items; n by default.
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
-            w*) / 50.
+            w*) / 50, up to 100 times that where gradients of items are nearly orthogonal.
         chains: Independent chains, at least 2.
         draws: Recorded draws of each chain; 200 by default, or as many as `reliability` needs and
             `budget` allows.
