@@ -132,7 +132,9 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
             continue
         about = {"part": "tokens", "pairs": name, "num_pairs": sum(map(len, own))}
         found = bootstrap([_difference(similar, p) for p in own], seed=a.seed)
-        shuffled = [np.mean([_difference(similar, p, order) for p in own]) for order in orders]
+        shuffled = [
+            float(np.mean([_difference(similar, p, order) for p in own])) for order in orders
+        ]
         low, high = np.percentile(shuffled, [2.5, 97.5])
         rows += [
             {

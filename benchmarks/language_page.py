@@ -159,5 +159,11 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "The GPT is fine-tuned on halves of a few passages; methods were tuned on other halves "
         "and queries. `bif` is BAOAB with full gradients, `bif_response` the response estimator, "
         "`bif_minibatch` SGLD with mini-batches, `ekfac` leaves embedding and norms out.",
+        "",
+        "What limits `bif` here is noise: with far more weights than passages gradients are all "
+        "but orthogonal, and a draw tells little of a pair. More damping, which changes what the "
+        "scores say by little there, lets it tell more: that is what the default now looks for "
+        "([calibration](calibration.md#items-that-hardly-share-a-direction)). A run whose choice "
+        "names no gamma/nbeta was made before.",
     ),
 }
