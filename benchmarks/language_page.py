@@ -27,10 +27,13 @@ def language_picture(runs: Sequence[Run]) -> bytes:
     from matplotlib.figure import Figure
 
     parts = _language_parts(runs)
-    figure = Figure(figsize=(4.6 * len(parts), 3.6), layout="constrained")
-    for axes, (part, run, rows) in zip(
-        figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
-    ):
+    across = min(2, len(parts))
+    down = -(-len(parts) // across)
+    figure = Figure(figsize=(5.4 * across, 3.4 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(parts) :]:
+        axes.remove()
+    for axes, (part, run, rows) in zip(panels, parts, strict=False):
         title, value, label, control = _PICTURED[part]
         for place, row in enumerate(reversed(rows)):
             grey = control is not None and row[control[0]] == control[1]
