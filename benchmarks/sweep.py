@@ -95,6 +95,8 @@ def main() -> None:
         joined(arguments)
         return
     first, every = (int(part) for part in arguments.share.split("/"))
+    if arguments.add and every > 1:
+        options.error("--add runs no more than the best of a whole grid: leave --share out")
     task = named_task(
         arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed,
         size=arguments.size,
