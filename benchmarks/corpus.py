@@ -149,20 +149,22 @@ def train_(
     size = min(batch_size, count)
     order = torch.empty(0, dtype=torch.long)
     precision: Precision = "tf32" if device.type == "cuda" else "float32"
-    for step in range(steps):
-        if len(order) < size:
-            order = torch.randperm(count, generator=source)
-        here, order = order[:size].to(device), order[size:]
-        warm = min(1.0, (step + 1) / max(1, steps // 20))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-        batch = {name: leaf[here] for name, leaf in items.items()}
-        optimizer.zero_grad(set_to_none=True)
-        with matmul_precision(precision), fast_attention(model):
+    with matmul_precision(precision), fast_attention(model):
+        for step in range(steps):
+            if len(order) < size:
+                order = torch.randperm(count, generator=source)
+            here, order = order[:size].to(device), order[size:]
+            warm = min(1.0, (step + 1) / max(1, steps // 20))
+            for group in optimizer.param_groups:
+                group["lr"] = (
+                    rate * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+                )
+            batch = {name: leaf[here] for name, leaf in items.items()}
+            optimizer.zero_grad(set_to_none=True)
             losses = next_token(model, batch)
             (losses.sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
 
 
 def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:

@@ -104,7 +104,9 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-300)
 
 
-def item_gradients(oracle: Oracle, params: Params, items: Items, indices: Sequence[int]) -> Tensor:
+def item_gradients(
+    oracle: Oracle, params: Params, items: Items, indices: Sequence[int], *, masks: Params
+) -> Tensor:
     """Gradients of single items at one chain's weights, `[I, K]`, sketched where they are long.
 
     Args:
@@ -112,13 +114,15 @@ def item_gradients(oracle: Oracle, params: Params, items: Items, indices: Sequen
         params: w, leaves `[1, *shape]`.
         items: The train items, on the chain's device.
         indices: Of those that are asked for.
+        masks: Boolean masks `[*shape]` of leaves that move only in part.
     """
     rows = []
     for i in indices:
         batch = items.take(torch.tensor([i]))
         weight = next(iter(params.values())).new_ones(1)
         gradient, _ = oracle.gradient(params, batch, weight, per_chain=False)
-        rows.append(_sketch(gradient))
+        moving = {n: leaf * masks[n] if n in masks else leaf for n, leaf in gradient.items()}
+        rows.append(_sketch(moving))
     return torch.stack(rows)
 
 

@@ -74,12 +74,11 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     chosen = order[:_PILOT_ITEMS].sort().values
     items = Items(problem.train.take(chosen)).to(device)
 
-    def smallest(params: Params, largest: float) -> float:
-        few = {name: leaf[:1] for name, leaf in params.items()}
+    def smallest(one: Params, largest: float) -> float:
         bound = torch.tensor([largest], dtype=torch.float64, device=device)
         return float(
             smallest_curvature(
-                oracle, few, items=items, chunk_size=settings.chunk_size or 1, noise=noise,
+                oracle, one, items=items, chunk_size=settings.chunk_size or 1, noise=noise,
                 largest=bound,
             )
         )  # fmt: skip
@@ -92,6 +91,7 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         )
 
     params = tensors.stacked(posterior.center, chains)
+    one = {name: leaf[:1] for name, leaf in params.items()}
     started = time.perf_counter()
     at_center = measure(params)
     seconds = time.perf_counter() - started
@@ -100,13 +100,13 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     if gamma is None:
         gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
         why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {DAMPING:g}"
-        if nbeta and len(order) >= FEWEST_ITEMS:
-            few = {name: leaf[:1] for name, leaf in params.items()}
-            gradients = item_gradients(oracle, few, items, range(min(NUM_ITEMS, len(items))))
+        if nbeta and len(items) >= FEWEST_ITEMS:
+            first = range(min(NUM_ITEMS, len(items)))
+            gradients = item_gradients(oracle, one, items, first, masks=posterior.masks)
             raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
             gamma, why = raised * gamma, why + words
         said.append(f"gamma = {gamma:.4g}: {why}")
-    least = smallest(params, at_center)
+    least = smallest(one, at_center)
     lowest = nbeta * (least + settings.weight_decay) + gamma
     if lowest < 0:
         said.append(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bif.losses import at_least_float32, mean_over_counted
 from bif.types import Batch
-from bif.unpacked import install, one_text_a_row
+from bif.unpacked import one_text_a_row
 
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at a time, 256 MiB in float32."""
@@ -52,7 +52,6 @@ def chunked_next_token(
     inner = _unwrapped(model)
     head = linear_head(inner)
     if inner not in _compared and not _is_transformed():
-        install()
         _refuse_another_head(inner, head, batch)
         _compared.add(inner)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
