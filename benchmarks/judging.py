@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import bif
@@ -17,17 +19,25 @@ def how_retrained(task: Task) -> dict[str, Any]:
     return {"networks_per_stack": task.networks_per_stack, "target": task.targets[-1]}
 
 
-def reported_part(task: Task, **changed: Any) -> BankPart:
+def add_banks(options: argparse.ArgumentParser) -> None:
+    """The option that keeps what was retrained for the next run."""
+    options.add_argument("--banks", type=Path, help="folder to keep the bank in, or to find it in")
+
+
+def reported_part(task: Task, banks: Path | None, **changed: Any) -> BankPart:
     """The reported part of a task's bank, without a tuning part.
 
     Args:
         task: Its setting.
+        banks: The folder of `--banks`.
         changed: Of its plan.
     """
     plan = replace(task.plan, num_tuning_subsets=0, **changed)
     if task.targets[-1] == "checkpoint":
         plan = replace(plan, seeds=1)
-    return retrained(task.problem, None, task.retraining, plan, **how_retrained(task)).reported
+    out = banks / f"{task.name}-reported" if banks else None
+    bank = retrained(task.problem, None, task.retraining, plan, **how_retrained(task), out=out)
+    return bank.reported
 
 
 def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:

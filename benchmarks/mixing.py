@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from common import parser, print_table, write
-from judging import judged, reported_part
+from judging import add_banks, judged, reported_part
 from perturbed import PerturbAndOptimise
 
 import bif
@@ -36,11 +36,12 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("setting", choices=SETTINGS)
     options.add_argument("--seconds", type=float, default=30.0)
+    add_banks(options)
     arguments = options.parse_args()
     task = named_task(
         arguments.setting, arguments.data, device=arguments.device, seed=arguments.seed
     )
-    part = reported_part(task)
+    part = reported_part(task, arguments.banks)
     chosen = task.settings[0]
     base = bif.Settings(
         nbeta=chosen.nbeta, gamma=chosen.gamma, weight_decay=chosen.weight_decay,

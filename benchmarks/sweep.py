@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from common import parser, print_table, write
-from judging import how_retrained, judged, reported_part
+from judging import add_banks, how_retrained, judged, reported_part
 
 import bif
 from bif import store
@@ -89,6 +89,7 @@ def main() -> None:
     options.add_argument("--add", type=Path, help="file whose grid is not run again")
     options.add_argument("--limit", type=int, help="only so many of the grid, to try the script")
     options.add_argument("--share", default="0/1", help="K/N: every N-th entry, from the K-th")
+    add_banks(options)
     options.add_argument("--join", type=Path, nargs="+", help="files of all shares: nothing is run")
     arguments = options.parse_args()
     if arguments.join:
@@ -103,7 +104,7 @@ def main() -> None:
     )  # fmt: skip
     trial = arguments.limit and task.plan.num_removed is None
     small = {"num_subsets": 10, "seeds": 1} if trial else {}
-    part = reported_part(task, **small)
+    part = reported_part(task, arguments.banks, **small)
     base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
     within = replace(base, budget=arguments.seconds)
 
@@ -179,7 +180,11 @@ def judged_tuned(task: Task, within: bif.Settings, part: BankPart) -> dict[str, 
 
 
 def tuned(task: Task, within: bif.Settings) -> bif.Settings:
-    """Settings by retrained networks, with what is left of the budget."""
+    """Settings by retrained networks, with what is left of the budget.
+
+    Raises:
+        ValueError: Nothing, or too little, is left.
+    """
     started = time.perf_counter()
     plan = Plan(num_subsets=1, seeds=1, num_tuning_subsets=TUNING_SUBSETS, tuning_seeds=1)
     bank = retrained(
@@ -187,6 +192,8 @@ def tuned(task: Task, within: bif.Settings) -> bif.Settings:
     )
     spent = time.perf_counter() - started
     assert bank.tuning is not None and isinstance(within.budget, float)
+    if spent >= within.budget:
+        raise ValueError(f"retraining alone took {spent:.1f} of {within.budget:g} s.")
     left = replace(within, budget=within.budget - spent)
     found = bif.tune(task.problem, left, part=bank.tuning, queries=task.tuning_queries)
     for line in found.explanations:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from common import parser, print_table, write
-from judging import reported_part
+from judging import add_banks, reported_part
 
 import bif
 from bif.bank import BankPart
@@ -65,11 +65,12 @@ def main() -> None:
     options.add_argument("--chains", type=int, default=24)
     options.add_argument("--draws", type=int, default=180)
     options.add_argument("--subsets", type=int, default=100)
+    add_banks(options)
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
         task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-        part = reported_part(task, num_subsets=arguments.subsets)
+        part = reported_part(task, arguments.banks, num_subsets=arguments.subsets)
         runs: dict[float, LossTraces] = {}
         for nbeta in NBETAS:
             runs[nbeta] = sampled(task, nbeta, arguments)

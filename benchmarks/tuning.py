@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from common import newest, parser, print_table, write
-from judging import judged, reported_part
+from judging import add_banks, judged, reported_part
 from sweep import swept, tuned
 
 import bif
@@ -42,6 +42,7 @@ def main() -> None:
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("setting", choices=SETTINGS)
     options.add_argument("--seconds", type=float, nargs="+", default=[60.0, 120.0, 240.0])
+    add_banks(options)
     options.add_argument("--add", type=Path, help="file whose rows are not run again")
     arguments = options.parse_args()
     setting = arguments.setting
@@ -49,16 +50,20 @@ def main() -> None:
     if arguments.add:
         rows = json.loads(arguments.add.read_text(encoding="utf-8"))["rows"]
     task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-    part = reported_part(task)
+    part = reported_part(task, arguments.banks)
     base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
     for seconds in arguments.seconds:
         for name, way in ways(task, replace(base, budget=seconds)):
             about = {"setting": setting, "budget": seconds, "name": name}
             if any(about.items() <= row.items() for row in rows):
                 continue
-            settings = way()
-            of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
-            rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
+            try:
+                settings = way()
+            except ValueError as error:  # no time for it
+                rows.append({**about, "failed": str(error)})
+            else:
+                of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
+                rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
             print(rows[-1], flush=True)
             rows.sort(key=lambda r: r["budget"])
             write(f"tuning-{setting}", arguments, rows, threads=torch.get_num_threads())
