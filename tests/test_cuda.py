@@ -14,7 +14,7 @@ import torch
 import bif
 from bif import Settings, losses, recording
 from bif.record import BlockRecorder
-from bif.replay import Replayed
+from bif.replay import Replayed, SharedMemory
 from bif.sampling import Sampling
 from bif.store import BlockStore, Commit
 from broken_runs import assert_same
@@ -70,8 +70,9 @@ def test_steps_observation_and_recording_never_wait_for_the_device(sampler, grad
     sampling = Sampling(problem, bif.calibrate(problem, settings).settings)
     recorder = BlockRecorder(range(4), num_draws=20, distance_limit=1e6)
     draws = sampling.observed_draws(0, 4)
-    first, train, query = next(draws)  # the first step may set up libraries
-    recorder.add(train, query, sampling.distance_squared(first.params))
+    for _ in range(3):  # libraries are set up, and passes recorded
+        draw, train, query = next(draws)
+        recorder.add(train, query, sampling.distance_squared(draw.params))
     with no_waiting():
         for draw, train, query in draws:
             recorder.add(train, query, sampling.distance_squared(draw.params))
@@ -175,7 +176,7 @@ def test_recurrent_layers_of_cudnn_in_one_buffer_are_not_taken_for_tied_weights(
 
 
 class TestReplay:
-    """Passes of a small live module, recorded as CUDA graphs."""
+    """Passes of a small live module, and of stacks, recorded as CUDA graphs."""
 
     LIVE = replace(TINY, device="cuda", oracle="live", chunk_size=20, compiled=True)
 
@@ -186,6 +187,41 @@ class TestReplay:
         for a, b in zip(replayed.traces.blocks, eager.traces.blocks, strict=True):
             torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
             torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("gradient", ["full", "minibatch", "control_variate"])
+    def test_draws_of_a_stack_are_those_of_the_eager_run(self, monkeypatch, gradient):
+        settings = replace(TINY, device="cuda", draws=12, gradient=gradient, batch_size=5)
+        replayed = bif.attribute(classification(), settings)
+        recorded = []
+        monkeypatch.setattr(Replayed, "_record", lambda *arguments: recorded.append(arguments))
+        eager = bif.attribute(classification(), settings)
+        assert recorded
+        for a, b in zip(replayed.traces.blocks, eager.traces.blocks, strict=True):
+            torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
+            torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
+
+    def test_graphs_in_shared_memory_do_not_disturb_each_other(self):
+        memory = SharedMemory()
+        double = Replayed(lambda x: ((x + 0) * 2,), memory)
+        square = Replayed(lambda x: ((x + 0) * x,), memory)
+        given = []
+        for k in range(6):
+            given.append((double(torch.full((3,), 1.0 + k, device="cuda"))[0],
+                          square(torch.full((3,), 1.0 + k, device="cuda"))[0]))  # fmt: skip
+        for k, (twice, squared) in enumerate(given):
+            assert twice.tolist() == [2.0 * (1 + k)] * 3
+            assert squared.tolist() == [(1.0 + k) ** 2] * 3
+
+    def test_a_failed_recording_in_shared_memory_leaves_it_to_others(self):
+        memory = SharedMemory()
+        good = Replayed(lambda x: (x + 1,), memory)
+        bad = Replayed(lambda x: (x + x.sum().item(),), memory)
+        late = Replayed(lambda x: (x + 2,), memory)
+        for k in range(5):
+            x = torch.full((2,), float(k), device="cuda")
+            assert good(x)[0].tolist() == [k + 1.0] * 2
+            assert bad(x)[0].tolist() == [k + 2.0 * k] * 2
+            assert late(x)[0].tolist() == [k + 2.0] * 2
 
     def test_a_replay_reads_the_weights_as_they_are_and_what_it_gives_is_kept(self):
         weight = torch.ones(3, device="cuda")

@@ -1,14 +1,15 @@
 """CUDA graphs: a pass over a module is recorded once and then replayed without its host code.
 
 A small model's pass is hundreds of kernels of a few microseconds, and the host is slower to launch
-them than the device is to run them.  The live module's weights never change their address, so what
-was recorded stays right while they move.
+them than the device is to run them.  Weights that never change their address, as a live module's
+do not, are read where they are; others are inputs like the items.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,23 @@ _CLOSE = 1e-2
 _log = logging.getLogger(__name__)
 
 
+class SharedMemory:
+    """Where graphs that never run at the same time keep their intermediate values."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def pool(self) -> Any:
+        """What torch knows it by."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def leave(self) -> None:
+        """Later graphs get other memory: a recording failed in this one."""
+        self._pool = None
+
+
 class Replayed:
     """A function of a batch that is replayed from its third call of a shape on.
 
@@ -35,10 +53,13 @@ class Replayed:
 
     Args:
         function: From a batch to tensors; all else it reads must stay at its address.
+        memory: Of its graphs; each has its own if None.
     """
 
-    def __init__(self, function: Callable[[Batch], tuple[Tensor, ...]]) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[[Batch], tuple[Tensor, ...]], memory: SharedMemory | None = None
+    ) -> None:
+        self._function, self._memory = function, memory
         self._calls: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, _Graph] = {}
         self._refused = False
@@ -58,11 +79,13 @@ class Replayed:
 
     def _record(self, shape: Hashable, batch: Batch, values: tuple[Tensor, ...]) -> None:
         try:
-            graph = _Graph(self._function, batch)
+            graph = _Graph(self._function, batch, self._memory and self._memory.pool())
         except RuntimeError as error:  # torch's for whatever the host code does to the device
             self._refused = True
             _log.info("not replayed as a CUDA graph", exc_info=error)
             _end_failed_capture()
+            if self._memory:
+                self._memory.leave()
             return
         replayed = graph(batch)
         if all(_is_close(a, b) for a, b in zip(replayed, values, strict=True)):
@@ -75,7 +98,9 @@ class Replayed:
 class _Graph:
     """One recorded pass, with the memory that its inputs and outputs lie in."""
 
-    def __init__(self, function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch) -> None:
+    def __init__(
+        self, function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, pool: Any
+    ) -> None:
         self._inputs = map_batch(torch.clone, batch)
         stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
         stream.wait_stream(here)
@@ -85,7 +110,8 @@ class _Graph:
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Other threads, such as one that writes to disk, may go on.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        mode = "thread_local"
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode=mode):
             self._outputs = function(self._inputs)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:

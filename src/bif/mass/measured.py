@@ -213,5 +213,12 @@ def _eigenvectors(moments: Params) -> Params:
     for name, moment in moments.items():
         symmetric = 0.5 * (moment + moment.T).double()
         largest = symmetric.diagonal().max().clamp(min=1e-300)
-        found[name] = torch.linalg.eigh(symmetric / largest)[1].to(moment.dtype)
+        found[name] = _rotation(symmetric / largest).to(moment.dtype)
     return found
+
+
+def _rotation(symmetric: Tensor) -> Tensor:
+    try:
+        return torch.linalg.eigh(symmetric)[1]
+    except torch.linalg.LinAlgError:  # a GPU's solver gives up on matrices that LAPACK solves
+        return torch.linalg.eigh(symmetric.cpu())[1].to(symmetric.device)

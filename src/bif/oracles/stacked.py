@@ -15,11 +15,15 @@ from bif.compiling import compiled
 from bif.items import batch_leaves, map_batch
 from bif.oracles.protocol import of_one_chain
 from bif.precision import Precision, matmul_precision
+from bif.replay import Replayed, SharedMemory
 from bif.types import Batch, ItemLoss, Params
 
 
 class StackedOracle:
     """All chains of a block in one vectorised operation, by `torch.func.vmap`.
+
+    On a GPU the operation is replayed as a CUDA graph from its third call of a shape on: stacks of
+    small models are many short kernels.
 
     Args:
         model: An evaluation-mode copy; its movable parameters are replaced at every call.
@@ -42,11 +46,12 @@ class StackedOracle:
         self._losses = of_one_chain(model, loss, gradient_precision)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
+        self._memory = SharedMemory()
         self._gradients = {
-            per_chain: self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
+            per_chain: self._replayed_gradient(in_dims)
             for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
         }
-        self._values: dict[ItemLoss, Callable[..., Tensor]] = {}
+        self._values: dict[ItemLoss, Replayed] = {}
 
     def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
         losses = self._losses(params, batch)
@@ -55,19 +60,35 @@ class StackedOracle:
     def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return compiled(function) if self._compiled else function
 
+    def _replayed_gradient(self, in_dims: tuple[int | None, ...]) -> Replayed:
+        """Of params, items and weights: the losses `[C, B]`, and the leaves of the gradient."""
+        made = self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
+
+        def gradient(inputs: Batch) -> tuple[Tensor, ...]:
+            found, losses = made(inputs["params"], inputs["items"], inputs["weights"])
+            return losses.detach(), *(found[name].detach() for name in inputs["params"])
+
+        return Replayed(gradient, self._memory)
+
+    def _replayed_values(self, function: ItemLoss) -> Replayed:
+        """Of params and items: `[C, B]`."""
+        one_chain = of_one_chain(self._model, function, self._precision[1])
+        made = self._made(vmap(one_chain, in_dims=(0, None)))
+        return Replayed(lambda inputs: (made(inputs["params"], inputs["items"]),), self._memory)
+
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
-            one_chain = of_one_chain(self._model, function, self._precision[1])
-            self._values[function] = self._made(vmap(one_chain, in_dims=(0, None)))
+            self._values[function] = self._replayed_values(function)
         with torch.no_grad(), matmul_precision(self._precision[1]):
-            return self._values[function](params, batch)
+            return self._values[function]({"params": params, "items": batch})[0]
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
     ) -> tuple[Params, Tensor]:
+        inputs = {"params": params, "items": batch, "weights": weights}
         with matmul_precision(self._precision[0]):
-            gradient, losses = self._gradients[per_chain](params, batch, weights)
-        return {n: g.detach() for n, g in gradient.items()}, losses.detach()
+            losses, *leaves = self._gradients[per_chain](inputs)
+        return dict(zip(params, leaves, strict=True)), losses
 
 
 def vmap_refusal(
