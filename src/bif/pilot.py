@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from math import sqrt
 
 import torch
 from torch import Tensor
@@ -12,13 +11,12 @@ from torch import Tensor
 from bif import tensors
 from bif.alignment import FEWEST_ITEMS, NUM_ITEMS, best_damping, dampings, item_gradients
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device
-from bif.chains import run_chains
+from bif.careful_walk import STEPS, careful_walk
 from bif.curvature import largest_curvature, smallest_curvature
 from bif.gradients import FullGradient
 from bif.items import Items
 from bif.problem import Problem
 from bif.rng import BlockNoise, generator
-from bif.samplers import BAOAB
 from bif.settings import Settings
 from bif.types import Params
 
@@ -122,20 +120,18 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         items = Items(problem.train.take(chosen)).to(device)
     weights = item_weights(problem, next(iter(params.values())))[chosen.to(device)]
     gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
-    # Away from w* the curvature can be larger: a careful pilot goes there and looks.
-    sampler = BAOAB(0.3 / sqrt(k_max), 2 * sqrt(max(gamma, 1e-3 * k_max)))
-    draws = run_chains(
-        sampler, posterior, gradient=gradient, params=tensors.copied(params), noise=noise,
-        num_draws=2, burn_in=0, thin=60,
-    )  # fmt: skip
-    away = at_center
-    for draw in draws:
-        if draw.index:
-            away = measure(tensors.copied(draw.params))
+    # Away from w* the curvature can be larger: a careful walk goes there and looks.
+    ended = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
+    if ended is None:
+        said.append(
+            f"{WARNING}chains that start at w* run off with every step that was tried: the loss is "
+            "far from quadratic there. Raise gamma, or train on to a minimum"
+        )
+    away = at_center if ended is None else measure(ended)
     largest = max(at_center, away if away < float("inf") else at_center)
     said.append(
-        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a pilot of "
-        f"60 steps ({chains} chains, {count} items)"
+        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a walk of "
+        f"{STEPS} steps ({chains} chains, {count} items)"
     )
     return Pilot(gamma, largest, seconds)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import sqrt
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from bif import tensors
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device
-from bif.chains import run_chains
+from bif.careful_walk import careful_walk
 from bif.curvature import hessian_product, largest_eigenvalue
 from bif.gradients import FullGradient
 from bif.items import Items
@@ -27,16 +26,13 @@ from bif.mass.kronecker import KroneckerMass
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.rng import BlockNoise, generator
-from bif.samplers import BAOAB
 from bif.settings import Settings
 from bif.types import Mass, Params
 
 LARGEST_ROTATION = 1024
 """Sides longer than this are not rotated: a rotation of n takes n² numbers and n³ work."""
-_CHAINS, _ROUNDS, _ITEMS, _STEPS = 4, 16, 512, 60
+_CHAINS, _ROUNDS, _ITEMS = 4, 16, 512
 """Of a walk; `_CHAINS · _ROUNDS` products for the basis, as many for the scales."""
-_CAREFUL = 0.3
-"""Step of the first walk, in units of 1 / sqrt(largest curvature); of the second, twice that."""
 
 _measured: WeakKeyDictionary[Problem, dict[Settings, KroneckerMass]] = WeakKeyDictionary()
 """A run builds its machinery several times over; what was measured for it is kept meanwhile."""
@@ -121,22 +117,14 @@ class _Pilot:
         return tensors.stacked(self._posterior.center, 1)
 
     def walked(self, mass: KroneckerMass | None = None) -> Params:
-        """A few chains after a careful walk from w*, or a longer one with a mass."""
-        posterior, noise = self._posterior, self._noise("walk")
-        k_max = max(self.largest(self.center(), mass), 1e-30)
-        if mass is None:
-            sampler = BAOAB(_CAREFUL / sqrt(k_max), 2 * sqrt(max(posterior.gamma, 1e-3 * k_max)))
-        else:
-            sampler = BAOAB(2 * _CAREFUL / sqrt(max(k_max, 1.0)), 1.0, mass)
-        params = tensors.stacked(posterior.center, _CHAINS)
-        for draw in run_chains(
-            sampler, posterior, gradient=self._gradient, params=params, noise=noise, num_draws=2,
-            burn_in=0, thin=_STEPS,
-        ):  # fmt: skip
-            params = draw.params
-        ended = tensors.copied(params)
-        finite = all(leaf.isfinite().all() for leaf in ended.values())
-        return ended if finite else tensors.stacked(posterior.center, _CHAINS)
+        """A few chains after a careful walk from w*, or where they began if all run off."""
+        start = tensors.stacked(self._posterior.center, _CHAINS)
+        least = 1e-30 if mass is None else 1.0
+        ended = careful_walk(
+            self._posterior, gradient=self._gradient, params=start, noise=self._noise("walk"),
+            k_max=max(self.largest(self.center(), mass), least), mass=mass,
+        )  # fmt: skip
+        return start if ended is None else ended
 
     def largest(self, params: Params, mass: Mass | None) -> float:
         product = hessian_product(self._gradient, params, self._posterior.masks)

@@ -1,0 +1,64 @@
+"""A short walk from w*, with steps so small that the chains stay where the posterior is."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from bif import tensors
+from bif.chains import walk
+from bif.posterior import LocalPosterior
+from bif.samplers import BAOAB
+from bif.types import Gradient, Mass, Noise, Params
+
+STEPS = 60
+CAREFUL = 0.3
+"""Step size in units of 1 / sqrt(largest curvature at w*): away from it the curvature may be 40
+times as large before steps are unstable."""
+_ATTEMPTS, _SMALLER = 4, 3.0
+"""How often chains may run off, and by what the step is divided then."""
+
+
+def careful_walk(
+    posterior: LocalPosterior,
+    *,
+    gradient: Gradient,
+    params: Params,
+    noise: Noise,
+    k_max: float,
+    mass: Mass | None = None,
+) -> Params | None:
+    """Where chains are after `STEPS` steps of underdamped Langevin dynamics.
+
+    Chains whose velocities are too large for the temperature have met curvatures that the step is
+    too long for: the walk begins again with a third of it.
+
+    Args:
+        posterior: Of which U is the potential.
+        gradient: Of the mean loss.
+        params: Where it begins, leaves `[C, *shape]`.
+        noise: For velocities and steps.
+        k_max: Largest curvature of U there, in the coordinates of the mass.
+        mass: Unit mass if None.
+
+    Returns:
+        Leaves `[C, *shape]`; None where even the smallest steps run off.
+    """
+    friction = 1.0 if mass else 2 * sqrt(max(posterior.gamma, 1e-3 * k_max))
+    step_size = CAREFUL / sqrt(k_max)
+    for _ in range(_ATTEMPTS):
+        sampler = BAOAB(step_size, friction, mass)
+        state = sampler.init(tensors.copied(params), noise)
+        for position in walk(
+            sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
+            last_step=STEPS,
+        ):  # fmt: skip
+            state = position.state
+        if _at_temperature(state.velocity, posterior.num_moving):
+            return tensors.copied(state.params)
+        step_size /= _SMALLER
+    return None
+
+
+def _at_temperature(velocity: Params, num_moving: int) -> bool:
+    """Whether every chain's `|v|²`, of mean `num_moving`, is what chance allows; no NaN is."""
+    return bool((tensors.squared_norm(velocity) < 2 * num_moving + 50).all())
