@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import bif
 from bif.bank import BankPart, retrained
 from bif.benchmark import Task
@@ -38,6 +40,27 @@ def reported_part(task: Task, banks: Path | None, **changed: Any) -> BankPart:
     out = banks / f"{task.name}-reported" if banks else None
     bank = retrained(task.problem, None, task.retraining, plan, **how_retrained(task), out=out)
     return bank.reported
+
+
+def judged_draws(
+    problem: bif.Problem, part: BankPart, losses: Tensor, values: Tensor
+) -> dict[str, Any]:
+    """LDS of every outcome by minus the covariance of draws that the library did not make.
+
+    Args:
+        problem: What they are of.
+        part: Networks that they are judged by.
+        losses: Of the train items, `[T, N]`.
+        values: Observables of the queries, `[T, A·Q]`.
+    """
+    losses, values = losses.double(), values.double()
+    covariance = (values - values.mean(0)).T @ (losses - losses.mean(0)) / (len(losses) - 1)
+    names = [observable.name for observable in problem.observables]
+    row = {
+        f"lds_{name}": lds(x.numpy(), part.masks, part.outcomes[name], num_bootstrap=1).mean
+        for name, x in zip(names, (-covariance).chunk(len(names)), strict=True)
+    }
+    return {**row, "lds": sum(row.values()) / len(row)}
 
 
 def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:

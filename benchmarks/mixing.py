@@ -15,6 +15,7 @@ from typing import Any
 from common import parser, print_table, write
 from judging import add_banks, judged, reported_part
 from perturbed import PerturbAndOptimise
+from refreshed import Refreshed
 
 import bif
 from bif.benchmark import SETTINGS, named_task
@@ -22,6 +23,8 @@ from bif.losses import cross_entropy
 
 STEPS = (8, 16, 32, 64)
 """To the minimum of a perturbed potential."""
+BATCHES = (32, 128)
+"""Of control variates whose anchor is the last draw."""
 WAYS: dict[str, dict[str, Any]] = {
     "BAOAB, Kronecker mass": {"mass": "kronecker"},
     "BAOAB, unit mass": {"mass": "identity"},
@@ -58,6 +61,13 @@ def main() -> None:
 
     for name, way in WAYS.items():
         add(name, judged(task, replace(base, **way), part))
+    for mass, words in (("kronecker", "Kronecker mass"), ("identity", "unit mass")):
+        complete = bif.calibrate(task.problem, replace(base, budget=None, mass=mass)).settings
+        for batch_size in BATCHES:
+            if batch_size < task.problem.num_train:
+                made = Refreshed(task.problem, complete, batch_size)
+                row = made.judged(part, seconds=arguments.seconds)
+                add(f"BAOAB, {words}, refreshed control variates of {batch_size}", row)
     if task.problem.loss is cross_entropy:
         complete = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
         for steps in STEPS:

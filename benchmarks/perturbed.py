@@ -17,12 +17,12 @@ from math import exp, sqrt
 from typing import Any
 
 import torch
+from judging import judged_draws
 from torch import Tensor
 
 import bif
 from bif import tensors
 from bif.bank import BankPart
-from bif.evaluate import lds
 from bif.sampling import Sampling
 from bif.types import Params
 
@@ -51,15 +51,8 @@ class PerturbAndOptimise:
             train.append(sampling.observe_train(params).cpu())
             queries.append(sampling.observe_queries(params).cpu())
         spent = time.perf_counter() - started
-        losses, values = torch.cat(train).double(), torch.cat(queries).double()
-        covariance = (values - values.mean(0)).T @ (losses - losses.mean(0)) / (len(losses) - 1)
-        names = [o.name for o in self.problem.observables]
-        matrices = dict(zip(names, (-covariance).chunk(len(names)), strict=True))
-        row: dict[str, Any] = {
-            f"lds_{name}": lds(x.numpy(), part.masks, part.outcomes[name], num_bootstrap=1).mean
-            for name, x in matrices.items()
-        }
-        row["lds"] = sum(row.values()) / len(row)
+        losses, values = torch.cat(train), torch.cat(queries)
+        row = judged_draws(self.problem, part, losses, values)
         return {**row, "draws": len(losses), "ess_median": float(len(losses)), "seconds": spent}
 
     def _minimum(self, sampling: Sampling, source: torch.Generator) -> Params:

@@ -17,13 +17,15 @@ _SCALING = {
 
 
 def scaling_page(
-    run: Run | None, sweep: Run | None, *, where: Callable[[Any], str], cell: Cell, pictured: bool
-) -> str:
+    run: Run | None, sweep: Run | None, beyond: Run | None, *, where: Callable[[Any], str],
+    cell: Cell, pictured: bool,
+) -> str:  # fmt: skip
     """`docs/scaling.md`.
 
     Args:
         run: Of all shapes, or None.
         sweep: Of items and queries, or None.
+        beyond: Of shapes that were measured on another card than `run`, or None.
         where: Command and machine of a run in a sentence.
         cell: A value in a table.
         pictured: Whether there is a picture.
@@ -57,6 +59,9 @@ def scaling_page(
     if pictured:
         lines += ["![Cost against model size](images/scaling-weights.png)", ""]
     lines += [*markdown(run["rows"], _SCALING, cell), ""]
+    if beyond is not None:
+        lines += ["On another card, whose seconds do not compare with those above:", ""]
+        lines += [where(beyond), "", *markdown(beyond["rows"], _SCALING, cell), ""]
     for found, title in ((run, "Model size"), (sweep, "Items and queries")):
         if found is None:
             continue

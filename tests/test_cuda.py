@@ -188,9 +188,15 @@ class TestReplay:
             torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
             torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
 
+    @pytest.mark.parametrize("oracle", ["stacked", "sequential"])
     @pytest.mark.parametrize("gradient", ["full", "minibatch", "control_variate"])
-    def test_draws_of_a_stack_are_those_of_the_eager_run(self, monkeypatch, gradient):
-        settings = replace(TINY, device="cuda", draws=12, gradient=gradient, batch_size=5)
+    def test_draws_of_copied_weights_are_those_of_the_eager_run(
+        self, monkeypatch, gradient, oracle
+    ):
+        batch_size = None if gradient == "full" else 5
+        settings = replace(
+            TINY, device="cuda", draws=12, oracle=oracle, gradient=gradient, batch_size=batch_size
+        )
         replayed = bif.attribute(classification(), settings)
         recorded = []
         monkeypatch.setattr(Replayed, "_record", lambda *arguments: recorded.append(arguments))

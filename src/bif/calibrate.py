@@ -15,6 +15,7 @@ from bif.budget import Goal, TooSmallBudget, choose_draws
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
 from bif.minibatches import fall_back
+from bif.oracle_race import seconds_of_gradient
 from bif.oracles import vmap_refusal
 from bif.pilot import WARNING, Pilot, pilot
 from bif.posterior import LocalPosterior
@@ -26,6 +27,8 @@ DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
 """A mass that shortens the steps to forget by less, by the extreme curvatures, is left: not all of
 it is seen in effective draws, and its products cost time, the more so the fewer the items."""
+_FASTER = 0.7
+"""Share of a stack's time that chains one by one may take to be preferred: less is chance."""
 _MASS_TIMES, _MASS_SHARE = 10.0, 0.2
 """How long a mass takes to measure, in units of the largest curvature at w*, and the share of a
 budget that it may take."""
@@ -82,8 +85,11 @@ def calibrate(
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
+    free = settings
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
+    if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
+        settings = _faster_oracle(problem, free, settings, said)
     asked = settings
     settings, relaxation, curvature = _choose_posterior_and_steps(
         problem, settings, curvature, said
@@ -160,6 +166,33 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
     if settings.chains is None:
         said.append(f"chains = {chains}: the default for {oracle} chains")
     return replace(settings, oracle=oracle, chains=chains, block_size=block)
+
+
+def _faster_oracle(
+    problem: Problem, free: Settings, stacked: Settings, said: list[str]
+) -> Settings:
+    """The same chains one after another, where the device is faster at that.
+
+    Args:
+        problem: What is to be attributed.
+        free: Settings without a choice of oracle and, perhaps, of chunk.
+        stacked: The same with the usual choices.
+    """
+    if (stacked.oracle, stacked.gradient, stacked.compiled) != ("stacked", "full", False):
+        return stacked
+    words: list[str] = []
+    alone = _choose_chunk(
+        problem, replace(stacked, oracle="sequential", chunk_size=free.chunk_size), words
+    )
+    together, one_by_one = (seconds_of_gradient(problem, s) for s in (stacked, alone))
+    if one_by_one > _FASTER * together:
+        return stacked
+    said += [
+        f"oracle = sequential: a gradient of a few chains takes {one_by_one:.3g} s one after "
+        f"another, {together:.3g} s stacked",
+        *words,
+    ]
+    return alone
 
 
 def _choose_chunk(problem: Problem, settings: Settings, said: list[str]) -> Settings:
@@ -250,7 +283,8 @@ def _choose_mass(
     if s.mass == "kronecker":
         return s, whitened_curvature(problem, s)
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
-    if given or (s.sampler, s.gradient, s.oracle) != ("baoab", "full", "stacked") or not s.nbeta:
+    copied = s.oracle in ("stacked", "sequential")
+    if given or not copied or (s.sampler, s.gradient) != ("baoab", "full") or not s.nbeta:
         return replace(s, mass="identity"), k_max
     expected = _MASS_TIMES * found.seconds
     if s.budget is not None and expected > _MASS_SHARE * float(s.budget):

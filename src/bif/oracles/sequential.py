@@ -11,11 +11,14 @@ from bif.compiling import compiled
 from bif.items import map_batch
 from bif.oracles.protocol import of_one_chain
 from bif.precision import Precision, matmul_precision
+from bif.replay import Replayed, SharedMemory
 from bif.types import Batch, ItemLoss, Params
 
 
 class SequentialOracle:
     """One chain after another through the functional module; takes any model.
+
+    On a GPU a chain's pass is replayed as a CUDA graph from its third call of a shape on.
 
     Args: as for `StackedOracle`; what is compiled are the losses of one chain, with their backward
     pass, and its values.
@@ -34,36 +37,52 @@ class SequentialOracle:
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._losses = self._made(loss, gradient_precision)
-        self._values: dict[ItemLoss, Callable[[Params, Batch], Tensor]] = {}
+        self._memory = SharedMemory()
+        self._gradient = Replayed(self._gradient_of_chain, self._memory)
+        self._values: dict[ItemLoss, Replayed] = {}
 
     def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
         one_chain = of_one_chain(self._model, function, precision)
         return compiled(one_chain) if self._compiled else one_chain
 
+    def _gradient_of_chain(self, inputs: Batch) -> tuple[Tensor, ...]:
+        """Of params, items and weights of one chain: the losses `[B]`, and the leaves."""
+        leaves = {n: leaf.detach().requires_grad_() for n, leaf in inputs["params"].items()}
+        with torch.enable_grad():
+            values = self._losses(leaves, inputs["items"])
+            gradient = torch.autograd.grad(
+                (inputs["weights"] * values).sum(), list(leaves.values()), materialize_grads=True
+            )
+        return values.detach(), *gradient
+
+    def _replayed_values(self, function: ItemLoss) -> Replayed:
+        """Of params and items of one chain: `[B]`."""
+        made = self._made(function, self._precision[1])
+        return Replayed(lambda inputs: (made(inputs["params"], inputs["items"]),), self._memory)
+
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
-        precision = self._precision[1]
         if function not in self._values:
-            self._values[function] = self._made(function, precision)
-        with torch.no_grad(), matmul_precision(precision):
-            return torch.stack([self._values[function](p, batch) for p in _each_chain(params)])
+            self._values[function] = self._replayed_values(function)
+        of_chain = self._values[function]
+        with torch.no_grad(), matmul_precision(self._precision[1]):
+            return torch.stack(
+                [of_chain({"params": p, "items": batch})[0] for p in _each_chain(params)]
+            )
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
     ) -> tuple[Params, Tensor]:
-        gradients: list[tuple[Tensor, ...]] = []
+        gradients: list[list[Tensor]] = []
         losses: list[Tensor] = []
         for c, one in enumerate(_each_chain(params)):
-            leaves = {name: leaf.detach().requires_grad_() for name, leaf in one.items()}
             items = map_batch(lambda leaf, c=c: leaf[c], batch) if per_chain else batch
-            weight = weights[c] if per_chain else weights
-            with torch.enable_grad(), matmul_precision(self._precision[0]):
-                values = self._losses(leaves, items)
-                gradients.append(
-                    torch.autograd.grad(
-                        (weight * values).sum(), list(leaves.values()), materialize_grads=True
-                    )
-                )
-            losses.append(values.detach())
+            inputs = {
+                "params": one, "items": items, "weights": weights[c] if per_chain else weights,
+            }  # fmt: skip
+            with matmul_precision(self._precision[0]):
+                values, *gradient = self._gradient(inputs)
+            gradients.append(gradient)
+            losses.append(values)
         stacked = (torch.stack(leaf) for leaf in zip(*gradients, strict=True))
         return dict(zip(params, stacked, strict=True)), torch.stack(losses)
 

@@ -1,0 +1,51 @@
+"""Chains of a block as one operation, or one after another: what a device does faster.
+
+A GPU runs stacks of small layers as batched products, far faster than chain after chain; but a
+stack of convolutions is a grouped one, for which it has slower kernels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bif import tensors
+from bif.assemble import item_weights, make_oracle, make_posterior, run_device, wait_for
+from bif.gradients import FullGradient
+from bif.items import Items
+from bif.problem import Problem
+from bif.settings import Settings
+
+_CHAINS, _ITEMS = 8, 1024
+_CALLS = 3
+"""Before the one that is timed: from the third on, a pass is replayed."""
+
+
+def seconds_of_gradient(problem: Problem, settings: Settings) -> float:
+    """Of full gradients of a few chains at w*, over at most 1,024 train items.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With oracle, chains and chunk size.
+    """
+    assert settings.chains is not None and settings.chunk_size is not None
+    device = run_device(problem, settings)
+    posterior = make_posterior(problem, replace(settings, nbeta=1.0, gamma=1.0))
+    oracle = make_oracle(problem, settings, list(posterior.center))
+    chosen = torch.arange(min(problem.num_train, _ITEMS))
+    params = tensors.stacked(posterior.center, min(settings.chains, _CHAINS))
+    gradient = FullGradient(
+        oracle,
+        Items(problem.train.take(chosen)).to(device),
+        chunk_size=settings.chunk_size,
+        train_weights=item_weights(problem, next(iter(params.values())))[chosen.to(device)],
+    )
+    started = 0.0
+    for _ in range(_CALLS + 1):
+        wait_for(device)
+        started = time.perf_counter()
+        gradient(params, 0)
+    wait_for(device)
+    return time.perf_counter() - started
