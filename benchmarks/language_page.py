@@ -108,6 +108,9 @@ def language_page(
         if run["about"]["weights"] != runs[0]["about"]["weights"]:
             lines += [_trained(run["about"], cell), ""]
         lines += [where(run), ""]
+        if run.get("earlier_commands"):
+            earlier = ", ".join(f"`{command}`" for command in run["earlier_commands"])
+            lines += [f"Rows of an earlier command on the same networks are in it: {earlier}.", ""]
         if part == "lds":
             lines += [lds_table(rows), *_noise(rows, cell)]
         else:
@@ -168,5 +171,10 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "scores say by little there, lets it tell more: that is what the default now looks for "
         "([calibration](calibration.md#items-that-hardly-share-a-direction)). A run whose choice "
         "names no gamma/nbeta was made before.",
+        "",
+        "The response estimator has no such noise: it asks where the minimum of U moves when "
+        "passages weigh more, by descent from w* instead of draws where the tuning part prefers "
+        "temperature 0. It predicts fine-tuning better than EK-FAC, which leaves weights out and "
+        "takes layers for independent, and costs hundreds of times as much.",
     ),
 }

@@ -308,8 +308,11 @@ def write_scaling() -> None:
 
 def write_language() -> None:
     """What scores are worth on real text, with a picture."""
-    names = ("language", "language-planted", "language-lds", "language-lds-small")
+    names = ("language", "language-planted", "language-lds")
     found = [run for name in names if (run := newest(name))]
+    small, response = newest("language-lds-small"), newest("language-lds-response")
+    found += [with_rows(small, response) if small and response else run
+              for run in (small or response,) if run]  # fmt: skip
     runs = [run for run in found if not run.get("tiny")]
     picture = DOCS / "images" / "language.png"
     picture.unlink(missing_ok=True)
@@ -317,6 +320,20 @@ def write_language() -> None:
         picture.write_bytes(language_picture(runs))
     page = language_page(runs, where=where, cell=cell, lds_table=table, pictured=bool(runs))
     (DOCS / "language-results.md").write_text(page, encoding="utf-8")
+
+
+def with_rows(run: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a run, and of a later one on the same networks those of other methods.
+
+    Raises:
+        ValueError: The networks are others.
+    """
+    for name in ("seed", "sizes"):
+        if run[name] != later[name]:
+            raise ValueError(f"the runs differ in {name!r}: their networks are not the same.")
+    known = {row["method"] for row in run["rows"]}
+    rows = [*run["rows"], *(row for row in later["rows"] if row["method"] not in known)]
+    return {**later, "about": run["about"], "rows": rows, "earlier_commands": [run["command"]]}
 
 
 def preamble(run: dict[str, Any]) -> list[str]:

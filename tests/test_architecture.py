@@ -123,6 +123,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "settings",
         "steps",
     },
+    "oracle_race": {"tensors", "items", "gradients", "problem", "settings", "assemble"},
     "calibrate": None,
     "tune": None,
     "sampling": {

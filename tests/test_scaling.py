@@ -170,7 +170,7 @@ def test_the_page_says_what_is_not_measured_and_takes_every_number_from_the_file
     page = load("scaling_page")
     scaling_page, scaling_picture = page.scaling_page, page.scaling_picture
     given = {"where": lambda run: f"run of {run['date']}", "cell": load("tables").cell}
-    empty = scaling_page(None, None, pictured=False, **given)
+    empty = scaling_page(None, None, None, pictured=False, **given)
     assert "Not measured on a GPU yet" in empty and "scaling.py" in empty
     fixed = {"num_items": 128, "num_queries": 16}
     rows = [
@@ -180,7 +180,8 @@ def test_the_page_says_what_is_not_measured_and_takes_every_number_from_the_file
     rows += rows_of("ekfac", {1e6: 1.0, 1e8: 1000.0}, **fixed)
     rows.append({"method": "ekfac", "shape": "12B", "reason": "over | 300 s"})
     run = {"rows": rows, "date": "today", "fits": load("scaling").fits(rows)}
-    page = scaling_page(run, None, pictured=True, **given)
+    page = scaling_page(run, None, {**run, "date": "tomorrow"}, pictured=True, **given)
+    assert "On another card" in page and "run of tomorrow" in page
     assert "run of today" in page and "over \\| 300 s" in page
     assert "bif: seconds grow as (weights)^0.50, 2 points" in page
     assert "ekfac is cheaper than bif below 10,000,000 weights (within what was measured)" in page
