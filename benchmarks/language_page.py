@@ -112,6 +112,8 @@ def language_page(
             earlier = ", ".join(f"`{command}`" for command in run["earlier_commands"])
             lines += [f"Rows of an earlier command on the same networks are in it: {earlier}.", ""]
         if part == "lds":
+            # A bank calls a start that is not the checkpoint "scratch".
+            rows = [{**row, "target": "the pretrained GPT"} for row in rows]
             lines += [lds_table(rows), *_noise(rows, cell)]
         else:
             lines += [*markdown(rows, _TOKENS if part == "tokens" else _PLANTED, cell), ""]
