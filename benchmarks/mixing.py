@@ -23,8 +23,9 @@ from bif.losses import cross_entropy
 
 STEPS = (8, 16, 32, 64)
 """To the minimum of a perturbed potential."""
-BATCHES = (32, 128)
-"""Of control variates whose anchor is the last draw."""
+BATCHES, CHAINS, FRICTION = (64, 128), 16, 10.0
+"""Of control variates whose anchor is the last draw; friction in units of that of full gradients:
+the noise of gradients is kept as long as velocities are."""
 WAYS: dict[str, dict[str, Any]] = {
     "BAOAB, Kronecker mass": {"mass": "kronecker"},
     "BAOAB, unit mass": {"mass": "identity"},
@@ -61,13 +62,15 @@ def main() -> None:
 
     for name, way in WAYS.items():
         add(name, judged(task, replace(base, **way), part))
-    for mass, words in (("kronecker", "Kronecker mass"), ("identity", "unit mass")):
-        complete = bif.calibrate(task.problem, replace(base, budget=None, mass=mass)).settings
-        for batch_size in BATCHES:
-            if batch_size < task.problem.num_train:
-                made = Refreshed(task.problem, complete, batch_size)
-                row = made.judged(part, seconds=arguments.seconds)
-                add(f"BAOAB, {words}, refreshed control variates of {batch_size}", row)
+    complete = bif.calibrate(task.problem, replace(base, budget=None, mass="kronecker")).settings
+    assert complete.friction is not None
+    often = replace(
+        complete, friction=FRICTION * complete.friction, chains=CHAINS, block_size=CHAINS
+    )
+    for batch_size in BATCHES:
+        made = Refreshed(task.problem, often, batch_size)
+        row = made.judged(part, seconds=arguments.seconds)
+        add(f"BAOAB, Kronecker mass, refreshed control variates of {batch_size}", row)
     if task.problem.loss is cross_entropy:
         complete = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
         for steps in STEPS:

@@ -47,30 +47,29 @@ def grid() -> Iterator[dict[str, Any]]:
         yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
 
 
-def default_gamma(task: Task, base: bif.Settings, nbeta: float) -> float:
-    """What calibration takes at a temperature."""
-    gamma = bif.calibrate(task.problem, replace(base, nbeta=nbeta, budget=None)).settings.gamma
+def default_damping(task: Task, base: bif.Settings) -> float:
+    """gamma/nbeta that calibration takes, which is the same at any temperature."""
+    nbeta = float(task.problem.num_train)
+    plain = replace(base, nbeta=nbeta, budget=None, mass="identity")
+    gamma = bif.calibrate(task.problem, plain).settings.gamma
     assert gamma is not None
-    return gamma
+    return gamma / nbeta
 
 
-def swept(
-    task: Task, base: bif.Settings, found: dict[str, Any], gammas: dict[float, float]
-) -> bif.Settings:
+def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: float) -> bif.Settings:
     """Settings of an entry of the grid; its step is a share of the one that calibration takes.
 
     Args:
         task: Its setting.
         base: What all entries share.
         found: The entry.
-        gammas: Those of calibration by nbeta, filled in as they are needed.
+        usual: gamma/nbeta where the entry's damping is 1.
     """
     nbeta = found["nbeta/n"] * task.problem.num_train
-    if nbeta not in gammas:
-        gammas[nbeta] = default_gamma(task, base, nbeta)
     settings = replace(
-        base, sampler=found["sampler"], nbeta=nbeta, gamma=gammas[nbeta] * found["damping"]
-    )
+        base, sampler=found["sampler"], nbeta=nbeta,
+        gamma=nbeta * found["damping"] * usual,
+    )  # fmt: skip
     if found["step"] == 1.0:
         return settings
     complete = bif.calibrate(task.problem, replace(settings, budget=None)).settings
@@ -117,13 +116,13 @@ def main() -> None:
         rows.append({"name": "tuned", **judged_tuned(task, within, part)})
         print(rows[-1], flush=True)
     settings_of_grid = list(grid())[first : arguments.limit : every]
-    gammas: dict[float, float] = {}
     if arguments.add:  # the best one once more
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r.get("lds", 0.0))
         settings_of_grid = [g for g in settings_of_grid if g.items() <= best.items()]
         rows.remove(best)
+    damping = default_damping(task, within) if settings_of_grid else float("nan")
     for found in settings_of_grid:
-        settings = swept(task, within, found, gammas)
+        settings = swept(task, within, found, damping)
         rows.append({"name": "sweep", **found, **judged(task, settings, part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task)

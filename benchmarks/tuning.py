@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import newest, parser, print_table, write
 from judging import add_banks, judged, reported_part
-from sweep import swept, tuned
+from sweep import default_damping, swept, tuned
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
@@ -34,7 +34,8 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
     run = newest(f"sweep-{task.name}")
     if run is not None:
         best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
-        yield "best of the sweep", lambda: swept(task, within, best, {})
+        damping = default_damping(task, within)
+        yield "best of the sweep", lambda: swept(task, within, best, damping)
 
 
 def main() -> None:
