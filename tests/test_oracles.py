@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +21,7 @@ from bif.items import Items, map_batch
 from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle, vmap_refusal
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN
+from bif.replay import Replayed
 from bif.rng import BlockNoise
 from bif.samplers import BAOAB
 from bif.tensors import copied, stacked
@@ -206,6 +209,27 @@ def test_a_parameter_without_influence_has_gradient_zero():
     ]
     for gradient, _ in answers:
         assert torch.equal(gradient["unused"], torch.zeros(C, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [StackedOracle, SequentialOracle])
+def test_what_an_oracle_recorded_goes_with_it(kind):
+    """On a GPU that is memory, which Python's search for cycles knows nothing of."""
+    oracle = kind(frozen(network), losses.cross_entropy)
+    batch, params = labelled(B, seed=1), stacked(center(network), C)
+    oracle.gradient(params, batch, torch.ones(B, dtype=torch.float64), per_chain=False)
+    oracle.values(losses.cross_entropy, params, batch)
+    kept = [weakref.ref(x) for x in (oracle, *replayed_of(oracle))]
+    gc.disable()
+    try:
+        del oracle
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+def replayed_of(oracle: Any) -> list[Any]:
+    parts = [y for x in vars(oracle).values() for y in (x.values() if isinstance(x, dict) else [x])]
+    return [part for part in parts if isinstance(part, Replayed)]
 
 
 class TestLive:

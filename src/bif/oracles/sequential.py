@@ -36,33 +36,20 @@ class SequentialOracle:
         self._model = model
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
-        self._losses = self._made(loss, gradient_precision)
         self._memory = SharedMemory()
-        self._gradient = Replayed(self._gradient_of_chain, self._memory)
+        self._gradient = Replayed(
+            _gradient_of_chain(self._made(loss, gradient_precision)), self._memory
+        )
         self._values: dict[ItemLoss, Replayed] = {}
 
     def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
         one_chain = of_one_chain(self._model, function, precision)
         return compiled(one_chain) if self._compiled else one_chain
 
-    def _gradient_of_chain(self, inputs: Batch) -> tuple[Tensor, ...]:
-        """Of params, items and weights of one chain: the losses `[B]`, and the leaves."""
-        leaves = {n: leaf.detach().requires_grad_() for n, leaf in inputs["params"].items()}
-        with torch.enable_grad():
-            values = self._losses(leaves, inputs["items"])
-            gradient = torch.autograd.grad(
-                (inputs["weights"] * values).sum(), list(leaves.values()), materialize_grads=True
-            )
-        return values.detach(), *gradient
-
-    def _replayed_values(self, function: ItemLoss) -> Replayed:
-        """Of params and items of one chain: `[B]`."""
-        made = self._made(function, self._precision[1])
-        return Replayed(lambda inputs: (made(inputs["params"], inputs["items"]),), self._memory)
-
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
-            self._values[function] = self._replayed_values(function)
+            made = self._made(function, self._precision[1])
+            self._values[function] = Replayed(_values_of_chain(made), self._memory)
         of_chain = self._values[function]
         with torch.no_grad(), matmul_precision(self._precision[1]):
             return torch.stack(
@@ -85,6 +72,34 @@ class SequentialOracle:
             losses.append(values)
         stacked = (torch.stack(leaf) for leaf in zip(*gradients, strict=True))
         return dict(zip(params, stacked, strict=True)), torch.stack(losses)
+
+
+# No method is recorded: a graph that holds its oracle would keep the device's memory until Python
+# looks for cycles.
+
+
+def _gradient_of_chain(
+    losses: Callable[[Params, Batch], Tensor],
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """Of params, items and weights of one chain: the losses `[B]`, and the leaves."""
+
+    def gradient(inputs: Batch) -> tuple[Tensor, ...]:
+        leaves = {n: leaf.detach().requires_grad_() for n, leaf in inputs["params"].items()}
+        with torch.enable_grad():
+            values = losses(leaves, inputs["items"])
+            found = torch.autograd.grad(
+                (inputs["weights"] * values).sum(), list(leaves.values()), materialize_grads=True
+            )
+        return values.detach(), *found
+
+    return gradient
+
+
+def _values_of_chain(
+    one_chain: Callable[[Params, Batch], Tensor],
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """Of params and items of one chain: `[B]`."""
+    return lambda inputs: (one_chain(inputs["params"], inputs["items"]),)
 
 
 def _each_chain(params: Params) -> Iterator[Params]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from textwrap import shorten
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,42 +42,23 @@ class StackedOracle:
         use_compile: bool = False,
     ) -> None:
         self._model = model
-        self._losses = of_one_chain(model, loss, gradient_precision)
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._memory = SharedMemory()
+        losses = of_one_chain(model, loss, gradient_precision)
         self._gradients = {
-            per_chain: self._replayed_gradient(in_dims)
+            per_chain: Replayed(
+                _gradient_of_stack(losses, in_dims, use_compile=use_compile), self._memory
+            )
             for per_chain, in_dims in ((False, (0, None, None)), (True, (0, 0, 0)))
         }
         self._values: dict[ItemLoss, Replayed] = {}
 
-    def _weighted(self, params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses = self._losses(params, batch)
-        return (weights * losses).sum(), losses
-
-    def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return compiled(function) if self._compiled else function
-
-    def _replayed_gradient(self, in_dims: tuple[int | None, ...]) -> Replayed:
-        """Of params, items and weights: the losses `[C, B]`, and the leaves of the gradient."""
-        made = self._made(vmap(grad(self._weighted, has_aux=True), in_dims=in_dims))
-
-        def gradient(inputs: Batch) -> tuple[Tensor, ...]:
-            found, losses = made(inputs["params"], inputs["items"], inputs["weights"])
-            return losses.detach(), *(found[name].detach() for name in inputs["params"])
-
-        return Replayed(gradient, self._memory)
-
-    def _replayed_values(self, function: ItemLoss) -> Replayed:
-        """Of params and items: `[C, B]`."""
-        one_chain = of_one_chain(self._model, function, self._precision[1])
-        made = self._made(vmap(one_chain, in_dims=(0, None)))
-        return Replayed(lambda inputs: (made(inputs["params"], inputs["items"]),), self._memory)
-
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
-            self._values[function] = self._replayed_values(function)
+            one_chain = of_one_chain(self._model, function, self._precision[1])
+            made = _values_of_stack(one_chain, use_compile=self._compiled)
+            self._values[function] = Replayed(made, self._memory)
         with torch.no_grad(), matmul_precision(self._precision[1]):
             return self._values[function]({"params": params, "items": batch})[0]
 
@@ -89,6 +69,38 @@ class StackedOracle:
         with matmul_precision(self._precision[0]):
             losses, *leaves = self._gradients[per_chain](inputs)
         return dict(zip(params, leaves, strict=True)), losses
+
+
+# No method is recorded: a graph that holds its oracle would keep the device's memory until Python
+# looks for cycles.
+
+
+def _gradient_of_stack(
+    losses: Callable[[Params, Batch], Tensor], in_dims: tuple[int | None, ...], *, use_compile: bool
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """Of params, items and weights: the losses `[C, B]`, and the leaves of the gradient."""
+
+    def weighted(params: Params, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        found = losses(params, batch)
+        return (weights * found).sum(), found
+
+    stacked = vmap(grad(weighted, has_aux=True), in_dims=in_dims)
+    made = compiled(stacked) if use_compile else stacked
+
+    def gradient(inputs: Batch) -> tuple[Tensor, ...]:
+        found, values = made(inputs["params"], inputs["items"], inputs["weights"])
+        return values.detach(), *(found[name].detach() for name in inputs["params"])
+
+    return gradient
+
+
+def _values_of_stack(
+    one_chain: Callable[[Params, Batch], Tensor], *, use_compile: bool
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """Of params and items: `[C, B]`."""
+    stacked = vmap(one_chain, in_dims=(0, None))
+    made = compiled(stacked) if use_compile else stacked
+    return lambda inputs: (made(inputs["params"], inputs["items"]),)
 
 
 def vmap_refusal(
