@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +69,7 @@ def tokenizer_of(texts: Iterable[str], *, pieces: int) -> Any:
 
 
 def gpt(vocabulary: int, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
-    """A GPT-NeoX with fresh weights; attention in operations that chains can be stacked over."""
+    """A GPT-NeoX with fresh weights; attention by torch's own kernels."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(
@@ -80,28 +78,10 @@ def gpt(vocabulary: int, *, width: int, layers: int, length: int, seed: int) -> 
         max_position_embeddings=length, use_cache=False, tie_word_embeddings=False,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    config._attn_implementation = "eager"
+    config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPTNeoXForCausalLM(config).eval()
-
-
-def with_attention(model: nn.Module, how: str) -> nn.Module:
-    """A copy whose attention is computed otherwise: "sdpa" is faster, and vmap cannot take it."""
-    made: Any = copy.deepcopy(model)
-    made.set_attn_implementation(how)
-    return made
-
-
-@contextmanager
-def fast_attention(model: Any) -> Iterator[None]:
-    """The model itself with "sdpa" inside."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @dataclass(frozen=True)
@@ -149,7 +129,7 @@ def train_(
     size = min(batch_size, count)
     order = torch.empty(0, dtype=torch.long)
     precision: Precision = "tf32" if device.type == "cuda" else "float32"
-    with matmul_precision(precision), fast_attention(model):
+    with matmul_precision(precision):
         for step in range(steps):
             if len(order) < size:
                 order = torch.randperm(count, generator=source)

@@ -32,7 +32,6 @@ from corpus import (
     tokenizer_of,
     train_,
     trained,
-    with_attention,
 )
 from language_lds import METHODS, lds_rows
 from paraphrases import paraphrase, ranks, shared_words, wilson
@@ -115,7 +114,7 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     a = text.arguments
     train = spread(text.train, a.token_items, seed=a.seed)
     queries = spread(text.queries, a.token_queries, seed=a.seed)
-    problem = text.problem(with_attention(model, "sdpa"), train, queries, tokens="both")
+    problem = text.problem(model, train, queries, tokens="both")
     run = bif.attribute(problem, replace(settings(a), nbeta=text.nbeta), show_progress=True)
     similar = -run.influence.dataset["correlation"].values[0]
     of_train = [token for found in _words(problem.train) for token in found]
@@ -177,8 +176,7 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
     train = [*text.planted, *others]
     asked = [replace(d, text=paraphrase(d.text), id=f"like-{d.id}") for d in text.planted]
     problem = text.problem(model, train, asked)
-    fast = text.problem(with_attention(model, "sdpa"), train, asked)
-    run = bif.attribute(fast, replace(settings(a), nbeta=text.nbeta), show_progress=True)
+    run = bif.attribute(problem, replace(settings(a), nbeta=text.nbeta), show_progress=True)
     scored = {"bif": run.influence.dataset["influence"].values[0],
               "bif, correlation": run.influence.dataset["correlation"].values[0]}  # fmt: skip
     started = time.perf_counter()
@@ -228,11 +226,7 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     groups = {"query": asked, "tuning": tuning}
     problem = text.problem(tuned, own, groups, length=a.lds_length)
     own_settings = replace(settings(a), draws=a.lds_draws)
-    yield from lds_rows(
-        problem, train, own_settings, arguments=a,
-        fast=text.problem(with_attention(tuned, "sdpa"), own, groups, length=a.lds_length),
-        pairs=for_pairs(own_settings, a),
-    )  # fmt: skip
+    yield from lds_rows(problem, train, own_settings, arguments=a, pairs=for_pairs(own_settings, a))
 
 
 def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:

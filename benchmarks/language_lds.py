@@ -53,7 +53,7 @@ def _by_mini_batches(settings: bif.Settings, num_train: int) -> bif.Settings:
 
 def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
-    arguments: argparse.Namespace, fast: bif.Problem, pairs: bif.Settings,
+    arguments: argparse.Namespace, pairs: bif.Settings,
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Every method on the bank of fine-tuned networks; tuned on other subsets and queries.
 
@@ -64,34 +64,33 @@ def lds_rows(
         train: How it was fine-tuned.
         settings: Of the BIF.
         arguments: Sizes.
-        fast: The same problem with the attention that a live chain takes best.
         pairs: Settings of the response estimator.
     """
     groups = dict(problem.query_groups)
     tuning = groups.pop("tuning")
-    problem, fast = problem.asking(groups), fast.asking(groups)
+    problem = problem.asking(groups)
     plan = Plan(
         num_subsets=arguments.lds_subsets, seeds=arguments.lds_seeds,
         num_tuning_subsets=max(8, arguments.lds_subsets // 3), tuning_seeds=1,
     )  # fmt: skip
     n = problem.num_train
 
-    def task_of(asked: bif.Problem, *settings: bif.Settings) -> Task:
+    def task_of(*settings: bif.Settings) -> Task:
         return Task(
-            "fine-tuning", asked, tuning, train, plan, settings=settings,
+            "fine-tuning", problem, tuning, train, plan, settings=settings,
             response_steps=arguments.response_steps,
         )  # fmt: skip
 
-    usual = bif.calibrate(fast, replace(settings, nbeta=float(n))).settings.gamma
+    usual = bif.calibrate(problem, replace(settings, nbeta=float(n))).settings.gamma
     assert usual is not None
 
     def at(of: bif.Settings, nbeta: float, damping: float) -> bif.Settings:
         return replace(of, nbeta=nbeta * n, gamma=nbeta * damping * usual)
 
     candidates = [at(settings, *c) for c in _CANDIDATES]
-    task = task_of(fast, *candidates)
-    noisy = task_of(fast, *(_by_mini_batches(s, n) for s in candidates))
-    paired = task_of(problem, at(pairs, *_OF_PAIRS))
+    task = task_of(*candidates)
+    noisy = task_of(*(_by_mini_batches(s, n) for s in candidates))
+    paired = task_of(at(pairs, *_OF_PAIRS))
     bank = retrained(problem, tuning, train, plan, target="scratch", show_progress=True)
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
