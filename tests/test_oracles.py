@@ -211,6 +211,34 @@ def test_a_parameter_without_influence_has_gradient_zero():
         assert torch.equal(gradient["unused"], torch.zeros(C, 2, dtype=torch.float64))
 
 
+class Sums(nn.Module):
+    """Two weights that are added, and one of which only the sum counts: their gradients are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.full((4,), 0.5 * k)) for k in (1, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.a + self.b) + self.c.sum()
+
+
+@pytest.mark.parametrize("kind", [StackedOracle, SequentialOracle])
+def test_gradients_of_weights_that_are_added_may_each_be_overwritten(kind):
+    def squares(model: nn.Module, batch: Any) -> Tensor:
+        return model(batch).square()
+
+    model = Sums().double().eval().requires_grad_(False)
+    params = stacked({n: p.detach() for n, p in model.named_parameters()}, C)
+    gradient, _ = kind(model, squares).gradient(
+        params, normal(B, 4, seed=1), torch.ones(B, dtype=torch.float64), per_chain=False
+    )
+    before = copied(gradient)
+    for leaf in gradient.values():
+        leaf.mul_(2.0)
+    for name, leaf in gradient.items():
+        torch.testing.assert_close(leaf, 2 * before[name], **EXACT)
+
+
 @pytest.mark.parametrize("kind", [StackedOracle, SequentialOracle])
 def test_what_an_oracle_recorded_goes_with_it(kind):
     """On a GPU that is memory, which Python's search for cycles knows nothing of."""
@@ -218,7 +246,10 @@ def test_what_an_oracle_recorded_goes_with_it(kind):
     batch, params = labelled(B, seed=1), stacked(center(network), C)
     oracle.gradient(params, batch, torch.ones(B, dtype=torch.float64), per_chain=False)
     oracle.values(losses.cross_entropy, params, batch)
-    kept = [weakref.ref(x) for x in (oracle, *replayed_of(oracle))]
+    replayed = replayed_of(oracle)
+    assert len(replayed) >= 2  # gradients and values
+    kept = [weakref.ref(x) for x in (oracle, *replayed)]
+    del replayed
     gc.disable()
     try:
         del oracle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -88,9 +88,9 @@ def calibrate(
     free = settings
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
+    asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, said)
-    asked = settings
     settings, relaxation, curvature = _choose_posterior_and_steps(
         problem, settings, curvature, said
     )
@@ -187,6 +187,7 @@ def _faster_oracle(
     together, one_by_one = (seconds_of_gradient(problem, s) for s in (stacked, alone))
     if one_by_one > _FASTER * together:
         return stacked
+    said[:] = [line for line in said if not line.startswith(("oracle =", "chunk_size ="))]
     said += [
         f"oracle = sequential: a gradient of a few chains takes {one_by_one:.3g} s one after "
         f"another, {together:.3g} s stacked",
@@ -281,7 +282,13 @@ def _choose_mass(
     assert s.nbeta is not None and s.gamma is not None
     k_max = _largest_curvature(s, found.curvature)
     if s.mass == "kronecker":
-        return s, whitened_curvature(problem, s)
+        asked_for = whitened_curvature(problem, s)
+        if asked_for == inf:
+            raise ValueError(
+                "mass='kronecker': chains in its coordinates run off w* with every step that was "
+                "tried. Leave mass open, raise gamma, or train on to a minimum."
+            )
+        return s, asked_for
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
     copied = s.oracle in ("stacked", "sequential")
     if given or not copied or (s.sampler, s.gradient) != ("baoab", "full") or not s.nbeta:
@@ -295,6 +302,12 @@ def _choose_mass(
         return replace(s, mass="identity"), k_max
     # Steps to forget go with the root of the spread of curvatures.
     round_max = whitened_curvature(problem, s)
+    if round_max == inf:
+        said.append(
+            "mass = identity: in the coordinates of a Kronecker mass chains run off w* with every "
+            "step that was tried"
+        )
+        return replace(s, mass="identity"), k_max
     spread = k_max / max(s.gamma + s.nbeta * s.weight_decay, 1e-6 * k_max)
     if spread < WORTHWHILE**2 * round_max:
         said.append(

@@ -29,8 +29,9 @@ def careful_walk(
 ) -> Params | None:
     """Where chains are after `STEPS` steps of underdamped Langevin dynamics.
 
-    Chains whose velocities are too large for the temperature have met curvatures that the step is
-    too long for: the walk begins again with a third of it.
+    Chains whose velocities are too large, for the temperature and for all the loss that there is to
+    lose, have met curvatures that the step is too long for: the walk begins again with a third of
+    it.
 
     Args:
         posterior: Of which U is the potential.
@@ -43,22 +44,25 @@ def careful_walk(
     Returns:
         Leaves `[C, *shape]`; None where even the smallest steps run off.
     """
-    friction = 1.0 if mass else 2 * sqrt(max(posterior.gamma, 1e-3 * k_max))
+    friction = 1.0 if mass is not None else 2 * sqrt(max(posterior.gamma, 1e-3 * k_max))
     step_size = CAREFUL / sqrt(k_max)
     for _ in range(_ATTEMPTS):
         sampler = BAOAB(step_size, friction, mass)
-        state = sampler.init(tensors.copied(params), noise)
+        state, to_lose = sampler.init(tensors.copied(params), noise), 0.0
         for position in walk(
             sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
             last_step=STEPS,
         ):  # fmt: skip
             state = position.state
-        if _at_temperature(state.velocity, posterior.num_moving):
+            if position.step == 0 and position.losses is not None:
+                to_lose = posterior.nbeta * float(position.losses.mean(dim=1).abs().max())
+        if _as_expected(state.velocity, posterior.num_moving, to_lose):
             return tensors.copied(state.params)
         step_size /= _SMALLER
     return None
 
 
-def _at_temperature(velocity: Params, num_moving: int) -> bool:
+def _as_expected(velocity: Params, num_moving: int, to_lose: float) -> bool:
     """Whether every chain's `|v|²`, of mean `num_moving`, is what chance allows; no NaN is."""
-    return bool((tensors.squared_norm(velocity) < 2 * num_moving + 50).all())
+    most = 2 * (num_moving + to_lose) + 50
+    return bool((tensors.squared_norm(velocity) < most).all())

@@ -123,11 +123,13 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     # Away from w* the curvature can be larger: a careful walk goes there and looks.
     ended = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
     if ended is None:
-        said.append(
+        said += [
             f"{WARNING}chains that start at w* run off with every step that was tried: the loss is "
-            "far from quadratic there. Raise gamma, or train on to a minimum"
-        )
-    away = at_center if ended is None else measure(ended)
+            "far from quadratic there. Raise gamma, or train on to a minimum",
+            f"largest curvature of the mean loss: {at_center:.4g} at w*, unknown away from it",
+        ]
+        return Pilot(gamma, at_center, seconds)
+    away = measure(ended)
     largest = max(at_center, away if away < float("inf") else at_center)
     said.append(
         f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a walk of "

@@ -8,7 +8,7 @@ do not, are read where they are; others are inputs like the items.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -22,27 +22,33 @@ _EAGER_CALLS = 2
 """Of a shape before it is recorded: what comes once or twice does not pay."""
 _SHAPES = 16
 """That a function keeps graphs of: each holds its intermediate values."""
-_CLOSE = 1e-2
-"""Relative distance at which a replay is another pass than the eager one, bfloat16 allowed for."""
+_MOST_BYTES = 2**30
+"""Of the inputs, of which a graph has a copy: a pass over more keeps a device busy by itself."""
+_CLOSE, _NEGLIGIBLE = 1e-2, 1e-5
+"""Relative distance at which a replay is another pass than the eager one, bfloat16 allowed for; and
+share of all values together below which one of them may be rounding alone."""
 
 _log = logging.getLogger(__name__)
 
 
 class SharedMemory:
-    """Where graphs that never run at the same time keep their intermediate values."""
+    """Where graphs that never run at the same time keep their intermediate values.
+
+    They are recorded on one stream: what a stream frees is free for that stream alone.
+    """
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._kept: tuple[Any, torch.cuda.Stream] | None = None
 
-    def pool(self) -> Any:
-        """What torch knows it by."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return self._pool
+    def place(self) -> tuple[Any, torch.cuda.Stream]:
+        """The pool, by torch's name for it, and the stream, on the current device."""
+        if self._kept is None:
+            self._kept = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return self._kept
 
     def leave(self) -> None:
         """Later graphs get other memory: a recording failed in this one."""
-        self._pool = None
+        self._kept = None
 
 
 class Replayed:
@@ -66,29 +72,32 @@ class Replayed:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """The function's values, the caller's to keep and to overwrite."""
-        if self._refused or not all(x.is_cuda for x in batch_leaves(batch).values()):
+        leaves = list(batch_leaves(batch).values())
+        if self._refused or not all(x.is_cuda for x in leaves):
             return self._function(batch)
-        shape = shape_of(batch)
-        if shape in self._graphs:
-            return self._graphs[shape](batch)
-        values = self._function(batch)
-        self._calls[shape] = self._calls.get(shape, 0) + 1
-        if self._calls[shape] >= _EAGER_CALLS and len(self._graphs) < _SHAPES:
-            self._record(shape, batch, values)
-        return values
+        device = leaves[0].device
+        shape = (device, shape_of(batch))
+        with torch.cuda.device(device):
+            if shape in self._graphs:
+                return self._graphs[shape](batch)
+            values = self._function(batch)
+            self._calls[shape] = self._calls.get(shape, 0) + 1
+            room = len(self._graphs) < _SHAPES and _bytes(leaves) <= _MOST_BYTES
+            if self._calls[shape] >= _EAGER_CALLS and room and _all_finite(values):
+                self._record(shape, batch, values)
+            return values
 
     def _record(self, shape: Hashable, batch: Batch, values: tuple[Tensor, ...]) -> None:
+        memory = self._memory or SharedMemory()
         try:
-            graph = _Graph(self._function, batch, self._memory and self._memory.pool())
+            graph = _Graph(self._function, batch, *memory.place())
         except RuntimeError as error:  # torch's for whatever the host code does to the device
             self._refused = True
             _log.info("not replayed as a CUDA graph", exc_info=error)
             _end_failed_capture()
-            if self._memory:
-                self._memory.leave()
+            memory.leave()
             return
-        replayed = graph(batch)
-        if all(_is_close(a, b) for a, b in zip(replayed, values, strict=True)):
+        if _are_close(graph(batch), values):
             self._graphs[shape] = graph
         else:
             self._refused = True
@@ -99,20 +108,26 @@ class _Graph:
     """One recorded pass, with the memory that its inputs and outputs lie in."""
 
     def __init__(
-        self, function: Callable[[Batch], tuple[Tensor, ...]], batch: Batch, pool: Any
+        self,
+        function: Callable[[Batch], tuple[Tensor, ...]],
+        batch: Batch,
+        pool: Any,
+        stream: torch.cuda.Stream,
     ) -> None:
         self._inputs = map_batch(torch.clone, batch)
-        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        here = torch.cuda.current_stream()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
             function(self._inputs)  # libraries make their work space for a stream at its first use
         here.wait_stream(stream)
         torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
+        self._graph, mode = torch.cuda.CUDAGraph(), "thread_local"
         # Other threads, such as one that writes to disk, may go on.
-        mode = "thread_local"
         with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode=mode):
             self._outputs = function(self._inputs)
+        for x in self._outputs:  # so that a replay which writes nothing is noticed
+            if x.is_floating_point():
+                x.fill_(float("nan"))
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         into = batch_leaves(self._inputs)
@@ -128,7 +143,20 @@ def _end_failed_capture() -> None:
         torch.zeros(1, device="cuda")
 
 
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same up to the order of sums."""
-    gap = torch.linalg.vector_norm((a - b).double())
-    return bool(gap <= _CLOSE * torch.linalg.vector_norm(b.double()))
+def _bytes(leaves: Sequence[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in leaves)
+
+
+def _all_finite(values: Sequence[Tensor]) -> bool:
+    return all(bool(x.isfinite().all()) for x in values)
+
+
+def _are_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether values are the same up to the order of sums; NaN never is."""
+    sizes = [float(torch.linalg.vector_norm(x.double())) for x in expected]
+    negligible = _NEGLIGIBLE * sum(size**2 for size in sizes) ** 0.5
+    gaps = [
+        float(torch.linalg.vector_norm((a - b).double()))
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return all(g <= max(_CLOSE * s, negligible) for g, s in zip(gaps, sizes, strict=True))

@@ -5,6 +5,8 @@ A verb that ends in `_` writes into its first argument and returns it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -107,3 +109,22 @@ def inner(x: Params, y: Params) -> Tensor:
 def num_elements(x: Params) -> int:
     """Weights per chain of leaves `[C, *shape]`."""
     return sum(leaf[0].numel() for leaf in x.values())
+
+
+def apart(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Leaves that may each be overwritten.
+
+    Copied are those in the memory of an earlier one, and those of which several numbers are one.
+    Where two parameters are added, one of them reshaped or the whole compiled, autograd hands out
+    their equal gradients as two tensors in one place, and the gradient of a sum as one number.
+    """
+    seen: set[int] = set()
+    found = []
+    for leaf in leaves:
+        storage = leaf.untyped_storage().data_ptr()
+        steps = zip(leaf.shape, leaf.stride(), strict=True)
+        repeated = any(length > 1 and step == 0 for length, step in steps)
+        shared = storage in seen or repeated
+        found.append(leaf.clone(memory_format=torch.contiguous_format) if shared else leaf)
+        seen.add(storage)
+    return found

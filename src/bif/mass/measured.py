@@ -9,6 +9,7 @@ downwards, and at least the curvature.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from weakref import WeakKeyDictionary
@@ -56,9 +57,9 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
     if key not in kept:
         with torch.no_grad():
             pilot = _Pilot(problem, key)
-            first = pilot.mass(pilot.walked())
+            first = pilot.mass(pilot.walked() or pilot.start())
             # Where the first walk had no time to go, the second goes with its mass.
-            kept[key] = pilot.mass(pilot.walked(first))
+            kept[key] = pilot.mass(pilot.walked(first) or pilot.start())
     return kept[key]
 
 
@@ -66,12 +67,17 @@ def whitened_curvature(problem: Problem, settings: Settings) -> float:
     """Largest curvature of U in round coordinates: at w*, and where a walk in them goes.
 
     Args: as for `measured_mass`.
+
+    Returns:
+        Infinity where every walk runs off: no step is known that would not.
     """
     pilot = _Pilot(problem, settings)
     mass = measured_mass(problem, settings)
     with torch.no_grad():
-        places = pilot.center(), pilot.walked(mass)
-        return max(pilot.largest(params, mass) for params in places)
+        ended = pilot.walked(mass)
+        if ended is None:
+            return math.inf
+        return max(pilot.largest(params, mass) for params in (pilot.center(), ended))
 
 
 class _Pilot:
@@ -116,15 +122,17 @@ class _Pilot:
     def center(self) -> Params:
         return tensors.stacked(self._posterior.center, 1)
 
-    def walked(self, mass: KroneckerMass | None = None) -> Params:
-        """A few chains after a careful walk from w*, or where they began if all run off."""
-        start = tensors.stacked(self._posterior.center, _CHAINS)
+    def start(self) -> Params:
+        return tensors.stacked(self._posterior.center, _CHAINS)
+
+    def walked(self, mass: KroneckerMass | None = None) -> Params | None:
+        """A few chains after a careful walk from w*; None if they run off."""
         least = 1e-30 if mass is None else 1.0
-        ended = careful_walk(
-            self._posterior, gradient=self._gradient, params=start, noise=self._noise("walk"),
-            k_max=max(self.largest(self.center(), mass), least), mass=mass,
+        return careful_walk(
+            self._posterior, gradient=self._gradient, params=self.start(),
+            noise=self._noise("walk"), k_max=max(self.largest(self.center(), mass), least),
+            mass=mass,
         )  # fmt: skip
-        return start if ended is None else ended
 
     def largest(self, params: Params, mass: Mass | None) -> float:
         product = hessian_product(self._gradient, params, self._posterior.masks)

@@ -128,7 +128,7 @@ class LiveOracle:
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-        return values.detach(), *_apart(gradient)
+        return values.detach(), *tensors.apart(gradient)
 
     def stream(self, batch: Batch, weights: Tensor, take: Callable[[str, Tensor], None]) -> Tensor:
         """Hand out each leaf's gradient of `Σ_b weights[b] * loss_b` as soon as it is complete.
@@ -196,18 +196,3 @@ class LiveOracle:
             for name, p in self._parameters.items()
             if params[name].data_ptr() != p.data_ptr()
         }
-
-
-def _apart(gradient: list[Tensor]) -> list[Tensor]:
-    """Leaves that may be overwritten: those in the memory of an earlier one are copied.
-
-    Where two parameters are added, one of them reshaped or the whole compiled, autograd hands out
-    their equal gradients as two tensors in one place.
-    """
-    seen: set[int] = set()
-    for i, leaf in enumerate(gradient):
-        storage = leaf.untyped_storage().data_ptr()
-        if storage in seen:
-            gradient[i] = leaf.clone()
-        seen.add(storage)
-    return gradient

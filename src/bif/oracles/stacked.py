@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from bif import tensors
 from bif.compiling import compiled
 from bif.items import batch_leaves, map_batch
 from bif.oracles.protocol import of_one_chain
@@ -89,7 +90,8 @@ def _gradient_of_stack(
 
     def gradient(inputs: Batch) -> tuple[Tensor, ...]:
         found, values = made(inputs["params"], inputs["items"], inputs["weights"])
-        return values.detach(), *(found[name].detach() for name in inputs["params"])
+        leaves = [found[name].detach() for name in inputs["params"]]
+        return values.detach(), *tensors.apart(leaves)
 
     return gradient
 
@@ -128,7 +130,7 @@ def vmap_refusal(
         oracle.gradient(params, batch, weights, per_chain=False)
         if per_chain:
             oracle.gradient(params, own, torch.stack([weights, weights]), per_chain=True)
-        for function in (loss, *observables):
+        for function in dict.fromkeys((loss, *observables)):
             oracle.values(function, params, batch)
     except Exception as error:  # whatever vmap meets inside the user's model
         lines = str(error).strip().splitlines() or [""]
