@@ -53,15 +53,14 @@ def scaling_page(
         command = "python benchmarks/scaling.py --out benchmarks/results --device cuda --forecast"
         return "\n".join([*lines, NOT_YET.format(command=command)]) + "\n"
     lines += [where(run), ""]
-    if run.get("earlier_commands"):
-        lines += ["Rows of earlier commands on the same kind of machine are in it:", ""]
-        lines += [*(f"* `{command}`" for command in run["earlier_commands"]), ""]
+    lines += _earlier(run)
     if pictured:
         lines += ["![Cost against model size](images/scaling-weights.png)", ""]
     lines += [*markdown(run["rows"], _SCALING, cell), ""]
     if beyond is not None:
         lines += ["On another card, whose seconds do not compare with those above:", ""]
-        lines += [where(beyond), "", *markdown(beyond["rows"], _SCALING, cell), ""]
+        lines += [where(beyond), "", *_earlier(beyond)]
+        lines += [*markdown(beyond["rows"], _SCALING, cell), ""]
     for found, title in ((run, "Model size"), (sweep, "Items and queries")):
         if found is None:
             continue
@@ -72,6 +71,15 @@ def scaling_page(
             lines += [*markdown(found["rows"], columns, cell), ""]
         lines += _laws(found, cell)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _earlier(run: Run) -> list[str]:
+    """The commands whose rows a run went on from."""
+    commands = run.get("earlier_commands")
+    if not commands:
+        return []
+    return ["Rows of earlier commands on the same kind of machine are in it:", "",
+            *(f"* `{command}`" for command in commands), ""]  # fmt: skip
 
 
 def _laws(run: Run, cell: Cell) -> list[str]:

@@ -166,13 +166,13 @@ def write_mixing() -> None:
         "off the quadratic the law is another: it stays in the benchmark.",
         "",
         "*Refreshed control variates* take the gradient of all items at every draw, where their "
-        "losses are needed anyway, and mini-batches against that draw in between. They need ten "
-        "times the friction not to heat the chains, and then gain nothing: on digits "
-        "fewer effective draws, on concrete as many. They stay in the benchmark too.",
+        "losses are needed anyway, and mini-batches against that draw in between; friction is ten "
+        "times that of full gradients, for with less the noise of gradients heats the chains. "
+        "There is nothing to gain: their effective draws a second are below those of full "
+        "gradients on digits and on concrete. They stay in the benchmark too.",
         "",
-        "On Fashion-MNIST the chains with a Kronecker mass ran off: the walk on which it was "
-        "measured had done so too, unnoticed. Since then such a walk begins again with smaller "
-        "steps; that was not measured again.",
+        "On Fashion-MNIST the chains with a Kronecker mass diverged. A walk on which the mass was "
+        "measured that runs off now begins again with smaller steps; that was not measured again.",
     ]
     for setting in SETTINGS:
         run = newest(f"mixing-{setting}")

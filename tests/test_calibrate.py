@@ -342,6 +342,13 @@ class TestDownhill:
     def test_a_well_is_not(self, bend):
         assert bif.calibrate(downhill(bend), Settings(nbeta=10.0, gamma=25.0)).warnings == []
 
+    def test_chains_that_run_off_are_warned_of_with_the_remedy(self, monkeypatch):
+        module = importlib.import_module("bif.pilot")
+        monkeypatch.setattr(module, "careful_walk", lambda *given, **named: None)
+        found = bif.calibrate(classification(), Settings(mass="identity"))
+        assert any("run off with every step" in w and "Raise gamma" in w for w in found.warnings)
+        assert any(line.endswith("unknown away from it") for line in found.explanations)
+
     def test_the_warning_stands_beside_the_result(self, tmp_path):
         settings = Settings(nbeta=1.0, gamma=1.9, chains=4, draws=5, thin=1)
         run = bif.attribute(downhill(-2.0), settings, out=tmp_path)

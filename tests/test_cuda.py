@@ -14,7 +14,7 @@ import torch
 import bif
 from bif import Settings, losses, recording
 from bif.record import BlockRecorder
-from bif.replay import Replayed, SharedMemory
+from bif.replay import Replayed, SharedMemory, _Graph
 from bif.sampling import Sampling
 from bif.store import BlockStore, Commit
 from broken_runs import assert_same
@@ -197,11 +197,17 @@ class TestReplay:
         settings = replace(
             TINY, device="cuda", draws=12, oracle=oracle, gradient=gradient, batch_size=batch_size
         )
+        replays, replay = [], _Graph.__call__
+
+        def counted(graph: _Graph, batch: Any) -> Any:
+            replays.append(graph)
+            return replay(graph, batch)
+
+        monkeypatch.setattr(_Graph, "__call__", counted)
         replayed = bif.attribute(classification(), settings)
-        recorded = []
-        monkeypatch.setattr(Replayed, "_record", lambda *arguments: recorded.append(arguments))
+        assert len(replays) > 12  # beside one check each
+        monkeypatch.setattr(Replayed, "_record", lambda *arguments: None)
         eager = bif.attribute(classification(), settings)
-        assert recorded
         for a, b in zip(replayed.traces.blocks, eager.traces.blocks, strict=True):
             torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
             torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
@@ -214,6 +220,7 @@ class TestReplay:
         for k in range(6):
             given.append((double(torch.full((3,), 1.0 + k, device="cuda"))[0],
                           square(torch.full((3,), 1.0 + k, device="cuda"))[0]))  # fmt: skip
+        assert double._graphs and square._graphs
         for k, (twice, squared) in enumerate(given):
             assert twice.tolist() == [2.0 * (1 + k)] * 3
             assert squared.tolist() == [(1.0 + k) ** 2] * 3
@@ -228,6 +235,20 @@ class TestReplay:
             assert good(x)[0].tolist() == [k + 1.0] * 2
             assert bad(x)[0].tolist() == [k + 2.0 * k] * 2
             assert late(x)[0].tolist() == [k + 2.0] * 2
+        assert good._graphs and late._graphs and bad._refused
+
+    def test_graphs_in_shared_memory_need_that_of_one(self):
+        def large(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (x.expand(64, -1).exp().sum(dim=0),)  # 64 MiB on the way, 1 MiB in the end
+
+        memory, reserved = SharedMemory(), []
+        for _ in range(3):
+            replayed = Replayed(large, memory)
+            for _ in range(3):
+                replayed(torch.ones(2**18, device="cuda"))
+            assert replayed._graphs
+            reserved.append((torch.cuda.memory_reserved(), replayed))
+        assert reserved[2][0] - reserved[0][0] < 2**26
 
     def test_a_replay_reads_the_weights_as_they_are_and_what_it_gives_is_kept(self):
         weight = torch.ones(3, device="cuda")

@@ -264,3 +264,15 @@ def test_the_picture_has_a_panel_for_each_part_that_was_run(load):
         assert picture.startswith(b"\x89PNG")
         widths.append(int.from_bytes(picture[16:20], "big"))
     assert widths[1] == pytest.approx(2 * widths[0], abs=2)
+
+
+def test_rows_of_two_runs_are_joined_where_their_networks_are_the_same(load):
+    with_rows = load("tables").with_rows
+    first = {"seed": 0, "sizes": {"width": 64}, "about": {"weights": 1}, "command": "a",
+             "rows": [{"method": "ekfac", "lds": 0.5}]}  # fmt: skip
+    later = {**first, "command": "b", "rows": [{"method": "ekfac", "lds": 0.6}, {"method": "bif"}]}
+    joined = with_rows(first, later)
+    assert joined["rows"] == [{"method": "ekfac", "lds": 0.5}, {"method": "bif"}]
+    assert (joined["command"], joined["earlier_commands"]) == ("b", ["a"])
+    with pytest.raises(ValueError, match="differ in 'sizes'"):
+        with_rows(first, {**later, "sizes": {"width": 65}})

@@ -12,7 +12,7 @@ from torch import nn
 from bif import Problem, Settings, attribute, tensors
 from bif.calibrate import calibrate
 from bif.losses import squared_error
-from bif.mass import KroneckerMass, measured_mass, whitened_curvature
+from bif.mass import KroneckerMass, measured, measured_mass, whitened_curvature
 from bif.rng import BlockNoise, generator
 from bif.samplers import BAOAB
 
@@ -119,6 +119,40 @@ def test_the_measured_mass_makes_a_kronecker_hessian_round():
     assert curvatures.max() / curvatures.min() > 300
     # 64 random products leave an eighth of scatter in each of 18 directions.
     assert 0.8 < found < 1.8
+
+
+class TestRunningOff:
+    """No walk stays near w*, as where the loss is far from quadratic."""
+
+    @pytest.fixture(autouse=True)
+    def all_walks(self, monkeypatch):
+        monkeypatch.setattr(measured, "careful_walk", lambda *given, **named: None)
+
+    def test_no_mass_is_chosen_whose_steps_are_not_known(self):
+        found = calibrate(steep_problem(), Settings(nbeta=600.0, gamma=0.05))
+        assert found.settings.mass == "identity"
+        assert any("chains run off w* with every step" in line for line in found.explanations)
+
+    def test_one_that_is_asked_for_is_refused(self):
+        with pytest.raises(ValueError, match="run off w\\* with every step .* Leave mass open"):
+            calibrate(steep_problem(), Settings(nbeta=600.0, gamma=0.05, mass="kronecker"))
+
+
+def test_where_a_solver_for_eigenvectors_gives_up_another_finds_them(monkeypatch):
+    solve, calls = torch.linalg.eigh, []
+
+    def gives_up_first(matrix: torch.Tensor):
+        calls.append(matrix)
+        if len(calls) == 1:
+            raise torch.linalg.LinAlgError("did not converge")
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up_first)
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+    found = measured._rotation(matrix)
+    values = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(found @ values @ found.T, matrix)
+    assert len(calls) == 2
 
 
 def test_the_mass_does_not_depend_on_the_seed_and_leaves_global_randomness_alone():

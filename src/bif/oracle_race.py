@@ -1,7 +1,7 @@
 """Chains of a block as one operation, or one after another: what a device does faster.
 
-A GPU runs stacks of small layers as batched products, far faster than chain after chain; but a
-stack of convolutions is a grouped one, for which it has slower kernels.
+Stacks of linear layers are batched products, which fill a GPU; a stack of convolutions is a grouped
+one, which a GPU may do more slowly than one after another.
 """
 
 from __future__ import annotations
