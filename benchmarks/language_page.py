@@ -177,7 +177,7 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "The response estimator has no such noise: it asks where the minimum of U moves when "
         "passages weigh more, by descent from w* instead of draws where the tuning part prefers "
         "temperature 0. On the smaller of the two GPTs it predicts fine-tuning better than EK-FAC, "
-        "which leaves weights out and takes layers for independent, for about 900 times the "
-        "seconds; on the larger it has no row.",
+        "which leaves weights out and takes layers for independent, but takes far "
+        "longer; on the larger it has no row.",
     ),
 }
