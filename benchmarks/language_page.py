@@ -176,8 +176,8 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "",
         "The response estimator has no such noise: it asks where the minimum of U moves when "
         "passages weigh more, by descent from w* instead of draws where the tuning part prefers "
-        "temperature 0. On the smaller of the two GPTs it predicts fine-tuning better than EK-FAC, "
-        "which leaves weights out and takes layers for independent, but takes far "
-        "longer; on the larger it has no row.",
+        "temperature 0. It predicts fine-tuning of the smaller of the two GPTs better than EK-FAC "
+        "does, which leaves weights out and takes layers for independent; it takes far longer, and "
+        "has no row on the larger.",
     ),
 }
