@@ -30,6 +30,13 @@ PACE = Pace(step=0.01, record=0.02, signal=1e-3, spent=1.0)
 @pytest.fixture
 def paced(monkeypatch):
     monkeypatch.setattr(budget, "measure_pace", lambda *_, **__: PACE)
+    fewer(monkeypatch, share=0.5)
+
+
+def fewer(monkeypatch, *, share: float) -> None:
+    """Half of the chains take this share of the time."""
+    found = share * PACE.step, share * PACE.record
+    monkeypatch.setattr(budget, "_timed", lambda sampling, chains, left: found)
 
 
 def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]:
@@ -75,6 +82,21 @@ class TestChoice:
         assert settings.chains == settings.block_size == 8
         assert settings.draws is not None and settings.draws >= 150
         assert "do not come to an end within the budget" in said
+
+    def test_fewer_chains_are_timed_where_a_device_is_not_full(self, monkeypatch):
+        given = {"budget": 10.5, "relaxation": 6.0, "chains": 16}
+        monkeypatch.setattr(budget, "MIN_RELAXATIONS", 80)
+        half, _ = chosen(**given)
+        fewer(monkeypatch, share=0.7)
+        longer, _ = chosen(**given)
+        assert half.chains == longer.chains == 8
+        assert half.draws is not None and longer.draws is not None
+        # 80 % of 9.5 s: burn-in of 60 steps, and draws of two steps and a record.
+        for draws, share in ((half.draws, 0.5), (longer.draws, 0.7)):
+            assert draws == pytest.approx((7.6 / share - 0.6) / 0.04, abs=8)
+        fewer(monkeypatch, share=1.0)
+        with pytest.raises(ValueError, match=r"too small to converge.*s a step of 8 chains"):
+            chosen(**given)
 
     def test_a_budget_too_small_to_converge_is_refused_with_what_it_would_take(self):
         with pytest.raises(ValueError, match=r"too small to converge.*Give at least \d+ s, raise"):

@@ -110,7 +110,7 @@ def choose_draws(
     assert settings.thin is not None and settings.chains is not None
     least = fewest_draws(settings, relaxation)
     pace = measure_pace(problem, settings, least=least, started=started)
-    draws, chains, why = least, settings.chains, []
+    draws, chains, asked, why = least, settings.chains, settings.chains, []
     if settings.reliability is not None:
         needed = pace.total_for(settings.reliability)
         slack = _SLACK if chains <= (settings.block_size or 1) else 1.0
@@ -118,6 +118,11 @@ def choose_draws(
         why.append(f"reliability {settings.reliability:g} needs about {needed:,.0f} draws in all")
     if settings.budget is not None:
         chains, allowed = affordable(settings, pace, least)
+        if chains < min(settings.block_size or 1, settings.chains) and not settings.compiled:
+            # A device that is not full takes as long for fewer.
+            settings = replace(settings, chains=chains, block_size=chains)
+            pace = timed_again(problem, settings, pace)
+            chains, allowed = affordable(settings, pace, least)
         draws = allowed if settings.reliability is None else min(draws, allowed)
         why.append(f"a budget of {settings.budget:,.0f} s allows {allowed} of {chains} chains")
     block_size, goal, expected = min(settings.block_size or 1, chains), None, draws
@@ -130,8 +135,8 @@ def choose_draws(
     agreement = f"reliability {found:.2f}" if math.isfinite(found) else (
         "of reliability none: to measure it would take too much of the budget"
     )  # fmt: skip
-    if chains != settings.chains:
-        said.append(f"chains = {chains}: {settings.chains} do not come to an end within the budget")
+    if chains != asked:
+        said.append(f"chains = {chains}: {asked} do not come to an end within the budget")
     said.append(
         f"draws = {'at most ' if goal else ''}{draws} of each chain: {'; '.join(why)}. Forecast: "
         f"{seconds:,.0f} s of sampling, {agreement}"
@@ -178,6 +183,22 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
     signal = found / (1 - found) / traces.total_draws
     return Pace(step, record, signal, time.perf_counter() - started)
+
+
+def timed_again(problem: Problem, settings: Settings, pace: Pace) -> Pace:
+    """The same signal, with the seconds of a block of another size.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Complete but for `draws`, with that block and a budget.
+        pace: Of the other block.
+    """
+    started = time.perf_counter()
+    assert settings.block_size is not None and settings.budget is not None
+    alone = replace(settings, reliability=None, budget=None, draws=2)
+    left = float(settings.budget) - pace.spent
+    step, record = _timed(Sampling(problem, alone), settings.block_size, left)
+    return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
 
 
 def _timed(sampling: Sampling, chains: int, budget: float | None) -> tuple[float, float]:
