@@ -67,9 +67,8 @@ def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: float) -
     """
     nbeta = found["nbeta/n"] * task.problem.num_train
     settings = replace(
-        base, sampler=found["sampler"], nbeta=nbeta,
-        gamma=nbeta * found["damping"] * usual,
-    )  # fmt: skip
+        base, sampler=found["sampler"], nbeta=nbeta, gamma=nbeta * found["damping"] * usual
+    )
     if found["step"] == 1.0:
         return settings
     complete = bif.calibrate(task.problem, replace(settings, budget=None)).settings

@@ -167,7 +167,7 @@ def write_mixing() -> None:
         "",
         "*Refreshed control variates* take the gradient of all items at every draw, where their "
         "losses are needed anyway, and mini-batches against that draw in between; friction is ten "
-        "times that of full gradients, for with less the noise of gradients heats the chains. "
+        "times that of full gradients, since low friction multiplies the noise of gradients. "
         "There is nothing to gain: their effective draws a second are below those of full "
         "gradients on digits and on concrete. They stay in the benchmark too.",
         "",
@@ -313,11 +313,11 @@ def write_scaling() -> None:
 
 def write_language() -> None:
     """What scores are worth on real text, with a picture."""
-    names = ("language", "language-planted", "language-lds")
-    found = [run for name in names if (run := newest(name))]
     small, response = newest("language-lds-small"), newest("language-lds-response")
-    found += [with_rows(small, response) if small and response else run
-              for run in (small or response,) if run]  # fmt: skip
+    if small and response:
+        small = with_rows(small, response)
+    names = ("language", "language-planted", "language-lds")
+    found = [run for run in (*map(newest, names), small) if run]
     runs = [run for run in found if not run.get("tiny")]
     picture = DOCS / "images" / "language.png"
     picture.unlink(missing_ok=True)

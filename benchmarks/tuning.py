@@ -34,8 +34,10 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
     run = newest(f"sweep-{task.name}")
     if run is not None:
         best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
-        damping = default_damping(task, within)
-        yield "best of the sweep", lambda: swept(task, within, best, damping)
+        yield (
+            "best of the sweep",
+            lambda: swept(task, within, best, default_damping(task, within)),
+        )
 
 
 def main() -> None:
