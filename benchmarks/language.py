@@ -249,7 +249,7 @@ def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    made.add_argument("--methods", nargs="+", choices=METHODS, help="of `lds`; all if not given")
+    made.add_argument("--methods", nargs="+", choices=METHODS, help="of `lds`, in their order")
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
     made.add_argument("--name", default="language", help="of the JSON file")
     for name, value in DEFAULTS.items():
@@ -308,7 +308,7 @@ def main() -> None:
         for made in makers[part](text, model):  # all of the part so far: a run may be cut off
             write(a.name, a, rows + made, about=about, sizes=sizes, tiny=a.tiny)
         print(f"{part}: {time.perf_counter() - started:.0f} s", flush=True)
-        print_table(made)
+        print_table([{k: v for k, v in row.items() if k != "tuned"} for row in made])
         rows += made
 
 

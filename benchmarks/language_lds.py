@@ -102,13 +102,13 @@ def lds_rows(
         (known["gradient_cosine"], paired),
         (FittedMethod("ekfac", _ekfac, _SCALES), paired),
         (Fluctuation("bif"), task),
-        (Responses(), paired),
+        (Responses(bregman=True), paired),
         (Fluctuation("bif_minibatch"), noisy),
     ]
+    by_name = {method.name: (method, own) for method, own in methods}
     found: list[Scored] = []
-    for method, own in methods:
-        if arguments.methods and method.name not in arguments.methods:
-            continue
+    for name in arguments.methods or METHODS:
+        method, own = by_name[name]
         try:
             made = method.run(own, judged, found)
         except (Unsuited, ValueError, RuntimeError, NotImplementedError) as reason:
@@ -116,4 +116,6 @@ def lds_rows(
             continue
         found += made
         print(f"{method.name}: {made[0].cost.seconds:.1f} s", flush=True)
-        yield [{"part": "lds", **row} for row in judge.rows(found, [bank])]
+        tuned = [scored.tuned for scored in found]
+        rows = judge.rows(found, [bank])
+        yield [{"part": "lds", **r, "tuned": t} for r, t in zip(rows, tuned, strict=True)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import bif
 from bif import budget, minibatches
 from bif.budget import Pace, TooSmallBudget
+from bif.sampling import Sampling
 from small_problems import classification, labelled
 
 GIVEN: dict[str, Any] = {"nbeta": 400.0, "gamma": 4000.0, "chains": 16, "oracle": "stacked"}
@@ -80,6 +82,23 @@ class TestChoice:
         monkeypatch.setattr(minibatches, "heat", lambda *_: 0.8)
         with pytest.raises(TooSmallBudget, match=r"would fit, but their noise .* by 80%"):
             calibrated(needed() / 2)
+
+    def test_chains_that_run_off_are_refused_for_that(self, monkeypatch):
+        def nowhere(sampling: Sampling) -> dict[str, torch.Tensor]:
+            center = sampling.posterior.center
+            return {n: torch.full((1, *x.shape), torch.nan).to(x) for n, x in center.items()}
+
+        monkeypatch.setattr(minibatches, "_one_burn_in_away", nowhere)
+        with pytest.raises(TooSmallBudget, match=r"would fit, but their chains run off"):
+            calibrated(needed() / 2)
+
+    def test_a_mass_that_is_given_is_for_full_gradients(self):
+        with pytest.raises(TooSmallBudget) as refused:
+            calibrated(2.0, mass="kronecker")
+        half = refused.value.needed / 2
+        with pytest.raises(TooSmallBudget) as refused:
+            calibrated(half, mass="kronecker")
+        assert "Control variates" not in str(refused.value)
 
 
 def test_without_a_budget_all_items():

@@ -154,6 +154,20 @@ def test_a_gpu_scores_as_the_cpu_does(temperature: float):
     assert (np.abs(cpu.scores - gpu.scores) <= STANDARD_ERRORS * error + 1e-6).all()
 
 
+@pytest.mark.cuda
+def test_on_a_gpu_a_descent_is_float32_unless_asked_otherwise():
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    on_gpu = replace(TINY, device="cuda")
+    asked = replace(on_gpu, gradient_precision="tf32")
+    cold, warm, other = (
+        respond(classification(), s, h=0.1, steps=4, temperature=t).settings
+        for s, t in ((on_gpu, 0.0), (on_gpu, 1.0), (asked, 0.0))
+    )
+    assert cold.precisions == ("float32", "float32") and warm.precisions == ("tf32", "tf32")
+    assert other.precisions == ("tf32", "float32")
+
+
 # --- Mistakes -------------------------------------------------------------------------------------
 
 MISTAKES = {

@@ -176,7 +176,8 @@ def _step_share(s: Settings, curvature: float) -> float:
 def heat(sampling: Sampling, one: Params) -> float:
     """Share by which gradient noise widens the draws in the direction in which it is largest.
 
-    By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known.
+    By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known,
+    infinity where gradients are not finite.
 
     Args:
         sampling: The run's.
@@ -196,6 +197,8 @@ def heat(sampling: Sampling, one: Params) -> float:
     if sampling.mass is not None:
         noise = sampling.mass.to_velocity(noise)
     rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
+    if not rows.isfinite().all():
+        return math.inf
     # One half finds the direction, the other measures: else it would fit itself.
     half, other = rows[::2].double(), rows[1::2].double()
     _, vectors = torch.linalg.eigh(half @ half.T)

@@ -7,6 +7,7 @@ single items change by since w*, and costs two mini-batches a step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from math import ceil
 
@@ -18,6 +19,7 @@ from bif.problem import Problem
 from bif.sampling import Sampling
 from bif.settings import Settings
 from bif.steps import choose_steps
+from bif.types import Params
 
 _SHARES = (4, 6, 8, 12, 16, 24, 32)
 """Of the train items that a mini-batch may be, from the least noisy on."""
@@ -48,8 +50,11 @@ def fall_back(
         started: By `time.perf_counter`, when calibration began.
 
     Raises:
-        TooSmallBudget: They do not fit either, or their noise would widen the draws too much.
+        TooSmallBudget: They do not fit either, or their noise would widen the draws too much; a
+            mass is given, which is for full gradients alone.
     """
+    if settings.mass not in (None, "identity"):
+        raise too_small
     lines = [
         "gradient = control_variate: with full gradients the budget is too small to converge, by "
         f"{too_small.needed:,.0f} s to {float(settings.budget or 0):,.0f} s"
@@ -60,9 +65,14 @@ def fall_back(
     chosen, relaxation = found
     widened = _heat_away_from_center(problem, chosen)
     if not widened <= HEAT:
+        what = (
+            f"their noise widens the draws by {widened:.0%} in its worst direction"
+            if math.isfinite(widened)
+            else "their chains run off"
+        )
         raise TooSmallBudget(
             f"{too_small} Control variates with mini-batches of {chosen.batch_size} would fit, but "
-            f"their noise widens the draws by {widened:.0%} in its worst direction.",
+            f"{what}.",
             pace=too_small.pace,
             needed=too_small.needed,
         )
@@ -111,7 +121,12 @@ def _heat_away_from_center(problem: Problem, settings: Settings) -> float:
     """Share by which gradient noise widens the draws, one burn-in away from w*."""
     few = replace(settings, reliability=None, budget=None, draws=2, chains=2, block_size=2)
     sampling = Sampling(problem, few)
-    assert few.burn_in is not None
-    *_, last = sampling.positions(0, 2, sampling.start(0, 2), last_step=few.burn_in)
-    one = {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}
-    return heat(sampling, one)
+    return heat(sampling, _one_burn_in_away(sampling))
+
+
+def _one_burn_in_away(sampling: Sampling) -> Params:
+    """Weights of one chain, `[1, *shape]`."""
+    burn_in = sampling.settings.burn_in
+    assert burn_in is not None
+    *_, last = sampling.positions(0, 2, sampling.start(0, 2), last_step=burn_in)
+    return {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}

@@ -125,6 +125,12 @@ def complete(problem: Problem, request: Request) -> Calibration:
     """
     said: list[str] = []
     s = _with_oracle(problem, request.settings, said)
+    if request.cold:  # losses at the two ends differ by less than what tf32 rounds
+        s = replace(
+            s,
+            gradient_precision=s.gradient_precision or "float32",
+            loss_precision=s.loss_precision or "float32",
+        )
     each = 2 * request.num_mirrors * request.replicates
     if s.mass == "kronecker":  # its steps are in units of other coordinates
         s = replace(s, step_size=None, friction=None, burn_in=None, thin=None)

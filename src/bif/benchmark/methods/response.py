@@ -16,6 +16,7 @@ from bif.benchmark.task import Task
 from bif.items import Items
 from bif.problem import Problem
 from bif.response import choose_estimator, measure_costs, respond
+from bif.response.pairs import Curvature
 from bif.settings import Settings
 
 _TUNING_QUERIES = 16
@@ -30,23 +31,33 @@ class Responses:
 
     Candidates: each of the task's settings as it is at temperature 1, and at temperature 0 with
     three values of gamma.
+
+    Attributes:
+        name: Of its rows.
+        bregman: Whether temperature 0 is tried with the Gauss-Newton matrix for the Hessian too,
+            which takes a loss of `bif.losses`.
     """
 
     name: str = "bif_response"
+    bregman: bool = False
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
-        candidates = _candidates(task)
+        candidates = _candidates(task, bregman=self.bregman)
         few = _first(task.tuning_queries, _TUNING_QUERIES)
         tuning = task.problem.asking({"tuning": few})
         made = []
         for outcome in task.problem.observables:
             with measured(device) as pilots:
                 tuned = [
-                    {"choice": c.named(task.problem.num_train),
-                     "lds": judge(_scores(tuning, c, outcome.name), outcome.name, len(few))}
+                    {
+                        "choice": c.named(task.problem.num_train),
+                        "lds": judge(
+                            _filled(_scores(tuning, c, outcome.name)), outcome.name, len(few)
+                        ),
+                    }
                     for c in candidates
-                ]  # fmt: skip
+                ]
             best = candidates[int(np.argmax([t["lds"] for t in tuned]))]
             with measured(device) as cost:
                 scores, failed = _whole(_scores(task.problem, best, outcome.name))
@@ -127,12 +138,14 @@ class _Candidate:
     settings: Settings
     temperature: float
     steps: int | None
+    curvature: Curvature = "hessian"
 
     def named(self, num_train: int) -> Mapping[str, Any]:
-        return {**temperatures(self.settings, num_train), "temperature": self.temperature}
+        named = {**temperatures(self.settings, num_train), "temperature": self.temperature}
+        return named if self.curvature == "hessian" else {**named, "curvature": self.curvature}
 
 
-def _candidates(task: Task) -> list[_Candidate]:
+def _candidates(task: Task, *, bregman: bool) -> list[_Candidate]:
     """Settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
@@ -146,7 +159,8 @@ def _candidates(task: Task) -> list[_Candidate]:
                 )
         else:
             cold["default"] = _Candidate(chainless, 0.0, None)
-    return [*cold.values(), *warm]
+    gauss_newton = [replace(c, curvature="bregman") for c in cold.values()] if bregman else []
+    return [*cold.values(), *gauss_newton, *warm]
 
 
 def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray:
@@ -156,6 +170,7 @@ def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray
             candidate.settings,
             observable=outcome,
             temperature=candidate.temperature,
+            curvature=candidate.curvature,
             steps=candidate.steps,
         ).scores
     except (RuntimeError, ValueError) as error:
@@ -166,11 +181,17 @@ def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray
 
 
 def _whole(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores without NaN: a query whose pairs diverged predicts nothing; and how many did."""
+    """Scores without NaN, and how many queries have failed."""
     failed = np.asarray(~np.isfinite(scores).all(axis=1))
     if failed.all():
         raise Unsuited("all pairs of chains diverged.")
-    return np.where(failed[:, None], 0.0, scores), {"failed_queries": float(failed.sum())}
+    return _filled(scores), {"failed_queries": float(failed.sum())}
+
+
+def _filled(scores: np.ndarray) -> np.ndarray:
+    """A query whose pairs diverged predicts nothing."""
+    whole = np.isfinite(scores).all(axis=1, keepdims=True)
+    return np.where(whole, scores, 0.0)
 
 
 def _first(items: Items, count: int) -> Items:
