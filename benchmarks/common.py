@@ -66,8 +66,14 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
 
 def newest(name: str) -> dict[str, Any] | None:
     """The newest committed run of a benchmark."""
+    runs = every(name)
+    return runs[-1] if runs else None
+
+
+def every(name: str) -> list[dict[str, Any]]:
+    """All committed runs of a benchmark, in the order of their dates."""
     files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
-    return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def machine(run: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,19 +44,28 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
         runs: Of `sweep.py`, one a setting.
     """
     lines = [
-        "| setting | seconds | on | defaults | `bif.tune` | best of 48 | its nbeta | its gamma |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| setting | seconds | on | defaults | `bif.tune` | best of 48 | its nbeta | its gamma "
+        "| came to an end |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         rows = [row for row in run["sweep"] if "lds" in row]
+        ended = sum(row["name"] == "sweep" for row in rows)
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r["lds"])
         found = {r["name"]: _of_best(r, best) for r in rows}
         lines.append(
-            f"| {run['benchmark'].removeprefix('sweep-')} | {run['budget']:g} | {machine(run)} "
+            f"| {run['benchmark'].removeprefix('sweep-')}{_size(run)} | {run['budget']:g} "
+            f"| {machine(run)} "
             f"| {found.get('defaults', '–')} | {found.get('tuned', '–')} | {best['lds']:.3f} "
-            f"| {best['nbeta/n']:g} n | {best['damping']:g} × default |"
+            f"| {best['nbeta/n']:g} n | {best['damping']:g} × default | {ended} |"
         )
     return lines
+
+
+def _size(run: Mapping[str, Any]) -> str:
+    """The train items, where a run has another number of them than its setting."""
+    given = re.search(r"--size (\d+)", run["command"])
+    return f", {given[1]} items" if given else ""
 
 
 def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:

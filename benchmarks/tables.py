@@ -8,10 +8,11 @@ Nothing in them is typed by hand, and the plots are drawn anew.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, newest
+from common import RESULTS, every, machine, newest
 from glances import at_a_glance, beside_sweeps, ways_to_be_calibrated
 from language_page import language_page, language_picture
 from scaling_page import scaling_page, scaling_picture
@@ -316,8 +317,9 @@ def write_language() -> None:
     small, response = newest("language-lds-small"), newest("language-lds-response")
     if small and response:
         small = with_rows(small, response)
-    names = ("language", "language-planted", "language-lds")
-    found = [run for run in (*map(newest, names), small) if run]
+    larger = every("language-lds")
+    large = functools.reduce(with_rows, larger) if larger else None
+    found = [run for run in (newest("language"), newest("language-planted"), large, small) if run]
     runs = [run for run in found if not run.get("tiny")]
     picture = DOCS / "images" / "language.png"
     picture.unlink(missing_ok=True)
@@ -338,7 +340,8 @@ def with_rows(run: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the runs differ in {name!r}: their networks are not the same.")
     known = {row["method"] for row in run["rows"]}
     rows = [*run["rows"], *(row for row in later["rows"] if row["method"] not in known)]
-    return {**later, "about": run["about"], "rows": rows, "earlier_commands": [run["command"]]}
+    earlier = [*run.get("earlier_commands", []), run["command"]]
+    return {**later, "about": run["about"], "rows": rows, "earlier_commands": earlier}
 
 
 def preamble(run: dict[str, Any]) -> list[str]:

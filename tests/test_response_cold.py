@@ -154,6 +154,21 @@ def test_a_descent_that_is_cut_short_says_so():
     assert "were not reached to 1 % in 6 steps: raise steps" in found.warnings[0]
 
 
+def test_errors_know_how_coarsely_losses_are_computed():
+    problem = classification(model=network().float(), train=single(20, 1), queries=single(5, 2))
+    coarse = replace(SETTINGS, gradient_precision="bfloat16", loss_precision="bfloat16")
+    exact, found = (respond(problem, s, temperature=0.0, h=0.1) for s in (SETTINGS, coarse))
+    off = np.abs(found.scores - exact.scores)
+    assert off.max() > 100 * exact.standard_error.max()
+    assert (off <= 2 * found.standard_error).all()
+
+
+def single(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Items in float32, which autocast computes otherwise."""
+    inputs, classes = labelled(count, seed=seed)
+    return inputs.float(), classes
+
+
 def test_there_is_no_correlation_without_a_spread():
     dataset = respond(classification(), SETTINGS, temperature=0.0, h=SMALL).influence.dataset
     assert dataset["correlation"].isnull().all() and dataset["self_influence"].isnull().all()

@@ -13,6 +13,17 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 EXACTNESS: tuple[Precision, ...] = ("bfloat16", "tf32", "float32")
 """The least exact first."""
 
+_STEPS: dict[Precision, float] = {"bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
+
+
+def rounding(dtype: torch.dtype, *precisions: Precision) -> float:
+    """Relative distance of numbers, of a dtype whose products are in the coarsest of these.
+
+    Double precision is computed as it is.
+    """
+    steps = [_STEPS[p] for p in precisions if dtype == torch.float32]
+    return max([torch.finfo(dtype).eps, *steps])
+
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:

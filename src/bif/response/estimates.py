@@ -13,6 +13,7 @@ from torch import Tensor
 from bif import tensors
 from bif.estimate.response import BatchMeans
 from bif.items import Items
+from bif.precision import rounding
 from bif.response.pairs import Moment, NoNoise, Pairs, repeated
 from bif.samplers import BAOAB
 from bif.types import Params
@@ -177,7 +178,9 @@ def settled(
     )
     looks = _looks(pairs, walk, h_K, every=every, num_steps=num_steps)
     before = last = next(looks)
-    limit = sqrt(torch.finfo(last.losses.dtype).eps)
+    # Losses may come with the gradient, in its precision.
+    unit = rounding(last.losses.dtype, *pairs.settings.precisions)
+    limit = sqrt(unit)
     smallest = torch.full((len(h_K),), float("inf"), dtype=torch.float64)
     stagnant, moving = torch.zeros(len(h_K)), torch.ones(len(h_K), dtype=torch.bool)
     for look in looks:
@@ -189,20 +192,23 @@ def settled(
         moving = (share > limit) & share.isfinite()
         if not (moving & (stagnant < 3)).any():
             break
-    return _read(last, before, h_K, moving=moving, jitters=stagnant > 0, neighbours=neighbours)
+    return _read(
+        last, before, h_K, unit=unit, moving=moving, jitters=stagnant > 0, neighbours=neighbours
+    )
 
 
 def _read(
-    last: _Look, before: _Look, h_K: Tensor, *, moving: Tensor, jitters: Tensor,
+    last: _Look, before: _Look, h_K: Tensor, *, unit: float, moving: Tensor, jitters: Tensor,
     neighbours: int | None,
 ) -> BlockResponse:  # fmt: skip
     """The last look, with the change since the one before and rounding as its errors.
 
     Args:
+        unit: Relative rounding of a loss.
         moving: Pairs that still change, `[K]`; `jitters`: those whose changes do not get smaller.
     """
     size = last.losses.double().abs().unflatten(0, (len(h_K), -1)).amax(dim=1)
-    floor = torch.finfo(last.losses.dtype).eps * size / h_K.unsqueeze(1)
+    floor = unit * size / h_K.unsqueeze(1)
     error = ((last.response - before.response).square() + floor.square()).sqrt()
     unsettled = moving & (error.norm(dim=1) > 0.01 * last.response.norm(dim=1)).cpu()
     changes = (None, None)
