@@ -23,6 +23,8 @@ METHODS = (
 _CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
 """nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
 _OF_PAIRS = (10.0, 0.2)
+_OF_MINIMA = (0.1, 0.3, 1.0)
+"""At temperature 0, in units of gamma/nbeta at temperature 1: the least of three was best."""
 _SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
@@ -102,7 +104,7 @@ def lds_rows(
         (known["gradient_cosine"], paired),
         (FittedMethod("ekfac", _ekfac, _SCALES), paired),
         (Fluctuation("bif"), task),
-        (Responses(bregman=True), paired),
+        (Responses(dampings=_OF_MINIMA, bregman=True), paired),
         (Fluctuation("bif_minibatch"), noisy),
     ]
     by_name = {method.name: (method, own) for method, own in methods}

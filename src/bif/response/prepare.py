@@ -125,7 +125,7 @@ def complete(problem: Problem, request: Request) -> Calibration:
     """
     said: list[str] = []
     s = _with_oracle(problem, request.settings, said)
-    if request.cold:  # losses at the two ends differ by less than what tf32 rounds
+    if request.cold:  # losses at the two ends of a pair differ by little
         s = replace(
             s,
             gradient_precision=s.gradient_precision or "float32",

@@ -21,8 +21,6 @@ from bif.settings import Settings
 
 _TUNING_QUERIES = 16
 """Every query needs chains of its own: this many judge a candidate."""
-_DAMPINGS = (0.3, 1.0, 3.0)
-"""At temperature 0, in units of the settings' gamma/nbeta."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +28,22 @@ class Responses:
     """Pairs of chains around each query, at temperature 1 or 0 as the tuning part decides.
 
     Candidates: each of the task's settings as it is at temperature 1, and at temperature 0 with
-    three values of gamma.
+    several values of gamma.
 
     Attributes:
         name: Of its rows.
+        dampings: At temperature 0, in units of the settings' gamma/nbeta.
         bregman: Whether temperature 0 is tried with the Gauss-Newton matrix for the Hessian too,
             which takes a loss of `bif.losses`.
     """
 
     name: str = "bif_response"
+    dampings: tuple[float, ...] = (0.3, 1.0, 3.0)
     bregman: bool = False
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
-        candidates = _candidates(task, bregman=self.bregman)
+        candidates = _candidates(task, self.dampings, bregman=self.bregman)
         few = _first(task.tuning_queries, _TUNING_QUERIES)
         tuning = task.problem.asking({"tuning": few})
         made = []
@@ -145,14 +145,14 @@ class _Candidate:
         return named if self.curvature == "hessian" else {**named, "curvature": self.curvature}
 
 
-def _candidates(task: Task, *, bregman: bool) -> list[_Candidate]:
+def _candidates(task: Task, dampings: Sequence[float], *, bregman: bool) -> list[_Candidate]:
     """Settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
         chainless = replace(settings, chains=None, block_size=None)
         warm.append(_Candidate(chainless, 1.0, task.response_steps))
         if settings.nbeta and settings.gamma is not None:
-            for factor in _DAMPINGS:
+            for factor in dampings:
                 damping = settings.gamma / settings.nbeta * factor
                 cold[f"{damping:.3g}"] = _Candidate(
                     replace(chainless, gamma=damping * settings.nbeta), 0.0, None
