@@ -114,6 +114,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     },
     "steps": {"problem", "samplers", "settings"},
     "minibatches": {
+        "types",
         "tensors",
         "budget",
         "checks",
