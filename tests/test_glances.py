@@ -1,0 +1,52 @@
+"""The short tables that `benchmarks/tables.py` puts into pages."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def glances(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("glances")
+
+
+def sweep(**changed):
+    entry = {"name": "sweep", "nbeta/n": 4.0, "damping": 3.0}
+    rows = [
+        {"name": "defaults", "lds": 0.3},
+        {"name": "tuned", "failed": "no time"},
+        {**entry, "lds": 0.25},
+        {**entry, "nbeta/n": 0.25, "damping": 0.2, "lds": 0.4},
+        {**entry, "failed": "no time"},
+    ]
+    run = {
+        "benchmark": "sweep-digits", "budget": 45.0, "sweep": rows,
+        "command": "python benchmarks/sweep.py digits --seconds 45 --out DIR",
+        "hardware": {"cores": 2, "machine": "x86_64"},
+    }  # fmt: skip
+    return run | changed
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ways_to_calibrate_stand_beside_the_best_that_came_to_an_end(glances):
+    header, _, line = glances.beside_sweeps([sweep()])
+    assert dict(zip(cells(header), cells(line), strict=True)) == {
+        "setting": "digits", "seconds": "45", "on": "2 CPU cores (x86_64)",
+        "defaults": "0.300 (75.0%)", "`bif.tune`": "–", "best of 48": "0.400",
+        "its nbeta": "0.25 n", "its gamma": "0.2 × default", "came to an end": "2",
+    }  # fmt: skip
+
+
+def test_a_setting_of_another_size_says_so(glances):
+    command = "python benchmarks/sweep.py digits --size 64 --seconds 45"
+    *_, line = glances.beside_sweeps([sweep(command=command)])
+    assert cells(line)[0] == "digits, 64 items"
