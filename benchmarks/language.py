@@ -19,7 +19,7 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 import bif
 from bif import baselines
 from bif.language import Document, language_problem
+from bif.response.pairs import Curvature
 
 PARTS = ("tokens", "planted", "lds")
 
@@ -252,6 +253,13 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--methods", nargs="+", choices=METHODS, help="of `lds`, in their order")
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
     made.add_argument("--name", default="language", help="of the JSON file")
+    made.add_argument(
+        "--response-dampings", nargs="+", type=float, default=[0.3, 1.0, 3.0],
+        help="of the response estimator at temperature 0, in units of that at temperature 1",
+    )  # fmt: skip
+    made.add_argument(
+        "--response-curvatures", nargs="+", choices=get_args(Curvature), default=["hessian"]
+    )
     for name, value in DEFAULTS.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
     return made

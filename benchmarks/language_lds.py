@@ -23,8 +23,6 @@ METHODS = (
 _CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
 """nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
 _OF_PAIRS = (10.0, 0.2)
-_OF_MINIMA = (0.1, 0.3, 1.0)
-"""At temperature 0, in units of gamma/nbeta at temperature 1: the least of three was best."""
 _SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
@@ -97,6 +95,10 @@ def lds_rows(
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
     judged = Judge([bank.tuning])
+    responses = Responses(
+        dampings=tuple(arguments.response_dampings),
+        curvatures=tuple(arguments.response_curvatures),
+    )
     known = all_methods()
     methods: list[tuple[Any, Task]] = [
         (known["random"], paired),
@@ -104,7 +106,7 @@ def lds_rows(
         (known["gradient_cosine"], paired),
         (FittedMethod("ekfac", _ekfac, _SCALES), paired),
         (Fluctuation("bif"), task),
-        (Responses(dampings=_OF_MINIMA, bregman=True), paired),
+        (responses, paired),
         (Fluctuation("bif_minibatch"), noisy),
     ]
     by_name = {method.name: (method, own) for method, own in methods}

@@ -40,8 +40,11 @@ def scores_of(problem: bif.Problem, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-@pytest.mark.parametrize("bregman", [False, True])
-def test_the_gauss_newton_matrix_is_tried_at_temperature_0_if_asked_for(task, monkeypatch, bregman):
+@pytest.mark.parametrize("curvatures", [("hessian",), ("hessian", "bregman")])
+def test_the_gauss_newton_matrix_is_tried_at_temperature_0_if_asked_for(
+    task, monkeypatch, curvatures
+):
+    bregman = "bregman" in curvatures
     asked: list[tuple[float, str]] = []
 
     def respond(problem: bif.Problem, _: bif.Settings, **how: Any) -> SimpleNamespace:
@@ -49,7 +52,7 @@ def test_the_gauss_newton_matrix_is_tried_at_temperature_0_if_asked_for(task, mo
         sign = 1 if how["curvature"] == "bregman" else -1
         return SimpleNamespace(scores=sign * gradient_product(problem, observable="loss").numpy())
 
-    found = run(task, Responses(bregman=bregman), monkeypatch, respond)
+    found = run(task, Responses(curvatures=curvatures), monkeypatch, respond)
     tried = asked[: len(found.tuned)]
     assert tried.count((0.0, "hessian")) == 3 and tried.count((1.0, "hessian")) == 1
     assert tried.count((0.0, "bregman")) == (3 if bregman else 0)

@@ -33,17 +33,17 @@ class Responses:
     Attributes:
         name: Of its rows.
         dampings: At temperature 0, in units of the settings' gamma/nbeta.
-        bregman: Whether temperature 0 is tried with the Gauss-Newton matrix for the Hessian too,
-            which takes a loss of `bif.losses`.
+        curvatures: At temperature 0; "bregman" has the Gauss-Newton matrix in the Hessian's place
+            and takes a loss of `bif.losses`.
     """
 
     name: str = "bif_response"
     dampings: tuple[float, ...] = (0.3, 1.0, 3.0)
-    bregman: bool = False
+    curvatures: tuple[Curvature, ...] = ("hessian",)
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
-        candidates = _candidates(task, self.dampings, bregman=self.bregman)
+        candidates = _candidates(task, self.dampings, self.curvatures)
         few = _first(task.tuning_queries, _TUNING_QUERIES)
         tuning = task.problem.asking({"tuning": few})
         made = []
@@ -145,7 +145,9 @@ class _Candidate:
         return named if self.curvature == "hessian" else {**named, "curvature": self.curvature}
 
 
-def _candidates(task: Task, dampings: Sequence[float], *, bregman: bool) -> list[_Candidate]:
+def _candidates(
+    task: Task, dampings: Sequence[float], curvatures: Sequence[Curvature]
+) -> list[_Candidate]:
     """Settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
@@ -154,13 +156,10 @@ def _candidates(task: Task, dampings: Sequence[float], *, bregman: bool) -> list
         if settings.nbeta and settings.gamma is not None:
             for factor in dampings:
                 damping = settings.gamma / settings.nbeta * factor
-                cold[f"{damping:.3g}"] = _Candidate(
-                    replace(chainless, gamma=damping * settings.nbeta), 0.0, None
-                )
+                cold[f"{damping:.3g}"] = replace(chainless, gamma=damping * settings.nbeta)
         else:
-            cold["default"] = _Candidate(chainless, 0.0, None)
-    gauss_newton = [replace(c, curvature="bregman") for c in cold.values()] if bregman else []
-    return [*cold.values(), *gauss_newton, *warm]
+            cold["default"] = chainless
+    return [*(_Candidate(s, 0.0, None, c) for c in curvatures for s in cold.values()), *warm]
 
 
 def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray:
