@@ -182,7 +182,7 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "On the larger it does not, but it was not at its best there: temperature 0, which the "
         "smaller one chose, was tried in the tf32 that a GPU computes in by default, and on the "
         "tuning part came out far below what the gradient product reaches, to which it tends with "
-        "damping. What tf32 rounds is not small beside what the losses at the two ends of a pair "
-        "differ by. It is float32 by default since, and has not been measured again.",
+        "damping. Probably tf32 is why: it keeps three digits, and the losses at the two ends of a "
+        "pair differ by little. It is float32 by default since, and has not been measured again.",
     ),
 }

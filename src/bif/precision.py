@@ -13,7 +13,8 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 EXACTNESS: tuple[Precision, ...] = ("bfloat16", "tf32", "float32")
 """The least exact first."""
 
-_STEPS: dict[Precision, float] = {"bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23}
+_COARSER: dict[Precision, float] = {"bfloat16": torch.finfo(torch.bfloat16).eps, "tf32": 2.0**-10}
+"""Relative distance of numbers in precisions below float32."""
 
 
 def rounding(dtype: torch.dtype, *precisions: Precision) -> float:
@@ -21,8 +22,8 @@ def rounding(dtype: torch.dtype, *precisions: Precision) -> float:
 
     Double precision is computed as it is.
     """
-    steps = [_STEPS[p] for p in precisions if dtype == torch.float32]
-    return max([torch.finfo(dtype).eps, *steps])
+    coarser = [_COARSER.get(p, 0.0) for p in precisions if dtype == torch.float32]
+    return max([torch.finfo(dtype).eps, *coarser])
 
 
 @contextmanager
