@@ -57,7 +57,7 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
             f"| {run['benchmark'].removeprefix('sweep-')}{_size(run)} | {run['budget']:g} "
             f"| {machine(run)} "
             f"| {found.get('defaults', '–')} | {found.get('tuned', '–')} | {best['lds']:.3f} "
-            f"| {best['nbeta/n']:g} n | {best['damping']:g} × default | {ended} |"
+            f"| {best['nbeta/n']:g} × default | {best['damping']:g} × default | {ended} |"
         )
     return lines
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import parser, print_table, write
@@ -35,7 +35,7 @@ from bif.benchmark import SETTINGS, Task, named_task
 
 SAMPLERS, STEPS = ("baoab", "sgld"), (1.0, 0.5)
 NBETAS = (0.25, 1.0, 4.0, 16.0)
-"""In units of the number of train items."""
+"""In units of the untempered posterior's: n, or the tokens whose means the losses are."""
 DAMPINGS = (0.2, 1.0, 3.0)
 """Of gamma, in units of the default's share of nbeta."""
 TUNING_SUBSETS = 24
@@ -47,27 +47,31 @@ def grid() -> Iterator[dict[str, Any]]:
         yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
 
 
-def default_damping(task: Task, base: bif.Settings) -> float:
-    """gamma/nbeta that calibration takes, which is the same at any temperature."""
-    nbeta = float(task.problem.num_train)
-    plain = replace(base, nbeta=nbeta, budget=None, mass="identity")
-    gamma = bif.calibrate(task.problem, plain).settings.gamma
-    assert gamma is not None
-    return gamma / nbeta
+class Usual(NamedTuple):
+    """nbeta that calibration takes, and its gamma/nbeta, which is the same at any temperature."""
+
+    nbeta: float
+    damping: float
 
 
-def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: float) -> bif.Settings:
+def usual_posterior(task: Task, base: bif.Settings) -> Usual:
+    chosen = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
+    assert chosen.nbeta is not None and chosen.gamma is not None
+    return Usual(chosen.nbeta, chosen.gamma / chosen.nbeta)
+
+
+def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: Usual) -> bif.Settings:
     """Settings of an entry of the grid; its step is a share of the one that calibration takes.
 
     Args:
         task: Its setting.
         base: What all entries share.
         found: The entry.
-        usual: gamma/nbeta where the entry's damping is 1.
+        usual: nbeta and gamma/nbeta of an entry of 1 and 1.
     """
-    nbeta = found["nbeta/n"] * task.problem.num_train
+    nbeta = found["nbeta/n"] * usual.nbeta
     settings = replace(
-        base, sampler=found["sampler"], nbeta=nbeta, gamma=nbeta * found["damping"] * usual
+        base, sampler=found["sampler"], nbeta=nbeta, gamma=nbeta * found["damping"] * usual.damping
     )
     if found["step"] == 1.0:
         return settings
@@ -106,6 +110,8 @@ def main() -> None:
     base = bif.Settings(weight_decay=task.settings[0].weight_decay, seed=arguments.seed)
     within = replace(base, budget=arguments.seconds)
 
+    # Before the first row, which would pay alone for what a process does once.
+    usual = usual_posterior(task, within)
     rows: list[dict[str, Any]] = []
     if arguments.add:
         rows = again(arguments.add, arguments.seconds)
@@ -119,9 +125,8 @@ def main() -> None:
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r.get("lds", 0.0))
         settings_of_grid = [g for g in settings_of_grid if g.items() <= best.items()]
         rows.remove(best)
-    damping = default_damping(task, within) if settings_of_grid else float("nan")
     for found in settings_of_grid:
-        settings = swept(task, within, found, damping)
+        settings = swept(task, within, found, usual)
         rows.append({"name": "sweep", **found, **judged(task, settings, part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task)

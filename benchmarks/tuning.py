@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import newest, parser, print_table, write
 from judging import add_banks, judged, reported_part
-from sweep import default_damping, swept, tuned
+from sweep import swept, tuned, usual_posterior
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
@@ -36,7 +36,7 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
         best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
         yield (
             "best of the sweep",
-            lambda: swept(task, within, best, default_damping(task, within)),
+            lambda: swept(task, within, best, usual_posterior(task, within)),
         )
 
 

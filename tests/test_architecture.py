@@ -86,6 +86,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     },
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "alignment": {"types", "items", "oracles"},
+    "untempered": {"problem"},
     "pilot": {
         "alignment",
         "types",

@@ -31,7 +31,7 @@ from small_problems import filled, normal
 pytest.importorskip("PIL", reason="the extra `report` is not installed")
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
 
-NUM_IMAGES, NUM_STORIES, SIZE = 60, 40, 24
+NUM_IMAGES, NUM_STORIES, SIZE = 60, 100, 24
 
 
 def plain_resnet20() -> nn.Module:

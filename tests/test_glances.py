@@ -42,7 +42,7 @@ def test_ways_to_calibrate_stand_beside_the_best_that_came_to_an_end(glances):
     assert dict(zip(cells(header), cells(line), strict=True)) == {
         "setting": "digits", "seconds": "45", "on": "2 CPU cores (x86_64)",
         "defaults": "0.300 (75.0%)", "`bif.tune`": "–", "best of 48": "0.400",
-        "its nbeta": "0.25 n", "its gamma": "0.2 × default", "came to an end": "2",
+        "its nbeta": "0.25 × default", "its gamma": "0.2 × default", "came to an end": "2",
     }  # fmt: skip
 
 

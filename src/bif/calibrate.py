@@ -22,6 +22,7 @@ from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.settings import Settings
 from bif.steps import choose_steps, relaxation_steps, smallest_curvature
+from bif.untempered import untempered
 
 DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
@@ -252,8 +253,8 @@ def _choose_posterior_and_steps(
     """Complete settings, the steps in which the slowest direction forgets, the curvature used."""
     nbeta = settings.nbeta
     if nbeta is None:
-        nbeta = float(problem.num_train)
-        said.append(f"nbeta = {nbeta:g}: the number of train items, the untempered posterior")
+        nbeta, why = untempered(problem)
+        said.append(f"nbeta = {nbeta:g}: {why}")
     chosen = replace(settings, nbeta=nbeta)
     underdamped = settings.sampler in ("baoab", "sgnht")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]

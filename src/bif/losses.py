@@ -7,12 +7,40 @@ targets)` for the first three and a dict with `input_ids` for language models.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bif.types import Batch
+from bif.types import Batch, ItemLoss
 from bif.unpacked import one_text_a_row
+
+
+def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]:
+    """Mark a loss as the mean of several log-likelihoods of an item, as per-token losses are.
+
+    `nbeta · mean loss` is the negative log-likelihood of all train items where nbeta is their
+    number, if an item's loss is its own negative log-likelihood; where it is a mean of T of them,
+    nbeta is T times as large.  The default of nbeta follows the mark, and nothing else does.
+
+    Args:
+        count: `count(batch) -> [B]`, how many log-likelihoods each item's loss is the mean of.
+
+    Returns:
+        A decorator; the loss stays what it is.
+    """
+
+    def marked(loss: ItemLoss) -> ItemLoss:
+        loss.averages = count  # type: ignore[attr-defined]
+        return loss
+
+    return marked
+
+
+def counted_tokens(batch: Batch) -> Tensor:
+    """Next tokens of each item that count, `[B]`, at least 1."""
+    return counted(batch).sum(dim=1).clamp(min=1)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -63,6 +91,7 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
 
+@averages(counted_tokens)
 def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's counted tokens, `[B]`.
 
@@ -73,11 +102,14 @@ def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
 
 def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:
     """Losses of next tokens `[B, T - 1]`, averaged over those of each item that count, `[B]`."""
-    targets = batch.get("labels", batch["input_ids"])[:, 1:]
-    counted = targets != -100
-    if batch.get("attention_mask") is not None:
-        counted = counted & (batch["attention_mask"][:, 1:] != 0)
-    return losses.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    return losses.sum(dim=1) / counted_tokens(batch)
+
+
+def counted(batch: Batch) -> Tensor:
+    """Which next tokens count, bool `[B, T - 1]`."""
+    counted = batch.get("labels", batch["input_ids"])[:, 1:] != -100
+    mask = batch.get("attention_mask")
+    return counted if mask is None else torch.logical_and(counted, mask[:, 1:] != 0)
 
 
 def per_item(losses: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ class LocalPosterior:
 
     Args:
         center: Trained weights w*, leaves `[*shape]`; must hold at least one movable leaf.
-        nbeta: Inverse temperature times the number of items; n is the untempered posterior.
+        nbeta: Inverse temperature times the number of items; n is the untempered posterior, of
+            losses that are an item's negative log-likelihood.
         gamma: Precision of the Gaussian around w*, in units of U's curvature.
         movable: Globs of parameter names such as `"layers.0.*"`, with slices at their end
             (`"*.q_proj.weight[0:64]"`, `"*.o_proj.weight[:,0:64]"`) for a part of each, or a

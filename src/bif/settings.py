@@ -22,7 +22,8 @@ class Settings:
 
     Attributes:
         sampler: The SG-MCMC rule.
-        nbeta: Inverse temperature times the number of items; n by default.
+        nbeta: Inverse temperature times the number of items; n by default, or the number of their
+            tokens where a loss is the mean over an item's (`bif.losses.averages`).
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
             w*) / 50, up to 100 times that where gradients of items are nearly orthogonal.
         chains: Independent chains, at least 2.

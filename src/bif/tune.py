@@ -25,6 +25,7 @@ from bif.sampling import Sampling
 from bif.settings import Settings
 from bif.traces import LossTraces
 from bif.types import Batch
+from bif.untempered import untempered
 
 NBETA_FACTOR, DAMPING_FACTOR = 4.0, 3.0
 """Steps of the search."""
@@ -82,10 +83,10 @@ def tune(
 
     A search uphill: nbeta by factors of 4, colder with gamma fixed or warmer with gamma/nbeta
     fixed, then gamma by factors of 3.  Networks retrained from scratch end further away than
-    those from w*, so for them it starts from a posterior warmer than the default, n/4, and else
-    from a colder one, 4 n.  The forecast is `lds · sqrt(R_k / R_1)`: noise in predictions of
-    reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the draws have `R_k = k R_1
-    / (1 + (k - 1) R_1)`.
+    those from w*, so for them it starts from a posterior warmer than the default, a fourth of its
+    nbeta, and else from a colder one, four times that.  The forecast is `lds · sqrt(R_k / R_1)`:
+    noise in predictions of reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the
+    draws have `R_k = k R_1 / (1 + (k - 1) R_1)`.
 
     Args:
         problem: Model, train items and observables; its queries play no part.
@@ -115,7 +116,8 @@ def tune(
         spent = time.perf_counter() - started
         return left is None or spent + 1.25 * pilots.tried[-1].seconds < left
 
-    damping, n = pilots.default_damping(float(problem.num_train)), problem.num_train
+    n, _ = untempered(problem)
+    damping = pilots.default_damping(n)
 
     def at(step: int) -> Tried:
         """Colder in the same ball, or warmer in a wider one."""

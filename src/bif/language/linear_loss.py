@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bif.losses import at_least_float32, mean_over_counted
+from bif.losses import at_least_float32, averages, counted_tokens, mean_over_counted
 from bif.types import Batch
 from bif.unpacked import one_text_a_row
 
@@ -65,6 +65,7 @@ def chunked_next_token(
     return losses.view(targets.shape)
 
 
+@averages(counted_tokens)
 def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's counted tokens, `[B]`."""
     return mean_over_counted(chunked_next_token(model, batch), batch)

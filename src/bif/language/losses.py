@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bif.language.linear_loss import chunked_next_token, chunked_next_token_mean
 from bif.language.passages import Task
-from bif.losses import at_least_float32, next_token, next_token_mean
+from bif.losses import at_least_float32, averages, next_token, next_token_mean
 from bif.types import Batch, ItemLoss
 
 
@@ -27,10 +27,15 @@ def masked_token(model: nn.Module, batch: Batch) -> Tensor:
     )
 
 
+def masked_tokens(batch: Batch) -> Tensor:
+    """Tokens of each item that are masked, `[B]`, at least 1."""
+    return (batch["labels"] != -100).sum(dim=1).clamp(min=1)
+
+
+@averages(masked_tokens)
 def masked_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's masked tokens, `[B]`."""
-    counted = (batch["labels"] != -100).sum(dim=1).clamp(min=1)
-    return masked_token(model, batch).sum(dim=1) / counted
+    return masked_token(model, batch).sum(dim=1) / masked_tokens(batch)
 
 
 def label_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

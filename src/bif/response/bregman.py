@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,12 +66,11 @@ def _squared_error(model: nn.Module, center: nn.Module, batch: Batch) -> Tensor:
 
 def _next_token(model: nn.Module, center: nn.Module, batch: Batch) -> Tensor:
     divergences = _relative_entropy(_next_logits(center, batch), _next_logits(model, batch))
-    return divergences.masked_fill(~_counted(batch), 0.0)
+    return divergences.masked_fill(~losses.counted(batch), 0.0)
 
 
 def _next_token_mean(model: nn.Module, center: nn.Module, batch: Batch) -> Tensor:
-    counted = _counted(batch).sum(dim=1).clamp(min=1)
-    return _next_token(model, center, batch).sum(dim=1) / counted
+    return losses.mean_over_counted(_next_token(model, center, batch), batch)
 
 
 def _relative_entropy(center: Tensor, logits: Tensor) -> Tensor:
@@ -91,10 +89,3 @@ def _next_logits(model: nn.Module, batch: Batch) -> Tensor:
         else model(batch["input_ids"], attention_mask=mask)
     )
     return (output if isinstance(output, Tensor) else output.logits)[:, :-1]
-
-
-def _counted(batch: Batch) -> Tensor:
-    """Which next tokens count, bool `[B, T - 1]`."""
-    counted = batch.get("labels", batch["input_ids"])[:, 1:] != -100
-    mask = batch.get("attention_mask")
-    return counted if mask is None else torch.logical_and(counted, mask[:, 1:] != 0)

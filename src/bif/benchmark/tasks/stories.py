@@ -23,6 +23,8 @@ from bif.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 256, 64, 48
 NUM_TOKENS, BATCH = 128, 32
+FEWEST_QUERIES = 32
+"""Of a task of fewer train items: a mean over 8 queries tells settings apart by chance."""
 EPOCHS, EPOCHS_AGAIN = 10, 5
 RECIPE = Recipe(1, 0.03, momentum=0.9, schedule="cosine")
 LOSS = Observable("loss", next_token_mean, "lower")
@@ -46,7 +48,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         data: Folder with `stories260K/` and `tinystories/`.
         device: Where to train, retrain and sample.
         seed: Of split, training and sampling.
-        size: Number of train items; there are a quarter as many queries at most.
+        size: Number of train items; there are a quarter as many queries, 32 at least.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -138,8 +140,8 @@ def split(data: Path, *, size: int | None, seed: int, device: str) -> dict[str, 
     chosen = dealt(
         len(stories),
         train=num_train,
-        queries=max(1, int(NUM_QUERIES * share)),
-        tuning=max(1, int(NUM_TUNING_QUERIES * share)),
+        queries=max(min(NUM_QUERIES, FEWEST_QUERIES), int(NUM_QUERIES * share)),
+        tuning=max(min(NUM_TUNING_QUERIES, FEWEST_QUERIES), int(NUM_TUNING_QUERIES * share)),
         seed=seed,
         what=f"{path} holds {len(stories):,} different whole stories",
     )
