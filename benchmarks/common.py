@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,17 @@ def newest(name: str) -> dict[str, Any] | None:
 
 def every(name: str) -> list[dict[str, Any]]:
     """All committed runs of a benchmark, in the order of their dates."""
-    files = sorted(RESULTS.glob(f"{name}-[0-9]*.json"))
+    files = sorted(RESULTS.glob(f"{name}-????-??-??.json"))
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def newest_of_sizes(name: str) -> list[dict[str, Any]]:
+    """The newest run of a benchmark, and of each size that has files `NAME-SIZE-DATE.json`."""
+    found = (re.fullmatch(r"-(\d+)-\d{4}(-\d\d){2}", file.stem.removeprefix(name))
+             for file in RESULTS.glob(f"{name}-*.json"))  # fmt: skip
+    sizes = sorted({int(match[1]) for match in found if match})
+    runs = [newest(name), *(newest(f"{name}-{size}") for size in sizes)]
+    return [run for run in runs if run is not None]
 
 
 def machine(run: dict[str, Any]) -> str:

@@ -38,28 +38,35 @@ def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
 
 
 def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """The defaults and `bif.tune` beside the best of 48 settings, each with the same seconds.
+    """What needs no setting beside the best of 48 settings, each with the same seconds.
 
     Args:
         runs: Of `sweep.py`, one a setting.
     """
     lines = [
-        "| setting | seconds | on | defaults | `bif.tune` | best of 48 | its nbeta | its gamma "
-        "| came to an end |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| setting | seconds | on | defaults | `retrained_from` | `bif.tune` | best of the sweep "
+        "| its nbeta | its gamma | settings tried | came to an end |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
-        rows = [row for row in run["sweep"] if "lds" in row]
-        ended = sum(row["name"] == "sweep" for row in rows)
-        best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r["lds"])
-        found = {r["name"]: _of_best(r, best) for r in rows}
+        tried = [row for row in run["sweep"] if row["name"] == "sweep"]
+        ended = [row for row in tried if "lds" in row]
+        best = max(ended, key=lambda r: r["lds"])
+        ways = [_way(run["sweep"], name, best) for name in ("defaults", "retrained_from", "tuned")]
         lines.append(
-            f"| {run['benchmark'].removeprefix('sweep-')}{_size(run)} | {run['budget']:g} "
-            f"| {machine(run)} "
-            f"| {found.get('defaults', '–')} | {found.get('tuned', '–')} | {best['lds']:.3f} "
-            f"| {best['nbeta/n']:g} × default | {best['damping']:g} × default | {ended} |"
+            f"| {run['benchmark'].split('-')[1]}{_size(run)} | {run['budget']:g} | {machine(run)} "
+            f"| {' | '.join(ways)} | {best['lds']:.3f} | {best['nbeta/n']:g} × default "
+            f"| {best['damping']:g} × default | {len(tried)} | {len(ended)} |"
         )
     return lines
+
+
+def _way(rows: Iterable[Mapping[str, Any]], name: str, best: Mapping[str, Any]) -> str:
+    """LDS of a way to be calibrated, and its share of the best; why there is none."""
+    found = [row for row in rows if row["name"] == name]
+    if not found:
+        return "–"
+    return _of_best(found[0], best) if "lds" in found[0] else "not in time"
 
 
 def _size(run: Mapping[str, Any]) -> str:
@@ -74,24 +81,23 @@ def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
 
 
 def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """LDS of the defaults and of `bif.tune`, and its share of the best of the sweep.
+    """LDS of the ways that need no setting, and its share of the best of the sweep.
 
     Args:
         runs: Of `tuning.py`, one a setting.
     """
-    names = ("defaults", "tuned", "best of the sweep")
     lines = [
-        "| setting | seconds | on | defaults | `bif.tune` | best of the sweep |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| setting | seconds | on | defaults | `retrained_from` | `bif.tune` | best of the sweep |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         setting = run["benchmark"].removeprefix("tuning-")
         for budget in dict.fromkeys(row["budget"] for row in run["rows"]):
-            found = {r["name"]: r for r in run["rows"] if r["budget"] == budget and "lds" in r}
-            best = found[names[-1]]
-            shares = [_of_best(found[n], best) if n in found else "–" for n in names[:-1]]
+            rows = [row for row in run["rows"] if row["budget"] == budget]
+            best = next(row for row in rows if row["name"] == "best of the sweep")
+            ways = [_way(rows, name, best) for name in ("defaults", "retrained_from", "tuned")]
             lines.append(
-                f"| {setting} | {budget:g} | {machine(run)} | {shares[0]} | {shares[1]} "
+                f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} "
                 f"| {best['lds']:.3f} |"
             )
     return lines

@@ -1,15 +1,17 @@
 """What calibration gives beside the best of a sweep, at the same wall-clock.
 
 A grid of sampler × step × nbeta × gamma/nbeta, each for so many seconds, all judged on the reported
-part of a bank; beside it `bif.tune` (its retrained networks and pilots counted in the seconds) and
-the defaults alone.  The best of the sweep is chosen by what is reported, so it is flattered.
+part of a bank; beside it the defaults alone, the same told what networks are retrained from, and
+`bif.tune` (its retrained networks and pilots counted in the seconds).  The best of the sweep is
+chosen by what is reported, so it is flattered.
 
     python benchmarks/sweep.py digits --seconds 45 --out benchmarks/results
     python benchmarks/sweep.py concrete --seconds 45 --data DIR --out benchmarks/results
 
 `--share K/N` runs every N-th entry of the grid only, from the K-th, so that several devices of one
-kind can divide it; `--join` makes one file of theirs.  `--add FILE` takes the rows of the grid from
-an earlier file of the same machine, and runs the defaults, `bif.tune` and the best of the grid
+kind can divide it; `--join` makes one file of theirs, with `--unfinished` also where entries are
+missing.  A sweep of another size has it in its file's name.  `--add FILE` takes the rows of the
+grid from an earlier file of the same machine, and runs the other ways and the best of the grid
 again.
 """
 
@@ -93,6 +95,7 @@ def main() -> None:
     options.add_argument("--share", default="0/1", help="K/N: every N-th entry, from the K-th")
     add_banks(options)
     options.add_argument("--join", type=Path, nargs="+", help="files of all shares: nothing is run")
+    options.add_argument("--unfinished", action="store_true", help="join what there is of the grid")
     arguments = options.parse_args()
     if arguments.join:
         joined(arguments)
@@ -117,6 +120,9 @@ def main() -> None:
         rows = again(arguments.add, arguments.seconds)
     if first == 0:
         rows.append({"name": "defaults", **judged(task, within, part)})
+        print(rows[-1], flush=True)
+        told = replace(within, retrained_from=task.targets[-1])
+        rows.append({"name": "retrained_from", **judged(task, told, part)})
         print(rows[-1], flush=True)
         rows.append({"name": "tuned", **judged_tuned(task, within, part)})
         print(rows[-1], flush=True)
@@ -148,15 +154,17 @@ def joined(arguments: argparse.Namespace) -> None:
             raise ValueError(f"the shares differ in {name!r}: join those of one run.")
     swept = [{name: row[name] for name in entry} for entry in grid() for row in rows
              if row["name"] == "sweep" and entry.items() <= row.items()]  # fmt: skip
-    if swept != list(grid()):
+    of_grid = [entry for entry in grid() if entry in swept]
+    if swept != (of_grid if arguments.unfinished else list(grid())):
         raise ValueError(
             f"the files hold {len(swept)} entries of the grid; expected each of the "
-            f"{len(list(grid()))} once."
+            f"{len(list(grid()))} once, or with --unfinished at most once."
         )
-    content = {**first, "command": "; ".join(share["command"] for share in shares),
+    commands = "; ".join(share["command"] for share in shares)
+    content = {**first, "benchmark": file_name(arguments), "command": commands,
                "rows": summary(rows), "sweep": rows}  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{first['benchmark']}-{first['date']}.json"
+    path = arguments.out / f"{content['benchmark']}-{first['date']}.json"
     path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
     print_table(content["rows"])
 
@@ -206,7 +214,7 @@ def tuned(task: Task, within: bif.Settings) -> bif.Settings:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The two ways to be calibrated, beside the best three of the sweep."""
+    """The ways to be calibrated, beside the best three of the sweep."""
     done = [row for row in rows if "lds" in row]
     ranked = sorted((r for r in done if r["name"] == "sweep"), key=lambda r: -r["lds"])
     shown = [r for r in done if r["name"] != "sweep"] + ranked[:3]
@@ -214,10 +222,16 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**r, "share_of_best": r["lds"] / best} for r in shown]
 
 
+def file_name(arguments: argparse.Namespace) -> str:
+    """Without its date: of the setting, and of its size where that is given."""
+    size = [] if arguments.size is None else [str(arguments.size)]
+    return "-".join(["sweep", arguments.setting, *size])
+
+
 def save(rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task) -> None:
     """The table, and the whole sweep beside it."""
     write(
-        f"sweep-{arguments.setting}", arguments, summary(rows), about=task.about,
+        file_name(arguments), arguments, summary(rows), about=task.about,
         target=task.targets[-1], budget=arguments.seconds, sweep=rows,
         threads=torch.get_num_threads(),
     )  # fmt: skip

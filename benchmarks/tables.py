@@ -12,7 +12,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, every, machine, newest
+from common import RESULTS, every, machine, newest, newest_of_sizes
 from glances import at_a_glance, beside_sweeps, ways_to_be_calibrated
 from language_page import language_page, language_picture
 from scaling_page import scaling_page, scaling_picture
@@ -43,10 +43,14 @@ COLUMNS = {
         "draws_for_half_in_the_run": "from the run", "effective_draws": "effective draws it had",
         "reliability": "its reliability", "run": "run", "seconds": "seconds",
     },
-    "temperatures": {
-        "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
-        "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
-    },
+    **dict.fromkeys(
+        ("temperatures", "temperatures-stories"),
+        {
+            "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
+            "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
+            "reliability": "reliability",
+        },
+    ),
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
         "ess_median": "effective draws", "reliability": "reliability",
@@ -108,8 +112,11 @@ ABOUT = {
     "is not known: full-batch retraining from one start has no noise.",
     "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
-    "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
-    "by their spread, beside each alone, for as many draws in all.",
+    **dict.fromkeys(
+        ("temperatures", "temperatures-stories"),
+        "Scores averaged over posteriors of several temperatures, each run's divided by their "
+        "spread, beside each alone, for as many draws in all.",
+    ),
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
@@ -120,8 +127,9 @@ ABOUT = {
         for setting in SETTINGS
     },
     **{
-        f"tuning-{setting}": "nbeta and gamma by the defaults, by `bif.tune` with its retraining "
-        "and pilots in the seconds, and as they were best in the sweep."
+        f"tuning-{setting}": "nbeta and gamma by the defaults, by what networks are retrained "
+        "from, by `bif.tune` with its retraining and pilots in the seconds, and as they were best "
+        "in the sweep."
         for setting in SETTINGS
     },
     **{
@@ -193,8 +201,7 @@ def write_results() -> None:
         "`benchmarks/lds.py` are in [docs/results.md](../../docs/results.md), with plots.",
     ]
     for name, columns in COLUMNS.items():
-        run = newest(name)
-        if run is not None:
+        for run in newest_of_sizes(name):
             lines += section(name, run, columns)
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -249,7 +256,7 @@ def write_readme() -> None:
 def write_calibration() -> None:
     """The sweeps, and ways to be calibrated beside their best at growing budgets."""
     sweeps, tunings = (
-        [found for setting in SETTINGS if (found := newest(f"{name}-{setting}"))]
+        [run for setting in SETTINGS for run in newest_of_sizes(f"{name}-{setting}")]
         for name in ("sweep", "tuning")
     )
     lines = [*beside_sweeps(sweeps), "", *ways_to_be_calibrated(tunings)]
@@ -364,7 +371,7 @@ def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str
     keys = [key for key in columns if any(key in row for row in run["rows"])]
     return [
         "",
-        f"## {name}, {run['date']}",
+        f"## {run['benchmark']}, {run['date']}",
         "",
         ABOUT[name],
         "",

@@ -1,8 +1,8 @@
-"""Where retraining for nbeta and gamma begins to pay: `bif.tune` beside the defaults.
+"""Where retraining for nbeta and gamma begins to pay: `bif.tune` beside what needs none.
 
-Both within the same seconds, the retrained networks and pilots of `bif.tune` counted in them, on
-the reported part of a bank; beside them the setting that was best of the newest sweep, which had 45
-seconds for each, with nothing to be chosen but draws.
+The defaults, the same told what networks are retrained from, and `bif.tune`, all within the same
+seconds, its retrained networks and pilots counted in them, on the reported part of a bank; beside
+them the setting that was best of the newest sweep, with nothing to be chosen but draws.
 
     python benchmarks/tuning.py digits --seconds 60 120 --data DIR --out benchmarks/results
 
@@ -25,11 +25,13 @@ from sweep import swept, tuned, usual_posterior
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
+from bif.temperature import default_nbeta, untempered
 
 
 def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], bif.Settings]]]:
     """The ways to be calibrated, each to be called when its time begins."""
     yield "defaults", lambda: within
+    yield "retrained_from", lambda: replace(within, retrained_from=task.targets[-1])
     yield "tuned", lambda: tuned(task, within)
     run = newest(f"sweep-{task.name}")
     if run is not None:
@@ -65,7 +67,9 @@ def main() -> None:
             except ValueError as error:  # no time for it
                 rows.append({**about, "failed": str(error)})
             else:
-                of_n = (settings.nbeta or task.problem.num_train) / task.problem.num_train
+                usual, _ = untempered(task.problem)
+                taken, _ = default_nbeta(task.problem, settings.retrained_from)
+                of_n = (settings.nbeta or taken) / usual
                 rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
             print(rows[-1], flush=True)
             rows.sort(key=lambda r: r["budget"])

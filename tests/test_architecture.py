@@ -86,7 +86,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     },
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "alignment": {"types", "items", "oracles"},
-    "untempered": {"problem"},
+    "temperature": {"problem", "settings"},
     "pilot": {
         "alignment",
         "types",

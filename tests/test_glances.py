@@ -41,9 +41,29 @@ def test_ways_to_calibrate_stand_beside_the_best_that_came_to_an_end(glances):
     header, _, line = glances.beside_sweeps([sweep()])
     assert dict(zip(cells(header), cells(line), strict=True)) == {
         "setting": "digits", "seconds": "45", "on": "2 CPU cores (x86_64)",
-        "defaults": "0.300 (75.0%)", "`bif.tune`": "–", "best of 48": "0.400",
-        "its nbeta": "0.25 × default", "its gamma": "0.2 × default", "came to an end": "2",
+        "defaults": "0.300 (75.0%)", "`retrained_from`": "–", "`bif.tune`": "not in time",
+        "best of the sweep": "0.400", "its nbeta": "0.25 × default", "its gamma": "0.2 × default",
+        "settings tried": "3", "came to an end": "2",
     }  # fmt: skip
+
+
+def test_and_at_every_budget_beside_the_best_of_the_sweep(glances):
+    def row(budget, name, **found):
+        return {"budget": budget, "name": name, **found}
+
+    rows = [
+        row(60.0, "defaults", lds=0.3), row(60.0, "retrained_from", lds=0.38),
+        row(60.0, "tuned", failed="no time"), row(60.0, "best of the sweep", lds=0.4),
+        row(120.0, "defaults", lds=0.35), row(120.0, "best of the sweep", lds=0.5),
+    ]  # fmt: skip
+    hardware = {"cores": 2, "machine": "x86_64"}
+    run = {"benchmark": "tuning-digits", "rows": rows, "hardware": hardware}
+    header, _, *lines = glances.ways_to_be_calibrated([run])
+    assert cells(header)[3:] == ["defaults", "`retrained_from`", "`bif.tune`", "best of the sweep"]
+    assert [cells(line)[3:] for line in lines] == [
+        ["0.300 (75.0%)", "0.380 (95.0%)", "not in time", "0.400"],
+        ["0.350 (70.0%)", "–", "–", "0.500"],
+    ]
 
 
 def test_a_setting_of_another_size_says_so(glances):

@@ -154,6 +154,10 @@ class TestTune:
         assert values["tuned"] > 0.7
         assert values["tuned"] > values["flat"]
 
+    def test_what_the_bank_says_may_be_said_too(self):
+        found = tuned(replace(GIVEN, retrained_from=tuning_part().target))
+        assert found.settings == tuned(GIVEN).settings
+
     def test_other_settings_stay_as_given(self):
         found = tuned(replace(GIVEN, seed=3, thin=4)).settings
         assert replace(found, nbeta=None, gamma=None) == replace(GIVEN, seed=3, thin=4)
@@ -178,6 +182,12 @@ class TestRefusals:
     def test_nothing_left_to_tune(self, given):
         with pytest.raises(ValueError, match="nothing is left to tune"):
             tuned(replace(GIVEN, **given))
+
+    def test_networks_that_start_elsewhere_than_was_said(self):
+        with pytest.raises(
+            ValueError, match="'scratch', but the bank's networks start from 'check"
+        ):
+            tuned(replace(GIVEN, retrained_from="scratch"))
 
     def test_the_reported_part(self):
         with pytest.raises(ValueError, match="expected the tuning part"):
@@ -247,6 +257,13 @@ class TestCommandLine:
         assert "the best forecast of" in out
         assert "8 retrained networks and 6 queries" in out
         assert (tmp_path / "out" / "calibration.json").exists()
+
+    def test_calibrate_for_what_is_retrained(self, tmp_path: Path, call: Callable[..., Answer]):
+        bank = self.bank_on_disk(tmp_path / "bank", 8)
+        command = [*self.command(tmp_path, bank), "--retrained-from", "scratch"]
+        assert "the bank's networks start from 'checkpoint'" in failed(call(*command))
+        code, out, _ = call(*(a for a in command if a not in ("--bank", str(bank))))
+        assert code == 0 and "for networks retrained from scratch" in out
 
     def test_a_bank_without_a_tuning_part(self, tmp_path: Path, call: Callable[..., Answer]):
         bank = self.bank_on_disk(tmp_path / "bank", 0)

@@ -22,7 +22,7 @@ from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.settings import Settings
 from bif.steps import choose_steps, relaxation_steps, smallest_curvature
-from bif.untempered import untempered
+from bif.temperature import default_nbeta
 
 DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
@@ -103,7 +103,9 @@ def calibrate(
         # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
         if not left_open or curvature is None or settings.memory != "plain":
             raise
-        asked = replace(asked, nbeta=settings.nbeta, gamma=settings.gamma)
+        asked = replace(
+            asked, nbeta=settings.nbeta, gamma=settings.gamma, retrained_from=None
+        )  # fmt: skip
         k_max = _largest_curvature(asked, curvature)
         settings, goal = fall_back(problem, asked, too_small, k_max=k_max, **how)
     return Calibration(settings, tuple(said), target, goal, curvature)
@@ -253,9 +255,9 @@ def _choose_posterior_and_steps(
     """Complete settings, the steps in which the slowest direction forgets, the curvature used."""
     nbeta = settings.nbeta
     if nbeta is None:
-        nbeta, why = untempered(problem)
+        nbeta, why = default_nbeta(problem, settings.retrained_from)
         said.append(f"nbeta = {nbeta:g}: {why}")
-    chosen = replace(settings, nbeta=nbeta)
+    chosen = replace(settings, nbeta=nbeta, retrained_from=None)
     underdamped = settings.sampler in ("baoab", "sgnht")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if underdamped else needed):

@@ -32,7 +32,8 @@ def seconds_of_gradient(problem: Problem, settings: Settings) -> float:
     """
     assert settings.chains is not None and settings.chunk_size is not None
     device = run_device(problem, settings)
-    posterior = make_posterior(problem, replace(settings, nbeta=1.0, gamma=1.0))
+    anywhere = replace(settings, retrained_from=None, nbeta=1.0, gamma=1.0)
+    posterior = make_posterior(problem, anywhere)
     oracle = make_oracle(problem, settings, list(posterior.center))
     chosen = torch.arange(min(problem.num_train, _ITEMS))
     params = tensors.stacked(posterior.center, min(settings.chains, _CHAINS))

@@ -13,6 +13,7 @@ GradientMode = Literal["full", "minibatch", "control_variate"]
 MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
+RetrainedFrom = Literal["scratch", "checkpoint"]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -22,6 +23,9 @@ class Settings:
 
     Attributes:
         sampler: The SG-MCMC rule.
+        retrained_from: What the scores are to predict: networks retrained on other data from
+            "scratch", or from the "checkpoint" w*.  The default of nbeta follows: a fourth of the
+            usual, or four times that.
         nbeta: Inverse temperature times the number of items; n by default, or the number of their
             tokens where a loss is the mean over an item's (`bif.losses.averages`).
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
@@ -66,6 +70,7 @@ class Settings:
     """
 
     sampler: SamplerName = "baoab"
+    retrained_from: RetrainedFrom | None = None
     nbeta: float | None = None
     gamma: float | None = None
     chains: int | None = None
@@ -100,6 +105,16 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.retrained_from not in (None, *get_args(RetrainedFrom)):
+            raise ValueError(
+                f"retrained_from is {self.retrained_from!r}: expected one of "
+                f"{', '.join(get_args(RetrainedFrom))}, or None where nothing is retrained."
+            )
+        if self.retrained_from is not None and self.nbeta is not None:
+            raise ValueError(
+                f"retrained_from={self.retrained_from!r} chooses nbeta, and nbeta={self.nbeta:g} "
+                "is given: give one or the other."
+            )
         for name in ("step_size", "friction"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

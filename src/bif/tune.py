@@ -23,9 +23,9 @@ from bif.pilot import DAMPING
 from bif.problem import Problem
 from bif.sampling import Sampling
 from bif.settings import Settings
+from bif.temperature import untempered
 from bif.traces import LossTraces
 from bif.types import Batch
-from bif.untempered import untempered
 
 NBETA_FACTOR, DAMPING_FACTOR = 4.0, 3.0
 """Steps of the search."""
@@ -90,8 +90,9 @@ def tune(
 
     Args:
         problem: Model, train items and observables; its queries play no part.
-        settings: Of the run to come; its nbeta and gamma must be open.  With a budget, at most
-            45 % of it goes into pilots, and what they took is taken from it.
+        settings: Of the run to come; its nbeta and gamma must be open, and if it says what networks
+            are retrained from, it must be what the bank's are.  With a budget, at most 45 % of it
+            goes into pilots, and what they took is taken from it.
         part: The tuning part of a bank: never what is reported.
         queries: The tuning queries that its outcomes are of.
 
@@ -99,8 +100,8 @@ def tune(
         Settings for `attribute`.
 
     Raises:
-        ValueError: nbeta or gamma given; a reported part, too few subsets, outcomes of other
-            queries or items, or of none of the observables.
+        ValueError: nbeta or gamma given; networks retrained from elsewhere; a reported part, too
+            few subsets, outcomes of other queries or items, or of none of the observables.
 
     Source: Spearman 1904, Brown 1910 for the reliability of longer tests.
     """
@@ -108,6 +109,7 @@ def tune(
     settings = settings or Settings()
     asked = problem.asking({"tuning": queries})
     _check(asked, settings, part)
+    settings = replace(settings, retrained_from=None)
     pilots = _Pilots(asked, settings, part)
     left = None if settings.budget is None else _SHARE * float(settings.budget)
 
@@ -301,6 +303,11 @@ def _check(asked: Problem, settings: Settings, part: BankPart) -> None:
         raise ValueError(
             f"nbeta is {settings.nbeta} and gamma {settings.gamma}: nothing is left to tune. Leave "
             "both open, or attribute with what is given."
+        )
+    if settings.retrained_from not in (None, part.target):
+        raise ValueError(
+            f"retrained_from is {settings.retrained_from!r}, but the bank's networks start from "
+            f"{part.target!r}: leave it open, for the bank says so."
         )
     if len(part.masks) < MIN_SUBSETS:
         raise ValueError(

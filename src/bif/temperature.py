@@ -1,11 +1,30 @@
-"""The untempered posterior: how many observations the losses of the train items stand for."""
+"""The default of nbeta: the untempered posterior's, or what predicts a kind of retraining."""
 
 from __future__ import annotations
 
 from bif.problem import Problem
+from bif.settings import RetrainedFrom
 
+FACTORS: dict[RetrainedFrom, float] = {"scratch": 0.25, "checkpoint": 4.0}
+"""On the untempered posterior's nbeta.  Networks retrained from scratch end up far from w*, as a
+warm posterior does; those retrained from w* stay near.  Measured, not derived: docs/calibration.md.
+"""
 _AT_ONCE = 4096
 """Items whose parts are counted together."""
+
+
+def default_nbeta(problem: Problem, retrained_from: RetrainedFrom | None) -> tuple[float, str]:
+    """What calibration takes where nbeta is open, and why.
+
+    Args:
+        problem: What is to be attributed.
+        retrained_from: What the scores are to predict, if that was said.
+    """
+    nbeta, why = untempered(problem)
+    if retrained_from is None:
+        return nbeta, why
+    factor = FACTORS[retrained_from]
+    return factor * nbeta, f"{factor:g} times {why}, for networks retrained from {retrained_from}"
 
 
 def untempered(problem: Problem) -> tuple[float, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,9 +13,9 @@ from bif import losses
 from bif.items import Items
 from bif.language.losses import CHUNKED, MEANS, SUMS
 from bif.losses import per_item
+from bif.temperature import untempered
 from bif.types import Batch, ItemLoss
-from bif.untempered import untempered
-from small_problems import classification, integers
+from small_problems import TINY, classification, integers
 from token_problems import VOCABULARY, bigrams, texts
 
 
@@ -37,14 +39,14 @@ def test_items_whose_loss_is_their_own_log_likelihood_count_once():
 def test_it_makes_the_mean_of_means_the_log_likelihood_of_all_tokens():
     means, sums = (language(f) for f in (losses.next_token_mean, losses.next_token))
     nbeta, why = untempered(means)
-    mean_loss = means.loss(means.model, means.train.first(4)).mean()
-    whole = per_item(sums.loss(sums.model, sums.train.first(4))).sum()
+    mean_loss = means.loss(means.model, means.train.first(4)).mean().detach()
+    whole = per_item(sums.loss(sums.model, sums.train.first(4))).sum().detach()
     assert nbeta == 16 and "16 tokens" in why
     assert float(nbeta * mean_loss) == pytest.approx(float(whole), rel=1e-12)
 
 
 def test_tokens_that_do_not_count_are_not_counted_and_chunks_add_up(monkeypatch):
-    monkeypatch.setattr("bif.untempered._AT_ONCE", 2)
+    monkeypatch.setattr("bif.temperature._AT_ONCE", 2)
     problem = language(losses.next_token_mean, lengths=(2, 3, 6, 4, 2))
     assert untempered(problem)[0] == 1 + 2 + 5 + 3 + 1
 
@@ -77,3 +79,38 @@ class TestCalibration:
             return 0.5 * per_item(losses.next_token(model, batch))
 
         assert bif.calibrate(language(halves), bif.Settings()).settings.nbeta == 8
+
+
+class TestRetraining:
+    @pytest.mark.parametrize(("where", "nbeta"), [("scratch", 5.0), ("checkpoint", 80.0)])
+    @pytest.mark.parametrize("budget", [None, 20.0])
+    def test_what_is_to_be_predicted_chooses_nbeta(self, where, nbeta, budget):
+        asked = bif.Settings(retrained_from=where, budget=budget)
+        found = bif.calibrate(classification(), asked)
+        assert found.settings.nbeta == nbeta and found.settings.retrained_from is None
+        (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
+        assert line.endswith(f"for networks retrained from {where}")
+
+    def test_the_damping_is_the_same(self):
+        ways = (None, "scratch", "checkpoint")
+        found = [
+            bif.calibrate(classification(), bif.Settings(retrained_from=w)).settings for w in ways
+        ]
+        dampings = [s.gamma / s.nbeta for s in found if s.gamma and s.nbeta]
+        assert dampings == pytest.approx([dampings[0]] * 3, rel=1e-12)
+
+    def test_it_counts_from_the_tokens_of_means(self):
+        asked = bif.Settings(retrained_from="checkpoint")
+        assert bif.calibrate(language(losses.next_token_mean), asked).settings.nbeta == 64
+
+    def test_of_it_and_nbeta_one_is_given(self):
+        with pytest.raises(ValueError, match="'scratch' chooses nbeta, and nbeta=3 is given"):
+            bif.Settings(retrained_from="scratch", nbeta=3.0)
+
+    def test_other_places_are_refused(self):
+        with pytest.raises(ValueError, match="retrained_from is 'w0': expected one of scratch, ch"):
+            bif.Settings(retrained_from="w0")  # type: ignore[arg-type]
+
+    def test_a_run_keeps_the_reason(self):
+        run = bif.attribute(classification(), replace(TINY, nbeta=None, retrained_from="scratch"))
+        assert any("retrained from scratch" in line for line in run.manifest["explanations"])
