@@ -91,13 +91,14 @@ class TestRetraining:
         (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
         assert line.endswith(f"for networks retrained from {where}")
 
-    def test_the_damping_is_the_same(self):
-        ways = (None, "scratch", "checkpoint")
-        found = [
-            bif.calibrate(classification(), bif.Settings(retrained_from=w)).settings for w in ways
-        ]
-        dampings = [s.gamma / s.nbeta for s in found if s.gamma and s.nbeta]
-        assert dampings == pytest.approx([dampings[0]] * 3, rel=1e-12)
+    def test_warmer_is_a_wider_ball_and_colder_the_same(self):
+        usual, warm, cold = (
+            bif.calibrate(classification(), bif.Settings(retrained_from=where)).settings
+            for where in (None, "scratch", "checkpoint")
+        )
+        assert usual.gamma is not None
+        assert warm.gamma == pytest.approx(usual.gamma / 4, rel=1e-12)
+        assert cold.gamma == pytest.approx(usual.gamma, rel=1e-12)
 
     def test_it_counts_from_the_tokens_of_means(self):
         asked = bif.Settings(retrained_from="checkpoint")

@@ -22,7 +22,7 @@ from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.settings import Settings
 from bif.steps import choose_steps, relaxation_steps, smallest_curvature
-from bif.temperature import default_nbeta
+from bif.temperature import damping_factor, default_nbeta
 
 DEFAULT_DRAWS = 200
 WORTHWHILE = 3.0
@@ -264,7 +264,8 @@ def _choose_posterior_and_steps(
         chosen = replace(chosen, mass=chosen.mass or "identity")
         return chosen, relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12)), curvature
     if curvature is None or chosen.gamma is None:
-        found = pilot(problem, chosen, said)
+        factor = damping_factor(settings.retrained_from)
+        found = pilot(problem, chosen, said, damping_factor=factor)
     else:
         found = Pilot(chosen.gamma, curvature, 0.0)
         said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")

@@ -49,7 +49,9 @@ class Pilot:
     seconds: float
 
 
-def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
+def pilot(
+    problem: Problem, settings: Settings, said: list[str], *, damping_factor: float = 1.0
+) -> Pilot:
     """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
 
     The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
@@ -60,6 +62,7 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         problem: What is to be attributed.
         settings: With nbeta.
         said: Gets a line for each choice.
+        damping_factor: On the usual gamma/nbeta.
     """
     device = run_device(problem, settings)
     settings = settings.plain()
@@ -96,8 +99,9 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     nbeta = settings.nbeta or 0.0
     gamma = settings.gamma
     if gamma is None:
-        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / DAMPING
-        why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {DAMPING:g}"
+        share = DAMPING / damping_factor
+        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / share
+        why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {share:g}"
         if nbeta and len(items) >= FEWEST_ITEMS:
             first = range(min(NUM_ITEMS, len(items)))
             gradients = item_gradients(oracle, one, items, first, masks=posterior.masks)

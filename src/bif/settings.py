@@ -25,7 +25,7 @@ class Settings:
         sampler: The SG-MCMC rule.
         retrained_from: What the scores are to predict: networks retrained on other data from
             "scratch", or from the "checkpoint" w*.  The default of nbeta follows: a fourth of the
-            usual, or four times that.
+            usual in a wider ball, or four times that in the same one.
         nbeta: Inverse temperature times the number of items; n by default, or the number of their
             tokens where a loss is the mean over an item's (`bif.losses.averages`).
         gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at

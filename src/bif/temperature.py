@@ -1,13 +1,24 @@
-"""The default of nbeta: the untempered posterior's, or what predicts a kind of retraining."""
+"""How wide the default posterior is: untempered, or as predicts a kind of retraining."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from bif.problem import Problem
 from bif.settings import RetrainedFrom
 
-FACTORS: dict[RetrainedFrom, float] = {"scratch": 0.25, "checkpoint": 4.0}
-"""On the untempered posterior's nbeta.  Networks retrained from scratch end up far from w*, as a
-warm posterior does; those retrained from w* stay near.  Measured, not derived: docs/calibration.md.
+
+class Width(NamedTuple):
+    """Factors on the untempered posterior's nbeta, and on the usual gamma/nbeta."""
+
+    nbeta: float = 1.0
+    damping: float = 1.0
+
+
+WIDTHS: dict[RetrainedFrom, Width] = {"scratch": Width(0.25), "checkpoint": Width(4.0, 0.25)}
+"""Networks retrained from scratch end up far from w*, as a warm posterior in a wide ball does;
+those retrained from w* stay near, as a cold one in the usual ball.  Measured, not derived, see
+docs/calibration.md.
 """
 _AT_ONCE = 4096
 """Items whose parts are counted together."""
@@ -23,8 +34,13 @@ def default_nbeta(problem: Problem, retrained_from: RetrainedFrom | None) -> tup
     nbeta, why = untempered(problem)
     if retrained_from is None:
         return nbeta, why
-    factor = FACTORS[retrained_from]
+    factor = WIDTHS[retrained_from].nbeta
     return factor * nbeta, f"{factor:g} times {why}, for networks retrained from {retrained_from}"
+
+
+def damping_factor(retrained_from: RetrainedFrom | None) -> float:
+    """On the gamma/nbeta that calibration takes otherwise."""
+    return 1.0 if retrained_from is None else WIDTHS[retrained_from].damping
 
 
 def untempered(problem: Problem) -> tuple[float, str]:
