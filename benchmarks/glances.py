@@ -101,3 +101,26 @@ def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
                 f"| {best['lds']:.3f} |"
             )
     return lines
+
+
+def told_elsewhere(run: Mapping[str, Any]) -> list[str]:
+    """LDS where a problem is retrained from the other place, by what calibration is told.
+
+    Args:
+        run: Of `elsewhere.py`.
+    """
+    lines = [
+        '| setting | retrained from | seconds | on | defaults | told "scratch" '
+        '| told "checkpoint" |',
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for setting, target in dict.fromkeys((r["setting"], r["target"]) for r in run["rows"]):
+        found = {r["told"]: r for r in run["rows"] if r["setting"] == setting}
+        values = [
+            f"{found[told]['lds']:.3f}" if "lds" in found[told] else "not in time"
+            for told in ("nothing", "scratch", "checkpoint")
+        ]
+        lines.append(
+            f"| {setting} | {target} | {run['budget']:g} | {machine(run)} | {' | '.join(values)} |"
+        )
+    return lines

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, every, machine, newest, newest_of_sizes
-from glances import at_a_glance, beside_sweeps, ways_to_be_calibrated
+from glances import at_a_glance, beside_sweeps, told_elsewhere, ways_to_be_calibrated
 from language_page import language_page, language_picture
 from scaling_page import scaling_page, scaling_picture
 
@@ -51,6 +51,11 @@ COLUMNS = {
             "reliability": "reliability",
         },
     ),
+    "elsewhere": {
+        "setting": "setting", "target": "retrained from", "told": "told", "lds": "LDS",
+        "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
+        "trusted": "trusted", "seconds": "seconds",
+    },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
         "ess_median": "effective draws", "reliability": "reliability",
@@ -117,6 +122,8 @@ ABOUT = {
         "Scores averaged over posteriors of several temperatures, each run's divided by their "
         "spread, beside each alone, for as many draws in all.",
     ),
+    "elsewhere": "Problems retrained from the other place than where `retrained_from` got its "
+    "widths: the defaults, and what either answer would give.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
@@ -260,6 +267,9 @@ def write_calibration() -> None:
         for name in ("sweep", "tuning")
     )
     lines = [*beside_sweeps(sweeps), "", *ways_to_be_calibrated(tunings)]
+    elsewhere = newest("elsewhere")
+    if elsewhere is not None:
+        lines += ["", *told_elsewhere(elsewhere)]
     put_between_marks(DOCS / "calibration.md", lines)
 
 

@@ -70,3 +70,18 @@ def test_a_setting_of_another_size_says_so(glances):
     command = "python benchmarks/sweep.py digits --size 64 --seconds 45"
     *_, line = glances.beside_sweeps([sweep(command=command)])
     assert cells(line)[0] == "digits, 64 items"
+
+
+def test_either_answer_stands_beside_the_defaults(glances):
+    rows = [
+        {"setting": "digits", "target": "scratch", "told": "nothing", "lds": 0.5},
+        {"setting": "digits", "target": "scratch", "told": "scratch", "lds": 0.4},
+        {"setting": "digits", "target": "scratch", "told": "checkpoint", "failed": "no time"},
+    ]
+    run = {"budget": 60.0, "rows": rows, "hardware": {"cores": 2, "machine": "x86_64"}}
+    header, _, line = glances.told_elsewhere(run)
+    assert dict(zip(cells(header), cells(line), strict=True)) == {
+        "setting": "digits", "retrained from": "scratch", "seconds": "60",
+        "on": "2 CPU cores (x86_64)", "defaults": "0.500", 'told "scratch"': "0.400",
+        'told "checkpoint"': "not in time",
+    }  # fmt: skip
