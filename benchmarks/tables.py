@@ -43,14 +43,10 @@ COLUMNS = {
         "draws_for_half_in_the_run": "from the run", "effective_draws": "effective draws it had",
         "reliability": "its reliability", "run": "run", "seconds": "seconds",
     },
-    **dict.fromkeys(
-        ("temperatures", "temperatures-stories"),
-        {
-            "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
-            "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
-            "reliability": "reliability",
-        },
-    ),
+    "temperatures": {
+        "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
+        "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
+    },
     "elsewhere": {
         "setting": "setting", "target": "retrained from", "told": "told", "lds": "LDS",
         "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
@@ -117,11 +113,8 @@ ABOUT = {
     "is not known: full-batch retraining from one start has no noise.",
     "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
-    **dict.fromkeys(
-        ("temperatures", "temperatures-stories"),
-        "Scores averaged over posteriors of several temperatures, each run's divided by their "
-        "spread, beside each alone, for as many draws in all.",
-    ),
+    "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
+    "by their spread, beside each alone, for as many draws in all.",
     "elsewhere": "Problems retrained from the other place than where `retrained_from` got its "
     "widths: the defaults, and what either answer would give.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "

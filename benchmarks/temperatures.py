@@ -21,17 +21,19 @@ from judging import add_banks, reported_part
 import bif
 from bif.bank import BankPart
 from bif.benchmark import SETTINGS, Task, named_task
-from bif.estimate import estimate_covariance, reliability
+from bif.estimate import estimate_covariance
 from bif.evaluate import lds
 from bif.traces import LossTraces
+
+NBETAS = (0.25, 1.0, 4.0, 16.0)
+"""In units of the number of train items; gamma is the default's share of nbeta."""
 
 
 def sampled(task: Task, nbeta: float, arguments: argparse.Namespace) -> LossTraces:
     """Traces of a run at one temperature."""
     settings = bif.Settings(
         nbeta=nbeta * task.problem.num_train, weight_decay=task.settings[0].weight_decay,
-        chains=arguments.chains, draws=arguments.draws, oracle=arguments.oracle,
-        seed=arguments.seed,
+        chains=arguments.chains, draws=arguments.draws, seed=arguments.seed,
     )  # fmt: skip
     return bif.attribute(task.problem, settings).traces
 
@@ -54,22 +56,12 @@ def judged(
         f"lds_{o.name}": lds(matrix, part.masks, part.outcomes[o.name], num_bootstrap=1).mean
         for o, matrix in zip(task.problem.observables, np.asarray(whole), strict=True)
     }
-    row = {**found, "lds": float(np.mean(list(found.values()))), "draws_of_each": draws}
-    if len(chosen) == 1:
-        row["reliability"] = reliability(runs[chosen[0]], num_queries=32, num_train=512)
-    return row
+    return {**found, "lds": float(np.mean(list(found.values()))), "draws_of_each": draws}
 
 
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("settings", nargs="+", choices=SETTINGS)
-    options.add_argument(
-        "--nbetas", type=float, nargs="+", default=[0.25, 1.0, 4.0, 16.0],
-        help="in units of the number of train items; gamma is the default's share of each",
-    )  # fmt: skip
-    options.add_argument("--size", type=int, help="train items, where other than the setting's")
-    options.add_argument("--name", default="temperatures", help="of the file that is written")
-    options.add_argument("--oracle", choices=("stacked", "sequential"))
     options.add_argument("--chains", type=int, default=24)
     options.add_argument("--draws", type=int, default=180)
     options.add_argument("--subsets", type=int, default=100)
@@ -77,24 +69,21 @@ def main() -> None:
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
     for setting in arguments.settings:
-        task = named_task(
-            setting, arguments.data, device=arguments.device, seed=arguments.seed,
-            size=arguments.size,
-        )  # fmt: skip
+        task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
         part = reported_part(task, arguments.banks, num_subsets=arguments.subsets)
         runs: dict[float, LossTraces] = {}
-        for nbeta in arguments.nbetas:
+        for nbeta in NBETAS:
             runs[nbeta] = sampled(task, nbeta, arguments)
             print(f"{setting}, nbeta/n {nbeta:g}: {runs[nbeta].total_draws} draws", flush=True)
         own = [
             {"setting": setting, "target": task.targets[-1],
              "nbeta/n": ", ".join(f"{b:g}" for b in chosen), **judged(task, runs, chosen, part)}
-            for count in range(1, 1 + len(arguments.nbetas))
-            for chosen in combinations(arguments.nbetas, count)
+            for count in range(1, 1 + len(NBETAS))
+            for chosen in combinations(NBETAS, count)
         ]  # fmt: skip
         best = max(row["lds"] for row in own if "," not in row["nbeta/n"])
         rows += [{**row, "share_of_best": row["lds"] / best} for row in own]
-        write(arguments.name, arguments, rows)
+        write("temperatures", arguments, rows)
     print_table(rows)
 
 
