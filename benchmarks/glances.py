@@ -103,7 +103,7 @@ def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def told_elsewhere(run: Mapping[str, Any]) -> list[str]:
+def told_elsewhere(run: dict[str, Any]) -> list[str]:
     """LDS where a problem is retrained from the other place, by what calibration is told.
 
     Args:

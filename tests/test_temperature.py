@@ -69,6 +69,14 @@ class TestCalibration:
         assert found.settings.nbeta == 16
         assert any(line.startswith("nbeta = 16: the 16 tokens") for line in found.explanations)
 
+    def test_means_have_the_posterior_of_their_sums_where_lengths_are_equal(self):
+        means, sums = (
+            bif.calibrate(language(f), bif.Settings()).settings
+            for f in (losses.next_token_mean, losses.next_token)
+        )
+        assert means.nbeta == 4 * sums.nbeta  # type: ignore[operator]
+        assert means.gamma == pytest.approx(sums.gamma, rel=1e-3)  # by finite differences
+
     def test_leaves_what_is_given(self):
         found = bif.calibrate(language(losses.next_token_mean), bif.Settings(nbeta=3.0))
         assert found.settings.nbeta == 3
