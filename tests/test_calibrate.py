@@ -138,7 +138,9 @@ class TestLargestCurvature:
         assert got.tolist() == [0.0, 0.0]
 
 
-OPTIONAL = {"reliability", "budget", "device", "batch_size", "micro_batch", "friction"}
+OPTIONAL = {
+    "reliability", "budget", "retrained_from", "device", "batch_size", "micro_batch", "friction",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("oracle", [None, "stacked", "sequential", "live"])

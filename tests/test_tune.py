@@ -124,8 +124,8 @@ class TestTune:
         module = importlib.import_module("bif.calibrate")
         measured: list[tuple[float, float]] = []
 
-        def counted(problem: bif.Problem, settings: bif.Settings, said: list[str]) -> Any:
-            found = pilot(problem, settings, said)
+        def counted(problem: bif.Problem, settings: bif.Settings, *given: Any, **more: Any) -> Any:
+            found = pilot(problem, settings, *given, **more)
             assert settings.nbeta is not None
             measured.append((settings.nbeta, found.gamma))
             return found
