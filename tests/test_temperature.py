@@ -18,6 +18,9 @@ from bif.types import Batch, ItemLoss
 from small_problems import TINY, classification, integers
 from token_problems import VOCABULARY, bigrams, texts
 
+PLAIN = bif.Settings(mass="identity")
+"""No mass is measured, which takes longer than all else."""
+
 
 def language(loss: ItemLoss, *, lengths: tuple[int, ...] = (5, 5, 5, 5)) -> bif.Problem:
     """Texts of so many tokens, the first of which does not count."""
@@ -65,20 +68,20 @@ def test_and_no_other_loss_does(loss):
 
 class TestCalibration:
     def test_takes_it_and_says_so(self):
-        found = bif.calibrate(language(losses.next_token_mean), bif.Settings())
+        found = bif.calibrate(language(losses.next_token_mean), PLAIN)
         assert found.settings.nbeta == 16
         assert any(line.startswith("nbeta = 16: the 16 tokens") for line in found.explanations)
 
     def test_means_have_the_posterior_of_their_sums_where_lengths_are_equal(self):
         means, sums = (
-            bif.calibrate(language(f), bif.Settings()).settings
+            bif.calibrate(language(f), PLAIN).settings
             for f in (losses.next_token_mean, losses.next_token)
         )
         assert means.nbeta == 4 * sums.nbeta  # type: ignore[operator]
         assert means.gamma == pytest.approx(sums.gamma, rel=1e-3)  # by finite differences
 
     def test_leaves_what_is_given(self):
-        found = bif.calibrate(language(losses.next_token_mean), bif.Settings(nbeta=3.0))
+        found = bif.calibrate(language(losses.next_token_mean), replace(PLAIN, nbeta=3.0))
         assert found.settings.nbeta == 3
 
     def test_takes_the_word_of_a_loss_of_ones_own(self):
@@ -86,14 +89,14 @@ class TestCalibration:
         def halves(model: torch.nn.Module, batch: Batch) -> Tensor:
             return 0.5 * per_item(losses.next_token(model, batch))
 
-        assert bif.calibrate(language(halves), bif.Settings()).settings.nbeta == 8
+        assert bif.calibrate(language(halves), PLAIN).settings.nbeta == 8
 
 
 class TestRetraining:
     @pytest.mark.parametrize(("where", "nbeta"), [("scratch", 5.0), ("checkpoint", 80.0)])
     @pytest.mark.parametrize("budget", [None, 20.0])
     def test_what_is_to_be_predicted_chooses_nbeta(self, where, nbeta, budget):
-        asked = bif.Settings(retrained_from=where, budget=budget)
+        asked = replace(PLAIN, retrained_from=where, budget=budget)
         found = bif.calibrate(classification(), asked)
         assert found.settings.nbeta == nbeta and found.settings.retrained_from is None
         (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
@@ -101,7 +104,7 @@ class TestRetraining:
 
     def test_warmer_is_a_wider_ball_and_colder_the_same(self):
         usual, warm, cold = (
-            bif.calibrate(classification(), bif.Settings(retrained_from=where)).settings
+            bif.calibrate(classification(), replace(PLAIN, retrained_from=where)).settings
             for where in (None, "scratch", "checkpoint")
         )
         assert usual.gamma is not None
@@ -109,7 +112,7 @@ class TestRetraining:
         assert cold.gamma == pytest.approx(usual.gamma, rel=1e-12)
 
     def test_it_counts_from_the_tokens_of_means(self):
-        asked = bif.Settings(retrained_from="checkpoint")
+        asked = replace(PLAIN, retrained_from="checkpoint")
         assert bif.calibrate(language(losses.next_token_mean), asked).settings.nbeta == 64
 
     def test_of_it_and_nbeta_one_is_given(self):

@@ -156,7 +156,7 @@ class TestTune:
 
     def test_what_the_bank_says_may_be_said_too(self):
         found = tuned(replace(GIVEN, retrained_from=tuning_part().target))
-        assert found.settings == tuned(GIVEN).settings
+        assert found.settings.retrained_from is None and found.settings.nbeta is not None
 
     def test_other_settings_stay_as_given(self):
         found = tuned(replace(GIVEN, seed=3, thin=4)).settings
