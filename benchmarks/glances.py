@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common import machine
+
+_WAYS = ("defaults", "retrained_from", "tuned")
 
 
 def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
@@ -38,10 +39,10 @@ def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
 
 
 def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """What needs no setting beside the best of 48 settings, each with the same seconds.
+    """The ways to be calibrated beside the best of a grid, each with the same seconds.
 
     Args:
-        runs: Of `sweep.py`, one a setting.
+        runs: Of `sweep.py`, one a setting and size.
     """
     lines = [
         "| setting | seconds | on | defaults | `retrained_from` | `bif.tune` | best of the sweep "
@@ -52,9 +53,11 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
         tried = [row for row in run["sweep"] if row["name"] == "sweep"]
         ended = [row for row in tried if "lds" in row]
         best = max(ended, key=lambda r: r["lds"])
-        ways = [_way(run["sweep"], name, best) for name in ("defaults", "retrained_from", "tuned")]
+        ways = [_way(run["sweep"], name, best) for name in _WAYS]
+        _, setting, *size = run["benchmark"].split("-")
+        named = f"{setting}, {size[0]} items" if size else setting
         lines.append(
-            f"| {run['benchmark'].split('-')[1]}{_size(run)} | {run['budget']:g} | {machine(run)} "
+            f"| {named} | {run['budget']:g} | {machine(run)} "
             f"| {' | '.join(ways)} | {best['lds']:.3f} | {best['nbeta/n']:g} × default "
             f"| {best['damping']:g} × default | {len(tried)} | {len(ended)} |"
         )
@@ -69,19 +72,13 @@ def _way(rows: Iterable[Mapping[str, Any]], name: str, best: Mapping[str, Any]) 
     return _of_best(found[0], best) if "lds" in found[0] else "not in time"
 
 
-def _size(run: Mapping[str, Any]) -> str:
-    """The train items, where a run has another number of them than its setting."""
-    given = re.search(r"--size (\d+)", run["command"])
-    return f", {given[1]} items" if given else ""
-
-
 def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """LDS, and its share of the best."""
     return f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})"
 
 
 def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """LDS of the ways that need no setting, and its share of the best of the sweep.
+    """LDS of the ways to be calibrated, and its share of the best of the sweep.
 
     Args:
         runs: Of `tuning.py`, one a setting.
@@ -95,7 +92,7 @@ def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
         for budget in dict.fromkeys(row["budget"] for row in run["rows"]):
             rows = [row for row in run["rows"] if row["budget"] == budget]
             best = next(row for row in rows if row["name"] == "best of the sweep")
-            ways = [_way(rows, name, best) for name in ("defaults", "retrained_from", "tuned")]
+            ways = [_way(rows, name, best) for name in _WAYS]
             lines.append(
                 f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} "
                 f"| {best['lds']:.3f} |"

@@ -183,8 +183,7 @@ _INTRODUCED: Mapping[str, tuple[str, ...]] = {
         "smaller one chose, was tried in the tf32 that a GPU computes in by default, and on the "
         "tuning part came out far below what the gradient product reaches, to which it tends with "
         "damping. Probably tf32 is why: it keeps three digits, and the losses at the two ends of a "
-        "pair differ by little. It is float32 by default since, and slower by that: with the "
-        "Gauss-Newton matrix, at two dampings, it did not come to an end in three and a half "
-        "minutes of an H200.",
+        "pair differ by little. It is float32 by default since, and has not been measured again: "
+        "a run with the Gauss-Newton matrix did not come to an end in the time that was left.",
     ),
 }

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common import newest, parser, print_table, write
 from judging import add_banks, judged, reported_part
-from sweep import swept, tuned, usual_posterior
+from sweep import grid, swept, tuned, usual_posterior
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
@@ -34,8 +34,9 @@ def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], b
     yield "retrained_from", lambda: replace(within, retrained_from=task.targets[-1])
     yield "tuned", lambda: tuned(task, within)
     run = newest(f"sweep-{task.name}")
-    if run is not None:
-        best = max((r for r in run["sweep"] if r["name"] == "sweep"), key=lambda r: r.get("lds", 0))
+    tried = [row for row in run["sweep"] if row["name"] == "sweep"] if run else []
+    if len(tried) == len(list(grid())):  # of an unfinished sweep the best is not known
+        best = max(tried, key=lambda r: r.get("lds", 0))
         yield (
             "best of the sweep",
             lambda: swept(task, within, best, usual_posterior(task, within)),

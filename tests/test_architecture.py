@@ -86,7 +86,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     },
     "budget": {"assemble", "estimate", "problem", "sampling", "settings", "traces"},
     "alignment": {"types", "items", "oracles"},
-    "temperature": {"problem", "settings"},
+    "temperature": {"types", "problem"},
     "pilot": {
         "alignment",
         "types",

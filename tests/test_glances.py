@@ -67,8 +67,7 @@ def test_and_at_every_budget_beside_the_best_of_the_sweep(glances):
 
 
 def test_a_setting_of_another_size_says_so(glances):
-    command = "python benchmarks/sweep.py digits --size 64 --seconds 45"
-    *_, line = glances.beside_sweeps([sweep(command=command)])
+    *_, line = glances.beside_sweeps([sweep(benchmark="sweep-digits-64")])
     assert cells(line)[0] == "digits, 64 items"
 
 

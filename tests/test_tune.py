@@ -115,6 +115,8 @@ class TestTune:
         queries = convex().tuning_queries
         first, second, *_ = bif.tune(convex().problem, GIVEN, part=part, queries=queries).tried
         assert default.nbeta is not None and default.gamma is not None
+        told = bif.calibrate(convex().problem, replace(GIVEN, retrained_from=target)).settings
+        assert (first.nbeta, first.gamma) == pytest.approx((told.nbeta, told.gamma), rel=1e-4)
         for power, tried in ((1, first), (2, second)):
             assert tried.nbeta == pytest.approx(factor**power * default.nbeta)
             assert tried.gamma == pytest.approx(gamma**power * default.gamma, rel=1e-4)

@@ -107,9 +107,9 @@ def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:
 
 def counted(batch: Batch) -> Tensor:
     """Which next tokens count, bool `[B, T - 1]`."""
-    counted = batch.get("labels", batch["input_ids"])[:, 1:] != -100
+    labelled = batch.get("labels", batch["input_ids"])[:, 1:] != -100
     mask = batch.get("attention_mask")
-    return counted if mask is None else torch.logical_and(counted, mask[:, 1:] != 0)
+    return labelled if mask is None else torch.logical_and(labelled, mask[:, 1:] != 0)
 
 
 def per_item(losses: Tensor) -> Tensor:

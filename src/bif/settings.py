@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from bif.precision import EXACTNESS, Precision
+from bif.types import Target
 
 SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 GradientMode = Literal["full", "minibatch", "control_variate"]
 MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
-RetrainedFrom = Literal["scratch", "checkpoint"]
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -70,7 +70,7 @@ class Settings:
     """
 
     sampler: SamplerName = "baoab"
-    retrained_from: RetrainedFrom | None = None
+    retrained_from: Target | None = None
     nbeta: float | None = None
     gamma: float | None = None
     chains: int | None = None
@@ -105,10 +105,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if self.retrained_from not in (None, *get_args(RetrainedFrom)):
+        if self.retrained_from not in (None, *get_args(Target)):
             raise ValueError(
                 f"retrained_from is {self.retrained_from!r}: expected one of "
-                f"{', '.join(get_args(RetrainedFrom))}, or None where nothing is retrained."
+                f"{', '.join(get_args(Target))}, or None where nothing is retrained."
             )
         if self.retrained_from is not None and self.nbeta is not None:
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bif.problem import Problem
-from bif.settings import RetrainedFrom
+from bif.types import Target
 
 
 class Width(NamedTuple):
@@ -15,7 +15,7 @@ class Width(NamedTuple):
     damping: float = 1.0
 
 
-WIDTHS: dict[RetrainedFrom, Width] = {"scratch": Width(0.25), "checkpoint": Width(4.0, 0.25)}
+WIDTHS: dict[Target, Width] = {"scratch": Width(0.25), "checkpoint": Width(4.0, 0.25)}
 """Networks retrained from scratch end up far from w*, as a warm posterior in a wide ball does;
 those retrained from w* stay near, as a cold one in the usual ball.  Measured, not derived, see
 docs/calibration.md.
@@ -24,7 +24,7 @@ _AT_ONCE = 4096
 """Items whose parts are counted together."""
 
 
-def default_nbeta(problem: Problem, retrained_from: RetrainedFrom | None) -> tuple[float, str]:
+def default_nbeta(problem: Problem, retrained_from: Target | None) -> tuple[float, str]:
     """What calibration takes where nbeta is open, and why.
 
     Args:
@@ -38,7 +38,7 @@ def default_nbeta(problem: Problem, retrained_from: RetrainedFrom | None) -> tup
     return factor * nbeta, f"{factor:g} times {why}, for networks retrained from {retrained_from}"
 
 
-def damping_factor(retrained_from: RetrainedFrom | None) -> float:
+def damping_factor(retrained_from: Target | None) -> float:
     """On the gamma/nbeta that calibration takes otherwise."""
     return 1.0 if retrained_from is None else WIDTHS[retrained_from].damping
 

@@ -22,6 +22,9 @@ ItemLoss = Callable[[nn.Module, Batch], Tensor]
 
 Better = Literal["lower", "higher"]
 
+Target = Literal["scratch", "checkpoint"]
+"""Where retrained networks start: fresh weights, or the trained ones, w*."""
+
 
 class GradientEstimate(NamedTuple):
     """Gradient of the mean loss at the chains' weights.

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bif.bank.plan import Plan
+from bif.types import Target
 
 Purpose = Literal["reported", "tuning"]
-Target = Literal["scratch", "checkpoint"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from bif import store
-from bif.bank.bank import Bank, BankPart, Purpose, Target
+from bif.bank.bank import Bank, BankPart, Purpose
 from bif.bank.plan import Plan
+from bif.types import Target
 
 
 def load(folder: str | Path) -> Bank:

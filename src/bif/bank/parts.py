@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bif.bank.bank import Purpose, Target
+from bif.bank.bank import Purpose
 from bif.bank.plan import Plan
 from bif.evaluate.retrain import Queries
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.problem import Problem
 from bif.provenance import code_fingerprint, fingerprint, items_fingerprint, model_code
-from bif.types import Batch
+from bif.types import Batch, Target
 
 
 @dataclass(frozen=True, eq=False)

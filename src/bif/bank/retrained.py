@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from bif import store
-from bif.bank.bank import Bank, BankPart, Target
+from bif.bank.bank import Bank, BankPart
 from bif.bank.load import loaded
 from bif.bank.parts import PartToTrain, identity, parts_to_train
 from bif.bank.plan import Plan
@@ -27,7 +27,7 @@ from bif.interrupts import termination_raises
 from bif.items import Items
 from bif.problem import Problem
 from bif.provenance import hardware, versions
-from bif.types import Batch
+from bif.types import Batch, Target
 
 _FUNCTION_CHUNK = 16
 """Networks of one seed that are stored together where they are trained one by one."""

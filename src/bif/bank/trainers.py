@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from bif.bank.bank import Target
 from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
 from bif.evaluate.training import Network, num_rows, stream, to_device
 from bif.functional import ItemFunction
 from bif.items import map_batch
 from bif.problem import Problem
 from bif.provenance import code_fingerprint
-from bif.types import Batch
+from bif.types import Batch, Target
 
 TrainFunction = Callable[[nn.Module | None, Batch, int], nn.Module]
 """`train(start, items, seed) -> model`: trains on a subset's items and returns the network.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bif.evaluate.recipe import Recipe
 from bif.evaluate.training import (
-    Init,
     Network,
     StackTrainer,
     check_per_item,
@@ -23,7 +22,7 @@ from bif.evaluate.training import (
 )
 from bif.functional import ItemFunction
 from bif.precision import matmul_precision
-from bif.types import Batch, ItemLoss
+from bif.types import Batch, ItemLoss, Target
 
 __all__ = ["Recipe", "retrain", "train"]
 
@@ -40,7 +39,7 @@ def retrain(
     recipe: Recipe,
     *,
     outcomes: Mapping[str, tuple[ItemLoss, Batch]],
-    init: Init = "scratch",
+    init: Target = "scratch",
     seeds: Sequence[int],
     networks_per_stack: int = 64,
     device: torch.device | str | None = None,
@@ -110,7 +109,7 @@ class Retrainer:
         items: Batch,
         recipe: Recipe,
         *,
-        init: Init,
+        init: Target,
         device: torch.device | str | None,
         precision: MatmulPrecision,
     ) -> None:
@@ -168,7 +167,7 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    init: Init = "scratch",
+    init: Target = "scratch",
     device: torch.device | str | None = None,
 ) -> nn.Module:
     """Trains a copy of the model on all items: the network of `retrain` with a full mask.
@@ -203,7 +202,7 @@ def train(
     return trained
 
 
-def check_seeds(seeds: Sequence[int], recipe: Recipe, init: Init) -> None:
+def check_seeds(seeds: Sequence[int], recipe: Recipe, init: Target) -> None:
     """Raises ValueError where there are none, one twice, or several that would all agree."""
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds are {list(seeds)}; expected at least one, all different.")

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from bif.evaluate.recipe import Recipe
 from bif.functional import ItemFunction
 from bif.items import batch_leaves, map_batch
-from bif.types import Batch, ItemLoss
+from bif.types import Batch, ItemLoss, Target
 
-Init = Literal["scratch", "checkpoint"]
 _QUERIES_AT_ONCE = 1024
 
 
@@ -76,7 +75,7 @@ class StackTrainer:
         loss: ItemLoss,
         items: Batch,
         recipe: Recipe,
-        init: Init,
+        init: Target,
         device: torch.device | str | None,
     ) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
