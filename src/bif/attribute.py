@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
@@ -123,7 +123,7 @@ def attributed(
     refuse_vast_scores(problem, keep, top=top)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
-    calibration = _calibrated(problem, requested, folder)
+    calibration = _calibrated(problem, requested, folder, say if show_progress else None)
     settings = calibration.settings
     refuse_unfit(problem, settings)
     sampling = Sampling(problem, settings)
@@ -134,7 +134,7 @@ def attributed(
         refuse_overflow(planned, sampling)
         sizes_in_words += planned.in_words()
     if show_progress:
-        say([*calibration.explanations, *sizes_in_words])
+        say(sizes_in_words)
     assert settings.chains is not None and settings.block_size is not None
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
@@ -187,17 +187,22 @@ def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
 
 
 def _calibrated(
-    problem: Problem, requested: Settings, folder: store.RunFolder | None
+    problem: Problem,
+    requested: Settings,
+    folder: store.RunFolder | None,
+    tell: Callable[[list[str]], None] | None,
 ) -> Calibration:
     """What was chosen when the run was begun, or a fresh choice."""
     found = folder.manifest.get("settings") if folder else None
     if folder is None or not isinstance(found, dict):
-        return calibrate(problem, requested)
+        return calibrate(problem, requested, tell=tell)
     try:
         settings = Settings.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
     explanations = tuple(folder.manifest.get("explanations", []))
+    if tell is not None:
+        tell(list(explanations))
     goal = folder.manifest.get("goal") if requested.reliability is not None else None
     return Calibration(
         settings, explanations, requested.reliability, Goal(**goal) if goal else None

@@ -28,7 +28,7 @@ _SLACK = 2.0
 _PILOT_CHAINS, _PILOT_DRAWS, _PILOT_SHARE = 16, 24, 0.15
 """Of the pilot that measures a draw's signal; where no reliability is aimed at, its share of a
 budget at most."""
-_TIMED_STEPS, _TIMED_SHARE = 4, 0.1
+_TIMED_STEPS, _FEWEST_TIMED, _TIMED_SHARE = 4, 3, 0.1
 _SAMPLING_SHARE = 0.8
 """Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
 
@@ -86,7 +86,13 @@ class TooSmallBudget(ValueError):
 
 
 def choose_draws(
-    problem: Problem, settings: Settings, *, relaxation: float, said: list[str], started: float
+    problem: Problem,
+    settings: Settings,
+    *,
+    relaxation: float,
+    said: list[str],
+    started: float,
+    of_chain: float = 0.0,
 ) -> tuple[Settings, Goal | None]:
     """Draws, and where a budget is small fewer chains, for a reliability or a budget.
 
@@ -100,6 +106,8 @@ def choose_draws(
         relaxation: Steps in which the slowest direction forgets.
         said: Gets a line for each choice.
         started: By `time.perf_counter`; what has been spent since is taken from the budget.
+        of_chain: Seconds of a gradient of one chain, 0 where they are not known: a stack whose
+            timing would outlast its share of a budget is not timed.
 
     Returns:
         Complete settings, whose draws are the most that are taken, and where to end before.
@@ -108,9 +116,11 @@ def choose_draws(
         TooSmallBudget: It has no room for burn-in and the fewest draws.
     """
     assert settings.thin is not None and settings.chains is not None
-    least = fewest_draws(settings, relaxation)
+    least, asked = fewest_draws(settings, relaxation), settings.chains
+    settings = _timely(settings, of_chain)
+    assert settings.chains is not None
     pace = measure_pace(problem, settings, least=least, started=started)
-    draws, chains, asked, why = least, settings.chains, settings.chains, []
+    draws, chains, why = least, settings.chains, list[str]()
     if settings.reliability is not None:
         needed = pace.total_for(settings.reliability)
         slack = _SLACK if chains <= (settings.block_size or 1) else 1.0
@@ -145,6 +155,17 @@ def choose_draws(
         settings, reliability=None, budget=None, draws=draws, chains=chains, block_size=block_size
     )
     return chosen, goal
+
+
+def _timely(settings: Settings, of_chain: float) -> Settings:
+    """With as many chains as can be timed within a share of the budget, one after another."""
+    if settings.budget is None or not of_chain or not settings.block_size:
+        return settings
+    fitting = int(_TIMED_SHARE * float(settings.budget) / (_FEWEST_TIMED * of_chain))
+    if settings.block_size <= max(fitting, _FEWEST_CHAINS):
+        return settings
+    block = max(_FEWEST_CHAINS, fitting)
+    return replace(settings, chains=min(settings.chains or block, block), block_size=block)
 
 
 def measure_pace(problem: Problem, settings: Settings, *, least: int, started: float) -> Pace:
@@ -265,7 +286,7 @@ def affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
         f"a budget of {settings.budget:,.1f} s is too small to converge: {settings.burn_in} steps "
         f"of burn-in and {least} draws of {chains} chains take {needed:,.1f} s, at {pace.step:.3g} "
         f"s a step of {settings.block_size} chains, and calibration took {pace.spent:,.1f} s. Give "
-        f"at least {whole:,.0f} s, raise gamma, which shortens both, or use a faster device.",
+        f"budget='{ceil(whole)}s', raise gamma, which shortens both, or use a faster device.",
         pace=pace,
         needed=whole,
     )

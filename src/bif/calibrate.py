@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import ceil, inf
 
@@ -22,17 +23,14 @@ from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.settings import Settings
 from bif.steps import choose_steps, relaxation_steps, smallest_curvature
-from bif.temperature import damping_factor, default_nbeta
+from bif.temperature import default_nbeta
 
 DEFAULT_DRAWS = 200
-WORTHWHILE = 3.0
-"""A mass that shortens the steps to forget by less, by the extreme curvatures, is left: not all of
-it is seen in effective draws, and its products cost time, the more so the fewer the items."""
 _FASTER = 0.7
 """Share of a stack's time that chains one by one may take to be preferred: less is chance."""
-_MASS_TIMES, _MASS_SHARE = 10.0, 0.2
-"""How long a mass takes to measure, in units of the largest curvature at w*, and the share of a
-budget that it may take."""
+_MASS_TIMES, _MASS_SHARE = 200.0, 0.2
+"""How long a mass takes to measure, in gradients of the pilot's chains, and the share of a budget
+that it may take."""
 _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 
@@ -57,8 +55,35 @@ class Calibration:
         ]
 
 
+class _Told(list[str]):
+    """Explanations that are handed on as they come."""
+
+    def __init__(self, lines: Iterable[str], tell: Callable[[list[str]], None] | None) -> None:
+        super().__init__(lines)
+        self._tell = tell
+        self._hand_on(list(self))
+
+    def append(self, line: str) -> None:
+        super().append(line)
+        self._hand_on([line])
+
+    def __iadd__(self, lines: Iterable[str]) -> _Told:
+        fresh = list(lines)
+        self.extend(fresh)
+        self._hand_on(fresh)
+        return self
+
+    def _hand_on(self, lines: list[str]) -> None:
+        if self._tell is not None and lines:
+            self._tell(lines)
+
+
 def calibrate(
-    problem: Problem, settings: Settings, *, curvature: float | None = None
+    problem: Problem,
+    settings: Settings,
+    *,
+    curvature: float | None = None,
+    tell: Callable[[list[str]], None] | None = None,
 ) -> Calibration:
     """Fill in every setting that is None.
 
@@ -70,6 +95,7 @@ def calibrate(
         settings: With None where the library should choose.
         curvature: Largest of the mean loss where the chains will go, where it is known from a
             posterior as warm: with gamma given, it is then not measured.
+        tell: Gets every line of explanation as it comes, for what takes long.
 
     Returns:
         Complete settings and the reasons.
@@ -79,7 +105,7 @@ def calibrate(
             than the data; a budget too small to converge.
     """
     started = time.perf_counter()
-    said: list[str] = list(problem.notes)
+    said: list[str] = _Told(problem.notes, tell)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     left_open, settings = settings.gradient is None, _with_gradient(settings, said)
     settings = _with_precisions(problem, settings, said)
@@ -92,13 +118,20 @@ def calibrate(
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, said)
-    settings, relaxation, curvature = _choose_posterior_and_steps(
+    settings, relaxation, curvature, of_chain = _choose_posterior_and_steps(
         problem, settings, curvature, said
     )
     goal, how = None, {"said": said, "started": started}
+    on_cpu = run_device(problem, settings).type == "cpu"  # stacks on a GPU are faster than that
     try:
         if forecast:
-            settings, goal = choose_draws(problem, settings, relaxation=relaxation, **how)
+            settings, goal = choose_draws(
+                problem,
+                settings,
+                relaxation=relaxation,
+                of_chain=of_chain if on_cpu else 0.0,
+                **how,
+            )
     except TooSmallBudget as too_small:
         # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
         if not left_open or curvature is None or settings.memory != "plain":
@@ -251,26 +284,27 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
 
 def _choose_posterior_and_steps(
     problem: Problem, settings: Settings, curvature: float | None, said: list[str]
-) -> tuple[Settings, float, float | None]:
-    """Complete settings, the steps in which the slowest direction forgets, the curvature used."""
-    nbeta = settings.nbeta
-    if nbeta is None:
-        nbeta, why = default_nbeta(problem, settings.retrained_from)
-        said.append(f"nbeta = {nbeta:g}: {why}")
-    chosen = replace(settings, nbeta=nbeta, retrained_from=None)
+) -> tuple[Settings, float, float | None, float]:
+    """Complete settings, the steps in which the slowest direction forgets, the curvature used, and
+    the seconds of a gradient of one chain, 0 where they are not known."""
+    chosen, damping = settings, 1.0
+    if settings.nbeta is None:
+        chosen, damping, why = default_nbeta(problem, settings)
+        said.append(f"nbeta = {chosen.nbeta:g}: {why}")
     underdamped = settings.sampler in ("baoab", "sgnht")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if underdamped else needed):
         chosen = replace(chosen, mass=chosen.mass or "identity")
-        return chosen, relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12)), curvature
+        relaxation = relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12))
+        return chosen, relaxation, curvature, 0.0
     if curvature is None or chosen.gamma is None:
-        factor = damping_factor(settings.retrained_from)
-        found = pilot(problem, chosen, said, damping_factor=factor)
+        found = pilot(problem, chosen, said, damping_factor=damping)
     else:
-        found = Pilot(chosen.gamma, curvature, 0.0)
+        found = Pilot(chosen.gamma, curvature, 0.0, 0.0)
         said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
     chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
-    return *choose_steps(problem, chosen, k_max, said), found.curvature
+    chosen, relaxation = choose_steps(problem, chosen, k_max, said)
+    return chosen, relaxation, found.curvature, found.seconds_of_chain
 
 
 def _choose_mass(
@@ -304,7 +338,6 @@ def _choose_mass(
             f"{float(s.budget):,.0f} s"
         )
         return replace(s, mass="identity"), k_max
-    # Steps to forget go with the root of the spread of curvatures.
     round_max = whitened_curvature(problem, s)
     if round_max == inf:
         said.append(
@@ -312,15 +345,14 @@ def _choose_mass(
             "step that was tried"
         )
         return replace(s, mass="identity"), k_max
-    spread = k_max / max(s.gamma + s.nbeta * s.weight_decay, 1e-6 * k_max)
-    if spread < WORTHWHILE**2 * round_max:
-        said.append(
-            f"mass = identity: curvatures of U span a factor of {spread:.3g}, in round coordinates "
-            f"still {round_max:.3g}, which would not pay for the products"
-        )
-        return replace(s, mass="identity"), k_max
-    said.append(
-        f"mass = kronecker: curvatures of U span a factor of {spread:.3g}; in round coordinates, "
-        f"measured by products of its Hessian with random directions, they go up to {round_max:.3g}"
+    plain, white = replace(s, mass="identity"), replace(s, mass="kronecker")
+    steps = [choose_steps(problem, x, k, [])[1] for x, k in ((plain, k_max), (white, round_max))]
+    words = (
+        f"the slowest direction forgets in {steps[0]:,.0f} steps with unit mass, in {steps[1]:,.0f} "
+        "in the coordinates of a Kronecker mass"
     )
-    return replace(s, mass="kronecker"), round_max
+    if steps[0] <= steps[1]:
+        said.append(f"mass = identity: {words}")
+        return plain, k_max
+    said.append(f"mass = kronecker: {words}, where curvatures of U go up to {round_max:.3g}")
+    return white, round_max

@@ -11,6 +11,8 @@ from bif.samplers import BAOAB
 from bif.types import Gradient, Mass, Noise, Params
 
 STEPS = 60
+LOOKS = 3
+"""Places along the walk that are handed back, its end the last of them."""
 CAREFUL = 0.3
 """Step size in units of 1 / sqrt(largest curvature at w*): away from it the curvature may be 40
 times as large before steps are unstable."""
@@ -26,8 +28,8 @@ def careful_walk(
     noise: Noise,
     k_max: float,
     mass: Mass | None = None,
-) -> Params | None:
-    """Where chains are after `STEPS` steps of underdamped Langevin dynamics.
+) -> list[Params] | None:
+    """Return where chains are along `STEPS` steps of underdamped Langevin dynamics.
 
     Chains whose velocities are too large, for the temperature and for all the loss that there is to
     lose, have met curvatures that the step is too long for: the walk begins again with a third of
@@ -42,13 +44,14 @@ def careful_walk(
         mass: Unit mass if None.
 
     Returns:
-        Leaves `[C, *shape]`; None where even the smallest steps run off.
+        Leaves `[C, *shape]` at `LOOKS` places; None where even the smallest steps run off.
     """
     friction = 1.0 if mass is not None else 2 * sqrt(max(posterior.gamma, 1e-3 * k_max))
     step_size = CAREFUL / sqrt(k_max)
     for _ in range(_ATTEMPTS):
         sampler = BAOAB(step_size, friction, mass)
         state, to_lose = sampler.init(tensors.copied(params), noise), 0.0
+        seen: list[Params] = []
         for position in walk(
             sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
             last_step=STEPS,
@@ -56,8 +59,10 @@ def careful_walk(
             state = position.state
             if position.step == 0 and position.losses is not None:
                 to_lose = posterior.nbeta * float(position.losses.mean(dim=1).abs().max())
+            if position.step and position.step % (STEPS // LOOKS) == 0:
+                seen.append(tensors.copied(state.params))
         if _as_expected(state.velocity, posterior.num_moving, to_lose):
-            return tensors.copied(state.params)
+            return seen
         step_size /= _SMALLER
     return None
 

@@ -23,11 +23,14 @@ class Position(Generic[State]):
         step: The step that comes next.
         state: The sampler's; its buffers hold until the next position is asked for.
         losses: Of the train items `[C, N]` at these weights, where the gradient brought them along.
+        gradient: Of the mean loss at these weights, or its estimate; its buffers hold as long as
+            the state's.  None where no step ever holds it.
     """
 
     step: int
     state: State
     losses: Tensor | None
+    gradient: Params | None = None
 
 
 class _Drawn:
@@ -86,7 +89,7 @@ def walk(
     for step in range(first_step, last_step + 1):
         with torch.no_grad():
             estimate = gradient(state.params, step)
-        yield Position(step, state, estimate.losses)
+        yield Position(step, state, estimate.losses, estimate.gradient)
         if step < last_step:
             with torch.no_grad(), matmul_precision(precision):
                 state = advance(state, estimate.gradient, noise.normal(state.params))

@@ -18,10 +18,11 @@ from bif.oracles import LiveOracle
 from bif.rng import BlockNoise, generator
 from bif.sampling import Sampling
 from bif.settings import Settings
+from bif.temperature import center_gradient
 from bif.types import Gradient, HasParams, Params
 
 _CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
-_NOISE_BATCHES, _CENTER_PARTS = 32, 8
+_NOISE_BATCHES = 32
 _MOST_NUMBERS = 2**28
 """Held at once, a GiB of them: of large models fewer chains and batches are looked at."""
 _FEWEST_BATCHES = 8
@@ -31,7 +32,8 @@ _PROBE_BLOCK = 1_000_003
 
 @dataclass(frozen=True)
 class Checks:
-    """Figures of one block of chains; NaN where one does not apply.
+    """Figures of the sampler; NaN where one does not apply.  Of the last positions of the first
+    block, until what `IdentitySums` gathered from all draws takes the place of the first three.
 
     Attributes:
         virial: `E[(w - w*)·∇U]` over the number of moving weights; 1 under the posterior, whatever
@@ -39,6 +41,9 @@ class Checks:
         virial_error: Standard error over chains.
         kinetic: `E[|v|²]` over the number of moving weights; 1; gradient noise heats.
         kinetic_error: Standard error over chains.
+        dilation: `Cov(L, (w - w*)·∇U) / E[(w - w*)·∇L]`; 1 under the posterior, see
+            `bif.identities`; of all draws, NaN where no step holds a gradient.
+        dilation_error: Standard error over chains.
         curvature: Largest curvature of U at the last positions of a few chains, in the coordinates
             of the mass.
         step_share: The step in units of the largest stable one at that curvature, squared where
@@ -59,6 +64,8 @@ class Checks:
     heat: float
     center_gradient: float
     randomness: float
+    dilation: float = math.nan
+    dilation_error: float = math.nan
 
     @classmethod
     def from_dict(cls, found: Mapping[str, float | None]) -> Checks:
@@ -241,24 +248,12 @@ def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> floa
 
 
 def _center_gradient(sampling: Sampling) -> float:
-    s, n, posterior = sampling.settings, sampling.problem.num_train, sampling.posterior
-    parts = min(_CENTER_PARTS, n)
-    if parts < 2 or not s.nbeta:
-        return math.nan
-    center = tensors.stacked(posterior.center, 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(sampling.device)
-    total, squares = tensors.zeros_like(center), 0.0
-    for chosen in order[: n - n % parts].chunk(parts):
-        items = Items(sampling.train.take(chosen))
-        gradient = _full(sampling, items, sampling.weights[chosen])(center, 0).gradient
-        tensors.add_(total, gradient)
-        squares += float(tensors.squared_norm(gradient))
-    mean = tensors.mul_(total, 1 / parts)
-    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
-    noise = spread / (parts * (parts - 1))
-    force = posterior.potential_gradient_(tensors.copied(mean), center)
-    square = float(tensors.squared_norm(force)) / s.nbeta**2
-    return square / noise if noise > 0 else math.nan
+    s = sampling.settings
+    assert s.chunk_size is not None
+    return center_gradient(
+        sampling.oracle, sampling.posterior, sampling.train, sampling.weights,
+        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
+    )  # fmt: skip
 
 
 def _randomness(sampling: Sampling, one: Params) -> float:

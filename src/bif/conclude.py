@@ -17,6 +17,7 @@ from bif.estimate.influence import influence_dataset
 from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
+from bif.gates import Remedies
 from bif.recording import Recording
 from bif.run import Run
 from bif.settings import Settings
@@ -56,9 +57,9 @@ def concluded(
     if traces.num_chains < 2:
         if recording.interrupted and recording.folder is not None:
             raise KeyboardInterrupt(recording.progress_in_words())
+        fix = Remedies.of(settings)
         advice = (
-            f"Lower step_size (it was {settings.step_size:.4g}; try half), raise gamma, or lower "
-            "nbeta."
+            f"Try first: {fix.step}; then {fix.gamma}."
             if recording.diverged
             else "Let it run longer."
         )
@@ -84,7 +85,10 @@ def concluded(
     figures = figures_of(
         traces, diagnostics, thin=settings.thin or 1, seconds=time.perf_counter() - started
     )
-    judged = judge(traces, figures, checks=recording.checks, diverged=len(recording.diverged))
+    judged = judge(
+        traces, figures, checks=recording.looked_at, diverged=len(recording.diverged),
+        settings=settings,
+    )  # fmt: skip
     warnings += short_of(calibration.reliability, figures)
     summary = {
         "trusted": judged.trusted,
@@ -154,12 +158,16 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
 
 def _warnings(recording: Recording, settings: Settings) -> list[str]:
     assert settings.burn_in is not None and settings.thin is not None
-    said = [
-        f"chain {chain} diverged by step {settings.burn_in + draw * settings.thin} with "
-        f"step_size={settings.step_size:.4g} and was left out: lower step_size (try half) or "
-        "raise gamma"
-        for chain, draw in sorted(recording.diverged.items())
-    ]
+    said = []
+    if recording.diverged:
+        fix, lost = Remedies.of(settings), sorted(recording.diverged)
+        first = settings.burn_in + min(recording.diverged.values()) * settings.thin
+        named = ", ".join(str(chain) for chain in lost[:8]) + (", …" if len(lost) > 8 else "")
+        said.append(
+            f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
+            f"{first} with step_size={settings.step_size:.4g}, and were left out: {fix.step}, or "
+            f"{fix.gamma}"
+        )
     if recording.taken_along:
         said.append(
             f"chains {recording.taken_along} were left out too: they shared their sums with one "

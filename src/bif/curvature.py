@@ -22,6 +22,7 @@ def largest_curvature(
     items: Items,
     chunk_size: int,
     noise: BlockNoise,
+    train_weights: Tensor | None = None,
     iterations: int = 20,
 ) -> Tensor:
     """Largest curvature of the mean loss at each chain's weights, by power iteration.
@@ -32,11 +33,12 @@ def largest_curvature(
         params: Leaves `[C, *shape]`.
         items: Over which the mean is taken.
         noise: For the start directions; weights that may not move stay out of them.
+        train_weights: rho of the items, `[N]`; 1 by default.
 
     Returns:
         `[C]`, at least 0.
     """
-    gradient = _mean_gradient(oracle, params, items, chunk_size)
+    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
     product = hessian_product(gradient, params, noise.masks)
     return largest_eigenvalue(product, noise.normal(params), iterations=iterations)
 
@@ -76,6 +78,7 @@ def smallest_curvature(
     chunk_size: int,
     noise: BlockNoise,
     largest: Tensor,
+    train_weights: Tensor | None = None,
     iterations: int = 20,
 ) -> Tensor:
     """Smallest curvature of the mean loss, by power iteration on `H - largest`.
@@ -86,7 +89,7 @@ def smallest_curvature(
     Returns:
         `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
     """
-    gradient = _mean_gradient(oracle, params, items, chunk_size)
+    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
     product = hessian_product(gradient, params, noise.masks)
     smallest = largest.clone()
     for curvature in _powers(product, noise.normal(params), -largest, iterations):
@@ -130,7 +133,10 @@ def hessian_product(
     return product
 
 
-def _mean_gradient(oracle: Oracle, params: Params, items: Items, chunk_size: int) -> Gradient:
-    first = next(iter(params.values()))
-    weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
+def _mean_gradient(
+    oracle: Oracle, params: Params, items: Items, chunk_size: int, weights: Tensor | None
+) -> Gradient:
+    if weights is None:
+        first = next(iter(params.values()))
+        weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
     return FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)

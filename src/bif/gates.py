@@ -10,14 +10,52 @@ from bif.checks import Checks
 from bif.estimate.independence import Independence
 from bif.estimate.response import Ratio
 from bif.estimate.stationarity import Drift
+from bif.settings import Settings
 
 RHAT = 1.05
 REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
 SHARED, TWINS = 1.5, 0.99
-STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.9, 0.2
-TEMPERATURE, HEAT, RANDOMNESS = 0.1, 0.25, 1e-3
+STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.6, 0.03
+"""Shares of the largest stable step; an overdamped rule's variances are too large by the share."""
+IDENTITY, MOST_DILATION = 0.1, 0.3
+"""By how much an identity may be missed, and how well it must be known, whatever the noise."""
+HEAT, RANDOMNESS = 0.25, 1e-3
 DIVERGED, SLOPE = 0.1, 0.2
 _ERRORS = 4.0
+BIASED = ("rmsprop_sgld",)
+"""Samplers that do not sample the posterior."""
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What to change, in words that can be followed as they stand.
+
+    Attributes:
+        step: A smaller step.
+        gamma: A tighter ball.
+        draws: More draws.
+        burn_in: A longer burn-in.
+    """
+
+    step: str
+    gamma: str
+    draws: str
+    burn_in: str
+
+    @classmethod
+    def of(cls, s: Settings | None) -> Remedies:
+        """For a run with these settings, complete; in general words without."""
+        if s is None:
+            return cls("lower step_size", "raise gamma", "raise draws", "raise burn_in")
+        white = s.mass == "kronecker"
+        step = "" if s.step_size is None else f"set step_size={s.step_size / 2:.3g}"
+        words = f"{step} with mass='kronecker', in whose coordinates it is" if white else step
+        return cls(
+            words,
+            "raise gamma" if s.gamma is None else f"raise gamma (gamma={4 * s.gamma:.3g})",
+            "raise draws" if s.draws is None else f"raise draws (draws={4 * s.draws})",
+            "raise burn_in" if s.burn_in is None else f"raise burn_in (burn_in={4 * s.burn_in})",
+        )
 
 
 @dataclass(frozen=True)
@@ -26,7 +64,7 @@ class Gate:
 
     Attributes:
         name: In tables.
-        value: The figure; NaN where it could not be measured, which passes.
+        value: The figure; NaN where it is not defined, which fails.
         limit: What it may not exceed.
         failed: Whether it does.
         reason: What is wrong and what to change, where it failed.
@@ -56,16 +94,19 @@ def gates(
     together: Independence,
     checks: Checks | None = None,
     diverged: int = 0,
+    settings: Settings | None = None,
 ) -> list[Gate]:
-    """All gates of a run.  They judge the chains, never the scores.
+    """Return all gates of a run.  They judge the chains, never the scores.
 
     Args:
-        figures: `rhat_max`, `ess_median`, `chains`, `draws`.
+        figures: `rhat_max`, `ess_median`, `chains`, `draws`, `reliability`.
         moving: Drift of the traces.
         together: What chains have in common.
         checks: Of the sampler; without them those gates are left out.
         diverged: Chains that were left out.
+        settings: Complete, for remedies in numbers.
     """
+    fix = Remedies.of(settings)
     chains, ess = int(figures["chains"]), float(figures["ess_median"])
     # Independent moments of a chain: with few of them a ratio of variances is rough.
     moments = ess / chains if ess > 0 else math.nan
@@ -75,31 +116,35 @@ def gates(
             "mixing",
             float(figures["rhat_max"]),
             RHAT,
-            "R-hat is {value:.3f} for some item losses: the chains have not mixed, and drift looks "
-            "like influence. Raise burn_in and draws, or raise gamma",
+            "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, and "
+            f"drift looks like influence. {_sentence(fix.draws)} and {fix.burn_in}, or {fix.gamma}",
+            "R-hat is not defined: no loss moves, or chains have fewer than 4 draws. Look at the "
+            f"loss, or {fix.draws}",
         ),
         _gate(
             "drift",
             moving.common if abs(moving.common_t) > COMMON_T else 0.0,
             COMMON,
             "a drift that all chains share holds {value:.0%} of the losses' variance: they have "
-            "not levelled off, and items that drift alike look mutually helpful. Raise burn_in, "
-            "or raise gamma",
+            "not levelled off, and items that drift alike look mutually helpful. "
+            f"{_sentence(fix.burn_in)}, or {fix.gamma}",
         ),
         _gate(
             "detrending",
             moving.removed,
             REMOVED,
             "taking a straight line from every chain takes {value:.0%} of the covariances along: "
-            "the chains are too short for how slowly they move. Raise draws or thin, or raise "
-            "gamma",
+            f"the chains are too short for how slowly they move. {_sentence(fix.draws)}, or "
+            f"{fix.gamma}",
+            "the share of the covariances that lies in straight lines is not defined: no loss or no "
+            "query moves. Look at the loss",
         ),
         _gate(
             "outliers",
             float(len(moving.outliers)),
             0.0,
             f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
-            "or sit in another basin. Raise burn_in, lower step_size, or raise gamma",
+            f"or sit in another basin. {_sentence(fix.burn_in)}, or {fix.gamma}",
         ),
         _gate(
             "independence",
@@ -107,7 +152,7 @@ def gates(
             SHARED + rough,
             "chains move together: their mean trace varies {value:.2g} times as much as that of "
             "independent chains. They share mini-batches or random numbers, or still relax from "
-            "their start: give each chain its own, or raise burn_in",
+            f"their start: give each chain its own, or {fix.burn_in}",
         ),
         _gate(
             "twins",
@@ -121,54 +166,114 @@ def gates(
             diverged / (chains + diverged) if chains + diverged else 0.0,
             DIVERGED,
             f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
-            "selection. Lower step_size (try half) or raise gamma",
+            f"selection. {_sentence(fix.step)}, or {fix.gamma}",
         ),
     ]
-    return found + (_of_the_sampler(checks) if checks is not None else [])
+    if "reliability" in figures:
+        found.append(_agreement(float(figures["reliability"]), fix))
+    if settings is not None and settings.sampler in BIASED:
+        reason = (
+            f"sampler={settings.sampler!r} as published does not sample the posterior: its step "
+            "follows the gradient and a correction is missing. Use sampler='rmsprop_sgld_frozen'"
+        )
+        found.append(Gate("sampler", math.nan, 0.0, True, reason))
+    return found + (_of_the_sampler(checks, fix) if checks is not None else [])
 
 
-def _of_the_sampler(checks: Checks) -> list[Gate]:
+def _agreement(reliability: float, fix: Remedies) -> Gate:
+    """Scores on which two halves of the run do not agree at all are noise."""
+    reason = ""
+    if math.isnan(reliability):
+        reason = "it is not defined: it takes at least three train items whose losses move"
+    elif reliability <= 0:
+        reason = (
+            f"two halves of the run do not agree on the scores ({reliability:.2f}): they are noise. "
+            f"{_sentence(fix.draws)}, or {fix.gamma}"
+        )
+    return Gate("reliability", reliability, 0.0, bool(reason), reason)
+
+
+def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
     underdamped = not math.isnan(checks.kinetic)
-    return [
-        _gate(
-            "step",
-            checks.step_share,
-            STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED,
-            f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along the "
-            "chains, where the step is {value:.0%} of the way to the edge of stability. Lower "
-            "step_size (try half)",
-        ),
-        _gate(
-            "virial",
-            abs(checks.virial - 1),
-            max(TEMPERATURE, _ERRORS * _or_zero(checks.virial_error)),
-            f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws "
-            "are not from it. Lower step_size, use gradient='full' or larger batches, or raise "
-            "burn_in",
-        ),
-        _gate(
+    found = []
+    if not math.isnan(checks.step_share):
+        found.append(
+            _gate(
+                "step",
+                checks.step_share,
+                STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED,
+                f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along the "
+                f"chains, where the step is {{value:.0%}} of the way to the edge of stability. "
+                f"{_sentence(fix.step)}",
+            )
+        )
+    found += _identity(
+        "virial",
+        checks.virial,
+        checks.virial_error,
+        f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws are not "
+        f"from it. {_sentence(fix.step)}, use gradient='full' or larger batches, or {fix.burn_in}",
+        fix,
+    )
+    if not math.isnan(checks.dilation):
+        # A ratio of second moments, far noisier than the virial: its noise has a share, up to a
+        # limit that no noise excuses.
+        limit = min(IDENTITY + 2 * _or_zero(checks.dilation_error), MOST_DILATION)
+        found.append(
+            _gate(
+                "dilation",
+                abs(checks.dilation - 1),
+                limit,
+                f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as under "
+                f"the posterior: the step biases the draws. {_sentence(fix.step)}",
+            )
+        )
+    if underdamped:
+        found += _identity(
             "temperature",
-            abs(checks.kinetic - 1),
-            max(TEMPERATURE, _ERRORS * _or_zero(checks.kinetic_error)),
-            f"the kinetic temperature is {checks.kinetic:.3g}, not 1: gradient noise heats the "
-            "chains. Use gradient='full' or 'control_variate', larger batches, or more friction",
-        ),
-        _gate(
-            "gradient noise",
-            checks.heat,
-            HEAT,
-            "gradient noise widens the draws by {value:.0%} in its worst direction: they are too "
-            "hot. Use gradient='full' or 'control_variate', larger batches, a smaller step, or "
-            "lower nbeta",
-        ),
+            checks.kinetic,
+            checks.kinetic_error,
+            f"the kinetic temperature is {checks.kinetic:.3g}, not 1: gradient noise or the step "
+            f"heats the chains. Use gradient='full' or larger batches, or {fix.step}",
+            fix,
+        )
+    if not math.isnan(checks.heat):
+        found.append(
+            _gate(
+                "gradient noise",
+                checks.heat,
+                HEAT,
+                "gradient noise widens the draws by {value:.0%} in its worst direction: they are too "
+                "hot. Use gradient='full', larger batches, a smaller step, or lower nbeta",
+            )
+        )
+    found.append(
         _gate(
             "randomness",
             checks.randomness,
             RANDOMNESS,
             "an item's loss changes by {value:.2g} from one evaluation to the next: dropout or "
             "another random layer is on, and its noise enters the covariances. Switch it off",
-        ),
-    ]
+            "whether losses are drawn anew at each evaluation could not be measured",
+        )
+    )
+    return found
+
+
+def _identity(name: str, value: float, error: float, reason: str, fix: Remedies) -> list[Gate]:
+    """A ratio that is 1 under the posterior; one too noisy to tell is a failure of its own."""
+    away = abs(value - 1)
+    if away <= IDENTITY and not error > IDENTITY:
+        return [Gate(name, away, IDENTITY, False, "")]
+    if away > IDENTITY:
+        # Where the noise alone could do it, more draws tell; a smaller step may not be needed.
+        also = f"; or {fix.draws}, for it is known to ±{error:.2g} only" if error > away / 3 else ""
+        return [Gate(name, away, IDENTITY, True, reason + also)]
+    undecided = (
+        f"its figure, {value:.3g} ± {error:.2g}, is too rough to tell whether the draws are from "
+        f"the posterior. {_sentence(fix.draws)}, or give more chains"
+    )
+    return [Gate(name, away, IDENTITY, True, undecided)]
 
 
 def cross_gates(half_step: Ratio, response: Ratio) -> list[Gate]:
@@ -182,7 +287,7 @@ def cross_gates(half_step: Ratio, response: Ratio) -> list[Gate]:
         _gate(
             "half step",
             abs(half_step.value - 1),
-            max(TEMPERATURE, _ERRORS * _or_zero(half_step.standard_error)),
+            max(IDENTITY, _ERRORS * _or_zero(half_step.standard_error)),
             f"the losses vary {half_step.value:.3g} times as much as at half the step: the step "
             "biases the draws. Lower step_size (try half)",
         ),
@@ -196,9 +301,16 @@ def cross_gates(half_step: Ratio, response: Ratio) -> list[Gate]:
     ]
 
 
-def _gate(name: str, value: float, limit: float, reason: str) -> Gate:
+def _gate(name: str, value: float, limit: float, reason: str, undefined: str = "") -> Gate:
+    """A figure that may not exceed its limit; one that is not defined has failed."""
+    if math.isnan(value):
+        return Gate(name, value, limit, True, undefined or "its figure is not defined")
     failed = value > limit
     return Gate(name, value, limit, failed, reason.format(value=value) if failed else "")
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _or_zero(x: float) -> float:

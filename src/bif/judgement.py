@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from bif.estimate.diagnostics import reliability
 from bif.estimate.independence import independence, significant_pairs
 from bif.estimate.stationarity import drift
 from bif.gates import Gate, gates
+from bif.settings import Settings
 from bif.traces import LossTraces
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def judge(
     *,
     checks: Checks | None = None,
     diverged: int = 0,
+    settings: Settings | None = None,
 ) -> Judgement:
     """Hold a run against the gates.
 
@@ -58,6 +61,7 @@ def judge(
         figures: From `figures_of`.
         checks: Of the sampler, where it was looked at.
         diverged: Chains that were left out.
+        settings: Complete, for remedies in numbers.
     """
     moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
     found: dict[str, float] = {
@@ -78,7 +82,12 @@ def judge(
                 "sampling noise: the trained weights are no minimum of U. If training used weight "
                 "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
             )
-    listed = gates(figures, moving=moving, together=together, checks=checks, diverged=diverged)
+        if math.isnan(checks.heat):
+            warnings.append("there was no room to measure how much gradient noise widens the draws")
+    listed = gates(
+        figures, moving=moving, together=together, checks=checks, diverged=diverged,
+        settings=settings,
+    )  # fmt: skip
     return Judgement(tuple(listed), found, tuple(warnings))
 
 
@@ -93,8 +102,9 @@ def figures_of(
         thin: Steps from one draw to the next.
         seconds: Of everything.
     """
-    rhat, ess = diagnostics["rhat"].values, diagnostics["ess"].values
-    ess_median = _or_nan(np.nanmedian, ess)
+    names = ("rhat", "train_rhat", "query_rhat")
+    rhat = np.concatenate([diagnostics[name].values for name in names])
+    ess_median = _or_nan(np.nanmedian, diagnostics["ess"].values)
     return {
         "draws": traces.total_draws,
         "chains": traces.num_chains,

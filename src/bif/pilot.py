@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bif import tensors
 from bif.alignment import FEWEST_ITEMS, NUM_ITEMS, best_damping, dampings, item_gradients
-from bif.assemble import item_weights, make_oracle, make_posterior, run_device
-from bif.careful_walk import STEPS, careful_walk
+from bif.assemble import item_weights, make_oracle, make_posterior, run_device, wait_for
+from bif.careful_walk import LOOKS, STEPS, careful_walk
 from bif.curvature import largest_curvature, smallest_curvature
 from bif.gradients import FullGradient
 from bif.items import Items
+from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.rng import BlockNoise, generator
 from bif.settings import Settings
@@ -27,11 +30,26 @@ WARNING = "warning: "
 """Begins an explanation that is one."""
 
 _PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
-_PILOT_CHAINS = 4
+PILOT_CHAINS = 16
+"""Chains of the walk: curvatures of U have a tail, and the step must be stable in it."""
+_LOOK_ITERATIONS = 10
+"""Of a power iteration at each of many places."""
+_MOST_NUMBERS = 2**28
+"""Weights of all chains of the walk together."""
+_WIDEST = 3.0
+"""The Gaussian's radius, `sqrt(number of moving weights / gamma)`, in units of |w*|, at most: where
+the items are fitted perfectly the loss is flat at w*, and its curvature tells no scale."""
+_BATCHES = 8
+"""Mini-batches whose curvatures are looked at."""
+_CENTER_ITERATIONS, _CENTER_SHARE, _TIMED_SHARE = 20, 0.3, 0.05
+"""Of a power iteration at w*, and the shares of a budget that both of these, and the timing of a
+stack, may take."""
+_FEWEST_STEPS = 8 * 60 * 15
+"""Gradients of single chains in the shortest run: 8 chains of 60 relaxation times of 15 steps."""
 _WALK_SHARE = 0.1
 """Of a budget, what the walk and the look around may take before they see fewer items."""
-_WALK_TIMES = 3
-"""How long these take, in units of the largest curvature at w* on as many items."""
+_WALK_TIMES = STEPS + 2 * LOOKS * _LOOK_ITERATIONS
+"""How long these take, in gradients of all their chains on as many items."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +59,14 @@ class Pilot:
     Attributes:
         gamma: The user's, or the default.
         curvature: Largest of the mean loss, at w* or where a short walk goes.
-        seconds: Of the largest curvature at w* alone: a measure of how fast the machine is.
+        seconds: Of a gradient of the walk's chains, over the items that they see.
+        seconds_of_chain: Of a gradient of one chain alone over all train items.
     """
 
     gamma: float
     curvature: float
     seconds: float
+    seconds_of_chain: float
 
 
 def pilot(
@@ -68,78 +88,183 @@ def pilot(
     settings = settings.plain()
     posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
     oracle = make_oracle(problem, settings, list(posterior.center))
-    chains = 1 if settings.oracle == "live" else _PILOT_CHAINS
+    chains = num_pilot_chains(settings, posterior)
     assert settings.chunk_size is not None
     noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
     order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
-    chosen = order[:_PILOT_ITEMS].sort().values
-    items = Items(problem.train.take(chosen)).to(device)
+    whole = _Looked.at(problem, order[:_PILOT_ITEMS], posterior, device)
 
-    def smallest(one: Params, largest: float) -> float:
-        bound = torch.tensor([largest], dtype=torch.float64, device=device)
-        return float(
-            smallest_curvature(
-                oracle, one, items=items, chunk_size=settings.chunk_size or 1, noise=noise,
-                largest=bound,
-            )
-        )  # fmt: skip
-
-    def measure(params: Params) -> float:
+    def measure(looked: _Looked, params: Params, iterations: int = _CENTER_ITERATIONS) -> float:
         return float(
             largest_curvature(
-                oracle, params, items=items, chunk_size=settings.chunk_size or 1, noise=noise
+                oracle, params, items=looked.items, chunk_size=settings.chunk_size or 1,
+                noise=noise, train_weights=looked.weights, iterations=iterations,
             ).max()
-        )
+        )  # fmt: skip
 
     params = tensors.stacked(posterior.center, chains)
     one = {name: leaf[:1] for name, leaf in params.items()}
-    started = time.perf_counter()
-    at_center = measure(params)
-    seconds = time.perf_counter() - started
+    of_all = FullGradient(
+        oracle, whole.items, chunk_size=settings.chunk_size, train_weights=whole.weights
+    )
+    alone = _seconds_of_gradient(of_all, one)
+    of_chain = alone * problem.num_train / len(whole.items)
+    if settings.budget is not None:
+        _refuse_small_budget(float(settings.budget), alone, of_chain)
+    at_center = measure(whole, one)
+    seconds = chains * alone
+    if settings.budget is None or 2 * seconds < _TIMED_SHARE * float(settings.budget):
+        seconds = _seconds_of_gradient(of_all, params)  # stacks are faster than that
     nbeta = settings.nbeta or 0.0
+    bound = torch.tensor([at_center], dtype=torch.float64, device=device)
+    least = float(
+        smallest_curvature(
+            oracle, one, items=whole.items, chunk_size=settings.chunk_size, noise=noise,
+            largest=bound, train_weights=whole.weights,
+        )
+    )  # fmt: skip
+    downwards = -nbeta * (least + settings.weight_decay)
     gamma = settings.gamma
     if gamma is None:
         share = DAMPING / damping_factor
-        gamma = max(nbeta, 1.0) * max(at_center, 1e-8) / share
+        gamma = max(nbeta, 1.0) * at_center / share
         why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {share:g}"
-        if nbeta and len(items) >= FEWEST_ITEMS:
-            first = range(min(NUM_ITEMS, len(items)))
-            gradients = item_gradients(oracle, one, items, first, masks=posterior.masks)
+        if nbeta and gamma and len(whole.items) >= FEWEST_ITEMS:
+            first = range(min(NUM_ITEMS, len(whole.items)))
+            gradients = item_gradients(oracle, one, whole.items, first, masks=posterior.masks)
+            gradients = gradients * whole.weights.mean().sqrt().cpu()
             raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
             gamma, why = raised * gamma, why + words
+        if downwards > gamma:
+            gamma, why = (
+                gamma + downwards,
+                (
+                    f"{why}, and {downwards:.4g} more, since the training objective curves downwards "
+                    f"by as much at w*, which is no minimum"
+                ),
+            )
+        least_gamma = narrowest_gamma(posterior)
+        if gamma < least_gamma:
+            gamma, why = (
+                least_gamma,
+                (
+                    f"the train items are fitted perfectly, so that the loss is flat at w* (largest "
+                    f"curvature {at_center:.2g}) and sets no scale: with this gamma the chains stay "
+                    f"within {_WIDEST:g} |w*|. Give gamma for another ball"
+                ),
+            )
         said.append(f"gamma = {gamma:.4g}: {why}")
-    least = smallest(one, at_center)
-    lowest = nbeta * (least + settings.weight_decay) + gamma
-    if lowest < 0:
+    elif downwards > gamma:
         said.append(
-            f"{WARNING}U curves downwards at w*: its smallest curvature there is {lowest:.4g}, for "
-            f"the mean loss has {least:.4g}. The chains leave w* for another place. Raise gamma "
-            f"above {-nbeta * (least + settings.weight_decay):.4g}, or train on to a minimum"
+            f"{WARNING}U curves downwards at w*: its smallest curvature there is "
+            f"{gamma - downwards:.4g}, for the mean loss has {least:.4g}. The chains leave w* for "
+            f"another place. Leave gamma open, give more than {downwards:.4g}, or train on to a "
+            "minimum"
         )
     posterior = make_posterior(problem, replace(settings, gamma=gamma))
     k_max = nbeta * (at_center + settings.weight_decay) + gamma
-    count = _walked_items(len(items), seconds, settings)
-    if count < len(items):
-        chosen = order[:count].sort().values
-        items = Items(problem.train.take(chosen)).to(device)
-    weights = item_weights(problem, next(iter(params.values())))[chosen.to(device)]
-    gradient = FullGradient(oracle, items, chunk_size=settings.chunk_size, train_weights=weights)
+    count = _walked_items(len(whole.items), seconds, settings)
+    few = whole if count == len(whole.items) else _Looked.at(
+        problem, order[:count], posterior, device
+    )  # fmt: skip
+    gradient = FullGradient(
+        oracle, few.items, chunk_size=settings.chunk_size, train_weights=few.weights
+    )
     # Away from w* the curvature can be larger: a careful walk goes there and looks.
-    ended = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
-    if ended is None:
+    seen = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
+    if seen is None:
         said += [
             f"{WARNING}chains that start at w* run off with every step that was tried: the loss is "
-            "far from quadratic there. Raise gamma, or train on to a minimum",
+            f"far from quadratic there. Raise gamma (gamma={10 * gamma:.3g}), or train on to a "
+            "minimum",
             f"largest curvature of the mean loss: {at_center:.4g} at w*, unknown away from it",
         ]
-        return Pilot(gamma, at_center, seconds)
-    away = measure(ended)
-    largest = max(at_center, away if away < float("inf") else at_center)
+        return Pilot(gamma, at_center, seconds, of_chain)
+    found = [measure(few, place, _LOOK_ITERATIONS) for place in seen]
+    away = max((x for x in found if x < float("inf")), default=at_center)
     said.append(
-        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} after a walk of "
+        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} along a walk of "
         f"{STEPS} steps ({chains} chains, {count} items)"
     )
-    return Pilot(gamma, largest, seconds)
+    largest = max(at_center, away)
+    if settings.gradient != "full":
+        batch = settings.batch_size or 1
+        parts = order[: batch * min(_BATCHES, problem.num_train // batch)].split(batch)
+        of_batches = max(
+            measure(_Looked.at(problem, part, posterior, device), seen[-1], _LOOK_ITERATIONS)
+            for part in parts
+        )
+        if largest < of_batches < float("inf"):
+            said.append(
+                f"largest curvature of a mini-batch's mean loss: {of_batches:.4g}, in "
+                f"{len(parts)} of {batch} items"
+            )
+            largest = of_batches
+    return Pilot(gamma, largest, seconds, of_chain)
+
+
+def _refuse_small_budget(budget: float, alone: float, of_chain: float) -> None:
+    """Raise where not even the curvature at w* fits, before it is measured.
+
+    Args:
+        budget: In seconds.
+        alone: Seconds of a gradient of one chain, over the items that are looked at.
+        of_chain: The same over all train items.
+    """
+    at_center = 4 * _CENTER_ITERATIONS * alone
+    if at_center <= _CENTER_SHARE * budget:
+        return
+    needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)
+    raise ValueError(
+        f"a budget of {budget:,.0f} s is too small: the curvature at w* alone takes about "
+        f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{ceil(needed)}s', name fewer "
+        "weights in movable, or use a faster device."
+    )
+
+
+class _Looked(NamedTuple):
+    """Some train items on the device, with their training weights."""
+
+    items: Items
+    weights: Tensor
+
+    @classmethod
+    def at(
+        cls, problem: Problem, places: Tensor, posterior: LocalPosterior, device: torch.device
+    ) -> _Looked:
+        chosen = places.sort().values
+        like = next(iter(posterior.center.values()))
+        return cls(
+            Items(problem.train.take(chosen)).to(device),
+            item_weights(problem, like)[chosen.to(device)],
+        )
+
+
+def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
+    """Return the seconds of a gradient after a first one."""
+    seconds = 0.0
+    device = next(iter(params.values())).device
+    for _ in range(2):
+        started = time.perf_counter()
+        gradient(params, 0)
+        wait_for(device)
+        seconds = time.perf_counter() - started
+    return seconds
+
+
+def num_pilot_chains(settings: Settings, posterior: LocalPosterior) -> int:
+    """Return how many chains walk: fewer of large models, the live module alone."""
+    if settings.oracle == "live":
+        return 1
+    return max(1, min(PILOT_CHAINS, _MOST_NUMBERS // tensors.num_elements(posterior.center)))
+
+
+def narrowest_gamma(posterior: LocalPosterior) -> float:
+    """Return the gamma of a Gaussian of radius `_WIDEST` |w*| over the weights that move."""
+    stacked = tensors.stacked(posterior.center, 1)
+    moving = {n: leaf * posterior.masks.get(n, 1.0) for n, leaf in stacked.items()}
+    square = float(tensors.squared_norm(moving))
+    return posterior.num_moving / (_WIDEST**2 * square) if square > 0 else 1e-8
 
 
 def _raised(

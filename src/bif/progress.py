@@ -23,7 +23,8 @@ class ProgressBar:
 
     Args:
         total_draws: Draws of all chains together.
-        reliability: Computes the current reliability; asked every few seconds.
+        reliability: Computes the current reliability, NaN while the chains have not mixed; asked
+            every few seconds.
         shown: Whether to show anything.
     """
 
@@ -68,6 +69,7 @@ class ProgressBar:
         speed = self._progress.tasks[0].speed
         fields = {"speed": f"{speed:,.0f} draws/s"} if speed else {}
         if time.monotonic() - self._asked > _SECONDS_BETWEEN_RELIABILITIES:
-            fields["reliability"] = f"{self._reliability():.2f}"
+            found = self._reliability()
+            fields["reliability"] = f"{found:.2f}" if found == found else "– (not mixed yet)"
             self._asked = time.monotonic()
         self._progress.update(self._task, **fields)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 
 import numpy as np
@@ -18,8 +18,9 @@ from bif.chains import Position
 from bif.checkpoint import on_host
 from bif.checks import Checks, check, not_measured
 from bif.estimate.covariance import Covariance, CovarianceSums
-from bif.estimate.diagnostics import reliability
+from bif.estimate.diagnostics import has_mixed, reliability
 from bif.estimate.sums import BlockSums
+from bif.identities import IdentitySums
 from bif.interrupts import Preempted, Wish, wishes_to_stop
 from bif.keep import Keep, subset_of
 from bif.panels import Panels, joined
@@ -72,6 +73,14 @@ class Recording:
     """Draws of each chain at which the goal was reached."""
     notes: list[str] = field(default_factory=list)
     """What a resumed run has to say of itself."""
+    identities: IdentitySums = field(init=False)
+    """What the draws of all blocks say of the sampler."""
+
+    def __post_init__(self) -> None:
+        center = self.sampling.mean_train_loss(self.sampling.train_center[None])
+        self.identities = IdentitySums(
+            self.blocks[-1].stop, center_loss=0.0 if center is None else float(center)
+        )
 
     def run(self, *, show_progress: bool) -> None:
         """Run every block of chains to its last draw.
@@ -123,11 +132,21 @@ class Recording:
         return totals.finish()
 
     def current_reliability(self) -> float:
-        """Reliability of what has reached the host."""
+        """Reliability of what has reached the host; NaN while chains have not mixed.
+
+        A drift that all chains share would raise it.
+        """
         traces = self.traces()
-        if traces.num_chains < 2:
+        if traces.num_chains < 2 or not has_mixed(traces):
             return float("nan")
         return reliability(traces, num_queries=32, num_train=512)
+
+    @property
+    def looked_at(self) -> Checks | None:
+        """The checks of the first block's end, with what all draws say in the place of the last."""
+        if self.checks is None:
+            return None
+        return replace(self.checks, **self.identities.figures(self.diverged))
 
     @property
     def diverged(self) -> dict[int, int]:
@@ -253,6 +272,12 @@ class _BlockRun:
     def _record(self, position: Position) -> None:
         params = position.state.params
         train, query = self.sampling.observed(position)
+        if position.gradient is not None:
+            with torch.no_grad():
+                self.whole.identities.add(
+                    self.chains.start, self.sampling.posterior, state=position.state,
+                    gradient=position.gradient, mean_loss=self.sampling.mean_train_loss(train),
+                )  # fmt: skip
         self.recorder.add(
             train,
             query,
@@ -303,6 +328,7 @@ class _BlockRun:
             traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
             device=self.sampling.device,
         )  # fmt: skip
+        self.whole.identities.restore(self.chains, saved.get("identities"))
         return self.sampling.resumed(
             self.index,
             len(self.chains),
@@ -325,6 +351,7 @@ class _BlockRun:
         state = {
             **start.saved(position),
             **{f"recorder/{n}": x for n, x in self.recorder.state().items()},
+            "identities": self.whole.identities.state(self.chains),
         }
         self._serial += 1
         commit = Commit(

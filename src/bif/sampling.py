@@ -188,6 +188,16 @@ class Sampling:
         ]
         return torch.cat([losses, *others], dim=1) if others else losses
 
+    def mean_train_loss(self, train: Tensor) -> Tensor | None:
+        """Weighted mean loss `[C]` of the train items, from the columns `[C, N]` of a draw.
+
+        None where tokens have the columns: masks may leave some out.
+        """
+        if self.problem.train_by_token:
+            return None
+        losses = train[:, : self.problem.num_train]
+        return (losses * self.weights.to(losses)).mean(dim=1)
+
     def observe_queries(self, params: Params) -> Tensor:
         """Observables of the queries, `[C, A·Q]`, observable-major."""
         return torch.cat(

@@ -1,10 +1,22 @@
-"""How wide the default posterior is: untempered, or as predicts a kind of retraining."""
+"""How wide the default posterior is, by how far training went and by what is to be predicted."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
+from bif import tensors
+from bif.assemble import item_weights, make_oracle, make_posterior, run_device
+from bif.gradients import FullGradient
+from bif.items import Items, batch_leaves
+from bif.losses import squared_error
+from bif.oracles import Oracle
+from bif.posterior import LocalPosterior
 from bif.problem import Problem
+from bif.settings import Settings
 from bif.types import Target
 
 
@@ -15,46 +27,144 @@ class Width(NamedTuple):
     damping: float = 1.0
 
 
-WIDTHS: dict[Target, Width] = {"scratch": Width(0.25), "checkpoint": Width(4.0, 0.25)}
-"""Networks retrained from scratch end up far from w*, as a warm posterior in a wide ball does;
-those retrained from w* stay near, as a cold one in the usual ball.  Measured, not derived, see
+AT_A_MINIMUM = Width(10.0)
+"""Where training went to a minimum, networks trained on other items end near it, as the draws of a
+cold posterior do: its scores predicted them better than those of the untempered one."""
+SHORT_OF_A_MINIMUM: dict[Target | None, Width] = {
+    "scratch": Width(0.25),
+    None: Width(1.0),
+    "checkpoint": Width(10.0, 0.25),
+}
+"""Where training stopped short of it, networks retrained from scratch end elsewhere, as draws of a
+warm posterior do, and those retrained from w* stay near.  Measured, not derived: see
 docs/calibration.md.
 """
+FAR = 2.0
+"""Squared gradient at w*, in units of its sampling noise, above which w* is no minimum."""
 _AT_ONCE = 4096
-"""Items whose parts are counted together."""
+"""Items whose parts are counted together, and whose gradient at w* is looked at."""
+_PARTS = 8
+"""Of the items, whose gradients' spread is the sampling noise."""
 
 
-def default_nbeta(problem: Problem, retrained_from: Target | None) -> tuple[float, str]:
-    """What calibration takes where nbeta is open, and why.
+def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, float, str]:
+    """Return settings with calibration's nbeta, the factor on the usual damping, and the reason.
 
     Args:
         problem: What is to be attributed.
-        retrained_from: What the scores are to predict, if that was said.
+        settings: With an oracle and a chunk size, nbeta open.
     """
-    nbeta, why = untempered(problem)
-    if retrained_from is None:
-        return nbeta, why
-    factor = WIDTHS[retrained_from].nbeta
-    return factor * nbeta, f"{factor:g} times {why}, for networks retrained from {retrained_from}"
-
-
-def damping_factor(retrained_from: Target | None) -> float:
-    """On the gamma/nbeta that calibration takes otherwise."""
-    return 1.0 if retrained_from is None else WIDTHS[retrained_from].damping
+    unit, why = untempered(problem)
+    there, target = distance_from_minimum(problem, settings), settings.retrained_from
+    far = there > FAR
+    width = SHORT_OF_A_MINIMUM[target] if far else AT_A_MINIMUM
+    if target == "checkpoint":
+        width = SHORT_OF_A_MINIMUM[target]
+    nbeta = width.nbeta * unit
+    words = f"{width.nbeta:g} times {why}" if width.nbeta != 1 else why
+    where = "short of a minimum of the training objective" if far else "at a minimum"
+    words += f", since training stopped {where} (squared gradient {there:.2g} times its noise)"
+    if target is not None:
+        words += f", for networks retrained from {target}"
+    return replace(settings, nbeta=nbeta, retrained_from=None), width.damping, words
 
 
 def untempered(problem: Problem) -> tuple[float, str]:
-    """The nbeta where `nbeta · mean loss` is the train items' negative log-likelihood, and why.
+    """Return the nbeta in whose units the default is, and the reason.
 
-    The number of items, or of a loss that is the mean of several log-likelihoods of an item
-    (`bif.losses.averages`), such as one per token, the number of all of these.  Weights of items
-    play no part.
+    The number of items, where an item's loss is its own negative log-likelihood; of a loss that is
+    the mean of several of an item (`bif.losses.averages`), such as one per token, the number of all
+    of these; of squared errors the number of items over the variance of their targets, so that the
+    unit of the targets plays no part.  Weights of items play none either.
     """
     count = getattr(problem.loss, "averages", None)
-    if count is None:
-        return float(problem.num_train), "the number of train items, the untempered posterior"
-    nbeta = float(sum(int(count(batch).sum()) for _, batch in problem.train.chunks(_AT_ONCE)))
-    return nbeta, (
-        f"the {nbeta:,.0f} tokens or other parts of {problem.num_train:,} train items whose means "
-        "are their losses, the untempered posterior"
-    )
+    if count is not None:
+        nbeta = float(sum(int(count(batch).sum()) for _, batch in problem.train.chunks(_AT_ONCE)))
+        return nbeta, (
+            f"the {nbeta:,.0f} tokens or other parts of {problem.num_train:,} train items whose "
+            "means are their losses, the untempered posterior"
+        )
+    if problem.loss is squared_error:
+        variance = _target_variance(problem)
+        if variance > 0:
+            return problem.num_train / variance, (
+                f"the number of train items over the variance of their targets, {variance:.4g}"
+            )
+    return float(problem.num_train), "the number of train items, the untempered posterior"
+
+
+def _target_variance(problem: Problem) -> float:
+    """Return the variance of targets over train items, the mean over outputs."""
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for _, batch in problem.train.chunks(_AT_ONCE):
+        *_, targets = batch_leaves(batch).values()
+        rows = targets.detach().cpu().double().reshape(len(targets), -1)
+        if not count:
+            first = rows[:1]
+        rows = rows - first  # a large offset would cost the variance its digits
+        count, total, squares = count + len(rows), total + rows.sum(0), squares + (rows**2).sum(0)
+    return float((squares / count - (total / count) ** 2).clamp(min=0).mean())
+
+
+def distance_from_minimum(problem: Problem, settings: Settings) -> float:
+    """Return how far w* is from a minimum of the training objective, as `center_gradient` has it.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With an oracle and a chunk size.
+    """
+    s = replace(settings, nbeta=1.0, gamma=1.0).plain()
+    posterior = make_posterior(problem, s)
+    oracle = make_oracle(problem, s, list(posterior.center))
+    device = run_device(problem, s)
+    order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
+    chosen = order[:_AT_ONCE].sort().values
+    items = Items(problem.train.take(chosen)).to(device)
+    weights = item_weights(problem, next(iter(posterior.center.values())))[chosen.to(device)]
+    assert s.chunk_size is not None
+    chunk = len(items) if s.oracle == "live" else s.chunk_size
+    with torch.no_grad():
+        found = center_gradient(oracle, posterior, items, weights, chunk_size=chunk)
+    # The noise of a mean over fewer items is larger than that of all.
+    return max(0.0, (found - 1) * problem.num_train / len(items) + 1) if found > 1 else found
+
+
+def center_gradient(
+    oracle: Oracle,
+    posterior: LocalPosterior,
+    items: Items,
+    weights: torch.Tensor,
+    *,
+    chunk_size: int,
+) -> float:
+    """Return `|∇L(w*) + weight_decay·w*|²` over its sampling noise, were the items drawn anew.
+
+    About 1 or less at a minimum.  NaN of a single item, or where no gradient has any noise.
+
+    Args:
+        oracle: Where gradients come from.
+        posterior: With center, masks and weight decay.
+        items: Train items on the device.
+        weights: rho of the items, `[N]`.
+        chunk_size: Items of a forward and backward pass.
+    """
+    n, nbeta = len(items), posterior.nbeta
+    parts = min(_PARTS, n)
+    if parts < 2 or not nbeta:
+        return math.nan
+    center = tensors.stacked(posterior.center, 1)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(weights.device)
+    total, squares = tensors.zeros_like(center), 0.0
+    for chosen in order[: n - n % parts].chunk(parts):
+        part = Items(items.take(chosen))
+        gradient = FullGradient(oracle, part, chunk_size=chunk_size, train_weights=weights[chosen])(
+            center, 0
+        ).gradient
+        tensors.add_(total, gradient)
+        squares += float(tensors.squared_norm(gradient))
+    mean = tensors.mul_(total, 1 / parts)
+    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
+    noise = spread / (parts * (parts - 1))
+    force = posterior.potential_gradient_(tensors.copied(mean), center)
+    square = float(tensors.squared_norm(force)) / nbeta**2
+    return square / noise if noise > 0 else math.nan

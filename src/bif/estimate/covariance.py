@@ -45,8 +45,9 @@ class Covariance:
 class GroupSums:
     """Sums of one open group of chains; `update` as often as one likes, then `close`.
 
-    Losses are shifted by each chain's first draw, so that large offsets cost no digits, and
-    centred within chains, so that chains that sit at different levels add nothing.
+    Losses are shifted by the group's first draw, so that large offsets cost no digits, and centred
+    over the group.  What its chains differ in is then part of the covariance, and of its spread
+    over groups: slow directions widen the errors instead of being left out of both.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class GroupSums:
         if self._cross is None:
             num_chains, num_columns, num_rows = len(columns), columns.shape[2], rows.shape[2]
             device = columns.device
-            self._reference = columns[:, :1].double().clone(), rows[:, :1].double().clone()
+            self._reference = columns[:1, :1].double().clone(), rows[:1, :1].double().clone()
             self._cross = torch.zeros(num_rows, num_columns, dtype=torch.float64, device=device)
             self._sums = (
                 torch.zeros(num_chains, num_columns, dtype=torch.float64, device=device),
@@ -92,16 +93,17 @@ class GroupSums:
             raise ValueError(
                 f"a chain needs at least 2 draws for a covariance, got {self._count}: record more."
             )
-        columns, rows = self._sums
-        freedom = len(columns) * (self._count - 1)
-        self._cross.addmm_(rows.T, columns, alpha=-1 / self._count).div_(freedom)
+        draws = len(self._sums[0]) * self._count
+        columns, rows = (total.sum(dim=0) for total in self._sums)
+        freedom = draws - 1
+        self._cross.addr_(rows, columns, alpha=-1 / draws).div_(freedom)
         variances = [
-            (squares - total.square().sum(dim=0) / self._count).clamp_(min=0) / freedom
-            for squares, total in zip(self._squares, self._sums, strict=True)
+            (squares - total.square() / draws).clamp_(min=0) / freedom
+            for squares, total in zip(self._squares, (columns, rows), strict=True)
         ]
         means = [
-            (total / self._count + reference[:, 0]).mean(dim=0)
-            for total, reference in zip(self._sums, self._reference, strict=True)
+            total / draws + reference[0, 0]
+            for total, reference in zip((columns, rows), self._reference, strict=True)
         ]
         covariance, self._cross = self._cross, None
         return ClosedGroup(freedom, covariance, *variances, *means)
@@ -129,6 +131,8 @@ class GroupSums:
             (saved[f"{name}.columns"], saved[f"{name}.rows"])
             for name in ("reference", "sums", "squares")
         )
+        if len(self._reference[0]) != 1:
+            raise ValueError("the saved sums are of a version of bif that centred chain by chain.")
 
 
 @dataclass(frozen=True)
@@ -268,8 +272,8 @@ def estimate_covariance(
 ) -> Covariance:
     """Covariance of the rows (queries, or the train items again) with the train items.
 
-    Centred within chains and divided by draws - 1, which biases covariances down by about τ/D
-    for autocorrelation time τ and D draws a chain.
+    Centred within groups of chains and divided by draws - 1, which biases covariances down by about
+    τ/D for autocorrelation time τ and D draws a group.
 
     Args:
         traces: Of at least two draws a chain.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NUM_SPLITS = 20
+_CHUNK_ELEMENTS = 8 * 2**20
 
 
 def subsample(count: int, at_most: int, *, seed: int = 0) -> np.ndarray:
@@ -43,9 +44,10 @@ def reliability(
         seed: Of the subsets and splits.
 
     Returns:
-        At most 1; NaN with fewer than two chains.
+        From -1 to 1; NaN with fewer than two chains, with fewer than three train items, between
+        which any two rows agree or disagree, or where no loss moves.
     """
-    if traces.num_chains < 2:
+    if traces.num_chains < 2 or traces.blocks[0].train.shape[2] < 3:
         return float("nan")
     return _split_half(thinned(traces, num_queries, num_train, seed), seed)
 
@@ -80,13 +82,17 @@ def _split_half(traces: LossTraces, seed: int) -> float:
 
 
 def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Median over rows of the correlation of two halves, stepped up to the full length."""
+    """Median over rows of the correlation of two halves, stepped up to the full length.
+
+    Halves that disagree are not stepped up: the formula is for halves that measure the same.
+    """
     a = a - a.mean(axis=1, keepdims=True)
     b = b - b.mean(axis=1, keepdims=True)
     scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    if not (scale > 0).any():
+        return float("nan")
     r = np.divide((a * b).sum(axis=1), scale, out=np.zeros_like(scale), where=scale > 0)
-    stepped = 2 * r / np.maximum(1 + r, 1e-12)
-    return float(np.median(stepped))
+    return float(np.median(np.where(r > 0, 2 * r / (1 + r.clip(min=0)), r)))
 
 
 def reliability_by_draws(
@@ -116,14 +122,79 @@ def convergence(traces: LossTraces, *, num_items: int = 64) -> tuple[np.ndarray,
     from arviz_stats.base import array_stats
 
     chosen = subsample(traces.blocks[0].train.shape[2], num_items)
-    draws = traces.shortest
-    losses = torch.cat([b.train[:, :draws, chosen] for b in traces.blocks]).double().numpy()
+    losses = _columns(traces, "train", chosen)
     moving = losses.std(axis=(0, 1)) > 0
     ess, rhat = np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
-    if draws >= 4 and moving.any():
+    if losses.shape[1] >= 4 and moving.any():
         ess[moving] = array_stats.ess(losses[..., moving], chain_axis=0, draw_axis=1)
         rhat[moving] = array_stats.rhat(losses[..., moving], chain_axis=0, draw_axis=1)
     return ess, rhat
+
+
+def worst_rhat(
+    traces: LossTraces, side: Literal["train", "query"], *, count: int = 64
+) -> np.ndarray:
+    """Return the rank-normalised split R-hat of the columns that have mixed least, `[K]`.
+
+    All train columns, or all query columns, are looked at by the plain split R-hat; the `count`
+    worst of them get the rank-normalised one.  Columns that never move are left out.
+
+    Args:
+        traces: Chains are cut to the shortest one.
+        side: Whose columns.
+        count: At most so many.
+    """
+    from arviz_stats.base import array_stats
+
+    draws = traces.shortest
+    num_columns = getattr(traces.blocks[0], side).shape[2]
+    if draws < 4 or not num_columns:
+        return np.full(0, np.nan)
+    step = max(1, _CHUNK_ELEMENTS // (traces.num_chains * draws))
+    parts = [
+        _plain_rhat(_columns(traces, side, np.arange(a, min(a + step, num_columns))))
+        for a in range(0, num_columns, step)
+    ]
+    plain = np.concatenate(parts)
+    worst = np.argsort(-plain.astype(float), kind="stable")[:count]
+    worst = np.sort(worst[np.isfinite(plain[worst])])
+    if not len(worst):
+        return np.full(0, np.nan)
+    return np.asarray(
+        array_stats.rhat(_columns(traces, side, worst), chain_axis=0, draw_axis=1)
+    )  # fmt: skip
+
+
+def has_mixed(traces: LossTraces, *, limit: float = 1.05, num_columns: int = 64) -> bool:
+    """Return whether a few random columns of either side have a plain split R-hat below a limit."""
+    if traces.shortest < 4:
+        return False
+    found = [
+        _plain_rhat(
+            _columns(traces, side, subsample(getattr(traces.blocks[0], side).shape[2], num_columns))
+        )
+        for side in ("train", "query")
+    ]
+    moving = np.concatenate(found)
+    moving = moving[np.isfinite(moving)]
+    return bool(len(moving) and moving.max() < limit)
+
+
+def _columns(traces: LossTraces, side: str, chosen: np.ndarray) -> np.ndarray:
+    """Some columns of all chains, cut to the shortest, float64 `[C, D, K]`."""
+    draws = traces.shortest
+    return torch.cat([getattr(b, side)[:, :draws, chosen] for b in traces.blocks]).double().numpy()
+
+
+def _plain_rhat(x: np.ndarray) -> np.ndarray:
+    """Split R-hat of columns `[C, D, K]` (Gelman et al. 2013), NaN where nothing moves."""
+    half = x.shape[1] // 2
+    halves = np.concatenate([x[:, :half], x[:, -half:]])
+    halves = halves - halves[:1, :1]
+    within = halves.var(axis=1, ddof=1).mean(axis=0)
+    between = halves.mean(axis=1).var(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt((half - 1) / half + between / within)
 
 
 def diagnose(
@@ -152,6 +223,8 @@ def diagnose(
             "reliability_draws": (("prefix",), totals),
             "ess": (("item",), ess),
             "rhat": (("item",), rhat),
+            "train_rhat": (("worst_train",), worst_rhat(traces, "train")),
+            "query_rhat": (("worst_query",), worst_rhat(traces, "query")),
         },
         coords={
             "draw": shown,

@@ -33,7 +33,10 @@ from bif.types import Mass, Params
 LARGEST_ROTATION = 1024
 """Sides longer than this are not rotated: a rotation of n takes n² numbers and n³ work."""
 _CHAINS, _ROUNDS, _ITEMS = 4, 16, 512
-"""Of a walk; `_CHAINS · _ROUNDS` products for the basis, as many for the scales."""
+"""Chains and rounds of the products, `_CHAINS · _ROUNDS` for the basis and as many for the scales;
+items they are taken over."""
+_LOOK_CHAINS, _LOOK_ITERATIONS = 16, 10
+"""Chains of the walk in round coordinates: curvatures have a tail there."""
 
 _measured: WeakKeyDictionary[Problem, dict[Settings, KroneckerMass]] = WeakKeyDictionary()
 """A run builds its machinery several times over; what was measured for it is kept meanwhile."""
@@ -74,10 +77,10 @@ def whitened_curvature(problem: Problem, settings: Settings) -> float:
     pilot = _Pilot(problem, settings)
     mass = measured_mass(problem, settings)
     with torch.no_grad():
-        ended = pilot.walked(mass)
-        if ended is None:
+        seen = pilot.seen(mass, _LOOK_CHAINS)
+        if seen is None:
             return math.inf
-        return max(pilot.largest(params, mass) for params in (pilot.center(), ended))
+        return max(pilot.largest(params, mass) for params in (pilot.center(), *seen))
 
 
 class _Pilot:
@@ -122,14 +125,19 @@ class _Pilot:
     def center(self) -> Params:
         return tensors.stacked(self._posterior.center, 1)
 
-    def start(self) -> Params:
-        return tensors.stacked(self._posterior.center, _CHAINS)
+    def start(self, chains: int = _CHAINS) -> Params:
+        return tensors.stacked(self._posterior.center, chains)
 
     def walked(self, mass: KroneckerMass | None = None) -> Params | None:
         """A few chains after a careful walk from w*; None if they run off."""
+        seen = self.seen(mass, _CHAINS)
+        return None if seen is None else seen[-1]
+
+    def seen(self, mass: KroneckerMass | None, chains: int) -> list[Params] | None:
+        """Chains along a careful walk from w*; None if they run off."""
         least = 1e-30 if mass is None else 1.0
         return careful_walk(
-            self._posterior, gradient=self._gradient, params=self.start(),
+            self._posterior, gradient=self._gradient, params=self.start(chains),
             noise=self._noise("walk"), k_max=max(self.largest(self.center(), mass), least),
             mass=mass,
         )  # fmt: skip
@@ -138,7 +146,7 @@ class _Pilot:
         product = hessian_product(self._gradient, params, self._posterior.masks)
         white = whitened_product(product, self._posterior, mass)
         direction = self._noise("largest").normal(params)
-        return float(largest_eigenvalue(white, direction).max())
+        return float(largest_eigenvalue(white, direction, iterations=_LOOK_ITERATIONS).max())
 
     def _products(
         self, product: Callable[[Params], Params], params: Params, noise: BlockNoise
