@@ -45,6 +45,11 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that failed, none of a run that is trusted."""
+        return [gate["name"] for gate in self.manifest.get("gates", ()) if gate["failed"]]
+
     def top_k(
         self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
     ) -> list[Ranking]:
