@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, every, machine, newest, newest_of_sizes
-from glances import at_a_glance, beside_sweeps, told_elsewhere, ways_to_be_calibrated
+from glances import (
+    at_a_glance,
+    beside_sweeps,
+    small_sets,
+    small_temperatures,
+    told_elsewhere,
+    ways_to_be_calibrated,
+)
 from language_page import language_page, language_picture
 from scaling_page import scaling_page, scaling_picture
 
@@ -288,6 +295,10 @@ def write_calibration() -> None:
     elsewhere = newest("elsewhere")
     if elsewhere is not None:
         lines += ["", *told_elsewhere(elsewhere)]
+    for name, short in (("small", small_sets), ("small-temperatures", small_temperatures)):
+        run = newest(name)
+        if run is not None:
+            lines += ["", where(run), "", *short(run)]
     put_between_marks(DOCS / "calibration.md", lines)
 
 
@@ -356,7 +367,25 @@ def sizes_table(rows: list[dict[str, Any]]) -> list[str]:
                 if (r["method"], r["target"], r["observable"]) == (method, target, outcome)
             }
             lines += [f"| {method} | " + " | ".join(own.get(n, "–") for n in sizes) + " |"]
+        lines += of_its_runs(rows, target, outcome, sizes)
     return [*lines, ""]
+
+
+def of_its_runs(
+    rows: list[dict[str, Any]], target: str, outcome: str, sizes: list[int]
+) -> list[str]:
+    """Further lines of a table over sizes: what the runs of the BIF say of themselves."""
+    own = {
+        r["num_train"]: r
+        for r in rows
+        if (r["method"], r["target"], r["observable"]) == ("bif", target, outcome)
+    }
+    lines = [
+        f"| {name} | " + " | ".join(cell(own.get(n, {}).get(key)) for n in sizes) + " |"
+        for name, key in (("reliability of `bif`", "reliability"), ("its R-hat", "rhat_max"))
+    ]
+    verdicts = " | ".join(verdict(own.get(n, {})) for n in sizes)
+    return [*lines, f"| trusted | {verdicts} |"]
 
 
 def write_scaling() -> None:

@@ -18,7 +18,7 @@ from bif.problem import Problem
 
 _SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Dampings in units of the mean eigenvalue."""
-_PROJECTIONS = (512, 2048, 4096)
+_PROJECTIONS = (128, 512, 2048, 4096)
 _TRAK_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """The same for TRAK, whose largest are next to no curvature at all."""
 
