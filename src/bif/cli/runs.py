@@ -242,7 +242,12 @@ class Show:
         for query in ids:
             print()
             kept = influence.dataset.sizes.get("rank", self.top)
-            print(influence.top(query, min(self.top, kept), observable=self.observable))
+            # What is not trusted is shown all the same: the ranking says that no sign is certain.
+            shown = influence.top(
+                query, min(self.top, kept), observable=self.observable,
+                unresolved=not influence.trusted,
+            )  # fmt: skip
+            print(shown)
 
 
 def _announce(out: str, *, worked: bool) -> None:
