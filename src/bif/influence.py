@@ -125,10 +125,10 @@ class Influence:
     def _draws_to_resolve(self, ratios: np.ndarray) -> float:
         """Further draws until the weakest of these scores, in standard errors, is resolved.
 
-        NaN for a run that is not trusted: draws alone do not mend it.
+        Infinite for a run that is not trusted: draws alone do not mend it.
         """
         if not self.trusted:
-            return float("nan")
+            return float("inf")
         draws = float(self.dataset.attrs.get("num_draws", np.nan))
         smallest = float(ratios.min())
         if not smallest > 0:

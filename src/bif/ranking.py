@@ -50,7 +50,8 @@ class Ranking:
         unresolved: How many items among the strongest of either side were left out because the
             sign of their score is not certain.
         draws_to_resolve: Further draws after which these would be, as far as errors fall as one
-            over the root of the draws; NaN where errors or draws are not known.
+            over the root of the draws; NaN where errors or draws are not known, infinite for a
+            run that is not trusted.
         trusted: Whether the run behind the scores is; if not, no sign is certain, and all that is
             listed was asked for.
     """
@@ -67,7 +68,8 @@ class Ranking:
     def unlisted(self) -> Ranking:
         """The same without the items, which are counted instead."""
         count = len(self.positive) + len(self.negative)
-        return replace(self, positive=(), negative=(), unresolved=count)
+        more = float("inf") if count else 0.0
+        return replace(self, positive=(), negative=(), unresolved=count, draws_to_resolve=more)
 
     @property
     def helpful(self) -> tuple[Score, ...]:

@@ -234,7 +234,9 @@ class Show:
             return
         run = store.read_run(folder)
         _print_summary(run["summary"], run["manifest"])
-        self._rank(influence_of(run["influence"]))
+        # Results of earlier versions say so in the summary alone.
+        trusted = int(bool(run["summary"].get("trusted", True)))
+        self._rank(influence_of(run["influence"].assign_attrs(trusted=trusted)))
 
     def _rank(self, influence: Influence) -> None:
         print(influence)
