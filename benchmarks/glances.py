@@ -128,7 +128,7 @@ def small_temperatures(run: dict[str, Any]) -> list[str]:
             row = own.get(factor)
             text = "–" if row is None else f"{row['lds']:.3f}"
             text = f"**{text}**" if row and row["lds"] == best else text
-            cells.append(f"{text} (not trusted)" if row and not row["trusted"] else text)
+            cells.append(marked(text, row or {}))
         lines.append(f"| {name} | {target} | {' | '.join(cells)} |")
     return lines
 
@@ -153,7 +153,8 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
         named = f"{setting}, {size[0]} items" if size else setting
         lines.append(
             f"| {named} | {run['budget']:g} | {machine(run)} "
-            f"| {' | '.join(ways)} | {best['lds']:.3f} | {best['nbeta/n']:g} × default "
+            f"| {' | '.join(ways)} | {_lds(best)} "
+            f"| {best['nbeta/n']:g} × default "
             f"| {best['damping']:g} × default | {len(tried)} | {len(ended)} |"
         )
     return lines
@@ -169,7 +170,17 @@ def _way(rows: Iterable[Mapping[str, Any]], name: str, best: Mapping[str, Any]) 
 
 def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """LDS, and its share of the best."""
-    return f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})"
+    return marked(f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})", row)
+
+
+def _lds(row: Mapping[str, Any]) -> str:
+    return marked(f"{row['lds']:.3f}", row)
+
+
+def marked(text: str, row: Mapping[str, Any]) -> str:
+    """A figure, with a word if its run is not trusted."""
+    refused = verdict(row).startswith("no")
+    return f"{text}, not trusted" if refused else text
 
 
 def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
@@ -189,8 +200,7 @@ def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
             best = next(row for row in rows if row["name"] == "best of the sweep")
             ways = [_way(rows, name, best) for name in _WAYS]
             lines.append(
-                f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} "
-                f"| {best['lds']:.3f} |"
+                f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} | {_lds(best)} |"
             )
     return lines
 
@@ -209,7 +219,7 @@ def told_elsewhere(run: dict[str, Any]) -> list[str]:
     for setting, target in dict.fromkeys((r["setting"], r["target"]) for r in run["rows"]):
         found = {r["told"]: r for r in run["rows"] if r["setting"] == setting}
         values = [
-            f"{found[told]['lds']:.3f}" if "lds" in found[told] else "not in time"
+            _lds(found[told]) if "lds" in found[told] else "not in time"
             for told in ("nothing", "scratch", "checkpoint")
         ]
         lines.append(

@@ -59,7 +59,8 @@ from bif.types import ItemLoss
 METHODS = ("gradient_product", "ekfac", "exact_ggn", "bif", "exact_ggn@bif")
 STEPS, SPLIT_SEED = 800, 2
 PLAN = Plan(num_subsets=100, seeds=3, num_tuning_subsets=24, tuning_seeds=1)
-Arrays = tuple[np.ndarray, np.ndarray]
+Arrays = Any
+"""Inputs and targets; what scikit-learn's loaders promise depends on their arguments."""
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,12 @@ def bank():
     return banks_of(convex())[0][0]
 
 
+def tuning():
+    part = bank().tuning
+    assert part is not None
+    return Judge([part])
+
+
 class TestTask:
     def test_too_few_tuning_subsets_are_refused(self):
         with pytest.raises(ValueError, match="8 are needed"):
@@ -353,27 +359,22 @@ class TestEdges:
         method = FittedMethod(
             "choosy", lambda _: Choosy(), tuple({"damping": d} for d in (0.1, 1.0, 10.0))
         )
-        (found, _) = method.run(convex(), Judge([bank().tuning]), [])
+        (found, _) = method.run(convex(), tuning(), [])
         assert found.choice == {"damping": 1.0} and len(found.tuned) == 3
         assert np.isnan(found.tuned[0]["lds"]) and at_edge(found.choice, found.tuned) == []
 
     def test_the_harness_and_the_table_say_so(self, monkeypatch):
         said: list[str] = []
         monkeypatch.setattr("bif.benchmark.harness.say", said.extend)
-        damping = max(candidates_of("ekfac"), key=lambda t: t["lds"])["choice"]
-        edge = FittedMethod(
-            "ekfac",
-            all_methods()["ekfac"].fit,
-            (damping, {"damping_scale": 1e6}),  # type: ignore
-        )
+        tried = next(s for s in judged().scored if s.method == "ekfac").tuned
+        best = max(tried, key=lambda t: t["lds"])["choice"]
+        rival = all_methods()["ekfac"]
+        assert isinstance(rival, FittedMethod)
+        edge = replace(rival, candidates=(best, {"damping_scale": 1e6}))
         monkeypatch.setattr("bif.benchmark.harness.all_methods", lambda: {"ekfac": edge})
         found = benchmark(convex(), methods=["ekfac"], show_progress=True)
         assert any("tuned to the edge of its grid: damping_scale" in line for line in said)
         assert "(edge of the grid)" in table(found.rows)
-
-
-def candidates_of(method):
-    return next(s for s in judged().scored if s.method == method).tuned
 
 
 class TestVerdict:
@@ -418,7 +419,7 @@ def test_by_default_a_task_s_own_temperatures_play_no_part(monkeypatch):
         return bif.attribute(problem, replace(settings, chains=4, draws=20))
 
     monkeypatch.setattr("bif.benchmark.methods.fluctuation.attribute", quick)
-    (loss, _) = all_methods()["bif_default"].run(convex(), Judge([bank().tuning]), [])
+    (loss, _) = all_methods()["bif_default"].run(convex(), tuning(), [])
     assert asked == [bif.Settings(weight_decay=1e-2)]
     complete = bif.calibrate(convex().problem, asked[0]).settings
     assert complete.nbeta is not None
@@ -429,7 +430,8 @@ def test_by_default_a_task_s_own_temperatures_play_no_part(monkeypatch):
 def test_models_with_fewer_weights_than_a_projection_are_not_projected():
     task = convex()
     method = all_methods()["trak"]
-    fitted = method.fit(task.problem)  # type: ignore[attr-defined]
+    assert isinstance(method, FittedMethod)
+    fitted = method.fit(task.problem)
     small, large = (
         fitted.scores(task.problem, "loss", {"dimension": d, "damping_scale": 1.0})
         for d in (128, 4096)

@@ -34,7 +34,9 @@ def rows(
             scores = {s.method: s.scores for s in found if s.outcome == outcome}
             against = rival if rival in scores else None
             judged[outcome] = compare(scores, part.masks, part.outcomes[outcome], against=against)
-        made += [_row(scored, bank.target, *judged[scored.outcome], rival) for scored in found]
+        made += [
+            _row(scored, bank.target, *judged[scored.outcome], rival=rival) for scored in found
+        ]
     return made
 
 
@@ -43,6 +45,7 @@ def _row(
     target: str,
     results: Mapping[str, LDSResult],
     differences: Mapping[str, PairedDifference],
+    *,
     rival: str,
 ) -> dict[str, Any]:
     result, against = results[scored.method], differences.get(scored.method)
