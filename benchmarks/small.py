@@ -91,7 +91,7 @@ def noisy_classes() -> Arrays:
 def flipped_moons() -> Arrays:
     x, y = datasets.make_moons(500, noise=0.2, random_state=0)
     flipped = np.random.default_rng(0).random(len(y)) < 0.1
-    return x, np.where(flipped, 1 - y, y)
+    return x, np.where(flipped, 1 - np.asarray(y), y)
 
 
 def heavy_tails() -> Arrays:

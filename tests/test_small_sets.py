@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -93,3 +95,19 @@ def test_banks_are_found_again(small, quick, tmp_path):
         banks_of(again, folder)
     assert len(before) == 2
     assert all(file.stat().st_mtime_ns == when for file, when in before.items())
+
+
+def test_the_default_of_a_setting_has_a_file_of_its_own(small, quick, monkeypatch, tmp_path):
+    lds = importlib.import_module("lds")
+    task = replace(small.small_task("wine", device="cpu", seed=0), settings=(bif.Settings(
+        nbeta=900.0, gamma=9.0, weight_decay=1e-3, chains=4, draws=20
+    ),))  # fmt: skip
+    monkeypatch.setattr(lds, "named_task", lambda *args, **given: task)
+    lds.measure("digits", argparse.Namespace(
+        data=None, device="cpu", seed=0, by_default=True, methods=None, fractions=[], banks=None,
+        out=tmp_path,
+    ))  # fmt: skip
+    (file,) = tmp_path.glob("lds-digits-default-*.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert {row["method"] for row in rows} == {"ekfac", "bif_default"}
+    assert quick == [bif.Settings(weight_decay=1e-3)]
