@@ -201,6 +201,7 @@ def test_figures_taken_from_another_file_come_with_its_verdict(tables, monkeypat
 def test_edges_are_told_of_files_that_do_not_say_them(tables):
     row = {**EKFAC, "choice": {"damping": 10.0}}
     tuned = [{"choice": {"damping": d}, "lds": d / 100} for d in (0.1, 1.0, 10.0)]
+    tuned[1]["lds"] = None  # refused, as a file has it
     run = run_of(row, tuned=[{"method": "ekfac", "observable": "loss", "tuned": tuned}])
     assert tables.with_edges(run)["rows"][0]["at_edge"] == ["damping"]
     said = run_of({**row, "at_edge": []}, tuned=run["tuned"])

@@ -86,11 +86,16 @@ def at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> li
 
     Args:
         choice: What the tuning part chose.
-        tuned: All candidates, each with its `choice` and its `lds`.
+        tuned: All candidates, each with its `choice` and its `lds`, NaN (or None, from a file) where
+            the task refused it.
     """
     found = []
     for name, value in choice.items():
-        tried = [(t["choice"][name], t["lds"]) for t in tuned if name in t["choice"]]
+        tried = [
+            (t["choice"][name], np.nan if t["lds"] is None else t["lds"])
+            for t in tuned
+            if name in t["choice"]
+        ]
         values = {x for x, _ in tried}
         if len(values) < 2 or not all(isinstance(x, int | float) for x in values):
             continue

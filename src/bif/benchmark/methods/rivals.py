@@ -16,8 +16,10 @@ from bif.benchmark.methods.base import FittedMethod, Judge, Scored, Unsuited
 from bif.benchmark.task import Task
 from bif.problem import Problem
 
-_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Dampings in units of the mean eigenvalue."""
+_SCALES = (
+    1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0
+)  # fmt: skip
+"""Dampings in units of the mean eigenvalue: well fitted small networks ask for next to none."""
 _PROJECTIONS = (128, 512, 2048, 4096)
 _TRAK_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """The same for TRAK, whose largest are next to no curvature at all."""
