@@ -86,8 +86,8 @@ def at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> li
 
     Args:
         choice: What the tuning part chose.
-        tuned: All candidates, each with its `choice` and its `lds`, NaN (or None, from a file) where
-            the task refused it.
+        tuned: All candidates, each with its `choice` and its `lds`, which is NaN (or None, from a
+            file) where the task refused it.
     """
     found = []
     for name, value in choice.items():
