@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import bif
 from bif import store
 from bif.provenance import versions
 
@@ -63,6 +64,12 @@ def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any
     path = arguments.out / f"{name}-{date}.json"
     path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def trust(run: bif.Run) -> dict[str, Any]:
+    """What a row of results says of its run: R-hat, reliability, trusted, gates that failed."""
+    figures = {name: run.summary[name] for name in ("rhat_max", "reliability", "trusted")}
+    return {**figures, "failed_gates": run.failed_gates}
 
 
 def newest(name: str) -> dict[str, Any] | None:

@@ -60,11 +60,10 @@ def mini_batches(*, shared: bool) -> Iterator[None]:
 
 def row(name: str, run: bif.Run) -> dict[str, Any]:
     """A run's figures, and the gates that failed."""
-    failed = [gate["name"] for gate in run.manifest["gates"] if gate["failed"]]
     return {
         "run": name,
         "trusted": run.summary["trusted"],
-        "failed": ", ".join(failed) or "none",
+        "failed": ", ".join(run.failed_gates) or "none",
         **{figure: run.summary[figure] for figure in FIGURES},
     }
 

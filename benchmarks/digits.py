@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from common import parser, print_table, write
+from common import parser, print_table, trust, write
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -89,7 +89,7 @@ def main() -> None:
     tuning_bank = bank(model, data, data.tuning_queries, tuning_masks, num_seeds=1, device=device)
     print(f"banks: {time.perf_counter() - started:.1f} s", flush=True)
 
-    scores: dict[str, tuple[np.ndarray, float, dict[str, float]]] = {}
+    scores: dict[str, tuple[np.ndarray, float, dict[str, Any]]] = {}
     started = time.perf_counter()
     scores["gradient product"] = (
         gradient_product(problem).numpy(), time.perf_counter() - started, {}
@@ -121,8 +121,7 @@ def main() -> None:
         run = bif.attribute(problem, settings)
         seconds = time.perf_counter() - started
         print(run.summary, flush=True)
-        facts = {k: float(run.summary[k]) for k in ("draws", "ess_median", "rhat_max",
-                                                    "reliability")}  # fmt: skip
+        facts = {**{k: run.summary[k] for k in ("draws", "ess_median")}, **trust(run)}
         values = run.influence.dataset["influence"].values[0]
         scores[name] = (values, seconds, facts)
 

@@ -7,20 +7,23 @@ from typing import Any
 
 from common import machine
 
+from bif.benchmark.judge import verdict
+
 _WAYS = ("defaults", "retrained_from", "tuned")
 
 
 def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
-    """The BIF beside EK-FAC on every setting, by the loss: LDS, difference, ceiling, seconds.
+    """The BIF, set by hand and by default, beside EK-FAC on every setting, by the LDS of the loss.
 
     Args:
         runs: Setting -> its newest run.
         page: Address of the page with all methods, whose sections are the settings.
     """
     lines = [
-        "| setting | retrained from | BIF | EK-FAC | difference, 95 % | ceiling | BIF, seconds "
+        "| setting | retrained from | BIF, set by hand | its nbeta | EK-FAC | difference, 95 % "
+        "| ceiling | reliability | R-hat | trusted | BIF by default | trusted | BIF, seconds "
         "| EK-FAC, seconds | on |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "|" + " --- |" * 15,
     ]
     for setting, run in runs.items():
         rows = {(r["method"], r["target"]): r for r in run["rows"] if r["observable"] == "loss"}
@@ -30,11 +33,103 @@ def at_a_glance(runs: Mapping[str, dict[str, Any]], page: str) -> list[str]:
                 continue
             low, high = bif["minus_ekfac_low"], bif["minus_ekfac_high"]
             ceiling = "–" if bif["ceiling"] is None else f"{bif['ceiling']:.2f}"
+            default = rows.get(("bif_default", target), {})
+            by_default = f"{default['lds']:.3f}" if default else "–"
             lines.append(
                 f"| [{setting}]({page}#{setting}) | {target} | {bif['lds']:.3f} "
-                f"| {rival['lds']:.3f} | {low:+.3f} to {high:+.3f} | {ceiling} "
+                f"| {bif['choice']['nbeta/n']:g} n | {rival['lds']:.3f} "
+                f"| {low:+.3f} to {high:+.3f} | {ceiling} | {bif['reliability']:.2f} "
+                f"| {bif['rhat_max']:.3f} | {verdict(bif)} | {by_default} | {verdict(default)} "
                 f"| {bif['seconds']:.3g} | {rival['seconds']:.3g} | {machine(run)} |"
             )
+    return [*lines, "", _hand_set(runs, page.replace("results", "converged") or "converged.md")]
+
+
+def _hand_set(runs: Mapping[str, dict[str, Any]], gates: str) -> str:
+    """What the table does not count: how hand-set temperatures were found.
+
+    Args:
+        runs: As for `at_a_glance`.
+        gates: Address of the page that explains them.
+    """
+    given = [setting for setting, run in runs.items() if len(run["about"].get("settings", ())) == 1]
+    chosen = [setting for setting in runs if setting not in given]
+    said = [
+        'nbeta and gamma were set by hand for each setting, and "BIF by default" is given nothing '
+        "but the weight decay (– where that was not run)."
+    ]
+    if chosen:
+        said.append(
+            f"On {', '.join(chosen)} pilots on the tuning part chose between a few such values, "
+            "and count in the seconds."
+        )
+    if given:
+        said.append(
+            f"On {', '.join(given)} the values had been fixed before the run, and what it took to "
+            "find them counts nowhere."
+        )
+    said.append(
+        f"A run that the [gates]({gates}) refuse is no result, whatever its LDS; – where an older "
+        "file does not say, unless its R-hat does."
+    )
+    return " ".join(said)
+
+
+def small_sets(run: dict[str, Any]) -> list[str]:
+    """The BIF given only the weight decay beside what is simpler, with paired differences.
+
+    Args:
+        run: Of `small.py`.
+    """
+    names = {
+        "gradient_product": "gradient product", "ekfac": "EK-FAC, tuned",
+        "exact_ggn": "Gauss-Newton, tuned", "exact_ggn@bif": "Gauss-Newton, same damping",
+    }  # fmt: skip
+    rivals = [n for n in names if any(row["method"] == n for row in run["rows"])]
+    lines = [
+        "| set | items | train loss | retrained from | "
+        + " | ".join(f"{names[n]} | BIF minus it, 95 %" for n in rivals)
+        + " | BIF | its nbeta | R-hat | trusted | seconds |",
+        "|" + " --- |" * (9 + 2 * len(rivals)),
+    ]
+    for name, target in dict.fromkeys((r["set"], r["target"]) for r in run["rows"]):
+        own = {r["method"]: r for r in run["rows"] if (r["set"], r["target"]) == (name, target)}
+        ours, cells = own["bif"], []
+        for rival in rivals:
+            row = own.get(rival)
+            cells += ["–", "–"] if row is None else [
+                f"{row['lds']:.3f}",
+                f"{-row['minus_bif_high']:+.3f} to {-row['minus_bif_low']:+.3f}",
+            ]  # fmt: skip
+        lines.append(
+            f"| {name} | {ours['num_train']} | {ours['train_loss']:.2g} | {target} | "
+            f"{' | '.join(cells)} | {ours['lds']:.3f} | {ours['choice']['nbeta/n']:.3g} n "
+            f"| {ours['rhat_max']:.3f} | {verdict(ours)} | {ours['seconds']:.3g} |"
+        )
+    return lines
+
+
+def small_temperatures(run: dict[str, Any]) -> list[str]:
+    """LDS of the BIF on small sets by temperature, the best of a line bold; untrusted ones marked.
+
+    Args:
+        run: Of `small.py --nbeta`.
+    """
+    factors = sorted({row["times_n"] for row in run["rows"]})
+    lines = [
+        "| set | retrained from | " + " | ".join(f"{f:g} n" for f in factors) + " |",
+        "|" + " --- |" * (2 + len(factors)),
+    ]
+    for name, target in dict.fromkeys((r["set"], r["target"]) for r in run["rows"]):
+        own = {r["times_n"]: r for r in run["rows"] if (r["set"], r["target"]) == (name, target)}
+        best = max(row["lds"] for row in own.values())
+        cells = []
+        for factor in factors:
+            row = own.get(factor)
+            text = "–" if row is None else f"{row['lds']:.3f}"
+            text = f"**{text}**" if row and row["lds"] == best else text
+            cells.append(marked(text, row or {}))
+        lines.append(f"| {name} | {target} | {' | '.join(cells)} |")
     return lines
 
 
@@ -58,7 +153,8 @@ def beside_sweeps(runs: Iterable[dict[str, Any]]) -> list[str]:
         named = f"{setting}, {size[0]} items" if size else setting
         lines.append(
             f"| {named} | {run['budget']:g} | {machine(run)} "
-            f"| {' | '.join(ways)} | {best['lds']:.3f} | {best['nbeta/n']:g} × default "
+            f"| {' | '.join(ways)} | {_lds(best)} "
+            f"| {best['nbeta/n']:g} × default "
             f"| {best['damping']:g} × default | {len(tried)} | {len(ended)} |"
         )
     return lines
@@ -74,7 +170,17 @@ def _way(rows: Iterable[Mapping[str, Any]], name: str, best: Mapping[str, Any]) 
 
 def _of_best(row: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """LDS, and its share of the best."""
-    return f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})"
+    return marked(f"{row['lds']:.3f} ({row['lds'] / best['lds']:.1%})", row)
+
+
+def _lds(row: Mapping[str, Any]) -> str:
+    return marked(f"{row['lds']:.3f}", row)
+
+
+def marked(text: str, row: Mapping[str, Any]) -> str:
+    """A figure, with a word if its run is not trusted."""
+    refused = verdict(row).startswith("no")
+    return f"{text}, not trusted" if refused else text
 
 
 def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
@@ -94,8 +200,7 @@ def ways_to_be_calibrated(runs: Iterable[dict[str, Any]]) -> list[str]:
             best = next(row for row in rows if row["name"] == "best of the sweep")
             ways = [_way(rows, name, best) for name in _WAYS]
             lines.append(
-                f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} "
-                f"| {best['lds']:.3f} |"
+                f"| {setting} | {budget:g} | {machine(run)} | {' | '.join(ways)} | {_lds(best)} |"
             )
     return lines
 
@@ -114,7 +219,7 @@ def told_elsewhere(run: dict[str, Any]) -> list[str]:
     for setting, target in dict.fromkeys((r["setting"], r["target"]) for r in run["rows"]):
         found = {r["told"]: r for r in run["rows"] if r["setting"] == setting}
         values = [
-            f"{found[told]['lds']:.3f}" if "lds" in found[told] else "not in time"
+            _lds(found[told]) if "lds" in found[told] else "not in time"
             for told in ("nothing", "scratch", "checkpoint")
         ]
         lines.append(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import trust
 from torch import Tensor
 
 import bif
@@ -78,5 +79,5 @@ def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]
         for name, matrix in scores.items()
     }
     row["lds"] = sum(row.values()) / len(row)
-    names = ("trusted", "draws", "chains", "ess_median", "reliability", "rhat_max")
-    return {**row, **{n: run.summary.get(n) for n in names}, "seconds": seconds}
+    figures = {name: run.summary[name] for name in ("draws", "chains", "ess_median")}
+    return {**row, **figures, **trust(run), "seconds": seconds}

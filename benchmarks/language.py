@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import parser, print_table, write
+from common import parser, print_table, trust, write
 from corpus import (
     Trained,
     documents,
@@ -238,11 +238,8 @@ def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int)
 
 def _about(run: bif.Run) -> dict[str, Any]:
     """Draws, seconds and trust of a run."""
-    summary = run.summary
     return {
-        "draws": run.traces.total_draws, "seconds": float(summary["seconds"]),
-        "reliability": float(summary.get("reliability", float("nan"))),
-        "trusted": bool(summary.get("trusted", False)),
+        "draws": run.traces.total_draws, "seconds": float(run.summary["seconds"]), **trust(run),
     }  # fmt: skip
 
 

@@ -7,18 +7,19 @@ from typing import Any
 
 from page_parts import MADE, NOT_YET, Cell, Run, colour, markdown, png
 
+from bif.benchmark.judge import verdict
+
 _TOKENS = {
     "pairs": "pairs", "columns": "columns", "correlation": "correlation",
     "minus_matched": "minus matched pairs", "ci_low": "95 % from", "ci_high": "to",
     "p_value": "p", "texts": "texts", "num_pairs": "pairs in all", "draws": "draws",
-    "reliability": "reliability",
-    "trusted": "trusted",
+    "reliability": "reliability", "rhat_max": "R-hat", "verdict": "trusted",
 }  # fmt: skip
 _PLANTED = {
     "method": "method", "query": "asked by", "first": "share at rank 1", "ci_low": "95 % from",
     "ci_high": "to", "median_rank": "median rank", "worst_rank": "worst", "planted": "planted",
     "passages": "of passages", "shared_runs": "runs of 5 words shared", "seconds": "seconds",
-    "trusted": "trusted",
+    "rhat_max": "R-hat", "verdict": "trusted",
 }  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def language_page(
             rows = [{**row, "target": "the pretrained GPT"} for row in rows]
             lines += [lds_table(rows), *_noise(rows, cell)]
         else:
+            rows = [{**row, "verdict": verdict(row)} for row in rows]
             lines += [*markdown(rows, _TOKENS if part == "tokens" else _PLANTED, cell), ""]
     return "\n".join(lines).rstrip() + "\n"
 

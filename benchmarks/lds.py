@@ -9,6 +9,9 @@ One dated JSON file a setting: rows, curves, what was tuned, plan, versions and 
     python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda \
         --sizes 500 1000 2000 6000 20000
 
+`--by-default` runs the BIF given nothing but the weight decay, and EK-FAC, into a file of its own,
+whose row stands beside those of the setting's own file.
+
 The file is written anew after every method that takes long: a run cut short leaves what it has.
 """
 
@@ -27,20 +30,24 @@ from common import parser, write
 from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
+BY_DEFAULT = ("ekfac", "bif_default")
+
 
 def measure(setting: str, arguments: argparse.Namespace) -> None:
     """A setting from end to end."""
     task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
+    name = f"lds-{setting}-default" if arguments.by_default else f"lds-{setting}"
 
     def save(results: Results) -> Path:
         return write(
-            f"lds-{setting}", arguments, results.rows, curves=results.curves, about=results.about,
+            name, arguments, results.rows, curves=results.curves, about=results.about,
             unsuited=results.unsuited, tuned=results.tuned,
         )  # fmt: skip
 
     with banks(arguments, setting) as folder:
         results = benchmark(
-            task, out=folder, methods=arguments.methods, fractions=arguments.fractions,
+            task, out=folder, methods=BY_DEFAULT if arguments.by_default else arguments.methods,
+            fractions=arguments.fractions,
             after_each=save, show_progress=True,
         )  # fmt: skip
     print(table(results.rows), flush=True)
@@ -87,6 +94,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("settings", nargs="+", choices=SETTINGS)
     options.add_argument("--methods", nargs="+")
+    options.add_argument("--by-default", action="store_true")
     options.add_argument("--banks", type=Path, help="folder to keep banks in, or to find them in")
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])

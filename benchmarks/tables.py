@@ -9,16 +9,24 @@ Nothing in them is typed by hand, and the plots are drawn anew.
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, every, machine, newest, newest_of_sizes
-from glances import at_a_glance, beside_sweeps, told_elsewhere, ways_to_be_calibrated
+from glances import (
+    at_a_glance,
+    beside_sweeps,
+    small_sets,
+    small_temperatures,
+    told_elsewhere,
+    ways_to_be_calibrated,
+)
 from language_page import language_page, language_picture
 from scaling_page import scaling_page, scaling_picture
 
 from bif.benchmark import SETTINGS
-from bif.benchmark.judge import budget_table, table
+from bif.benchmark.judge import at_edge, budget_table, chosen, table, verdict
 from bif.benchmark.plots import plots
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,6 +37,19 @@ COLUMNS = {
         "ci_high": "to", "ceiling": "ceiling", "share_of_exact": "share of exact",
         "minus_exact": "minus exact", "minus_exact_low": "95 % from", "minus_exact_high": "to",
         "seconds": "seconds", "draws": "draws", "ess_median": "effective draws",
+        "reliability": "reliability", "rhat_max": "R-hat", "verdict": "trusted",
+    },
+    "small": {
+        "set": "set", "num_train": "items", "train_loss": "train loss", "target": "retrained from",
+        "method": "method", "lds": "LDS", "ci_low": "95 % from", "ci_high": "to",
+        "minus_bif": "minus bif", "minus_bif_low": "95 % from", "minus_bif_high": "to",
+        "chosen": "chosen", "reliability": "reliability", "rhat_max": "R-hat",
+        "verdict": "trusted", "seconds": "seconds",
+    },
+    "small-temperatures": {
+        "set": "set", "target": "retrained from", "times_n": "nbeta/n", "lds": "LDS",
+        "ci_low": "95 % from", "ci_high": "to", "chosen": "chosen", "reliability": "reliability",
+        "rhat_max": "R-hat", "verdict": "trusted", "seconds": "seconds",
     },
     "draws": {
         "sampler": "sampler", "how": "how", "chains": "chains", "draws_per_second": "draws/s",
@@ -41,16 +62,18 @@ COLUMNS = {
     "alignment": {
         "setting": "setting", "draws_for_half": "from gradients",
         "draws_for_half_in_the_run": "from the run", "effective_draws": "effective draws it had",
-        "reliability": "its reliability", "run": "run", "seconds": "seconds",
+        "reliability": "its reliability", "rhat_max": "R-hat", "verdict": "trusted", "run": "run",
+        "seconds": "seconds",
     },
     "temperatures": {
         "setting": "setting", "target": "retrained from", "nbeta/n": "nbeta/n", "lds": "LDS",
         "share_of_best": "of the best alone", "draws_of_each": "draws of each chain",
+        "rhat_max": "R-hat", "verdict": "trusted",
     },
     "elsewhere": {
         "setting": "setting", "target": "retrained from", "told": "told", "lds": "LDS",
         "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
-        "trusted": "trusted", "seconds": "seconds",
+        "rhat_max": "R-hat", "verdict": "trusted", "seconds": "seconds",
     },
     "converged": {
         "run": "run", "trusted": "trusted", "failed": "gates that failed", "rhat_max": "R-hat",
@@ -65,8 +88,8 @@ COLUMNS = {
         {
             "how": "chains", "effective_per_second": "effective draws a second",
             "ess_median": "effective draws", "draws": "draws", "reliability": "reliability",
-            "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "trusted": "trusted",
-            "seconds": "seconds", "failed": "why not",
+            "rhat_max": "R-hat", "lds_loss": "LDS, loss", "lds_margin": "LDS, margin",
+            "verdict": "trusted", "seconds": "seconds", "failed": "why not",
         },
     ),
     **dict.fromkeys(
@@ -75,7 +98,7 @@ COLUMNS = {
             "budget": "seconds", "name": "calibrated by", "nbeta/n": "nbeta/n",
             "lds_loss": "LDS, loss", "lds_margin": "LDS, margin", "lds": "LDS, mean",
             "draws": "draws", "ess_median": "effective draws", "reliability": "reliability",
-            "trusted": "trusted",
+            "rhat_max": "R-hat", "verdict": "trusted",
         },
     ),
     **dict.fromkeys(
@@ -83,7 +106,8 @@ COLUMNS = {
         {
             "name": "how", "lds": "LDS", "share_of_best": "share of the best",
             "sampler": "sampler", "step": "step", "nbeta/n": "nbeta/n", "damping": "gamma/own",
-            "ess_median": "effective draws", "trusted": "trusted", "seconds": "seconds",
+            "ess_median": "effective draws", "reliability": "reliability", "rhat_max": "R-hat",
+            "verdict": "trusted", "seconds": "seconds",
         },
     ),
     **dict.fromkeys(
@@ -111,6 +135,10 @@ ABOUT = {
     "digits": "LDS on scikit-learn's digits against retraining. Damping of exact influence and "
     "settings of the BIF were chosen on other subsets and queries. The ceiling from the checkpoint "
     "is not known: full-batch retraining from one start has no noise.",
+    "small": "LDS of the loss on eight small sets by retraining on halves, the BIF given only the "
+    "weight decay. In short: [docs/calibration.md](../../docs/calibration.md).",
+    "small-temperatures": "The same for the BIF alone, at several temperatures and the default "
+    "damping.",
     "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
     "by EK-FAC at the posterior's damping, and as the newest run of `lds.py` had it.",
     "temperatures": "Scores averaged over posteriors of several temperatures, each run's divided "
@@ -145,7 +173,8 @@ ABOUT = {
     "scaling-items": "The same against items and queries.",
     "scaling-1b": "EK-FAC at 1B beside the BIF, on another card.",
     "draws": "Draws a second on the Fashion-MNIST network, 6,000 items and 200 queries. FLOPs are "
-    "counted as 6 a weight and item in steps and 2 in recording.",
+    "counted as 6 a weight and item in steps and 2 in recording. Steps are timed: nothing is "
+    "scored, so there is nothing to trust.",
 }
 
 
@@ -202,7 +231,7 @@ def write_results() -> None:
     ]
     for name, columns in COLUMNS.items():
         for run in newest_of_sizes(name):
-            lines += section(name, run, columns)
+            lines += section(name, with_trust(run) if name == "alignment" else run, columns)
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -225,6 +254,8 @@ def write_docs() -> None:
             continue
         if name.endswith("-sizes"):
             run = with_whole(run, newest(name.removesuffix("-sizes")))
+        else:
+            run = with_default(with_edges(run), newest(f"{name}-default"))
         title = name.removeprefix("lds-")
         lines += ["", f"## {title}", "", *preamble(run), ""]
         if not name.endswith("-sizes"):
@@ -241,6 +272,7 @@ def write_docs() -> None:
             lines += [f"![{title}: {words}](images/{name}-{kind}.png)", ""]
     run = newest("alignment")
     if run is not None:
+        run = with_trust(run)
         _, _, *rest = section("alignment", run, COLUMNS["alignment"])
         lines += ["## draws needed", *rest]
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -263,6 +295,10 @@ def write_calibration() -> None:
     elsewhere = newest("elsewhere")
     if elsewhere is not None:
         lines += ["", *told_elsewhere(elsewhere)]
+    for name, short in (("small", small_sets), ("small-temperatures", small_temperatures)):
+        run = newest(name)
+        if run is not None:
+            lines += ["", where(run), "", *short(run)]
     put_between_marks(DOCS / "calibration.md", lines)
 
 
@@ -277,7 +313,32 @@ def put_between_marks(page: Path, lines: list[str]) -> None:
 def newest_of_settings() -> dict[str, dict[str, Any]]:
     """The newest run of every setting that has one."""
     found = {setting: newest(f"lds-{setting}") for setting in SETTINGS}
-    return {setting: run for setting, run in found.items() if run is not None}
+    return {
+        setting: with_default(run, newest(f"lds-{setting}-default"))
+        for setting, run in found.items()
+        if run is not None
+    }
+
+
+def with_edges(run: dict[str, Any]) -> dict[str, Any]:
+    """Rows of earlier versions, which do not say where tuning ended at the edge of its grid."""
+    tuned = {(t["method"], t["observable"]): t["tuned"] for t in run.get("tuned", ())}
+    return {
+        **run,
+        "rows": [
+            {"at_edge": at_edge(r["choice"], tuned.get((r["method"], r["observable"]), ())), **r}
+            for r in run["rows"]
+        ],
+    }
+
+
+def with_default(run: dict[str, Any], default: dict[str, Any] | None) -> dict[str, Any]:
+    """A run with the rows of the BIF's defaults, where these were run on their own."""
+    known = {row["method"] for row in run["rows"]}
+    own = [row for row in default["rows"] if row["method"] == "bif_default"] if default else []
+    if default is None or "bif_default" in known:
+        return run
+    return {**run, "rows": [*run["rows"], *own], "default": default}
 
 
 def with_whole(run: dict[str, Any], whole: dict[str, Any] | None) -> dict[str, Any]:
@@ -306,7 +367,25 @@ def sizes_table(rows: list[dict[str, Any]]) -> list[str]:
                 if (r["method"], r["target"], r["observable"]) == (method, target, outcome)
             }
             lines += [f"| {method} | " + " | ".join(own.get(n, "–") for n in sizes) + " |"]
+        lines += of_its_runs(rows, target, outcome, sizes)
     return [*lines, ""]
+
+
+def of_its_runs(
+    rows: list[dict[str, Any]], target: str, outcome: str, sizes: list[int]
+) -> list[str]:
+    """Further lines of a table over sizes: what the runs of the BIF say of themselves."""
+    own = {
+        r["num_train"]: r
+        for r in rows
+        if (r["method"], r["target"], r["observable"]) == ("bif", target, outcome)
+    }
+    lines = [
+        f"| {name} | " + " | ".join(cell(own.get(n, {}).get(key)) for n in sizes) + " |"
+        for name, key in (("reliability of `bif`", "reliability"), ("its R-hat", "rhat_max"))
+    ]
+    verdicts = " | ".join(verdict(own.get(n, {})) for n in sizes)
+    return [*lines, f"| trusted | {verdicts} |"]
 
 
 def write_scaling() -> None:
@@ -358,6 +437,8 @@ def preamble(run: dict[str, Any]) -> list[str]:
     """What was run, where, and which methods are missing."""
     about = run["about"].get("about", "")
     missing = [f"`{m}` is left out: {why}" for m, why in run.get("unsuited", {}).items()]
+    if "default" in run:
+        missing.append(f"`bif_default`: {where(run['default'])}")
     return [*([about, ""] if about else []), where(run), *(x for m in missing for x in ("", m))]
 
 
@@ -371,7 +452,9 @@ def where(run: dict[str, Any]) -> str:
 
 
 def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str]:
-    keys = [key for key in columns if any(key in row for row in run["rows"])]
+    rows = [with_words(row) for row in run["rows"]]
+    keys = [key for key in columns if any(row.get(key) not in (None, "–") for row in rows)]
+    lacking = lacking_settings(run)
     return [
         "",
         f"## {run['benchmark']}, {run['date']}",
@@ -379,16 +462,46 @@ def section(name: str, run: dict[str, Any], columns: dict[str, str]) -> list[str
         ABOUT[name],
         "",
         where(run),
+        *(["", f"Cut short: without {', '.join(lacking)}."] if lacking else []),
         "",
         "| " + " | ".join(columns[key] for key in keys) + " |",
         "|" + " --- |" * len(keys),
-        *("| " + " | ".join(cell(row.get(key)) for key in keys) + " |" for row in run["rows"]),
+        *("| " + " | ".join(cell(row.get(key)) for key in keys) + " |" for row in rows),
     ]
+
+
+def with_words(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what its table says of its run and its choice."""
+    found = {**row, "verdict": verdict(row)}
+    if "choice" in row:
+        found["chosen"] = chosen(row["choice"], row.get("at_edge", ()))
+    return found
+
+
+def lacking_settings(run: dict[str, Any]) -> list[str]:
+    """Settings that a run's command names and its rows lack."""
+    known = {row["setting"] for row in run["rows"] if "setting" in row}
+    named = run["command"].split(" --")[0].split()[2:]
+    return [word for word in named if known and word in SETTINGS and word not in known]
+
+
+def with_trust(run: dict[str, Any]) -> dict[str, Any]:
+    """Rows that take figures from another file's run of the BIF, with its R-hat and its gates."""
+    rows = []
+    for row in run["rows"]:
+        file = RESULTS / str(row.get("run"))
+        source = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+        own = next((r for r in source if r["method"] == "bif"), {})
+        names = ("rhat_max", "trusted", "failed_gates")
+        rows.append({**row, **{name: own[name] for name in names if name in own}})
+    return {**run, "rows": rows}
 
 
 def cell(value: Any) -> str:
     if value is None or value != value:
         return "–"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -29,13 +29,13 @@ NBETAS = (0.25, 1.0, 4.0, 16.0)
 """In units of the number of train items; gamma is the default's share of nbeta."""
 
 
-def sampled(task: Task, nbeta: float, arguments: argparse.Namespace) -> LossTraces:
-    """Traces of a run at one temperature."""
+def sampled(task: Task, nbeta: float, arguments: argparse.Namespace) -> bif.Run:
+    """A run at one temperature."""
     settings = bif.Settings(
         nbeta=nbeta * task.problem.num_train, weight_decay=task.settings[0].weight_decay,
         chains=arguments.chains, draws=arguments.draws, seed=arguments.seed,
     )  # fmt: skip
-    return bif.attribute(task.problem, settings).traces
+    return bif.attribute(task.problem, settings)
 
 
 def scores(task: Task, traces: LossTraces, draws: int) -> np.ndarray:
@@ -47,16 +47,25 @@ def scores(task: Task, traces: LossTraces, draws: int) -> np.ndarray:
 
 
 def judged(
-    task: Task, runs: Mapping[float, LossTraces], chosen: Sequence[float], part: BankPart
+    task: Task, runs: Mapping[float, bif.Run], chosen: Sequence[float], part: BankPart
 ) -> dict[str, Any]:
-    """LDS of the average over some of the temperatures."""
-    draws = min(traces.shortest for traces in runs.values()) // len(chosen)
-    whole = sum(scores(task, runs[nbeta], draws) for nbeta in chosen)
+    """LDS of the average over some of the temperatures, and whether all of their runs are trusted.
+
+    R-hat is that of the whole runs, of which an average takes a part.
+    """
+    draws = min(run.traces.shortest for run in runs.values()) // len(chosen)
+    own = [runs[nbeta] for nbeta in chosen]
+    whole = sum(scores(task, run.traces, draws) for run in own)
     found: dict[str, Any] = {
         f"lds_{o.name}": lds(matrix, part.masks, part.outcomes[o.name], num_bootstrap=1).mean
         for o, matrix in zip(task.problem.observables, np.asarray(whole), strict=True)
     }
-    return {**found, "lds": float(np.mean(list(found.values()))), "draws_of_each": draws}
+    return {
+        **found, "lds": float(np.mean(list(found.values()))), "draws_of_each": draws,
+        "rhat_max": max(run.summary["rhat_max"] for run in own),
+        "trusted": all(run.summary["trusted"] for run in own),
+        "failed_gates": sorted({gate for run in own for gate in run.failed_gates}),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -71,10 +80,12 @@ def main() -> None:
     for setting in arguments.settings:
         task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
         part = reported_part(task, arguments.banks, num_subsets=arguments.subsets)
-        runs: dict[float, LossTraces] = {}
+        runs: dict[float, bif.Run] = {}
         for nbeta in NBETAS:
             runs[nbeta] = sampled(task, nbeta, arguments)
-            print(f"{setting}, nbeta/n {nbeta:g}: {runs[nbeta].total_draws} draws", flush=True)
+            print(
+                f"{setting}, nbeta/n {nbeta:g}: {runs[nbeta].traces.total_draws} draws", flush=True
+            )
         own = [
             {"setting": setting, "target": task.targets[-1],
              "nbeta/n": ", ".join(f"{b:g}" for b in chosen), **judged(task, runs, chosen, part)}

@@ -13,9 +13,10 @@ from torch import nn
 
 import bif
 from bif.bank import BankPart, Plan, load
+from bif.baselines import ExactInfluence
 from bif.benchmark import Proxy, Task, benchmark, benchmark_sizes, judge_file
-from bif.benchmark.harness import ABOUT, RESULTS, TABLE, write
-from bif.benchmark.judge import budget_table, rows, table
+from bif.benchmark.harness import ABOUT, RESULTS, TABLE, banks_of, write
+from bif.benchmark.judge import at_edge, budget_table, rows, table, verdict
 from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
@@ -55,6 +56,17 @@ def convex(num_train: int = 40) -> Task:
 @cache
 def judged():
     return benchmark(convex(), methods=METHODS)
+
+
+@cache
+def bank():
+    return banks_of(convex())[0][0]
+
+
+def tuning():
+    part = bank().tuning
+    assert part is not None
+    return Judge([part])
 
 
 class TestTask:
@@ -129,6 +141,29 @@ class TestBenchmark:
             assert row["ci_low"] <= row["lds"] <= row["ci_high"]
             assert row["seconds"] > 0 and row["peak_memory_gib"] >= 0
             assert ("minus_ekfac" in row) == (row["method"] != "ekfac")
+
+    def test_a_row_says_of_its_run_whether_it_is_trusted(self):
+        for row in judged().rows:
+            of_a_run = row["method"] in ("bif", "bif_auto") and "estimator" not in row["choice"]
+            assert {
+                "rhat_max",
+                "reliability",
+                "trusted",
+                "failed_gates",
+            } <= row.keys() or not of_a_run
+            if row["method"] == "bif":
+                assert row["trusted"] is (row["failed_gates"] == [])
+                assert row["rhat_max"] > 1
+
+    def test_any_method_can_be_the_one_that_others_are_compared_with(self):
+        found = [s for s in judged().scored if s.method in ("random", "bif", "ekfac")]
+        by_ekfac, by_bif = (
+            {(r["method"], r["observable"]): r for r in rows(found, [bank()], rival=rival)}
+            for rival in ("ekfac", "bif")
+        )
+        of_bif, of_ekfac = by_ekfac["bif", "loss"], by_bif["ekfac", "loss"]
+        assert of_ekfac["minus_bif"] == pytest.approx(-of_bif["minus_ekfac"], abs=1e-12)
+        assert "minus_bif" not in by_bif["bif", "loss"]
 
     def test_better_methods_come_out_better(self):
         by = {(r["method"], r["observable"]): r["lds"] for r in judged().rows}
@@ -290,3 +325,116 @@ def test_effective_draws_beyond_the_draws_are_not_drawn():
     assert "lds-against-effective-draws" not in plots([row], broken, title="x")
     good = [{**row, "draws": 640, "ess_median": 500.0}]
     assert "lds-against-effective-draws" in plots([row], good, title="x")
+
+
+def candidates(name, tried):
+    return [{"choice": {name: x}, "lds": score} for x, score in tried]
+
+
+class TestEdges:
+    @pytest.mark.parametrize(
+        ("chosen", "expected"), [(1.0, []), (0.1, ["damping"]), (10.0, ["damping"])]
+    )
+    def test_the_smallest_and_the_largest_of_a_grid_are_its_edges(self, chosen, expected):
+        tried = candidates("damping", [(0.1, 0.2), (1.0, 0.2), (10.0, 0.2)])
+        tried[[0.1, 1.0, 10.0].index(chosen)]["lds"] = 0.5
+        assert at_edge({"damping": chosen}, tried) == expected
+
+    def test_an_edge_that_is_no_better_than_the_inside_is_none(self):
+        tried = candidates("dimension", [(512, 0.4), (2048, 0.4), (4096, 0.4)])
+        assert at_edge({"dimension": 512}, tried) == []
+
+    def test_words_and_what_was_never_varied_have_no_edges(self):
+        tried = candidates("kind", [("cosine", 0.1), ("dot", 0.2)])
+        assert at_edge({"kind": "dot", "damping": 1.0}, tried) == []
+        assert at_edge({"damping": 1.0}, candidates("damping", [(1.0, 0.2)])) == []
+
+    def test_candidates_that_a_task_refuses_count_as_tried(self):
+        class Choosy:
+            def scores(self, problem, outcome, choice):
+                if choice["damping"] < 1:
+                    raise ValueError("not positive")
+                return np.zeros((problem.num_queries, problem.num_train))
+
+        method = FittedMethod(
+            "choosy", lambda _: Choosy(), tuple({"damping": d} for d in (0.1, 1.0, 10.0))
+        )
+        (found, _) = method.run(convex(), tuning(), [])
+        assert found.choice == {"damping": 1.0} and len(found.tuned) == 3
+        assert np.isnan(found.tuned[0]["lds"]) and at_edge(found.choice, found.tuned) == []
+
+    def test_the_harness_and_the_table_say_so(self, monkeypatch):
+        said: list[str] = []
+        monkeypatch.setattr("bif.benchmark.harness.say", said.extend)
+        tried = next(s for s in judged().scored if s.method == "ekfac").tuned
+        best = max(tried, key=lambda t: t["lds"])["choice"]
+        rival = all_methods()["ekfac"]
+        assert isinstance(rival, FittedMethod)
+        edge = replace(rival, candidates=(best, {"damping_scale": 1e6}))
+        monkeypatch.setattr("bif.benchmark.harness.all_methods", lambda: {"ekfac": edge})
+        found = benchmark(convex(), methods=["ekfac"], show_progress=True)
+        assert any("tuned to the edge of its grid: damping_scale" in line for line in said)
+        assert "(edge of the grid)" in table(found.rows)
+
+
+class TestVerdict:
+    def test_a_refused_run_names_its_gates(self):
+        row = {"trusted": False, "failed_gates": ["mixing", "step"], "rhat_max": 1.2}
+        assert verdict(row) == "no: mixing, step"
+        assert verdict({"trusted": True, "failed_gates": []}) == "yes"
+
+    def test_an_older_row_is_refused_by_its_rhat_and_else_not_judged(self):
+        assert verdict({"rhat_max": 1.199}) == "no: R-hat above 1.05"
+        assert verdict({"rhat_max": 1.01}) == "–" and verdict({}) == "–"
+
+    def test_the_table_shows_it_beside_the_lds(self):
+        lines = table([{**r, "trusted": False, "failed_gates": ["step"]} for r in judged().rows
+                       if r["method"] == "bif"]).splitlines()  # fmt: skip
+        header, row = lines[4], lines[6]
+        found = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+        assert found["trusted"] == "no: step" and float(found["R-hat"]) > 1
+
+
+class TestSameDamping:
+    def test_it_is_gauss_newton_influence_at_the_damping_of_the_run(self):
+        task = convex()
+        ours = [s for s in judged().scored if s.method == "bif"]
+        (loss, _) = all_methods()["exact_ggn@bif"].run(task, Judge([]), ours)
+        damping = 20.0 / 2000.0 + 1e-2  # gamma/nbeta, and the weight decay
+        assert loss.choice["damping"] == pytest.approx(damping)
+        fitted = ExactInfluence.fit(task.problem, curvature="ggn")
+        expected = fitted.scores(task.problem, damping=damping, observable="loss").numpy()
+        np.testing.assert_allclose(loss.scores, expected, rtol=1e-10, atol=1e-14)
+
+    def test_without_the_run_it_is_left_out(self):
+        with pytest.raises(Unsuited, match="name that before it"):
+            all_methods()["exact_ggn@bif"].run(convex(), Judge([]), [])
+
+
+def test_by_default_a_task_s_own_temperatures_play_no_part(monkeypatch):
+    asked: list[bif.Settings] = []
+
+    def quick(problem, settings):
+        asked.append(settings)
+        return bif.attribute(problem, replace(settings, chains=4, draws=20))
+
+    monkeypatch.setattr("bif.benchmark.methods.fluctuation.attribute", quick)
+    (loss, _) = all_methods()["bif_default"].run(convex(), tuning(), [])
+    assert asked == [bif.Settings(weight_decay=1e-2)]
+    complete = bif.calibrate(convex().problem, asked[0]).settings
+    assert complete.nbeta is not None
+    assert loss.choice["nbeta/n"] == pytest.approx(complete.nbeta / 40)
+    assert loss.facts["damping"] == pytest.approx(loss.choice["gamma/nbeta"] + 1e-2)
+
+
+def test_models_with_fewer_weights_than_a_projection_are_not_projected():
+    task = convex()
+    method = all_methods()["trak"]
+    assert isinstance(method, FittedMethod)
+    fitted = method.fit(task.problem)
+    small, large = (
+        fitted.scores(task.problem, "loss", {"dimension": d, "damping_scale": 1.0})
+        for d in (128, 4096)
+    )
+    assert list(fitted.by_dimension) == [None]
+    np.testing.assert_array_equal(small, large)

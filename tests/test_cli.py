@@ -154,9 +154,20 @@ class TestShow:
     def test_queries_observable_and_number_of_items_may_be_chosen(self, folder, bif_command):
         _, out, _ = bif_command("show", folder, "--query", "4", "2", "--observable", "margin",
                                 "--top", "2")  # fmt: skip
-        expected = bif.Influence.load(folder).top("4", 2, observable="margin")
+        found = bif.Influence.load(folder)
+        expected = found.top("4", 2, observable="margin", unresolved=not found.trusted)
         assert str(expected) in out and "query 2, margin" in out
         assert "query 0" not in out and "loss\n  helpful" not in out
+
+    def test_of_an_untrusted_run_it_lists_items_and_says_that_no_sign_is_certain(
+        self, folder, bif_command
+    ):
+        edit(folder / store.SUMMARY, trusted=True)
+        assert "no sign is certain" not in bif_command("show", folder)[1]
+        edit(folder / store.SUMMARY, trusted=False)  # as a folder of an earlier version has it
+        _, out, _ = bif_command("show", folder, "--query", "4")
+        assert "the run is not trusted: no sign is certain" in out
+        assert out.count("±") > 2
 
     @pytest.mark.parametrize(
         ("flags", "message"),

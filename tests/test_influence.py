@@ -131,6 +131,19 @@ class TestTop:
         assert [s.train_id for s in everything.negative] == ["item-1", "item-3"]
         assert everything.unresolved == 0 and "left out" not in str(everything)
 
+    def test_of_an_untrusted_run_no_sign_is_certain(self, influence):
+        found = Influence(influence.dataset.assign_attrs(trusted=0))
+        ranking = found.top("a", k=2)
+        assert influence.top("a", k=2).positive and influence.resolved().any()
+        assert ranking.positive == ranking.negative == () and ranking.unresolved == 4
+        assert ranking.draws_to_resolve == np.inf and not found.resolved().any()
+        assert "the run is not trusted: no sign is certain" in str(ranking)
+        assert "not certain; unresolved=True lists them" in str(ranking)
+        shown = found.top("a", k=2, unresolved=True)
+        assert len(shown.positive + shown.negative) == 4
+        assert not any(score.resolved for score in shown.positive + shown.negative)
+        assert not found.sum_over({"x": [0, 1], "y": [2, 3]}).trusted
+
     def test_the_draws_that_would_resolve_the_rest_follow_from_the_errors(self, influence):
         dataset = influence.dataset.copy(deep=True)
         dataset["influence"][0, 0] = 0.0

@@ -142,6 +142,16 @@ def test_only_items_whose_sign_is_certain_are_listed_and_the_others_counted(quan
     assert sum(map(int, hidden)) == (~certain).sum()
 
 
+def test_of_an_untrusted_run_the_strongest_are_listed_and_none_is_called_certain():
+    influence = make_influence(num_query=1).assign_attrs(trusted=0)
+    page = render(influence, top=3)
+    score = influence["influence"].values[0, 0]
+    np.testing.assert_allclose(listed(page, "Most helpful"), np.sort(score)[:3], rtol=1e-5)
+    assert page.count("The run is not trusted: no sign is certain.") == 2
+    assert "among the strongest left out" not in page
+    assert re.search(r"<td>0\s?%</td></tr></tbody></table></div>", page)  # share clear of zero
+
+
 def test_missing_errors_are_dashes_and_their_items_are_listed():
     influence = make_influence(num_query=1)
     influence["standard_error"][:] = np.nan
@@ -461,3 +471,10 @@ def test_numbers_and_settings_as_text():
     assert number(1.5e-7) == "1.50 × 10⁻⁷"
     assert number(12345.6) == "12,346"
     assert setting(30.0) == "30" and setting(1000.0) == "1,000" and setting(0.25) == "0.25"
+
+
+def test_the_page_says_how_many_losses_were_looked_at_and_calls_no_guide_a_gate():
+    diagnostics = xr.Dataset({n: ("item", np.linspace(1, 1.04, 64)) for n in ("rhat", "ess")})
+    page = render(make_influence(num_query=1), diagnostics=diagnostics)
+    assert page.count("Of the 64 losses and observables that were looked at") >= 2
+    assert "every item" not in page and page.count("the gate is 1.05") == page.count("gate is") > 0

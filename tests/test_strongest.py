@@ -47,6 +47,23 @@ def both(**changed: Any) -> tuple[bif.Run, bif.Run]:
     )
 
 
+def called(run: bif.Run, *, trusted: bool) -> bif.Run:
+    """The same run, whatever its gates said."""
+    return replace(run, summary={**run.summary, "trusted": trusted})
+
+
+def test_of_an_untrusted_run_the_strongest_are_counted_and_listed_only_when_asked_for():
+    whole, kept = (called(run, trusted=False) for run in both())
+    for unresolved in (False, True):
+        ours = kept.influence.top(0, K, unresolved=unresolved)
+        assert str(ours) == str(whole.influence.top(0, K, unresolved=unresolved))
+        assert not ours.trusted and "the run is not trusted: no sign is certain" in str(ours)
+        listed = ours.positive + ours.negative
+        assert (listed == ()) is not unresolved
+        assert not any(score.resolved for score in listed)
+        assert (ours.unresolved > 0) is not unresolved
+
+
 @pytest.fixture(scope="module")
 def pair() -> tuple[bif.Run, bif.Run]:
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +74,7 @@ def pair() -> tuple[bif.Run, bif.Run]:
 @pytest.mark.parametrize("unresolved", [False, True], ids=["certain", "all"])
 @pytest.mark.parametrize("changed", PROBLEMS.values(), ids=PROBLEMS)
 def test_rankings_are_those_of_all_scores(changed: dict[str, Any], unresolved: bool):
-    whole, kept = both(**changed)
+    whole, kept = (called(run, trusted=True) for run in both(**changed))
     assert isinstance(kept.influence, StrongestInfluence)
     names = [str(o) for o in whole.influence.dataset["observable"].values]
     ids, listed = whole.influence.dataset["train_id"].values.tolist(), 0

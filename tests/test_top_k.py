@@ -140,7 +140,9 @@ def run() -> bif.Run:
 
 class TestRuns:
     @pytest.mark.parametrize("unresolved", [True, False])
-    def test_rankings_of_every_query_token_are_those_of_influence(self, run, unresolved):
+    @pytest.mark.parametrize("trusted", [True, False])
+    def test_rankings_of_every_query_token_are_those_of_influence(self, run, unresolved, trusted):
+        run = replace(run, summary={**run.summary, "trusted": trusted})
         found = run.top_k(4, unresolved=unresolved)
         dataset = run.influence.dataset
         assert [r.query_id for r in found] == dataset["query_id"].values.tolist()
@@ -153,7 +155,9 @@ class TestRuns:
                 np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
                 places = [dataset["train_id"].values.tolist().index(s.train_id) for s in ours]
                 assert [s.label for s in ours] == dataset["train_text"].values[places].tolist()
+                assert trusted or not any(score.resolved for score in ours)
             assert (ranking.unresolved, ranking.better) == (expected.unresolved, expected.better)
+            assert ranking.trusted is expected.trusted is trusted
             assert ranking.draws_to_resolve == pytest.approx(expected.draws_to_resolve, rel=1e-4)
 
     def test_a_run_that_keeps_sums_has_none(self):

@@ -52,7 +52,8 @@ class Influence:
         """The k most positive and the k most negative items of a query.
 
         Items whose sign is not certain at 95 % are left out and counted, unless asked for.  About
-        one in twenty items without any influence passes; scores without errors all do.
+        one in twenty items without any influence passes; scores without errors all do.  Of a run
+        that is not trusted no sign is certain.
 
         Args:
             query: A query's id, or its position.
@@ -69,14 +70,14 @@ class Influence:
         errors = self.dataset["standard_error"].sel(observable=name).isel(query=position).values
         order = np.argsort(scores, kind="stable")
         labels = self.dataset.coords.get("train_text", self.dataset.coords.get("train_label"))
-        quantile = self.error_quantile
+        quantile = self.error_quantile if self.trusted else float("inf")
 
         def score(i: int) -> Score:
             label = None if labels is None else str(labels.values[i])
             train_id = str(self.dataset["train_id"].values[i])
             return Score(train_id, float(scores[i]), float(errors[i]), label, quantile)
 
-        open_ = np.abs(scores) <= quantile * errors
+        open_ = self._uncertain(scores, errors)
         strongest = [i for i in order[::-1][:k] if scores[i] > 0]
         strongest += [i for i in order[:k] if scores[i] < 0]
         left_out = [] if unresolved else [i for i in strongest if open_[i]]
@@ -91,7 +92,13 @@ class Influence:
             draws_to_resolve=self._draws_to_resolve(np.abs(scores[left_out]) / errors[left_out])
             if left_out
             else 0.0,
+            trusted=self.trusted,
         )
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the run behind the scores passed its gates; True where that is not known."""
+        return bool(self.dataset.attrs.get("trusted", True))
 
     @property
     def error_quantile(self) -> float:
@@ -104,12 +111,24 @@ class Influence:
         return score - self.error_quantile * error, score + self.error_quantile * error
 
     def resolved(self) -> xr.DataArray:
-        """Whether the sign of every score is certain at 95 %, bool `[A, Q, N]`."""
+        """Whether the sign of every score is certain at 95 %, bool `[A, Q, N]`.
+
+        Of a run that is not trusted, none.
+        """
         error = self.dataset["standard_error"]
-        return abs(self.dataset["influence"]) > self.error_quantile * error
+        return (abs(self.dataset["influence"]) > self.error_quantile * error) & self.trusted
+
+    def _uncertain(self, scores: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        """Which of some scores have no certain sign; one without an error counts as certain."""
+        return (np.abs(scores) <= self.error_quantile * errors) | (not self.trusted)
 
     def _draws_to_resolve(self, ratios: np.ndarray) -> float:
-        """Further draws until the weakest of these scores, in standard errors, is resolved."""
+        """Further draws until the weakest of these scores, in standard errors, is resolved.
+
+        Infinite for a run that is not trusted: draws alone do not mend it.
+        """
+        if not self.trusted:
+            return float("inf")
         draws = float(self.dataset.attrs.get("num_draws", np.nan))
         smallest = float(ratios.min())
         if not smallest > 0:
@@ -231,8 +250,10 @@ class Influence:
         return ids.index(query)
 
 
-def rankings(dataset: xr.Dataset, found: TopInfluences, *, observable: str) -> list[Ranking]:
-    """What `top_influences` found for every query of a dataset, with names and labels."""
+def rankings(influence: Influence, found: TopInfluences, *, observable: str) -> list[Ranking]:
+    """What `top_influences` found for every query of a result, with names and labels."""
+    dataset = influence.dataset
+    quantile = found.error_quantile if influence.trusted else float("inf")
     labels = dataset.coords.get("train_text", dataset.coords.get("train_label"))
     names = dataset["train_id"].values
     draws = float(dataset.attrs.get("num_draws", np.nan))
@@ -243,7 +264,7 @@ def rankings(dataset: xr.Dataset, found: TopInfluences, *, observable: str) -> l
         return tuple(
             Score(
                 str(names[i]), score, error, None if labels is None else str(labels.values[i]),
-                found.error_quantile,
+                quantile,
             )
             for i, score, error in zip(*parts, strict=True) if i >= 0
         )  # fmt: skip
@@ -255,6 +276,7 @@ def rankings(dataset: xr.Dataset, found: TopInfluences, *, observable: str) -> l
             unresolved=int(found.left_out[row]),
             draws_to_resolve=draws * ((found.error_quantile / float(found.weakest[row])) ** 2 - 1)
             if found.left_out[row] else 0.0,
+            trusted=influence.trusted,
         )
         for row, query in enumerate(dataset["query_id"].values)
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,7 +50,10 @@ class Ranking:
         unresolved: How many items among the strongest of either side were left out because the
             sign of their score is not certain.
         draws_to_resolve: Further draws after which these would be, as far as errors fall as one
-            over the root of the draws; NaN where errors or draws are not known.
+            over the root of the draws; NaN where errors or draws are not known, infinite for a
+            run that is not trusted.
+        trusted: Whether the run behind the scores is; if not, no sign is certain, and all that is
+            listed was asked for.
     """
 
     query_id: str
@@ -60,6 +63,13 @@ class Ranking:
     negative: tuple[Score, ...]
     unresolved: int = 0
     draws_to_resolve: float = float("nan")
+    trusted: bool = True
+
+    def unlisted(self) -> Ranking:
+        """The same without the items, which are counted instead."""
+        count = len(self.positive) + len(self.negative)
+        more = float("inf") if count else 0.0
+        return replace(self, positive=(), negative=(), unresolved=count, draws_to_resolve=more)
 
     @property
     def helpful(self) -> tuple[Score, ...]:
@@ -87,13 +97,16 @@ class Ranking:
             else {"positive": self.positive, "negative": self.negative}
         )
         lines = [f"query {self.query_id}, {self.observable}"]
+        if not self.trusted:
+            lines.append("  the run is not trusted: no sign is certain")
         for kind, scores in kinds.items():
             lines += [f"  {kind}"] + ([f"    {score}" for score in scores] or ["    none"])
         if self.unresolved:
             more = self.draws_to_resolve
             needed = f"; {more:,.0f} more draws would resolve them" if more < np.inf else ""
+            remedy = needed if self.trusted else "; unresolved=True lists them"
             lines.append(
                 f"  {self.unresolved} among the strongest are left out: the sign of their score is "
-                f"not certain{needed}"
+                f"not certain{remedy}"
             )
         return "\n".join(lines)

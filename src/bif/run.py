@@ -45,6 +45,18 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """The scores carry the verdict along: those of an untrusted run have no certain sign."""
+        trusted = int(bool(self.summary.get("trusted", True)))
+        if self.influence.dataset.attrs.get("trusted") != trusted:
+            dataset = self.influence.dataset.assign_attrs(trusted=trusted)
+            object.__setattr__(self, "influence", influence_of(dataset, self.influence.traces))
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that failed, none of a run that is trusted."""
+        return [gate["name"] for gate in self.manifest.get("gates", ()) if gate["failed"]]
+
     def top_k(
         self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
     ) -> list[Ranking]:
@@ -56,7 +68,8 @@ class Run:
         Args:
             k: Items on either side.
             observable: The first one by default.
-            unresolved: List the strongest items whether their sign is certain or not.
+            unresolved: List the strongest items whether their sign is certain or not; without it,
+                a run that is not trusted lists none.
 
         Raises:
             KeyError: No such observable.
@@ -73,9 +86,13 @@ class Run:
         rows = np.arange(first, first + dataset.sizes["query"])
         columns = np.arange(self.traces.blocks[0].train.shape[2])
         found = top_influences(
-            self.traces.selected(train=columns, query=rows), k, unresolved=unresolved
-        )
-        return rankings(dataset, found, observable=name)
+            self.traces.selected(train=columns, query=rows), k,
+            unresolved=unresolved or not self.influence.trusted,
+        )  # fmt: skip
+        return [
+            ranking if unresolved or ranking.trusted else ranking.unlisted()
+            for ranking in rankings(self.influence, found, observable=name)
+        ]
 
     def save(
         self,

@@ -125,12 +125,15 @@ class StrongestInfluence(Influence):
         name, position = self._observable(observable), self._position(query)
         found = self.dataset.isel(query=position).sel(observable=name)
         labels = self.dataset.coords.get("train_text", self.dataset.coords.get("train_label"))
-        names, quantile = self.dataset["train_id"].values, self.error_quantile
+        names = self.dataset["train_id"].values
+        quantile = self.error_quantile if self.trusted else float("inf")
         columns, scores, errors = (
             found[n].values[..., :k] for n in ("column", "influence", "standard_error")
         )
 
         def listed(side: int) -> tuple[Score, ...]:
+            if not (self.trusted or unresolved):
+                return ()
             kind = KINDS.index("strongest" if unresolved else "certain")
             place = (kind, side)
             return tuple(
@@ -146,7 +149,8 @@ class StrongestInfluence(Influence):
 
         strongest = KINDS.index("strongest")
         ratios = np.abs(scores[strongest]) / errors[strongest]
-        open_ = ratios[ratios <= quantile]
+        there = columns[strongest] >= 0
+        open_ = ratios[there & self._uncertain(scores[strongest], errors[strongest])]
         left_out = [] if unresolved else open_
         return Ranking(
             query_id=str(self.dataset["query_id"].values[position]),
@@ -156,6 +160,7 @@ class StrongestInfluence(Influence):
             negative=listed(1),
             unresolved=len(left_out),
             draws_to_resolve=self._draws_to_resolve(open_) if len(left_out) else 0.0,
+            trusted=self.trusted,
         )
 
     def sum_over(self, groups: Sequence[str] | Mapping[str, Sequence[int]]) -> Influence:

@@ -83,14 +83,7 @@ def benchmark(
         FolderInUse: `out` holds banks of another task.
     """
     chosen = _chosen(task, methods)
-    device = task.problem.device
-    banks, seconds = [], {}
-    for target in task.targets:
-        with measured(device) as cost:
-            banks.append(_bank(task, task.plan, target, out, show_progress=show_progress))
-        seconds[target] = cost.seconds
-        _say(show_progress, f"bank {target}: {banks[-1].num_networks} networks, "
-             f"{cost.seconds:.1f} s")  # fmt: skip
+    banks, seconds = banks_of(task, out, show_progress=show_progress)
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []
     unsuited: dict[str, str] = {}
@@ -108,7 +101,9 @@ def benchmark(
             continue
         for scored in found:
             if scored.method == name:
-                _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s")
+                edges = ", ".join(judge.at_edge(scored.choice, scored.tuned))
+                said = f"; tuned to the edge of its grid: {edges}" if edges else ""
+                _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s{said}")
         took = sum(scored.cost.seconds for scored in found if scored.method == name)
         if after_each is not None and took >= _LONG and name != chosen[-1]:
             after_each(results())
@@ -122,6 +117,29 @@ def benchmark(
     if out is not None:
         write(whole, out)
     return whole
+
+
+def banks_of(
+    task: Task, out: str | Path | None = None, *, show_progress: bool = False
+) -> tuple[list[Bank], dict[str, float]]:
+    """The networks that judge a task, one bank a target, and the seconds that each took.
+
+    Args:
+        task: Model, data, training, plan.
+        out: As for `benchmark`.
+        show_progress: As for `benchmark`.
+
+    Raises:
+        FolderInUse: `out` holds banks of another task.
+    """
+    banks, seconds = [], {}
+    for target in task.targets:
+        with measured(task.problem.device) as cost:
+            banks.append(_bank(task, task.plan, target, out, show_progress=show_progress))
+        seconds[target] = cost.seconds
+        _say(show_progress, f"bank {target}: {banks[-1].num_networks} networks, "
+             f"{cost.seconds:.1f} s")  # fmt: skip
+    return banks, seconds
 
 
 def benchmark_sizes(

@@ -10,17 +10,21 @@ import numpy as np
 from bif.bank import Bank
 from bif.benchmark.methods.base import Scored
 from bif.evaluate import LDSResult, PairedDifference, compare, lds
+from bif.gates import RHAT
 
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""
 
 
-def rows(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]:
+def rows(
+    found: Sequence[Scored], banks: Sequence[Bank], *, rival: str = RIVAL
+) -> list[dict[str, Any]]:
     """One row a method, target and outcome, by the reported parts of the banks.
 
     Args:
-        found: Scores; those of `RIVAL` among them make the paired differences.
+        found: Scores; those of the rival among them make the paired differences.
         banks: One a target.
+        rival: The method that the others are compared with, `minus_RIVAL`.
     """
     made = []
     for bank in banks:
@@ -28,9 +32,11 @@ def rows(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]
         judged = {}
         for outcome in dict.fromkeys(s.outcome for s in found):
             scores = {s.method: s.scores for s in found if s.outcome == outcome}
-            rival = RIVAL if RIVAL in scores else None
-            judged[outcome] = compare(scores, part.masks, part.outcomes[outcome], against=rival)
-        made += [_row(scored, bank.target, *judged[scored.outcome]) for scored in found]
+            against = rival if rival in scores else None
+            judged[outcome] = compare(scores, part.masks, part.outcomes[outcome], against=against)
+        made += [
+            _row(scored, bank.target, *judged[scored.outcome], rival=rival) for scored in found
+        ]
     return made
 
 
@@ -39,6 +45,8 @@ def _row(
     target: str,
     results: Mapping[str, LDSResult],
     differences: Mapping[str, PairedDifference],
+    *,
+    rival: str,
 ) -> dict[str, Any]:
     result, against = results[scored.method], differences.get(scored.method)
     row: dict[str, Any] = {
@@ -58,15 +66,57 @@ def _row(
         "num_seeds": result.num_seeds,
         "num_queries": result.num_queries,
         "choice": dict(scored.choice),
+        "at_edge": at_edge(scored.choice, scored.tuned),
         **scored.facts,
     }
     if against is not None:
         row |= {
-            f"minus_{RIVAL}": against.mean,
-            f"minus_{RIVAL}_low": against.ci_low,
-            f"minus_{RIVAL}_high": against.ci_high,
+            f"minus_{rival}": against.mean,
+            f"minus_{rival}_low": against.ci_low,
+            f"minus_{rival}_high": against.ci_high,
         }
     return row
+
+
+def at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which numbers of a choice are the smallest or the largest that were tried.
+
+    A better value may lie beyond: it was the grid that decided.  Not where one within the grid is
+    as good, as dimensions of a projection are for a model with fewer weights.
+
+    Args:
+        choice: What the tuning part chose.
+        tuned: All candidates, each with its `choice` and its `lds`, which is NaN (or None, from a
+            file) where the task refused it.
+    """
+    found = []
+    for name, value in choice.items():
+        tried = [
+            (t["choice"][name], np.nan if t["lds"] is None else t["lds"])
+            for t in tuned
+            if name in t["choice"]
+        ]
+        values = {x for x, _ in tried}
+        if len(values) < 2 or not all(isinstance(x, int | float) for x in values):
+            continue
+        low, high = min(values), max(values)
+        best = max((score for x, score in tried if x == value), default=np.nan)
+        within = any(low < x < high and score >= best for x, score in tried)
+        if value in (low, high) and not within:
+            found.append(name)
+    return found
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Whether the library trusts the run behind a row, in a word or two; a dash for no run.
+
+    Rows of earlier versions do not say it: where their R-hat would be refused today, they are.
+    """
+    trusted, rhat = row.get("trusted"), row.get("rhat_max")
+    if trusted is None:
+        return f"no: R-hat above {RHAT}" if rhat is not None and rhat > RHAT else "–"
+    gates = ", ".join(row.get("failed_gates", ()))
+    return "yes" if trusted else f"no: {gates}" if gates else "no"
 
 
 def curves(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]:
@@ -109,16 +159,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{own[0]['num_seeds']} seeds, {own[0]['num_queries']} queries.",
             "",
             f"| method | LDS | 95 % interval | of the ceiling | minus {RIVAL} | 95 % interval | "
-            "seconds | of these tuning | peak GiB | chosen |",
-            "|" + " --- |" * 10,
+            "reliability | R-hat | trusted | seconds | of these tuning | peak GiB | chosen |",
+            "|" + " --- |" * 13,
         ]
         for row in own:
             lines.append(
                 f"| {row['method']} | {_cell(row['lds'])} | {_interval(row, 'ci')} | "
                 f"{_cell(row['share_of_ceiling'])} | {_cell(row.get(f'minus_{RIVAL}'))} | "
-                f"{_interval(row, f'minus_{RIVAL}')} | {_cell(row['seconds'])} | "
+                f"{_interval(row, f'minus_{RIVAL}')} | {_cell(row.get('reliability'))} | "
+                f"{_rhat(row)} | {verdict(row)} | {_cell(row['seconds'])} | "
                 f"{_cell(row['tuning_seconds'])} | {_cell(row['peak_memory_gib'])} | "
-                f"{_chosen(row.get('choice', {}))} |"
+                f"{chosen(row.get('choice', {}), row.get('at_edge', ()))} |"
             )
     return "\n".join(lines).lstrip("\n") + "\n"
 
@@ -174,8 +225,16 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _chosen(choice: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_cell(value)}" for name, value in choice.items()) or "–"
+def chosen(choice: Mapping[str, Any], edges: Sequence[str]) -> str:
+    """A choice in words, numbers at the edge of their grid marked."""
+    marked = {name: " (edge of the grid)" if name in edges else "" for name in choice}
+    return ", ".join(f"{n} {_cell(value)}{marked[n]}" for n, value in choice.items()) or "–"
+
+
+def _rhat(row: Mapping[str, Any]) -> str:
+    """With more digits: it is 1 and a bit."""
+    rhat = row.get("rhat_max")
+    return "–" if rhat is None or not np.isfinite(rhat) else f"{rhat:.3f}"
 
 
 def _cell(value: Any) -> str:

@@ -234,7 +234,9 @@ class Show:
             return
         run = store.read_run(folder)
         _print_summary(run["summary"], run["manifest"])
-        self._rank(influence_of(run["influence"]))
+        # Results of earlier versions say so in the summary alone.
+        trusted = int(bool(run["summary"].get("trusted", True)))
+        self._rank(influence_of(run["influence"].assign_attrs(trusted=trusted)))
 
     def _rank(self, influence: Influence) -> None:
         print(influence)
@@ -242,7 +244,12 @@ class Show:
         for query in ids:
             print()
             kept = influence.dataset.sizes.get("rank", self.top)
-            print(influence.top(query, min(self.top, kept), observable=self.observable))
+            # What is not trusted is shown all the same: the ranking says that no sign is certain.
+            shown = influence.top(
+                query, min(self.top, kept), observable=self.observable,
+                unresolved=not influence.trusted,
+            )  # fmt: skip
+            print(shown)
 
 
 def _announce(out: str, *, worked: bool) -> None:

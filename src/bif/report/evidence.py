@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bif.report import plots
-from bif.report.markup import MISSING, escape, finite, number, plural, rows_table
+from bif.report.markup import MISSING, count, escape, finite, number, plural, rows_table
 from bif.report.overview import ESS_GATES, RHAT_GATES, diverged_chains
 from bif.report.queries import picture
 from bif.report.source import Source
@@ -54,16 +54,18 @@ def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping, manifest: 
             diagnostics,
             variable="rhat",
             name="R-hat",
-            gate=RHAT_GATES[0],
-            advice="R-hat of every item's loss compares the chains: 1 when they agree.",
+            mark=RHAT_GATES[0],
+            meaning="the gate",
+            advice="R-hat compares the chains: 1 when they agree.",
         ),
         _histogram(
             diagnostics,
             variable="ess",
             name="effective sample size",
-            gate=ESS_GATES[0],
-            advice="Effective sample size of every item's loss: how many independent draws the "
-            "chains are worth for it.",
+            mark=ESS_GATES[0],
+            meaning="enough for most purposes, which no gate checks,",
+            advice="Effective sample size: how many independent draws the chains are worth for a "
+            "loss.",
         ),
     ]
     body = "".join(figures) or f"<p>{MISSING} No diagnostics were recorded.</p>"
@@ -217,7 +219,7 @@ def _reliability(diagnostics: xr.Dataset) -> str:
 
 
 def _histogram(
-    diagnostics: xr.Dataset, *, variable: str, name: str, gate: float, advice: str
+    diagnostics: xr.Dataset, *, variable: str, name: str, mark: float, meaning: str, advice: str
 ) -> str:
     if variable not in diagnostics.variables:
         return ""
@@ -228,9 +230,10 @@ def _histogram(
     digits = 4 if variable == "rhat" else 3
     low, middle, high = (number(v, digits=digits) for v in np.quantile(values, [0, 0.5, 1]))
     return _figure(
-        plots.histogram(values, name=name, gate=gate),
+        plots.histogram(values, name=name, mark=mark),
         title=name[0].upper() + name[1:],
-        caption=f"{advice} From {low} to {high}, median {middle}; the gate is {number(gate)}.",
+        caption=f"{advice} Of the {count(len(values))} losses and observables that were looked at, "
+        f"from {low} to {high}, median {middle}; {meaning} is {number(mark)}.",
     )
 
 

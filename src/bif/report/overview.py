@@ -139,6 +139,10 @@ def reading(source: Source) -> str:
             f"<td>{percent(share)}</td></tr>"
         )
     nbeta, size = finite(source.attrs.get("nbeta")), finite(source.attrs.get("num_train"))
+    untrusted = (
+        "" if source.trusted else "; this run is not trusted, so that no sign is certain, and the "
+        "strongest are listed all the same"
+    )  # fmt: skip
     factor = f"nbeta/n = {setting(nbeta / size)}" if nbeta is not None and size else "nbeta/n"
     return f"""<section aria-labelledby="reading"><h2 id="reading">How to read the numbers</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Signs"><table class="signs"><thead><tr>
@@ -154,8 +158,8 @@ observable changes by {factor} times the score for each unit of weight the item 
 item out is minus one unit, to first order.</dd></div>
 <div><dt>Error</dt><dd>± is one standard error, from the spread between groups of chains. A score
 less than {source.error_quantile:.3g} errors from zero (95&nbsp;%, Student's t) has no certain sign
-and is not listed. About 5&nbsp;% of scores that are truly zero would still pass as clear of zero,
-and the extremes of a long list look somewhat larger than they are.</dd></div>
+and is not listed{untrusted}. About 5&nbsp;% of scores that are truly zero would still pass as clear
+of zero, and the extremes of a long list look somewhat larger than they are.</dd></div>
 </dl></section>"""
 
 

@@ -81,7 +81,7 @@ def sources_section(source: TokenSource, *, chosen: Sequence[int]) -> str:
 
 def _source_cell(source: TokenSource, score: float, error: float, exponent: int) -> str:
     text, spread = score_and_error(score, error, exponent=exponent)
-    sure = np.isfinite(error) and abs(score) > source.items.error_quantile * error
+    sure = np.isfinite(error) and source.items.clear(np.asarray(score), np.asarray(error))
     tone = "blue" if score * source.helpful_sign > 0 else "orange"
     return f'<td class="{tone if sure else ""}">{text}<small> ± {spread}</small></td>'
 
@@ -157,7 +157,7 @@ def _passage(
     score, error = float(items.score[o, query, passage]), float(items.error[o, query, passage])
     shown, spread = score_and_error(score, error, exponent=exponent)
     known = finite(error) is not None
-    unsure = known and abs(score) <= items.error_quantile * error
+    unsure = known and not items.clear(np.asarray(score), np.asarray(error))
     about = [
         items.train.labels[passage],
         items.train.groups[passage],

@@ -74,8 +74,8 @@ def reliability(draws: np.ndarray, values: np.ndarray) -> str:
     return _svg(draw, "reliability")
 
 
-def histogram(values: np.ndarray, *, name: str, gate: float) -> str:
-    """Return the distribution of a diagnostic over items, with its gate as a dotted line."""
+def histogram(values: np.ndarray, *, name: str, mark: float) -> str:
+    """Return the distribution of a diagnostic over losses, with a mark as a dotted line."""
 
     def draw(axes: Axes) -> None:
         low, high = float(values.min()), float(values.max())
@@ -83,11 +83,11 @@ def histogram(values: np.ndarray, *, name: str, gate: float) -> str:
         bins = np.linspace(low - 0.02 * spread, high + 0.02 * spread, 31).tolist()
         axes.hist(values, bins=bins, color=_BLUE, alpha=0.75, rwidth=0.9)
         left, right = axes.get_xlim()
-        if left - spread < gate < right + spread:
-            axes.axvline(gate, color=_INK, linestyle=(0, (1, 2)), linewidth=1)
+        if left - spread < mark < right + spread:
+            axes.axvline(mark, color=_INK, linestyle=(0, (1, 2)), linewidth=1)
         axes.locator_params(axis="both", nbins=5)
         axes.set_xlabel(name)
-        axes.set_ylabel("items")
+        axes.set_ylabel("losses")
 
     return _svg(draw, re.sub(r"\W", "", name).lower())
 

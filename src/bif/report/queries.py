@@ -131,7 +131,8 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
             (helps, "blue", "Most helpful", f"more weight on these {verb[helps]} the {name}"),
             (-helps, "orange", "Most harmful", f"more weight on these {verb[-helps]} the {name}"),
         ]
-    clear = source.clear(score, error)
+    # Of a run that is not trusted the strongest are shown, and none is called certain.
+    clear = source.clear(score, error) | (not source.trusted)
     certain = np.where(clear, score, 0.0)
     picked = [ranked(certain, sign=sign, top=top) for sign, *_ in plans]
     strongest = [ranked(score, sign=sign, top=top) for sign, *_ in plans]
@@ -154,6 +155,8 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
             "not certain.</p>"
             if hidden
             else ""
+            if source.trusted
+            else '<p class="under">The run is not trusted: no sign is certain.</p>'
         )
         shape = "items" if source.train.images is not None else "items rows"
         body = (

@@ -75,9 +75,17 @@ class Source:
         found = self.attrs.get("error_quantile")
         return float(found) if isinstance(found, int | float) else 2.0
 
+    @property
+    def trusted(self) -> bool:
+        """Whether the run behind the scores is; True where that is not known."""
+        return bool(self.attrs.get("trusted", True))
+
     def clear(self, score: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """Which scores have a certain sign; those without an error count as certain."""
-        return ~(np.abs(score) <= self.error_quantile * error)
+        """Which scores have a certain sign; those without an error count as certain.
+
+        Of a run that is not trusted, none.
+        """
+        return ~(np.abs(score) <= self.error_quantile * error) & self.trusted
 
     def resolved(self) -> np.ndarray:
         """Return, per observable [O], the share of scores whose sign is certain."""

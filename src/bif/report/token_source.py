@@ -126,7 +126,7 @@ def read_token_source(
     if name not in items.observables:
         raise ValueError(f"no observable {name!r}: expected one of {items.observables}.")
     place = items.observables.index(name)
-    quantile = items.error_quantile
+    quantile = items.error_quantile if items.trusted else float("inf")
     return TokenSource(
         items,
         place,

@@ -29,7 +29,7 @@ class RMSpropSGLD:
     v starts at 0 and is bias-corrected as in Adam, since chains are short.
 
     While v adapts to the current gradient this does **not** sample the posterior: a correction
-    term is missing, and on a quadratic the variance came out 1.1 to 1.9 times too large.  With
+    term is missing, and on a quadratic the variance comes out too large.  With
     `freeze_after` the step sizes stay as they are after that many steps, and the rule is SGLD with
     a fixed step a weight, so SGLD's law holds at ε_t.
 

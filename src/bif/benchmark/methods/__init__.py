@@ -3,12 +3,12 @@
 from bif.benchmark.methods.base import Judge, Method, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation
 from bif.benchmark.methods.response import Automatic, Responses
-from bif.benchmark.methods.rivals import rivals
+from bif.benchmark.methods.rivals import SameDamping, rivals
 
 
 def all_methods() -> dict[str, Method]:
     """Every method by name, in the order of the table."""
-    ours = (Fluctuation(), Responses(), Automatic())
+    ours = (Fluctuation(), Fluctuation.by_default(), Responses(), Automatic(), SameDamping())
     return {**rivals(), **{method.name: method for method in ours}}
 
 

@@ -27,8 +27,8 @@ class Scored:
         cost: Set-up, tuning and scoring together.
         tuning_seconds: The part of the seconds that went into tuning.
         choice: What the tuning part chose.
-        tuned: Candidates with their tuning LDS.
-        facts: Further figures for the row, such as draws.
+        tuned: Candidates with their tuning LDS; NaN for those that the task did not allow.
+        facts: Further figures for the row, such as draws and whether the run is trusted.
         curve: The same method's scores after less work, for the plots.
     """
 
@@ -39,7 +39,7 @@ class Scored:
     tuning_seconds: float = 0.0
     choice: Mapping[str, Any] = field(default_factory=dict)
     tuned: Sequence[Mapping[str, Any]] = ()
-    facts: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     curve: Sequence[Scored] = ()
 
 
@@ -136,7 +136,7 @@ class FittedMethod:
         for outcome in task.problem.observables:
             with measured(device) as tuning:
                 tuned = self._tuned(fitted, task, judge, outcome.name)
-                choice = max(tuned, key=lambda t: t["lds"])["choice"] if tuned else {}
+                choice = max(tuned, key=_tuning_lds)["choice"]
             with measured(device) as scoring:
                 scores = fitted.scores(task.problem, outcome.name, choice)
             made.append(
@@ -163,8 +163,14 @@ class FittedMethod:
                 scores = fitted.scores(task.tuning_problem, outcome, choice)
             except ValueError as error:  # such as a damped Hessian that is indefinite
                 refused.append(f"{dict(choice)}: {error}")
+                tuned.append({"choice": dict(choice), "lds": float("nan")})
                 continue
             tuned.append({"choice": dict(choice), "lds": judge(scores, outcome)})
-        if not tuned:
+        if len(refused) == len(tuned):
             raise Unsuited("no candidate worked. " + " ".join(refused))
         return tuned
+
+
+def _tuning_lds(candidate: Mapping[str, Any]) -> float:
+    """For the best of all: below every LDS where there is none."""
+    return candidate["lds"] if np.isfinite(candidate["lds"]) else -np.inf

@@ -33,11 +33,26 @@ class Fluctuation:
 
     Where the task gives several settings, short pilots with each are judged on the tuning part;
     so is, for every outcome, what stands in for it: itself or one of its proxies.
+
+    Attributes:
+        name: Of its rows.
+        hand_set: Whether the task's settings count; else only their weight decay and seed do, and
+            calibration chooses the rest.
     """
 
     name: str = "bif"
+    hand_set: bool = True
+
+    @classmethod
+    def by_default(cls) -> Fluctuation:
+        """What a user gets who says nothing but the weight decay."""
+        return cls("bif_default", hand_set=False)
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        if not self.hand_set:
+            first = task.settings[0]
+            plain = Settings(weight_decay=first.weight_decay, seed=first.seed)
+            task = replace(task, settings=(plain,))
         asked = _Asked(task)
         device = task.problem.device
         with measured(device) as tuning:
@@ -50,6 +65,8 @@ class Fluctuation:
                     run = attribute(asked.problem, settings)
                 runs[settings] = run, cost
             run, cost = runs[settings]
+            complete = Settings.from_dict(run.manifest["settings"])
+            where = temperatures(complete, task.problem.num_train)
             matrices = asked.matrices(_values(run.influence.dataset), outcome)
             chosen, tuned = asked.best_proxy(matrices, outcome.name, judge)
             whole = Scored(
@@ -58,9 +75,9 @@ class Fluctuation:
                 matrices[chosen]["reported"],
                 tuning.also(cost),
                 tuning.seconds,
-                {**temperatures(settings, task.problem.num_train), "through": chosen},
+                {**where, "through": chosen},
                 [*(p.row for p in pilots if p.outcome == outcome.name), *tuned],
-                _figures(run),
+                {**_figures(run), "damping": where["gamma/nbeta"] + complete.weight_decay},
             )
             made.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
         return made
@@ -197,6 +214,8 @@ def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
     return found
 
 
-def _figures(run: Run) -> dict[str, float]:
+def _figures(run: Run) -> dict[str, Any]:
+    """What a row says of its run: how long and how well it sampled, and whether it is trusted."""
     names = ("draws", "ess_median", "rhat_max", "reliability", "sampling_seconds")
-    return {name: float(run.summary[name]) for name in names if name in run.summary}
+    figures = {name: float(run.summary[name]) for name in names if name in run.summary}
+    return {**figures, "trusted": bool(run.summary["trusted"]), "failed_gates": run.failed_gates}

@@ -81,6 +81,7 @@ def task(
 
 METHODS = (
     "random", "representation", "gradient_product", "gradient_cosine", "trak", "ekfac", "bif",
+    "bif_default",
 )  # fmt: skip
 """Those that take some 100,000 weights."""
 

@@ -1,0 +1,242 @@
+"""Small sets, given only the weight decay: the BIF beside what is simpler, by retraining.
+
+Eight sets, each with an MLP of one hidden layer, standardised inputs (and targets, if numbers),
+trained by 800 steps of gradient descent on all items (momentum .9, cosine, seed `--seed`).  The
+first five decided about the default temperature; nothing was chosen on the last three.
+
+| set | items, queries, tuning queries | network | rate | weight decay |
+| --- | --- | --- | --- | --- |
+| cancer: breast cancer, nearly separable | 300, 150, 75 | 30-16-2 tanh | .1 | .001 |
+| wine | 90, 50, 30 | 13-16-3 tanh | .1 | .001 |
+| digits: the first 900 of scikit-learn's | 400, 150, 75 | 64-32-10 ReLU | .1 | .001 |
+| diabetes | 250, 100, 50 | 10-16-1 tanh | .03 | .01 |
+| noisy: three classes of `make_classification`, 15 % of labels drawn anew | 350, 120, 60 | \
+20-24-3 ReLU | .1 | .003 |
+| friedman: `make_friedman1`, noise of deviation 1 | 250, 120, 60 | 10-24-1 tanh | .03 | .001 |
+| moons: `make_moons`, noise .2, 10 % of labels flipped | 250, 120, 60 | 2-16-2 tanh | .1 | .001 |
+| heavy: Gaussian inputs, noise of Student's law with 2.5 degrees of freedom | 300, 130, 65 | \
+8-24-1 tanh | .03 | .001 |
+
+A bank a set: 100 half-subsets × 3 seeds from scratch, and from the checkpoint (where whole batches
+leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, the mean
+of both targets.  `exact_ggn@bif` is influence by the exact Gauss-Newton matrix at the damping of
+the BIF's own run, gamma/nbeta and the weight decay.
+
+    python benchmarks/small.py --banks BANKS --out benchmarks/results
+    python benchmarks/small.py --banks BANKS --nbeta .1 .25 1 4 10 100 --out benchmarks/results
+
+With `--nbeta` only the BIF is run, at so many times n and the default damping, for the table of
+temperatures; its file is another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import parser, print_table, write
+from judging import add_banks
+from sklearn import datasets
+from torch import Tensor, nn
+
+import bif
+from bif.bank import Bank, Plan
+from bif.benchmark import Task
+from bif.benchmark.harness import banks_of
+from bif.benchmark.judge import rows as judged_rows
+from bif.benchmark.methods import Judge, Scored, all_methods
+from bif.evaluate import Recipe, train
+from bif.losses import cross_entropy, squared_error
+from bif.types import ItemLoss
+
+METHODS = ("gradient_product", "ekfac", "exact_ggn", "bif", "exact_ggn@bif")
+STEPS, SPLIT_SEED = 800, 2
+PLAN = Plan(num_subsets=100, seeds=3, num_tuning_subsets=24, tuning_seeds=1)
+Arrays = Any
+"""Inputs and targets; what scikit-learn's loaders promise depends on their arguments."""
+
+
+@dataclass(frozen=True)
+class SmallSet:
+    """A set of items, its split and its network; see the table above."""
+
+    data: Callable[[], Arrays]
+    num_train: int
+    num_queries: int
+    hidden: int
+    activation: type[nn.Module]
+    loss: ItemLoss
+    rate: float
+    weight_decay: float
+
+
+def first_digits() -> Arrays:
+    x, y = datasets.load_digits(return_X_y=True)
+    return x[:900], y[:900]
+
+
+def noisy_classes() -> Arrays:
+    return datasets.make_classification(
+        700, 20, n_informative=8, n_classes=3, flip_y=0.15, random_state=0
+    )
+
+
+def flipped_moons() -> Arrays:
+    x, y = datasets.make_moons(500, noise=0.2, random_state=0)
+    flipped = np.random.default_rng(0).random(len(y)) < 0.1
+    return x, np.where(flipped, 1 - np.asarray(y), y)
+
+
+def heavy_tails() -> Arrays:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(500, 8))
+    smooth = np.sin(1.5 * x[:, 0]) + x[:, 1] * x[:, 2] + np.abs(x[:, 3])
+    return x, smooth + 0.3 * generator.standard_t(2.5, len(x))
+
+
+SETS = {
+    "cancer": SmallSet(
+        lambda: datasets.load_breast_cancer(return_X_y=True), 300, 150, 16, nn.Tanh,
+        cross_entropy, 0.1, 1e-3,
+    ),
+    "wine": SmallSet(
+        lambda: datasets.load_wine(return_X_y=True), 90, 50, 16, nn.Tanh, cross_entropy, 0.1, 1e-3
+    ),
+    "digits": SmallSet(first_digits, 400, 150, 32, nn.ReLU, cross_entropy, 0.1, 1e-3),
+    "diabetes": SmallSet(
+        lambda: datasets.load_diabetes(return_X_y=True), 250, 100, 16, nn.Tanh, squared_error,
+        0.03, 1e-2,
+    ),
+    "noisy": SmallSet(noisy_classes, 350, 120, 24, nn.ReLU, cross_entropy, 0.1, 3e-3),
+    "friedman": SmallSet(
+        lambda: datasets.make_friedman1(450, 10, noise=1.0, random_state=0), 250, 120, 24, nn.Tanh,
+        squared_error, 0.03, 1e-3,
+    ),
+    "moons": SmallSet(flipped_moons, 250, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3),
+    "heavy": SmallSet(heavy_tails, 300, 130, 24, nn.Tanh, squared_error, 0.03, 1e-3),
+}  # fmt: skip
+
+
+def small_task(name: str, *, device: str, seed: int) -> Task:
+    """The trained network of a set and what it is judged by."""
+    chosen = SETS[name]
+    parts = split(chosen, seed, device)
+    x, y = parts[0]
+    outputs = int(y.max()) + 1 if chosen.loss is cross_entropy else 1
+    network = nn.Sequential(
+        nn.Linear(x.shape[1], chosen.hidden), chosen.activation(), nn.Linear(chosen.hidden, outputs)
+    ).to(device)
+    recipe = Recipe(
+        STEPS, chosen.rate, momentum=0.9, weight_decay=chosen.weight_decay, schedule="cosine"
+    )
+    model = trained(network, chosen.loss, parts[0], recipe, seed=seed, device=device)
+    return Task(
+        name,
+        bif.Problem(model, chosen.loss, train=parts[0], queries=parts[1]),
+        parts[2],
+        recipe,
+        replace(PLAN, mask_seed=seed),
+        targets=("scratch", "checkpoint"),
+        settings=(bif.Settings(weight_decay=chosen.weight_decay, seed=seed),),
+        networks_per_stack=75,
+    )
+
+
+def split(chosen: SmallSet, seed: int, device: str) -> list[tuple[Tensor, Tensor]]:
+    """Train items, queries and tuning queries, standardised by the whole set."""
+    inputs, targets = chosen.data()
+    x, y = torch.tensor(inputs), torch.tensor(targets)
+    x = ((x - x.mean(0)) / (x.std(0) + 1e-9)).float().to(device)
+    classes = chosen.loss is cross_entropy
+    y = (y.long() if classes else ((y - y.mean()) / y.std()).float()).to(device)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(SPLIT_SEED + seed))
+    tuning = max(30, chosen.num_queries // 2)
+    sizes = [chosen.num_train, chosen.num_queries, tuning]
+    return [(x[places], y[places]) for places in order[: sum(sizes)].split(sizes)]
+
+
+def trained(
+    network: nn.Module, loss: ItemLoss, items: tuple[Tensor, Tensor], recipe: Recipe, *,
+    seed: int, device: str,
+) -> nn.Module:  # fmt: skip
+    """By one thread: to the last bit the same weights, so that a bank is found again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train(network, loss, items, recipe, seed=seed, device=device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def at_temperature(task: Task, times_n: float) -> Task:
+    """The task with nbeta in units of its train items; gamma/nbeta stays calibration's."""
+    settings = replace(task.settings[0], nbeta=times_n * task.problem.num_train)
+    return replace(task, settings=(settings,))
+
+
+def measured(
+    task: Task, banks: Sequence[Bank], methods: Sequence[str], **facts: Any
+) -> list[dict[str, Any]]:
+    """A row a method and target, `minus_bif` its paired difference with the BIF."""
+    tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
+    found: list[Scored] = []
+    for method in methods:
+        found += all_methods()[method].run(task, tuning, found)
+    n = task.problem.num_train
+    with torch.no_grad():
+        loss = float(task.problem.loss(task.problem.model, task.problem.train.data).mean())
+    return [
+        {"set": task.name, "num_train": n, "train_loss": loss, **facts, **row}
+        for row in judged_rows(found, banks, rival="bif")
+    ]
+
+
+@contextmanager
+def folder_of(banks: Path | None, name: str) -> Iterator[str]:
+    """Where a set's banks are found or kept; a folder that goes away if none was named."""
+    if banks:
+        yield str(banks / name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in few figures, for the terminal."""
+    names = ("set", "times_n", "target", "method", "lds", "minus_bif_low", "minus_bif_high",
+             "seconds", "rhat_max", "trusted", "failed_gates")  # fmt: skip
+    return {name: row[name] for name in names if name in row}
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    options.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    options.add_argument("--nbeta", nargs="+", type=float, help="temperatures, in units of n")
+    add_banks(options)
+    arguments = options.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in arguments.sets:
+        task = small_task(name, device=arguments.device, seed=arguments.seed)
+        with folder_of(arguments.banks, name) as folder:
+            banks, _ = banks_of(task, folder)
+        if arguments.nbeta:
+            for times_n in arguments.nbeta:
+                warmer = at_temperature(task, times_n)
+                rows += measured(warmer, banks, ["bif"], times_n=times_n)
+        else:
+            rows += measured(task, banks, METHODS)
+        print_table([shown(row) for row in rows if row["set"] == name])
+        kind = "small-temperatures" if arguments.nbeta else "small"
+        write(kind, arguments, rows, plan=PLAN.as_dict(), threads=torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    main()
