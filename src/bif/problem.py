@@ -37,6 +37,13 @@ class Observable:
     better: Better | None = None
     through: Proxy | None = None
 
+    def __post_init__(self) -> None:
+        if self.through is not None and not isinstance(self.through, Proxy):
+            raise TypeError(
+                f"through must be a bif.Proxy or None, got {self.through!r}: use "
+                "bif.known_proxy(loss), or bif.Proxy(name, function, slope)."
+            )
+
     @property
     def recorded(self) -> ItemLoss:
         """What is evaluated at the draws: the function, or that of its proxy."""
@@ -332,9 +339,7 @@ class Problem:
                 what = f"observable {observable.name!r}"
                 check_item_values(observable.function, model, batch, what, where)
                 if observable.through is not None:
-                    check_proxy(
-                        observable.through, observable.function, model, batch, what, where
-                    )
+                    check_proxy(observable.through, observable.function, model, batch, what, where)
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where

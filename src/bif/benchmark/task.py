@@ -13,7 +13,6 @@ from bif.proxy import Proxy, known_proxy, residuals
 from bif.settings import Settings
 from bif.types import Batch
 
-
 RESIDUAL = Observable("residual", residuals)
 """The signed error `f(x) - y` of a regression with one output."""
 
