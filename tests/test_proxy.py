@@ -1,4 +1,4 @@
-"""Observables that are recorded through a proxy: what is recorded, where it shows, what is refused."""
+"""Observables that are recorded through a proxy: what is recorded, shown and refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ class TestWhatIsRecorded:
                  "b": tuple(x[2:] for x in labelled(5, seed=2))}  # fmt: skip
         given: dict[str, Any] = {
             "chunks": {},
-            "dataset": {"train": Pairs(*labelled(20, seed=1)), "queries": Pairs(*labelled(5, seed=2))},
+            "dataset": {
+                "train": Pairs(*labelled(20, seed=1)), "queries": Pairs(*labelled(5, seed=2))
+            },
             "groups": {"queries": parts},
             "not stackable": {"model": NotStackable()},
         }[how]  # fmt: skip
@@ -169,9 +171,7 @@ class TestWhatIsRecorded:
         problem = classification(observables=[THROUGH])
         itself = problem.without_proxies()
         assert torch.equal(gradient_product(problem), gradient_product(itself))
-        both = [
-            exact_influence(p, damping=0.5, curvature="ggn") for p in (problem, itself)
-        ]
+        both = [exact_influence(p, damping=0.5, curvature="ggn") for p in (problem, itself)]
         assert torch.equal(*both)
 
     def test_groups_of_train_items_are_sums_of_their_items(self):
@@ -189,15 +189,15 @@ class TestAgainstRetraining:
 
     def problem(self) -> bif.Problem:
         x, y = normal(12, 3, seed=1), normal(12, 1, seed=2)
-        model = nn.Linear(3, 1, bias=False).double()
-        model.weight.data = torch.linalg.lstsq(x, y).solution.T.contiguous()
+        model = filled(nn.Linear(3, 1, bias=False))
+        model.load_state_dict({"weight": torch.linalg.lstsq(x, y).solution.T.contiguous()})
         queries = normal(4, 3, seed=3), normal(4, 1, seed=4)
         return bif.Problem(model, SQUARED_ERROR, train=(x, y), queries=queries)
 
     def retrained(self, problem: bif.Problem, weights: Tensor) -> Tensor:
         """Losses of the queries at the minimum of U with these weights of the items, `[Q]`."""
         (x, y), (a, b) = problem.train.data, problem.query_groups["query"].data
-        scale, center = self.NBETA / 12 * weights[:, None], problem.model.weight.detach()[0]
+        scale, center = self.NBETA / 12 * weights[:, None], problem.center()["weight"][0]
         matrix = x.T @ (scale * x) + self.GAMMA * torch.eye(3, dtype=torch.float64)
         w = torch.linalg.solve(matrix, x.T @ (scale * y)[:, 0] + self.GAMMA * center)
         return 0.5 * (a @ w - b[:, 0]) ** 2

@@ -1,4 +1,4 @@
-"""What an observable may be recorded through: a quantity with lighter tails, and its slope at w*."""
+"""What an observable may be recorded through: a quantity of lighter tails, with its slope at w*."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _KNOWN: tuple[tuple[ItemLoss, Proxy], ...] = (
 
 
 def known_proxy(function: ItemLoss) -> Proxy | None:
-    """The proxy of a loss of `bif.losses`; None where none is known, as for a function of one's own.
+    """The proxy of a loss of `bif.losses`, or None where none is known, as for a user's own loss.
 
     `cross_entropy` goes through its margin, with the slope `-(1 - p)`, and `squared_error` through
     the residual of each output, with the residual at w* as its slope.

@@ -245,7 +245,8 @@ class Sampling:
 
     def _asked(self, observable: Observable, center: Params) -> Asked:
         """An observable as it is recorded; linearised around w* where it goes through a proxy."""
-        function, groups, through = observable.function, self.queries, observable.through
+        groups: list[Items] = self.queries
+        function, through = observable.function, observable.through
         if through is not None:
             assert self.settings.chunk_size is not None
             groups = [
