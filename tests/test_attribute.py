@@ -41,8 +41,7 @@ class TestKnownAnswer:
         model = filled(nn.Linear(3, 1, bias=False))
         problem = bif.Problem(model, losses.squared_error, train=(x, y), queries=(qx, qy))
         run = bif.attribute(
-            problem.without_proxies(),
-            Settings(nbeta=cls.NBETA, gamma=cls.GAMMA, chains=128, draws=200),
+            problem, Settings(nbeta=cls.NBETA, gamma=cls.GAMMA, chains=128, draws=200)
         )
         precision = cls.NBETA * x.T @ x / 12 + cls.GAMMA * torch.eye(3, dtype=torch.float64)
         spread = torch.linalg.inv(precision)

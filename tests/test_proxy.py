@@ -27,6 +27,7 @@ from token_problems import problem as of_texts
 CROSS_ENTROPY, SQUARED_ERROR = bif.losses.cross_entropy, bif.losses.squared_error
 LOSS = bif.Observable("loss", CROSS_ENTROPY, "lower")
 THROUGH = replace(LOSS, through=bif.known_proxy(CROSS_ENTROPY))
+RESIDUALS = bif.Observable("loss", SQUARED_ERROR, "lower", bif.known_proxy(SQUARED_ERROR))
 
 
 def regression(num_outputs: int = 2, **changed: Any) -> bif.Problem:
@@ -37,7 +38,7 @@ def regression(num_outputs: int = 2, **changed: Any) -> bif.Problem:
         name: (normal(n, 4, seed=n), normal(n, num_outputs, seed=n + 1))
         for name, n in sizes.items()
     }
-    return bif.Problem(model, SQUARED_ERROR, **{**given, **changed})
+    return bif.Problem(model, SQUARED_ERROR, **{"observables": [RESIDUALS], **given, **changed})
 
 
 def sampled(problem: bif.Problem, **changed: Any) -> Sampling:
@@ -94,7 +95,7 @@ class TestWhatIsRecorded:
         model = filled(nn.Linear(4, 2))
         problem = bif.Problem(
             model, SQUARED_ERROR, train=(normal(9, 4, seed=1), normal(9, 2, seed=2)),
-            queries=(normal(3, 4, seed=3), normal(3, 2, seed=4)),
+            queries=(normal(3, 4, seed=3), normal(3, 2, seed=4)), observables=[RESIDUALS],
         )  # fmt: skip
         run = sampled(problem)
         params = near(run.posterior.center, 2)
@@ -192,7 +193,9 @@ class TestAgainstRetraining:
         model = filled(nn.Linear(3, 1, bias=False))
         model.load_state_dict({"weight": torch.linalg.lstsq(x, y).solution.T.contiguous()})
         queries = normal(4, 3, seed=3), normal(4, 1, seed=4)
-        return bif.Problem(model, SQUARED_ERROR, train=(x, y), queries=queries)
+        return bif.Problem(
+            model, SQUARED_ERROR, train=(x, y), queries=queries, observables=[RESIDUALS]
+        )
 
     def retrained(self, problem: bif.Problem, weights: Tensor) -> Tensor:
         """Losses of the queries at the minimum of U with these weights of the items, `[Q]`."""
@@ -226,9 +229,8 @@ class TestAgainstRetraining:
         proxy = bif.known_proxy(SQUARED_ERROR)
         assert proxy is not None
         ones = replace(proxy, slope=lambda m, b: torch.ones_like(proxy.slope(m, b)))
-        loss = bif.Observable("loss", SQUARED_ERROR, "lower", proxy)
         mutant = bif.Observable("without slope", SQUARED_ERROR, "lower", ones)
-        asked = problem.asking(problem.query_groups, observables=[loss, mutant])
+        asked = problem.asking(problem.query_groups, observables=[RESIDUALS, mutant])
         found = bif.attribute(asked, settings).influence.dataset
         error = self.NBETA / 12 * found["standard_error"].values
         off = abs(found["derivative"].values - self.differences(problem)) / error
@@ -252,8 +254,9 @@ class TestResponse:
 
 
 class TestWhereItShows:
-    def test_the_loss_of_a_problem_goes_through_its_proxy_by_default(self):
+    def test_a_cross_entropy_goes_through_its_margin_by_default_and_a_squared_error_does_not(self):
         assert classification(observables=None).proxy_names == ["margin"]
+        assert regression(observables=None).proxy_names == [""]
         assert regression().proxy_names == ["residual"]
         assert classification(observables=[LOSS]).proxy_names == [""]
 

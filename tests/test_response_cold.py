@@ -34,9 +34,7 @@ def regression(num_outputs: int = 1) -> bif.Problem:
         targets = normal(count, num_outputs, seed=seed + 1)
         return normal(count, 3, seed=seed), targets if num_outputs > 1 else targets[:, 0]
 
-    given = {"train": pairs(12, 30), "queries": pairs(4, 40)}
-    # The answers are at the minimum of U, and a proxy is linear around w*.
-    return bif.Problem(model, bif.losses.squared_error, **given).without_proxies()
+    return bif.Problem(model, bif.losses.squared_error, train=pairs(12, 30), queries=pairs(4, 40))
 
 
 PROBLEMS = {

@@ -16,7 +16,7 @@ from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.losses import margin
 from bif.probe import check_item_values, check_proxy, probed_shift
-from bif.proxy import Proxy, known_proxy
+from bif.proxy import Proxy, default_proxy
 from bif.types import Batch, Better, ItemLoss, Params
 
 
@@ -51,8 +51,8 @@ class Observable:
 
 
 def loss_observable(loss: ItemLoss) -> Observable:
-    """The loss of the queries, lower is better, through its proxy where one is known."""
-    return Observable("loss", loss, "lower", known_proxy(loss))
+    """The loss of the queries, lower is better; a cross-entropy goes through its margin."""
+    return Observable("loss", loss, "lower", default_proxy(loss))
 
 
 MARGIN = Observable("margin", margin, "higher")
@@ -71,8 +71,8 @@ class Problem:
             train items; also the default observable.
         train: Train items: `Items`, tensors, a dict of tensors, or a Dataset.
         queries: Items of the same structure, or a mapping from group names to such.
-        observables: What is asked of the queries; the loss (lower is better) by default, recorded
-            through `bif.known_proxy(loss)` where there is one.  For the loss itself pass
+        observables: What is asked of the queries; the loss (lower is better) by default, and
+            `bif.losses.cross_entropy` through its margin.  For the loss itself pass
             `[bif.Observable("loss", loss, "lower")]`.
         candidates: Items that were not trained on, or a mapping from group names to such: they
             are scored beside the train items (what if one were added?) and do not enter U.

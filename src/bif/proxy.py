@@ -52,7 +52,16 @@ _KNOWN: tuple[tuple[ItemLoss, Proxy], ...] = (
 def known_proxy(function: ItemLoss) -> Proxy | None:
     """The proxy of a loss of `bif.losses`, or None where none is known, as for a user's own loss.
 
-    `cross_entropy` goes through its margin, with the slope `-(1 - p)`, and `squared_error` through
-    the residual of each output, with the residual at w* as its slope.
+    `cross_entropy` has its margin, with the slope `-(1 - p)`, and `squared_error` the residual of
+    each output, with the residual at w* as its slope.
     """
     return next((proxy for loss, proxy in _KNOWN if loss is function), None)
+
+
+def default_proxy(function: ItemLoss) -> Proxy | None:
+    """What a loss goes through unless something is asked for: `cross_entropy` through its margin.
+
+    A squared error is recorded itself: it has no heavy tails to leave out, and its slope may change
+    sign.  Where draws lie far from w*, the residual of their mean is another than that at w*.
+    """
+    return known_proxy(function) if function is cross_entropy else None
