@@ -34,8 +34,9 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "losses": {"types", "unpacked"},
     "items": {"types"},
     "columns": {"types", "items"},
-    "probe": {"types", "items", "losses", "columns"},
-    "problem": {"types", "items", "losses", "columns", "probe"},
+    "proxy": {"types", "losses"},
+    "probe": {"types", "items", "losses", "columns", "proxy"},
+    "problem": {"types", "items", "losses", "columns", "probe", "proxy"},
     "settings": {"types", "precision"},
     "panels": {"items", "columns", "problem"},
     "provenance": {"types", "items"},
@@ -56,6 +57,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "fused": {"types", "rng", "posterior", "items", "oracles", "chains", "rounding"},
     "observe": {"types", "items", "oracles"},
     "tokens": {"types", "items", "columns", "oracles"},
+    "linearised": {"types", "items", "losses", "oracles", "proxy", "tokens"},
     "traces": {"types"},
     "record": {"types", "traces", "estimate"},
     "estimate": {"types", "traces"},
@@ -134,6 +136,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "tensors",
         "rng",
         "items",
+        "linearised",
         "oracles",
         "gradients",
         "compiling",
@@ -275,8 +278,9 @@ COMPOSERS = {
 PUBLIC = {
     "bif": """
         MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
-        Problem Ranking Response Run Score Settings Tuned attribute calibrate cross_check estimate
-        evaluate extend load losses merge respond response run_chains samplers tune
+        Problem Proxy Ranking Response Run Score Settings Tuned attribute calibrate cross_check
+        estimate evaluate extend known_proxy load losses merge respond response run_chains samplers
+        tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -21,7 +21,7 @@ from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
-from bif.benchmark.task import PROXIES, RESIDUAL
+from bif.benchmark.task import RESIDUAL
 from bif.evaluate import Recipe, lds, train
 from small_problems import labelled
 
@@ -87,28 +87,29 @@ class TestTask:
 
 
 class TestProxies:
-    @pytest.mark.parametrize("loss", [bif.losses.cross_entropy, bif.losses.squared_error])
-    def test_the_chain_rule_holds(self, loss):
-        torch.manual_seed(0)
-        model = nn.Linear(4, 3 if loss is bif.losses.cross_entropy else 1).double()
-        x = torch.randn(6, 4, dtype=torch.float64)
-        y = torch.randint(3, (6,)) if loss is bif.losses.cross_entropy else torch.randn(6).double()
-        (proxy,) = PROXIES[loss]
-        problem = bif.Problem(model, loss, train=(x, y), queries=(x, y))
-        slopes = proxy.slopes(problem)
-        weight = model.weight
-        for q in range(6):
-            item = (x[q : q + 1], y[q : q + 1])
-            (of_loss,) = torch.autograd.grad(loss(model, item).sum(), weight)
-            (of_proxy,) = torch.autograd.grad(proxy.observable.function(model, item).sum(), weight)
-            torch.testing.assert_close(of_loss, slopes[q] * of_proxy, rtol=1e-10, atol=1e-12)
-
     def test_residuals_keep_their_sign(self):
         model = nn.Linear(2, 1)
         nn.init.zeros_(model.weight)
         nn.init.zeros_(model.bias)
         batch = torch.zeros(2, 2), torch.tensor([1.0, -2.0])
-        assert RESIDUAL.function(model, batch).tolist() == [-1.0, 2.0]
+        assert RESIDUAL.function(model, batch).tolist() == [[-1.0], [2.0]]
+
+    def test_what_an_outcome_goes_through_is_compared_with_the_outcome_itself(self):
+        task = replace(convex(), problem=convex().problem.asking(
+            convex().problem.query_groups,
+            observables=[bif.Observable("loss", bif.losses.cross_entropy, "lower",
+                                        bif.known_proxy(bif.losses.cross_entropy))],
+        ))  # fmt: skip
+        (found,) = benchmark(task, methods=["bif"]).scored
+        (expected, _) = (s for s in judged().scored if s.method == "bif")
+        ways = [[t["choice"]["through"] for t in s.tuned] for s in (found, expected)]
+        assert ways == [["loss", "margin"], ["loss", "margin"]]
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-9)
+
+    def test_a_proxy_with_the_name_of_its_outcome_is_refused(self):
+        proxy = Proxy("loss", bif.losses.margin, bif.losses.margin)
+        with pytest.raises(ValueError, match="names of their own"):
+            replace(convex(), proxies={"loss": (proxy,)})
 
 
 class TestJudge:
@@ -296,7 +297,7 @@ def test_plots_of_nothing_but_rows():
 
 def test_a_proxy_of_ones_own_is_tried():
     task = convex()
-    mine = Proxy(bif.Observable("twice", lambda m, b: 2 * bif.losses.margin(m, b)),
+    mine = Proxy("twice", lambda m, b: 2 * bif.losses.margin(m, b),
                  lambda m, b: torch.full((len(b[1]),), -0.5))  # fmt: skip
     found = benchmark(replace(task, proxies={"loss": (mine,)}), methods=["bif"]).scored
     assert {t["choice"]["through"] for t in found[0].tuned} == {"loss", "twice"}

@@ -244,8 +244,8 @@ def repeated() -> tuple[np.ndarray, np.ndarray]:
     problem = gaussian_problem()
     answer = GaussianPosterior.of(TRAIN, CENTER, nbeta=5.0, gamma=2.0).influence(QUERIES, TRAIN)
     pairs = Pairs(
-        problem, bif.calibrate(problem, GAUSSIAN).settings, observable=problem.observables[0],
-        curvature="hessian", num_replicates=NUM_RUNS, num_mirrors=2,
+        problem, bif.calibrate(problem, GAUSSIAN).settings, curvature="hessian",
+        num_replicates=NUM_RUNS, num_mirrors=2,
     )  # fmt: skip
     clock = Clock.of(pairs, burn_in=35, steps=GAUSSIAN_STEPS)
     alone = replace(clock, times=NUM_BATCHES, batch=GAUSSIAN_STEPS // NUM_BATCHES)
@@ -253,7 +253,7 @@ def repeated() -> tuple[np.ndarray, np.ndarray]:
     h_K = torch.full((4,), 0.02, dtype=torch.float64)
     for moment in pairs.walk(
         pairs.sampling.sampler, pairs.noise(), start=pairs.start(4),
-        queries=pairs.sampling.queries[0], indices_K=torch.arange(4), h_K=h_K,
+        queries=pairs.queries[0], indices_K=torch.arange(4), h_K=h_K,
         num_steps=alone.num_steps,
     ):  # fmt: skip
         record = alone.record_at(moment.step)
@@ -273,12 +273,11 @@ def test_a_run_has_the_error_of_its_batch_means():
     found = respond(gaussian_problem(), GAUSSIAN, h=0.02, steps=40)
     means, clock = BatchMeans(), Clock(35, 1, 4, NUM_BATCHES)
     problem = gaussian_problem()
-    pairs = Pairs(problem, found.settings, observable=problem.observables[0], curvature="hessian",
-                  num_replicates=1, num_mirrors=2)  # fmt: skip
+    pairs = Pairs(problem, found.settings, curvature="hessian", num_replicates=1, num_mirrors=2)
     h_K = torch.full((4,), 0.02, dtype=torch.float64)
     for moment in pairs.walk(
         pairs.sampling.sampler, pairs.noise(), start=pairs.start(4),
-        queries=pairs.sampling.queries[0], indices_K=torch.arange(4), h_K=h_K,
+        queries=pairs.queries[0], indices_K=torch.arange(4), h_K=h_K,
         num_steps=clock.num_steps,
     ):  # fmt: skip
         record = clock.record_at(moment.step)

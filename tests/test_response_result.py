@@ -219,7 +219,7 @@ def test_float32_models_are_taken():
     q, t = labelled(3, seed=2)
     problem = bif.Problem(
         model, bif.losses.cross_entropy, train=(x.float(), y), queries=(q.float(), t)
-    )
+    ).without_proxies()
     found = respond(problem, TINY, h=0.2, steps=10)
     assert np.isfinite(found.scores).all() and found.scores.dtype == np.float32
     found = respond(problem, TINY, h=0.02, steps=150, temperature=0.0)

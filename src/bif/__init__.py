@@ -19,6 +19,7 @@ from bif.items import Items
 from bif.merge import merge
 from bif.posterior import LocalPosterior
 from bif.problem import MARGIN, Observable, Problem
+from bif.proxy import Proxy, known_proxy
 from bif.ranking import Ranking, Score
 from bif.response import Response, respond
 from bif.run import Run, load
@@ -36,6 +37,7 @@ __all__ = [
     "LossTraces",
     "Observable",
     "Problem",
+    "Proxy",
     "Ranking",
     "Response",
     "Run",
@@ -48,6 +50,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "extend",
+    "known_proxy",
     "load",
     "losses",
     "merge",

@@ -105,7 +105,7 @@ def calibrate(
             than the data; a budget too small to converge.
     """
     started = time.perf_counter()
-    said: list[str] = _Told(problem.notes, tell)
+    said: list[str] = _Told([*problem.notes, *problem.proxies_in_words], tell)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     left_open, settings = settings.gradient is None, _with_gradient(settings, said)
     settings = _with_precisions(problem, settings, said)
@@ -184,7 +184,7 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
             params=pair,
             batch=batch,
             per_chain=settings.gradient != "full",
-            observables=[observable.function for observable in problem.observables],
+            observables=[observable.recorded for observable in problem.observables],
         )
         if refusal and oracle == "stacked":
             raise ValueError(

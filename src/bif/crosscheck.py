@@ -152,7 +152,9 @@ def _refuse_another(then: Mapping[str, object], problem: Problem, folder: str) -
     now = store.plain(identity(problem, Settings.from_dict(then["settings"])))  # type: ignore[arg-type]
     changed = store.differences(then, now)
     if changed:
-        raise store.FolderInUse(f"{folder} is of another problem, with another {changed[0]}.")
+        raise store.FolderInUse(
+            f"{folder} is of another problem, with another {store.in_words(changed[:1])}."
+        )
 
 
 def _variances(traces: LossTraces, num_train: int) -> Tensor:

@@ -37,6 +37,7 @@ def described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
         train_center_loss=("train", sampling.train_center.numpy()),
         query_center=(("observable", "query"), sampling.query_center.reshape(shape).numpy()),
     )
+    dataset = dataset.assign_coords(through=("observable", problem.proxy_names))
     if problem.candidate_groups:
         dataset = dataset.assign_coords(train_group=("train", problem.scored_group_names))
     dataset = _of_items(dataset, "train", problem.scored_groups, problem.scored_columns)

@@ -134,7 +134,7 @@ def _grown(
     ]
     if changed:
         raise store.FolderInUse(
-            f"{folder.folder} is of another problem, with another {', '.join(changed)}."
+            f"{folder.folder} is of another problem, with another {store.in_words(changed)}."
         )
     if keep == "sums" and (new_groups or "chains" in growth):
         raise ValueError(

@@ -204,11 +204,12 @@ class Influence:
 
     def __repr__(self) -> str:
         sizes = self.dataset.sizes
+        names, better_of = self.dataset["observable"].values, self.dataset["better"].values
+        through = self.dataset.coords.get("through")
+        proxies = [""] * len(names) if through is None else through.values
         better = ", ".join(
-            f"{o} ({b or 'no'} better)"
-            for o, b in zip(
-                self.dataset["observable"].values, self.dataset["better"].values, strict=True
-            )
+            f"{o}{f' through the {p}' if p else ''} ({b or 'no'} better)"
+            for o, b, p in zip(names, better_of, proxies, strict=True)
         )
         return (
             f"Influence of {sizes['train']} train items on {sizes['query']} queries; "

@@ -12,6 +12,11 @@ from bif.settings import Settings
 def identity(problem: Problem, settings: Settings) -> dict[str, Any]:
     """What makes two runs the same run: requested settings, weights, data and functions."""
     weights = problem.train_weights
+    proxies = {
+        o.name: [o.through.name, *map(code_fingerprint, (o.through.function, o.through.slope))]
+        for o in problem.observables
+        if o.through is not None
+    }
     return {
         "settings": settings.as_dict(),
         "weights": fingerprint(dict(problem.model.state_dict())),
@@ -22,5 +27,7 @@ def identity(problem: Problem, settings: Settings) -> dict[str, Any]:
         "queries": {n: items_fingerprint(i) for n, i in problem.query_groups.items()},
         "loss": code_fingerprint(problem.loss),
         "observables": {o.name: code_fingerprint(o.function) for o in problem.observables},
+        # Not there where nothing is: runs of versions that knew none are still the same runs.
+        **({"through": proxies} if proxies else {}),
         **({"tokens": problem.tokens} if problem.tokens else {}),
     }

@@ -118,8 +118,8 @@ def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
     named += [n for n in chosen if chosen[n] != other.get(n) and n not in {*_MAY_DIFFER, *named}]
     if named:
         raise store.FolderInUse(
-            f"{name} is another run than {first_name}, with another {', '.join(named)}: only runs "
-            "of one problem and one posterior can be merged."
+            f"{name} is another run than {first_name}, with another {store.in_words(named)}: "
+            "only runs of one problem and one posterior can be merged."
         )
 
 

@@ -314,7 +314,7 @@ def _backward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
 
 def _forward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
     params = oracle.live_params()
-    for function in {o.function for o in sampling.problem.observables} | {sampling.problem.loss}:
+    for function in {o.recorded for o in sampling.problem.observables} | {sampling.problem.loss}:
         sampling.oracle.values(function, params, sampling.train.first(count))
 
 

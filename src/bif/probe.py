@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bif.columns import token_shift
 from bif.items import Items, batch_leaves, map_batch
 from bif.losses import per_item
+from bif.proxy import Proxy
 from bif.types import Batch, ItemLoss
 
 
@@ -64,6 +65,27 @@ def check_item_values(
                 "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
                 "broadcasts to [B, B]; squeeze the model's output."
             )
+
+
+def check_proxy(
+    proxy: Proxy, function: ItemLoss, model: nn.Module, batch: Batch, what: str, where: str
+) -> None:
+    """Raise unless a proxy and its slope are values of items that fit each other and phi."""
+    name = f"proxy {proxy.name!r} of the {what}"
+    parts = {"": function, name: proxy.function, f"slope of the {name}": proxy.slope}
+    widths = {}
+    for part, one in parts.items():
+        if part:
+            check_item_values(one, model, batch, part, where)
+        values = _tried(one, model, batch, part or what, where)
+        widths[part] = values.reshape(len(values), -1).shape[1]
+    of_function, of_proxy, of_slope = widths.values()
+    if of_slope != of_proxy or of_function not in (1, of_proxy):
+        raise ValueError(
+            f"the {what} has {of_function} values an item on {where}, the proxy {proxy.name!r} "
+            f"{of_proxy} and its slope {of_slope}: expected a slope for every value of the proxy, "
+            "[B] or [B, K], and one value of the observable for all of them, or one for each."
+        )
 
 
 def probed_shift(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.losses import margin
-from bif.probe import check_item_values, probed_shift
+from bif.probe import check_item_values, check_proxy, probed_shift
+from bif.proxy import Proxy, default_proxy
 from bif.types import Batch, Better, ItemLoss, Params
 
 
@@ -27,11 +28,31 @@ class Observable:
         name: How it is called in results.
         function: `function(model, batch) -> [B]` (or `[B, T]`, summed over T).
         better: "lower" for a loss, "higher" for a margin, None if neither is called helpful.
+        through: What the chains record in its place, by the chain rule at w*; the observable itself
+            if None.
     """
 
     name: str
     function: ItemLoss
     better: Better | None = None
+    through: Proxy | None = None
+
+    def __post_init__(self) -> None:
+        if self.through is not None and not isinstance(self.through, Proxy):
+            raise TypeError(
+                f"through must be a bif.Proxy or None, got {self.through!r}: use "
+                "bif.known_proxy(loss), or bif.Proxy(name, function, slope)."
+            )
+
+    @property
+    def recorded(self) -> ItemLoss:
+        """What is evaluated at the draws: the function, or that of its proxy."""
+        return self.function if self.through is None else self.through.function
+
+
+def loss_observable(loss: ItemLoss) -> Observable:
+    """The loss of the queries, lower is better; a cross-entropy goes through its margin."""
+    return Observable("loss", loss, "lower", default_proxy(loss))
 
 
 MARGIN = Observable("margin", margin, "higher")
@@ -50,7 +71,9 @@ class Problem:
             train items; also the default observable.
         train: Train items: `Items`, tensors, a dict of tensors, or a Dataset.
         queries: Items of the same structure, or a mapping from group names to such.
-        observables: What is asked of the queries; the loss (lower is better) by default.
+        observables: What is asked of the queries; the loss (lower is better) by default, and
+            `bif.losses.cross_entropy` through its margin.  For the loss itself pass
+            `[bif.Observable("loss", loss, "lower")]`.
         candidates: Items that were not trained on, or a mapping from group names to such: they
             are scored beside the train items (what if one were added?) and do not enter U.
         train_weights: `[n]`, each item's weight rho in training; 1 by default.
@@ -106,7 +129,7 @@ class Problem:
             if candidates is None
             else _groups(candidates, default="candidate", dict_batches=dicts)
         )
-        self.observables = tuple(observables or (Observable("loss", loss, "lower"),))
+        self.observables = tuple(observables or (loss_observable(loss),))
         for observable in self.observables:
             if not isinstance(observable, Observable):
                 raise TypeError(
@@ -125,6 +148,21 @@ class Problem:
         self.tokens = tokens
         self.train_shift = self.query_shift = 0
         self._probe()
+
+    @property
+    def proxy_names(self) -> list[str]:
+        """What each observable is recorded through; "" for the observable itself."""
+        return ["" if o.through is None else o.through.name for o in self.observables]
+
+    @property
+    def proxies_in_words(self) -> list[str]:
+        """A line for each observable that is recorded through a proxy."""
+        return [
+            f"observable {o.name} goes through the {o.through.name}: recorded are its value at w* "
+            f"and the change of the {o.through.name} times the slope at w*"
+            for o in self.observables
+            if o.through is not None
+        ]
 
     @property
     def num_train(self) -> int:
@@ -198,6 +236,12 @@ class Problem:
         """The same problem with whole items on both sides."""
         other = copy(self)
         other.tokens = None
+        return other
+
+    def without_proxies(self) -> Problem:
+        """The same problem with every observable recorded itself, not through a proxy."""
+        other = copy(self)
+        other.observables = tuple(replace(o, through=None) for o in self.observables)
         return other
 
     def refuse_tokens(self, what: str) -> None:
@@ -294,6 +338,8 @@ class Problem:
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
                 check_item_values(observable.function, model, batch, what, where)
+                if observable.through is not None:
+                    check_proxy(observable.through, observable.function, model, batch, what, where)
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where

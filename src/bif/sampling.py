@@ -17,11 +17,12 @@ from bif.compiling import compiled
 from bif.fused import StreamedGradient, walk_fused
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
+from bif.linearised import Linearised, centered
 from bif.mass import measured_mass
 from bif.observe import observe
 from bif.oracles import LiveOracle
 from bif.panels import Panels
-from bif.problem import Problem
+from bif.problem import Observable, Problem
 from bif.rng import BlockNoise, LeafNoise, ShuffledOrder, generator
 from bif.rounding import refuse_coarse
 from bif.settings import Settings
@@ -46,6 +47,21 @@ class Start:
             **{f"sampler/{n}": x for n, x in state_tensors(position.state).items()},
             "noise": self.noise.state(),
         }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An observable as the chains record it.
+
+    Attributes:
+        function: The observable, or its linearisation in a proxy.
+        groups: The groups of queries, with what the function needs.
+        readers: Of their tokens, where these have columns.
+    """
+
+    function: ItemLoss
+    groups: list[Items]
+    readers: list[TokenReader]
 
 
 class Sampling:
@@ -79,11 +95,11 @@ class Sampling:
         self._train_tokens = _readers(
             [self.train, *self.candidates], problem.train_by_token, problem.train_shift
         )
-        self._query_tokens = _readers(self.queries, problem.query_by_token, problem.query_shift)
         self.panels = Panels.of(problem)
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
         alone = self._start(1)
+        self.asked = [self._asked(observable, alone) for observable in problem.observables]
         self.train_center = self.observe_train(alone)[0].cpu()
         self.query_center = self.observe_queries(alone)[0].cpu()
         self._refuse_bad_losses()
@@ -181,11 +197,8 @@ class Sampling:
         """
         s = self.settings
         if losses is None or self.problem.train_by_token or not s.gradient_brings_losses:
-            losses = self._observe_group("train_loss", 0, self.problem.loss, params)
-        others = [
-            self._observe_group("train_loss", 1 + i, self.problem.loss, params)
-            for i in range(len(self.candidates))
-        ]
+            losses = self._observe_scored(0, params)
+        others = [self._observe_scored(1 + i, params) for i in range(len(self.candidates))]
         return torch.cat([losses, *others], dim=1) if others else losses
 
     def mean_train_loss(self, train: Tensor) -> Tensor | None:
@@ -199,11 +212,11 @@ class Sampling:
         return (losses * self.weights.to(losses)).mean(dim=1)
 
     def observe_queries(self, params: Params) -> Tensor:
-        """Observables of the queries, `[C, A·Q]`, observable-major."""
+        """Observables of the queries as they are recorded, `[C, A·Q]`, observable-major."""
         return torch.cat(
             [
-                self._observe_group("query_value", i, observable.function, params)
-                for observable in self.problem.observables
+                self._observe_asked(asked, i, params)
+                for asked in self.asked
                 for i in range(len(self.queries))
             ],
             dim=1,
@@ -213,26 +226,49 @@ class Sampling:
         """What one array of the traces records at a draw: `[C, N_g]` or `[C, A, Q_g]`."""
         kind, _, index = name.partition("-")
         if kind == "train_loss":
-            return self._observe_group(kind, int(index), self.problem.loss, params)
-        return torch.stack(
-            [
-                self._observe_group(kind, int(index), o.function, params)
-                for o in self.problem.observables
-            ],
-            dim=1,
-        )
+            return self._observe_scored(int(index), params)
+        return torch.stack([self._observe_asked(a, int(index), params) for a in self.asked], dim=1)
 
-    def _observe_group(self, kind: str, index: int, function: ItemLoss, params: Params) -> Tensor:
-        """`function` of a group's columns, `[C, N_g]`."""
-        train = kind == "train_loss"
-        readers = self._train_tokens if train else self._query_tokens
+    def _observe_scored(self, index: int, params: Params) -> Tensor:
+        """The loss of a group's columns, the train items being group 0, `[C, N_g]`."""
+        groups = [self.train, *self.candidates]
+        return self._columns(self.problem.loss, groups, self._train_tokens, index, params)
+
+    def _observe_asked(self, asked: Asked, index: int, params: Params) -> Tensor:
+        """What is recorded of a group of queries, `[C, Q_g]`."""
+        return self._columns(asked.function, asked.groups, asked.readers, index, params)
+
+    def _columns(
+        self,
+        function: ItemLoss,
+        groups: list[Items],
+        readers: list[TokenReader],
+        index: int,
+        params: Params,
+    ) -> Tensor:
+        """`function` of the columns of one of the groups, `[C, N_g]`."""
+        chunk_size = self.settings.chunk_size
+        assert chunk_size is not None
         if readers:
-            assert self.settings.chunk_size is not None
-            return readers[index](
-                self.oracle, function, params, chunk_size=self.settings.chunk_size
-            )
-        groups = [self.train, *self.candidates] if train else self.queries
+            return readers[index](self.oracle, function, params, chunk_size=chunk_size)
         return self.observe(function, params, groups[index])
+
+    def _asked(self, observable: Observable, center: Params) -> Asked:
+        """An observable as it is recorded; linearised around w* where it goes through a proxy."""
+        groups: list[Items] = self.queries
+        function, through = observable.function, observable.through
+        if through is not None:
+            assert self.settings.chunk_size is not None
+            groups = [
+                centered(
+                    items, function, through, oracle=self.oracle, center=center,
+                    chunk_size=self.settings.chunk_size,
+                )
+                for items in groups
+            ]  # fmt: skip
+            function = Linearised(through)
+        by_token, shift = self.problem.query_by_token, self.problem.query_shift
+        return Asked(function, groups, _readers(groups, by_token, shift))
 
     def center_values(self) -> list[Tensor]:
         """What each array of the traces would record at w*: `[N_g]` or `[A, Q_g]`."""

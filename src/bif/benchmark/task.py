@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
 
 from bif.bank import Plan, Target, TrainFunction
 from bif.evaluate import Recipe
-from bif.functional import ItemFunction
-from bif.items import Items, as_items, map_batch
-from bif.losses import cross_entropy, margin, squared_error
-from bif.problem import MARGIN, Observable, Problem
+from bif.items import Items, as_items
+from bif.problem import Observable, Problem
+from bif.proxy import Proxy, known_proxy, residuals
 from bif.settings import Settings
 from bif.types import Batch
 
-
-@dataclass(frozen=True)
-class Proxy:
-    """An observable that stands in for an outcome, by the chain rule at w*.
-
-    `d outcome_q ≈ slope_q · d observable_q`, so influences on the outcome are predicted by
-    `slope_q` times those on the observable.  To first order nothing changes: gradient-based scores
-    are the same up to a factor a query, and so is their LDS.  A covariance differs: the curvature
-    of the outcome as a function of the observable stays out of it, and so do its heavy tails.
-
-    Attributes:
-        observable: What is sampled.
-        slope: `slope(model, batch) -> [B]` at w*.
-    """
-
-    observable: Observable
-    slope: Callable[[nn.Module, Batch], Tensor]
-
-    def slopes(self, problem: Problem) -> Tensor:
-        """The slopes of all the problem's queries, float64 `[Q]`."""
-        of_items = ItemFunction(problem.evaluation_copy(problem.device), self.slope)
-        parts = []
-        with torch.no_grad():
-            for items in problem.query_groups.values():
-                for _, batch in items.chunks(1024):
-                    parts.append(of_items(map_batch(lambda leaf: leaf.to(problem.device), batch)))
-        return torch.cat(parts).double().cpu()
-
-
-def _cross_entropy_slope(model: nn.Module, batch: Batch) -> Tensor:
-    """`d loss / d margin = -(1 - p)`: the loss is `log(1 + exp(-margin))`."""
-    return -torch.sigmoid(-margin(model, batch))
-
-
-def _residual(model: nn.Module, batch: Batch) -> Tensor:
-    """`f(x) - y`, `[B]`, of models with one output."""
-    inputs, targets = batch
-    return (model(inputs).reshape(targets.shape) - targets).reshape(len(targets), -1).sum(dim=1)
-
-
-RESIDUAL = Observable("residual", _residual)
+RESIDUAL = Observable("residual", residuals)
 """The signed error `f(x) - y` of a regression with one output."""
-
-PROXIES: dict[object, tuple[Proxy, ...]] = {
-    cross_entropy: (Proxy(MARGIN, _cross_entropy_slope),),
-    squared_error: (Proxy(RESIDUAL, _residual),),
-}
-"""Known proxies by the outcome's function."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +38,7 @@ class Task:
         about: One line for the reader: what the numbers are, and are not.
         in_sample: Whether the queries were trained on.
         proxies: Outcome -> proxies between which the tuning part decides, the outcome itself
-            always among them; those of `PROXIES` by default.
+            always among them; what the observable goes through and `known_proxy` by default.
         networks_per_stack: Of retraining by a recipe.
         retraining_precision: Of matrix products of a recipe.
     """
@@ -120,11 +70,20 @@ class Task:
                 "8 are needed, methods are tuned on nothing else."
             )
 
+        for outcome in self.problem.observables:
+            names = [outcome.name, *(proxy.name for proxy in self.proxies_of(outcome))]
+            if len(set(names)) < len(names):
+                raise ValueError(
+                    f"task {self.name!r} has {names} for the outcome {outcome.name!r}: give its "
+                    "proxies names of their own."
+                )
+
     def proxies_of(self, outcome: Observable) -> tuple[Proxy, ...]:
         """What may stand in for an outcome besides itself."""
         if self.proxies is not None:
             return tuple(self.proxies.get(outcome.name, ()))
-        return PROXIES.get(outcome.function, ())
+        own = (outcome.through, known_proxy(outcome.function))
+        return tuple(dict.fromkeys(proxy for proxy in own if proxy is not None))
 
     @property
     def tuning_problem(self) -> Problem:

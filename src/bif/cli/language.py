@@ -57,6 +57,7 @@ def posed(
     *,
     query: Sequence[str],
     candidates: Sequence[str] = (),
+    without_proxies: bool = False,
 ) -> tuple[Problem, Settings]:
     """The problem that the command line names, and the settings with the weights that move in it.
 
@@ -66,6 +67,7 @@ def posed(
         settings: As given.
         query: Sources of queries, each a group named after its file; of a model only.
         candidates: The same for documents that were not trained on.
+        without_proxies: Whether the observables themselves are recorded.
 
     Raises:
         ValueError: Both or neither of target and model; a model without documents.
@@ -80,7 +82,8 @@ def posed(
             raise ValueError(
                 "expected FILE.py:FUNCTION, or --model NAME with --train FILE and --query FILE."
             )
-        return load_problem(target), settings
+        problem = load_problem(target)
+        return problem.without_proxies() if without_proxies else problem, settings
     if target is not None:
         raise ValueError(
             f"{target!r} and --model {language.model} are two problems: drop one of them."

@@ -36,6 +36,8 @@ class Respond:
     """Recorded steps of each chain; at temperature 0 the most steps of a descent."""
     replicates: int = 1
     """Of each query at temperature 1, with noise of their own."""
+    without_proxies: bool = False
+    """Record the observables themselves, and not a loss through its margin or residual."""
     overwrite: bool = False
     """Replace scores that are already in the folder."""
     query: tuple[str, ...] = ()
@@ -50,7 +52,10 @@ class Respond:
             raise store.FolderInUse(
                 f"{self.out} holds scores already: choose another --out, or pass --overwrite."
             )
-        problem, settings = posed(self.target, self.language, self.settings, query=self.query)
+        problem, settings = posed(
+            self.target, self.language, self.settings, query=self.query,
+            without_proxies=self.without_proxies,
+        )  # fmt: skip
         response = respond(
             problem,
             settings,

@@ -79,6 +79,8 @@ class Attribute:
     """Seconds from one commit to the next."""
     overwrite: bool = False
     """Replace a run that is already in the folder."""
+    without_proxies: bool = False
+    """Record the observables themselves, and not a loss through its margin or residual."""
     language: Language = field(default_factory=Language)
     settings: Settings = field(default_factory=Settings)
 
@@ -98,7 +100,7 @@ class Attribute:
 
         problem, settings = posed(
             self.target, self.language, self.settings,
-            query=self.query, candidates=self.candidates,
+            query=self.query, candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
         manifest = {"identity": identity(problem, settings), "keep": self.keep, "top": self.top}
         replaces = "replace" if self.overwrite else "resume"
@@ -134,7 +136,7 @@ class Attribute:
             )
         problem, _ = posed(
             self.target, self.language, self.settings,
-            query=self.query, candidates=self.candidates,
+            query=self.query, candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
         # Groups that an earlier, interrupted call has added already are not new.
         extended = (
@@ -173,14 +175,17 @@ class Check:
     """With --model: the run's files of queries."""
     candidates: tuple[str, ...] = ()
     """With --model: the run's files of documents that were not trained on."""
+    without_proxies: bool = False
+    """As it was when the run was made."""
     language: Language = field(default_factory=Language)
 
     def run(self) -> None:
         from bif.crosscheck import check_on_disk
 
         problem, _ = posed(
-            self.target, self.language, Settings(), query=self.query, candidates=self.candidates
-        )
+            self.target, self.language, Settings(), query=self.query,
+            candidates=self.candidates, without_proxies=self.without_proxies,
+        )  # fmt: skip
         check_on_disk(self.folder, problem)
         _announce(self.folder, worked=True)
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from bif.interop.scores import as_signed
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.losses import cross_entropy
-from bif.problem import Observable, Problem
+from bif.problem import Observable, Problem, loss_observable
 from bif.settings import Settings
 from bif.types import Batch, ItemLoss
 
@@ -71,7 +71,7 @@ class BIFExplanations:
             checkpoints_load_func=checkpoints_load_func,
         )
         self._model, self._loss = model, loss
-        self._observable = observable or Observable("loss", loss, "lower")
+        self._observable = observable or loss_observable(loss)
         if self._observable.better is None:
             raise ValueError(
                 f"observable {self._observable.name!r} does not say whether lower or higher is "

@@ -87,8 +87,19 @@ def headline(source: Source, *, summary: Mapping) -> str:
         f"<h1>Influence of {train} on the {observables} of {query}</h1>"
         f'<p class="lead">Estimated from {count(draws)} draws of {count(chains)} chains around '
         f"the trained weights, at nbeta {setting(source.attrs.get('nbeta'))} and gamma "
-        f"{setting(source.attrs.get('gamma'))}.</p>{excerpt_line(source)}"
+        f"{setting(source.attrs.get('gamma'))}.</p>{proxy_line(source)}{excerpt_line(source)}"
     )
+
+
+def proxy_line(source: Source) -> str:
+    """Return what observables were recorded through; empty where it is themselves."""
+    said = [
+        f"The {escape(name)} was recorded through the {escape(proxy)}: its value at the trained "
+        f"weights, and the change of the {escape(proxy)} times the slope there."
+        for name, proxy in zip(source.observables, source.through, strict=True)
+        if proxy
+    ]
+    return f'<p class="lead">{" ".join(said)}</p>' if said else ""
 
 
 def excerpt_line(source: Source) -> str:

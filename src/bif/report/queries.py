@@ -94,7 +94,8 @@ def _query(source: Source, q: int, *, top: int) -> str:
     title = f"Query {escape(query.ids[q])}"
     under = " · ".join(part for part in (label, group) if part)
     values = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{number(source.query_center[o, q])}</td>'
+        f'<tr><th scope="row">{escape(name)}{_through(source, o)}</th>'
+        f"<td>{number(source.query_center[o, q])}</td>"
         f"<td>{number(source.query_mean[o, q])}</td></tr>"
         for o, name in enumerate(source.observables)
     )
@@ -105,6 +106,12 @@ def _query(source: Source, q: int, *, top: int) -> str:
 <th scope="col">trained weights</th><th scope="col">mean of draws</th></tr></thead>
 <tbody>{values}</tbody></table>{_difficulty(source, q)}</div></header>
 <div class="observables">{observables}</div></article>"""
+
+
+def _through(source: Source, o: int) -> str:
+    """Return what an observable was recorded through: its mean is then linearised."""
+    proxy = source.through[o]
+    return f" <small>through the {escape(proxy)}</small>" if proxy else ""
 
 
 def _difficulty(source: Source, q: int) -> str:

@@ -58,6 +58,7 @@ class Source:
     """Scores [O, Q, N] for O observables, their standard errors, and the two sets of items."""
 
     observables: list[str]
+    through: list[str]
     better: list[str]
     score: np.ndarray
     error: np.ndarray
@@ -148,6 +149,7 @@ def read_source(influence: xr.Dataset) -> Source:
             )
     return Source(
         observables=observables,
+        through=_strings(influence, "through", num_observables),
         better=better,
         score=_scores(influence, "influence"),
         error=_scores(influence, "standard_error"),

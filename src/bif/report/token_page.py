@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bif.report.evidence import diagnostics_section, provenance_section
 from bif.report.markup import count, escape, plural, setting
-from bif.report.overview import excerpt_line, reading, trust_line, warnings
+from bif.report.overview import excerpt_line, proxy_line, reading, trust_line, warnings
 from bif.report.page import assembled
 from bif.report.passages import reader_section, sources_section
 from bif.report.source import choose_queries, find_queries
@@ -89,5 +89,5 @@ def _headline(source: TokenSource, *, summary: Mapping) -> str:
         f"<h1>Influence of {sides[0]} on the {escape(items.observables[source.observable])} of "
         f'{sides[1]}</h1><p class="lead">Estimated from {count(draws)} draws of {count(chains)} '
         f"chains around the trained weights, at nbeta {setting(items.attrs.get('nbeta'))} and "
-        f"gamma {setting(items.attrs.get('gamma'))}.</p>{excerpt_line(items)}"
+        f"gamma {setting(items.attrs.get('gamma'))}.</p>{proxy_line(items)}{excerpt_line(items)}"
     )

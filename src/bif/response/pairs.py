@@ -22,7 +22,7 @@ from bif import tensors
 from bif.assemble import make_oracle, make_posterior
 from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.items import Items
-from bif.problem import Observable, Problem
+from bif.problem import Problem
 from bif.response.bregman import bregman_divergence
 from bif.rng import BlockNoise, ShuffledOrder, generator
 from bif.sampling import Sampling
@@ -78,9 +78,8 @@ class Pairs:
     """The machinery of a response: potentials, gradients, paired chains.
 
     Args:
-        problem: What is to be attributed.
+        problem: What is to be attributed; its one observable is phi.
         settings: Complete.
-        observable: phi.
         curvature: "bregman" replaces the mean loss in U by its divergence from w*; the losses that
             are observed stay what they are.
         num_replicates: Of each pair with numbers of their own, R.
@@ -92,7 +91,6 @@ class Pairs:
         problem: Problem,
         settings: Settings,
         *,
-        observable: Observable,
         curvature: Curvature,
         num_replicates: int,
         num_mirrors: int,
@@ -101,7 +99,9 @@ class Pairs:
         self.settings = settings
         self.num_replicates, self.num_mirrors = num_replicates, num_mirrors
         self.device = self.sampling.device
-        self._query_oracle = make_oracle(with_loss(problem, observable.function), settings, [])
+        (asked,) = self.sampling.asked
+        self.queries = asked.groups
+        self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, [])
         if curvature == "bregman":
             self.posterior = make_posterior(problem, around_center(settings))
             self._oracle = make_oracle(bregman_problem(problem, settings), settings, [])

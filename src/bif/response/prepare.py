@@ -16,7 +16,7 @@ from bif.calibrate import Calibration, calibrate
 from bif.items import map_batch
 from bif.oracles import vmap_refusal
 from bif.posterior import LocalPosterior
-from bif.problem import Observable, Problem
+from bif.problem import Problem
 from bif.response.pairs import Curvature, bregman_problem
 from bif.settings import Settings
 from bif.steps import CRITICAL_FRICTION, LOW_FRICTION
@@ -100,7 +100,7 @@ class Request:
             )
 
 
-def of_observable(problem: Problem, name: str | None) -> tuple[Problem, Observable]:
+def of_observable(problem: Problem, name: str | None) -> Problem:
     """The problem with a single one of its observables, the first by default.
 
     Raises:
@@ -113,7 +113,7 @@ def of_observable(problem: Problem, name: str | None) -> tuple[Problem, Observab
         raise KeyError(f"no observable {name!r}; there are {list(known)}.")
     alone = copy(problem)
     alone.observables = (known[chosen],)
-    return alone, known[chosen]
+    return alone
 
 
 def complete(problem: Problem, request: Request) -> Calibration:
@@ -163,7 +163,7 @@ def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Setti
     groups: Sequence = list(problem.query_groups.values())
     refusal = vmap_refusal(
         problem.evaluation_copy(device),
-        problem.observables[0].function,
+        problem.observables[0].recorded,
         params=tensors.stacked({n: leaf.to(device) for n, leaf in center.items()}, 2),
         batch=map_batch(lambda leaf: leaf.to(torch.device(device)), groups[0].first(1)),
         per_chain=True,

@@ -152,17 +152,16 @@ def respond(
     """
     started = time.perf_counter()
     request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
-    alone, chosen = of_observable(problem, observable)
+    alone = of_observable(problem, observable)
     calibration = complete(alone, request)
     s = calibration.settings
     pairs = Pairs(
-        alone, s, observable=chosen, curvature=curvature, num_replicates=replicates,
-        num_mirrors=request.num_mirrors,
-    )  # fmt: skip
+        alone, s, curvature=curvature, num_replicates=replicates, num_mirrors=request.num_mirrors
+    )
     assert s.burn_in is not None and s.thin is not None and s.draws is not None
     clock = Clock.of(pairs, burn_in=s.burn_in, steps=steps or s.draws * s.thin)
     start = common_minimum(pairs) if request.cold else None
-    groups = pairs.sampling.queries
+    groups = pairs.queries
     perturbation, h_Q = _perturbation(pairs, h, clock, start)
     if show_progress:
         say([*calibration.explanations, str(perturbation)])
@@ -198,7 +197,7 @@ def _perturbation(
     pairs: Pairs, h: float | None, clock: Clock, start: Params | None
 ) -> tuple[Perturbation, Tensor]:
     """As given, or as a pilot chooses; and every query's h `[Q]`."""
-    groups, values_Q = pairs.sampling.queries, pairs.sampling.query_center
+    groups, values_Q = pairs.queries, pairs.sampling.query_center
     if h is not None:
         given = torch.full((len(values_Q),), h, dtype=torch.float64)
         return Perturbation(h, float("nan"), True, ()), given
@@ -319,7 +318,7 @@ def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
     dataset = dataset.assign(
         train_center_loss=("train", pairs.sampling.train_center.numpy()),
         query_center=(("observable", "query"), pairs.sampling.query_center[None].numpy()),
-    )
+    ).assign_coords(through=("observable", problem.proxy_names))
     for side, groups in (
         ("train", list(problem.scored_groups.values())),
         ("query", list(problem.query_groups.values())),

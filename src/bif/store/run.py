@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -277,6 +277,17 @@ def differences(found: Any, expected: Any, name: str = "") -> list[str]:
     return [] if found == expected else [name]
 
 
+def in_words(names: Sequence[str]) -> str:
+    """The names that `differences` found, with what to do where a name alone does not say it."""
+    listed = ", ".join(names)
+    if any(name.partition(".")[0] == "through" for name in names):
+        listed += (
+            " (what stands in for an observable: --without-proxies, or the problem's observables=, "
+            "must be as when the run was begun)"
+        )
+    return listed
+
+
 def _has_results(folder: Folder) -> bool:
     """Whether the results can be read; where not, they are made anew from the traces."""
     try:
@@ -313,6 +324,6 @@ def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[
         growing = all(n in longer or n.startswith(("queries.", "candidates.")) for n in named)
         hint = " To lengthen it or to add to it, pass --from with its folder." if growing else ""
         raise FolderInUse(
-            f"{folder} holds another run, with another {', '.join(named)}.{hint} Choose another "
+            f"{folder} holds another run, with another {in_words(named)}.{hint} Choose another "
             "--out, or pass --overwrite to replace it."
         )

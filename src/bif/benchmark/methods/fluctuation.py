@@ -12,7 +12,7 @@ import numpy as np
 from bif.attribute import attribute
 from bif.benchmark.measure import Cost, measured
 from bif.benchmark.methods.base import Judge, Scored
-from bif.benchmark.task import Proxy, Task
+from bif.benchmark.task import Task
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import convergence
 from bif.problem import Observable, Problem
@@ -117,18 +117,26 @@ class _Pilot:
 
 
 class _Asked:
-    """A task's problem with the queries of both parts and all proxies as observables."""
+    """A task's problem with the queries of both parts, and every outcome by all its predictors.
+
+    An outcome is predicted by itself and through each of its proxies; all are observables of one
+    run.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._reported = len(task.problem.query_ids)
-        observables = {o.name: o for o in task.problem.observables}
+        self._predictors: dict[str, dict[str, str]] = {}
+        observables: list[Observable] = []
         for outcome in task.problem.observables:
+            ways = {outcome.name: replace(outcome, through=None)}
             for proxy in task.proxies_of(outcome):
-                observables.setdefault(proxy.observable.name, proxy.observable)
+                name = f"{outcome.name} through the {proxy.name}"
+                ways[proxy.name] = replace(outcome, name=name, through=proxy)
+            self._predictors[outcome.name] = {way: o.name for way, o in ways.items()}
+            observables += ways.values()
         groups = {**task.problem.query_groups, _TUNING: task.tuning_queries}
-        self.problem: Problem = task.problem.asking(groups, observables=list(observables.values()))
-        self._slopes: dict[tuple[str, str], np.ndarray] = {}
+        self.problem: Problem = task.problem.asking(groups, observables=observables)
 
     def pilots(self, judge: Judge) -> list[_Pilot]:
         """A short run with each of the settings, judged on the tuning part."""
@@ -166,23 +174,12 @@ class _Asked:
     def matrices(
         self, values: Mapping[str, np.ndarray], outcome: Observable
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Predictor -> part -> scores `[Q, N]` of an outcome: its own and through its proxies."""
-        made = {outcome.name: values[outcome.name]}
-        for proxy in self._task.proxies_of(outcome):
-            made[proxy.observable.name] = (
-                self._slope(outcome, proxy)[:, None] * values[proxy.observable.name]
-            )
+        """Predictor -> part -> scores `[Q, N]` of an outcome: by itself and through its proxies."""
         first, n = self._reported, self.problem.num_train
         return {
-            name: {"reported": whole[:first, :n], "tuning": whole[first:, :n]}
-            for name, whole in made.items()
+            way: {"reported": values[name][:first, :n], "tuning": values[name][first:, :n]}
+            for way, name in self._predictors[outcome.name].items()
         }
-
-    def _slope(self, outcome: Observable, proxy: Proxy) -> np.ndarray:
-        key = outcome.name, proxy.observable.name
-        if key not in self._slopes:
-            self._slopes[key] = proxy.slopes(self.problem).numpy()
-        return self._slopes[key]
 
 
 def _pilot(settings: Settings) -> Settings:
