@@ -285,8 +285,10 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
 def _choose_posterior_and_steps(
     problem: Problem, settings: Settings, curvature: float | None, said: list[str]
 ) -> tuple[Settings, float, float | None, float]:
-    """Complete settings, the steps in which the slowest direction forgets, the curvature used, and
-    the seconds of a gradient of one chain, 0 where they are not known."""
+    """Complete settings, steps of the slowest direction to forget, curvature, seconds.
+
+    The last are of a gradient of one chain, 0 where they are not known.
+    """
     chosen, damping = settings, 1.0
     if settings.nbeta is None:
         chosen, damping, why = default_nbeta(problem, settings)
@@ -348,8 +350,8 @@ def _choose_mass(
     plain, white = replace(s, mass="identity"), replace(s, mass="kronecker")
     steps = [choose_steps(problem, x, k, [])[1] for x, k in ((plain, k_max), (white, round_max))]
     words = (
-        f"the slowest direction forgets in {steps[0]:,.0f} steps with unit mass, in {steps[1]:,.0f} "
-        "in the coordinates of a Kronecker mass"
+        f"the slowest direction forgets in {steps[0]:,.0f} steps with unit mass, in "
+        f"{steps[1]:,.0f} in the coordinates of a Kronecker mass"
     )
     if steps[0] <= steps[1]:
         said.append(f"mass = identity: {words}")

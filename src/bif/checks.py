@@ -32,8 +32,10 @@ _PROBE_BLOCK = 1_000_003
 
 @dataclass(frozen=True)
 class Checks:
-    """Figures of the sampler; NaN where one does not apply.  Of the last positions of the first
-    block, until what `IdentitySums` gathered from all draws takes the place of the first three.
+    """Figures of the sampler; NaN where one does not apply.
+
+    Of the last positions of the first block; what `IdentitySums` gathered from all draws takes the
+    place of virial and temperature.
 
     Attributes:
         virial: `E[(w - w*)·∇U]` over the number of moving weights; 1 under the posterior, whatever

@@ -14,10 +14,10 @@ from bif.described import described
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
+from bif.gates import Remedies
 from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
-from bif.gates import Remedies
 from bif.recording import Recording
 from bif.run import Run
 from bif.settings import Settings

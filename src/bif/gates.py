@@ -116,8 +116,9 @@ def gates(
             "mixing",
             float(figures["rhat_max"]),
             RHAT,
-            "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, and "
-            f"drift looks like influence. {_sentence(fix.draws)} and {fix.burn_in}, or {fix.gamma}",
+            "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, "
+            f"and drift looks like influence. {_sentence(fix.draws)} and {fix.burn_in}, or "
+            f"{fix.gamma}",
             "R-hat is not defined: no loss moves, or chains have fewer than 4 draws. Look at the "
             f"loss, or {fix.draws}",
         ),
@@ -136,8 +137,8 @@ def gates(
             "taking a straight line from every chain takes {value:.0%} of the covariances along: "
             f"the chains are too short for how slowly they move. {_sentence(fix.draws)}, or "
             f"{fix.gamma}",
-            "the share of the covariances that lies in straight lines is not defined: no loss or no "
-            "query moves. Look at the loss",
+            "the share of the covariances that lies in straight lines is not defined: no loss or "
+            "no query moves. Look at the loss",
         ),
         _gate(
             "outliers",
@@ -187,8 +188,8 @@ def _agreement(reliability: float, fix: Remedies) -> Gate:
         reason = "it is not defined: it takes at least three train items whose losses move"
     elif reliability <= 0:
         reason = (
-            f"two halves of the run do not agree on the scores ({reliability:.2f}): they are noise. "
-            f"{_sentence(fix.draws)}, or {fix.gamma}"
+            f"two halves of the run do not agree on the scores ({reliability:.2f}): they are "
+            f"noise. {_sentence(fix.draws)}, or {fix.gamma}"
         )
     return Gate("reliability", reliability, 0.0, bool(reason), reason)
 
@@ -202,8 +203,8 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
                 "step",
                 checks.step_share,
                 STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED,
-                f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along the "
-                f"chains, where the step is {{value:.0%}} of the way to the edge of stability. "
+                f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along "
+                f"the chains, where the step is {{value:.0%}} of the way to the edge of stability. "
                 f"{_sentence(fix.step)}",
             )
         )
@@ -211,8 +212,9 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
         "virial",
         checks.virial,
         checks.virial_error,
-        f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws are not "
-        f"from it. {_sentence(fix.step)}, use gradient='full' or larger batches, or {fix.burn_in}",
+        f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws are "
+        f"not from it. {_sentence(fix.step)}, use gradient='full' or larger batches, or "
+        f"{fix.burn_in}",
         fix,
     )
     if not math.isnan(checks.dilation):
@@ -224,8 +226,8 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
                 "dilation",
                 abs(checks.dilation - 1),
                 limit,
-                f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as under "
-                f"the posterior: the step biases the draws. {_sentence(fix.step)}",
+                f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as "
+                f"under the posterior: the step biases the draws. {_sentence(fix.step)}",
             )
         )
     if underdamped:
@@ -243,8 +245,8 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
                 "gradient noise",
                 checks.heat,
                 HEAT,
-                "gradient noise widens the draws by {value:.0%} in its worst direction: they are too "
-                "hot. Use gradient='full', larger batches, a smaller step, or lower nbeta",
+                "gradient noise widens the draws by {value:.0%} in its worst direction: they are "
+                "too hot. Use gradient='full', larger batches, a smaller step, or lower nbeta",
             )
         )
     found.append(

@@ -2,7 +2,7 @@
 
 By integration by parts `E[F·∇U] = E[div F]` for any smooth vector field F.  With `F = w - w*` it is
 the virial theorem, `E[(w - w*)·∇U] = d`; with `F = (L - E[L])·(w - w*)` it says that the covariance
-of the mean loss L with the virial is `Cov(L, (w - w*)·∇U) = E[(w - w*)·∇L]`.  Both cost nothing, for
+of the mean loss L with the virial is `Cov(L, (w - w*)·∇U) = E[(w - w*)·∇L]`.  Both cost nothing:
 the step has the gradients already.  On a quadratic BAOAB keeps both at any stable step; where U is
 none, a step that is too long breaks the second long before the first, as it does the scores.
 """

@@ -136,22 +136,18 @@ def pilot(
             raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
             gamma, why = raised * gamma, why + words
         if downwards > gamma:
-            gamma, why = (
-                gamma + downwards,
-                (
-                    f"{why}, and {downwards:.4g} more, since the training objective curves downwards "
-                    f"by as much at w*, which is no minimum"
-                ),
+            gamma += downwards
+            why += (
+                f", and {downwards:.4g} more, since the training objective curves downwards by as "
+                "much at w*, which is no minimum"
             )
         least_gamma = narrowest_gamma(posterior)
         if gamma < least_gamma:
-            gamma, why = (
-                least_gamma,
-                (
-                    f"the train items are fitted perfectly, so that the loss is flat at w* (largest "
-                    f"curvature {at_center:.2g}) and sets no scale: with this gamma the chains stay "
-                    f"within {_WIDEST:g} |w*|. Give gamma for another ball"
-                ),
+            gamma = least_gamma
+            why = (
+                "the train items are fitted perfectly, so that the loss is flat at w* (largest "
+                f"curvature {at_center:.2g}) and sets no scale: with this gamma chains stay within "
+                f"{_WIDEST:g} |w*|. Give gamma for another ball"
             )
         said.append(f"gamma = {gamma:.4g}: {why}")
     elif downwards > gamma:
@@ -217,8 +213,8 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float) -> None:
     needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)
     raise ValueError(
         f"a budget of {budget:,.0f} s is too small: the curvature at w* alone takes about "
-        f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{ceil(needed)}s', name fewer "
-        "weights in movable, or use a faster device."
+        f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{ceil(needed)}s', name "
+        "fewer weights in movable, or use a faster device."
     )
 
 

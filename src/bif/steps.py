@@ -23,7 +23,8 @@ ROUND_STEP = 0.6
 """As `UNDERDAMPED_STEP`, in the coordinates of a mass.  All directions are about as steep there, so
 what biases one biases all: at 1.4 scores of small networks were a tenth too large."""
 OVERDAMPED_STEP = 0.05
-"""Step of SGLD in units of 1 / largest curvature k: variances are `1 / (1 - step·k/4)` too large."""
+"""Step of SGLD in units of 1 / largest curvature k: variances are `1 / (1 - step·k/4)`
+times too large."""
 ROUND_FRICTION = 0.4
 """In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
 square of its half, forget at half of it."""
