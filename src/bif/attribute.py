@@ -145,7 +145,7 @@ def attributed(
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
-            _refuse_other_losses(folder, sampling)
+            recording.notes += _refuse_other_losses(folder, sampling)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
@@ -229,11 +229,23 @@ def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None
         )
 
 
-def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> None:
-    """The losses at w* tell of changes that no fingerprint sees, such as a global variable."""
+def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str]:
+    """The losses at w* tell of changes that no fingerprint sees.
+
+    Returns:
+        What is to be said where there is nothing to compare with.
+    """
     now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(sampling.device)
-    kept = folder.center_values()
+    said = []
+    try:
+        kept = folder.center_values()
+    except store.DamagedRun as error:
+        kept = {}
+        said.append(
+            f"when the run went on, its losses at w* could not be compared with those that it was "
+            f"begun with ({error})"
+        )
     for name in now:  # the train losses first
         if name not in kept:
             continue
@@ -249,3 +261,4 @@ def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> None:
                 "something that the model, the data or the loss depend on has changed."
             )
     folder.keep_center_values(now)
+    return said
