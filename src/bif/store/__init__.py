@@ -3,7 +3,7 @@
 A run's folder holds `run.json` (the manifest), `traces.zarr` (losses at every draw), where asked
 for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `influence.zarr`,
 `diagnostics.zarr`, `summary.json` and `report.html`.  Scores that come from no run of chains, such
-as responses, are a folder with `influence.zarr` and `scores.json`.
+as responses, are a folder with `influence.zarr` and `scores.json`.  `.bif` lists what bif has made.
 """
 
 from bif.store.bank_arrays import BankLayout, BankPartStore
@@ -25,16 +25,19 @@ from bif.store.folder import (
     SCORES,
     SUMMARY,
     DamagedRun,
+    FilesFailed,
     Folder,
     FolderInUse,
     folder_at,
 )
 from bif.store.manifests import read_manifest
+from bif.store.marks import mark, marked, refuse_foreign
 from bif.store.results import (
     holds_run,
     load_dataset,
     plain,
     read_scores,
+    refuse_foreign_calibration,
     refuse_occupied,
     save_dataset,
     write_calibration,
@@ -67,6 +70,7 @@ __all__ = [
     "BlockStore",
     "Commit",
     "DamagedRun",
+    "FilesFailed",
     "Folder",
     "FolderInUse",
     "OnExisting",
@@ -78,6 +82,8 @@ __all__ = [
     "holds_run",
     "is_complete",
     "load_dataset",
+    "mark",
+    "marked",
     "open_bank",
     "open_run",
     "plain",
@@ -87,6 +93,8 @@ __all__ = [
     "read_manifest",
     "read_run",
     "read_scores",
+    "refuse_foreign",
+    "refuse_foreign_calibration",
     "refuse_occupied",
     "refuse_other_format",
     "remove_run",

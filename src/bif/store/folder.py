@@ -249,6 +249,8 @@ class LocalFolder:
             self._refuse_foreign_lock()
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             file = os.fdopen(os.open(self.root / LOCK, flags, 0o666), "r+")
+        except FolderInUse:
+            raise
         except OSError as error:
             raise PermissionError(
                 f"{self.root} cannot be written to ({error.strerror}): choose another folder."
@@ -276,7 +278,11 @@ class LocalFolder:
         """Nothing to do: the lock lives as long as the process."""
 
     def sweep(self, names: Iterable[str]) -> None:
-        """Remove what a killed writer left half-written inside these files and folders."""
+        """Remove what a killed writer left half-written inside these files and folders.
+
+        Raises:
+            DamagedRun: A link in them leads out of the folder.
+        """
         ours = set(names)
         for top in (self.root / name for name in self.names()):
             match = _PARTIAL_FILE.fullmatch(top.name)
@@ -285,9 +291,11 @@ class LocalFolder:
             elif top.name in {f"{name}{PARTIAL}" for name in ours}:
                 self.remove(top.name)
             elif top.name in ours and top.is_dir() and not top.is_symlink():
-                for path in top.rglob(f"*{PARTIAL}"):
+                for path in top.rglob("*"):
                     if _PARTIAL_FILE.fullmatch(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
+                    elif path.is_symlink():
+                        self.path(str(path.relative_to(self.root)))
 
     def _refuse_foreign_lock(self) -> None:
         """Raise where the file of the lock's name is somebody else's."""
@@ -419,8 +427,9 @@ class RemoteFolder:
         try:
             yield
         finally:
-            if self._holder()[0] == self._owner:
-                self.remove(LOCK)
+            with contextlib.suppress(OSError):  # then the lease runs out by itself
+                if self._holder()[0] == self._owner:
+                    self.remove(LOCK)
 
     def renew(self) -> None:
         """Extend the lease.
