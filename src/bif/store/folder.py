@@ -398,9 +398,9 @@ class RemoteFolder:
             self._files.mv(source, target, recursive=True)
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
-        from bif.store.zarrs import RemoteStore
+        from bif.store.zarrs import remote_store
 
-        return RemoteStore.from_url(f"{self.url}/{contained(name)}", read_only=read_only)
+        return remote_store(f"{self.url}/{contained(name)}", read_only=read_only)
 
     def synchronise(self, names: list[str]) -> None:
         """Nothing to do: a put is durable when it returns."""

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
-
-from zarr.storage import FsspecStore
 
 from bif.store.folder import FilesFailed
 
 
-class RemoteStore(FsspecStore):
-    """As zarr's own, but whatever error a file system has is one of files."""
+def remote_store(url: str, *, read_only: bool) -> Any:
+    """Zarr's own store at an fsspec URL, but whatever error the file system has is one of files."""
+    return _store_class().from_url(url, read_only=read_only)
 
-    async def get(self, *given: Any, **named: Any) -> Any:
-        """The bytes of a key, or None where there are none."""
-        try:
-            return await super().get(*given, **named)
-        except OSError:
-            raise
-        except Exception as error:
-            raise FilesFailed(f"{self.path}: {error!r}") from error
 
-    async def set(self, *given: Any, **named: Any) -> None:
-        """Put the bytes of a key."""
-        try:
-            await super().set(*given, **named)
-        except OSError:
-            raise
-        except Exception as error:
-            raise FilesFailed(f"{self.path}: {error!r}") from error
+@functools.cache
+def _store_class() -> Any:
+    from zarr.storage import FsspecStore
 
-    async def exists(self, key: str) -> bool:
-        """Whether the key is there: by `info`, since `exists` of fsspec is False on errors."""
-        try:
-            await self.fs._info(f"{self.path}/{key}".rstrip("/"))
-        except self.allowed_exceptions:
-            return False
-        return True
+    class RemoteStore(FsspecStore):
+        async def get(self, *given: Any, **named: Any) -> Any:
+            with _answers(self.path):
+                return await super().get(*given, **named)
+
+        async def set(self, *given: Any, **named: Any) -> None:
+            with _answers(self.path):
+                await super().set(*given, **named)
+
+        async def delete(self, key: str) -> None:
+            with _answers(self.path):
+                await super().delete(key)
+
+        async def exists(self, key: str) -> bool:
+            """By `info`: for `exists` of fsspec, what does not answer is not there."""
+            with _answers(self.path):
+                try:
+                    await self.fs._info(f"{self.path}/{key}".rstrip("/"))
+                except self.allowed_exceptions:
+                    return False
+            return True
+
+        async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+            with _answers(self.path):
+                async for name in super().list_dir(prefix):
+                    yield name
+
+    return RemoteStore
+
+
+@contextlib.contextmanager
+def _answers(place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise FilesFailed(f"{place}: {error!r}") from error
