@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from math import sqrt
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from bif.interrupts import termination_raises
 from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
+from bif.precision import rounding
 from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import hardware
@@ -27,6 +29,9 @@ from bif.writer import Writer
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""
+_SAME = 1e3
+"""Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
+order."""
 
 
 def attribute(
@@ -260,5 +265,15 @@ def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[st
                 f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
                 "something that the model, the data or the loss depend on has changed."
             )
-    folder.keep_center_values(now)
+    gradient = sampling.center_gradient()
+    if "gradient" in kept:
+        then = kept["gradient"]
+        unit = rounding(sampling.train_center.dtype, *sampling.settings.precisions)
+        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
+        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
+            raise store.FolderInUse(
+                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
+                "losses agree: something that the loss or the model depend on has changed."
+            )
+    folder.keep_center_values({**now, "gradient": gradient})
     return said
