@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -44,25 +44,31 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        from bif.manifest import identity
         from bif.response import respond
 
-        if store.folder_at(self.out).is_file(store.SCORES) and not self.overwrite:
-            raise store.FolderInUse(
-                f"{self.out} holds scores already: choose another --out, or pass --overwrite."
-            )
+        store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = posed(self.target, self.language, self.settings, query=self.query)
-        response = respond(
-            problem,
-            settings,
-            observable=self.observable,
-            temperature=self.temperature,
-            curvature=self.curvature,
-            h=self.h,
-            steps=self.steps,
-            replicates=self.replicates,
-            show_progress=True,
-        )
-        response.save(self.out, overwrite=self.overwrite)
-        for warning in response.warnings:
+        asked: dict[str, Any] = {
+            "observable": self.observable,
+            "temperature": self.temperature,
+            "curvature": self.curvature,
+            "h": self.h,
+            "steps": self.steps,
+            "replicates": self.replicates,
+        }
+        with store.open_scores(
+            self.out,
+            {**identity(problem, settings), "response": asked},
+            on_existing="replace" if self.overwrite else "resume",
+        ) as folder:
+            if folder.complete:
+                print(f"{self.out} already holds these scores, complete: nothing to do.")
+                about = folder.about
+            else:
+                response = respond(problem, settings, **asked, show_progress=True)
+                about = response.about()
+                folder.finish(response.influence.dataset, about)
+        for warning in about["warnings"]:
             print(f"warning: {warning}")
-        print(f"{response.num_steps} steps, {response.seconds:.1f} s; bif show {self.out}")
+        print(f"{about['num_steps']} steps, {about['seconds']:.1f} s; bif show {self.out}")

@@ -36,12 +36,10 @@ from bif.store.results import (
     holds_run,
     load_dataset,
     plain,
-    read_scores,
     refuse_foreign_calibration,
     refuse_occupied,
     save_dataset,
     write_calibration,
-    write_scores,
 )
 from bif.store.run import (
     OnExisting,
@@ -55,6 +53,7 @@ from bif.store.run import (
     remove_run,
     reopen_run,
 )
+from bif.store.scores import ScoresFolder, holds_scores, open_scores, read_scores, write_scores
 
 __all__ = [
     "CALIBRATION",
@@ -75,17 +74,20 @@ __all__ = [
     "FolderInUse",
     "OnExisting",
     "RunFolder",
+    "ScoresFolder",
     "copy_run",
     "differences",
     "folder_at",
     "holds_bank",
     "holds_run",
+    "holds_scores",
     "is_complete",
     "load_dataset",
     "mark",
     "marked",
     "open_bank",
     "open_run",
+    "open_scores",
     "plain",
     "progress",
     "read_bank_manifest",

@@ -150,6 +150,9 @@ class BankPartStore:
         for name, attributes in ((BANK_ARRAYS, {}), (self._place, titles)):
             try:
                 _refuse_foreign_group(self._folder, name)
+                if self._folder.is_file(f"{name}/zarr.json"):
+                    with damage_named(name):
+                        zarr.open_group(self._folder.zarr(name), mode="r", zarr_format=3)
             except DamagedRun:
                 self._folder.remove(f"{name}/zarr.json")
             zarr.open_group(

@@ -27,8 +27,11 @@ def mark(folder: Folder, names: Iterable[str]) -> None:
     """Note that bif makes these files or folders, before it does."""
     there = marked(folder)
     if not there.issuperset(names):
-        content = {"made_by_bif": sorted(there.union(names))}
-        folder.write(MARK, (json.dumps(content) + "\n").encode())
+        _write_mark(folder, there.union(names))
+
+
+def _write_mark(folder: Folder, names: Iterable[str]) -> None:
+    folder.write(MARK, (json.dumps({"made_by_bif": sorted(names)}) + "\n").encode())
 
 
 def refuse_foreign(folder: Folder, names: Iterable[str]) -> None:
@@ -47,23 +50,22 @@ def refuse_foreign(folder: Folder, names: Iterable[str]) -> None:
 
 
 def whose(folder: Folder, names: Iterable[str]) -> tuple[set[str], set[str]]:
-    """What is at the top of a folder, and what of that is not bif's.
+    """What is at the top of a folder, and what of that is none of these names that bif has made.
 
-    Bif's are what is marked, the mark itself, the lock, and what a killed writer left of a file of
-    these names.
+    What a killed writer left half-written of them is bif's, too, and so are mark and lock.
     """
-    ours, there = {*marked(folder), MARK, LOCK}, set(folder.names())
+    there, ours = set(folder.names()) - {MARK, LOCK}, marked(folder).intersection(names)
     partial = {n for n in there if _whole_name(n) != n and _whole_name(n) in {*names, MARK}}
     finished = {f"{name}{PARTIAL}" for name in ours}
-    return there - {MARK, LOCK}, there - ours - partial - finished
+    return there, there - ours - partial - finished
 
 
 def remove_marked(folder: Folder, names: Iterable[str]) -> None:
-    """Remove those of the names that bif has made, in their order, and then the mark.
+    """Remove those of the names that bif has made, in their order, and then their mark.
 
     Of `checkpoints/`, where people keep their own, only the files that runs write.
     """
-    there = marked(folder)
+    there, names = marked(folder), tuple(names)
     for name in names:
         if name not in there:
             continue
@@ -75,7 +77,10 @@ def remove_marked(folder: Folder, names: Iterable[str]) -> None:
     for name in folder.names():
         if _whole_name(name) != name and _whole_name(name) in {*names, MARK}:
             folder.remove(name)
-    folder.remove(MARK)
+    if there.difference(names):
+        _write_mark(folder, there.difference(names))
+    else:
+        folder.remove(MARK)
 
 
 def remove_checkpoints(folder: Folder, block: str | None = None) -> None:

@@ -19,7 +19,6 @@ from bif.store.folder import (
     OURS,
     PARTIAL,
     REPORT,
-    SCORES,
     SUMMARY,
     DamagedRun,
     Folder,
@@ -29,7 +28,7 @@ from bif.store.folder import (
     folder_at,
 )
 from bif.store.marks import mark, marked, refuse_foreign, whose
-from bif.store.seals import files_digests, refuse_other_files, sealed, unsealed
+from bif.store.seals import files_digests, refuse_other_files, sealed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,55 +94,6 @@ def refuse_damaged_results(
         refuse_other_files(folder, table, *names)
 
 
-def write_scores(
-    where: str | Path | Folder, *, influence: xr.Dataset, about: Mapping[str, Any], overwrite: bool
-) -> None:
-    """Write scores that are no run, `influence.zarr` and what is said of them, `scores.json`.
-
-    Raises:
-        FolderInUse: There are scores and `overwrite` is False, or something else.
-    """
-    folder = folder_at(where)
-    if holds_scores(folder) and not overwrite:
-        raise FolderInUse(
-            f"{folder} holds scores already: choose another folder, or pass overwrite=True."
-        )
-    mark(folder, (INFLUENCE, SCORES))
-    fresh = f"{INFLUENCE}{PARTIAL}"
-    folder.remove(fresh)
-    save_dataset(influence, folder, name=fresh)
-    folder.remove(SCORES)
-    folder.move(fresh, INFLUENCE)
-    table = files_digests(folder, INFLUENCE)
-    write_sealed(folder, SCORES, {**about, "results": table})
-
-
-def holds_scores(folder: Folder) -> bool:
-    """Whether there are scores that are no run.
-
-    Raises:
-        FolderInUse: There is something, and it is no scores of bif.
-    """
-    there, others = whose(folder, (SCORES,))
-    if others and SCORES in there and _are_scores(folder):  # of a version that made no marks
-        others -= {SCORES, INFLUENCE}
-    if others or folder.is_file(""):
-        raise FolderInUse(
-            f"{folder} exists and holds other files, such as {sorted(others)[:3]}: choose another "
-            "folder."
-            if others
-            else f"{folder} is a file: choose another folder."
-        )
-    return SCORES in there
-
-
-def _are_scores(folder: Folder) -> bool:
-    try:
-        return {"estimator", "settings"} <= set(read_json(folder, SCORES))
-    except DamagedRun:
-        return False
-
-
 def write_calibration(
     where: str | Path | Folder, *, settings: Mapping[str, Any], explanations: Sequence[str]
 ) -> None:
@@ -175,22 +125,6 @@ def refuse_foreign_calibration(where: str | Path | Folder) -> None:
     refuse_foreign(folder, (CALIBRATION,))
 
 
-def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
-    """What `write_scores` wrote.
-
-    Raises:
-        FileNotFoundError: There are no scores.
-        DamagedRun: They are not what was written.
-    """
-    folder = folder_at(where)
-    if not folder.is_file(SCORES):
-        raise FileNotFoundError(f"no {SCORES} at {folder}: expected scores written by bif.")
-    about = unsealed(read_json(folder, SCORES), f"{folder}/{SCORES}")
-    if "results" in about:
-        refuse_other_files(folder, about["results"], INFLUENCE)
-    return load_dataset(folder, name=INFLUENCE), about
-
-
 def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
     """Raise unless a run may be written to `folder`.
 
@@ -209,7 +143,7 @@ def holds_run(folder: Folder) -> bool:
     Raises:
         FolderInUse: There is something, and it is no run.
     """
-    there, others = whose(folder, (MANIFEST,))
+    there, others = whose(folder, OURS)
     if MANIFEST in there and others and _is_run(folder):  # of a version that made no marks
         return True
     if MANIFEST in there and MANIFEST not in others:
