@@ -14,7 +14,14 @@ from bif.budget import Goal
 from bif.calibrate import Calibration, calibrate
 from bif.conclude import concluded
 from bif.interrupts import termination_raises
-from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
+from bif.keep import (
+    Keep,
+    as_bytes,
+    forecast,
+    in_words,
+    refuse_vast_scores,
+    refuse_vast_traces,
+)
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.precision import rounding
@@ -126,6 +133,7 @@ def attributed(
     """
     started = time.perf_counter()
     refuse_vast_scores(problem, keep, top=top)
+    refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder)

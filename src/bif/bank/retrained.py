@@ -242,10 +242,11 @@ def _refuse_other_training(
         return None
     known = [seconds for seconds, *_ in there if np.isfinite(seconds)]
     seconds, index, s, m = min(there, key=lambda one: (not np.isfinite(one[0]), one[0]))
-    if len(known) and seconds > _SHARE * left * float(np.mean(known)):
+    cost = seconds * trainer.num_at_once  # one alone takes about as long as its stack did
+    if known and cost > _SHARE * left * float(np.mean(known)):
         return (
-            f"no network was retrained when the bank went on with {left} to train: one takes "
-            f"{seconds:.3g} s, more than {_SHARE:.0%} of what was left"
+            f"no network was retrained when the bank went on with {left} to train: one takes about "
+            f"{cost:.3g} s, more than {_SHARE:.0%} of what was left"
         )
     slot = slots[index]
     network = Network(slot.part.masks[m], slot.part.seeds[s], m)

@@ -9,6 +9,7 @@ import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
+from bif.progress import harmless
 from bif.settings import Settings
 
 
@@ -70,5 +71,5 @@ class Respond:
                 about = response.about()
                 folder.finish(response.influence.dataset, about)
         for warning in about["warnings"]:
-            print(f"warning: {warning}")
+            print(f"warning: {harmless(warning)}")
         print(f"{about['num_steps']} steps, {about['seconds']:.1f} s; bif show {self.out}")
