@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -408,40 +407,39 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 import bank_cases
 from bif.bank.trainers import RecipeTrainer
-true = RecipeTrainer.outcomes
-def slow(self, networks, queries):
-    found = true(self, networks, queries)
-    time.sleep(0.15)
-    return found
-RecipeTrainer.outcomes = slow
-print("begun", flush=True)
+true, left = RecipeTrainer.outcomes, int(sys.argv[3])
+def waits(self, networks, queries):
+    global left
+    if left == 0:
+        print("in the next stack", flush=True)
+        while True:
+            time.sleep(0.01)
+    left -= 1
+    return true(self, networks, queries)
+RecipeTrainer.outcomes = waits
 bank_cases.bank(sys.argv[1])
 """
 
 
-def stopped(folder: Path, after: float, number: int) -> int:
-    """The exit status of a process that makes the bank and gets a signal after some seconds."""
+def stopped(folder: Path, after: int, number: int) -> int:
+    """The exit status of a process that makes the bank and gets a signal after some stacks."""
     source = str(Path(bif.__file__).parents[1])
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(Path(__file__).parent)],
+        [sys.executable, "-c", PROGRAM, str(folder), str(Path(__file__).parent), str(after)],
         env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
-    process.stdout.readline()
-    while not (folder / OUTCOME).exists() and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(after)
+    assert process.stdout.readline() == b"in the next stack\n"
     process.send_signal(number)
     process.communicate()
     return process.returncode
 
 
 @pytest.mark.parametrize(
-    ("after", "number"),
-    [(0.05, signal.SIGKILL), (0.35, signal.SIGKILL), (0.2, signal.SIGTERM)],
+    ("after", "number"), [(1, signal.SIGKILL), (3, signal.SIGKILL), (2, signal.SIGTERM)]
 )
 def test_a_killed_process_loses_at_most_the_stack_in_work(
-    folder: Path, trained: Counted, after: float, number: int
+    folder: Path, trained: Counted, after: int, number: int
 ):
     whole = bits(bank())
     assert stopped(folder, after, number) != 0

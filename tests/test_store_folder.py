@@ -230,13 +230,13 @@ def another_process(root: Path) -> Iterator[int]:
     def hold(connection: Connection) -> None:
         with LocalFolder(root).locked():
             connection.send("held")
-            time.sleep(60)
+            time.sleep(600)
 
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=hold, args=(there,), daemon=True)
     process.start()
     try:
-        assert here.poll(20) and here.recv() == "held"
+        assert here.poll(600) and here.recv() == "held"
         assert process.pid is not None
         yield process.pid
     finally:
