@@ -49,7 +49,7 @@ def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]
     return settings, " ".join(said)
 
 
-@pytest.mark.usefixtures("paced")
+@pytest.mark.usefixtures("paced", "clock")
 class TestChoice:
     def test_a_reliability_needs_the_draws_of_spearman_and_brown(self):
         settings, said = chosen(reliability=0.9)
