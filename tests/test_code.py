@@ -18,7 +18,7 @@ from torch import nn
 
 import bif
 from bank_cases import bank
-from bif.bank import Plan
+from bif.bank import Bank, Plan
 from bif.code import code_fingerprint, model_code
 from bif.store import FolderInUse
 from broken_runs import SETTINGS, assert_same
@@ -357,7 +357,7 @@ class TestBanks:
         clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
         monkeypatch.setattr(sys.modules["bif.bank.retrained"], "time", clock)
 
-    def made(self, place: Path, plan: Plan) -> bif.bank.Bank:
+    def made(self, place: Path, plan: Plan) -> Bank:
         return bank(place, tuning_queries=None, how=self.train, plan=plan, target="checkpoint")
 
     def test_a_network_that_comes_out_otherwise_is_noticed_before_the_bank_goes_on(

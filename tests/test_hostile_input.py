@@ -77,7 +77,7 @@ class TestSizes:
     def test_a_long_name_among_others_is_refused(self, name):
         names = ["x" * 10**7, *(f"{i}" for i in range(199))]
         with pytest.raises(ValueError, match=f"{name} has an entry of 10,000,000 characters"):
-            bif.Items(torch.zeros(200, 2), **{name: names})
+            bif.Items(torch.zeros(200, 2), **{name: names})  # type: ignore[arg-type]
 
 
 class TestPlaces:

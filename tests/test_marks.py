@@ -43,7 +43,8 @@ WRITE: dict[str, Callable[[Path], Any]] = {
     ),
     "save": lambda f: RUN[0].save(f, overwrite=True),
     "bank": lambda f: retrained(
-        classification(), None, lambda start, items, seed: start, Plan(2), target="checkpoint",
+        classification(), None, lambda start, items, seed: start,  # type: ignore[arg-type]
+        Plan(2), target="checkpoint",
         out=f,
     ),
     "calibrate": lambda f: write_calibration(f, settings={}, explanations=[]),
