@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from bif.types import Batch
 
-_LONGEST_NAME = 1000
+_LONGEST_NAME = 10_000
 """Characters of an id or label."""
 _TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
