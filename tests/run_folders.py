@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import xarray as xr
 
 from bif.store import Commit, RunFolder, open_run
+from bif.store.seals import sealed
 
 SETTINGS = {"draws": 5, "movable": ("*",), "gamma": None}
 
@@ -69,3 +71,9 @@ def content(folder: Path) -> dict[str, bytes]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != ".lock"
     }
+
+
+def resealed(path: Path, *without: str, **changed: Any) -> None:
+    """A manifest with other entries, or without some, and the digest of those."""
+    found = {**json.loads(path.read_text()), **changed}
+    path.write_text(json.dumps(sealed({n: v for n, v in found.items() if n not in without})))

@@ -40,6 +40,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "settings": {"types", "precision"},
     "panels": {"items", "columns", "problem"},
     "provenance": {"types", "items"},
+    "code": {"provenance"},
     # Gradients and losses of a model; neither priors nor noise.
     "compiling": set(),
     "activations": set(),
@@ -67,7 +68,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "grouping": {"traces", "estimate"},
     "influence": {"columns", "traces", "estimate", "grouping", "ranking", "store"},
     "strongest": {"columns", "traces", "estimate", "grouping", "ranking", "influence", "keep"},
-    "manifest": {"problem", "settings", "provenance"},
+    "manifest": {"code", "problem", "settings", "provenance"},
     "checkpoint": set(),
     "interrupts": set(),
     "writer": set(),
@@ -244,6 +245,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     # Judged by networks that were retrained.
     "bank": {
         "types",
+        "code",
         "items",
         "functional",
         "problem",

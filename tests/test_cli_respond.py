@@ -52,7 +52,8 @@ def test_what_is_saved_comes_back_with_what_stands_behind_it(tmp_path, response)
     dataset, about = store.read_scores(tmp_path / "out")
     assert dataset.identical(bif.Influence.load(tmp_path / "out").dataset)
     assert about["settings"]["gamma"] == 5.0 and about["num_steps"] == response.num_steps
-    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == about
+    written = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert written.pop("check") and written == about
 
 
 def test_folders_with_other_files_are_refused(tmp_path, response):
@@ -82,3 +83,43 @@ def test_bad_input_is_answered_by_a_clear_error(call, tmp_path, words, expected)
     file, out = write_problem(tmp_path), tmp_path / "out"
     assert expected in failed(call("respond", f"{file}:problem", "--out", out, *words))
     assert not out.exists()
+
+
+class TestAFolderOfScoresIsLookedAtFirst:
+    @pytest.fixture
+    def command(self, tmp_path):
+        return ["respond", f"{write_problem(tmp_path)}:problem", "--out", tmp_path / "out", *FLAGS]
+
+    @pytest.fixture
+    def forbidden(self, monkeypatch):
+        def sampled(*given: object, **named: object) -> None:
+            raise AssertionError("something was sampled")
+
+        monkeypatch.setattr("bif.response.respond", sampled)
+
+    def test_these_very_scores_are_not_made_again(self, call, command, monkeypatch, request):
+        assert call(*command)[0] == 0
+        request.getfixturevalue("forbidden")
+        code, said, _ = call(*command)
+        assert code == 0 and "already holds these scores, complete" in said and "steps" in said
+
+    def test_others_are_refused_by_name_before_anything_is_sampled(
+        self, call, command, monkeypatch, request
+    ):
+        assert call(*command)[0] == 0
+        request.getfixturevalue("forbidden")
+        refused = failed(call(*command, "--replicates", 2, "--seed", 3))
+        assert "with another response.replicates, settings.seed: choose another" in refused
+
+    def test_the_second_writer_is_refused_before_anything_is_sampled(
+        self, call, command, tmp_path, forbidden
+    ):
+        with store.open_scores(tmp_path / "out", {}) as first:
+            assert not first.complete
+            assert "is being written by another process" in failed(call(*command))
+
+    def test_a_folder_of_a_run_is_not_one_of_scores(self, call, command, tmp_path, forbidden):
+        with store.open_run(tmp_path / "out", {"identity": {}, "keep": "traces"}) as run:
+            run.update({})
+            run.block(0).commit(store.Commit(1, 0, 0), traces={}, weights={}, state={})
+        assert "other files than scores" in failed(call(*command))

@@ -141,6 +141,44 @@ class TestDamage:
         truncate(max(files, key=lambda f: f.stat().st_size))
         assert_goes_on(folder, whole)
 
+    @pytest.mark.parametrize("name", ["traces.zarr", "traces.zarr/block-000/train_loss-0/c"])
+    def test_traces_removed_while_the_run_goes_on_are_noticed_and_taken_again(
+        self, whole, tmp_path, monkeypatch, name
+    ):
+        folder, commit = tmp_path / "run", store.BlockStore.commit
+
+        def removed_before(block: store.BlockStore, newest: store.Commit, **given: Any) -> None:
+            if newest.draws == 4:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            commit(block, newest, **given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.BlockStore, "commit", removed_before)
+            with pytest.raises(DamagedRun, match=r"missing"):
+                attribute(folder)
+        assert_goes_on(folder, whole)
+
+    @pytest.mark.parametrize("how", ["flipped", "missing"])
+    def test_damaged_values_at_the_center_are_called_damaged_and_nothing_changed(
+        self, whole, cut_short, tmp_path, how
+    ):
+        folder = shutil.copytree(cut_short, tmp_path / "run")
+        path = folder / "checkpoints/center.safetensors"
+        flip(path, -9) if how == "flipped" else path.unlink()
+        run = attribute(folder)
+        assert_same(run, whole.run)
+        (said,) = [w for w in run.manifest["warnings"] if "could not be compared" in w]
+        assert "center.safetensors is" in said and "something" not in said
+
+    def test_another_digit_in_the_manifest_is_no_other_run(self, whole, cut_short, tmp_path):
+        text = (cut_short / "run.json").read_text()
+        settings = text[: text.index('"explanations"')].rindex('"settings"')
+        for at in [i for i, c in enumerate(text) if c.isdigit() and i > settings][:40:4]:
+            folder = shutil.copytree(cut_short, tmp_path / str(at))
+            other = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
+            (folder / "run.json").write_text(other)
+            assert_same(attribute(folder, commit_every=60), whole.run)
+
     def test_what_is_left_of_another_run_is_not_taken_over(self, whole, cut_short, tmp_path):
         # As after a copy that was killed before it wrote the manifest.
         folder = shutil.copytree(cut_short, tmp_path / "run")

@@ -49,8 +49,14 @@ def problem(**changed: Any) -> Problem:
 
 @contextmanager
 def counted_gradients() -> Iterator[list[int]]:
-    """The steps at which a gradient was asked for."""
-    gradient, seen = StackedOracle.gradient, []
+    """The steps at which a gradient was asked for; that at w*, which is compared, is none."""
+    gradient, of_center, seen = StackedOracle.gradient, Sampling.center_gradient, []
+
+    def uncounted(self: Sampling) -> torch.Tensor:
+        before = len(seen)
+        found = of_center(self)
+        del seen[before:]
+        return found
 
     def counting(self: StackedOracle, *args: Any, **given: Any) -> Any:
         seen.append(1)
@@ -58,6 +64,7 @@ def counted_gradients() -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StackedOracle, "gradient", counting)
+        patch.setattr(Sampling, "center_gradient", uncounted)
         yield seen
 
 
@@ -199,11 +206,14 @@ def _wide_regression() -> dict[str, Any]:
 
 
 def _perturb_a_loss(folder: Path, *, block: int, draw: int) -> None:
-    """The last bit of one recorded loss."""
-    arrays = store.BlockStore(store.folder_at(folder), block).traces
-    losses = arrays.read("train_loss-0", 0, 4).copy()
+    """The last bit of one loss, as if the run itself had recorded it."""
+    token = store.read_manifest(store.folder_at(folder))["token"]
+    there = store.BlockStore(store.folder_at(folder), block, token=token)
+    assert there.good_draws(["train_loss-0"]) == 4
+    losses = there.traces.read("train_loss-0", 0, 4).copy()
     losses.view("int64")[0, draw, 3] ^= 1
-    arrays.append({"train_loss-0": losses}, start=0)
+    there.traces.append({"train_loss-0": losses}, start=0)
+    there.amend(there.commits()[0])
 
 
 class TestDrawsAndChains:

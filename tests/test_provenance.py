@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 import bif
 from bif import provenance
+from bif.code import code_fingerprint, model_code
 from bif.items import as_items
-from bif.provenance import (
-    code_fingerprint,
-    fingerprint,
-    hardware,
-    items_fingerprint,
-    model_code,
-    versions,
-)
+from bif.provenance import fingerprint, hardware, items_fingerprint, versions
 from small_problems import Pairs, integers, labelled, network, normal
 
 

@@ -126,15 +126,17 @@ class TestAtomicWrites:
         (tmp_path / "outside").write_text("mine")
         for name in ("kept", "partial", "checkpoints/b/kept.json"):
             local.write(name, b"x")
-        local.write(f"checkpoints/b/file.0{module.PARTIAL}", b"half")
+        half = f".{uuid.uuid4().hex}{module.PARTIAL}"
+        mine = [f"weights{half}", f"checkpoints/mine{module.PARTIAL}", f"mine.zarr/0{half}"]
+        for name in mine:
+            local.write(name, b"mine")
+        local.write(f"checkpoints/b/file{half}", b"half")
         local.write(f"influence.zarr{module.PARTIAL}/c/0", b"half")
-        (local.root / f"run.json.0{module.PARTIAL}").symlink_to(tmp_path / "outside")
-        with local.locked():
-            left = everything(local.root)
-        del left[LOCK]
-        assert left == {
+        (local.root / f"run.json{half}").symlink_to(tmp_path / "outside")
+        local.sweep(["run.json", "checkpoints", "influence.zarr"])
+        assert everything(local.root) == {
             "kept": b"x", "partial": b"x", "checkpoints": None, "checkpoints/b": None,
-            "checkpoints/b/kept.json": b"x",
+            "checkpoints/b/kept.json": b"x", "mine.zarr": None, **dict.fromkeys(mine, b"mine"),
         }  # fmt: skip
         assert (tmp_path / "outside").read_text() == "mine"
 
@@ -228,13 +230,13 @@ def another_process(root: Path) -> Iterator[int]:
     def hold(connection: Connection) -> None:
         with LocalFolder(root).locked():
             connection.send("held")
-            time.sleep(60)
+            time.sleep(600)
 
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=hold, args=(there,), daemon=True)
     process.start()
     try:
-        assert here.poll(20) and here.recv() == "held"
+        assert here.poll(600) and here.recv() == "held"
         assert process.pid is not None
         yield process.pid
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -21,7 +20,7 @@ from bif.store import (
     read_run,
     reopen_run,
 )
-from run_folders import begun, content, ended, wanted
+from run_folders import begun, content, ended, resealed, wanted
 
 
 class TestManifests:
@@ -58,9 +57,8 @@ class TestManifests:
     )  # fmt: skip
     def test_entries_of_other_types_are_damage(self, tmp_path, entry, value):
         folder = ended(tmp_path / "r")
-        manifest = json.loads((folder / "run.json").read_text())
         (folder / "checkpoints" / "run.json").unlink()
-        (folder / "run.json").write_text(json.dumps({**manifest, entry: value}))
+        resealed(folder / "run.json", **{entry: value})
         with pytest.raises(DamagedRun, match=rf"run\.json is damaged: .*{entry}"):
             read_manifest(folder_at(folder))
 

@@ -23,6 +23,7 @@ from bif.store import (
     holds_run,
     load_dataset,
     plain,
+    read_manifest,
     read_run,
     results,
     save_dataset,
@@ -50,7 +51,7 @@ class TestWriting:
     def test_everything_is_there_and_nothing_beside_it(self, tmp_path):
         folder = write(tmp_path / "deep" / "r")
         assert files(folder) == [
-            "diagnostics.zarr", "influence.zarr", "report.html", "run.json", "summary.json",
+            ".bif", "diagnostics.zarr", "influence.zarr", "report.html", "run.json", "summary.json",
         ]  # fmt: skip
         assert files(folder.parent) == ["r"]
         got = read_run(folder)
@@ -98,7 +99,7 @@ class TestWriting:
             patch.setattr(results, step, fail)
             with pytest.raises(type(error)):
                 write(folder, draws=2)
-        assert read_run(folder)["manifest"]["complete"] is False
+        assert read_manifest(folder_at(folder))["complete"] is False
         assert read_run(write(folder, draws=2))["summary"]["draws"] == 2
         assert files(folder) == files(write(tmp_path / "fresh"))
 
@@ -150,8 +151,10 @@ class TestReading:
     def test_a_dataset_that_is_not_there_is_refused(self, tmp_path):
         folder = write(tmp_path / "r")
         (folder / "influence.zarr").rename(folder / "gone")
-        with pytest.raises(FileNotFoundError, match=r"no influence.zarr at"):
+        with pytest.raises(DamagedRun, match=r"influence.zarr/.* is damaged: it is missing"):
             read_run(folder)
+        with pytest.raises(FileNotFoundError, match=r"no influence.zarr at"):
+            load_dataset(folder, name="influence.zarr")
 
     def test_an_array_whose_bytes_changed_is_damage(self, tmp_path):
         folder = write(tmp_path / "r")
@@ -160,7 +163,7 @@ class TestReading:
         content = bytearray(chunk.read_bytes())
         content[len(content) // 2] ^= 1
         chunk.write_bytes(content)
-        with pytest.raises(DamagedRun, match="influence.zarr is damaged"):
+        with pytest.raises(DamagedRun, match="influence/c/.* is damaged: it is not"):
             read_run(folder)
 
 

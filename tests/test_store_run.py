@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from bif.store import (
@@ -15,7 +13,7 @@ from bif.store import (
     read_run,
     reopen_run,
 )
-from run_folders import begun, commit, content, ended, wanted
+from run_folders import begun, commit, content, ended, resealed, wanted
 
 
 class TestOpening:
@@ -128,9 +126,8 @@ class TestOpening:
 
     def test_a_run_of_another_format_is_refused(self, tmp_path):
         folder = ended(tmp_path / "r")
-        manifest = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps({**manifest, "format": 99}))
-        message = "holds a run of format 99, this version of bif reads 1"
+        resealed(folder / "run.json", format=99)
+        message = "holds a run of format 99, this version of bif reads 2"
         with pytest.raises(FolderInUse, match=message), open_run(folder, wanted()):
             pass
         with pytest.raises(FolderInUse, match=message), reopen_run(folder):

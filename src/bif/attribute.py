@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from math import sqrt
 from pathlib import Path
 from typing import get_args
 
@@ -13,9 +14,17 @@ from bif.budget import Goal
 from bif.calibrate import Calibration, calibrate
 from bif.conclude import concluded
 from bif.interrupts import termination_raises
-from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
+from bif.keep import (
+    Keep,
+    as_bytes,
+    forecast,
+    in_words,
+    refuse_vast_scores,
+    refuse_vast_traces,
+)
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
+from bif.precision import rounding
 from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import hardware
@@ -27,6 +36,9 @@ from bif.writer import Writer
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""
+_SAME = 1e3
+"""Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
+order."""
 
 
 def attribute(
@@ -121,6 +133,7 @@ def attributed(
     """
     started = time.perf_counter()
     refuse_vast_scores(problem, keep, top=top)
+    refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
     calibration = _calibrated(problem, requested, folder, say if show_progress else None)
@@ -145,7 +158,7 @@ def attributed(
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
-            _refuse_other_losses(folder, sampling)
+            recording.notes += _refuse_other_losses(folder, sampling)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
@@ -234,11 +247,23 @@ def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None
         )
 
 
-def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> None:
-    """The losses at w* tell of changes that no fingerprint sees, such as a global variable."""
+def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str]:
+    """The losses at w* tell of changes that no fingerprint sees.
+
+    Returns:
+        What is to be said where there is nothing to compare with.
+    """
     now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(sampling.device)
-    kept = folder.center_values()
+    said = []
+    try:
+        kept = folder.center_values()
+    except store.DamagedRun as error:
+        kept = {}
+        said.append(
+            f"when the run went on, its losses at w* could not be compared with those that it was "
+            f"begun with ({error})"
+        )
     for name in now:  # the train losses first
         if name not in kept:
             continue
@@ -253,4 +278,15 @@ def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> None:
                 f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
                 "something that the model, the data or the loss depend on has changed."
             )
-    folder.keep_center_values(now)
+    gradient = sampling.center_gradient()
+    if "gradient" in kept:
+        then = kept["gradient"]
+        unit = rounding(sampling.train_center.dtype, *sampling.settings.precisions)
+        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
+        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
+            raise store.FolderInUse(
+                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
+                "losses agree: something that the loss or the model depend on has changed."
+            )
+    folder.keep_center_values({**now, "gradient": gradient})
+    return said

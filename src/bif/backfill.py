@@ -50,6 +50,7 @@ def fill(
             waiting.append({n: sampling.observe_panel(n, params).cpu() for n in lacking})
         if waiting and (len(waiting) == _DRAWS_AT_ONCE or index == commit.draws - 1):
             _append(store, waiting, start=first, have=lacking)
+            store.amend(commit)
             first, waiting = index + 1, []
         yield index
 

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset, default_collate
 
 from bif.types import Batch
 
+_LONGEST_NAME = 10_000
+"""Characters of an id or label."""
 _TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
 
@@ -204,7 +206,14 @@ def _text(
 ) -> np.ndarray:
     if isinstance(values, Tensor):
         values = values.tolist()
-    array = np.asarray([_storable(value) for value in values], dtype=kind)
+    texts = [_storable(value) for value in values]
+    longest = max(map(len, texts), default=0)
+    if kind is str and longest > _LONGEST_NAME:  # every entry takes as much as the longest
+        raise ValueError(
+            f"{name} has an entry of {longest:,} characters: expected at most {_LONGEST_NAME:,}, a "
+            "name. Long texts are kept beside the scores with about={…}."
+        )
+    array = np.asarray(texts, dtype=kind)
     if len(array) != expected:
         raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
     return array

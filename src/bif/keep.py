@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -85,6 +86,12 @@ def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) 
         return
     sums = 8 * DEFAULT_GROUPS if keep == "sums" else 0
     needed = (_BYTES_A_SCORE + sums) * rows * columns
+    if not problem.tokens and needed > memory_of_host():
+        raise ValueError(
+            f"scores of {columns:,} train items on {rows:,} rows of queries would take "
+            f"{as_bytes(needed)}, and this machine has {as_bytes(memory_of_host())}: keep the "
+            "strongest of each row only (top=10; --top 10), or choose fewer queries."
+        )
     if not problem.tokens or needed <= MOST_SCORE_BYTES:
         return
     kind = "tokens" if problem.train_by_token else "items"
@@ -95,6 +102,36 @@ def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) 
         f"only ({strongest}; --top 10), or choose fewer queries, or fewer of their tokens "
         "(token_mask), or whole items on one side (tokens='train' or 'query')."
     )
+
+
+def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> None:
+    """Raise where what is recorded cannot be in the memory of this machine, before any is taken.
+
+    Args:
+        requested: Chains and draws that it leaves open are taken as one and two.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    chains, draws = requested.chains or 1, requested.draws or 2
+    columns = problem.num_scored + len(problem.observables) * problem.num_queries
+    if keep == "sums":
+        columns = min(columns, _SUBSET_TRAIN + _SUBSET_QUERY)
+    needed = 4 * chains * draws * columns
+    if needed > memory_of_host():
+        raise ValueError(
+            f"{chains:,} chains of {draws:,} draws of {columns:,} losses and observables would "
+            f"take {as_bytes(needed)}, and this machine has {as_bytes(memory_of_host())}: choose "
+            "fewer chains or draws, or keep='sums'."
+        )
+
+
+def memory_of_host() -> int:
+    """Bytes of physical memory; without bound where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**63
 
 
 def refuse_vast_sums(num_rows: int, num_columns: int) -> None:

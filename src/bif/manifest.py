@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bif.code import code_fingerprint, model_code
 from bif.problem import Problem
-from bif.provenance import code_fingerprint, fingerprint, items_fingerprint, model_code
+from bif.provenance import fingerprint, items_fingerprint
 from bif.settings import Settings
 
 

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
 _SECONDS_BETWEEN_RELIABILITIES = 3.0
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows."""
+
+
+def harmless(text: object) -> str:
+    """A text whose control characters are written out: a terminal would obey them.
+
+    Lines and tabs stay; so does what is merely unusual.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" or c in _TURNING
+        else c
+        for c in str(text)
+    )
 
 
 def say(lines: Iterable[str]) -> None:
@@ -15,7 +31,7 @@ def say(lines: Iterable[str]) -> None:
 
     console = Console(stderr=True, soft_wrap=True)
     for line in lines:
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(harmless(line), style="dim", markup=False, highlight=False)
 
 
 class ProgressBar:

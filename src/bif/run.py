@@ -221,7 +221,7 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
     expected = manifest.get("draws", [])
     blocks, damage = [], []
     for index, chains in enumerate(dealt):
-        block = store.BlockStore(folder, index)
+        block = store.BlockStore(folder, index, token=manifest.get("token", ""))
         draws = block.good_draws(names)
         if index < len(expected) and draws < expected[index]:
             damage.append(

@@ -29,6 +29,8 @@ from bif.settings import Settings
 from bif.tokens import TokenReader
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
 
+_GRADIENT_ITEMS = 32
+"""Train items whose gradient at w* is compared when a run goes on."""
 _LARGE_LEAF = 2**20
 """Weights from which on a leaf is worth a compiled kernel of its own."""
 
@@ -274,6 +276,28 @@ class Sampling:
         """What each array of the traces would record at w*: `[N_g]` or `[A, Q_g]`."""
         parts = self.panels.split(self.train_center[None, None], self.query_center[None, None])
         return [torch.from_numpy(x[0, 0]) for x in parts.values()]
+
+    def center_gradient(self) -> Tensor:
+        """What tells of the gradient at w*: of every moving leaf its norm and two sums, `[L, 3]`.
+
+        Of a few train items; empty where steps leave no room for a gradient of their own.
+        """
+        s = self.settings
+        if s.memory != "plain":
+            return torch.empty(0, 3, dtype=torch.float64)
+        assert s.chunk_size is not None
+        num = min(_GRADIENT_ITEMS, s.chunk_size, len(self.train))
+        chosen = torch.linspace(0, len(self.train) - 1, num, device=self.device).long()
+        gradient, _ = self.oracle.gradient(
+            self._start(1), self.train.take(chosen), self.weights[chosen], per_chain=False
+        )
+        rows = []
+        for leaf in gradient.values():
+            x = leaf.detach().reshape(-1).double()
+            waves = torch.cos(torch.arange(len(x), device=x.device, dtype=torch.float64))
+            mean, wave = x.sum() / len(x) ** 0.5, x @ waves / len(x) ** 0.5  # at most the norm
+            rows.append(torch.stack([x.norm(), mean, wave]))
+        return torch.stack(rows).cpu()
 
     def observe(self, function: ItemLoss, params: Params, items: Items) -> Tensor:
         """`function` of items, `[C, N]`."""

@@ -42,10 +42,11 @@ def loaded(folder: str | Path, plan: Plan | None) -> Bank:
     plan = plan or kept
     if kept.joined(plan) != kept:
         raise FileNotFoundError(f"{folder} holds a bank without some of the networks asked for.")
+    token = manifest.get("token", "")
     return Bank(
-        reported=_part(folder, "reported", plan.num_subsets, plan.seeds, target),
+        reported=_part(folder, "reported", plan.num_subsets, plan.seeds, target, token),
         tuning=(
-            _part(folder, "tuning", plan.num_tuning_subsets, plan.tuning_seeds, target)
+            _part(folder, "tuning", plan.num_tuning_subsets, plan.tuning_seeds, target, token)
             if plan.num_tuning_subsets
             else None
         ),
@@ -57,9 +58,9 @@ def loaded(folder: str | Path, plan: Plan | None) -> Bank:
 
 
 def _part(
-    folder: str | Path, purpose: Purpose, num_subsets: int, seeds: Any, target: Target
+    folder: str | Path, purpose: Purpose, num_subsets: int, seeds: Any, target: Target, token: str
 ) -> BankPart:
-    found = store.read_bank_part(folder, purpose)
+    found = store.read_bank_part(folder, purpose, token=token)
     try:
         kept = found["seed"].values.tolist()
         rows = [kept.index(seed) for seed in seeds]

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from bif.bank.bank import Purpose
 from bif.bank.plan import Plan
+from bif.code import code_fingerprint, model_code
 from bif.evaluate.retrain import Queries
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.problem import Problem
-from bif.provenance import code_fingerprint, fingerprint, items_fingerprint, model_code
+from bif.provenance import fingerprint, items_fingerprint
 from bif.types import Batch, Target
 
 

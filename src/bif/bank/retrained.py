@@ -29,6 +29,10 @@ from bif.problem import Problem
 from bif.provenance import hardware, versions
 from bif.types import Batch, Target
 
+_SHARE = 0.05
+"""Of the time that is left, at most, to train one network again before going on."""
+_CLOSE = 0.01
+"""Relative distance by which a network that is trained again may differ in any case."""
 _FUNCTION_CHUNK = 16
 """Networks of one seed that are stored together where they are trained one by one."""
 
@@ -78,7 +82,8 @@ def retrained(
         ValueError: What does not fit, before any training.
         FloatingPointError: A network diverges; names subset and seed.
         FolderInUse: `out` holds another bank, other files, or has another writer; the message
-            names what differs.
+            names what differs. Or a network that is there comes out otherwise when it is trained
+            again, which is tried with the cheapest one.
         DamagedRun: The manifest in `out` cannot be read.  Other damage is mended by training anew.
         OSError: `out` cannot be written to; what was committed stays.
         Preempted: SIGTERM came; what was committed is in `out`.
@@ -133,6 +138,10 @@ class _Work:
             manifest = folder.manifest
             stores = [_part_store(folder, part, self.train_ids) for part in self.parts]
         slots = [_Slots(p, s, manifest) for p, s in zip(self.parts, stores, strict=True)]
+        if folder is not None:
+            said = _refuse_other_training(slots, self.trainer, folder.folder)
+            if said:
+                folder.update({"notes": [*manifest.get("notes", []), said]})
         total = sum(len(slot.part.seeds) * len(slot.part.masks) for slot in slots)
         missing = sum(len(slot.missing()) for slot in slots)
         with networks_shown(total, total - missing, shown=show_progress) as advance:
@@ -210,6 +219,53 @@ class _Slots:
             seconds=float(np.nansum(self.seconds)),
             target=target,
         )
+
+
+def _refuse_other_training(
+    slots: list[_Slots], trainer: Trainer, folder: store.Folder
+) -> str | None:
+    """Retrain the cheapest network that is there, and refuse to go on where it comes out otherwise.
+
+    Returns:
+        What is to be said where that would take too long.
+
+    Raises:
+        FolderInUse: It differs by more than seeds do, or subsets where there is one seed.
+    """
+    left = sum(len(slot.missing()) for slot in slots)
+    there = [
+        (slot.seconds[s, m], i, s, m)
+        for i, slot in enumerate(slots)
+        for s, m in np.argwhere(np.isfinite(slot.outcomes).all(axis=(0, 3))).tolist()
+    ]
+    if not left or not there:
+        return None
+    known = [seconds for seconds, *_ in there if np.isfinite(seconds)]
+    seconds, index, s, m = min(there, key=lambda one: (not np.isfinite(one[0]), one[0]))
+    cost = seconds * trainer.num_at_once  # one alone takes about as long as its stack did
+    if known and cost > _SHARE * left * float(np.mean(known)):
+        return (
+            f"no network was retrained when the bank went on with {left} to train: one takes about "
+            f"{cost:.3g} s, more than {_SHARE:.0%} of what was left"
+        )
+    slot = slots[index]
+    network = Network(slot.part.masks[m], slot.part.seeds[s], m)
+    values = trainer.outcomes([network], slot.part.queries)
+    for a, name in enumerate(slot.part.queries):
+        then, now = slot.outcomes[a, s, m], values[name][0]
+        seeds = slot.outcomes[a, :, m]
+        others = seeds if np.isfinite(seeds).all(axis=1).sum() > 1 else slot.outcomes[a, s]
+        spread = others[np.isfinite(others).all(axis=1)].std(axis=0)
+        allowed = np.sqrt(np.mean(spread**2)) + _CLOSE * np.sqrt(np.mean(then**2))
+        distance = np.sqrt(np.mean((now - then) ** 2))
+        if not distance <= allowed:
+            raise store.FolderInUse(
+                f"{folder} holds a network (subset {m}, seed {network.seed}) that comes out "
+                f"otherwise when it is trained again: {name!r} of the queries differs by "
+                f"{distance:.3g}, {allowed:.3g} or less was expected. Something that the training "
+                "depends on has changed: put it back, or choose another folder."
+            )
+    return None
 
 
 def _runs(stack: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:

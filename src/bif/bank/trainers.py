@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bif.code import code_fingerprint
 from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
 from bif.evaluate.training import Network, num_rows, stream, to_device
 from bif.functional import ItemFunction
 from bif.items import map_batch
 from bif.problem import Problem
-from bif.provenance import code_fingerprint
 from bif.types import Batch, Target
 
 TrainFunction = Callable[[nn.Module | None, Batch, int], nn.Module]

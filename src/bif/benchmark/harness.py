@@ -19,7 +19,7 @@ from bif.evaluate import Recipe
 from bif.progress import say
 from bif.provenance import hardware, versions
 
-RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
+_FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
 _LONG = 5.0
 """Seconds that nobody wants to lose."""
 
@@ -80,9 +80,11 @@ def benchmark(
 
     Raises:
         ValueError: Unknown methods; whatever does not fit in the task.
-        FolderInUse: `out` holds banks of another task.
+        FolderInUse: `out` holds banks of another task, or results that bif has not made.
     """
     chosen = _chosen(task, methods)
+    if out is not None:
+        _refuse_foreign(store.folder_at(out))
     banks, seconds = banks_of(task, out, show_progress=show_progress)
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []
@@ -166,6 +168,7 @@ def benchmark_sizes(
 
     Raises: as `benchmark`.
     """
+    _refuse_foreign(store.folder_at(out))
     rows: list[dict[str, Any]] = []
     abouts: dict[str, Any] = {}
     name = ""
@@ -186,12 +189,29 @@ def benchmark_sizes(
 def write(results: Results, out: str | Path) -> None:
     """Write `results.json`, `task.json`, `table.md` and the plots into a folder."""
     folder = store.folder_at(out)
+    _refuse_foreign(folder)
+    pictures = plots(results.rows, results.curves, title=results.task)
+    names = [*_FILES, *(f"{name}.png" for name in pictures)]
+    _refuse_foreign(folder, names)
+    store.mark(folder, names)
     folder.write(RESULTS, _json(results.rows))
     about = {**results.about, "curves": results.curves, "tuned": results.tuned}
     folder.write(ABOUT, _json(about))
     folder.write(TABLE, judge.table(results.rows).encode())
-    for name, picture in plots(results.rows, results.curves, title=results.task).items():
+    for name, picture in pictures.items():
         folder.write(f"{name}.png", picture)
+
+
+def _refuse_foreign(folder: store.Folder, names: Sequence[str] = _FILES) -> None:
+    """Raise where there are results that no benchmark has written, before anything is trained."""
+    if not store.marked(folder) and folder.is_file(ABOUT):
+        try:  # of a version that made no marks
+            about = json.loads(folder.read(ABOUT))
+        except ValueError:
+            about = None
+        if isinstance(about, dict) and {"task", "bank_seconds", "versions"} <= set(about):
+            return
+    store.refuse_foreign(folder, names)
 
 
 def _about(task: Task, bank_seconds: dict[str, float]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Calibrate:
     def run(self) -> None:
         from bif.calibrate import calibrate
 
+        store.refuse_foreign_calibration(self.out)
         problem, settings = posed(self.target, self.language, self.settings, query=self.query)
         said: tuple[str, ...] = ()
         if self.bank is not None:

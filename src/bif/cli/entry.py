@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -9,10 +11,15 @@ import tyro
 
 from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate, Plan
-from bif.cli.exits import FILES_FAILED, INTERRUPTED, RESUME_ME
+from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.interrupts import Preempted, termination_raises
+from bif.progress import harmless
+from bif.store import FilesFailed
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OF_A_DISK = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
 
 _USER_ERRORS = (
     ValueError,
@@ -44,6 +51,7 @@ def main() -> None:
     try:
         with termination_raises():
             command.run()
+        sys.stdout.flush()
     except Preempted as stopped:
         _leave(
             RESUME_ME,
@@ -59,14 +67,22 @@ def main() -> None:
     except _USER_ERRORS as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         _leave(2, str(message))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        sys.exit(READER_GONE)
     except OSError as error:
+        if not isinstance(error, FilesFailed) and error.errno not in _OF_A_DISK:
+            _leave(2, f"{error} ({type(error).__name__})")
+        full = error.errno in _FULL
+        what = "the disk is full" if full else "files could be neither read nor written"
+        remedy = "make room" if full else "mend that"
         _leave(
             FILES_FAILED,
-            f"files could not be written ({error}). What was committed is kept: make room or mend "
-            "the disk, and run the same command to go on from there.",
+            f"{what} ({error}). What was committed is kept: {remedy}, and run the same command to "
+            "go on from there.",
         )
 
 
 def _leave(status: int, message: str) -> NoReturn:
-    print(f"bif: {message}", file=sys.stderr)
+    print(f"bif: {harmless(message)}", file=sys.stderr)
     sys.exit(status)

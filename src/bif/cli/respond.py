@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
+from bif.progress import harmless
 from bif.settings import Settings
 
 
@@ -46,28 +47,34 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        from bif.manifest import identity
         from bif.response import respond
 
-        if store.folder_at(self.out).is_file(store.SCORES) and not self.overwrite:
-            raise store.FolderInUse(
-                f"{self.out} holds scores already: choose another --out, or pass --overwrite."
-            )
+        store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = posed(
             self.target, self.language, self.settings, query=self.query,
             without_proxies=self.without_proxies,
         )  # fmt: skip
-        response = respond(
-            problem,
-            settings,
-            observable=self.observable,
-            temperature=self.temperature,
-            curvature=self.curvature,
-            h=self.h,
-            steps=self.steps,
-            replicates=self.replicates,
-            show_progress=True,
-        )
-        response.save(self.out, overwrite=self.overwrite)
-        for warning in response.warnings:
-            print(f"warning: {warning}")
-        print(f"{response.num_steps} steps, {response.seconds:.1f} s; bif show {self.out}")
+        asked: dict[str, Any] = {
+            "observable": self.observable,
+            "temperature": self.temperature,
+            "curvature": self.curvature,
+            "h": self.h,
+            "steps": self.steps,
+            "replicates": self.replicates,
+        }
+        with store.open_scores(
+            self.out,
+            {**identity(problem, settings), "response": asked},
+            on_existing="replace" if self.overwrite else "resume",
+        ) as folder:
+            if folder.complete:
+                print(f"{self.out} already holds these scores, complete: nothing to do.")
+                about = folder.about
+            else:
+                response = respond(problem, settings, **asked, show_progress=True)
+                about = response.about()
+                folder.finish(response.influence.dataset, about)
+        for warning in about["warnings"]:
+            print(f"warning: {harmless(warning)}")
+        print(f"{about['num_steps']} steps, {about['seconds']:.1f} s; bif show {self.out}")

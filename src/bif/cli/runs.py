@@ -13,6 +13,7 @@ from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, posed
 from bif.cli.loading import load_groups
 from bif.keep import Keep
+from bif.progress import harmless
 from bif.settings import Settings
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ class Show:
         self._rank(influence_of(run["influence"].assign_attrs(trusted=trusted)))
 
     def _rank(self, influence: Influence) -> None:
-        print(influence)
+        print(harmless(influence))
         ids = self.query or tuple(str(i) for i in influence.dataset["query_id"].values[:3])
         for query in ids:
             print()
@@ -254,7 +255,7 @@ class Show:
                 query, min(self.top, kept), observable=self.observable,
                 unresolved=not influence.trusted,
             )  # fmt: skip
-            print(shown)
+            print(harmless(shown))
 
 
 def _announce(out: str, *, worked: bool) -> None:
@@ -274,9 +275,9 @@ def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> N
 
     console = Console(soft_wrap=True)
     for warning in manifest.get("warnings", []):  # type: ignore[attr-defined]
-        console.print("warning:", warning, style="yellow", markup=False)
+        console.print("warning:", harmless(warning), style="yellow", markup=False)
     table = Table(show_header=False, box=None)
     for name, value in summary.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        table.add_row(Text(name.replace("_", " ")), Text(shown))
+        table.add_row(Text(harmless(name.replace("_", " "))), Text(harmless(shown)))
     console.print(table)

@@ -56,8 +56,8 @@ def load_model(
         raise ValueError(f"task is {task!r}: expected one of {', '.join(get_args(Task))}.")
     _refuse_missing_folder(name, "model")
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no model with a tokenizer at {str(name)!r}: expected a folder written by "
@@ -72,7 +72,9 @@ def load_model(
     wide = torch.promote_types(config.dtype or torch.float32, torch.float32)
     try:
         with _no_progress_bars():
-            model = loader.from_pretrained(name, dtype=wide, use_safetensors=True)
+            model = loader.from_pretrained(
+                name, dtype=wide, use_safetensors=True, trust_remote_code=False
+            )
     except OSError as error:
         raise FileNotFoundError(
             f"no safetensors of {str(name)!r} could be read: {_first_line(error)} Pickled weights "

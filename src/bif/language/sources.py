@@ -137,7 +137,7 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no parquet file: {error}") from error
 
 
@@ -156,7 +156,7 @@ def _from_hub(name: str, *, split: str | None) -> Iterable[Mapping[str, Any]]:
     datasets = _datasets()
     path, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(path, configuration or None)
+        found = datasets.load_dataset(path, configuration or None, trust_remote_code=False)
     except (FileNotFoundError, ConnectionError, OSError) as error:
         raise FileNotFoundError(
             f"{name!r} is no file or folder here, and no data set of the hub could be loaded by "

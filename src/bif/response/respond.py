@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -85,7 +85,14 @@ class Response:
         Raises:
             FolderInUse: There are scores already, or other files.
         """
-        about = {
+        store.write_scores(
+            folder, influence=self.influence.dataset, about=self.about(), overwrite=overwrite
+        )
+        return Path(folder)
+
+    def about(self) -> dict[str, Any]:
+        """Everything but the scores, for `scores.json`."""
+        return {
             "estimator": "response",
             "num_steps": self.num_steps,
             "seconds": self.seconds,
@@ -97,10 +104,6 @@ class Response:
             "explanations": self.explanations,
             "versions": versions(),
         }
-        store.write_scores(
-            folder, influence=self.influence.dataset, about=about, overwrite=overwrite
-        )
-        return Path(folder)
 
 
 def respond(

@@ -3,7 +3,7 @@
 A run's folder holds `run.json` (the manifest), `traces.zarr` (losses at every draw), where asked
 for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `influence.zarr`,
 `diagnostics.zarr`, `summary.json` and `report.html`.  Scores that come from no run of chains, such
-as responses, are a folder with `influence.zarr` and `scores.json`.
+as responses, are a folder with `influence.zarr` and `scores.json`.  `.bif` lists what bif has made.
 """
 
 from bif.store.bank_arrays import BankLayout, BankPartStore
@@ -25,20 +25,21 @@ from bif.store.folder import (
     SCORES,
     SUMMARY,
     DamagedRun,
+    FilesFailed,
     Folder,
     FolderInUse,
     folder_at,
 )
 from bif.store.manifests import read_manifest
+from bif.store.marks import mark, marked, refuse_foreign
 from bif.store.results import (
     holds_run,
     load_dataset,
     plain,
-    read_scores,
+    refuse_foreign_calibration,
     refuse_occupied,
     save_dataset,
     write_calibration,
-    write_scores,
 )
 from bif.store.run import (
     OnExisting,
@@ -53,6 +54,7 @@ from bif.store.run import (
     remove_run,
     reopen_run,
 )
+from bif.store.scores import ScoresFolder, holds_scores, open_scores, read_scores, write_scores
 
 __all__ = [
     "CALIBRATION",
@@ -68,20 +70,26 @@ __all__ = [
     "BlockStore",
     "Commit",
     "DamagedRun",
+    "FilesFailed",
     "Folder",
     "FolderInUse",
     "OnExisting",
     "RunFolder",
+    "ScoresFolder",
     "copy_run",
     "differences",
     "in_words",
     "folder_at",
     "holds_bank",
     "holds_run",
+    "holds_scores",
     "is_complete",
     "load_dataset",
+    "mark",
+    "marked",
     "open_bank",
     "open_run",
+    "open_scores",
     "plain",
     "progress",
     "read_bank_manifest",
@@ -89,6 +97,8 @@ __all__ = [
     "read_manifest",
     "read_run",
     "read_scores",
+    "refuse_foreign",
+    "refuse_foreign_calibration",
     "refuse_occupied",
     "refuse_other_format",
     "remove_run",

@@ -1,22 +1,66 @@
 """Arrays `[C, D, …]` of one block of chains that grow by draws.
 
 Zarr, third format: shards of whole draws, checksummed and compressed chunks inside.  A shard is
-written in one piece, so draws that were there stay there whatever happens to the next ones.
+written in one piece, so draws that were there stay there whatever happens to the next ones.  A
+table has a digest of every chunk's values, by which a chunk is known to be in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from bif.store.folder import DamagedRun, Folder
+from bif.store.folder import DamagedRun, Folder, damage_named, failures_named
 from bif.store.results import refuse_foreign_zarr
+from bif.store.seals import digest
 
 _CHUNK_BYTES, _SHARD_BYTES = 2 * 2**20, 32 * 2**20
 _DRAWS = 1  # the axis along which everything grows
+
+
+@dataclass(frozen=True)
+class DigestTable:
+    """Digests of the values of one array.
+
+    Attributes:
+        unit: Draws of which there is a digest each; the last may have fewer.
+        draws: Of which there are digests, all in all.
+        digests: In the order of the draws.
+    """
+
+    unit: int
+    draws: int
+    digests: tuple[str, ...]
+
+    @classmethod
+    def parsed(cls, found: Mapping[str, Any]) -> DigestTable:
+        """From JSON.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is no table.
+        """
+        table = cls(
+            int(found["unit"]), int(found["draws"]), tuple(str(d) for d in found["digests"])
+        )
+        if table.unit < 1 or len(table.digests) != -(-table.draws // table.unit):
+            raise ValueError("a table of digests does not cover its draws")
+        return table
+
+    def extended(self, values: np.ndarray, start: int) -> DigestTable:
+        """With draws `[C, d, …]` from `start` on, the start of a unit, in the place of others."""
+        fresh = [
+            _digest(values[:, i : i + self.unit]) for i in range(0, values.shape[_DRAWS], self.unit)
+        ]
+        kept = self.digests[: start // self.unit]
+        return DigestTable(self.unit, start + values.shape[_DRAWS], (*kept, *fresh))
+
+    def cut(self, draws: int) -> DigestTable:
+        """Of the first draws only, a number of whole units."""
+        return DigestTable(self.unit, draws, self.digests[: draws // self.unit])
 
 
 class DrawArrays:
@@ -25,11 +69,25 @@ class DrawArrays:
     Args:
         folder: Where.
         name: The group's name, such as `traces.zarr/block-000`.
+
+    Attributes:
+        tables: Of every array; None where nothing is known and nothing can be compared.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
         self._open: dict[str, Any] = {}
+        self._last: dict[str, np.ndarray] = {}
+        """Values of each array's last unit."""
+        self._seen: set[tuple[str, int]] = set()
+        """Units that have been compared."""
+        self.tables: dict[str, DigestTable] | None = None
+
+    def trust(self, tables: Mapping[str, DigestTable] | None) -> None:
+        """Hold what is read from now on against these digests; None: against nothing."""
+        self.tables = None if tables is None else dict(tables)
+        self._last.clear()
+        self._seen.clear()
 
     def names(self) -> list[str]:
         """What there is; nothing that cannot be opened."""
@@ -53,20 +111,57 @@ class DrawArrays:
         """
         written = []
         for name, values in arrays.items():
+            place = f"{self._name}/{name}"
             array = self._opened_or_made(name, values)
             stop = start + values.shape[_DRAWS]
             shape = array.shape
             if shape[_DRAWS] < start:
-                raise DamagedRun(
-                    f"{self._name}/{name} holds {shape[_DRAWS]} draws, expected {start} or more."
-                )
+                raise DamagedRun(f"{place} holds {shape[_DRAWS]} draws, expected {start} or more.")
+            if start:
+                self.refuse_missing(name, start, since=start - 1)
+            table, unit_values = self._extended(array, name, values, start)
             shards = self._shards(array, name, start, stop)
             for shard in shards:  # a link that leads elsewhere is refused
                 self._folder.is_file(shard)
-            array.resize((shape[0], stop, *shape[2:]))
-            array[:, start:stop] = values
-            written += [f"{self._name}/{name}/zarr.json", *shards]
-        self._folder.synchronise(written)
+            with failures_named(f"{self._folder}/{place}"):
+                array.resize((shape[0], stop, *shape[2:]))
+                array[:, start:stop] = values
+            self.tables = {**(self.tables or {}), name: table}
+            self._last[name] = unit_values
+            self._seen = {(n, u) for n, u in self._seen if n != name or u < start // table.unit}
+            written += [f"{place}/zarr.json", *shards]
+        with failures_named(f"{self._folder}/{self._name}"):
+            self._folder.synchronise(written)
+
+    def _extended(
+        self, array: Any, name: str, values: np.ndarray, start: int
+    ) -> tuple[DigestTable, np.ndarray]:
+        """The table with new draws, and the values of its last unit."""
+        table = (self.tables or {}).get(name) or DigestTable(array.chunks[_DRAWS], 0, ())
+        begin = start // table.unit * table.unit
+        if begin < start:
+            before = self._last.get(name)
+            if before is None or table.draws != start:
+                before = self.read(name, begin, start)
+            values = np.concatenate([before, values], axis=_DRAWS)
+        table = table.extended(values, begin)
+        open_draws = table.draws % table.unit
+        return table, values[:, values.shape[_DRAWS] - open_draws :].copy()
+
+    def refuse_missing(self, name: str, num_draws: int, *, since: int = 0) -> None:
+        """Raise unless the files of draws are there that have been written.
+
+        Raises:
+            DamagedRun: Somebody has removed one; names it.
+        """
+        metadata = f"{self._name}/{name}/zarr.json"
+        if not self._folder.is_file(metadata):
+            raise DamagedRun(
+                f"{self._folder}/{metadata} is missing: somebody has removed it while the run was "
+                "going on. The same call goes on from what is left."
+            )
+        array = self._open.get(name) or self._opened(name)
+        self._refuse_missing_shards(array, name, since, num_draws)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Draws of one array, `[C, stop - start, …]`.
@@ -82,7 +177,11 @@ class DrawArrays:
             array = self._opened(name)
         except (DamagedRun, FileNotFoundError):
             return 0
-        stop = good = min(stop, array.shape[_DRAWS])
+        stop = min(stop, array.shape[_DRAWS])
+        if self.tables is not None:
+            table = self.tables.get(name)
+            stop = min(stop, table.draws if table else 0)
+        good = stop
         for step in (array.shards[_DRAWS], array.chunks[_DRAWS]):  # which shard, which chunk in it
             begin = good // step * step if good < stop else 0
             for start in range(begin, stop, step):
@@ -100,7 +199,10 @@ class DrawArrays:
         """Drop everything from draw `num_draws` on, damaged shards included."""
         self._open.clear()
         for name in self.names():
+            known = self.tables is None or name in self.tables
             try:
+                if not known:  # added, and never entered into a record
+                    raise DamagedRun(f"{self._name}/{name} is in no record.")
                 array = self._opened(name)
             except DamagedRun:
                 self._folder.remove(f"{self._name}/{name}")
@@ -110,6 +212,9 @@ class DrawArrays:
                 continue
             whole = num_draws // draws * draws
             kept = self.read(name, whole, num_draws)
+            if self.tables is not None:
+                self.tables[name] = self.tables[name].cut(whole)
+            self._last.pop(name, None)
             array.resize((shape[0], whole, *shape[2:]))  # removes the shards from there on
             if num_draws > whole:
                 self.append({name: kept}, start=whole)
@@ -124,13 +229,47 @@ class DrawArrays:
             raise DamagedRun(
                 f"{self._name}/{name} holds {array.shape[_DRAWS]} draws, expected {stop}."
             )
-        self._refuse_missing_shards(array, name, start, stop)
-        try:
-            return np.asarray(array[:, start:stop])
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a codec says of bytes that are not its own
-            raise DamagedRun(f"{self._name}/{name} is damaged: {error}") from error
+        table = None if self.tables is None else self.tables.get(name)
+        first, last = start, stop
+        if self.tables is not None:
+            if table is None or table.draws < stop:
+                draws = table.draws if table else 0
+                raise DamagedRun(
+                    f"{self._name}/{name} has {draws} committed draws, expected {stop}."
+                )
+            first, last = self._whole_units(name, table, start, stop)
+        self._refuse_missing_shards(array, name, first, last)
+        with damage_named(f"{self._name}/{name}"):
+            values = np.asarray(array[:, first:last])
+        if table is not None:
+            self._compare(name, table, values, first, last)
+        return values[:, start - first : values.shape[_DRAWS] - (last - stop)]
+
+    def _whole_units(self, name: str, table: DigestTable, start: int, stop: int) -> tuple[int, int]:
+        """Draws to read so that every unit that was not compared yet is whole."""
+        if start >= stop:
+            return start, stop
+        first, last = start // table.unit, (stop - 1) // table.unit
+        if (name, first) not in self._seen:
+            start = first * table.unit
+        if (name, last) not in self._seen:
+            stop = min((last + 1) * table.unit, table.draws)
+        return start, stop
+
+    def _compare(
+        self, name: str, table: DigestTable, values: np.ndarray, start: int, stop: int
+    ) -> None:
+        """Raise where values are not those of the table."""
+        for unit in range(start // table.unit, -(-stop // table.unit)):
+            if (name, unit) in self._seen:
+                continue
+            begin = unit * table.unit - start
+            if _digest(values[:, begin : begin + table.unit]) != table.digests[unit]:
+                raise DamagedRun(
+                    f"{self._name}/{name} is damaged: draws from {unit * table.unit} on are not "
+                    "what was written there."
+                )
+            self._seen.add((name, unit))
 
     def _refuse_missing_shards(self, array: Any, name: str, start: int, stop: int) -> None:
         """A shard that is gone would read as NaN."""
@@ -153,11 +292,9 @@ class DrawArrays:
         if not self._folder.is_file(f"{place}/zarr.json"):
             raise FileNotFoundError(f"{self._folder} has no array {place}.")
         refuse_foreign_zarr(self._folder, place)
-        try:
+        with damage_named(place):
             array = zarr.open_array(self._folder.zarr(place), mode="r+", zarr_format=3)
             fine = array.ndim >= 3 and array.shards is not None and array.dtype.kind in "fiu"
-        except Exception as error:
-            raise DamagedRun(f"{place} is damaged: {error}") from error
         if not fine:
             raise DamagedRun(f"{place} is no array of draws.")
         return array
@@ -201,6 +338,13 @@ class DrawArrays:
             config={"write_empty_chunks": True},
             zarr_format=3,
         )
+
+
+def _digest(values: np.ndarray) -> str:
+    """Of values `[C, d, …]`, in whatever way they are stored."""
+    kind = values.dtype.newbyteorder("<")
+    about = f"{kind.str}{values.shape}".encode()
+    return digest(about, np.ascontiguousarray(values, dtype=kind).reshape(-1).view(np.uint8).data)
 
 
 def _dimensions(name: str, num: int) -> list[str]:

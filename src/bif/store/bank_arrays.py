@@ -2,18 +2,28 @@
 
 `outcome` is NaN where a network is still to be trained: the array is its own record of how far the
 bank has come. Chunks are checksummed and written whole, so one that is missing or damaged costs
-the networks that it held and no others. Everything else follows from the problem and the plan.
+the networks that it held and no others. `check` binds every network to its bank, seed and subset.
+Everything else follows from the problem and the plan.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bif.store.folder import DamagedRun, Folder, FolderInUse
+from bif.store.folder import (
+    DamagedRun,
+    Folder,
+    FolderInUse,
+    damage_named,
+    failures_named,
+)
 from bif.store.results import read_json, refuse_foreign_zarr
 
 BANK_ARRAYS = "bank.zarr"
@@ -50,14 +60,15 @@ class BankPartStore:
         folder: The bank's folder, held by this process.
         part: "reported" or "tuning".
         layout: What they are to hold; they are made, lengthened or mended to it.
+        token: The bank's own.
 
     Raises:
         FolderInUse: The networks that are there were trained on other subsets.
     """
 
-    def __init__(self, folder: Folder, part: str, layout: BankLayout) -> None:
+    def __init__(self, folder: Folder, part: str, layout: BankLayout, *, token: str) -> None:
         self._folder, self._place = folder, f"{BANK_ARRAYS}/{part}"
-        self._layout = layout
+        self._layout, self._part = layout, f"{token}/{part}"
         self._make_groups(part)
         self._refuse_other_masks()
         self._keep("mask", layout.masks, ("subset", "train"))
@@ -72,15 +83,36 @@ class BankPartStore:
         a, s, q = len(layout.observables), len(layout.seeds), len(layout.query_ids)
         self._outcome = self._grown("outcome", (a, s, num_subsets, q), (a, 1, per_chunk, q), _AXES)
         self._seconds = self._grown("seconds", (s, num_subsets), (1, per_chunk), _AXES[1:3])
+        self._check = self._grown(
+            "check", (s, num_subsets, 2), (1, per_chunk, 2), (*_AXES[1:3], "checked"), kind=np.int64
+        )
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Outcomes [A, S, M, Q] and seconds [S, M], NaN where there is no network.
 
-        Chunks that cannot be read are removed.
+        Chunks that cannot be read are removed, and networks that are not what was written there
+        are none.
         """
         outcome = self._read_chunks(self._outcome, "outcome")
         seconds = self._read_chunks(self._seconds, "seconds")
+        check = self._read_chunks(self._check, "check")
+        fine = check == self._checks(outcome, seconds)
+        outcome[:, ~fine[..., 0]] = seconds[~fine[..., 1]] = np.nan
         return outcome, seconds
+
+    def _checks(
+        self, outcome: np.ndarray, seconds: np.ndarray, *, seed: int = 0, subset: int = 0
+    ) -> np.ndarray:
+        """Of networks [A, S, M, Q] from these positions on, [S, M, 2]."""
+        layout = self._layout
+        return network_checks(
+            outcome,
+            seconds,
+            part=self._part,
+            seeds=layout.seeds[seed : seed + outcome.shape[1]],
+            masks=layout.masks[subset : subset + outcome.shape[2]],
+            names=[layout.observables, layout.train_ids, layout.query_ids],
+        )
 
     def write(self, seed: int, subset: int, outcome: np.ndarray, seconds: float) -> None:
         """Keep networks of one seed and consecutive subsets, durably.
@@ -98,18 +130,17 @@ class BankPartStore:
         chunks = range(subset // per_chunk, -(-stop // per_chunk))
         files = [_chunk(f"{self._place}/outcome", (0, seed, k, 0)) for k in chunks]
         files += [_chunk(f"{self._place}/seconds", (seed, k)) for k in chunks]
+        files += [_chunk(f"{self._place}/check", (seed, k, 0)) for k in chunks]
         for file in files:  # a link that leads elsewhere is refused
             self._folder.is_file(file)
-        try:
+        check = self._checks(
+            outcome[:, None], np.full((1, outcome.shape[1]), seconds), seed=seed, subset=subset
+        )
+        with failures_named(f"{self._folder}/{self._place}"):
             self._seconds[seed, subset:stop] = seconds
+            self._check[seed, subset:stop] = check[0]
             self._outcome[:, seed, subset:stop] = outcome
             self._folder.synchronise(files)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{self._folder}/{self._place} cannot be written: {error.strerror or error}. What "
-                "was committed is there: mend that, and the same call goes on",
-            ) from error
         self._folder.renew()
 
     def _make_groups(self, part: str) -> None:
@@ -119,6 +150,9 @@ class BankPartStore:
         for name, attributes in ((BANK_ARRAYS, {}), (self._place, titles)):
             try:
                 _refuse_foreign_group(self._folder, name)
+                if self._folder.is_file(f"{name}/zarr.json"):
+                    with damage_named(name):
+                        zarr.open_group(self._folder.zarr(name), mode="r", zarr_format=3)
             except DamagedRun:
                 self._folder.remove(f"{name}/zarr.json")
             zarr.open_group(
@@ -177,19 +211,16 @@ class BankPartStore:
         refuse_foreign_zarr(self._folder, place)
         if name in _SMALL:
             refuse_missing_chunk(self._folder, self._place, name)
-        try:
+        with damage_named(place):
             array = zarr.open_array(self._folder.zarr(place), mode="r+", zarr_format=3)
             if name in _SMALL:
                 array[...]  # to be read whole
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever a codec says of bytes that are not its own
-            raise DamagedRun(f"{place} is damaged: {error}") from error
         return array
 
     def _grown(
-        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...]
-    ) -> Any:
+        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...],
+        kind: type[np.generic] = np.float64,
+    ) -> Any:  # fmt: skip
         """An array of this shape; its metadata are mended, its chunks stay."""
         import zarr
 
@@ -197,7 +228,7 @@ class BankPartStore:
         try:
             array = self._opened(name)
             if (array.chunks, array.dtype, array.metadata.dimension_names) != (
-                chunks, np.dtype(np.float64), dims,
+                chunks, np.dtype(kind), dims,
             ):  # fmt: skip
                 raise DamagedRun(f"{place} is no array of a bank.")
         except FileNotFoundError:
@@ -212,8 +243,8 @@ class BankPartStore:
             self._folder.zarr(place),
             shape=shape,
             chunks=chunks,
-            dtype=np.float64,
-            fill_value=float("nan"),
+            dtype=kind,
+            fill_value=0 if kind is np.int64 else float("nan"),
             dimension_names=dims,
             config={"write_empty_chunks": True},
             **_encoding(),
@@ -223,21 +254,56 @@ class BankPartStore:
 
     def _read_chunks(self, array: Any, name: str) -> np.ndarray:
         try:
-            return np.asarray(array[...])
-        except MemoryError:
-            raise
-        except Exception:  # whatever a codec says of bytes that are not its own: which chunk?
-            values = np.full(array.shape, np.nan)
+            with damage_named(name):
+                return np.asarray(array[...])
+        except DamagedRun:  # which chunk?
+            values = np.full(array.shape, array.fill_value, dtype=array.dtype)
         sides = list(zip(array.shape, array.chunks, strict=True))
         for position in np.ndindex(*(-(-length // side) for length, side in sides)):
             part = tuple(
                 slice(p * c, (p + 1) * c) for p, c in zip(position, array.chunks, strict=True)
             )
             try:
-                values[part] = array[part]
-            except Exception:
+                with damage_named(name):
+                    values[part] = array[part]
+            except DamagedRun:
                 self._folder.remove(_chunk(f"{self._place}/{name}", position))
         return values
+
+
+def network_checks(
+    outcome: np.ndarray,
+    seconds: np.ndarray,
+    *,
+    part: str,
+    seeds: Sequence[int],
+    masks: np.ndarray,
+    names: Sequence[Sequence[str]],
+) -> np.ndarray:
+    """What binds networks to their places, int64 [S, M, 2]; never 0, which stands where none is.
+
+    The last axis is of outcomes and of seconds, which may be lost without the network.
+
+    Args:
+        outcome: [A, S, M, Q].
+        seconds: [S, M].
+        part: The bank's token and the part.
+        seeds: [S].
+        masks: bool [M, N].
+        names: Of observables, train items and queries.
+    """
+    common = hashlib.sha256(json.dumps([part, *map(list, names)]).encode())
+    found = np.zeros((*seconds.shape, 2), dtype=np.int64)
+    for m, mask in enumerate(masks):
+        of_subset = common.copy()
+        of_subset.update(np.packbits(np.asarray(mask, dtype=bool)).tobytes())
+        for s, seed in enumerate(seeds):
+            for kind, values in enumerate((outcome[:, s, m], seconds[s, m])):
+                one = of_subset.copy()
+                one.update(f"{seed}|{kind}|{values.dtype.str}".encode())
+                one.update(np.ascontiguousarray(values).tobytes())
+                found[s, m, kind] = int.from_bytes(one.digest()[:8], "little", signed=True) | 1
+    return found
 
 
 def refuse_missing_chunk(folder: Folder, group: str, *names: str) -> None:

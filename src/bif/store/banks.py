@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bif.store.bank_arrays import (
     BANK_ARRAYS,
     BankLayout,
     BankPartStore,
+    network_checks,
     refuse_missing_chunk,
 )
-from bif.store.folder import LOCK, PARTIAL, DamagedRun, Folder, FolderInUse, folder_at
-from bif.store.results import load_dataset, plain, read_json, write_json
+from bif.store.folder import DamagedRun, Folder, FolderInUse, damage_named, folder_at
+from bif.store.marks import mark, marked, remove_marked, whose
+from bif.store.results import load_dataset, plain, read_json, write_sealed
 from bif.store.run import differences
+from bif.store.seals import CHECK, unsealed
 
 if TYPE_CHECKING:
     import xarray as xr
 
 BANK, BANK_SPARE = "bank.json", "bank.spare.json"
-BANK_FORMAT = 1
+BANK_FORMAT, _OLDER = 2, 1
 _OURS = (BANK, BANK_SPARE, BANK_ARRAYS)
 
 
@@ -43,12 +49,12 @@ class BankFolder:
     def update(self, entries: Mapping[str, Any]) -> None:
         """Change entries of the manifest, kept twice."""
         self.manifest = plain({**self.manifest, **entries})
-        write_json(self.folder, BANK_SPARE, self.manifest)  # first: it never lags behind
-        write_json(self.folder, BANK, self.manifest)
+        write_sealed(self.folder, BANK_SPARE, self.manifest)  # first: it never lags behind
+        write_sealed(self.folder, BANK, self.manifest)
 
     def part(self, name: str, layout: BankLayout) -> BankPartStore:
         """The arrays of a part, made or lengthened."""
-        return BankPartStore(self.folder, name, layout)
+        return BankPartStore(self.folder, name, layout, token=self.manifest["token"])
 
 
 @contextlib.contextmanager
@@ -67,22 +73,25 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
     folder = folder_at(where)
     holds_bank(folder)  # before anything is made there
     with folder.locked():
-        _sweep(folder)
         expected = plain({"format": BANK_FORMAT, **manifest})
         if holds_bank(folder):
             found = read_bank_manifest(folder)
             _refuse_another(folder, found, expected)
+            if not marked(folder):
+                mark(folder, _OURS)
+            folder.sweep(marked(folder))
             yield BankFolder(folder, found)
             return
-        folder.remove(BANK_ARRAYS)  # left over by a process that was killed
-        bank = BankFolder(folder, expected)
+        remove_marked(folder, reversed(_OURS))  # left over by a process that was killed
+        mark(folder, _OURS)
+        bank = BankFolder(folder, {**expected, "token": uuid.uuid4().hex})
         bank.update({})
         try:
             yield bank
         except BaseException:
-            if not folder.names(BANK_ARRAYS) or not _has_outcomes(folder):
-                for name in reversed(_OURS):
-                    folder.remove(name)
+            with contextlib.suppress(OSError):  # what cannot be looked at stays
+                if not folder.names(BANK_ARRAYS) or not _has_outcomes(folder):
+                    remove_marked(folder, reversed(_OURS))
             raise
 
 
@@ -92,9 +101,9 @@ def holds_bank(folder: Folder) -> bool:
     Raises:
         FolderInUse: There is something, and it is no bank.
     """
-    if folder.is_file(BANK) or folder.is_file(BANK_SPARE):
+    there, others = whose(folder, _OURS)
+    if there & {BANK, BANK_SPARE} and (not others & set(_OURS) or _is_bank(folder)):
         return True
-    others = [n for n in folder.names() if n not in (LOCK, BANK_ARRAYS) and not _is_left_over(n)]
     if others or folder.is_file(""):
         raise FolderInUse(
             f"{folder} exists and holds no bank: choose another folder, or empty it first."
@@ -115,14 +124,22 @@ def read_bank_manifest(where: str | Path | Folder) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no bank of bif: it has no {BANK}.")
     for name in names:
         with contextlib.suppress(DamagedRun):
-            return _validated(read_json(folder, name))
+            found = read_json(folder, name)
+            if found.get("format") == BANK_FORMAT and CHECK not in found:
+                raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
+            return _validated(unsealed(found, f"{folder}/{name}"))
     raise DamagedRun(
         f"{folder}/{BANK} and its spare are damaged. Remove the folder and train the bank anew."
     )
 
 
-def read_bank_part(where: str | Path | Folder, part: str) -> xr.Dataset:
+def read_bank_part(where: str | Path | Folder, part: str, *, token: str) -> xr.Dataset:
     """A part's `mask`, `outcome` and `seconds` with their coordinates, in memory.
+
+    Networks that are not what was written there are NaN.
+
+    Args:
+        token: The bank's own; "" of a bank of an older version, of which nothing is known.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -131,7 +148,23 @@ def read_bank_part(where: str | Path | Folder, part: str) -> xr.Dataset:
     folder, group = folder_at(where), f"{BANK_ARRAYS}/{part}"
     found = load_dataset(folder, name=group)
     refuse_missing_chunk(folder, group)
-    return found
+    if not token:
+        return found
+    with damage_named(f"{folder}/{group}"):
+        names = ("observable", "train_id", "query_id")
+        fine = found["check"].values == network_checks(
+            found["outcome"].values,
+            found["seconds"].values,
+            part=f"{token}/{part}",
+            seeds=found["seed"].values.tolist(),
+            masks=found["mask"].values,
+            names=[[str(x) for x in found[name].values] for name in names],
+        )
+        outcome = np.where(fine[None, :, :, None, 0], found["outcome"].values, np.nan)
+        seconds = np.where(fine[..., 1], found["seconds"].values, np.nan)
+    return found.assign(
+        outcome=(found["outcome"].dims, outcome), seconds=(found["seconds"].dims, seconds)
+    )
 
 
 def _has_outcomes(folder: Folder) -> bool:
@@ -142,19 +175,13 @@ def _has_outcomes(folder: Folder) -> bool:
     )
 
 
-def _is_left_over(name: str) -> bool:
-    """Whether it is a file of ours that was being written."""
-    return name.endswith(PARTIAL) and any(name.startswith(f"{ours}.") for ours in _OURS)
-
-
-def _sweep(folder: Folder, name: str = "") -> None:
-    """Remove what a killed writer left half-written, among our own names only."""
-    for child in folder.names(name):
-        inner = f"{name}/{child}" if name else child
-        if _is_left_over(child) or (name and child.endswith(PARTIAL)):
-            folder.remove(inner)
-        elif (name or child == BANK_ARRAYS) and folder.is_folder(inner):
-            _sweep(folder, inner)
+def _is_bank(folder: Folder) -> bool:
+    """Whether the manifest or its spare is one of bif's."""
+    for name in (BANK, BANK_SPARE):
+        if folder.is_file(name):
+            with contextlib.suppress(DamagedRun):
+                return {"identity", "plan", "format"} <= set(read_json(folder, name))
+    return False
 
 
 def _validated(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +190,11 @@ def _validated(manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DamagedRun: An entry has not.
     """
-    if manifest.get("format") != BANK_FORMAT:
+    if manifest.get("format") not in (_OLDER, BANK_FORMAT):
         return manifest
     checks = {
+        "token": isinstance(manifest.get("token", ""), str)
+        and bool(manifest.get("token")) == (manifest["format"] == BANK_FORMAT),
         "identity": isinstance(manifest.get("identity"), dict),
         "plan": isinstance(manifest.get("plan"), dict),
         "hardware": isinstance(manifest.get("hardware", []), list),
@@ -179,8 +208,8 @@ def _validated(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_format(where: str | Path | Folder, manifest: Mapping[str, Any]) -> None:
-    """Raise FolderInUse unless the manifest is of the format that this version reads."""
-    if manifest.get("format") != BANK_FORMAT:
+    """Raise FolderInUse unless the manifest is of a format that this version reads."""
+    if manifest.get("format") not in (_OLDER, BANK_FORMAT):
         raise FolderInUse(
             f"{folder_at(where)} holds a bank of format {json.dumps(manifest.get('format'))}, this "
             f"version of bif reads {BANK_FORMAT}: choose another folder."
@@ -189,6 +218,11 @@ def refuse_other_format(where: str | Path | Folder, manifest: Mapping[str, Any])
 
 def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     refuse_other_format(folder, found)
+    if found["format"] == _OLDER:
+        raise FolderInUse(
+            f"{folder} holds a bank of an earlier version of bif, which this one reads "
+            "(bif.bank.load) but cannot go on with: choose another folder."
+        )
     named = differences(found["identity"], expected["identity"])
     if named:
         raise FolderInUse(

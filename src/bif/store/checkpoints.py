@@ -2,12 +2,14 @@
 
 A commit is written in this order: draws, weights, state, record.  What has no record does not
 count, so a reader never sees half a draw, and a writer that is killed loses what came after its
-last record.  The last two commits are kept, should the newest be damaged.
+last record.  The last two commits are kept, should the newest be damaged.  A record says whose it
+is and holds the digests of all draws, so that what lies in another's place is found.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,10 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.store.arrays import DrawArrays
-from bif.store.folder import CHECKPOINTS, TRACES, WEIGHTS, Buffer, DamagedRun, Folder
+from bif.store.arrays import DigestTable, DrawArrays
+from bif.store.folder import (
+    CHECKPOINTS,
+    TRACES,
+    WEIGHTS,
+    Buffer,
+    DamagedRun,
+    Folder,
+    damage_named,
+)
+from bif.store.marks import remove_checkpoints
+from bif.store.seals import digest
 
 _KEPT = 2
+_FILE = re.compile(r"(\d{8,})\.(json|safetensors)")
 _DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16",
     torch.int32: "I32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -40,6 +53,9 @@ class Commit:
         seconds: Sampling time so far.
         hardware: On what.
         state_check: CRC-32 of the state file.
+        place: Of which run and block.
+        traces: Digests of the draws of every array; None of a record of an older version.
+        weights: The same of the weights.
     """
 
     serial: int
@@ -49,6 +65,9 @@ class Commit:
     seconds: float = 0.0
     hardware: Mapping[str, str] = field(default_factory=dict)
     state_check: int = 0
+    place: str = ""
+    traces: Mapping[str, DigestTable] | None = None
+    weights: Mapping[str, DigestTable] | None = None
 
     @classmethod
     def parsed(cls, content: bytes) -> Commit:
@@ -68,6 +87,9 @@ class Commit:
                 seconds=float(found["seconds"]),
                 hardware={str(k): str(v) for k, v in found["hardware"].items()},
                 state_check=int(found["state_check"]),
+                place=str(found.get("place", "")),
+                traces=_tables(found.get("traces")),
+                weights=_tables(found.get("weights")),
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError,
                 RecursionError) as error:  # fmt: skip
@@ -90,24 +112,26 @@ class BlockStore:
     Args:
         folder: The run's folder.
         block: The block's index.
+        token: The run's own; records of another run do not count. Not looked at if empty.
     """
 
-    def __init__(self, folder: Folder, block: int) -> None:
-        self._folder = folder
-        self._place = f"{CHECKPOINTS}/block-{block:03d}"
-        self.traces = DrawArrays(folder, f"{TRACES}/block-{block:03d}")
-        self.weights = DrawArrays(folder, f"{WEIGHTS}/block-{block:03d}")
+    def __init__(self, folder: Folder, block: int, *, token: str = "") -> None:
+        self._folder, self._token = folder, token
+        self._name = f"block-{block:03d}"
+        self._place = f"{CHECKPOINTS}/{self._name}"
+        self.traces = DrawArrays(folder, f"{TRACES}/{self._name}")
+        self.weights = DrawArrays(folder, f"{WEIGHTS}/{self._name}")
 
     def commits(self) -> list[Commit]:
-        """The records that can be read, newest first."""
+        """The records of this run and block that can be read, newest first."""
         found = []
         for name in self._folder.names(self._place):
             if name.endswith(".json"):
                 try:
                     commit = Commit.parsed(self._folder.read(f"{self._place}/{name}"))
-                except (DamagedRun, OSError):
+                except (DamagedRun, FileNotFoundError, IsADirectoryError):
                     continue
-                if name == f"{commit.serial:08d}.json":
+                if name == f"{commit.serial:08d}.json" and self._is_own(commit):
                     found.append(commit)
         return sorted(found, key=lambda c: -c.serial)
 
@@ -122,7 +146,7 @@ class BlockStore:
         """Make `commit` the newest: its new draws, then the state, then the record.
 
         Args:
-            commit: Its `state_check` is filled in.
+            commit: Its `state_check`, place and digests are filled in.
             traces: The draws since the last commit, `[C, d, …]`.
             weights: The same of the weights, where they are kept.
             state: Everything else that it takes to go on.
@@ -131,16 +155,36 @@ class BlockStore:
             if new:
                 fresh = next(iter(new.values())).shape[1]
                 arrays.append(new, start=commit.draws - fresh)
-        place = f"{self._place}/{commit.serial:08d}"
         content = safetensors(state)
-        self._folder.write(f"{place}.safetensors", *content)
-        whole = replace(commit, state_check=_check(*content))
-        self._folder.write(f"{place}.json", whole.as_bytes())
+        self._folder.write(f"{self._place}/{commit.serial:08d}.safetensors", *content)
+        self._record(replace(commit, state_check=_check(*content)))
         self._folder.renew()
         for name in self._folder.names(self._place):
-            serial = name.partition(".")[0]
-            if serial.isdigit() and int(serial) <= commit.serial - _KEPT:
+            match = _FILE.fullmatch(name)
+            if match and int(match[1]) <= commit.serial - _KEPT:
                 self._folder.remove(f"{self._place}/{name}")
+
+    def amend(self, commit: Commit) -> None:
+        """Enter the digests of arrays that were added since into the record."""
+        self._record(commit)
+
+    def _record(self, commit: Commit) -> None:
+        whole = replace(
+            commit,
+            place=f"{self._token}/{self._name}",
+            traces=self.traces.tables or {},
+            weights=self.weights.tables or {},
+        )
+        self._folder.write(f"{self._place}/{commit.serial:08d}.json", whole.as_bytes())
+
+    def _is_own(self, commit: Commit) -> bool:
+        token, _, block = commit.place.partition("/")
+        return block in ("", self._name) and (not self._token or token == self._token)
+
+    def _trust(self, commit: Commit) -> None:
+        """What is read from now on is held against the digests of this commit."""
+        self.traces.trust(commit.traces)
+        self.weights.trust(commit.weights)
 
     def state(self, commit: Commit) -> dict[str, Tensor]:
         """The state of a commit.
@@ -153,23 +197,24 @@ class BlockStore:
         name = f"{self._place}/{commit.serial:08d}.safetensors"
         try:
             content = self._folder.read(name)
-        except OSError as error:
-            raise DamagedRun(f"{name} cannot be read: {error}.") from error
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise DamagedRun(f"{name} is missing.") from error
         if _check(content) != commit.state_check:
             raise DamagedRun(f"{name} is not what was written.")
-        try:
+        with damage_named(name):
             return load(content)
-        except Exception as error:  # whatever a reader says of bytes that are not its own
-            raise DamagedRun(f"{name} is damaged: {error}.") from error
 
     def good_draws(self, traces: list[str], weights: Sequence[str] = ()) -> int:
-        """Committed draws up to which all these arrays can be read."""
+        """Draws of the newest commit up to which all these arrays can be read."""
         commits = self.commits()
         if not commits:
             return 0
-        newest = commits[0].draws
-        lengths = [self.traces.good_length(name, newest) for name in traces]
-        lengths += [self.weights.good_length(name, newest) for name in weights]
+        self._trust(commits[0])
+        return self._good_length(traces, weights, commits[0].draws)
+
+    def _good_length(self, traces: list[str], weights: Sequence[str], draws: int) -> int:
+        lengths = [self.traces.good_length(name, draws) for name in traces]
+        lengths += [self.weights.good_length(name, draws) for name in weights]
         return min(lengths, default=0)
 
     def usable(
@@ -180,15 +225,18 @@ class BlockStore:
         Args:
             traces: The arrays of traces that must be there.
             weights: The arrays of weights.
+
+        Raises:
+            OSError: It cannot be told; nothing is cut off.
         """
         commits = self.commits()
-        good = self.good_draws(traces, weights)
         for commit in commits:
-            if commit.draws > good:
+            self._trust(commit)
+            if self._good_length(traces, weights, commit.draws) < commit.draws:
                 continue
             try:
                 state = self.state(commit)
-                if good < commits[0].draws or commit is not commits[0]:
+                if commit is not commits[0]:
                     self.traces.cut(commit.draws)
                     self.weights.cut(commit.draws)
             except DamagedRun:
@@ -196,25 +244,56 @@ class BlockStore:
             return commit, state
         if commits:
             self.restart()
+        else:
+            self.traces.trust({})
+            self.weights.trust({})
         return None
 
     def restart(self) -> None:
         """Forget everything about the block."""
-        for name in (self._place, f"{TRACES}/{self._name}", f"{WEIGHTS}/{self._name}"):
-            self._folder.remove(name)
-
-    @property
-    def _name(self) -> str:
-        return self._place.rpartition("/")[2]
+        remove_checkpoints(self._folder, self._name)
+        for arrays, place in ((self.traces, TRACES), (self.weights, WEIGHTS)):
+            self._folder.remove(f"{place}/{self._name}")
+            arrays.trust({})
 
 
-def safetensors(tensors: Mapping[str, Tensor]) -> list[Buffer]:
+def _tables(found: Any) -> dict[str, DigestTable] | None:
+    return None if found is None else {str(n): DigestTable.parsed(t) for n, t in found.items()}
+
+
+def sealed_tensors(tensors: Mapping[str, Tensor], *, token: str) -> list[Buffer]:
+    """A safetensors file that says whose it is and what its content's digest is."""
+    in_order = dict(sorted(tensors.items()))
+    return safetensors(in_order, about={"run": token, "check": digest(*safetensors(in_order))})
+
+
+def read_sealed_tensors(content: bytes, place: str, *, token: str) -> dict[str, Tensor]:
+    """What `sealed_tensors` made of tensors.
+
+    Raises:
+        DamagedRun: It is not what was written, or of another run.
+    """
+    from safetensors.torch import load
+
+    with damage_named(place):
+        found = load(content)
+        length = int.from_bytes(content[:8], "little")
+        about = json.loads(content[8 : 8 + length])["__metadata__"]
+        check = digest(*safetensors(dict(sorted(found.items()))))
+        if (about["run"], about["check"]) != (token, check):
+            raise DamagedRun(f"{place} is damaged: it is not what this run has written.")
+    return found
+
+
+def safetensors(
+    tensors: Mapping[str, Tensor], *, about: Mapping[str, str] | None = None
+) -> list[Buffer]:
     """The parts of a safetensors file, without a copy of the tensors.
 
     The library's own `save` copies everything twice under the interpreter's lock, which stalls the
     sampling; its `load` reads what is made here.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
     parts: list[Buffer] = []
     start = 0
     for name, x in tensors.items():

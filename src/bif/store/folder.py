@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -28,9 +30,10 @@ INFLUENCE, DIAGNOSTICS = "influence.zarr", "diagnostics.zarr"
 SCORES, CALIBRATION = "scores.json", "calibration.json"
 TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
 OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
-LOCK = ".lock"
+LOCK, MARK = ".lock", ".bif"
 PARTIAL = ".partial"
 """Ends the names of what is being written."""
+_PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
 _LEASE_SECONDS = 600.0
 _SYNCHRONISE_AT_ONCE = 8
 
@@ -41,6 +44,53 @@ class FolderInUse(FileExistsError):
 
 class DamagedRun(ValueError):
     """A run's files are not what was written."""
+
+
+class FilesFailed(OSError):
+    """Files can be neither read nor written now: a full disk, a store that does not answer.
+
+    Of what is there it says nothing: "cannot tell" is never "empty" and never "damaged".
+    """
+
+
+_TELLING = (
+    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
+    FilesFailed,
+)  # fmt: skip
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+@contextlib.contextmanager
+def failures_named(place: object) -> Iterator[None]:
+    """Errors of a system or store name the file that they are about.
+
+    Raises:
+        FilesFailed: One that does not say whether the file is there.
+    """
+    try:
+        yield
+    except _TELLING:
+        raise
+    except OSError as error:
+        said = (error.errno, error.strerror or str(error), str(place)) if error.errno else None
+        raise FilesFailed(*(said or (f"{place}: {str(error) or repr(error)}",))) from error
+
+
+@contextlib.contextmanager
+def damage_named(place: object) -> Iterator[None]:
+    """What a reader says of bytes that are not its own is damage; that it got none is not.
+
+    Raises:
+        DamagedRun: Whatever it is but an error of the system or the store, or memory.
+    """
+    try:
+        yield
+    except (MemoryError, DamagedRun):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
+            raise
+        raise DamagedRun(f"{place} is damaged: {error}") from error
 
 
 class Folder(Protocol):
@@ -60,23 +110,32 @@ class Folder(Protocol):
     def free_bytes(self) -> int | None: ...
     def locked(self) -> contextlib.AbstractContextManager[None]: ...
     def renew(self) -> None: ...
+    def sweep(self, names: Iterable[str]) -> None: ...
 
 
 def folder_at(where: str | Path | Folder) -> Folder:
-    """The folder at a path or an fsspec URL such as `s3://bucket/run`; need not exist."""
+    """The folder at a path or an fsspec URL such as `s3://bucket/run`; need not exist.
+
+    Raises:
+        ValueError: A chain of URLs, or a URL that pathlib has made a path of.
+    """
     if not isinstance(where, str | Path):
         return where
     text = str(where)
-    if text.startswith("file://"):
-        return LocalFolder(Path(text.removeprefix("file://")))
-    return RemoteFolder(text) if "://" in text else LocalFolder(Path(where))
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file or folder of this name, whole or half-written, is one that runs have."""
-    return any(
-        name == ours or (name.startswith(f"{ours}.") and name.endswith(PARTIAL)) for ours in OURS
-    )
+    if "://" in text and "::" in text:
+        raise ValueError(
+            f"{text!r} is a chain of URLs, which a folder of results cannot be: pass the URL of "
+            "the files themselves, such as s3://bucket/run."
+        )
+    if isinstance(where, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", text):
+        raise ValueError(
+            f"{text!r} is a URL that pathlib has made a path of: pass it as a string, with //."
+        )
+    for scheme in ("file://", "local://"):
+        if text.startswith(scheme):
+            text = text.removeprefix(scheme)
+            return LocalFolder(Path(text))
+    return RemoteFolder(text) if "://" in text else LocalFolder(Path(text).expanduser())
 
 
 def contained(name: str) -> str:
@@ -116,33 +175,36 @@ class LocalFolder:
 
     def write(self, name: str, *parts: Buffer) -> None:
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        try:
-            with fresh.open("xb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(path)
-        except BaseException:
-            fresh.unlink(missing_ok=True)
-            raise
-        _synchronise(path.parent)
+        with failures_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with fresh.open("xb") as file:
+                    for part in parts:
+                        file.write(part)
+                    file.flush()
+                    os.fsync(file.fileno())
+                fresh.replace(path)
+            except BaseException:
+                fresh.unlink(missing_ok=True)
+                raise
+            _synchronise(path.parent)
 
     def size(self, name: str) -> int:
-        path = self.path(name)
-        return path.stat().st_size if path.is_file() else 0
+        found = _status(self.path(name))
+        return found.st_size if found and stat.S_ISREG(found.st_mode) else 0
 
     def is_file(self, name: str) -> bool:
-        return self.path(name).is_file()
+        found = _status(self.path(name))
+        return bool(found) and stat.S_ISREG(found.st_mode)
 
     def is_folder(self, name: str) -> bool:
-        return self.path(name).is_dir()
+        found = _status(self.path(name))
+        return bool(found) and stat.S_ISDIR(found.st_mode)
 
     def names(self, name: str = "") -> list[str]:
-        path = self.path(name)
-        return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        with failures_named(self.path(name)):
+            return sorted(p.name for p in self.path(name).iterdir()) if self.is_folder(name) else []
 
     def remove(self, name: str) -> None:
         folder, _, last = name.rpartition("/")
@@ -184,8 +246,11 @@ class LocalFolder:
         made = not self.root.exists()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_lock()
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             file = os.fdopen(os.open(self.root / LOCK, flags, 0o666), "r+")
+        except FolderInUse:
+            raise
         except OSError as error:
             raise PermissionError(
                 f"{self.root} cannot be written to ({error.strerror}): choose another folder."
@@ -203,7 +268,6 @@ class LocalFolder:
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            self._sweep()
             try:
                 yield
             finally:
@@ -213,18 +277,38 @@ class LocalFolder:
     def renew(self) -> None:
         """Nothing to do: the lock lives as long as the process."""
 
-    def _sweep(self) -> None:
-        """Remove what a killed writer left half-written, among our own names only."""
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove what a killed writer left half-written inside these files and folders.
+
+        Raises:
+            DamagedRun: A link in them leads out of the folder.
+        """
+        ours = set(names)
         for top in (self.root / name for name in self.names()):
-            mine = is_ours(top.name)
-            found = [top] if mine and top.name.endswith(PARTIAL) else []
-            if mine and not found and top.is_dir() and not top.is_symlink():
-                found = list(top.rglob(f"*{PARTIAL}"))
-            for path in found:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            match = _PARTIAL_FILE.fullmatch(top.name)
+            if match and match["name"] in ours:
+                self.remove(top.name)
+            elif top.name in {f"{name}{PARTIAL}" for name in ours}:
+                self.remove(top.name)
+            elif top.name in ours and top.is_dir() and not top.is_symlink():
+                for path in top.rglob("*"):
+                    if _PARTIAL_FILE.fullmatch(path.name) and not path.is_dir():
+                        path.unlink(missing_ok=True)
+                    elif path.is_symlink():
+                        self.path(str(path.relative_to(self.root)))
+
+    def _refuse_foreign_lock(self) -> None:
+        """Raise where the file of the lock's name is somebody else's."""
+        lock = self.root / LOCK
+        if lock.is_symlink() or not lock.is_file():
+            return
+        with lock.open("rb") as file:
+            content = file.read(8)
+        if content and content != b"process ":
+            raise FolderInUse(
+                f"{self.root} holds a {LOCK} that bif has not made: choose another folder, or move "
+                "it away."
+            )
 
 
 class RemoteFolder:
@@ -247,50 +331,85 @@ class RemoteFolder:
     def _path(self, name: str) -> str:
         return f"{self._root}/{contained(name)}" if name else self._root
 
+    @contextlib.contextmanager
+    def _answers(self, path: str) -> Iterator[None]:
+        """Whatever error a file system has for a store that does not answer, as one of files."""
+        try:
+            with failures_named(path):
+                yield
+        except (OSError, DamagedRun):
+            raise
+        except Exception as error:
+            raise FilesFailed(f"{path}: {error!r}") from error
+
+    def _kind(self, name: str) -> dict[str, Any]:
+        """What the store says of a file or folder; nothing where it says that there is none.
+
+        Not by `isfile`, `isdir` or `exists`, for which a store that does not answer is empty.
+        """
+        path = self._path(name)
+        with self._answers(path):
+            self._files.invalidate_cache(path)
+            try:
+                return self._files.info(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+
     def read(self, name: str) -> bytes:
-        return self._files.cat_file(self._path(name))
+        with self._answers(self._path(name)):
+            return self._files.cat_file(self._path(name))
 
     def write(self, name: str, *parts: Buffer) -> None:
         path = self._path(name)
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._files.pipe_file(path, b"".join(parts))
+        with self._answers(path):
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(path, b"".join(parts))
 
     def size(self, name: str) -> int:
-        path = self._path(name)
-        return int(self._files.size(path) or 0) if self._files.isfile(path) else 0
+        found = self._kind(name)
+        return int(found.get("size") or 0) if found.get("type") == "file" else 0
 
     def is_file(self, name: str) -> bool:
-        return self._files.isfile(self._path(name))
+        return self._kind(name).get("type") == "file"
 
     def is_folder(self, name: str) -> bool:
-        return self._files.isdir(self._path(name))
+        return self._kind(name).get("type") == "directory"
 
     def names(self, name: str = "") -> list[str]:
         path = self._path(name)
-        if not self._files.isdir(path):
+        if not self.is_folder(name):
             return []
-        self._files.invalidate_cache(path)
-        return sorted(p.rstrip("/").rpartition("/")[2] for p in self._files.ls(path, detail=False))
+        with self._answers(path):
+            try:
+                found = self._files.ls(path, detail=False)
+            except FileNotFoundError:  # gone since
+                return []
+        return sorted(p.rstrip("/").rpartition("/")[2] for p in found)
 
     def remove(self, name: str) -> None:
-        if self._files.exists(self._path(name)):
-            self._files.rm(self._path(name), recursive=True)
+        if self._kind(name):
+            with self._answers(self._path(name)), contextlib.suppress(FileNotFoundError):
+                self._files.rm(self._path(name), recursive=True)
 
     def move(self, name: str, to: str) -> None:
         source, target = self._path(name), self._path(to)
         self.remove(to)
-        self._files.mv(source, target, recursive=True)
+        with self._answers(source):
+            self._files.mv(source, target, recursive=True)
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
-        from zarr.storage import FsspecStore
+        from bif.store.zarrs import remote_store
 
-        return FsspecStore.from_url(f"{self.url}/{contained(name)}", read_only=read_only)
+        return remote_store(f"{self.url}/{contained(name)}", read_only=read_only)
 
     def synchronise(self, names: list[str]) -> None:
         """Nothing to do: a put is durable when it returns."""
 
     def free_bytes(self) -> int | None:
         return None
+
+    def sweep(self, names: Iterable[str]) -> None:
+        """Nothing to do: an object is put whole."""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -308,8 +427,9 @@ class RemoteFolder:
         try:
             yield
         finally:
-            if self._holder()[0] == self._owner:
-                self.remove(LOCK)
+            with contextlib.suppress(OSError):  # then the lease runs out by itself
+                if self._holder()[0] == self._owner:
+                    self.remove(LOCK)
 
     def renew(self) -> None:
         """Extend the lease.
@@ -330,8 +450,17 @@ class RemoteFolder:
         try:
             found = json.loads(self.read(LOCK))
             return str(found["owner"]), time.time() - float(found["renewed"]) < _LEASE_SECONDS
-        except (ValueError, TypeError, KeyError, OSError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError, FileNotFoundError):
             return "", False
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says of a file; None where it says that there is none."""
+    with failures_named(path):
+        try:
+            return path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 def _synchronise(path: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 from bif.store.folder import CHECKPOINTS, MANIFEST, DamagedRun, Folder
 from bif.store.results import read_json
+from bif.store.seals import CHECK, unsealed
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; a run of another format is refused."""
+OLDER = 1
+"""The format without checksums: its runs are read, and none is gone on with."""
 
 SPARE = f"{CHECKPOINTS}/{MANIFEST}"
 _MOST_CHAINS = 10**6
@@ -25,12 +28,25 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
         DamagedRun: Neither can be read.
     """
     try:
-        return validated(read_json(folder, MANIFEST))
+        return manifest_in(folder, MANIFEST)
     except (DamagedRun, FileNotFoundError) as error:
         if folder.is_file(SPARE):
             with contextlib.suppress(DamagedRun):
-                return validated(read_json(folder, SPARE))
+                return manifest_in(folder, SPARE)
         raise DamagedRun(f"{error} Pass --overwrite to begin the run anew.") from error
+
+
+def manifest_in(folder: Folder, name: str) -> dict[str, Any]:
+    """The manifest in this file.
+
+    Raises:
+        DamagedRun: It is none, or not what was written.
+        FileNotFoundError: There is no such file.
+    """
+    found = read_json(folder, name)
+    if found.get("format") == FORMAT and CHECK not in found:
+        raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
+    return validated(unsealed(found, f"{folder}/{name}"))
 
 
 def validated(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -39,13 +55,15 @@ def validated(manifest: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DamagedRun: An entry has not.
     """
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in (OLDER, FORMAT):
         return manifest
     checks = {
         "identity": _is_identity(manifest.get("identity")),
         "keep": manifest.get("keep") in ("traces", "sums", "weights"),
         "complete": isinstance(manifest.get("complete"), bool),
         "settings": isinstance(manifest.get("settings", {}), dict),
+        "results": isinstance(manifest.get("results", {}), dict),
+        "token": isinstance(manifest.get("token", ""), str),
         "hardware": isinstance(manifest.get("hardware", {}), dict),
         "blocks": _are_blocks(manifest.get("blocks", [])),
         "draws": _are_counts(manifest.get("draws", [])),

@@ -15,24 +15,25 @@ from bif.store.folder import (
     CHECKPOINTS,
     DIAGNOSTICS,
     INFLUENCE,
-    LOCK,
     MANIFEST,
+    OURS,
     PARTIAL,
     REPORT,
-    SCORES,
     SUMMARY,
-    TRACES,
     DamagedRun,
     Folder,
     FolderInUse,
+    damage_named,
+    failures_named,
     folder_at,
-    is_ours,
 )
+from bif.store.marks import mark, marked, refuse_foreign, whose
+from bif.store.seals import files_digests, refuse_other_files, sealed
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_CERTAINLY_OURS = {INFLUENCE, DIAGNOSTICS, TRACES, CHECKPOINTS}
+_RESULTS = (INFLUENCE, DIAGNOSTICS, REPORT, SUMMARY)
 _CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
 _DEEPEST = 4
 
@@ -45,11 +46,23 @@ def write_results(
     diagnostics: xr.Dataset,
     summary: Mapping[str, Any],
     report: str,
-) -> None:
+    spare: str | None = None,
+) -> dict[str, Any]:
     """Write or replace a run's results; the manifest, which says that they are whole, comes last.
 
     Everything is written beside its place first and moved there when it is complete.
+
+    Args:
+        spare: Where the manifest is kept once more, as one of a run that is not complete.
+
+    Returns:
+        The manifest with `results`, the digests of all files.
+
+    Raises:
+        FolderInUse: A file of a result's name is there that bif has not made.
     """
+    refuse_foreign(folder, _RESULTS)
+    mark(folder, (MANIFEST, *_RESULTS))
     for dataset, name in ((influence, INFLUENCE), (diagnostics, DIAGNOSTICS)):
         fresh = f"{name}{PARTIAL}"
         folder.remove(fresh)
@@ -57,52 +70,59 @@ def write_results(
         folder.move(fresh, name)
     folder.write(REPORT, report.encode())
     write_json(folder, SUMMARY, summary)
-    write_json(folder, MANIFEST, manifest)
+    whole = plain({**manifest, "results": files_digests(folder, *_RESULTS)})
+    if spare:
+        write_sealed(folder, spare, {**whole, "complete": False})
+    write_sealed(folder, MANIFEST, whole)
+    return whole
 
 
-def write_scores(
-    where: str | Path | Folder, *, influence: xr.Dataset, about: Mapping[str, Any], overwrite: bool
+def refuse_damaged_results(
+    folder: Folder, manifest: Mapping[str, Any], *, report: bool = False
 ) -> None:
-    """Write scores that are no run, `influence.zarr` and what is said of them, `scores.json`.
+    """Raise unless the results are those that the manifest tells of; older ones say nothing.
+
+    Args:
+        report: Look at the page as well.
 
     Raises:
-        FolderInUse: There are scores and `overwrite` is False, or something else.
+        DamagedRun: A file is missing, another, or one too many; names it.
     """
-    folder = folder_at(where)
-    others = {n for n in folder.names() if not n.endswith(PARTIAL)} - {INFLUENCE, SCORES}
-    if others or folder.is_file(""):
-        raise FolderInUse(f"{folder} exists and holds other files: choose another folder.")
-    if folder.is_file(SCORES) and not overwrite:
-        raise FolderInUse(
-            f"{folder} holds scores already: choose another folder, or pass overwrite=True."
-        )
-    fresh = f"{INFLUENCE}{PARTIAL}"
-    folder.remove(fresh)
-    save_dataset(influence, folder, name=fresh)
-    folder.remove(SCORES)
-    folder.move(fresh, INFLUENCE)
-    write_json(folder, SCORES, about)
+    table = manifest.get("results")
+    if table is not None:
+        names = _RESULTS if report else tuple(n for n in _RESULTS if n != REPORT)
+        refuse_other_files(folder, table, *names)
 
 
 def write_calibration(
     where: str | Path | Folder, *, settings: Mapping[str, Any], explanations: Sequence[str]
 ) -> None:
-    """Write what was chosen and why, `calibration.json`; one that is there is replaced."""
-    about = {"settings": settings, "explanations": list(explanations)}
-    write_json(folder_at(where), CALIBRATION, about)
-
-
-def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
-    """What `write_scores` wrote.
+    """Write what was chosen and why, `calibration.json`; one of bif's that is there is replaced.
 
     Raises:
-        FileNotFoundError: There are no scores.
-        DamagedRun: They are not what was written.
+        FolderInUse: There is one that bif has not made.
     """
     folder = folder_at(where)
-    if not folder.is_file(SCORES):
-        raise FileNotFoundError(f"no {SCORES} at {folder}: expected scores written by bif.")
-    return load_dataset(folder, name=INFLUENCE), read_json(folder, SCORES)
+    refuse_foreign_calibration(folder)
+    mark(folder, (CALIBRATION,))
+    write_json(folder, CALIBRATION, {"settings": settings, "explanations": list(explanations)})
+
+
+def refuse_foreign_calibration(where: str | Path | Folder) -> None:
+    """Raise where there is a `calibration.json` that bif has not made.
+
+    Raises:
+        FolderInUse: There is.
+    """
+    folder = folder_at(where)
+    if folder.is_file(CALIBRATION) and CALIBRATION not in marked(folder):
+        try:
+            found = set(read_json(folder, CALIBRATION))
+        except DamagedRun:
+            found = set()
+        if found == {"settings", "explanations"}:  # of a version that made no marks
+            return
+    refuse_foreign(folder, (CALIBRATION,))
 
 
 def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
@@ -123,17 +143,37 @@ def holds_run(folder: Folder) -> bool:
     Raises:
         FolderInUse: There is something, and it is no run.
     """
-    if folder.is_file(MANIFEST):
+    there, others = whose(folder, OURS)
+    if MANIFEST in there and others and _is_run(folder):  # of a version that made no marks
         return True
-    names = {n for n in folder.names() if n != LOCK}
-    whole = {n for n in names if not n.endswith(PARTIAL)}
-    # What a killed process left: the very first file half-written, or a part of a copy.
-    left_over = all(is_ours(n) for n in names) and (not whole or whole & _CERTAINLY_OURS)
-    if (names and not left_over) or folder.is_file(""):
+    if MANIFEST in there and MANIFEST not in others:
+        return True
+    if others and others <= set(OURS) and _is_run(folder):  # its spare alone
+        return False
+    if others or folder.is_file(""):
         raise FolderInUse(
             f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
         )
     return False
+
+
+def _is_run(folder: Folder) -> bool:
+    """Whether the manifest or its spare is one of bif's."""
+    for name in (MANIFEST, f"{CHECKPOINTS}/{MANIFEST}"):
+        if folder.is_file(name):
+            try:
+                found = read_json(folder, name)
+            except DamagedRun:
+                continue
+            if isinstance(found.get("identity"), Mapping) and "keep" in found and "format" in found:
+                return True
+    return False
+
+
+def adopt(folder: Folder) -> None:
+    """Mark what is there of a run that has lost its mark, or that an older version made."""
+    if MANIFEST not in marked(folder):
+        mark(folder, [name for name in OURS if folder.is_file(name) or folder.is_folder(name)])
 
 
 def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str = "") -> None:
@@ -145,8 +185,8 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     folder = folder_at(where)
+    place = f"{folder}/{name}" if name else str(folder)
     if folder.names(name) or folder.is_file(name):
-        place = f"{folder}/{name}" if name else str(folder)
         raise FileExistsError(f"{place} exists: choose another path, or remove it first.")
     # Zarr's third format has no strings of fixed length; and of such as UTF-8 cannot hold, what
     # happens depends on whether pandas has pyarrow.
@@ -156,13 +196,14 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
         if v.dtype.kind == "U"
     }
     codecs = {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
-    dataset.assign(texts).drop_encoding().to_zarr(
-        folder.zarr(name),
-        mode="w-",
-        consolidated=False,
-        zarr_format=3,
-        encoding={str(n): codecs for n in dataset.variables},
-    )
+    with failures_named(place):
+        dataset.assign(texts).drop_encoding().to_zarr(
+            folder.zarr(name),
+            mode="w-",
+            consolidated=False,
+            zarr_format=3,
+            encoding={str(n): codecs for n in dataset.variables},
+        )
 
 
 def _in_utf8(texts: np.ndarray) -> np.ndarray:
@@ -185,14 +226,10 @@ def load_dataset(where: str | Path | Folder, *, name: str) -> xr.Dataset:
     if not folder.is_file(f"{chosen}/zarr.json" if chosen else "zarr.json"):
         raise FileNotFoundError(f"no {name} at {folder}: expected a zarr folder or a run's folder.")
     refuse_foreign_zarr(folder, chosen)
-    try:
+    with damage_named(f"{folder}/{chosen or name}"):
         store = folder.zarr(chosen, read_only=True)
         with xr.open_zarr(store, consolidated=False, zarr_format=3) as dataset:
             return dataset.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a codec says of bytes that are not its own
-        raise DamagedRun(f"{folder}/{chosen or name} is damaged: {error}") from error
 
 
 def refuse_foreign_zarr(folder: Folder, name: str) -> None:
@@ -232,6 +269,11 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
 def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
     """A JSON object to a file; NaN and infinities, which JSON lacks, become null."""
     folder.write(name, (json.dumps(plain(content), indent=2) + "\n").encode())
+
+
+def write_sealed(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
+    """As `write_json`, with a digest of its content."""
+    write_json(folder, name, sealed(plain(content)))
 
 
 def plain(value: Any) -> Any:

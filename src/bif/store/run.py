@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from bif.store.checkpoints import BlockStore, safetensors
+from bif.store.checkpoints import BlockStore, read_sealed_tensors, sealed_tensors
 from bif.store.folder import (
     CHECKPOINTS,
     DIAGNOSTICS,
@@ -18,27 +19,33 @@ from bif.store.folder import (
     LOCK,
     MANIFEST,
     OURS,
-    PARTIAL,
     SUMMARY,
+    TRACES,
+    WEIGHTS,
     DamagedRun,
     Folder,
     FolderInUse,
     folder_at,
 )
-from bif.store.manifests import FORMAT, SPARE, read_manifest
+from bif.store.manifests import FORMAT, OLDER, SPARE, manifest_in, read_manifest
+from bif.store.marks import mark, marked, remove_marked
 from bif.store.results import (
+    adopt,
     holds_run,
     load_dataset,
     plain,
     read_json,
-    write_json,
+    refuse_damaged_results,
     write_results,
+    write_sealed,
 )
 
 if TYPE_CHECKING:
     import xarray as xr
 
 OnExisting = Literal["resume", "replace"]
+_OF_THE_FOLDER = ("format", "token")
+"""Entries that stay with a folder, whatever run from memory is written to it."""
 _CENTER = f"{CHECKPOINTS}/center.safetensors"
 
 
@@ -65,35 +72,46 @@ class RunFolder:
 
     def block(self, index: int) -> BlockStore:
         """The disk side of one block of chains."""
-        return BlockStore(self.folder, index)
+        return BlockStore(self.folder, index, token=self.manifest.get("token", ""))
 
     def begin(self) -> None:
         """Remove the run that is to be replaced: everything that could be refused has been."""
         if self.replaces:
+            adopt(self.folder)
             remove_run(self.folder)
             self.replaces = False
+        weights = (WEIGHTS,) if self.manifest.get("keep") == "weights" else ()
+        mark(self.folder, (MANIFEST, CHECKPOINTS, TRACES, *weights))
 
     def update(self, entries: Mapping[str, Any]) -> None:
         """Change entries of the manifest, kept twice; begins."""
         self.begin()
         self.manifest = plain({**self.manifest, **entries})
-        write_json(self.folder, MANIFEST, self.manifest)
-        write_json(self.folder, SPARE, self.manifest)
+        write_sealed(self.folder, MANIFEST, self.manifest)
+        write_sealed(self.folder, SPARE, self.manifest)
 
     def center_values(self) -> dict[str, Tensor]:
-        """The values at w* that the run was begun with; nothing where they cannot be read."""
-        from safetensors.torch import load
+        """The values at w* that the run was begun with; nothing where none were kept yet.
 
+        Raises:
+            DamagedRun: They are gone, not what was written, or those of another run.
+        """
         if self.replaces:
             return {}
         try:
-            return load(self.folder.read(_CENTER))
-        except Exception:  # missing, or whatever a reader says of bytes that are not its own
-            return {}
+            content = self.folder.read(_CENTER)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            if not self.begun:
+                return {}
+            raise DamagedRun(f"{self.folder}/{_CENTER} is missing.") from error
+        token = self.manifest.get("token", "")
+        return read_sealed_tensors(content, f"{self.folder}/{_CENTER}", token=token)
 
     def keep_center_values(self, values: Mapping[str, Tensor]) -> None:
         """Keep the values at w* of every array of the traces."""
-        self.folder.write(_CENTER, *safetensors(values))
+        self.begin()
+        token = self.manifest.get("token", "")
+        self.folder.write(_CENTER, *sealed_tensors(values, token=token))
 
     def finish(
         self,
@@ -104,19 +122,30 @@ class RunFolder:
         summary: Mapping[str, Any],
         report: str,
     ) -> None:
-        """Write the results and, last, the manifest that may call the run complete."""
+        """Write the results and, last, the manifest that may call the run complete.
+
+        Raises:
+            DamagedRun: Somebody has removed traces while the run wrote them.
+            FolderInUse: A file of a result's name is there that bif has not made.
+        """
         blocks = self.manifest.get("chains") or self.manifest.get("blocks") or []
-        commits = [self.block(i).commits() for i in range(len(blocks))]
+        stores = [self.block(i) for i in range(len(blocks))]
+        commits = [store.commits() for store in stores]
         draws = [c[0].draws if c else 0 for c in commits]
-        self.manifest = plain({**self.manifest, **manifest, "draws": draws})
-        write_json(self.folder, SPARE, {**self.manifest, "complete": False})
-        write_results(
+        for store, count in zip(stores, draws, strict=True):
+            for name in self.manifest.get("arrays", []) if count else []:
+                store.traces.refuse_missing(name, count)
+        own = {name: self.manifest.get(name) for name in _OF_THE_FOLDER}
+        self.manifest = plain({**self.manifest, **manifest, **own, "draws": draws})
+        write_sealed(self.folder, SPARE, {**self.manifest, "complete": False})
+        self.manifest = write_results(
             self.folder,
             manifest=self.manifest,
             influence=influence,
             diagnostics=diagnostics,
             summary=summary,
             report=report,
+            spare=SPARE,
         )
 
 
@@ -145,9 +174,12 @@ def open_run(
         expected = plain({"format": FORMAT, **manifest})
         if found:
             _refuse_another(folder, found, expected)
+            adopt(folder)
+            folder.sweep(marked(folder))
             whole = found.get("complete") and _has_results(folder)
             yield RunFolder(folder, {**found, "complete": bool(whole)}, begun=True)
             return
+        expected["token"] = uuid.uuid4().hex
         run = RunFolder(folder, {**expected, "complete": False}, begun=False, replaces=replaces)
         if not there:
             remove_run(folder)  # leftovers of a process that was killed
@@ -155,8 +187,9 @@ def open_run(
         try:
             yield run
         except BaseException:
-            if not run.replaces and not run.block(0).commits():
-                remove_run(folder)
+            with contextlib.suppress(OSError):  # what cannot be looked at stays
+                if not run.replaces and not _has_commits(folder):
+                    remove_run(folder)
             raise
 
 
@@ -176,6 +209,8 @@ def reopen_run(where: str | Path | Folder) -> Iterator[RunFolder]:
         found = read_manifest(folder)
         if found.get("format") != FORMAT:
             _refuse_another(folder, found, {"format": FORMAT, "identity": found.get("identity")})
+        adopt(folder)
+        folder.sweep(marked(folder))
         yield RunFolder(folder, found, begun=True)
 
 
@@ -188,7 +223,7 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
     if not folder.is_file(MANIFEST):
         return False
     with contextlib.suppress(DamagedRun):
-        found = read_json(folder, MANIFEST)
+        found = manifest_in(folder, MANIFEST)
         expected = plain({"format": FORMAT, **manifest})
         same = not differences({n: found.get(n) for n in expected}, expected)
         return bool(found.get("complete")) and same and _has_results(folder)
@@ -206,11 +241,19 @@ def read_run(where: str | Path | Folder) -> dict[str, Any]:
     if not folder.is_file(MANIFEST):
         raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
     manifest = read_manifest(folder)
-    if not folder.is_file(SUMMARY):
+    unfinished = manifest.get("format") == FORMAT and "results" not in manifest
+    if unfinished or not folder.is_file(SUMMARY):
         raise FileNotFoundError(
             f"{folder} holds a run without results yet: run the command that began it once more, "
             "and it will go on from there."
         )
+    try:
+        refuse_damaged_results(folder, manifest)
+    except DamagedRun as error:
+        raise DamagedRun(
+            f"{error} Run the command that made the run once more: results are made anew from "
+            "what is whole of the traces."
+        ) from error
     return {
         "manifest": manifest,
         "summary": read_json(folder, SUMMARY),
@@ -231,7 +274,8 @@ def progress(where: str | Path | Folder) -> str:
         raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
     manifest = read_manifest(folder)
     blocks = manifest.get("blocks", [])
-    done = [BlockStore(folder, i).commits() for i in range(len(blocks))]
+    token = manifest.get("token", "")
+    done = [BlockStore(folder, i, token=token).commits() for i in range(len(blocks))]
     draws = sum((b[1] - b[0]) * c[0].draws for b, c in zip(blocks, done, strict=True) if c)
     settings = manifest.get("settings") or {}
     total = (settings.get("chains") or 0) * (settings.get("draws") or 0)
@@ -239,10 +283,8 @@ def progress(where: str | Path | Folder) -> str:
 
 
 def remove_run(folder: Folder) -> None:
-    """Remove a run's files, the manifest last, and nothing else."""
-    for name in (*(n for n in OURS if n != MANIFEST), MANIFEST):
-        folder.remove(f"{name}{PARTIAL}")
-        folder.remove(name)
+    """Remove what bif has made of a run, the manifest last, and nothing else."""
+    remove_marked(folder, (*(n for n in OURS if n != MANIFEST), MANIFEST))
 
 
 def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
@@ -254,14 +296,18 @@ def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
     source, target = folder_at(where), folder_at(to)
     if not holds_run(source):
         raise FileNotFoundError(f"{source} holds no run of bif: it has no {MANIFEST}.")
-    if not read_manifest(source).get("complete"):
+    found = read_manifest(source)
+    if found.get("format") == OLDER:
+        _refuse_another(source, found, {"format": FORMAT})
+    if not found.get("complete"):
         raise FolderInUse(f"{source} is not complete: let it end before it is copied.")
     if holds_run(target):
         raise FolderInUse(f"{target} holds a run already: choose another --out.")
-    for name in source.names():
-        if name not in (LOCK, MANIFEST):
-            _copy(source, target, name)
-    _copy(source, target, MANIFEST)
+    ours = marked(source) or set(OURS)
+    names = [name for name in source.names() if name in ours and name not in (LOCK, MANIFEST)]
+    mark(target, (*names, MANIFEST))
+    for name in (*names, MANIFEST):
+        _copy(source, target, name)
 
 
 def differences(found: Any, expected: Any, name: str = "") -> list[str]:
@@ -291,10 +337,20 @@ def in_words(names: Sequence[str]) -> str:
 def _has_results(folder: Folder) -> bool:
     """Whether the results can be read; where not, they are made anew from the traces."""
     try:
-        read_run(folder)
+        refuse_damaged_results(folder, read_run(folder)["manifest"], report=True)
     except (DamagedRun, FileNotFoundError):
         return False
     return True
+
+
+def _has_commits(folder: Folder) -> bool:
+    """Whether any block has a record, whether it can be read or not."""
+    return any(
+        name.endswith(".json")
+        for block in folder.names(CHECKPOINTS)
+        if block.startswith("block-")
+        for name in folder.names(f"{CHECKPOINTS}/{block}")
+    )
 
 
 def _copy(source: Folder, target: Folder, name: str) -> None:
@@ -306,6 +362,12 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
 
 
 def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if found.get("format") == OLDER:
+        raise FolderInUse(
+            f"{folder} holds a run of an earlier version of bif, which this one reads (bif.load, "
+            "bif show) but cannot go on with: choose another --out, or pass "
+            "--overwrite to replace it."
+        )
     if found.get("format") != FORMAT:
         raise FolderInUse(
             f"{folder} holds a run of format {json.dumps(found.get('format'))}, this version of "

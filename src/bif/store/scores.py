@@ -1,0 +1,138 @@
+"""Scores that come from no run of chains, such as responses: `influence.zarr` and `scores.json`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bif.store.folder import INFLUENCE, PARTIAL, SCORES, DamagedRun, Folder, FolderInUse, folder_at
+from bif.store.marks import mark, marked, whose
+from bif.store.results import load_dataset, plain, read_json, save_dataset, write_sealed
+from bif.store.run import OnExisting, differences
+from bif.store.seals import files_digests, refuse_other_files, unsealed
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_OURS = (INFLUENCE, SCORES)
+
+
+class ScoresFolder:
+    """A folder of scores that this process may write to.
+
+    Attributes:
+        folder: The files.
+        about: What `scores.json` says of the scores that were asked for; empty unless complete.
+    """
+
+    def __init__(self, folder: Folder, identity: Mapping[str, Any], about: dict[str, Any]) -> None:
+        self.folder, self.about, self._identity = folder, about, identity
+
+    @property
+    def complete(self) -> bool:
+        """Whether these very scores are there."""
+        return bool(self.about)
+
+    def finish(self, influence: xr.Dataset, about: Mapping[str, Any]) -> None:
+        """Write or replace the scores and, last, what is said of them."""
+        mark(self.folder, _OURS)
+        fresh = f"{INFLUENCE}{PARTIAL}"
+        self.folder.remove(fresh)
+        save_dataset(influence, self.folder, name=fresh)
+        self.folder.remove(SCORES)
+        self.folder.move(fresh, INFLUENCE)
+        table = files_digests(self.folder, INFLUENCE)
+        said = {**about, "identity": self._identity, "results": table}
+        write_sealed(self.folder, SCORES, said)
+
+
+@contextlib.contextmanager
+def open_scores(
+    where: str | Path | Folder,
+    identity: Mapping[str, Any],
+    *,
+    on_existing: OnExisting = "resume",
+) -> Iterator[ScoresFolder]:
+    """Hold a folder of scores as its only writer, before they are made.
+
+    Args:
+        where: A path or fsspec URL; made if need be.
+        identity: Of the scores that are asked for.
+        on_existing: "resume" takes these very scores and refuses others; "replace" makes them anew.
+
+    Raises:
+        FolderInUse: Other scores, other files, or another writer.
+        DamagedRun: The scores are not what was written.
+    """
+    folder = folder_at(where)
+    holds_scores(folder)  # before anything is made there
+    with folder.locked():
+        about: dict[str, Any] = {}
+        if holds_scores(folder) and on_existing == "resume":
+            about = read_scores(folder)[1]
+            named = differences(about.get("identity") or {}, plain(identity))
+            if named:
+                which = f", with another {', '.join(named)}" if about.get("identity") else ""
+                raise FolderInUse(
+                    f"{folder} holds scores already{which}: choose another --out, or pass "
+                    "--overwrite."
+                )
+        yield ScoresFolder(folder, identity, about)
+
+
+def write_scores(
+    where: str | Path | Folder, *, influence: xr.Dataset, about: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Write scores that have been made already.
+
+    Raises:
+        FolderInUse: There are scores and `overwrite` is False, something else, another writer.
+    """
+    if holds_scores(folder_at(where)) and not overwrite:
+        raise FolderInUse(
+            f"{folder_at(where)} holds scores already: choose another folder, or pass "
+            "overwrite=True."
+        )
+    with open_scores(where, {}, on_existing="replace") as folder:
+        folder.finish(influence, about)
+
+
+def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Scores, and what is said of them.
+
+    Raises:
+        FileNotFoundError: There are no scores.
+        DamagedRun: They are not what was written.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(SCORES):
+        raise FileNotFoundError(f"no {SCORES} at {folder}: expected scores written by bif.")
+    about = unsealed(read_json(folder, SCORES), f"{folder}/{SCORES}")
+    if "results" in about:
+        refuse_other_files(folder, about["results"], INFLUENCE)
+    return load_dataset(folder, name=INFLUENCE), about
+
+
+def holds_scores(folder: Folder) -> bool:
+    """Whether there are scores that are no run.
+
+    Raises:
+        FolderInUse: There is something, and it is no scores of bif.
+    """
+    there, others = whose(folder, _OURS)
+    if SCORES in there and not marked(folder) and _are_scores(folder):  # made without a mark
+        others -= set(_OURS)
+    if others or folder.is_file(""):
+        raise FolderInUse(
+            f"{folder} exists and holds other files than scores of bif: choose another folder."
+        )
+    return SCORES in there
+
+
+def _are_scores(folder: Folder) -> bool:
+    try:
+        return {"estimator", "settings"} <= set(read_json(folder, SCORES))
+    except DamagedRun:
+        return False
