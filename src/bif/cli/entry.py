@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -16,7 +15,7 @@ from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.interrupts import Preempted, termination_raises
 from bif.progress import harmless
-from bif.store import FilesFailed
+from bif.store import FilesFailed, discard_output
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OF_A_DISK = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
@@ -68,7 +67,7 @@ def main() -> None:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         _leave(2, str(message))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        discard_output()  # what is still to come
         sys.exit(READER_GONE)
     except OSError as error:
         if not isinstance(error, FilesFailed) and error.errno not in _OF_A_DISK:

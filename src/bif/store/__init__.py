@@ -28,6 +28,7 @@ from bif.store.folder import (
     FilesFailed,
     Folder,
     FolderInUse,
+    discard_output,
     folder_at,
 )
 from bif.store.manifests import read_manifest
@@ -71,6 +72,7 @@ __all__ = [
     "Commit",
     "DamagedRun",
     "FilesFailed",
+    "discard_output",
     "Folder",
     "FolderInUse",
     "OnExisting",

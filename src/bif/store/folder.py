@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -44,6 +45,11 @@ class FolderInUse(FileExistsError):
 
 class DamagedRun(ValueError):
     """A run's files are not what was written."""
+
+
+def discard_output() -> None:
+    """Send what standard output still holds nowhere, where its reader has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FilesFailed(OSError):
