@@ -80,7 +80,9 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="print means over the problems")
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         for found in pool.map(_problem_rows, [(name, arguments) for name in arguments.problems]):
             rows += found
             write("coverage", arguments, rows)
@@ -101,7 +103,9 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for figure in ("coverage", "self_coverage"):
             values = [r[figure] for r in ran]
             line |= {figure: float(np.mean(values)), f"least {figure}": min(values)} if ran else {}
-        found.append({**line, "trusted": float(np.mean([r["trusted"] for r in ran])) if ran else 0.0})
+        found.append(
+            {**line, "trusted": float(np.mean([r["trusted"] for r in ran])) if ran else 0.0}
+        )
     return found
 
 
@@ -241,7 +245,9 @@ def figures(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]
     for name in ("coverage", "self_coverage"):
         values = np.asarray([run[name] for run in runs])
         found[name] = float(values.mean())
-        found[f"{name}_error"] = float(values.std(ddof=1) / len(values) ** 0.5) if len(runs) > 1 else np.nan
+        found[f"{name}_error"] = (
+            float(values.std(ddof=1) / len(values) ** 0.5) if len(runs) > 1 else np.nan
+        )
     for name in ("slope", "self_ratio", "reference_share"):
         found[name] = float(np.median([run[name] for run in runs]))
     return found

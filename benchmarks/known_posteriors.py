@@ -113,9 +113,7 @@ def reference(known: Known, *, nbeta: float, gamma: float, folder: Path | None) 
     return found
 
 
-def quadrature(
-    known: Known, *, nbeta: float, gamma: float, coarser: int = 1
-) -> Reference:
+def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) -> Reference:
     """Sums over a grid that ends where nothing is left of the posterior.
 
     Args:
@@ -205,7 +203,10 @@ def long_run(
         uniform = torch.rand(_CHAINS, generator=source, dtype=torch.float64)
         accepted = uniform.log() < change.nan_to_num(-math.inf)
         x = torch.where(accepted.unsqueeze(1), new, x)
-        U, force = torch.where(accepted, new_U, U), torch.where(accepted.unsqueeze(1), new_force, force)
+        U, force = (
+            torch.where(accepted, new_U, U),
+            torch.where(accepted.unsqueeze(1), new_force, force),
+        )
         if index < _WARM_UP:  # tuned on the way only, so that what is kept is exact
             step *= math.exp(0.05 * (float(accepted.double().mean()) - 0.85))
         else:
