@@ -72,7 +72,7 @@ def main() -> None:
     options.add_argument("--calls", type=int, default=4, help="runs of their own a row")
     options.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     options.add_argument("--temperatures", nargs="+", default=TEMPERATURES,
-                         help="default, or nbeta in units of the items, such as n or 10n")  # fmt: skip
+                         help="default, or nbeta in units of items: n, 10n")  # fmt: skip
     options.add_argument("--samplers", nargs="+", choices=get_args(SamplerName),
                          default=get_args(SamplerName))  # fmt: skip
     options.add_argument("--mass", nargs="+", choices=MASSES, default=MASSES)
@@ -125,7 +125,7 @@ def _problem_rows(job: tuple[str, argparse.Namespace]) -> list[dict[str, Any]]:
         started = time.perf_counter()
         row = {**about(cell), **measured(known, cell, arguments)}
         rows.append({**row, "seconds": time.perf_counter() - started})
-        print({k: v for k, v in _short(rows[-1]).items()}, flush=True)
+        print(_short(rows[-1]), flush=True)
     return rows
 
 

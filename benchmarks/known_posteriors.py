@@ -1,4 +1,4 @@
-"""Posteriors that are not quadratic and whose scores are known: by quadrature, or by long exact runs.
+"""Posteriors that are not quadratic and whose scores are known, by quadrature or long exact runs.
 
 Losses are written here once more in float64, and the long runs are Hamiltonian Monte Carlo with an
 accept step, so nothing of the library's models, samplers or estimates is in a reference.
@@ -142,21 +142,16 @@ def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) ->
     points, U = points[there], U[there]
     density = torch.exp(U.min() - U)
     density /= density.sum()
-    means, products, squares = [], 0.0, 0.0
-    for first in (True, False):
-        start = 0
-        for part in _parts(points, known):
-            p = density[start : start + len(part)]
-            start += len(part)
-            train, query = known.losses(part, *known.train), known.losses(part, *known.queries)
-            if first:
-                means.append((p @ train, p @ query))
-                continue
-            train, query = train - mean_train, query - mean_query
-            products = products + (query * p.unsqueeze(1)).T @ train
-            squares = squares + p @ train.square()
-        if first:
-            mean_train, mean_query = (sum(m[i] for m in means) for i in (0, 1))
+    parts = list(zip(_parts(points, known), density.split(_at_once(known)), strict=True))
+    mean_train = sum(p @ known.losses(w, *known.train) for w, p in parts)
+    mean_query = sum(p @ known.losses(w, *known.queries) for w, p in parts)
+    products = torch.zeros(len(mean_query), len(mean_train), dtype=torch.float64)
+    squares = torch.zeros_like(mean_train)
+    for w, p in parts:
+        train = known.losses(w, *known.train) - mean_train
+        query = known.losses(w, *known.queries) - mean_query
+        products += (query * p.unsqueeze(1)).T @ train
+        squares += p @ train.square()
     scores, selves = -products.numpy(), -squares.numpy()
     return Reference(scores, selves, np.zeros_like(scores), np.zeros_like(selves), 1.0)
 
@@ -266,7 +261,11 @@ class _Sums:
 
 
 def _parts(points: Tensor, known: Known) -> tuple[Tensor, ...]:
-    return points.split(max(1, _AT_ONCE // len(known.train[0])))
+    return points.split(_at_once(known))
+
+
+def _at_once(known: Known) -> int:
+    return max(1, _AT_ONCE // len(known.train[0]))
 
 
 def _single(x: Tensor) -> Tensor:
@@ -424,8 +423,8 @@ def softmax_network() -> Known:
     points = np.stack([np.cos(angle), np.sin(angle)], 1) * np.where(label, -1, 1)[:, None]
     points += np.where(label, 0.8, 0.0)[:, None] * [1, 0.6] + 0.35 * r.normal(size=(60, 2))
     train = (torch.as_tensor(points), torch.as_tensor(label))
-    queries = (torch.as_tensor([[0.0, 1.0], [1.0, -0.6], [0.5, 0.2], [-1.5, 0.3], [2.0, 0.5]]).double(),
-               torch.tensor([0, 1, 1, 0, 1]))  # fmt: skip
+    asked = [[0.0, 1.0], [1.0, -0.6], [0.5, 0.2], [-1.5, 0.3], [2.0, 0.5]]
+    queries = (torch.tensor(asked, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1]))
     start = torch.as_tensor(r.normal(size=17))
     weights = _minimum(_softmax_network, start, *train, ridge=1e-3)
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
