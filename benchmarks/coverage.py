@@ -177,7 +177,7 @@ def stacked(
 @contextmanager
 def ending_at_traces() -> Iterator[None]:
     """Runs end with what they recorded: what is said of thousands of chains costs most of a run."""
-    module = sys.modules["bif.attribute"]
+    module: Any = sys.modules["bif.attribute"]
     concluded = module.concluded
 
     def recorded(_: Any, recording: Any, **__: Any) -> SimpleNamespace:

@@ -143,8 +143,8 @@ def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) ->
     density = torch.exp(U.min() - U)
     density /= density.sum()
     parts = list(zip(_parts(points, known), density.split(_at_once(known)), strict=True))
-    mean_train = sum(p @ known.losses(w, *known.train) for w, p in parts)
-    mean_query = sum(p @ known.losses(w, *known.queries) for w, p in parts)
+    mean_train = torch.stack([p @ known.losses(w, *known.train) for w, p in parts]).sum(0)
+    mean_query = torch.stack([p @ known.losses(w, *known.queries) for w, p in parts]).sum(0)
     products = torch.zeros(len(mean_query), len(mean_train), dtype=torch.float64)
     squares = torch.zeros_like(mean_train)
     for w, p in parts:
@@ -214,22 +214,23 @@ class _Sums:
 
     def __init__(self, known: Known, draws: int) -> None:
         self.known, self.draws = known, draws
-        self.shift: tuple[Tensor, Tensor] | None = None
-        self.chain_sum: Tensor | float = 0.0
-        self.chain_squares: Tensor | float = 0.0
-        self.products: Tensor | float = 0.0
+        num_train, num_queries = len(known.train[0]), len(known.queries[0])
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        # About the losses at w*, so that little is lost in differences of squares.
+        center = known.center.unsqueeze(0)
+        self.shift = known.losses(center, *known.train), known.losses(center, *known.queries)
+        self.chain_sum = zeros(_CHAINS, num_train + num_queries)
+        self.chain_squares = torch.zeros_like(self.chain_sum)
+        self.products = zeros(_GROUPS, num_queries, num_train)
 
     def add(self, weights: Tensor) -> None:
-        train = self.known.losses(weights, *self.known.train)
-        query = self.known.losses(weights, *self.known.queries)
-        if self.shift is None:
-            self.shift = train.mean(0), query.mean(0)
-        train, query = train - self.shift[0], query - self.shift[1]
+        train = self.known.losses(weights, *self.known.train) - self.shift[0]
+        query = self.known.losses(weights, *self.known.queries) - self.shift[1]
         both = torch.cat([train, query], dim=1)
-        self.chain_sum = self.chain_sum + both
-        self.chain_squares = self.chain_squares + both.square()
+        self.chain_sum += both
+        self.chain_squares += both.square()
         q, t = (part.unflatten(0, (_GROUPS, -1)) for part in (query, train))
-        self.products = self.products + torch.einsum("gcq,gcn->gqn", q, t)
+        self.products += torch.einsum("gcq,gcn->gqn", q, t)
 
     def reference(self) -> Reference:
         num_train = len(self.known.train[0])
@@ -256,8 +257,9 @@ class _Sums:
         between = (self.chain_sum / self.draws - total).square().mean(0) * _CHAINS / (_CHAINS - 1)
         W = within.mean(0) * self.draws / (self.draws - 1)
         rhat = ((W * (self.draws - 1) / self.draws + between) / W).sqrt()
-        parts = [x.numpy() for x in (scores, selves, *errors)]
-        return Reference(*parts, float(rhat.max()))
+        return Reference(
+            scores.numpy(), selves.numpy(), errors[0].numpy(), errors[1].numpy(), float(rhat.max())
+        )
 
 
 def _parts(points: Tensor, known: Known) -> tuple[Tensor, ...]:
@@ -283,11 +285,19 @@ class _Flat(nn.Module):
         self.w = nn.Parameter(weights.float())
 
 
-def _flat(name: str, losses: Losses, weights: Tensor, **parts: tuple[Tensor, Tensor]) -> Known:
+def _flat(
+    name: str,
+    losses: Losses,
+    weights: Tensor,
+    *,
+    train: tuple[Tensor, Tensor],
+    queries: tuple[Tensor, Tensor],
+) -> Known:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return losses(model.w.unsqueeze(0), *batch)[0]
+        (weights,) = model.parameters()
+        return losses(weights.unsqueeze(0), *batch)[0]
 
-    return Known(name, _Flat(weights), loss, losses, **parts)
+    return Known(name, _Flat(weights), loss, losses, train, queries)
 
 
 def _minimum(losses: Losses, start: Tensor, x: Tensor, y: Tensor, *, ridge: float = 0.0) -> Tensor:
@@ -329,11 +339,11 @@ def _unit(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (w[:, 2:] * torch.tanh(w[:, :1] * x + w[:, 1:2]) - y).square()
 
 
-def _tensor(*arrays: np.ndarray | list[float]) -> tuple[Tensor, ...]:
-    return tuple(torch.as_tensor(np.asarray(a, dtype=np.float64)) for a in arrays)
+def _pair(x: np.ndarray | list[float], y: np.ndarray | list[float]) -> tuple[Tensor, Tensor]:
+    return torch.as_tensor(np.asarray(x, float)), torch.as_tensor(np.asarray(y, float))
 
 
-_QUERIES = _tensor([-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0])
+_QUERIES = _pair([-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0])
 
 
 def logistic(kind: str) -> Known:
@@ -345,7 +355,7 @@ def logistic(kind: str) -> Known:
     if kind == "99:1 classes":
         y = np.zeros(n)
         y[:3], x[:3] = 1, [1.5, 2.5, -0.5]
-    train = _tensor(x, y)
+    train = _pair(x, y)
     weights = _minimum(_logistic, torch.zeros(2).double(), *train, ridge=1e-6)
     if kind == "logistic, off the minimum":
         weights = torch.tensor([-2.0, 1.5])
@@ -357,8 +367,8 @@ def unit() -> Known:
     r = np.random.default_rng(4)
     x = np.linspace(-2, 2, 25)
     y = 1.2 * np.tanh(1.5 * x - 0.4) + 0.4 * r.normal(size=25)
-    train = _tensor(x, y / 0.4)
-    queries = _tensor([-2.5, -0.5, 0.3, 1.0, 2.5], np.array([-1.0, 0.0, 0.5, 1.0, 0.0]) / 0.4)
+    train = _pair(x, y / 0.4)
+    queries = _pair([-2.5, -0.5, 0.3, 1.0, 2.5], np.array([-1.0, 0.0, 0.5, 1.0, 0.0]) / 0.4)
     start = torch.tensor([1.5, -0.4, 3.0]).double()
     weights = _minimum(_unit, start, *train)
     return _flat("tanh unit", _unit, weights, train=train, queries=queries)
@@ -374,8 +384,8 @@ def line(kind: str) -> Known:
         losses, y = _student, 0.8 * x + 0.3 + r.standard_t(2, size=24)
     else:
         losses, y = _poisson, r.poisson(np.exp(0.7 * x + 0.2)).astype(float)
-    train = _tensor(x, y)
-    queries = _tensor([-2.0, -0.5, 0.7, 2.2], [0.0, 1.0, 1.0, 4.0])
+    train = _pair(x, y)
+    queries = _pair([-2.0, -0.5, 0.7, 2.2], [0.0, 1.0, 1.0, 4.0])
     weights = _minimum(losses, torch.tensor([0.5, 0.2]).double(), *train)
     return _flat(kind, losses, weights, train=train, queries=queries)
 
@@ -390,8 +400,8 @@ def regression_network() -> Known:
     """A tanh network of 13 weights, for networks retrained from scratch."""
     r = np.random.default_rng(3)
     x = np.linspace(-2, 2, 40)
-    train = _tensor(x, (np.sin(1.7 * x) + 0.3 * r.normal(size=40)) / 0.3)
-    queries = _tensor([-2.2, -1.0, 0.2, 1.3, 2.3], np.array([0.5, -1.0, 0.0, 0.6, -1.0]) / 0.3)
+    train = _pair(x, (np.sin(1.7 * x) + 0.3 * r.normal(size=40)) / 0.3)
+    queries = _pair([-2.2, -1.0, 0.2, 1.3, 2.3], np.array([0.5, -1.0, 0.0, 0.6, -1.0]) / 0.3)
     start = torch.as_tensor(r.normal(size=13))
     weights = _minimum(_regression_network, start, *train, ridge=1e-4)
     model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))

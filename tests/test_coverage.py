@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import bif
 from bif import demo
 from bif.estimate import estimate_covariance
 from bif.estimate.intervals import t_quantile
 from bif.traces import LossTraces, TraceBlock
+from bif.types import Batch
 from exact_problems import (
     CENTER,
     QUERIES,
@@ -98,11 +100,12 @@ ASKED = torch.tensor([[-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0]], dtype=torch.
 NUM_RUNS, NUM_CHAINS, NUM_DRAWS = 64, 16, 100
 
 
-def logistic_loss(model: Point, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Of two weights, a slope and a bias."""
+def logistic_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of two weights, a slope and a bias; of a grid of them `[K, N]`."""
     x, y = batch
-    z = model.w[..., :1] * x + model.w[..., 1:]
-    return (F.softplus(z) - y * z).reshape(*model.w.shape[:-1], len(x))
+    (w,) = model.parameters()
+    z = w[..., :1] * x + w[..., 1:]
+    return F.softplus(z) - y * z
 
 
 def logistic_problem() -> bif.Problem:
@@ -126,9 +129,11 @@ def by_quadrature(
     """`-Cov(l_i, phi_q)` `[Q, N]` and `-Var(l_i)` `[N]` over a grid that leaves nothing out."""
     reach = 8 / gamma**0.5
     axis = torch.linspace(-reach, reach, 601, dtype=torch.float64)
-    grid = Point(center + torch.cartesian_prod(axis, axis))
-    train, query = (logistic_loss(grid, part).detach() for part in ((SLOPES, LABELS), ASKED))
-    U = nbeta * train.mean(dim=1) + 0.5 * gamma * (grid.w - center).detach().square().sum(dim=1)
+    away = torch.cartesian_prod(axis, axis)
+    grid = Point(center + away)
+    parts = (SLOPES, LABELS), tuple(ASKED)
+    train, query = (logistic_loss(grid, part).detach() for part in parts)
+    U = nbeta * train.mean(dim=1) + 0.5 * gamma * away.square().sum(dim=1)
     p = torch.softmax(-U, dim=0)
     train, query = train - p @ train, query - p @ query
     return -(query * p.unsqueeze(1)).T @ train, -(p @ train.square())
@@ -142,7 +147,8 @@ def logistic_runs(
     problem = logistic_problem()
     chosen = bif.calibrate(problem, bif.Settings(mass=mass, draws=NUM_DRAWS)).settings
     assert chosen.nbeta is not None and chosen.gamma is not None and chosen.step_size is not None
-    exact = by_quadrature(problem.model.w.detach(), nbeta=chosen.nbeta, gamma=chosen.gamma)
+    center = problem.center()["w"]
+    exact = by_quadrature(center, nbeta=chosen.nbeta, gamma=chosen.gamma)
     number = NUM_RUNS * NUM_CHAINS
     settings = replace(
         chosen, chains=number, block_size=number, step_size=longer * chosen.step_size

@@ -35,7 +35,8 @@ class Weights(nn.Module):
 def squared(model: nn.Module, batch: Batch) -> Tensor:
     """Half the squared residual of a line; weights beyond the inputs are not seen."""
     x, y = batch
-    return 0.5 * (x @ model.w[: x.shape[1]] - y).square()
+    (w,) = model.parameters()
+    return 0.5 * (x @ w[: x.shape[1]] - y).square()
 
 
 def refusal(problem: bif.Problem, settings: bif.Settings | None = None) -> str:
@@ -61,15 +62,16 @@ def query_rhat(run: bif.Run) -> float:
 def two_modes(model: nn.Module, batch: Batch) -> Tensor:
     """A line for all items, and for those marked a weight with wells at -1 and 1."""
     x, y, marked = batch
-    b = model.w[-1]
-    well = marked * (1.5 * (b.square() - 1).square() + 0.15 * b)
-    return 0.5 * (x @ model.w[:-1] - y).square() + well
+    (w,) = model.parameters()
+    well = 1.5 * (w[-1].square() - 1).square() + 0.15 * w[-1]
+    return 0.5 * (x @ w[:-1] - y).square() + marked * well
 
 
 def asked_of_one_mode(model: nn.Module, batch: Batch) -> Tensor:
     """How far that weight is from one of its wells."""
     x, y, marked = batch
-    return 0.5 * (x @ model.w[:-1] - y).square() + marked * 0.5 * (model.w[-1] - 1).square()
+    (w,) = model.parameters()
+    return 0.5 * (x @ w[:-1] - y).square() + marked * 0.5 * (w[-1] - 1).square()
 
 
 def few_see_a_mode(marked: int) -> bif.Problem:
@@ -150,7 +152,8 @@ def tanh_unit() -> bif.Problem:
 def unit_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Half the squared residual."""
     x, y = batch
-    return 0.5 * (model.w[2] * torch.tanh(model.w[0] * x + model.w[1]) - y).square()
+    (w,) = model.parameters()
+    return 0.5 * (w[2] * torch.tanh(w[0] * x + w[1]) - y).square()
 
 
 def test_step_bias_under_a_kronecker_mass_is_refused():
@@ -284,7 +287,8 @@ def test_a_reliability_that_means_nothing_is_not_given_and_not_trusted():
 
 def test_losses_that_never_move_are_refused():
     def constant(model: nn.Module, batch: Batch) -> Tensor:
-        return batch[1] + 0.0 * model.w.sum()
+        (w,) = model.parameters()
+        return batch[1] + 0.0 * w.sum()
 
     problem = bif.Problem(
         Weights(0.1, -0.2), constant, train=(normal(30, 2, seed=1), normal(30, seed=2)),
