@@ -83,6 +83,24 @@ COLUMNS = {
         "step_share": "step", "heat": "gradient noise", "significant_share": "certain signs",
         "significant_share_null": "with nothing to find",
     },
+    "coverage": {
+        "problem": "problem", "nbeta asked": "nbeta asked", "sampler": "sampler", "mass": "mass",
+        "nbeta": "nbeta", "gamma": "gamma", "step_size": "step", "coverage": "coverage",
+        "coverage_error": "±", "self_coverage": "of self-influence", "self_coverage_error": "±",
+        "slope": "slope on the truth", "self_ratio": "self-influence over the truth",
+        "rhat": "R-hat", "lost_chains": "chains lost", "trusted": "trusted",
+        "failed": "gates that failed", "refused": "refused",
+    },
+    "healthy": {
+        "problem": "problem", "items": "items", "weights": "weights", "trusted": "trusted",
+        "failed": "gates that failed", "rhat_max": "R-hat", "reliability": "reliability",
+        "ess_median": "effective draws", "virial": "virial", "mass": "mass", "step_size": "step",
+        "seconds": "seconds",
+    },
+    "remedies": {
+        "gate": "gate", "remedy": "remedy", "works": "works", "times": "after",
+        "then fails": "what fails then", "mass before": "mass", "mass then": "then",
+    },
     **dict.fromkeys(
         (f"mixing-{setting}" for setting in SETTINGS),
         {
@@ -147,6 +165,12 @@ ABOUT = {
     "widths: the defaults, and what either answer would give.",
     "converged": "Healthy and sick runs on the digits network of `bif demo`, for the docs page "
     '"Is my run converged?".',
+    "coverage": "95 % intervals by automatic settings where U is not quadratic, against exact "
+    "answers: shares that hold the truth, with errors that cluster by run. Trusted is the share of "
+    "a few runs of their own.",
+    "healthy": "Problems with nothing wrong, with default settings: none may be refused.",
+    "remedies": "Runs that fail a gate, and the remedies of its message followed as printed, up to "
+    "four times.",
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
     "traces, beside the same with sums in memory; overheads as shares of the latter.",
     **{

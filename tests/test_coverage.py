@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import bif
 from bif import demo
 from bif.estimate import estimate_covariance
 from bif.estimate.intervals import t_quantile
 from bif.traces import LossTraces, TraceBlock
+from bif.types import Batch
 from exact_problems import (
     CENTER,
     QUERIES,
@@ -83,6 +89,108 @@ def test_two_errors_are_not_enough_for_four_chains(gaussian):
     traces, truth = gaussian
     scale = 2 / t_quantile(4)
     assert coverage(runs_of(traces, 4, 100), truth, error_scale=scale) < 0.93
+
+
+# --- A posterior that is far from quadratic -------------------------------------------------------
+
+SLOPES = torch.linspace(-1.8, 1.9, 20, dtype=torch.float64)
+LABELS = ((SLOPES > 0) != torch.isin(torch.arange(20), torch.tensor([8, 12]))).double()
+"""One of either class lies on the other side."""
+ASKED = torch.tensor([[-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+NUM_RUNS, NUM_CHAINS, NUM_DRAWS = 64, 16, 100
+
+
+def logistic_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of two weights, a slope and a bias; of a grid of them `[K, N]`."""
+    x, y = batch
+    (w,) = model.parameters()
+    z = w[..., :1] * x + w[..., 1:]
+    return F.softplus(z) - y * z
+
+
+def logistic_problem() -> bif.Problem:
+    """20 items at their maximum likelihood."""
+    model = Point(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = logistic_loss(model, (SLOPES, LABELS)).mean()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return bif.Problem(model, logistic_loss, train=(SLOPES, LABELS), queries=tuple(ASKED))
+
+
+def by_quadrature(
+    center: torch.Tensor, *, nbeta: float, gamma: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`-Cov(l_i, phi_q)` `[Q, N]` and `-Var(l_i)` `[N]` over a grid that leaves nothing out."""
+    reach = 8 / gamma**0.5
+    axis = torch.linspace(-reach, reach, 601, dtype=torch.float64)
+    away = torch.cartesian_prod(axis, axis)
+    grid = Point(center + away)
+    parts = (SLOPES, LABELS), tuple(ASKED)
+    train, query = (logistic_loss(grid, part).detach() for part in parts)
+    U = nbeta * train.mean(dim=1) + 0.5 * gamma * away.square().sum(dim=1)
+    p = torch.softmax(-U, dim=0)
+    train, query = train - p @ train, query - p @ query
+    return -(query * p.unsqueeze(1)).T @ train, -(p @ train.square())
+
+
+@cache
+def logistic_runs(
+    mass: Literal["identity", "kronecker"], longer: float
+) -> tuple[list[LossTraces], tuple[torch.Tensor, torch.Tensor]]:
+    """64 runs of 16 chains by automatic settings, with the exact answer."""
+    problem = logistic_problem()
+    chosen = bif.calibrate(problem, bif.Settings(mass=mass, draws=NUM_DRAWS)).settings
+    assert chosen.nbeta is not None and chosen.gamma is not None and chosen.step_size is not None
+    center = problem.center()["w"]
+    exact = by_quadrature(center, nbeta=chosen.nbeta, gamma=chosen.gamma)
+    number = NUM_RUNS * NUM_CHAINS
+    settings = replace(
+        chosen, chains=number, block_size=number, step_size=longer * chosen.step_size
+    )
+    traces = bif.attribute(problem, settings).traces
+    return runs_of(traces, NUM_CHAINS, NUM_DRAWS), exact
+
+
+def held(
+    runs: list[LossTraces], exact: tuple[torch.Tensor, torch.Tensor], *, error_scale: float = 1.0
+) -> np.ndarray:
+    """Share of the 95 % intervals of scores, and of self-influence, that hold it: `[runs, 2]`."""
+    found = []
+    for run in runs:
+        c = estimate_covariance(run)
+        reach = t_quantile(c.num_groups) * error_scale
+        scores = (-c.value - exact[0]).abs() <= reach * c.standard_error
+        selves = (-c.column_variance - exact[1]).abs() <= reach * c.column_variance_error
+        found.append([float(part.double().mean()) for part in (scores, selves)])
+    return np.asarray(found)
+
+
+def honest(shares: np.ndarray) -> bool:
+    """Whether a mean coverage of .93 to .97 is within three errors, clustered by run."""
+    error, mean = shares.std(axis=0, ddof=1) / len(shares) ** 0.5, shares.mean(axis=0)
+    return bool((mean + 3 * error > 0.93).all() and (mean - 3 * error < 0.97).all())
+
+
+MASSES = pytest.mark.parametrize("mass", ["identity", "kronecker"])
+
+
+@MASSES
+def test_intervals_hold_where_the_posterior_is_far_from_quadratic(mass, unchecked):
+    shares = held(*logistic_runs(mass, 1.0))
+    assert (shares.std(axis=0) < 0.15).all(), "too few runs to tell"
+    assert honest(shares)
+
+
+@MASSES
+def test_halved_errors_and_longer_steps_are_noticed_there(mass, unchecked):
+    assert not honest(held(*logistic_runs(mass, 1.0), error_scale=0.5))
+    assert not honest(held(*logistic_runs(mass, 3.0)))
 
 
 @pytest.mark.parametrize(
