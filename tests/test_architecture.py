@@ -30,13 +30,14 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "posterior": {"types", "tensors"},
     "samplers": {"types", "tensors", "rng", "posterior"},
     # What a user hands over.
+    "literals": set(),
     "unpacked": set(),
     "losses": {"types", "unpacked"},
     "items": {"types"},
     "columns": {"types", "items"},
     "probe": {"types", "items", "losses", "columns"},
-    "problem": {"types", "items", "losses", "columns", "probe"},
-    "settings": {"types", "precision"},
+    "problem": {"types", "literals", "items", "losses", "columns", "functional", "probe"},
+    "settings": {"types", "literals", "precision"},
     "panels": {"items", "columns", "problem"},
     "provenance": {"types", "items"},
     # Gradients and losses of a model; neither priors nor noise.
@@ -72,7 +73,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
     "report": set(),
     "progress": set(),
     "baselines": {"types", "items", "losses", "functional", "problem", "posterior"},
-    "language": {"types", "items", "columns", "losses", "problem", "unpacked"},
+    "language": {"types", "literals", "items", "columns", "losses", "problem", "unpacked"},
     # Put together from everything above.
     "assemble": {
         "types",

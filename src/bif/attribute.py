@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
 
 from bif import store
 from bif.budget import Goal
@@ -14,6 +13,7 @@ from bif.calibrate import Calibration, calibrate
 from bif.conclude import concluded
 from bif.interrupts import termination_raises
 from bif.keep import Keep, as_bytes, forecast, in_words, refuse_vast_scores
+from bif.literals import require_literal
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem import Problem
@@ -74,8 +74,8 @@ def attribute(
         Preempted: SIGTERM came; what is recorded is in `out`.
     """
     requested = settings or Settings()
-    if keep not in get_args(Keep):
-        raise ValueError(f"keep is {keep!r}: expected one of {', '.join(get_args(Keep))}.")
+    require_literal("keep", keep, Keep)
+    require_literal("on_existing", on_existing, store.OnExisting)
     if requested.controls and keep == "sums":
         raise ValueError(
             "controls need the traces of all items, and keep='sums' drops them: use keep='traces', "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from torch.utils.data import Dataset
 
 from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
+from bif.literals import require_literal
 from bif.losses import margin
 from bif.probe import check_item_values, probed_shift
 from bif.types import Batch, Better, ItemLoss, Params
+
+
+TiedWeights = Literal["refuse", "share"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Observable:
     name: str
     function: ItemLoss
     better: Better | None = None
+
+    def __post_init__(self) -> None:
+        if self.better is not None:
+            require_literal("better", self.better, Better)
 
 
 MARGIN = Observable("margin", margin, "higher")
@@ -79,7 +87,7 @@ class Problem:
         | Mapping[str, Items | Batch | Dataset[Any]]
         | None = None,
         train_weights: Tensor | Sequence[float] | None = None,
-        tied_weights: Literal["refuse", "share"] = "refuse",
+        tied_weights: TiedWeights = "refuse",
         tokens: Tokens | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -94,6 +102,7 @@ class Problem:
                 if devices
                 else "the model has no parameters: there is nothing to sample."
             )
+        require_literal("tied_weights", tied_weights, TiedWeights)
         _refuse_tied(model, one_object_is_fine=tied_weights == "share")
         self.model = model
         self.loss = loss
@@ -118,10 +127,8 @@ class Problem:
             raise ValueError(f"observables need different names, got {names}.")
         self.train_weights = _weights(train_weights, len(self.train))
         self.notes: tuple[str, ...] = ()
-        if tokens is not None and tokens not in get_args(Tokens):
-            raise ValueError(
-                f"tokens is {tokens!r}: expected one of {', '.join(get_args(Tokens))}, or None."
-            )
+        if tokens is not None:
+            require_literal("tokens", tokens, Tokens)
         self.tokens = tokens
         self.train_shift = self.query_shift = 0
         self._probe()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from bif.literals import require_literal
 from bif.precision import EXACTNESS, Precision
 from bif.types import Target
 
@@ -99,17 +101,19 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, literal in _literals().items():
+            if (value := getattr(self, name)) is not None or name in ("sampler", "memory"):
+                require_literal(name, value, literal)
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
                     "block_size": 1, "chunk_size": 1, "micro_batch": 1}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None:
+                continue
+            if not hasattr(value, "__index__") or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}.")
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if self.retrained_from not in (None, *get_args(Target)):
-            raise ValueError(
-                f"retrained_from is {self.retrained_from!r}: expected one of "
-                f"{', '.join(get_args(Target))}, or None where nothing is retrained."
-            )
         if self.retrained_from is not None and self.nbeta is not None:
             raise ValueError(
                 f"retrained_from={self.retrained_from!r} chooses nbeta, and nbeta={self.nbeta:g} "
@@ -177,10 +181,6 @@ class Settings:
                 f"micro_batch={self.micro_batch} is for oracle='live', got oracle={self.oracle!r}: "
                 "drop it; chunk_size bounds the items of a pass."
             )
-        if self.memory not in get_args(MemoryName):
-            raise ValueError(
-                f"memory is {self.memory!r}: expected one of {', '.join(get_args(MemoryName))}."
-            )
         if self.memory == "plain":
             return
         asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
@@ -239,6 +239,17 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@cache
+def _literals() -> dict[str, Any]:
+    """The settings that are names, each with its Literal."""
+    found = {}
+    for name, hint in get_type_hints(Settings).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                found[name] = part
+    return found
 
 
 def _seconds(budget: float | str | None) -> float | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
-from typing import get_args
 
 import torch
 
@@ -14,6 +13,7 @@ from bif import tensors
 from bif.assemble import run_device
 from bif.calibrate import Calibration, calibrate
 from bif.items import map_batch
+from bif.literals import require_literal
 from bif.oracles import vmap_refusal
 from bif.posterior import LocalPosterior
 from bif.problem import Observable, Problem
@@ -46,11 +46,7 @@ class Request:
                 f"temperature is {self.temperature!r}: expected 1.0 (the posterior) or 0.0 (its "
                 "minimum). For temperatures between them change nbeta and gamma alike."
             )
-        if self.curvature not in get_args(Curvature):
-            raise ValueError(
-                f"curvature is {self.curvature!r}: expected one of {', '.join(get_args(Curvature))}"
-                "."
-            )
+        require_literal("curvature", self.curvature, Curvature)
         if self.h is not None and not 0 < self.h < inf:
             raise ValueError(f"h is {self.h!r}: expected a finite number > 0, or None to choose.")
         for name in ("steps", "replicates"):
