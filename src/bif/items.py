@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from bif.types import Batch
+from bif.weights import wide
 
 _TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
@@ -85,6 +86,7 @@ class Items:
     ) -> None:
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
         self._device = torch.device("cpu")  # where batches of a Dataset go
+        self._widens = False  # batches of a Dataset
         self._num = self._count()
         if self._num == 0:
             raise ValueError("there are no items: expected at least one.")
@@ -114,9 +116,9 @@ class Items:
         if not isinstance(self.data, Dataset):
             return map_batch(lambda leaf: leaf[indices], self.data)
         flat = [self.data[int(i)] for i in indices.flatten().tolist()]
+        batch = map_batch(wide, default_collate(flat)) if self._widens else default_collate(flat)
         return map_batch(
-            lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device),
-            default_collate(flat),
+            lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device), batch
         )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
@@ -152,6 +154,15 @@ class Items:
         if not isinstance(self.data, Dataset):
             moved.data = map_batch(lambda leaf: leaf.to(device), self.data)
         return moved
+
+    def widened(self) -> Items:
+        """The same items with float16 and bfloat16 tensors in float32."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._widens = True
+        if not isinstance(self.data, Dataset):
+            other.data = map_batch(wide, self.data)
+        return other
 
     def _count(self) -> int:
         if isinstance(self.data, Dataset):

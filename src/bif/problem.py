@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from bif.literals import require_literal
 from bif.losses import margin
 from bif.probe import check_item_values, probed_shift
 from bif.types import Batch, Better, ItemLoss, Params
-
+from bif.weights import copied, densify_, narrow_types, padding_rows, trainable, wide, widen_
 
 TiedWeights = Literal["refuse", "share"]
 
@@ -107,13 +107,13 @@ class Problem:
         self.model = model
         self.loss = loss
         self.device = devices.pop()
-        self.train = as_items(train)
-        dicts = isinstance(self.train.data, Mapping)
-        self.query_groups = _groups(queries, default="query", dict_batches=dicts)
+        self.trainable = trainable(model)
+        self.padding_rows = padding_rows(model)
+        self.narrow_types = narrow_types(model)
+        self.train = self._items(train)
+        self.query_groups = self._groups(queries, default="query")
         self.candidate_groups = (
-            {}
-            if candidates is None
-            else _groups(candidates, default="candidate", dict_batches=dicts)
+            {} if candidates is None else self._groups(candidates, default="candidate")
         )
         self.observables = tuple(observables or (Observable("loss", loss, "lower"),))
         for observable in self.observables:
@@ -238,8 +238,8 @@ class Problem:
             if taken:
                 raise ValueError(f"{kind} named {taken} are there already: choose other names.")
         other = copy(self)
-        more_queries = {str(n): as_items(x) for n, x in (queries or {}).items()}
-        more_candidates = {str(n): as_items(x) for n, x in (candidates or {}).items()}
+        more_queries = {str(n): self._items(x) for n, x in (queries or {}).items()}
+        more_candidates = {str(n): self._items(x) for n, x in (candidates or {}).items()}
         other.query_groups = {**self.query_groups, **more_queries}
         other.candidate_groups = {**self.candidate_groups, **more_candidates}
         other._probe()
@@ -257,21 +257,64 @@ class Problem:
             TypeError, ValueError: As at construction.
         """
         other = copy(self)
-        other.query_groups = {str(n): as_items(x) for n, x in queries.items()}
+        other.query_groups = {str(n): self._items(x) for n, x in queries.items()}
         other.observables = self.observables if observables is None else tuple(observables)
         other._probe()
         return other
 
-    def center(self) -> Params:
-        """w*: all named parameters, leaves `[*shape]`, detached."""
+    def parameters(self) -> Params:
+        """All named parameters as the model holds them, leaves `[*shape]`, detached."""
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
-    def evaluation_copy(self, device: torch.device) -> nn.Module:
-        """A copy of the model on `device`, in evaluation mode, that may be changed freely."""
-        return deepcopy(self.model).to(device).eval().requires_grad_(False)
+    def center(self) -> Params:
+        """w*: all named parameters, leaves `[*shape]`, detached, float32 or wider."""
+        return {name: wide(leaf) for name, leaf in self.parameters().items()}
+
+    def evaluation_copy(self, device: torch.device, *, lean: bool = False) -> nn.Module:
+        """A copy of the model on `device`, in evaluation mode, that may be changed freely.
+
+        Args:
+            device: Where.
+            lean: Leave matrices in float16 or bfloat16; else all weights and buffers are float32
+                at least.
+        """
+        model = densify_(copied(self.model).to(device).eval().requires_grad_(False))
+        return widen_(model, least_axes=2) if lean else widen_(model)
+
+    def _items(self, data: Items | Batch | Dataset[Any]) -> Items:
+        """As items, in float32 where the model's weights are widened and their inputs narrow."""
+        items = as_items(data)
+        return items.widened() if self.narrow_types else items
+
+    def _groups(self, groups: Any, *, default: str) -> dict[str, Items]:
+        """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
+        is_batch = (
+            isinstance(self.train.first(1), Mapping)
+            and isinstance(groups, Mapping)
+            and all(isinstance(value, Tensor) for value in groups.values())
+        )
+        if isinstance(groups, Mapping) and not is_batch:
+            if not groups:
+                kind = {"query": "queries"}.get(default, f"{default}s")
+                raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
+            return {str(name): self._items(data) for name, data in groups.items()}
+        return {default: self._items(groups)}
 
     def _probe(self) -> None:
         """Evaluate three items of everything, so that mistakes show before any long work."""
+        try:
+            self._probe_functions()
+        except ValueError as error:
+            if not self.narrow_types or "dtype" not in str(error):
+                raise
+            raise ValueError(
+                f"weights and inputs in {' and '.join(self.narrow_types)} are sampled as float32, "
+                f"which the loss or an observable does not take: {error} Cast to the weights' type "
+                "there, or not at all; settings such as gradient_precision='bfloat16' choose the "
+                "precision of products."
+            ) from error
+
+    def _probe_functions(self) -> None:
         model = self.evaluation_copy(self.device)
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
@@ -332,21 +375,6 @@ def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
                     f"{owner!r}."
                 )
         others.append((start, stop, name))
-
-
-def _groups(groups: Any, *, default: str, dict_batches: bool) -> dict[str, Items]:
-    """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
-    is_batch = (
-        dict_batches
-        and isinstance(groups, Mapping)
-        and all(isinstance(value, Tensor) for value in groups.values())
-    )
-    if isinstance(groups, Mapping) and not is_batch:
-        if not groups:
-            kind = {"query": "queries"}.get(default, f"{default}s")
-            raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
-        return {str(name): as_items(data) for name, data in groups.items()}
-    return {default: as_items(groups)}
 
 
 def _group_names(groups: Mapping[str, Items]) -> np.ndarray:

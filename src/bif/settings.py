@@ -57,7 +57,8 @@ class Settings:
         memory: Of the live module: "plain" holds weights, w* and the gradient; "fused" steps within
             the backward pass and never holds the gradient; "lean" does so with the matrices and w*
             in bfloat16, rounded stochastically.
-        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
+        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`; by
+            default those that the model does not freeze (`requires_grad`), padding rows left out.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
         gradient_precision: Compute precision of gradients; the weights stay as they are.  By
             default TF32 on a GPU, bfloat16 with memory="lean", and float32 elsewhere.
@@ -91,7 +92,7 @@ class Settings:
     chunk_size: int | None = None
     micro_batch: int | None = None
     memory: MemoryName = "plain"
-    movable: tuple[str, ...] = ("*",)
+    movable: tuple[str, ...] | None = None
     weight_decay: float = 0.0
     gradient_precision: Precision | None = None
     loss_precision: Precision | None = None

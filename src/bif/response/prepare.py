@@ -10,12 +10,11 @@ from math import inf
 import torch
 
 from bif import tensors
-from bif.assemble import run_device
+from bif.assemble import moving_center, run_device
 from bif.calibrate import Calibration, calibrate
 from bif.items import map_batch
 from bif.literals import require_literal
 from bif.oracles import vmap_refusal
-from bif.posterior import LocalPosterior
 from bif.problem import Observable, Problem
 from bif.response.pairs import Curvature, bregman_problem
 from bif.settings import Settings
@@ -155,12 +154,11 @@ def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Setti
     if settings.oracle == "sequential":
         return settings
     device = run_device(problem, settings)
-    center = LocalPosterior(problem.center(), 1.0, 1.0, settings.movable).center
     groups: Sequence = list(problem.query_groups.values())
     refusal = vmap_refusal(
         problem.evaluation_copy(device),
         problem.observables[0].function,
-        params=tensors.stacked({n: leaf.to(device) for n, leaf in center.items()}, 2),
+        params=tensors.stacked(moving_center(problem, settings), 2),
         batch=map_batch(lambda leaf: leaf.to(torch.device(device)), groups[0].first(1)),
         per_chain=True,
     )
