@@ -12,6 +12,7 @@ from torch import Tensor
 from bif import tensors
 from bif.assemble import moving_center, run_device
 from bif.budget import Goal, TooSmallBudget, choose_draws
+from bif.first_look import first_look
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
 from bif.minibatches import fall_back
@@ -89,6 +90,7 @@ def calibrate(
     free = settings
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
+    first_look(problem, settings, said)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, said)

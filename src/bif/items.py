@@ -15,6 +15,8 @@ from torch.utils.data import Dataset, default_collate
 from bif.types import Batch
 from bif.weights import wide
 
+_READ_TWICE = 16
+"""Items of a Dataset, evenly spread."""
 _TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
 
@@ -182,15 +184,19 @@ class Items:
         return next(iter(sizes.values()))[0]
 
     def _refuse_augmentation(self) -> None:
-        with _global_randomness_restored():
-            once, again = self.first(1), self.first(1)
+        """Read some items twice; rarer changes show as losses, once there is a model."""
+        positions = torch.linspace(0, self._num - 1, min(self._num, _READ_TWICE)).long()
+        with randomness_restored():
+            once, again = self.take(positions), self.take(positions)
         pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
         for (path, a), b in pairs:
-            if not torch.equal(a, b):
-                raise ValueError(
-                    f"the Dataset returned two different versions of item 0 ({path}): its random "
-                    "transform would enter every covariance. Pass the Dataset without augmentation."
-                )
+            for position, one, other in zip(positions.tolist(), a, b, strict=True):
+                if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+                    raise ValueError(
+                        f"the Dataset returned two different versions of item "
+                        f"{str(self.ids[position])!r} ({path}): its random transform would enter "
+                        "every covariance. Pass the Dataset without augmentation."
+                    )
 
 
 def as_items(data: Items | Batch | Dataset[Any]) -> Items:
@@ -199,7 +205,7 @@ def as_items(data: Items | Batch | Dataset[Any]) -> Items:
 
 
 @contextmanager
-def _global_randomness_restored() -> Iterator[None]:
+def randomness_restored() -> Iterator[None]:
     """Whatever a Dataset draws, the user's global random states come out as they went in."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -60,7 +60,7 @@ def with_movable(problem: Problem, settings: Settings, said: list[str]) -> Setti
     elif frozen:
         why = f"{of_frozen} and stay: name them in movable to move them"
     else:
-        why = "all that there are"
+        why = "all that there are" if num == total else "all but padding rows"
     said.append(f"movable = {num:,} of {total:,} weights: {why}")
     held = [name for name in problem.padding_rows if isinstance(found.get(name, True), Tensor)]
     if held and num < total:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ def check_item_values(
     batch: Batch,
     what: str,
     where: str,
+    ids: Sequence[str] = (),
 ) -> None:
     """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
     expected = next(iter(batch_leaves(batch).values())).shape[0]
@@ -40,8 +41,9 @@ def check_item_values(
     bad = (~per_item(values).isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
-            "the data or the loss before sampling."
+            f"the {what} is NaN or infinite at w* on {where}, items "
+            f"{[str(ids[i]) for i in bad] if len(ids) else bad}: mend the model, the data or the "
+            "loss before sampling."
         )
     again = per_item(_tried(function, model, batch, what, where))
     if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):

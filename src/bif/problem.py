@@ -318,7 +318,7 @@ class Problem:
         model = self.evaluation_copy(self.device)
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
-        check_item_values(self.loss, model, train_batch, "loss", "train items")
+        check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
         if self.train_by_token:
             self.train_shift = probed_shift(
                 self.loss, model, train_batch, self.train, what="loss", where="train items"
@@ -337,13 +337,13 @@ class Problem:
                 )
             where = f"group {group!r}"
             if kind == "candidate":
-                check_item_values(self.loss, model, batch, "loss", where)
+                check_item_values(self.loss, model, batch, "loss", where, items.ids)
                 if self.train_by_token:
                     probed_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
-                check_item_values(observable.function, model, batch, what, where)
+                check_item_values(observable.function, model, batch, what, where, items.ids)
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where
