@@ -41,7 +41,7 @@ class _Group:
     def named(self, positions: list[int]) -> str:
         ids = ", ".join(repr(str(self.items.ids[i])) for i in positions[:_NAMED])
         more = f" and {len(positions) - _NAMED:,} others" if len(positions) > _NAMED else ""
-        return f"{self.kind} {ids}{more}"
+        return f"{ids}{more}"
 
 
 def first_look(problem: Problem, settings: Settings, said: list[str]) -> None:
@@ -204,8 +204,8 @@ def _tried(
                     bad.append(i)
             names = group.named(bad or list(range(part.start, part.stop)))
             raise ValueError(
-                f"the {group.what} fails on {names} with {type(error).__name__}: {error} Mend or "
-                "leave out what is listed, such as labels or tokens out of range."
+                f"the {group.what} fails on {group.kind} {names} with {type(error).__name__}: "
+                f"{error} Mend or leave out these, such as labels or tokens out of range."
             ) from error
 
 
@@ -256,8 +256,9 @@ def _refuse_labels(model: nn.Module, group: _Group) -> None:
         where = bad.reshape(len(bad), -1).any(dim=1).nonzero().flatten().tolist()
         if where:
             label = labels[where[0]][bad[where[0]]].flatten()[0]
+            bad_ones = group.named([part.start + i for i in where])
             raise ValueError(
                 f"the label {int(label)} is out of range: the model has {num_classes} classes, 0 "
-                f"to {num_classes - 1}. So for {group.named([part.start + i for i in where])}. "
+                f"to {num_classes - 1}. So for {group.kind} {bad_ones}. "
                 "Number classes from 0, or leave these out."
             )

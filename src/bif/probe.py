@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from bif.columns import token_shift
 from bif.items import Items, batch_leaves, map_batch
 from bif.losses import per_item
 from bif.types import Batch, ItemLoss
+
+_LOOKED_AT = 16
+"""Items of a Dataset."""
 
 
 def check_item_values(
@@ -66,6 +69,49 @@ def check_item_values(
                 "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
                 "broadcasts to [B, B]; squeeze the model's output."
             )
+
+
+def check_left_padding(
+    function: ItemLoss,
+    model: nn.Module,
+    items: Items,
+    what: str,
+    where: str,
+    *,
+    device: torch.device,
+) -> None:
+    """Raise unless rows padded on the left have the values of the same rows padded on the right.
+
+    Looked at are losses that read `attention_mask`, on the first such rows.
+
+    Raises:
+        ValueError: They have others, as where a model counts positions from the first column.
+    """
+    if not getattr(function, "reads_masks", False):
+        return
+    batch = items.data if isinstance(items.data, Mapping) else items.first(_LOOKED_AT)
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2:
+        return
+    padded = ((mask[:, 0] == 0) & (mask != 0).any(dim=1)).nonzero().flatten()[:2]
+    if not len(padded):
+        return
+    rows = map_batch(lambda leaf: leaf[padded].to(device), batch)
+    length = mask.shape[1]
+    start = (rows["attention_mask"] != 0).int().argmax(dim=1, keepdim=True)
+    places = (torch.arange(length, device=start.device) + start) % length
+    right = map_batch(
+        lambda leaf: leaf.gather(1, places) if leaf.shape == places.shape else leaf, rows
+    )
+    left_values = per_item(_tried(function, model, rows, what, where))
+    right_values = per_item(_tried(function, model, right, what, where))
+    if not torch.allclose(left_values, right_values, rtol=1e-4, atol=1e-4):
+        raise ValueError(
+            f"{where} are padded on the left, and the {what} of item "
+            f"{str(items.ids[int(padded[0])])!r} is {_few(left_values)[0]} there, "
+            f"{_few(right_values)[0]} padded on the right: the model counts positions from the "
+            "first column. Pad on the right (tokenizer.padding_side = 'right')."
+        )
 
 
 def probed_shift(

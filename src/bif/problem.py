@@ -16,7 +16,7 @@ from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.literals import require_literal
 from bif.losses import margin
-from bif.probe import check_item_values, probed_shift
+from bif.probe import check_item_values, check_left_padding, probed_shift
 from bif.types import Batch, Better, ItemLoss, Params
 from bif.weights import copied, densify_, narrow_types, padding_rows, trainable, wide, widen_
 
@@ -319,6 +319,7 @@ class Problem:
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
+        check_left_padding(self.loss, model, self.train, "loss", "train items", device=self.device)
         if self.train_by_token:
             self.train_shift = probed_shift(
                 self.loss, model, train_batch, self.train, what="loss", where="train items"
@@ -338,12 +339,16 @@ class Problem:
             where = f"group {group!r}"
             if kind == "candidate":
                 check_item_values(self.loss, model, batch, "loss", where, items.ids)
+                check_left_padding(self.loss, model, items, "loss", where, device=self.device)
                 if self.train_by_token:
                     probed_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
                 check_item_values(observable.function, model, batch, what, where, items.ids)
+                check_left_padding(
+                    observable.function, model, items, what, where, device=self.device
+                )
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where
