@@ -113,6 +113,18 @@ def calibrate(
     return Calibration(settings, tuple(said), target, goal, curvature)
 
 
+def refuse_unusable(problem: Problem, settings: Settings) -> None:
+    """Raise what `calibrate` would before its pilot: cheap, so that it comes before long work.
+
+    Raises:
+        ValueError: As `calibrate`, but for a budget that is too small.
+    """
+    said: list[str] = []
+    settings = _with_precisions(problem, _with_gradient(settings, said), said)
+    settings = _choose_oracle(problem, with_movable(problem, settings, said), said)
+    first_look(problem, _choose_chunk(problem, settings, said), said)
+
+
 def _with_gradient(settings: Settings, said: list[str]) -> Settings:
     if settings.gradient is not None:
         return settings

@@ -175,6 +175,10 @@ class Settings:
             return replace(self, compiled=False, memory="plain", **exact)
         return replace(self, compiled=False)
 
+    def with_draws(self, draws: int | None) -> Settings:
+        """So many draws, whatever `reliability` or `budget` would choose."""
+        return replace(self, draws=draws, reliability=None, budget=None)
+
     def _refuse_memory(self) -> None:
         """Raise where the live module's settings contradict others."""
         if self.micro_batch is not None and self.oracle != "live":

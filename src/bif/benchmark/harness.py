@@ -15,6 +15,7 @@ from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.plots import plots
 from bif.benchmark.task import Task
+from bif.calibrate import refuse_unusable
 from bif.evaluate import Recipe
 from bif.progress import say
 from bif.provenance import hardware, versions
@@ -79,10 +80,14 @@ def benchmark(
         show_progress: Say what is done, and draw bars.
 
     Raises:
-        ValueError: Unknown methods; whatever does not fit in the task.
+        ValueError: Unknown methods; whatever does not fit in the task, its settings included,
+            before anything is trained.
         FolderInUse: `out` holds banks of another task.
     """
     chosen = _chosen(task, methods)
+    if any(name.startswith("bif") for name in chosen):
+        for settings in task.settings:
+            refuse_unusable(task.problem, settings)
     device = task.problem.device
     banks, seconds = [], {}
     for target in task.targets:
