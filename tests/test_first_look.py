@@ -160,6 +160,6 @@ class TestWeightsThatNothingMoves:
     def test_dead_units_count(self):
         model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
         with torch.no_grad():
-            model[0].bias[2] = -1e3
+            model.get_parameter("0.bias")[2] = -1e3
         found = " ".join(bif.calibrate(posed(model), TINY).explanations)
         assert "gradient by 8 of 43 weights" in found  # 4 + 1 in, 3 out

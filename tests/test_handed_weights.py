@@ -6,6 +6,7 @@ import threading
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def require_same_scores(one, other):
 
 
 def with_frozen_backbone():
-    model = network()
+    model: Any = network()
     model[0].requires_grad_(False)
     return model
 
@@ -89,8 +90,9 @@ class TestFrozenWeights:
             "trak": lambda p: baselines.trak(p, dimension=None, damping=0.1),
         }[method]
         # The head alone, fed with what the frozen layers make, is the same problem.
-        frozen, head = with_frozen_backbone(), network()[2]
-        features = [(network()[:2](x).detach(), y) for x, y in (labelled(20, seed=1),
+        whole: Any = network()
+        frozen, head = with_frozen_backbone(), whole[2]
+        features = [(whole[:2](x).detach(), y) for x, y in (labelled(20, seed=1),
                                                                labelled(4, seed=2))]  # fmt: skip
         found = ask(posed(frozen))
         expected = ask(posed(head, train=features[0], queries=features[1]))
@@ -175,7 +177,7 @@ class Normed(nn.Module):
         self.norm, self.map = nn.BatchNorm1d(4), nn.Linear(4, 3)
         self.register_buffer("shift", torch.tensor([0.1, 0.2, 0.3]))
         with torch.no_grad():
-            self.norm.running_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.05]))
+            self.norm.running_mean = torch.tensor([0.1, -0.2, 0.3, 0.05])
 
     def forward(self, x):
         return self.map(self.norm(x)) + self.shift
@@ -249,7 +251,7 @@ class TestNarrowWeights:
     def test_networks_are_retrained_in_float32(self):
         (model, train, _), _ = narrowed(torch.bfloat16)
         recipe = bif.evaluate.Recipe(steps=3, learning_rate=1e-4, batch_size=None)
-        trained = bif.evaluate.train(
+        trained: Any = bif.evaluate.train(
             model, bif.losses.cross_entropy, train, recipe, init="checkpoint", seed=0
         )
         assert {p.dtype for p in trained.parameters()} == {torch.float32}
@@ -287,10 +289,11 @@ class TestPaddingRows:
         assert "padding rows stay: words.weight" in said(run)
 
     def test_a_padding_row_that_a_slice_names_moves(self):
-        assert moving(bag(), ("words.weight[2:3]",))["words.weight"][2].all()
+        mask = moving(bag(), ("words.weight[2:3]",))["words.weight"]
+        assert isinstance(mask, torch.Tensor) and mask[2].all()
 
     def test_the_row_of_a_weight_that_is_the_output_layer_too_moves(self):
-        model = filled(Bag(num_words=3))
+        model: Any = filled(Bag(num_words=3))
         model.map = nn.Linear(4, 3, bias=False).double()
         model.map.weight = model.words.weight
         problem = posed(
@@ -306,7 +309,7 @@ class TestPaddingRows:
         settings = replace(TINY, oracle=oracle, gradient=gradient, batch_size=size)
         problem = bag(sparse=True)
         require_same_scores(bif.attribute(problem, settings), bif.attribute(bag(), settings))
-        assert problem.model.words.sparse  # the caller's
+        assert problem.model.get_submodule("words").sparse  # the caller's
 
     @pytest.mark.parametrize("oracle", ["sequential", "live"])
     def test_sparse_gradients_of_a_function_give_the_scores_of_dense_ones(self, oracle):
@@ -372,7 +375,7 @@ class TestCopies:
             require_same_scores(run, bif.attribute(posed(fresh), settings))
 
     def test_what_cannot_be_copied_is_named(self):
-        model = network()
+        model: Any = network()
         model[2].guard = threading.Lock()
         with pytest.raises(TypeError, match=r"cannot be copied.*attribute '2\.guard' \(lock\)"):
             posed(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,8 @@ def test_a_loss_that_reads_padding_otherwise_is_left_alone():
 def test_masked_models_are_refused_left_padding_that_shifts_their_positions():
     from bif.language import masked_token
 
-    made, data = model("bert"), padded("left")
+    made: Any = model("bert")
+    data = padded("left")
     with torch.no_grad():
         made.bert.embeddings.position_embeddings.weight.mul_(30)
     labels = data["input_ids"].masked_fill(data["attention_mask"] == 0, -100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ def check_item_values(
     batch: Batch,
     what: str,
     where: str,
-    ids: Sequence[str] = (),
+    ids: Sequence[str] | np.ndarray = (),
 ) -> None:
     """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
     expected = next(iter(batch_leaves(batch).values())).shape[0]
