@@ -235,8 +235,10 @@ class TestNarrowWeights:
             memory="lean", sampler="sgld", oracle="live", nbeta=1.0, gamma=1.0, step_size=0.01,
             chains=2, draws=4, burn_in=1, thin=1,
         )  # fmt: skip
-        run = bif.attribute(posed(model, train=train, queries=queries), settings)
-        assert np.isfinite(run.influence.dataset["influence"]).all()
+        open_steps = replace(settings, step_size=None, burn_in=None, thin=None, gamma=None)
+        for given in (settings, open_steps):
+            run = bif.attribute(posed(model, train=train, queries=queries), given)
+            assert np.isfinite(run.influence.dataset["influence"]).all()
 
     def test_a_loss_that_insists_on_narrow_weights_is_told_what_happened(self):
         (model, train, queries), _ = narrowed(torch.bfloat16)

@@ -73,7 +73,7 @@ def _look(problem: Problem, settings: Settings) -> tuple[str, ...]:
     size = chains * (settings.chunk_size or 1)
     with matmul_precision("float32"), randomness_restored():
         for group in groups:
-            _refuse_labels(model, group)
+            _refuse_labels(model, group, lean=lean)
         once = [_values(model, group, size, lean=lean) for group in groups]
         for group, values in zip(groups, once, strict=True):
             _refuse_unusable(group, values)
@@ -240,7 +240,7 @@ def _refuse_another(group: _Group, once: Tensor, again: Tensor) -> None:
         )
 
 
-def _refuse_labels(model: nn.Module, group: _Group) -> None:
+def _refuse_labels(model: nn.Module, group: _Group, *, lean: bool) -> None:
     """Before a device is handed a label out of range, after which a GPU answers nothing more."""
     if group.function not in (cross_entropy, margin):
         return
@@ -249,7 +249,7 @@ def _refuse_labels(model: nn.Module, group: _Group) -> None:
         if labels.is_floating_point():
             return
         if num_classes is None:
-            with torch.no_grad():
+            with torch.no_grad(), autocast(inputs, "bfloat16" if lean else "float32"):
                 num_classes = model(inputs[:1]).shape[1 if group.function is cross_entropy else -1]
         ignored = labels == -100 if group.function is cross_entropy else labels != labels
         bad = ((labels < 0) | (labels >= num_classes)) & ~ignored
