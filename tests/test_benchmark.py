@@ -439,3 +439,41 @@ def test_models_with_fewer_weights_than_a_projection_are_not_projected():
     )
     assert list(fitted.by_dimension) == [None]
     np.testing.assert_array_equal(small, large)
+
+
+class TestSettingsOfATask:
+    def test_a_reliability_to_aim_at_is_one_of_the_settings_as_any(self):
+        aimed = replace(SETTINGS, draws=None, reliability=0.5)
+        task = replace(convex(), settings=(aimed, replace(aimed, nbeta=1000.0, gamma=10.0)))
+        found = benchmark(task, methods=["bif", "bif_response", "bif_auto"])
+        assert not found.unsuited
+        assert all(np.isfinite(row["lds"]) for row in found.rows)
+
+    def test_one_alone_needs_no_tuple_and_anything_else_is_refused(self):
+        assert replace(convex(), settings=SETTINGS).settings == (SETTINGS,)
+        with pytest.raises(TypeError, match="settings must be bif.Settings, one or more"):
+            replace(convex(), settings=({"nbeta": 1.0},))
+
+    @pytest.mark.parametrize("fault", ["batch", "item"])
+    def test_what_cannot_run_is_refused_before_anything_is_trained(self, fault, monkeypatch):
+        task = convex()
+        if fault == "batch":
+            given = bif.Settings(gradient="minibatch", batch_size=1000)
+            task, words = replace(task, settings=(given,)), "batch_size=1000 exceeds the 40"
+        else:
+            x, y = labelled(40, seed=0)
+            x[17] = float("nan")
+            problem = bif.Problem(
+                task.problem.model, task.problem.loss, train=(x, y), queries=labelled(8, seed=1)
+            )
+            task, words = replace(task, problem=problem), "loss is NaN .* '17'"
+        monkeypatch.setattr(
+            "bif.benchmark.harness.retrained", lambda *a, **k: pytest.fail("it was trained")
+        )
+        with pytest.raises(ValueError, match=words):
+            benchmark(task, methods=["bif"])
+
+    def test_settings_that_no_response_takes_are_said_to_be_so(self):
+        task = replace(convex(), settings=(replace(SETTINGS, sampler="sgnht"),))
+        found = benchmark(task, methods=["random", "bif_response"])
+        assert "sampler is 'sgnht', whose state answers" in found.unsuited["bif_response"]

@@ -180,6 +180,7 @@ class TestFixedSettings:
         got = bif.calibrate(classification(), Settings(**GIVEN, gradient="full"))
         assert {name: getattr(got.settings, name) for name in GIVEN} == GIVEN
         assert got.explanations == (
+            "movable = 43 of 43 weights: all that there are",
             "oracle = stacked: all chains of a block step as one operation",
         )
 

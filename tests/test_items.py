@@ -146,7 +146,7 @@ class TestIdentities:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("data", [np.zeros(3), "abc", None, (X, np.zeros(7)), {"x": [1]}])
+    @pytest.mark.parametrize("data", [None, (X, np.zeros(7)), {"x": [1]}])
     def test_what_is_no_tensor_is_refused(self, data):
         with pytest.raises(TypeError, match="must be a tensor, or a tuple, list or dict"):
             Items(data)
@@ -189,7 +189,7 @@ class TestRefusals:
 
         with (
             global_randomness_untouched(),
-            pytest.raises(ValueError, match=r"two different versions of item 0 \(batch\[0\]\)"),
+            pytest.raises(ValueError, match=r"two different versions of item '0' \(batch\[0\]\)"),
         ):
             Items(Noisy(X))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -61,6 +63,32 @@ class TestWhatCounts:
         )
         assert whole.tokens[-1] == 2 and whole.counted[-1]
         assert 2 not in cut.tokens and len(cut.tokens) == 3
+
+    def test_a_beginning_of_sequence_that_the_text_holds_is_not_doubled(self, llama):
+        cases: Any = (
+            ({"text": "<s>" + TEXTS[0]}, {"text": TEXTS[0]}),
+            ({"prompt": "<s>the cat", "text": " sat on"}, {"prompt": "the cat", "text": " sat on"}),
+            ({"prompt": "<s>", "text": TEXTS[1]}, {"text": TEXTS[1]}),
+        )
+        for given, expected in cases:
+            (one,), said = passages([Document(id="d", **given)], llama, max_length=24)
+            (other,), nothing = passages([Document(id="d", **expected)], llama, max_length=24)
+            assert (one.tokens, one.counted) == (other.tokens, other.counted)
+            assert said == [
+                "1 of 1 documents begin with <s>, which the tokenizer puts before a text: it "
+                "stands there once"
+            ]
+            assert nothing == []
+
+    def test_nor_are_an_end_of_sequence_and_the_special_tokens_of_a_masked_model(self, gpt2, bert):
+        cases: Any = (
+            (gpt2, TEXTS[0] + "</s>", {"append_eos": True}),
+            (bert, f"[CLS]{TEXTS[0]}[SEP]", {"task": "masked"}),
+        )
+        for tokens, text, given in cases:
+            (one,), _ = passages(documents(text), tokens, max_length=24, **given)
+            (other,), _ = passages(documents(TEXTS[0]), tokens, max_length=24, **given)
+            assert (one.tokens, one.counted) == (other.tokens, other.counted)
 
     def test_of_a_conversation_what_the_assistant_says(self, gpt2, llama):
         turns = [

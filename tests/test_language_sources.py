@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bif.language import Document, read_documents
+from bif.language.sources import group_names
 
 datasets = pytest.importorskip("datasets", reason="the extra `lm` is not installed")
 
@@ -163,3 +164,35 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         with pytest.raises(ImportError, match=r"bayesian-influence\[lm\]"):
             read_documents(source)
+
+
+class TestNames:
+    @pytest.mark.parametrize("folder", ["runs@home", "C:", "a:b@c", "v1.0"])
+    @pytest.mark.parametrize("kind", ["file", "saved", "split"])
+    def test_a_path_that_exists_is_taken_as_it_is(self, tmp_path, monkeypatch, folder, kind):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / folder).mkdir()
+        source, name = f"{folder}/easy.jsonl", "easy"
+        if kind == "file":
+            (tmp_path / source).write_text('{"text": "x"}\n')
+        else:
+            source = name = folder
+            held = datasets.Dataset.from_list([{"text": "x"}])
+            (held if kind == "saved" else datasets.DatasetDict({"dev": held, "b": held})
+             ).save_to_disk(folder)  # fmt: skip
+            source += "@dev" if kind == "split" else ""
+        (document,) = read_documents(source)
+        assert document.id == f"{name}-1" and group_names([source]) == [name]
+
+    def test_a_windows_path_has_the_name_of_its_file(self):
+        assert group_names([r"C:\data\easy.jsonl"]) == ["easy"]
+
+    def test_sources_that_share_a_name_are_told_apart_by_folder_split_and_configuration(self):
+        assert group_names(["a/q.jsonl", "b/q.jsonl"]) == ["a-q", "b-q"]
+        assert group_names(["org/wiki@dev", "org/wiki@test"]) == ["wiki@dev", "wiki@test"]
+        assert group_names(["wiki:en@dev", "wiki:de@dev"]) == ["wiki:en@dev", "wiki:de@dev"]
+        assert group_names(["a/q.jsonl", "org/wiki:en@dev"]) == ["q", "wiki"]
+
+    def test_one_source_twice_is_refused(self):
+        with pytest.raises(ValueError, match="two sources are named 'a-q': rename one"):
+            group_names(["a/q.jsonl", "a/q.jsonl"])

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from bif.activations import keep_less_
 from bif.compiling import repeated_blocks
+from bif.moving import moving
 from bif.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
 from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
 from bif.settings import Settings
-from bif.types import Mass, Sampler
+from bif.types import Mass, Params, Sampler
+from bif.weights import wide
 
 
 def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
@@ -21,23 +23,28 @@ def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
     Where memory is short, w* is the problem's own model if that is on the device.
     """
     assert settings.nbeta is not None and settings.gamma is not None
-    device = run_device(problem, settings)
-    center = {name: _stored(leaf, settings).to(device) for name, leaf in problem.center().items()}
     return LocalPosterior(
-        center,
+        moving_center(problem, settings),
         settings.nbeta,
         settings.gamma,
-        settings.movable,
+        moving(problem, settings.movable),
         settings.weight_decay,
         copies_center=settings.memory == "plain",
     )
+
+
+def moving_center(problem: Problem, settings: Settings) -> Params:
+    """w* of the weights that move, leaves `[*shape]` as the run stores them, on its device."""
+    device, parameters = run_device(problem, settings), problem.parameters()
+    names = moving(problem, settings.movable)
+    return {name: _stored(parameters[name], settings).to(device) for name in names}
 
 
 def _stored(leaf: Tensor, settings: Settings) -> Tensor:
     """A weight as the run stores it."""
     # Vectors are few, and norms' scales near 1 have the coarsest rounding of all.
     narrow = settings.memory == "lean" and leaf.dim() >= 2 and leaf.is_floating_point()
-    return leaf.to(torch.bfloat16) if narrow else leaf
+    return leaf.to(torch.bfloat16) if narrow else wide(leaf)
 
 
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
@@ -46,7 +53,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
     gradient, value = settings.precisions
     if settings.oracle == "live":
         # Narrowed before it moves: the device never holds the wide weights.
-        model = problem.evaluation_copy(problem.device)
+        model = problem.evaluation_copy(problem.device, lean=settings.memory == "lean")
         for name, parameter in model.named_parameters():
             if name in names:
                 parameter.data = _stored(parameter.data, settings)

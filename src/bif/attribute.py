@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from math import sqrt
 from pathlib import Path
-from typing import get_args
 
 from bif import store
 from bif.budget import Goal
@@ -22,6 +21,7 @@ from bif.keep import (
     refuse_vast_scores,
     refuse_vast_traces,
 )
+from bif.literals import require_literal
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.precision import rounding
@@ -86,8 +86,8 @@ def attribute(
         Preempted: SIGTERM came; what is recorded is in `out`.
     """
     requested = settings or Settings()
-    if keep not in get_args(Keep):
-        raise ValueError(f"keep is {keep!r}: expected one of {', '.join(get_args(Keep))}.")
+    require_literal("keep", keep, Keep)
+    require_literal("on_existing", on_existing, store.OnExisting)
     if requested.controls and keep == "sums":
         raise ValueError(
             "controls need the traces of all items, and keep='sums' drops them: use keep='traces', "

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.assemble import run_device
+from bif.assemble import moving_center, run_device
 from bif.budget import Goal, TooSmallBudget, choose_draws
+from bif.first_look import first_look
 from bif.items import batch_leaves, map_batch
 from bif.mass import whitened_curvature
 from bif.minibatches import fall_back
+from bif.moving import with_movable
 from bif.oracle_race import seconds_of_gradient
 from bif.oracles import vmap_refusal
 from bif.pilot import WARNING, Pilot, pilot
-from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.settings import Settings
 from bif.steps import choose_steps, relaxation_steps, smallest_curvature
@@ -108,13 +109,14 @@ def calibrate(
     said: list[str] = _Told([*problem.notes, *problem.proxies_in_words], tell)
     target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
     left_open, settings = settings.gradient is None, _with_gradient(settings, said)
-    settings = _with_precisions(problem, settings, said)
+    settings = with_movable(problem, _with_precisions(problem, settings, said), said)
     if settings.draws is None and not forecast:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     free = settings
     settings = _choose_oracle(problem, settings, said)
     settings = _choose_chunk(problem, settings, said)
+    first_look(problem, settings, said)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, said)
@@ -142,6 +144,18 @@ def calibrate(
         k_max = _largest_curvature(asked, curvature)
         settings, goal = fall_back(problem, asked, too_small, k_max=k_max, **how)
     return Calibration(settings, tuple(said), target, goal, curvature)
+
+
+def refuse_unusable(problem: Problem, settings: Settings) -> None:
+    """Raise what `calibrate` would before its pilot: cheap, so that it comes before long work.
+
+    Raises:
+        ValueError: As `calibrate`, but for a budget that is too small.
+    """
+    said: list[str] = []
+    settings = _with_precisions(problem, _with_gradient(settings, said), said)
+    settings = _choose_oracle(problem, with_movable(problem, settings, said), said)
+    first_look(problem, _choose_chunk(problem, settings, said), said)
 
 
 def _with_gradient(settings: Settings, said: list[str]) -> Settings:
@@ -175,8 +189,7 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
     if oracle in (None, "stacked"):
         device = run_device(problem, settings)
         model = problem.evaluation_copy(device)
-        names = LocalPosterior(problem.center(), 1.0, 1.0, settings.movable).center
-        pair = tensors.stacked({n: leaf.to(device) for n, leaf in names.items()}, 2)
+        pair = tensors.stacked(moving_center(problem, settings), 2)
         batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
         refusal = vmap_refusal(
             model,

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
+from bif.handed import as_data, collated, refuse_rows, refuse_uneven
 from bif.types import Batch
+from bif.weights import wide
 
 _LONGEST_NAME = 10_000
 """Characters of an id or label."""
+_READ_TWICE = 16
+"""Items of a Dataset, evenly spread."""
 _TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
 
@@ -45,9 +49,14 @@ def batch_leaves(batch: Batch, path: str = "batch") -> dict[str, Tensor]:
         for position, value in enumerate(batch):
             leaves |= batch_leaves(value, f"{path}[{position}]")
     else:
+        hint = ""
+        if isinstance(batch, str):
+            hint = " A text column is to be left out, or turned into tensors."
+        elif hasattr(batch, "__array__"):
+            hint = " Pass torch.as_tensor of it."
         raise TypeError(
             f"{path} must be a tensor, or a tuple, list or dict of tensors; got "
-            f"{type(batch).__name__}."
+            f"{type(batch).__name__}.{hint}"
         )
     return leaves
 
@@ -56,9 +65,10 @@ class Items:
     """Items with their identities; the order is the caller's and never changes.
 
     Args:
-        data: A tensor `[N, …]`, a tuple, list or dict of such tensors, or a
-            `torch.utils.data.Dataset` whose items collate to one of these.  A Dataset is read
-            item by item when needed; it must return the same item every time (no augmentation).
+        data: A tensor `[N, …]`, a tuple, list or dict of such tensors, or a Dataset whose items
+            collate to one of these: of torch, or anything with `__len__` and `__getitem__`, such as
+            a `datasets.Dataset` in torch's format.  It is read item by item when needed, and must
+            return the same item every time (no augmentation).
         ids: N names, kept with every score; "0", "1", … by default.
         labels: N labels to show, for example class names.
         about: Further texts kept with the scores, N each by name: `about={"source": […]}` is
@@ -85,8 +95,12 @@ class Items:
         tokens: Sequence[Sequence[str]] | None = None,
         token_mask: np.ndarray | Tensor | None = None,
     ) -> None:
+        data = as_data(data)
+        if not isinstance(data, Dataset):
+            batch_leaves(data)  # whose error has the path
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
         self._device = torch.device("cpu")  # where batches of a Dataset go
+        self._widens = False  # batches of a Dataset
         self._num = self._count()
         if self._num == 0:
             raise ValueError("there are no items: expected at least one.")
@@ -115,10 +129,12 @@ class Items:
         """The items at `indices` `[B]` or `[C, B]`, with those axes in front."""
         if not isinstance(self.data, Dataset):
             return map_batch(lambda leaf: leaf[indices], self.data)
-        flat = [self.data[int(i)] for i in indices.flatten().tolist()]
+        positions = indices.flatten().tolist()
+        rows = [self.data[int(i)] for i in positions]
+        batch = collated(rows, [str(self.ids[i]) for i in positions])
+        batch = map_batch(wide, batch) if self._widens else batch
         return map_batch(
-            lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device),
-            default_collate(flat),
+            lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device), batch
         )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
@@ -155,6 +171,15 @@ class Items:
             moved.data = map_batch(lambda leaf: leaf.to(device), self.data)
         return moved
 
+    def widened(self) -> Items:
+        """The same items with float16 and bfloat16 tensors in float32."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._widens = True
+        if not isinstance(self.data, Dataset):
+            other.data = map_batch(wide, self.data)
+        return other
+
     def _count(self) -> int:
         if isinstance(self.data, Dataset):
             try:
@@ -164,24 +189,25 @@ class Items:
                     "an iterable Dataset has no length and no order to score by: wrap it in a "
                     "Dataset with __len__ and __getitem__."
                 ) from None
-        sizes = {path: leaf.shape[:1] for path, leaf in batch_leaves(self.data).items()}
-        if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
-            listing = ", ".join(f"{path}: {tuple(size)}" for path, size in sizes.items())
-            raise ValueError(
-                f"every tensor needs the same leading axis, one entry an item; got {listing}."
-            )
-        return next(iter(sizes.values()))[0]
+        leaves = batch_leaves(self.data)
+        refuse_uneven(leaves)
+        return len(next(iter(leaves.values())))
 
     def _refuse_augmentation(self) -> None:
-        with _global_randomness_restored():
-            once, again = self.first(1), self.first(1)
+        """Read some items twice; rarer changes show as losses, once there is a model."""
+        positions = torch.linspace(0, self._num - 1, min(self._num, _READ_TWICE)).long()
+        with randomness_restored():
+            refuse_rows([self.data[i] for i in positions.tolist()], self.ids[positions].tolist())
+            once, again = self.take(positions), self.take(positions)
         pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
         for (path, a), b in pairs:
-            if not torch.equal(a, b):
-                raise ValueError(
-                    f"the Dataset returned two different versions of item 0 ({path}): its random "
-                    "transform would enter every covariance. Pass the Dataset without augmentation."
-                )
+            for position, one, other in zip(positions.tolist(), a, b, strict=True):
+                if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+                    raise ValueError(
+                        f"the Dataset returned two different versions of item "
+                        f"{str(self.ids[position])!r} ({path}): its random transform would enter "
+                        "every covariance. Pass the Dataset without augmentation."
+                    )
 
 
 def as_items(data: Items | Batch | Dataset[Any]) -> Items:
@@ -190,7 +216,7 @@ def as_items(data: Items | Batch | Dataset[Any]) -> Items:
 
 
 @contextmanager
-def _global_randomness_restored() -> Iterator[None]:
+def randomness_restored() -> Iterator[None]:
     """Whatever a Dataset draws, the user's global random states come out as they went in."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

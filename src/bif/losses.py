@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bif.positions import row_positions
 from bif.types import Batch, ItemLoss
 from bif.unpacked import one_text_a_row
 
@@ -36,6 +37,12 @@ def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]
         return loss
 
     return marked
+
+
+def reads_masks(loss: ItemLoss) -> ItemLoss:
+    """Mark a loss of texts that is to be the same wherever a row's `attention_mask` pads it."""
+    loss.reads_masks = True  # type: ignore[attr-defined]
+    return loss
 
 
 def counted_tokens(batch: Batch) -> Tensor:
@@ -69,28 +76,29 @@ def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     return 0.5 * (residual**2).flatten(1).sum(dim=1) if residual.dim() > 1 else 0.5 * residual**2
 
 
+@reads_masks
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
 
     `batch` has `input_ids` `[B, T]`, and may have `attention_mask` `[B, T]` (0 on padding) and
     `labels` `[B, T]` (-100 on tokens that do not count; `input_ids` by default).  The model is
     called with `input_ids` and `attention_mask` and returns logits `[B, T, V]` or an object with
-    `.logits`.  Without a mask every row is one text, padded on the right if at all.
+    `.logits`.  With a mask rows may be padded on either side: the model gets `position_ids` too
+    where it takes them, and no token counts that follows padding.  Without a mask every row is one
+    text, padded on the right if at all.
     """
     mask = batch.get("attention_mask")
     if mask is None:
         with one_text_a_row():
             output = model(batch["input_ids"])
     else:
-        output = model(batch["input_ids"], attention_mask=mask)
+        output = model(batch["input_ids"], attention_mask=mask, **row_positions(model, mask))
     logits = output if isinstance(output, Tensor) else output.logits
-    logits = at_least_float32(logits[:, :-1])
-    targets = batch.get("labels", batch["input_ids"])[:, 1:]
-    if mask is not None:
-        targets = targets.masked_fill(mask[:, 1:] == 0, -100)
+    logits, targets = at_least_float32(logits[:, :-1]), next_targets(batch)
     return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
 
+@reads_masks
 @averages(counted_tokens)
 def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's counted tokens, `[B]`.
@@ -107,9 +115,18 @@ def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:
 
 def counted(batch: Batch) -> Tensor:
     """Which next tokens count, bool `[B, T - 1]`."""
-    labelled = batch.get("labels", batch["input_ids"])[:, 1:] != -100
-    mask = batch.get("attention_mask")
-    return labelled if mask is None else torch.logical_and(labelled, mask[:, 1:] != 0)
+    return next_targets(batch) != -100
+
+
+def next_targets(batch: Batch) -> Tensor:
+    """What each token but a row's last is to predict, `[B, T - 1]`; -100 where nothing counts.
+
+    Padding does not, nor does the token after it, which nothing predicts.
+    """
+    targets, mask = batch.get("labels", batch["input_ids"])[:, 1:], batch.get("attention_mask")
+    if mask is None:
+        return targets
+    return targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
 
 
 def per_item(losses: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,10 +29,10 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        before = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        before = {x.untyped_storage() for x in tree_leaves((args, kwargs)) if _has_storage(x)}
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.untyped_storage() not in before:
+            if _has_storage(x) and x.untyped_storage() not in before:
                 self._count(x.untyped_storage())
         return out
 
@@ -46,3 +47,8 @@ class PeakBytes(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self.now -= size
+
+
+def _has_storage(value: object) -> bool:
+    """Whether it is a dense tensor; the parts of a sparse one come as tensors of their own."""
+    return isinstance(value, Tensor) and value.layout == torch.strided

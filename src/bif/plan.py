@@ -19,12 +19,13 @@ from bif.calibrate import calibrate
 from bif.fused import ROWS_OF
 from bif.items import Items, batch_leaves
 from bif.keep import as_bytes
+from bif.moving import moving
 from bif.oracles import LiveOracle
 from bif.peak import PeakBytes
-from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.sampling import Sampling
 from bif.settings import Settings
+from bif.weights import NARROW
 
 _TIMED_STEPS = 3
 _MEASURED_ITEMS = 16
@@ -194,31 +195,36 @@ def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
             f"only live modules are planned, got oracle={settings.oracle!r}: set oracle='live'. "
             "Of stacked chains chunk_size bounds the memory."
         )
-    center = problem.center()
-    moving = LocalPosterior(center, 1.0, 1.0, settings.movable, copies_center=False).center
+    held = problem.parameters()
+    moves = {name: held[name] for name in moving(problem, settings.movable)}
     lean, plain = settings.memory == "lean", settings.memory == "plain"
-    stored = {
-        name: leaf.numel() * (2 if lean and leaf.dim() >= 2 else leaf.element_size())
-        for name, leaf in moving.items()
+    wide = {
+        name: leaf.numel() * (4 if leaf.dtype in NARROW else leaf.element_size())
+        for name, leaf in held.items()
     }
-    wide = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in moving.values())
+    stored = {
+        name: 2 * leaf.numel() if lean and leaf.dim() >= 2 else wide[name]
+        for name, leaf in moves.items()
+    }
     still = sum(
-        leaf.numel() * leaf.element_size() for name, leaf in center.items() if name not in moving
+        leaf.numel() * leaf.element_size() if lean else wide[name]
+        for name, leaf in held.items()
+        if name not in moves
     )
     here = run_device(problem, settings) == problem.device
     copied = {
         name: size
         for name, size in stored.items()
-        if plain or not here or size != moving[name].numel() * moving[name].element_size()
+        if plain or not here or size != moves[name].numel() * moves[name].element_size()
     }
     step = 3 * sum(stored.values())
     if not plain:
-        step = max(_step_bytes(leaf, settings) for leaf in moving.values())
+        step = max(_step_bytes(leaf, settings) for leaf in moves.values())
     kept = settings.sampler in ("baoab", "sgnht") or settings.sampler.startswith("rmsprop")
     return WeightBytes(
         weights=sum(stored.values()) + still,
         center=sum(copied.values()),
-        state=wide if kept else 0,
+        state=sum(wide[name] for name in moves) if kept else 0,
         step=step,
     )
 

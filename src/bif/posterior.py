@@ -63,7 +63,7 @@ class LocalPosterior:
                 "nbeta and gamma are both 0: the posterior is flat and the chains would wander "
                 "off. Set gamma > 0, or nbeta > 0, or both."
             )
-        chosen = _choose(self.center, self.movable)
+        chosen = choose(self.center, self.movable)
         center = {n: self.center[n].detach() for n in chosen}
         if self.copies_center:
             center = {n: leaf.clone() for n, leaf in center.items()}
@@ -125,10 +125,18 @@ class LocalPosterior:
         return torch.stack(parts).sum(dim=0)
 
 
-def _choose(
+def choose(
     center: Params, movable: Sequence[str] | Mapping[str, bool | Tensor]
 ) -> dict[str, Tensor | None]:
-    """The movable names in the model's order, each with its mask or None."""
+    """The movable names in the model's order, each with its mask or None.
+
+    Args:
+        center: Weights by name; values do not matter.
+        movable: As for `LocalPosterior`.
+
+    Raises:
+        ValueError: As for `LocalPosterior`, of what is movable.
+    """
     known = ", ".join(list(center)[:8]) + (", …" if len(center) > 8 else "")
     if isinstance(movable, Mapping):
         named = movable
@@ -156,7 +164,7 @@ def _choose(
             f"one of: {known}."
         )
     for name in chosen:
-        if not center[name].is_floating_point():
+        if not center[name].is_floating_point() or center[name].dtype.itemsize < 2:
             raise ValueError(
                 f"parameter {name!r} is {center[name].dtype}, which cannot be sampled. Sampling "
                 "needs floating-point weights: load the model unquantised, or leave the parameter "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,9 @@ from bif.losses import per_item
 from bif.proxy import Proxy
 from bif.types import Batch, ItemLoss
 
+_LOOKED_AT = 16
+"""Items of a Dataset."""
+
 
 def check_item_values(
     function: Callable[[nn.Module, Batch], Tensor],
@@ -20,6 +24,7 @@ def check_item_values(
     batch: Batch,
     what: str,
     where: str,
+    ids: Sequence[str] | np.ndarray = (),
 ) -> None:
     """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
     expected = next(iter(batch_leaves(batch).values())).shape[0]
@@ -41,8 +46,9 @@ def check_item_values(
     bad = (~per_item(values).isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"the {what} is NaN or infinite at w* on {where}, items {bad[:5]}: mend the model, "
-            "the data or the loss before sampling."
+            f"the {what} is NaN or infinite at w* on {where}, items "
+            f"{[str(ids[i]) for i in bad] if len(ids) else bad}: mend the model, the data or the "
+            "loss before sampling."
         )
     again = per_item(_tried(function, model, batch, what, where))
     if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
@@ -85,6 +91,49 @@ def check_proxy(
             f"the {what} has {of_function} values an item on {where}, the proxy {proxy.name!r} "
             f"{of_proxy} and its slope {of_slope}: expected a slope for every value of the proxy, "
             "[B] or [B, K], and one value of the observable for all of them, or one for each."
+        )
+
+
+def check_left_padding(
+    function: ItemLoss,
+    model: nn.Module,
+    items: Items,
+    what: str,
+    where: str,
+    *,
+    device: torch.device,
+) -> None:
+    """Raise unless rows padded on the left have the values of the same rows padded on the right.
+
+    Looked at are losses that read `attention_mask`, on the first such rows.
+
+    Raises:
+        ValueError: They have others, as where a model counts positions from the first column.
+    """
+    if not getattr(function, "reads_masks", False):
+        return
+    batch = items.data if isinstance(items.data, Mapping) else items.first(_LOOKED_AT)
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2:
+        return
+    padded = ((mask[:, 0] == 0) & (mask != 0).any(dim=1)).nonzero().flatten()[:2]
+    if not len(padded):
+        return
+    rows = map_batch(lambda leaf: leaf[padded].to(device), batch)
+    length = mask.shape[1]
+    start = (rows["attention_mask"] != 0).int().argmax(dim=1, keepdim=True)
+    places = (torch.arange(length, device=start.device) + start) % length
+    right = map_batch(
+        lambda leaf: leaf.gather(1, places) if leaf.shape == places.shape else leaf, rows
+    )
+    left_values = per_item(_tried(function, model, rows, what, where))
+    right_values = per_item(_tried(function, model, right, what, where))
+    if not torch.allclose(left_values, right_values, rtol=1e-4, atol=1e-4):
+        raise ValueError(
+            f"{where} are padded on the left, and the {what} of item "
+            f"{str(items.ids[int(padded[0])])!r} is {_few(left_values)[0]} there, "
+            f"{_few(right_values)[0]} padded on the right: the model counts positions from the "
+            "first column. Pad on the right (tokenizer.padding_side = 'right')."
         )
 
 

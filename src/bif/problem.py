@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from torch.utils.data import Dataset
 
 from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
+from bif.literals import require_literal
 from bif.losses import margin
-from bif.probe import check_item_values, check_proxy, probed_shift
+from bif.probe import check_item_values, check_left_padding, check_proxy, probed_shift
 from bif.proxy import Proxy, default_proxy
 from bif.types import Batch, Better, ItemLoss, Params
+from bif.weights import copied, densify_, narrow_types, padding_rows, trainable, wide, widen_
+
+TiedWeights = Literal["refuse", "share"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Observable:
     through: Proxy | None = None
 
     def __post_init__(self) -> None:
+        if self.better is not None:
+            require_literal("better", self.better, Better)
         if self.through is not None and not isinstance(self.through, Proxy):
             raise TypeError(
                 f"through must be a bif.Proxy or None, got {self.through!r}: use "
@@ -102,7 +108,7 @@ class Problem:
         | Mapping[str, Items | Batch | Dataset[Any]]
         | None = None,
         train_weights: Tensor | Sequence[float] | None = None,
-        tied_weights: Literal["refuse", "share"] = "refuse",
+        tied_weights: TiedWeights = "refuse",
         tokens: Tokens | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -117,17 +123,18 @@ class Problem:
                 if devices
                 else "the model has no parameters: there is nothing to sample."
             )
+        require_literal("tied_weights", tied_weights, TiedWeights)
         _refuse_tied(model, one_object_is_fine=tied_weights == "share")
         self.model = model
         self.loss = loss
         self.device = devices.pop()
-        self.train = as_items(train)
-        dicts = isinstance(self.train.data, Mapping)
-        self.query_groups = _groups(queries, default="query", dict_batches=dicts)
+        self.trainable = trainable(model)
+        self.padding_rows = padding_rows(model)
+        self.narrow_types = narrow_types(model)
+        self.train = self._items(train)
+        self.query_groups = self._groups(queries, default="query")
         self.candidate_groups = (
-            {}
-            if candidates is None
-            else _groups(candidates, default="candidate", dict_batches=dicts)
+            {} if candidates is None else self._groups(candidates, default="candidate")
         )
         self.observables = tuple(observables or (loss_observable(loss),))
         for observable in self.observables:
@@ -141,10 +148,8 @@ class Problem:
             raise ValueError(f"observables need different names, got {names}.")
         self.train_weights = _weights(train_weights, len(self.train))
         self.notes: tuple[str, ...] = ()
-        if tokens is not None and tokens not in get_args(Tokens):
-            raise ValueError(
-                f"tokens is {tokens!r}: expected one of {', '.join(get_args(Tokens))}, or None."
-            )
+        if tokens is not None:
+            require_literal("tokens", tokens, Tokens)
         self.tokens = tokens
         self.train_shift = self.query_shift = 0
         self._probe()
@@ -275,8 +280,8 @@ class Problem:
             if taken:
                 raise ValueError(f"{kind} named {taken} are there already: choose other names.")
         other = copy(self)
-        more_queries = {str(n): as_items(x) for n, x in (queries or {}).items()}
-        more_candidates = {str(n): as_items(x) for n, x in (candidates or {}).items()}
+        more_queries = {str(n): self._items(x) for n, x in (queries or {}).items()}
+        more_candidates = {str(n): self._items(x) for n, x in (candidates or {}).items()}
         other.query_groups = {**self.query_groups, **more_queries}
         other.candidate_groups = {**self.candidate_groups, **more_candidates}
         other._probe()
@@ -294,25 +299,69 @@ class Problem:
             TypeError, ValueError: As at construction.
         """
         other = copy(self)
-        other.query_groups = {str(n): as_items(x) for n, x in queries.items()}
+        other.query_groups = {str(n): self._items(x) for n, x in queries.items()}
         other.observables = self.observables if observables is None else tuple(observables)
         other._probe()
         return other
 
-    def center(self) -> Params:
-        """w*: all named parameters, leaves `[*shape]`, detached."""
+    def parameters(self) -> Params:
+        """All named parameters as the model holds them, leaves `[*shape]`, detached."""
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
-    def evaluation_copy(self, device: torch.device) -> nn.Module:
-        """A copy of the model on `device`, in evaluation mode, that may be changed freely."""
-        return deepcopy(self.model).to(device).eval().requires_grad_(False)
+    def center(self) -> Params:
+        """w*: all named parameters, leaves `[*shape]`, detached, float32 or wider."""
+        return {name: wide(leaf) for name, leaf in self.parameters().items()}
+
+    def evaluation_copy(self, device: torch.device, *, lean: bool = False) -> nn.Module:
+        """A copy of the model on `device`, in evaluation mode, that may be changed freely.
+
+        Args:
+            device: Where.
+            lean: Leave matrices in float16 or bfloat16; else all weights and buffers are float32
+                at least.
+        """
+        model = densify_(copied(self.model).to(device).eval().requires_grad_(False))
+        return widen_(model, least_axes=2) if lean else widen_(model)
+
+    def _items(self, data: Items | Batch | Dataset[Any]) -> Items:
+        """As items, in float32 where the model's weights are widened and their inputs narrow."""
+        items = as_items(data)
+        return items.widened() if self.narrow_types else items
+
+    def _groups(self, groups: Any, *, default: str) -> dict[str, Items]:
+        """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
+        is_batch = (
+            isinstance(self.train.first(1), Mapping)
+            and isinstance(groups, Mapping)
+            and all(isinstance(value, Tensor) for value in groups.values())
+        )
+        if isinstance(groups, Mapping) and not is_batch:
+            if not groups:
+                kind = {"query": "queries"}.get(default, f"{default}s")
+                raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
+            return {str(name): self._items(data) for name, data in groups.items()}
+        return {default: self._items(groups)}
 
     def _probe(self) -> None:
         """Evaluate three items of everything, so that mistakes show before any long work."""
+        try:
+            self._probe_functions()
+        except ValueError as error:
+            if not self.narrow_types or "dtype" not in str(error):
+                raise
+            raise ValueError(
+                f"weights and inputs in {' and '.join(self.narrow_types)} are sampled as float32, "
+                f"which the loss or an observable does not take: {error} Cast to the weights' type "
+                "there, or not at all; settings such as gradient_precision='bfloat16' choose the "
+                "precision of products."
+            ) from error
+
+    def _probe_functions(self) -> None:
         model = self.evaluation_copy(self.device)
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
-        check_item_values(self.loss, model, train_batch, "loss", "train items")
+        check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
+        check_left_padding(self.loss, model, self.train, "loss", "train items", device=self.device)
         if self.train_by_token:
             self.train_shift = probed_shift(
                 self.loss, model, train_batch, self.train, what="loss", where="train items"
@@ -331,15 +380,19 @@ class Problem:
                 )
             where = f"group {group!r}"
             if kind == "candidate":
-                check_item_values(self.loss, model, batch, "loss", where)
+                check_item_values(self.loss, model, batch, "loss", where, items.ids)
+                check_left_padding(self.loss, model, items, "loss", where, device=self.device)
                 if self.train_by_token:
                     probed_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
-                check_item_values(observable.function, model, batch, what, where)
+                check_item_values(observable.function, model, batch, what, where, items.ids)
                 if observable.through is not None:
                     check_proxy(observable.through, observable.function, model, batch, what, where)
+                check_left_padding(
+                    observable.function, model, items, what, where, device=self.device
+                )
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where
@@ -371,21 +424,6 @@ def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
                     f"{owner!r}."
                 )
         others.append((start, stop, name))
-
-
-def _groups(groups: Any, *, default: str, dict_batches: bool) -> dict[str, Items]:
-    """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
-    is_batch = (
-        dict_batches
-        and isinstance(groups, Mapping)
-        and all(isinstance(value, Tensor) for value in groups.values())
-    )
-    if isinstance(groups, Mapping) and not is_batch:
-        if not groups:
-            kind = {"query": "queries"}.get(default, f"{default}s")
-            raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
-        return {str(name): as_items(data) for name, data in groups.items()}
-    return {default: as_items(groups)}
 
 
 def _group_names(groups: Mapping[str, Items]) -> np.ndarray:

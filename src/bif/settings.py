@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from bif.literals import require_literal
 from bif.precision import EXACTNESS, Precision
 from bif.types import Target
 
@@ -55,7 +57,8 @@ class Settings:
         memory: Of the live module: "plain" holds weights, w* and the gradient; "fused" steps within
             the backward pass and never holds the gradient; "lean" does so with the matrices and w*
             in bfloat16, rounded stochastically.
-        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`.
+        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`; by
+            default those that the model does not freeze (`requires_grad`), padding rows left out.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
         gradient_precision: Compute precision of gradients; the weights stay as they are.  By
             default TF32 on a GPU, bfloat16 with memory="lean", and float32 elsewhere.
@@ -89,7 +92,7 @@ class Settings:
     chunk_size: int | None = None
     micro_batch: int | None = None
     memory: MemoryName = "plain"
-    movable: tuple[str, ...] = ("*",)
+    movable: tuple[str, ...] | None = None
     weight_decay: float = 0.0
     gradient_precision: Precision | None = None
     loss_precision: Precision | None = None
@@ -99,17 +102,19 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, literal in _literals().items():
+            if (value := getattr(self, name)) is not None or name in ("sampler", "memory"):
+                require_literal(name, value, literal)
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
                     "block_size": 1, "chunk_size": 1, "micro_batch": 1}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None:
+                continue
+            if not hasattr(value, "__index__") or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}.")
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        if self.retrained_from not in (None, *get_args(Target)):
-            raise ValueError(
-                f"retrained_from is {self.retrained_from!r}: expected one of "
-                f"{', '.join(get_args(Target))}, or None where nothing is retrained."
-            )
         if self.retrained_from is not None and self.nbeta is not None:
             raise ValueError(
                 f"retrained_from={self.retrained_from!r} chooses nbeta, and nbeta={self.nbeta:g} "
@@ -170,16 +175,16 @@ class Settings:
             return replace(self, compiled=False, memory="plain", **exact)
         return replace(self, compiled=False)
 
+    def with_draws(self, draws: int | None) -> Settings:
+        """So many draws, whatever `reliability` or `budget` would choose."""
+        return replace(self, draws=draws, reliability=None, budget=None)
+
     def _refuse_memory(self) -> None:
         """Raise where the live module's settings contradict others."""
         if self.micro_batch is not None and self.oracle != "live":
             raise ValueError(
                 f"micro_batch={self.micro_batch} is for oracle='live', got oracle={self.oracle!r}: "
                 "drop it; chunk_size bounds the items of a pass."
-            )
-        if self.memory not in get_args(MemoryName):
-            raise ValueError(
-                f"memory is {self.memory!r}: expected one of {', '.join(get_args(MemoryName))}."
             )
         if self.memory == "plain":
             return
@@ -239,6 +244,17 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@cache
+def _literals() -> dict[str, Any]:
+    """The settings that are names, each with its Literal."""
+    found = {}
+    for name, hint in get_type_hints(Settings).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                found[name] = part
+    return found
 
 
 def _seconds(budget: float | str | None) -> float | None:

@@ -111,6 +111,11 @@ def num_elements(x: Params) -> int:
     return sum(leaf[0].numel() for leaf in x.values())
 
 
+def dense(leaf: Tensor) -> Tensor:
+    """The leaf itself, or as a dense tensor where it is sparse, as gradients of embeddings are."""
+    return leaf if leaf.layout == torch.strided else leaf.to_dense()
+
+
 def apart(leaves: Sequence[Tensor]) -> list[Tensor]:
     """Leaves that may each be overwritten.
 

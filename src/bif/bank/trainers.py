@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from bif.functional import ItemFunction
 from bif.items import map_batch
 from bif.problem import Problem
 from bif.types import Batch, Target
+from bif.weights import copied, widen_
 
 TrainFunction = Callable[[nn.Module | None, Batch, int], nn.Module]
 """`train(start, items, seed) -> model`: trains on a subset's items and returns the network.
@@ -125,7 +125,7 @@ class FunctionTrainer:
         return {name: np.stack([row[name] for row in rows]) for name in queries}
 
     def _outcomes_of(self, network: Network, queries: Queries) -> dict[str, np.ndarray]:
-        model = self._trained(network).to(self.device).eval()
+        model = widen_(self._trained(network)).to(self.device).eval()
         found = {}
         for name, (function, batches) in queries.items():
             of_items = ItemFunction(model, function)
@@ -150,7 +150,9 @@ class FunctionTrainer:
     def _trained(self, network: Network) -> nn.Module:
         index = torch.from_numpy(np.flatnonzero(network.mask)).to(self.device)
         items = map_batch(lambda leaf: leaf[index], self._items)
-        start = copy.deepcopy(self._model).to(self.device) if self._target == "checkpoint" else None
+        start = (
+            widen_(copied(self._model)).to(self.device) if self._target == "checkpoint" else None
+        )
         seed = stream("train", network.mask, network.seed) >> 32
         with _own_randomness(seed, self.device):
             model = self._train(start, items, seed)

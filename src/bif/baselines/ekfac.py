@@ -17,7 +17,12 @@ from bif.baselines.fitted import (
     require_damping,
     require_same_fit,
 )
-from bif.baselines.gradient_product import named_observable, rows_that_fit, signed_products
+from bif.baselines.gradient_product import (
+    named_observable,
+    rows_that_fit,
+    signed_products,
+    trained,
+)
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.baselines.mean_curvature import example
 from bif.baselines.outputs import Criterion
@@ -83,7 +88,7 @@ class EKFAC:
         fisher_type: FisherType = "type-2",
         criterion: Criterion | None = None,
         other_layers: OtherLayers = "refuse",
-        movable: Sequence[str] = ("*",),
+        movable: Sequence[str] | None = None,
         num_samples: int = 1,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -99,7 +104,8 @@ class EKFAC:
                 the last axis) or "squared_error".  Found by default; "empirical" needs none.
             other_layers: Weights outside of Linear and Conv2d layers: "refuse" names them in an
                 error; "leave_out" scores without them, as other tools do without a word.
-            movable: Globs of the parameters that count.
+            movable: Globs of the parameters that count; by default all that the model does not
+                freeze.
             num_samples: For "mc".
             seed: For "mc".
             chunk_size: Items a pass; by default as many as fit.
@@ -115,7 +121,7 @@ class EKFAC:
             )
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable)
+        posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
         if posterior.masks:
             raise ValueError(
                 f"movable has slices of {sorted(posterior.masks)}, and EK-FAC takes whole "

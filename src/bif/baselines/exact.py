@@ -173,7 +173,8 @@ def dense_curvature(
         ValueError: More than 30,000 weights; a loss that cannot be split for "ggn".
         ImportError: The extra `baselines` is not installed.
     """
-    count = sum(p.numel() for p in problem.model.parameters())
+    center = problem.center()
+    count = sum(center[name].numel() for name in problem.trainable)
     if count > _LARGEST:
         name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}.get(curvature, curvature)
         raise ValueError(
@@ -181,7 +182,7 @@ def dense_curvature(
             "cg_influence or ekfac_influence."
         )
     operator = curvature_operator(problem, curvature, criterion=criterion)
-    dtype = next(problem.model.parameters()).dtype
+    dtype = center[problem.trainable[0]].dtype
     matrix = torch.empty(count, count, dtype=torch.float64, device=problem.device)
     for start in range(0, count, 256):
         stop = min(start + 256, count)

@@ -22,7 +22,7 @@ _QUERY_BYTES = 2**31
 
 
 def gradient_product(
-    problem: Problem, *, observable: str | None = None, movable: Sequence[str] = ("*",)
+    problem: Problem, *, observable: str | None = None, movable: Sequence[str] | None = None
 ) -> Tensor:
     """`-g_i · g_phi` for all queries and train items.
 
@@ -31,7 +31,8 @@ def gradient_product(
     Args:
         problem: Model, items, queries.
         observable: Of the problem's observables; the first by default.
-        movable: Globs of the parameters whose gradients count.
+        movable: Globs of the parameters whose gradients count; by default all that the model does
+            not freeze.
 
     Returns:
         `[Q, N]` on the CPU, in float64.
@@ -44,7 +45,7 @@ def gradient_product(
 
 
 def gradient_cosine(
-    problem: Problem, *, observable: str | None = None, movable: Sequence[str] = ("*",)
+    problem: Problem, *, observable: str | None = None, movable: Sequence[str] | None = None
 ) -> Tensor:
     """`-cos(g_i, g_phi)`: the gradient product that forgets how large gradients are.
 
@@ -53,7 +54,8 @@ def gradient_cosine(
     Args:
         problem: Model, items, queries.
         observable: Of the problem's observables; the first by default.
-        movable: Globs of the parameters whose gradients count.
+        movable: Globs of the parameters whose gradients count; by default all that the model does
+            not freeze.
 
     Returns:
         `[Q, N]` in [-1, 1] on the CPU, in float64.
@@ -70,7 +72,7 @@ def signed_products(
     problem: Problem,
     function: ItemLoss,
     *,
-    movable: Sequence[str] = ("*",),
+    movable: Sequence[str] | None = None,
     prepare: Callable[[Tensor], Tensor] | None = None,
     prepare_train: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -82,7 +84,8 @@ def signed_products(
     Args:
         problem: Model, items, queries.
         function: The observable.
-        movable: Globs of the parameters whose gradients count.
+        movable: Globs of the parameters whose gradients count; by default all that the model does
+            not freeze.
         prepare: Of rows `[Q', P]`, such as a solve with a damped curvature.
         prepare_train: Of rows `[B, P]`.
     """
@@ -101,7 +104,7 @@ def query_gradient_blocks(
     problem: Problem,
     function: ItemLoss,
     *,
-    movable: Sequence[str] = ("*",),
+    movable: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> Iterator[Tensor]:
     """Gradients of all queries in order, in blocks `[Q', P]` of at most `max_rows`."""
@@ -118,7 +121,7 @@ def query_gradient_blocks(
 
 
 def item_gradients(
-    problem: Problem, function: ItemLoss, items: Items, *, movable: Sequence[str] = ("*",)
+    problem: Problem, function: ItemLoss, items: Items, *, movable: Sequence[str] | None = None
 ) -> Tensor:
     """Gradient of `function` of every item at w*, flattened in the model's order, `[N, P]`."""
     return torch.cat(list(item_gradient_chunks(problem, function, items, movable=movable)))
@@ -129,7 +132,7 @@ def item_gradient_chunks(
     function: ItemLoss,
     items: Items,
     *,
-    movable: Sequence[str] = ("*",),
+    movable: Sequence[str] | None = None,
     chunk_size: int | None = None,
 ) -> Iterator[Tensor]:
     """The rows of `item_gradients`, at most `chunk_size` at a time.
@@ -140,11 +143,12 @@ def item_gradient_chunks(
         problem: Whose model.
         function: Of (model, batch), one number an item or a token.
         items: Any items of the problem's structure.
-        movable: Globs of the parameters whose gradients count; 0 outside of their slices.
+        movable: Globs of the parameters whose gradients count, 0 outside of their slices; by
+            default all that the model does not freeze.
         chunk_size: At most 256, and what takes half a GiB, by default.
     """
     model = problem.evaluation_copy(problem.device)
-    posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable)
+    posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
     params, masks = posterior.center, posterior.masks
     of_items = ItemFunction(model, function)
 
@@ -167,6 +171,11 @@ def item_gradient_chunks(
             rows = _one_by_one(grad(value), params, batch)
         moving = (rows[n] * masks[n] if n in masks else rows[n] for n in params)
         yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()
+
+
+def trained(problem: Problem) -> dict[str, bool]:
+    """The parameters that the model does not freeze, as what is movable."""
+    return dict.fromkeys(problem.trainable, True)
 
 
 def rows_that_fit(params: Params) -> int:

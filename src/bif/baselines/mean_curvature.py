@@ -27,7 +27,7 @@ def curvature_operator(
     criterion: Criterion | None = None,
     chunk_size: int = 1024,
 ) -> Any:
-    """The curvature of the (weighted) mean train loss, `[P, P]`, over all weights in their order.
+    """The curvature of the (weighted) mean train loss by the trainable weights, `[P, P]`.
 
     Args:
         problem: Model, loss and train items.
@@ -44,7 +44,7 @@ def curvature_operator(
         ImportError: The extra `baselines` is not installed.
     """
     curvlinops = curvlinops_module()
-    model = problem.evaluation_copy(problem.device).requires_grad_()
+    model = trainable_copy(problem)
     if curvature == "hessian":
         kind, wrapped = curvlinops.HessianLinearOperator, _WeightedLosses(model, problem)
         total: nn.Module = _Sum()
@@ -61,12 +61,20 @@ def curvature_operator(
     return kind(
         wrapped,
         total,
-        list(model.parameters()),
+        [p for name, p in model.named_parameters() if name in problem.trainable],
         data,
         check_deterministic=False,
         num_data=problem.num_train,
         batch_size_fn=lambda x: len(x["weights"]),
     )
+
+
+def trainable_copy(problem: Problem) -> nn.Module:
+    """A copy of the model, of which what was trained requires gradients."""
+    model = problem.evaluation_copy(problem.device)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in problem.trainable)
+    return model
 
 
 def rooted_data(
@@ -87,7 +95,7 @@ def rooted_data(
 
 def shares(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
     """`rho_i / n` `[B]` and the batch, on the problem's device."""
-    like = next(problem.model.parameters())
+    like = next(iter(problem.center().values()))
     weights = problem.train_weights
     weights = torch.ones(problem.num_train, dtype=torch.float64) if weights is None else weights
     for part, batch in problem.train.chunks(chunk_size):

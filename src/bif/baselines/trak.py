@@ -83,7 +83,8 @@ class TRAK:
                 other weights; a model of several outputs for "squared_error".
         """
         function, weight = output or _output_of(problem.loss, criterion)
-        params = problem.center()
+        center = problem.center()
+        params = {name: center[name] for name in problem.trainable}
         count = sum(leaf.numel() for leaf in params.values())
         like = next(iter(params.values()))
         project = None

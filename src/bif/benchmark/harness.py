@@ -15,6 +15,7 @@ from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.plots import plots
 from bif.benchmark.task import Task
+from bif.calibrate import refuse_unusable
 from bif.evaluate import Recipe
 from bif.progress import say
 from bif.provenance import hardware, versions
@@ -79,12 +80,16 @@ def benchmark(
         show_progress: Say what is done, and draw bars.
 
     Raises:
-        ValueError: Unknown methods; whatever does not fit in the task.
+        ValueError: Unknown methods; whatever does not fit in the task, its settings included,
+            before anything is trained.
         FolderInUse: `out` holds banks of another task, or results that bif has not made.
     """
     chosen = _chosen(task, methods)
     if out is not None:
         _refuse_foreign(store.folder_at(out))
+    if any(name.startswith("bif") for name in chosen):
+        for settings in task.settings:
+            refuse_unusable(task.problem, settings)
     banks, seconds = banks_of(task, out, show_progress=show_progress)
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []

@@ -31,7 +31,8 @@ class Task:
         plan: Which subsets and seeds, of the reported and of the tuning part.
         targets: "scratch", "checkpoint" or both.
         settings: Settings of the BIF between which the tuning part decides; the first is used
-            where nothing is tuned.
+            where nothing is tuned.  Pilots and responses have a length of their own, whatever
+            `reliability` or `budget` say.
         response_steps: Recorded steps of the response estimator's chains at temperature 1.
         methods: Names of the methods, in the order of the table; all that the model allows by
             default.
@@ -60,8 +61,15 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tuning_queries", as_items(self.tuning_queries))
+        if isinstance(self.settings, Settings):
+            object.__setattr__(self, "settings", (self.settings,))
         if not self.settings:
             raise ValueError(f"task {self.name!r} has no settings of the BIF: give at least one.")
+        if not all(isinstance(settings, Settings) for settings in self.settings):
+            raise TypeError(
+                f"task {self.name!r}: settings must be bif.Settings, one or more in a tuple, got "
+                f"{self.settings!r}."
+            )
         if not self.targets:
             raise ValueError(f"task {self.name!r} has no targets: give 'scratch', 'checkpoint'.")
         if self.plan.num_tuning_subsets < 8:

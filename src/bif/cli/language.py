@@ -123,12 +123,7 @@ def posed(
 
 def _groups(sources: Sequence[str], limit: int | None) -> dict[str, list[Document]]:
     from bif.language import read_documents
-    from bif.language.sources import group_name
+    from bif.language.sources import group_names
 
-    groups: dict[str, list[Document]] = {}
-    for source in sources:
-        name = group_name(source)
-        if name in groups:
-            raise ValueError(f"two sources are named {name!r}: rename one of them.")
-        groups[name] = read_documents(source, limit=limit)
-    return groups
+    named = zip(group_names(sources), sources, strict=True)
+    return {name: read_documents(source, limit=limit) for name, source in named}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -23,6 +22,7 @@ from bif.evaluate.training import (
 from bif.functional import ItemFunction
 from bif.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
+from bif.weights import copied, widen_
 
 __all__ = ["Recipe", "retrain", "train"]
 
@@ -194,7 +194,7 @@ def train(
     with matmul_precision("float32"):
         leaves = trainer.fit([Network(mask, seed)])
     _require_finite(leaves, {}, [Network(mask, seed)], recipe)
-    trained = copy.deepcopy(model).to(trainer.device)
+    trained = widen_(copied(model)).to(trainer.device)
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if parameter.requires_grad:

@@ -7,7 +7,6 @@ its order of mini-batches: banks of networks can be trained in any pieces and ex
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from bif.evaluate.recipe import Recipe
 from bif.functional import ItemFunction
 from bif.items import batch_leaves, map_batch
 from bif.types import Batch, ItemLoss, Target
+from bif.weights import copied, narrow_types, wide, widen_
 
 _QUERIES_AT_ONCE = 1024
 
@@ -86,11 +86,12 @@ class StackTrainer:
         if init == "scratch":
             _check_resettable(model)
         self.device = torch.device(device) if device is not None else trainable[0].device
-        self.model = copy.deepcopy(model).to(self.device).eval()
+        self.model = widen_(copied(model)).to(self.device).eval()
         self.init = init
         # fresh weights are drawn on the CPU: the same on every device
-        self._template = copy.deepcopy(model).cpu() if init == "scratch" else None
+        self._template = widen_(copied(model)).cpu() if init == "scratch" else None
         self._losses = ItemFunction(self.model, loss)
+        items = map_batch(wide, items) if narrow_types(model) else items
         self._items = to_device(items, self.device)
         self._recipe = recipe
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
 
+from bif.weights import trainable
+
 Kind = Literal["q", "k", "v", "qkv", "o"]
 
 # The attention projections of a layer by the end of their name: what they make, and whether one
@@ -44,7 +46,7 @@ class Head(NamedTuple):
 def movable_weights(
     model: nn.Module,
     *,
-    names: Sequence[str] = ("*",),
+    names: Sequence[str] | None = None,
     layers: Iterable[int] = (),
     heads: Iterable[Head | tuple[int, int]] = (),
 ) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ def movable_weights(
 
     Args:
         model: Of transformers or peft.
-        names: Globs of parameters; others stay.
+        names: Globs of parameters; others stay.  By default all that the model does not freeze.
         layers: Only these layers' weights; all, embeddings included, by default.
         heads: Only these heads' weights; not together with `layers`.
 
@@ -70,18 +72,18 @@ def movable_weights(
     layers, named_heads = sorted(set(layers)), sorted({Head(*head) for head in heads})
     if layers and named_heads:
         raise ValueError("layers and heads go one at a time: a head is LAYER.HEAD already.")
-    parameters = dict(model.named_parameters())
+    parameters, trained = dict(model.named_parameters()), set(trainable(model))
     is_adapter = hasattr(model, "peft_config")
     if named_heads and is_adapter:
         raise ValueError("heads of an adapter cannot be told apart: use layers.")
-    for pattern in names:
+    for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in parameters):
             raise ValueError(f"the pattern {pattern!r} matches no parameter of the model.")
     chosen = [
         name
-        for name, parameter in parameters.items()
-        if any(fnmatchcase(name, pattern) for pattern in names)
-        and (parameter.requires_grad or not is_adapter)
+        for name in parameters
+        if (name in trained if names is None else any(fnmatchcase(name, g) for g in names))
+        and (name in trained or not is_adapter)
     ]
     if named_heads:
         regions = [region for head in named_heads for region in _of_head(model, head)]

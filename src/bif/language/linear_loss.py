@@ -14,7 +14,15 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bif.losses import at_least_float32, averages, counted_tokens, mean_over_counted
+from bif.losses import (
+    at_least_float32,
+    averages,
+    counted_tokens,
+    mean_over_counted,
+    next_targets,
+    reads_masks,
+)
+from bif.positions import row_positions
 from bif.types import Batch
 from bif.unpacked import one_text_a_row
 
@@ -31,6 +39,7 @@ class NoLinearHead(ValueError):
     """The model's logits are not those of a linear map."""
 
 
+@reads_masks
 def chunked_next_token(
     model: nn.Module, batch: Batch, *, logits_at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
@@ -55,9 +64,7 @@ def chunked_next_token(
         _refuse_another_head(inner, head, batch)
         _compared.add(inner)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
-    targets = batch.get("labels", ids)[:, 1:]
-    if mask is not None:
-        targets = targets.masked_fill(mask[:, 1:] == 0, _IGNORED)
+    targets = next_targets(batch)
     hidden = head.hidden_states(ids, mask)[:, :-1]
     losses = linear_cross_entropy(
         hidden.flatten(0, 1), targets.flatten(), head, logits_at_once=logits_at_once
@@ -65,6 +72,7 @@ def chunked_next_token(
     return losses.view(targets.shape)
 
 
+@reads_masks
 @averages(counted_tokens)
 def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's counted tokens, `[B]`."""
@@ -91,7 +99,10 @@ class Head:
         """What the head is applied to, `[B, T, d]`."""
         # Nothing is generated: keys and values of the past would only take room.
         if mask is not None:
-            return self.base(input_ids=ids, use_cache=False, attention_mask=mask).last_hidden_state
+            return self.base(
+                input_ids=ids, use_cache=False, attention_mask=mask,
+                **row_positions(self.base, mask),
+            ).last_hidden_state  # fmt: skip
         with one_text_a_row():
             return self.base(input_ids=ids, use_cache=False).last_hidden_state
 

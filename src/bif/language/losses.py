@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from bif.language.linear_loss import chunked_next_token, chunked_next_token_mean
 from bif.language.passages import Task
-from bif.losses import at_least_float32, averages, next_token, next_token_mean
+from bif.losses import at_least_float32, averages, next_token, next_token_mean, reads_masks
 from bif.types import Batch, ItemLoss
 
 
+@reads_masks
 def masked_token(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every masked token, nats, `[B, T]`; 0 elsewhere.
 
@@ -32,12 +33,14 @@ def masked_tokens(batch: Batch) -> Tensor:
     return (batch["labels"] != -100).sum(dim=1).clamp(min=1)
 
 
+@reads_masks
 @averages(masked_tokens)
 def masked_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     """Mean instead of sum over an item's masked tokens, `[B]`."""
     return masked_token(model, batch).sum(dim=1) / masked_tokens(batch)
 
 
+@reads_masks
 def label_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of the text's class, nats, `[B]`; `batch` has `label` `[B]` besides."""
     logits = at_least_float32(_logits(model, batch))

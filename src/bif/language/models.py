@@ -13,6 +13,7 @@ from torch import nn
 
 from bif.language.passages import Task
 from bif.language.rows import padding_token
+from bif.literals import require_literal
 
 _ADAPTER = "adapter_model.safetensors"
 
@@ -52,8 +53,8 @@ def load_model(
             multi-label head; an adapter that adds tokens.
     """
     transformers = _transformers()
-    if task is not None and task not in get_args(Task):
-        raise ValueError(f"task is {task!r}: expected one of {', '.join(get_args(Task))}.")
+    if task is not None:
+        require_literal("task", task, Task)
     _refuse_missing_folder(name, "model")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)

@@ -65,8 +65,9 @@ def passages(
     """
     window = _Window.of(tokenizer, task=task, max_length=max_length, append_eos=append_eos)
     found: list[Passage] = []
-    num_cut = num_lost = num_tokens = 0
-    for document, body, counts in _bodies(documents, tokenizer, window):
+    num_cut = num_lost = num_tokens = num_doubled = 0
+    for document, body, counts, has_prefix in _bodies(documents, tokenizer, window):
+        num_doubled += has_prefix
         num_tokens += len(body)
         if long == "truncate":
             num_cut += len(body) > window.room(document)
@@ -92,10 +93,17 @@ def passages(
             )
         num_cut += long == "split" and not whole
         found += kept
-    return found, _said(
+    said = _said(
         long, documents=len(documents), cut=num_cut, lost=num_lost, tokens=num_tokens,
         passages=len(found), max_length=max_length,
     )  # fmt: skip
+    if num_doubled:
+        pieces = "".join(tokenizer.convert_ids_to_tokens(list(window.prefix)))
+        said.append(
+            f"{num_doubled:,} of {len(documents):,} documents begin with {pieces}, which the "
+            "tokenizer puts before a text: it stands there once"
+        )
+    return found, said
 
 
 def _said(
@@ -137,6 +145,17 @@ class _Window:
             )
         return window
 
+    def held(self, body: list[int]) -> tuple[int, int]:
+        """How many tokens of a text are those that the tokenizer adds before and behind it.
+
+        A rendered chat template has its beginning of sequence already, and is given no other.
+        """
+        before, after = len(self.prefix), len(self.suffix)
+        holds_prefix = before and tuple(body[:before]) == self.prefix
+        before = before if holds_prefix and len(body) > before else 0
+        holds_suffix = after and tuple(body[-after:]) == self.suffix
+        return before, after if holds_suffix and len(body) - before > after else 0
+
     def room(self, document: Document) -> int:
         """Tokens of a document's own in one passage."""
         if document.messages:  # the chat template adds its own
@@ -166,8 +185,11 @@ class _Window:
 
 def _bodies(
     documents: Sequence[Document], tokenizer: Any, window: _Window
-) -> Iterator[tuple[Document, list[int], list[bool]]]:
-    """Each document's own tokens and which count, before anything is cut."""
+) -> Iterator[tuple[Document, list[int], list[bool], bool]]:
+    """Each document's own tokens and which count, before anything is cut.
+
+    Last: whether it begins with what the tokenizer adds, which is taken off.
+    """
     spans = [_spans(document, tokenizer) for document in documents]
     texts = list(dict.fromkeys(text for whole, parts in spans for pair in [(whole,), *parts]
                                for text in pair))  # fmt: skip
@@ -179,10 +201,15 @@ def _bodies(
         for before, upto in parts:
             start, stop = _num_shared(ids[before], body), _num_shared(ids[upto], body)
             counts[start:stop] = [True] * (stop - start)
-        if window.is_causal and not document.messages:
-            body += window.suffix
-            counts += [True] * len(window.suffix)
-        yield document, body, counts
+        num_before = 0
+        if not document.messages:
+            num_before, num_after = window.held(body)
+            body = body[num_before : len(body) - num_after]
+            counts = counts[num_before : len(counts) - num_after]
+            if window.is_causal:
+                body += window.suffix
+                counts += [True] * len(window.suffix)
+        yield document, body, counts, bool(num_before)
 
 
 def _spans(document: Document, tokenizer: Any) -> tuple[str, list[tuple[str, str]]]:

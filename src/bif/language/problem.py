@@ -15,6 +15,7 @@ from bif.language.models import context_length, task_of
 from bif.language.passages import Long, Passage, Task, passages
 from bif.language.rows import RowMaker, padding_token
 from bif.language.sequences import Sequences
+from bif.literals import require_literal
 from bif.problem import Problem
 from bif.types import ItemLoss
 from bif.unpacked import install
@@ -75,6 +76,10 @@ def language_problem(
             f"expected a model of transformers, got {type(model).__name__}: use bif.Problem with "
             "bif.language.Sequences."
         )
+    for name, value, literal in (
+        ("task", task or "causal", Task), ("long", long, Long), ("reduction", reduction, Reduction),
+    ):  # fmt: skip
+        require_literal(name, value, literal)
     chosen = task or task_of(model)
     limit = context_length(model, tokenizer)
     if max_length is not None and limit is not None and max_length > limit:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from bif.language.documents import Document, document_of
 
 SEPARATOR = "<|endoftext|>"
 """Between the documents of a plain text file."""
+_FILES = (".jsonl", ".json", ".parquet", ".txt", ".text", ".md")
 
 
 def read_documents(source: str | Path, *, limit: int | None = None) -> list[Document]:
@@ -24,7 +25,7 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
         source: A file `.jsonl`, `.parquet` or `.txt`; a folder written by
             `Dataset.save_to_disk`; else the name of a data set on the hub.  Of a data set with
             several splits `SOURCE@SPLIT`, of one with several configurations
-            `SOURCE:CONFIGURATION@SPLIT`.
+            `SOURCE:CONFIGURATION@SPLIT`; a path that exists is taken as it is.
         limit: At most so many documents, from the start.
 
     Returns:
@@ -58,7 +59,45 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
 
 def group_name(source: str | Path) -> str:
     """What documents of a source are called together: the name of its file or data set."""
-    return Path(str(source).partition("@")[0].partition(":")[0]).stem or "documents"
+    name, _, _ = _parts(str(source))
+    if Path(name).is_dir():
+        return Path(name).name or "documents"
+    is_windows = PureWindowsPath(name).drive and not Path(name).exists()
+    return (PureWindowsPath(name) if is_windows else Path(name)).stem or "documents"
+
+
+def group_names(sources: Sequence[str | Path]) -> list[str]:
+    """The names of several sources; of those that share one with their folder or split.
+
+    Raises:
+        ValueError: Two have the same all the same.
+    """
+    short = [group_name(source) for source in sources]
+    found = []
+    for name, source in zip(short, map(str, sources), strict=True):
+        if short.count(name) > 1:
+            path, configuration, split = _parts(source)
+            if not configuration and not split and Path(path).parent.name:
+                name = f"{Path(path).parent.name}-{name}"
+            name += f":{configuration}" if configuration else ""
+            name += f"@{split}" if split else ""
+        if name in found:
+            raise ValueError(f"two sources are named {name!r}: rename one of them.")
+        found.append(name)
+    return found
+
+
+def _parts(source: str) -> tuple[str, str | None, str | None]:
+    """Path or name, configuration and split: the latter of what is no existing path alone."""
+    if Path(source).exists() or Path(source).suffix in _FILES:
+        return source, None, None
+    name, at, split = source.rpartition("@")
+    if not at:
+        name, split = source, ""
+    if Path(name).exists():
+        return name, None, split or None
+    path, _, configuration = name.partition(":")
+    return path, configuration or None, split or None
 
 
 def _records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
@@ -72,14 +111,14 @@ def _records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         return _numbered(source, _parquet(path))
     if path.suffix in (".txt", ".text", ".md"):
         return _texts(path)
-    name, _, split = source.partition("@")
+    name, configuration, split = _parts(source)
     if Path(name).is_dir():
         return _numbered(source, _saved(Path(name), split=split))
     if path.is_file():
         raise ValueError(f"{source}: expected a file .jsonl, .parquet or .txt, or a data set.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name of the hub
         raise FileNotFoundError(f"no file or folder {name!r}: expected documents there.")
-    return _numbered(source, _from_hub(name, split=split or None))
+    return _numbered(source, _from_hub(name, configuration, split=split))
 
 
 def _numbered(
@@ -152,11 +191,12 @@ def _saved(folder: Path, *, split: str | None) -> Iterable[Mapping[str, Any]]:
     return _one_split(found, split=split, name=str(folder))
 
 
-def _from_hub(name: str, *, split: str | None) -> Iterable[Mapping[str, Any]]:
+def _from_hub(
+    name: str, configuration: str | None, *, split: str | None
+) -> Iterable[Mapping[str, Any]]:
     datasets = _datasets()
-    path, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(path, configuration or None, trust_remote_code=False)
+        found = datasets.load_dataset(name, configuration, trust_remote_code=False)
     except (FileNotFoundError, ConnectionError, OSError) as error:
         raise FileNotFoundError(
             f"{name!r} is no file or folder here, and no data set of the hub could be loaded by "

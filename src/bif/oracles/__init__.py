@@ -6,8 +6,8 @@ parameters as the one chain (`LiveOracle`).  An oracle knows neither priors nor 
 """
 
 from bif.oracles.live import LiveOracle
-from bif.oracles.protocol import Oracle
+from bif.oracles.protocol import Oracle, autocast
 from bif.oracles.sequential import SequentialOracle
 from bif.oracles.stacked import StackedOracle, vmap_refusal
 
-__all__ = ["LiveOracle", "Oracle", "SequentialOracle", "StackedOracle", "vmap_refusal"]
+__all__ = ["LiveOracle", "Oracle", "SequentialOracle", "StackedOracle", "autocast", "vmap_refusal"]

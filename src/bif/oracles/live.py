@@ -125,7 +125,9 @@ class LiveOracle:
             with autocast(batch["items"], precision):
                 values = self._loss(batch["items"])
             (batch["weights"] * values).sum().backward()
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradient = [
+            torch.zeros_like(p) if p.grad is None else tensors.dense(p.grad) for p in parameters
+        ]
         for parameter in parameters:
             parameter.grad = None
         return values.detach(), *tensors.apart(gradient)
@@ -158,7 +160,7 @@ class LiveOracle:
                     "reentrant checkpointing makes it: use use_reentrant=False, or memory='plain'."
                 )
             assert gradient is not None
-            take(name, gradient.unsqueeze(0))
+            take(name, tensors.dense(gradient).unsqueeze(0))
 
         hooks = []
         for name, parameter in self._parameters.items():

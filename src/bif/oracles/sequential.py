@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from bif import tensors
 from bif.compiling import compiled
 from bif.items import map_batch
 from bif.oracles.protocol import of_one_chain
@@ -90,7 +91,7 @@ def _gradient_of_chain(
             found = torch.autograd.grad(
                 (inputs["weights"] * values).sum(), list(leaves.values()), materialize_grads=True
             )
-        return values.detach(), *found
+        return values.detach(), *map(tensors.dense, found)
 
     return gradient
 

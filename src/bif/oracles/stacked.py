@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from textwrap import shorten
 
 import torch
@@ -17,6 +16,7 @@ from bif.oracles.protocol import of_one_chain
 from bif.precision import Precision, matmul_precision
 from bif.replay import Replayed, SharedMemory
 from bif.types import Batch, ItemLoss, Params
+from bif.weights import copied
 
 
 class StackedOracle:
@@ -122,7 +122,7 @@ def vmap_refusal(
         per_chain: Whether chains will see mini-batches of their own.
         observables: What else will be evaluated.
     """
-    oracle = StackedOracle(deepcopy(model), loss)
+    oracle = StackedOracle(copied(model), loss)
     first = next(iter(batch_leaves(batch).values()))
     weights = torch.ones(len(first), device=first.device)
     own = map_batch(lambda leaf: torch.stack([leaf, leaf]), batch)

@@ -111,7 +111,7 @@ def measure_costs(
     Raises: as `attribute` and `respond`.
     """
     alone = of_observable(problem, observable)
-    requested = replace(settings or Settings(), draws=_PILOT_DRAWS)
+    requested = (settings or Settings()).with_draws(_PILOT_DRAWS)
     calibrated = calibrate(alone, requested).settings
     sampling = Sampling(alone, calibrated)
     groups = list(alone.query_groups.values())

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
-from typing import get_args
 
 import torch
 
 from bif import tensors
-from bif.assemble import run_device
+from bif.assemble import moving_center, run_device
 from bif.calibrate import Calibration, calibrate
 from bif.items import map_batch
+from bif.literals import require_literal
 from bif.oracles import vmap_refusal
-from bif.posterior import LocalPosterior
 from bif.problem import Problem
 from bif.response.pairs import Curvature, bregman_problem
 from bif.settings import Settings
@@ -46,11 +45,7 @@ class Request:
                 f"temperature is {self.temperature!r}: expected 1.0 (the posterior) or 0.0 (its "
                 "minimum). For temperatures between them change nbeta and gamma alike."
             )
-        if self.curvature not in get_args(Curvature):
-            raise ValueError(
-                f"curvature is {self.curvature!r}: expected one of {', '.join(get_args(Curvature))}"
-                "."
-            )
+        require_literal("curvature", self.curvature, Curvature)
         if self.h is not None and not 0 < self.h < inf:
             raise ValueError(f"h is {self.h!r}: expected a finite number > 0, or None to choose.")
         for name in ("steps", "replicates"):
@@ -159,12 +154,11 @@ def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Setti
     if settings.oracle == "sequential":
         return settings
     device = run_device(problem, settings)
-    center = LocalPosterior(problem.center(), 1.0, 1.0, settings.movable).center
     groups: Sequence = list(problem.query_groups.values())
     refusal = vmap_refusal(
         problem.evaluation_copy(device),
         problem.observables[0].recorded,
-        params=tensors.stacked({n: leaf.to(device) for n, leaf in center.items()}, 2),
+        params=tensors.stacked(moving_center(problem, settings), 2),
         batch=map_batch(lambda leaf: leaf.to(torch.device(device)), groups[0].first(1)),
         per_chain=True,
     )

@@ -186,7 +186,7 @@ def _pilot(settings: Settings) -> Settings:
     chains = max(4, (settings.chains or 64) // _CHAINS_SHARE)
     draws = max(25, (settings.draws or 200) // _DRAWS_SHARE)
     block = None if settings.block_size is None else min(chains, settings.block_size)
-    return replace(settings, chains=chains, draws=draws, block_size=block)
+    return replace(settings.with_draws(draws), chains=chains, block_size=block)
 
 
 def _values(dataset: Any) -> dict[str, np.ndarray]:

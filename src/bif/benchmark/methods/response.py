@@ -17,6 +17,7 @@ from bif.items import Items
 from bif.problem import Problem
 from bif.response import choose_estimator, measure_costs, respond
 from bif.response.pairs import Curvature
+from bif.response.prepare import Request
 from bif.settings import Settings
 
 _TUNING_QUERIES = 16
@@ -118,7 +119,8 @@ class Automatic:
             sampling = own.cost.seconds - own.tuning_seconds
             error = fluctuation.standard_error * (fluctuation.seconds / sampling) ** 0.5
             enough = max(response.steps // 4, response.steps_to(error))
-            candidate = _Candidate(settings, 1.0, min(task.response_steps, enough))
+            steps = min(task.response_steps, enough)
+            candidate = _Candidate(settings.with_draws(None), 1.0, steps)
             with measured(device) as cost:
                 scores, failed = _whole(_scores(task.problem, candidate, outcome.name))
             named = {**candidate.named(task.problem.num_train), **facts}
@@ -140,6 +142,14 @@ class _Candidate:
     steps: int | None
     curvature: Curvature = "hessian"
 
+    def refusal(self) -> str:
+        """Why no response can be asked for with these settings, "" if it can."""
+        try:
+            Request(self.settings, self.temperature, self.curvature, None, self.steps, 1)
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def named(self, num_train: int) -> Mapping[str, Any]:
         named = {**temperatures(self.settings, num_train), "temperature": self.temperature}
         return named if self.curvature == "hessian" else {**named, "curvature": self.curvature}
@@ -151,7 +161,7 @@ def _candidates(
     """Settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
-        chainless = replace(settings, chains=None, block_size=None)
+        chainless = replace(settings.with_draws(None), chains=None, block_size=None)
         warm.append(_Candidate(chainless, 1.0, task.response_steps))
         if settings.nbeta and settings.gamma is not None:
             for factor in dampings:
@@ -159,7 +169,12 @@ def _candidates(
                 cold[f"{damping:.3g}"] = replace(chainless, gamma=damping * settings.nbeta)
         else:
             cold["default"] = chainless
-    return [*(_Candidate(s, 0.0, None, c) for c in curvatures for s in cold.values()), *warm]
+    found = [*(_Candidate(s, 0.0, None, c) for c in curvatures for s in cold.values()), *warm]
+    reasons = {candidate: candidate.refusal() for candidate in found}
+    fit = [candidate for candidate, reason in reasons.items() if not reason]
+    if not fit:
+        raise Unsuited(" ".join(dict.fromkeys(filter(None, reasons.values()))))
+    return fit
 
 
 def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray:
