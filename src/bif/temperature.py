@@ -27,17 +27,20 @@ class Width(NamedTuple):
     damping: float = 1.0
 
 
-AT_A_MINIMUM = Width(10.0)
+AT_A_MINIMUM: dict[Target | None, Width] = {
+    "scratch": Width(10.0),
+    None: Width(10.0),
+    "checkpoint": Width(40.0, 0.5),
+}
 """Where training went to a minimum, networks trained on other items end near it, as the draws of a
-cold posterior do: its scores predicted them better than those of the untempered one."""
+cold posterior do, and those retrained from w* stay nearer still."""
 SHORT_OF_A_MINIMUM: dict[Target | None, Width] = {
     "scratch": Width(0.25),
     None: Width(1.0),
-    "checkpoint": Width(10.0, 0.25),
+    "checkpoint": Width(40.0, 0.5),
 }
-"""Where training stopped short of it, networks retrained from scratch end elsewhere, as draws of a
-warm posterior do, and those retrained from w* stay near.  Measured, not derived: see
-docs/calibration.md.
+"""Where training stopped short of one, networks retrained from scratch end elsewhere, as draws of a
+warm posterior do.  All of it is measured, not derived: see docs/calibration.md.
 """
 FAR = 2.0
 """Squared gradient at w*, in units of its sampling noise, above which w* is no minimum."""
@@ -57,9 +60,7 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, float
     unit, why = untempered(problem)
     there, target = distance_from_minimum(problem, settings), settings.retrained_from
     far = there > FAR
-    width = SHORT_OF_A_MINIMUM[target] if far else AT_A_MINIMUM
-    if target == "checkpoint":
-        width = SHORT_OF_A_MINIMUM[target]
+    width = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
     nbeta = width.nbeta * unit
     words = f"{width.nbeta:g} times {why}" if width.nbeta != 1 else why
     where = "short of a minimum of the training objective" if far else "at a minimum"
