@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bif.careful_walk import CAREFUL, STEPS, careful_walk
+from bif.careful_walk import CAREFUL, LOOKS, STEPS, careful_walk
 from bif.posterior import LocalPosterior
 from bif.rng import BlockNoise, generator
 from bif.types import GradientEstimate, Params
@@ -29,7 +29,7 @@ def walked(
         return GradientEstimate({"w": curvature * w}, loss if losses else None)
 
     begin = torch.full((NUM_CHAINS, NUM_WEIGHTS), start, dtype=torch.float64)
-    ended = careful_walk(
+    seen = careful_walk(
         posterior,
         gradient=gradient,
         params={"w": begin},
@@ -37,7 +37,8 @@ def walked(
         k_max=looks_like,
     )
     assert (begin == start).all()
-    return ended
+    assert seen is None or len(seen) == LOOKS
+    return None if seen is None else seen[-1]
 
 
 @pytest.mark.parametrize("times", [1, 40, 300, 3000])

@@ -32,7 +32,7 @@ def correlated(num_chains: int, num_draws: int, *, seed: int = 0) -> tuple[Tenso
 
 
 def slow(chains: Sequence[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
-    """Within-chain covariance by numpy.cov, chain by chain, weighted by degrees of freedom."""
+    """Covariance within each part by numpy.cov, weighted by degrees of freedom."""
     freedom = np.array([len(train) - 1 for train, _ in chains])
     joint = [np.cov(np.concatenate([q.numpy(), t.numpy()], axis=1).T) for t, q in chains]
     whole = sum(f * c for f, c in zip(freedom, joint, strict=True)) / freedom.sum()
@@ -45,6 +45,21 @@ def slow(chains: Sequence[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
         "row_mean": mean[:Q],
         "column_mean": mean[Q:],
     }
+
+
+def grouped(
+    blocks: Sequence[tuple[Tensor, Tensor]], num_groups: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Draws of each group's chains one after another; of blocks apart where a group straddles."""
+    places = [(b, c) for b, (train, _) in enumerate(blocks) for c in range(len(train))]
+    num_groups = min(num_groups, len(places))
+    found = []
+    for g in range(num_groups):
+        own = places[g * len(places) // num_groups : (g + 1) * len(places) // num_groups]
+        for b in sorted({b for b, _ in own}):
+            chains = [c for block, c in own if block == b]
+            found.append(tuple(x[chains].flatten(0, 1) for x in blocks[b]))
+    return found
 
 
 def assert_equals(covariance: Covariance, expected: dict[str, np.ndarray]) -> None:
@@ -66,10 +81,10 @@ def summed(parts: Sequence[tuple[Tensor, Tensor]]) -> CovarianceSums:
 
 class TestValue:
     @pytest.mark.parametrize(("num_chains", "num_groups"), [(1, 1), (5, 1), (5, 3), (5, 99)])
-    def test_it_equals_numpy_cov_of_each_chain(self, num_chains, num_groups):
+    def test_it_equals_numpy_cov_of_each_group_of_chains(self, num_chains, num_groups):
         train, query = correlated(num_chains, 40)
         got = estimate_covariance(LossTraces.from_arrays(train, query), num_groups=num_groups)
-        assert_equals(got, slow(list(zip(train, query, strict=True))))
+        assert_equals(got, slow(grouped([(train, query)], num_groups)))
         assert got.num_groups == min(num_groups, num_chains)
         assert all(
             getattr(got, f.name).dtype == torch.float64
@@ -81,14 +96,12 @@ class TestValue:
         blocks = []
         for i, (chains, draws) in enumerate(((3, 50), (2, 7), (4, 20))):
             blocks.append(TraceBlock(tuple(range(chains)), *correlated(chains, draws, seed=i)))
-        chains = [(t, q) for b in blocks for t, q in zip(b.train, b.query, strict=True)]
         for num_groups in (1, 4, 16):  # groups that straddle blocks, too
             got = estimate_covariance(LossTraces(tuple(blocks)), num_groups=num_groups)
-            expected = slow(chains)
-            # Means are weighted by degrees of freedom as well: D - 1 for D.
-            assert_equals(got, expected)
+            # Means are weighted by degrees of freedom as well: one less than a group's draws.
+            assert_equals(got, slow(grouped([(b.train, b.query) for b in blocks], num_groups)))
 
-    def test_chain_offsets_add_nothing(self):
+    def test_offsets_of_groups_add_nothing(self):
         train, query = correlated(4, 30)
         shifted = train + 1000 * normal(4, 1, N, seed=8), query + 1000 * normal(4, 1, Q, seed=9)
         near = estimate_covariance(LossTraces.from_arrays(train, query))
@@ -96,6 +109,16 @@ class TestValue:
         torch.testing.assert_close(far.value, near.value, rtol=1e-9, atol=1e-9)
         pooled = np.cov(shifted[0][:, :, 0].flatten(), shifted[1][:, :, 0].flatten())[0, 1]
         assert abs(pooled - float(near.value[0, 0])) > 1000  # what global centring would say
+
+    def test_what_chains_of_a_group_differ_in_widens_the_error(self):
+        # A weight that never moves within a chain, and of which every chain has its own.
+        train, query = correlated(64, 30)
+        own = normal(64, 1, 1, seed=8)
+        got = estimate_covariance(LossTraces.from_arrays(train + 3 * own, query + 3 * own))
+        plain = estimate_covariance(LossTraces.from_arrays(train, query))
+        away = (got.value - plain.value - 9 * float(own.var())).abs()
+        assert (away < 5 * got.standard_error).all()
+        assert (got.standard_error > 5 * plain.standard_error).all()
 
     def test_float32_traces_on_a_large_offset_keep_their_digits(self):
         # Around 1e6 float32 resolves 1/16: these traces are exactly representable.
@@ -119,7 +142,7 @@ class TestValue:
         for t, q in zip(train.split(sizes, dim=1), query.split(sizes, dim=1), strict=True):
             parts.update(t, q)
         a, b = whole.close(), parts.close()
-        assert a.freedom == b.freedom == 3 * 39
+        assert a.freedom == b.freedom == 3 * 40 - 1
         for name in ("covariance", "column_variance", "row_variance", "column_mean", "row_mean"):
             torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-12)
 
@@ -252,9 +275,7 @@ class TestStandardErrors:
     def test_groups_of_chains_by_hand(self):
         train, query = correlated(6, 12)
         got = estimate_covariance(LossTraces.from_arrays(train, query), num_groups=3)
-        groups = [
-            slow(list(zip(train[i : i + 2], query[i : i + 2], strict=True))) for i in (0, 2, 4)
-        ]
+        groups = [slow(grouped([(train[i : i + 2], query[i : i + 2])], 1)) for i in (0, 2, 4)]
         for name, error, where in (
             ("value", "standard_error", "value"),
             ("column_variance", "column_variance_error", "column_variance"),

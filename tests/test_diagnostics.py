@@ -85,9 +85,17 @@ class TestReliability:
         twice = LossTraces.from_arrays(same.train.expand(2, -1, -1), same.query.expand(2, -1, -1))
         assert reliability(twice) == pytest.approx(1, abs=1e-12)
 
-    def test_constant_losses_have_reliability_0(self):
+    def test_it_is_not_defined_where_no_loss_moves_or_between_two_items(self):
         constant = LossTraces.from_arrays(torch.ones(4, 9, N), normal(4, 9, Q, seed=0))
-        assert reliability(constant) == 0.0
+        assert np.isnan(reliability(constant))
+        assert np.isnan(reliability(traces(4, 20).selected(train=np.arange(2), query=np.arange(Q))))
+
+    def test_halves_that_disagree_are_not_stepped_up_without_bound(self):
+        found = [
+            reliability(LossTraces.from_arrays(normal(2, 5, 3, seed=s), normal(2, 5, 1, seed=99)))
+            for s in range(20)
+        ]
+        assert -1 <= min(found) < 0
 
     def test_one_chain_has_none(self):
         assert np.isnan(reliability(traces(1, 20)))

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import bif
-from bif.checks import not_measured
-from bif.estimate.diagnostics import convergence
-from bif.gates import Gate
+from bif.checks import Checks, not_measured
+from bif.estimate.diagnostics import convergence, diagnose
+from bif.gates import Gate, Remedies
 from bif.interrupts import Preempted
-from bif.judgement import judge
+from bif.judgement import figures_of, judge
 from bif.report import render_report
 from bif.rng import ShuffledOrder
 from bif.traces import LossTraces
@@ -60,7 +60,7 @@ def test_a_healthy_run_is_trusted(healthy):
     listed = {gate["name"] for gate in healthy.manifest["gates"]}
     assert listed == {
         "mixing", "drift", "detrending", "outliers", "independence", "twins", "divergence",
-        "step", "virial", "temperature", "gradient noise", "randomness",
+        "reliability", "step", "virial", "dilation", "temperature", "gradient noise", "randomness",
     }  # fmt: skip
 
 
@@ -68,13 +68,15 @@ def test_its_figures_are_those_of_the_posterior(healthy):
     s = healthy.summary
     assert abs(s["virial"] - 1) < 4 * s["virial_error"]
     assert abs(s["kinetic"] - 1) < 4 * s["kinetic_error"]
+    assert abs(s["dilation"] - 1) < 4 * s["dilation_error"] < 0.4
     assert s["heat"] == 0 and s["randomness"] == 0
     assert 0.02 < s["significant_share_null"] < 0.09 < s["significant_share"]
     assert s["autocorrelation_steps"] == pytest.approx(2 * s["draws"] / s["ess_median"])
 
 
 def test_a_step_that_is_too_large():
-    settings = replace(HEALTHY, sampler="sgld", friction=None, step_size=0.004, thin=20)
+    settings = replace(HEALTHY, sampler="sgld", friction=None, step_size=0.001, thin=80)
+    settings = replace(settings, burn_in=800)
     assert failed(bif.attribute(classification(), settings)) == set()
     large = replace(settings, step_size=0.02, thin=4)
     assert "step" in failed(bif.attribute(classification(), large))
@@ -90,7 +92,8 @@ def test_mini_batches_that_chains_share(monkeypatch):
         HEALTHY, gradient="minibatch", batch_size=10, chains=8, draws=400, friction=8.0, thin=3
     )
     # Their noise is hot, but each chain has its own.
-    assert failed(bif.attribute(classification(), settings)) == {"gradient noise"}
+    hot = failed(bif.attribute(classification(), settings))
+    assert "gradient noise" in hot and "independence" not in hot
     own = ShuffledOrder.indices
 
     def shared(self: ShuffledOrder, step: int) -> torch.Tensor:
@@ -116,12 +119,15 @@ def test_dropout_that_is_left_on_is_refused_before_any_sampling():
         classification(model=filled(AlwaysDropout()))
 
 
-def test_dropout_that_the_first_items_do_not_show():
+def test_dropout_that_the_first_items_do_not_show(monkeypatch):
     def noisy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         losses = bif.losses.cross_entropy(model, batch)
         return losses + torch.rand_like(losses) if len(losses) > 3 else losses
 
     settings = replace(HEALTHY, oracle="sequential", chains=4, draws=40)
+    with pytest.raises(ValueError, match="two passes at w\* gave different values"):
+        bif.attribute(classification(loss=noisy), settings)
+    monkeypatch.setattr("bif.calibrate.first_look", lambda *_: [])
     assert "randomness" in failed(bif.attribute(classification(loss=noisy), settings))
 
 
@@ -203,12 +209,82 @@ def test_chains_shorter_than_their_memory():
     assert {"detrending", "mixing"} <= judged(autoregressive(16, 60, 30, kept=0.99))
 
 
-def test_a_gate_that_could_not_be_measured_passes_and_says_so():
+def test_a_gate_that_could_not_be_measured_fails_and_says_so():
     nothing = not_measured()
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
     figures = {"rhat_max": 1.0, "ess_median": 800.0, "chains": 8, "draws": 1600}
     found = judge(traces, figures, checks=nothing)
-    assert found.trusted and all(np.isnan(g.value) for g in found.gates if g.name == "virial")
+    undecided = {g.name: g.reason for g in found.gates if g.failed}
+    assert set(undecided) == {"virial", "randomness"}
+    assert "could not be measured" in undecided["randomness"]
+    assert any("no room to measure" in warning for warning in found.warnings)
+
+
+def test_no_figure_that_is_not_a_number_passes():
+    traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
+    figures = {"rhat_max": np.nan, "ess_median": np.nan, "chains": 8, "draws": 1600,
+               "reliability": np.nan}  # fmt: skip
+    failures = {g.name for g in judge(traces, figures).gates if g.failed}
+    assert failures == {"mixing", "reliability"}
+
+
+def test_losses_that_never_move_are_not_trusted():
+    still = torch.ones(8, 50, 10).double()
+    traces = LossTraces.from_arrays(still, still[..., :2])
+    figures = figures_of(traces, diagnose(traces, center_mean_loss=1.0), thin=1, seconds=1.0)
+    failures = {g.name for g in judge(traces, figures).gates if g.failed}
+    assert {"mixing", "reliability"} <= failures
+
+
+def test_a_query_that_has_not_mixed_is_seen_among_items_that_have():
+    train = autoregressive(16, 600, 300)
+    query = train[..., :3].clone()
+    query[..., 1] += 2 * normal(16, 1, seed=5)
+    traces = LossTraces.from_arrays(train, query)
+    figures = figures_of(traces, diagnose(traces, center_mean_loss=1.0), thin=1, seconds=1.0)
+    assert figures["rhat_max"] > 1.5
+    assert "mixing" in {g.name for g in judge(traces, figures).gates if g.failed}
+
+
+def test_five_items_of_a_thousand_that_have_not_mixed_are_seen():
+    train = autoregressive(16, 200, 1000)
+    train[..., 400:405] += 2 * normal(16, 1, 1, seed=5)
+    traces = LossTraces.from_arrays(train, train[..., :2])
+    figures = figures_of(traces, diagnose(traces, center_mean_loss=1.0), thin=1, seconds=1.0)
+    assert figures["rhat_max"] > 1.5
+
+
+def test_a_sampler_that_does_not_sample_the_posterior_says_so():
+    settings = replace(HEALTHY, sampler="rmsprop_sgld", friction=None, step_size=1e-3)
+    run = bif.attribute(classification(), settings)
+    assert "sampler" in failed(run)
+    assert any("Use sampler='rmsprop_sgld_frozen'" in w for w in run.manifest["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("figures", "fails"),
+    [({"virial": 14.3, "virial_error": 5.0}, {"virial"}),
+     ({"virial": 1.3, "virial_error": 0.2}, {"virial"}),
+     ({"virial": 1.02, "virial_error": 0.2}, {"virial"}),
+     ({"virial": 1.02, "virial_error": 0.02}, set()),
+     ({"virial": np.nan, "virial_error": np.nan}, {"virial"}),
+     ({"dilation": 1.45, "dilation_error": 0.3}, {"dilation"}),
+     ({"dilation": 1.15, "dilation_error": 0.01}, {"dilation"}),
+     ({"dilation": 1.15, "dilation_error": 0.04}, set())],
+)  # fmt: skip
+def test_no_noise_excuses_an_identity_that_is_missed(figures, fails):
+    fine = Checks(1.0, 0.01, 1.0, 0.01, 1.0, 0.2, 0.0, 0.1, 0.0, 1.0, 0.01)
+    traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
+    about = {"rhat_max": 1.0, "ess_median": 800.0, "chains": 8, "draws": 1600}
+    found = judge(traces, about, checks=replace(fine, **figures))
+    assert {g.name for g in found.gates if g.failed} == fails
+
+
+def test_remedies_name_numbers_in_the_coordinates_of_the_run():
+    white = replace(HEALTHY, mass="kronecker", thin=2)
+    assert Remedies.of(white).step.startswith("set step_size=0.05 with mass='kronecker'")
+    assert Remedies.of(HEALTHY).step == "set step_size=0.05"
+    assert Remedies.of(HEALTHY).gamma == "raise gamma (gamma=80)"
 
 
 def test_the_report_of_a_run_that_is_not_trusted_says_so_first():
@@ -232,7 +308,6 @@ def test_a_run_that_was_interrupted_is_judged_as_one_that_was_not(tmp_path, heal
         bif.attribute(classification(), HEALTHY, out=tmp_path)
     run = bif.attribute(classification(), HEALTHY, out=tmp_path)
     assert run.manifest["gates"] == healthy.manifest["gates"]
-    assert bif.load(tmp_path).manifest["checks"]["virial"] == run.summary["virial"]
 
 
 def test_an_extended_run_is_looked_at_once_more_and_one_that_only_answers_is_not(tmp_path):
@@ -252,7 +327,7 @@ def test_of_a_large_model_fewer_chains_and_batches_are_looked_at(monkeypatch, mo
     settings = replace(HEALTHY, gradient="minibatch", batch_size=10, chains=8, draws=20)
     s = bif.attribute(classification(), settings).summary
     assert np.isnan(s["heat"]) == (most == 43 * 4)
-    assert s["virial"] > 0 and np.isnan(s["virial_error"]) == (most // 43 == 1)
+    assert s["virial"] > 0 and s["virial_error"] > 0  # of all draws, which needs no room
 
 
 def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
@@ -262,4 +337,4 @@ def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
     monkeypatch.setattr("bif.recording.check", full)
     run = bif.attribute(classification(), replace(HEALTHY, draws=20))
     assert any("no memory left to look" in warning for warning in run.manifest["warnings"])
-    assert np.isnan(run.summary["virial"])
+    assert "randomness" in failed(run) and run.summary["virial"] > 0

@@ -152,7 +152,7 @@ class TestDivergence:
             run = bif.attribute(classification(), settings, keep="sums", out=tmp_path)
         assert run.manifest["left_out"] == [7, 8]
         said = " ".join(run.manifest["warnings"])
-        assert "chain 7 diverged" in said
+        assert "1 of 18 chains (7) diverged" in said
         assert "chains [8] were left out too: they shared their sums" in said
         assert run.summary["chains"] == 16 and run.summary["diverged_chains"] == [7]
         assert np.isfinite(run.influence.dataset["standard_error"].values).all()

@@ -13,13 +13,16 @@ from bif import losses
 from bif.items import Items
 from bif.language.losses import CHUNKED, MEANS, SUMS
 from bif.losses import per_item
-from bif.temperature import untempered
+from bif.temperature import FAR, default_nbeta, distance_from_minimum, untempered
 from bif.types import Batch, ItemLoss
+from exact_problems import random
 from small_problems import TINY, classification, integers
 from token_problems import VOCABULARY, bigrams, texts
 
 PLAIN = bif.Settings(mass="identity")
 """No mass is measured, which takes longer than all else."""
+X = torch.randn(512, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+Y = X.sum(dim=1) + torch.randn(512, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def language(loss: ItemLoss, *, lengths: tuple[int, ...] = (5, 5, 5, 5)) -> bif.Problem:
@@ -66,11 +69,39 @@ def test_and_no_other_loss_does(loss):
     assert not hasattr(loss, "averages")
 
 
+class TestSquaredErrors:
+    def test_they_count_in_units_of_the_variance_of_targets(self):
+        x, y = random(40, 3, seed=0), random(40, seed=1)
+        model = torch.nn.Linear(3, 1).double()
+        plain, scaled = (
+            bif.Problem(model, losses.squared_error, train=(x, t), queries=(x[:2], t[:2]))
+            for t in (y, 1000 * y + 1e6)
+        )
+        variance = float(y.var(correction=0))
+        assert untempered(plain)[0] == pytest.approx(40 / variance, rel=1e-12)
+        assert untempered(scaled)[0] == pytest.approx(40 / variance / 1e6, rel=1e-6)
+
+    def test_targets_that_are_all_the_same_set_no_unit(self):
+        x, y = random(10, 3, seed=0), torch.ones(10).double()
+        problem = bif.Problem(
+            torch.nn.Linear(3, 1).double(), losses.squared_error, train=(x, y), queries=(x, y)
+        )
+        assert untempered(problem)[0] == 10
+
+
 class TestCalibration:
-    def test_takes_it_and_says_so(self):
+    def test_takes_ten_times_that_at_a_minimum_and_says_so(self, monkeypatch):
+        monkeypatch.setattr("bif.temperature.distance_from_minimum", lambda *_: 0.3)
+        found = bif.calibrate(language(losses.next_token_mean), PLAIN)
+        assert found.settings.nbeta == 160
+        (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
+        assert line.startswith("nbeta = 160: 10 times the 16 tokens") and "at a minimum" in line
+
+    def test_takes_that_itself_where_training_stopped_short(self, monkeypatch):
+        monkeypatch.setattr("bif.temperature.distance_from_minimum", lambda *_: 4.0)
         found = bif.calibrate(language(losses.next_token_mean), PLAIN)
         assert found.settings.nbeta == 16
-        assert any(line.startswith("nbeta = 16: the 16 tokens") for line in found.explanations)
+        assert any("stopped short of a minimum" in line for line in found.explanations)
 
     def test_means_have_the_posterior_of_their_sums_where_lengths_are_equal(self):
         means, sums = (
@@ -89,31 +120,59 @@ class TestCalibration:
         def halves(model: torch.nn.Module, batch: Batch) -> Tensor:
             return 0.5 * per_item(losses.next_token(model, batch))
 
-        assert bif.calibrate(language(halves), PLAIN).settings.nbeta == 8
+        assert untempered(language(halves))[0] == 8
+
+
+class TestDistanceFromAMinimum:
+    """Of a linear regression, whose minimum is known."""
+
+    def distance(self, weight: Tensor, *, decay: float = 0.0, rho: Tensor | None = None) -> float:
+        model = torch.nn.Linear(3, 1, bias=False).double()
+        with torch.no_grad():
+            model.weight.copy_(weight)
+        problem = bif.Problem(
+            model, losses.squared_error, train=(X, Y), queries=(X[:2], Y[:2]), train_weights=rho
+        )
+        return distance_from_minimum(
+            problem, replace(PLAIN, oracle="stacked", chunk_size=64, weight_decay=decay)
+        )
+
+    @pytest.mark.parametrize("decay", [0.0, 0.5])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_it_is_none_at_the_minimum_and_grows_with_the_square_of_the_way(self, decay, weighted):
+        rho = random(len(X), seed=5).square() if weighted else torch.ones(len(X)).double()
+        gram = (X * rho[:, None]).T @ X / len(X) + decay * torch.eye(3).double()
+        best = torch.linalg.solve(gram, (X * rho[:, None]).T @ Y / len(X))
+        given = {"decay": decay, "rho": rho if weighted else None}
+        assert self.distance(best, **given) < 1e-3  # eight parts leave out n mod 8 items
+        near, far = (self.distance(best + step, **given) for step in (0.2, 0.4))
+        assert near > FAR and 2.5 < far / near < 4  # but for the noise, which grows too
+
+    def test_of_some_of_many_items_it_is_that_of_all(self, monkeypatch):
+        away = torch.full((3,), 1.5).double()
+        whole = self.distance(away)
+        monkeypatch.setattr("bif.temperature._AT_ONCE", 128)
+        assert whole > 10 * FAR and 0.5 < self.distance(away) / whole < 2
 
 
 class TestRetraining:
-    @pytest.mark.parametrize(("where", "nbeta"), [("scratch", 5.0), ("checkpoint", 80.0)])
-    @pytest.mark.parametrize("budget", [None, 20.0])
-    def test_what_is_to_be_predicted_chooses_nbeta(self, where, nbeta, budget):
-        asked = replace(PLAIN, retrained_from=where, budget=budget)
-        found = bif.calibrate(classification(), asked)
-        assert found.settings.nbeta == nbeta and found.settings.retrained_from is None
-        (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
-        assert line.endswith(f"for networks retrained from {where}")
+    @pytest.mark.parametrize(
+        ("where", "away", "nbeta", "narrower"),
+        [("scratch", 4.0, 5.0, 1), ("scratch", 0.3, 200.0, 1), ("checkpoint", 4.0, 800.0, 2),
+         ("checkpoint", 0.3, 800.0, 2)],
+    )  # fmt: skip
+    def test_what_is_to_be_predicted_chooses_nbeta_and_damping(
+        self, monkeypatch, where, away, nbeta, narrower
+    ):
+        monkeypatch.setattr("bif.temperature.distance_from_minimum", lambda *_: away)
+        asked = replace(PLAIN, retrained_from=where, oracle="stacked", chunk_size=20)
+        found, damping, why = default_nbeta(classification(), asked)
+        assert (found.nbeta, found.retrained_from) == (nbeta, None)
+        assert damping == 1 / narrower and why.endswith(f"for networks retrained from {where}")
 
-    def test_warmer_is_a_wider_ball_and_colder_the_same(self):
-        usual, warm, cold = (
-            bif.calibrate(classification(), replace(PLAIN, retrained_from=where)).settings
-            for where in (None, "scratch", "checkpoint")
-        )
-        assert usual.gamma is not None
-        assert warm.gamma == pytest.approx(usual.gamma / 4, rel=1e-12)
-        assert cold.gamma == pytest.approx(usual.gamma, rel=1e-12)
-
-    def test_it_counts_from_the_tokens_of_means(self):
-        asked = replace(PLAIN, retrained_from="checkpoint")
-        assert bif.calibrate(language(losses.next_token_mean), asked).settings.nbeta == 64
+    def test_calibration_takes_it(self):
+        found = bif.calibrate(classification(), replace(PLAIN, retrained_from="checkpoint"))
+        assert found.settings.nbeta == 800 and found.settings.retrained_from is None
 
     def test_of_it_and_nbeta_one_is_given(self):
         with pytest.raises(ValueError, match="'scratch' chooses nbeta, and nbeta=3 is given"):

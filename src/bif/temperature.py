@@ -114,7 +114,7 @@ def distance_from_minimum(problem: Problem, settings: Settings) -> float:
         problem: What is to be attributed.
         settings: With an oracle and a chunk size.
     """
-    s = replace(settings, nbeta=1.0, gamma=1.0).plain()
+    s = replace(settings, retrained_from=None, nbeta=1.0, gamma=1.0).plain()
     posterior = make_posterior(problem, s)
     oracle = make_oracle(problem, s, list(posterior.center))
     device = run_device(problem, s)
