@@ -31,6 +31,7 @@ from bif.benchmark.plots import plots
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by benchmarks/tables.py -->", "<!-- end -->"
+BEGIN_SMALL = "<!-- small sets, made by benchmarks/tables.py -->"
 COLUMNS = {
     "digits": {
         "method": "method", "target": "retrained from", "lds": "LDS", "ci_low": "95 % from",
@@ -319,19 +320,21 @@ def write_calibration() -> None:
     elsewhere = newest("elsewhere")
     if elsewhere is not None:
         lines += ["", *told_elsewhere(elsewhere)]
+    put_between_marks(DOCS / "calibration.md", lines)
+    of_small: list[str] = []
     for name, short in (("small", small_sets), ("small-temperatures", small_temperatures)):
         run = newest(name)
         if run is not None:
-            lines += ["", where(run), "", *short(run)]
-    put_between_marks(DOCS / "calibration.md", lines)
+            of_small += ["", where(run), "", *short(run)]
+    put_between_marks(DOCS / "calibration.md", of_small[1:], begin=BEGIN_SMALL)
 
 
-def put_between_marks(page: Path, lines: list[str]) -> None:
-    """Lines in the place of those that a page has between its two marks."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
+def put_between_marks(page: Path, lines: list[str], *, begin: str = BEGIN) -> None:
+    """Lines in the place of those that a page has between two marks."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(END, 1)
     middle = "\n".join(lines)
-    page.write_text(f"{before}{BEGIN}\n{middle}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{middle}\n{END}{after}", encoding="utf-8")
 
 
 def newest_of_settings() -> dict[str, dict[str, Any]]:
