@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import tyro
@@ -40,14 +41,18 @@ class Calibrate:
         said: tuple[str, ...] = ()
         if self.bank is not None:
             settings, said = _tuned(problem, settings, self.bank)
-        found = calibrate(problem, settings)
+        _tell(said)
+        found = calibrate(problem, settings, tell=_tell)
         found = replace(found, explanations=(*said, *found.explanations))
-        for line in found.explanations:
-            print(line)
         store.write_calibration(
             self.out, settings=found.settings.as_dict(), explanations=found.explanations
         )
         print(f"written to {self.out.rstrip('/')}/{store.CALIBRATION}")
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
 
 
 def _tuned(problem: Problem, settings: Settings, folder: str) -> tuple[Settings, tuple[str, ...]]:
