@@ -62,7 +62,10 @@ class Known:
     def problem(self) -> bif.Problem:
         """For the library."""
         single = [tuple(_single(x) for x in part) for part in (self.train, self.queries)]
-        return bif.Problem(self.model, self.loss, train=single[0], queries=single[1])
+        # The references are of the loss itself, not through its margin.
+        return bif.Problem(
+            self.model, self.loss, train=single[0], queries=single[1]
+        ).without_proxies()
 
     def potential(self, weights: Tensor, *, nbeta: float, gamma: float) -> Tensor:
         """U `[K]`."""

@@ -49,7 +49,7 @@ def test_a_step_that_is_too_large_is_found_by_both():
         ((1.2, 0.01), (1.1, 0.01), {"half step"}),
         ((1.2, 0.1), (1.5, 0.2), set()),
         ((0.8, 0.01), (0.5, 0.01), {"half step", "response"}),
-        ((float("nan"), 0.0), (1.0, float("nan")), set()),
+        ((float("nan"), 0.0), (1.0, float("nan")), {"half step"}),
     ],
 )
 def test_the_gates_allow_for_errors(half_step, response, expected):

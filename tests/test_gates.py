@@ -125,7 +125,7 @@ def test_dropout_that_the_first_items_do_not_show(monkeypatch):
         return losses + torch.rand_like(losses) if len(losses) > 3 else losses
 
     settings = replace(HEALTHY, oracle="sequential", chains=4, draws=40)
-    with pytest.raises(ValueError, match="two passes at w\* gave different values"):
+    with pytest.raises(ValueError, match=r"two passes at w\* gave different values"):
         bif.attribute(classification(loss=noisy), settings)
     monkeypatch.setattr("bif.calibrate.first_look", lambda *_: [])
     assert "randomness" in failed(bif.attribute(classification(loss=noisy), settings))

@@ -59,7 +59,7 @@ def concluded(
             raise KeyboardInterrupt(recording.progress_in_words())
         fix = Remedies.of(settings)
         advice = (
-            f"Try first: {fix.step}; then {fix.gamma}."
+            f"{fix.step[:1].upper()}{fix.step[1:]}, and half of it again where that is not enough."
             if recording.diverged
             else "Let it run longer."
         )
@@ -165,8 +165,7 @@ def _warnings(recording: Recording, settings: Settings) -> list[str]:
         named = ", ".join(str(chain) for chain in lost[:8]) + (", …" if len(lost) > 8 else "")
         said.append(
             f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
-            f"{first} with step_size={settings.step_size:.4g}, and were left out: {fix.step}, or "
-            f"{fix.gamma}"
+            f"{first} with step_size={settings.step_size:.4g}, and were left out: {fix.step}"
         )
     if recording.taken_along:
         said.append(

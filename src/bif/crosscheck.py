@@ -107,7 +107,11 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
         _refuse_another(opened.manifest["identity"], problem, str(folder))
         run = load(folder)
         found = cross_check(problem, run)
-        checked = with_gates(run, cross_gates(found.half_step, found.response), found.figures)
+        checked = with_gates(
+            run,
+            cross_gates(found.half_step, found.response, _settings_of(problem, run)),
+            found.figures,
+        )
         checked.write(opened)
     return checked
 

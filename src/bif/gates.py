@@ -167,7 +167,7 @@ def gates(
             diverged / (chains + diverged) if chains + diverged else 0.0,
             DIVERGED,
             f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
-            f"selection. {_sentence(fix.step)}, or {fix.gamma}",
+            f"selection. {_sentence(fix.step)}, and half of it again where that is not enough",
         ),
     ]
     if "reliability" in figures:
@@ -278,27 +278,30 @@ def _identity(name: str, value: float, error: float, reason: str, fix: Remedies)
     return [Gate(name, away, IDENTITY, True, undecided)]
 
 
-def cross_gates(half_step: Ratio, response: Ratio) -> list[Gate]:
-    """Gates of what further chains found.
+def cross_gates(half_step: Ratio, response: Ratio, settings: Settings | None = None) -> list[Gate]:
+    """Return the gates of what further chains found.
 
     Args:
         half_step: Variance of the losses over that at half the step.
         response: Slope of the scores on responses.
+        settings: Of the run, complete, for remedies in numbers.
     """
+    fix = Remedies.of(settings)
     return [
         _gate(
             "half step",
             abs(half_step.value - 1),
             max(IDENTITY, _ERRORS * _or_zero(half_step.standard_error)),
             f"the losses vary {half_step.value:.3g} times as much as at half the step: the step "
-            "biases the draws. Lower step_size (try half)",
+            f"biases the draws. {_sentence(fix.step)}",
         ),
         _gate(
             "response",
             abs(response.value - 1),
             max(SLOPE, _ERRORS * _or_zero(response.standard_error)),
             f"the scores are {response.value:.3g} times those of the response estimator, which "
-            "neither the step nor gradient noise biases. Lower step_size, or use gradient='full'",
+            f"neither the step nor gradient noise biases. {_sentence(fix.step)}, or use "
+            "gradient='full'",
         ),
     ]
 
