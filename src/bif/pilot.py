@@ -30,8 +30,9 @@ WARNING = "warning: "
 """Begins an explanation that is one."""
 
 _PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
-PILOT_CHAINS = 16
-"""Chains of the walk: curvatures of U have a tail, and the step must be stable in it."""
+PILOT_CHAINS, FEW_CHAINS = 16, 4
+"""Chains of the walk, stacked and one after another: curvatures of U have a tail, and the step must
+be stable in it."""
 _LOOK_ITERATIONS = 10
 """Of a power iteration at each of many places."""
 _MOST_NUMBERS = 2**28
@@ -249,10 +250,12 @@ def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
 
 
 def num_pilot_chains(settings: Settings, posterior: LocalPosterior) -> int:
-    """Return how many chains walk: fewer of large models, the live module alone."""
+    """Return how many chains walk: fewer where they do so one by one or are large."""
     if settings.oracle == "live":
         return 1
-    return max(1, min(PILOT_CHAINS, _MOST_NUMBERS // tensors.num_elements(posterior.center)))
+    most = PILOT_CHAINS if settings.oracle == "stacked" else FEW_CHAINS
+    numbers = sum(leaf.numel() for leaf in posterior.center.values())
+    return max(1, min(most, _MOST_NUMBERS // numbers))
 
 
 def narrowest_gamma(posterior: LocalPosterior) -> float:

@@ -35,8 +35,8 @@ LARGEST_ROTATION = 1024
 _CHAINS, _ROUNDS, _ITEMS = 4, 16, 512
 """Chains and rounds of the products, `_CHAINS · _ROUNDS` for the basis and as many for the scales;
 items they are taken over."""
-_LOOK_CHAINS, _LOOK_ITERATIONS = 16, 10
-"""Chains of the walk in round coordinates: curvatures have a tail there."""
+_LOOK_CHAINS, _LOOK_ITERATIONS = {"stacked": 16}, 10
+"""Chains of the walk in round coordinates, where curvatures have a tail; `_CHAINS` one by one."""
 
 _measured: WeakKeyDictionary[Problem, dict[Settings, KroneckerMass]] = WeakKeyDictionary()
 """A run builds its machinery several times over; what was measured for it is kept meanwhile."""
@@ -77,7 +77,7 @@ def whitened_curvature(problem: Problem, settings: Settings) -> float:
     pilot = _Pilot(problem, settings)
     mass = measured_mass(problem, settings)
     with torch.no_grad():
-        seen = pilot.seen(mass, _LOOK_CHAINS)
+        seen = pilot.seen(mass, _LOOK_CHAINS.get(settings.oracle or "", _CHAINS))
         if seen is None:
             return math.inf
         return max(pilot.largest(params, mass) for params in (pilot.center(), *seen))
