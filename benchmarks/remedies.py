@@ -160,14 +160,14 @@ def shared_mini_batches() -> Iterator[None]:
         ShuffledOrder.indices = own
 
 
-FEW = bif.Settings(chains=16, draws=100)
+FEW = bif.Settings(nbeta=60.0, chains=16, draws=100)
 SLOW = replace(FEW, gamma=2.0, step_size=0.02, friction=2.0, mass="identity")
 BATCHES = replace(
     FEW, gamma=2.0, gradient="minibatch", batch_size=8, step_size=0.05, friction=1.5, burn_in=100,
     thin=3,
 )  # fmt: skip
 HOT = replace(BATCHES, nbeta=400.0, batch_size=6, step_size=0.012, friction=0.2)
-FLAT = bif.Settings(weight_decay=1e-2, gamma=2.0, mass="identity", chains=16, draws=100)
+FLAT = replace(FEW, nbeta=80.0, weight_decay=1e-2, gamma=2.0, mass="identity")
 ROUND = replace(FLAT, mass="kronecker")
 SURVIVE = {"lower step_size (try half)": HALF_STEP, "raise gamma": MORE_GAMMA,
            "lower nbeta": LESS_NBETA}  # fmt: skip
