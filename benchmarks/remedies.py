@@ -257,6 +257,9 @@ def outcome(case: Case, settings: bif.Settings, had: Complete) -> Outcome:
 def followed(case: Case) -> Iterator[dict[str, Any]]:
     """A row for each remedy."""
     before = outcome(case, case.settings, {})
+    printed = before.said(case.name)
+    # A remedy in numbers that are those of the run is none: "raise burn_in (burn_in=0)".
+    empty = [n for n in ("burn_in", "draws") if f"({n}={before.had[n]})" in printed]
     about = {"gate": case.name, "failed before": before.fails(case.name)}
     if not before.fails(case.name):
         yield {**about, "others": ", ".join(before.failed), "printed": "; ".join(before.messages)}
@@ -269,10 +272,10 @@ def followed(case: Case) -> Iterator[dict[str, Any]]:
         survived = found.failed or not any("survived" in message for message in found.messages)
         works = survived and not found.fails(case.name)
         yield {
-            **about, "remedy": name, "works": works, "times": count,
+            **about, "remedy": name, "works": works, "times": count, "empty": ", ".join(empty),
             "then fails": ", ".join(found.failed) or ("" if survived else found.messages[0][:80]),
             "mass before": before.had["mass"], "mass then": found.had["mass"],
-            "printed": before.said(case.name),
+            "printed": printed,
         }  # fmt: skip
 
 
