@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -191,6 +195,21 @@ def test_intervals_hold_where_the_posterior_is_far_from_quadratic(mass, unchecke
 def test_halved_errors_and_longer_steps_are_noticed_there(mass, unchecked):
     assert not honest(held(*logistic_runs(mass, 1.0), error_scale=0.5))
     assert not honest(held(*logistic_runs(mass, 3.0)))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_coverage_holds_by_every_sampler_and_mass(tmp_path):
+    """100 runs a row of posteriors that quadrature knows; its long runs take too long here."""
+    words = ["--problems", "logistic", "unit", "quartic", "student", "poisson", "--calls", "0",
+             "--samplers", "baoab", "sgld", "sgnht", "--out", str(tmp_path)]  # fmt: skip
+    script = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
+    subprocess.run([sys.executable, str(script), *words], check=True)
+    (file,) = tmp_path.glob("coverage-*.json")
+    rows = json.loads(file.read_text())["rows"]
+    assert not [row["refused"] for row in rows if "refused" in row]
+    for name in ("coverage", "self_coverage"):
+        found = np.asarray([row[name] for row in rows])
+        assert found.min() > 0.91 and 0.93 < found.mean() < 0.97, rows
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def two_modes(model: nn.Module, batch: Batch) -> Tensor:
     """A line for all items, and for those marked a weight with wells at -1 and 1."""
     x, y, marked = batch
     (w,) = model.parameters()
-    well = 1.5 * (w[-1].square() - 1).square() + 0.15 * w[-1]
+    well = 0.6 * (w[-1].square() - 1).square() + 0.15 * w[-1]
     return 0.5 * (x @ w[:-1] - y).square() + marked * well
 
 
@@ -91,16 +91,19 @@ def few_see_a_mode(marked: int) -> bif.Problem:
     )
 
 
+OF_1000 = bif.Settings(nbeta=1000.0, gamma=2.0, mass="identity")
+
+
 def test_a_mode_that_five_of_1000_items_and_the_query_see_is_refused():
-    # The barrier of U is 7.5: a chain crosses it a few times in a run, or never.
-    settings = bif.Settings(gamma=2.0, mass="identity", chains=24, draws=120)
+    # The barrier of U is 3: a chain crosses it a few times in a run.
+    settings = replace(OF_1000, chains=24, draws=120)
     run = bif.attribute(few_see_a_mode(5), settings)
     assert query_rhat(run) > 1.05, "nothing was planted"
     assert not run.summary["trusted"]
 
 
 def test_the_same_items_without_the_mode_are_trusted():
-    settings = bif.Settings(gamma=2.0, mass="identity", chains=24, draws=120)
+    settings = replace(OF_1000, chains=24, draws=120)
     assert refusal(few_see_a_mode(0), settings) == ""
 
 
@@ -113,7 +116,7 @@ def unseen_by_items(gamma: float) -> tuple[bif.Problem, bif.Settings]:
     problem = bif.Problem(
         Weights(*line.tolist(), 0.0), squared, train=(x, y), queries=(query, torch.ones(3).double())
     )
-    return problem, bif.Settings(gamma=gamma, mass="identity", chains=24, draws=120)
+    return problem, bif.Settings(nbeta=60.0, gamma=gamma, mass="identity", chains=24, draws=120)
 
 
 def test_a_flat_direction_that_only_queries_see_is_refused():
@@ -158,7 +161,7 @@ def unit_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def test_step_bias_under_a_kronecker_mass_is_refused():
     problem = tanh_unit()
-    chosen = bif.calibrate(problem, bif.Settings(mass="kronecker")).settings
+    chosen = bif.calibrate(problem, bif.Settings(nbeta=25.0, mass="kronecker")).settings
     # In round coordinates the largest curvature is about 1 at w*, and the edge of stability 2.
     assert "step" in refusal(problem, replace(chosen, step_size=1.6)).lower()
 
@@ -182,7 +185,7 @@ def line_of_200(*, weight: float | None = None, away: float = 0.0) -> bif.Proble
     )  # fmt: skip
 
 
-SGLD = bif.Settings(sampler="sgld", gamma=100.0)
+SGLD = bif.Settings(sampler="sgld", nbeta=200.0, gamma=100.0)
 """The curvature of U is 300 in all directions."""
 
 
@@ -206,9 +209,9 @@ def test_the_automatic_step_of_sgld_leaves_self_influence_right():
 # --- Weights of items -----------------------------------------------------------------------------
 
 
-def exact_scores(weight: float, gamma: float) -> np.ndarray:
+def exact_scores(weight: float, *, nbeta: float, gamma: float) -> np.ndarray:
     """`-(g_q S g_i + tr(H_q S H_i S) / 2)` of the line, `[Q, N]`."""
-    precision = weight * 200 + gamma
+    precision = nbeta * weight + gamma
     residual, asked = INPUTS @ MINIMUM - TARGETS, (INPUTS[:4] + 0.3) @ MINIMUM - TARGETS[:4]
     inner = (INPUTS[:4] + 0.3) @ INPUTS.T
     first = asked.unsqueeze(1) * inner * residual / precision
@@ -249,8 +252,8 @@ def test_scores_of_weighted_items_are_right_or_refused(weight, made_for_1):
     if not run.summary["trusted"]:
         assert made_for_1
         return
-    gamma = weight * 4.0  # nbeta · curvature / 50
-    exact = exact_scores(weight, gamma)
+    used = run.manifest["settings"]
+    exact = exact_scores(weight, nbeta=used["nbeta"], gamma=used["gamma"])
     found = run.influence.dataset
     reach = run.influence.error_quantile * found["standard_error"].values[0]
     held = np.abs(found["influence"].values[0] - exact) <= reach
@@ -314,7 +317,9 @@ def test_dropout_that_stays_on_is_refused():
 
 
 def test_chains_that_hardly_move_are_refused():
-    settings = bif.Settings(gamma=4.0, step_size=0.002, friction=4.0, burn_in=0, thin=1, chains=16)
+    settings = bif.Settings(
+        nbeta=200.0, gamma=4.0, step_size=0.002, friction=4.0, burn_in=0, thin=1, chains=16
+    )
     assert "burn_in" in refusal(line_of_200(), settings)
 
 
@@ -355,19 +360,29 @@ def network_far_from_a_minimum(scale: float) -> bif.Problem:
     return bif.Problem(model, loss, train=(x, y), queries=(x[:4] + 0.2, y[:4]))
 
 
-def test_weights_far_from_any_minimum_are_refused():
-    assert refusal(network_far_from_a_minimum(2.0))
+def test_weights_far_from_any_minimum_are_refused_or_said_to_be():
+    run = bif.attribute(network_far_from_a_minimum(2.0))
+    said = any("no minimum of U" in warning for warning in run.manifest["warnings"])
+    assert said or not run.summary["trusted"]
 
 
 def test_chains_that_begin_far_off_and_have_no_burn_in_are_refused():
     settings = bif.Settings(
-        gamma=4.0, step_size=0.01, friction=4.0, burn_in=0, thin=1, chains=16, draws=60
-    )
+        nbeta=200.0, gamma=4.0, step_size=0.01, friction=4.0, burn_in=0, thin=1, chains=16,
+        draws=60,
+    )  # fmt: skip
     assert "burn_in" in refusal(line_of_200(away=3.0), settings)
 
 
 def test_rmsprop_sgld_as_published_which_samples_another_law_is_refused():
     settings = bif.Settings(
-        sampler="rmsprop_sgld", gamma=100.0, step_size=1e-4, burn_in=50, thin=2, chains=8, draws=50
+        sampler="rmsprop_sgld",
+        nbeta=200.0,
+        gamma=100.0,
+        step_size=1e-4,
+        burn_in=50,
+        thin=2,
+        chains=8,
+        draws=50,
     )
     assert "rmsprop_sgld" in refusal(line_of_200(), settings)
