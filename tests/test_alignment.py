@@ -142,7 +142,7 @@ class TestCalibration:
 
     def test_gamma_is_raised_and_it_says_why(self):
         problem = self.problem(4000)
-        found = bif.calibrate(problem, self.SETTINGS)
+        found = bif.calibrate(problem, replace(self.SETTINGS, nbeta=12.0))
         (line,) = [x for x in found.explanations if x.startswith("gamma")]
         assert "nearly orthogonal" in line and "for a reliability of one half" in line
         factor = float(line.split("× ")[1].split(":")[0])

@@ -195,7 +195,7 @@ class TestBrokenOffInTheMiddleOfAStep:
         expected = bif.attribute(problem, SHORT, keep=keep)
         got, breaks = None, 0
         while got is None or not got.summary["complete"]:
-            burns_at = 20 + 7 * breaks  # later each time: what precedes the steps takes calls too
+            burns_at = 20 + 3 * breaks  # later each time: what precedes the steps takes calls too
             Fuse.lit(burns_at)
             with suppress(KeyboardInterrupt):
                 got = bif.attribute(problem, SHORT, out=tmp_path, keep=keep)

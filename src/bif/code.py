@@ -181,9 +181,14 @@ class _Reach:
             said.append(f"{base.__module__}.{base.__qualname__}")
             if not _is_own_class(base):
                 continue
+            declared = _declared(base)
             for name, member in sorted(vars(base).items()):
-                if name not in _OF_EVERY_CLASS:
+                if name in _OF_EVERY_CLASS:
+                    continue
+                if declared is None or not isinstance(member, (*_PLAIN, str, BaseException)):
                     said.append(f"{name}={self.text(member, shared=True)}")
+                else:  # a counter is no code: what the class was written with counts
+                    said.append(f"{name}={declared.get(name, '')}")
         return f"class({', '.join(said)})"
 
     def _object(self, value: Any, *, shared: bool) -> str:
@@ -240,6 +245,21 @@ def _state(value: Any) -> dict[str, Any]:
         slots += [names] if isinstance(names, str) else list(names)
     slots = [n for n in slots if not n.startswith("__") and hasattr(value, n)]
     return {**{n: getattr(value, n) for n in slots}, **getattr(value, "__dict__", {})}
+
+
+def _declared(found: type) -> dict[str, str] | None:
+    """Values that a class's body gives its names, as written; None where there is no source."""
+    try:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(found))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    values: dict[str, str] = {}
+    for line in getattr(body, "body", []):
+        if isinstance(line, ast.Assign):
+            values |= {t.id: ast.dump(line.value) for t in line.targets if isinstance(t, ast.Name)}
+        elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
+            values[line.target.id] = ast.dump(line.value)
+    return values
 
 
 def _is_own_class(found: type) -> bool:

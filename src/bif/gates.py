@@ -54,7 +54,9 @@ class Remedies:
             words,
             "raise gamma" if s.gamma is None else f"raise gamma (gamma={4 * s.gamma:.3g})",
             "raise draws" if s.draws is None else f"raise draws (draws={4 * s.draws})",
-            "raise burn_in" if s.burn_in is None else f"raise burn_in (burn_in={4 * s.burn_in})",
+            "raise burn_in"
+            if s.burn_in is None
+            else f"raise burn_in (burn_in={max(4 * s.burn_in, 100)})",
         )
 
 

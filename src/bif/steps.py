@@ -93,7 +93,7 @@ def choose_steps(
     # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
     times = 6 if white else 10 if underdamped else 5
     burn_in = ceil(times * relaxation)
-    part, words = (6, "a sixth") if white else (3, "a third")
+    part, words = (4, "a fourth") if white else (3, "a third")
     thin = max(1, round(relaxation / part))
     reason = f"{words} of the relaxation time, since the losses come with the gradient"
     if settings.gradient != "full":
