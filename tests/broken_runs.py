@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import cli, recording
+from bif.sampling import Sampling
 from bif.store import BlockStore, DamagedRun, FolderInUse, arrays
 from bif.store.folder import LocalFolder
 from bif.types import Batch
@@ -36,6 +37,13 @@ class Calls:
 
     def __init__(self) -> None:
         self.count, self.crash_at, self.scale = 0, -1, 1.0
+        self.before: int | None = None
+        """Calls that preceded the first step."""
+
+    @property
+    def walking(self) -> int:
+        """Calls since the chains set out."""
+        return 0 if self.before is None else self.count - self.before
 
 
 CALLS = Calls()
@@ -64,9 +72,17 @@ def attribute(
 ) -> bif.Run:
     """The run of this file, with a commit after every step."""
     made = made or problem()
-    CALLS.count, CALLS.crash_at = 0, crash_at
+    CALLS.count, CALLS.crash_at, CALLS.before = 0, crash_at, None
+    positions = Sampling.positions
+
+    def noted(*args: Any, **more: Any) -> Iterator[Any]:
+        CALLS.before = CALLS.count if CALLS.before is None else CALLS.before
+        return positions(*args, **more)
+
     try:
-        return bif.attribute(made, settings, out=out, commit_every=commit_every, **given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sampling, "positions", noted)
+            return bif.attribute(made, settings, out=out, commit_every=commit_every, **given)
     finally:
         CALLS.crash_at = -1
 
@@ -84,21 +100,24 @@ def small_shards_and_no_pictures() -> Iterator[None]:
 
 
 class Whole(NamedTuple):
-    """A run that nothing disturbed: its folder, itself, and how often it called the loss."""
+    """A run that nothing disturbed: folder, run, calls of the loss before and in its steps."""
 
     folder: Path
     run: bif.Run
-    num_calls: int
+    before: int
+    walking: int
 
 
 def undisturbed(folder: Path) -> Whole:
-    return Whole(folder, attribute(folder), CALLS.count)
+    run = attribute(folder)
+    assert CALLS.before is not None
+    return Whole(folder, run, CALLS.before, CALLS.walking)
 
 
 def crashed(folder: Path, whole: Whole, share: float = 0.95, **given: Any) -> Path:
     """A run that crashed: by default in the second block, with five of its six draws committed."""
     with pytest.raises(Crash):
-        attribute(folder, crash_at=round(share * whole.num_calls), **given)
+        attribute(folder, crash_at=whole.before + round(share * whole.walking), **given)
     return folder
 
 

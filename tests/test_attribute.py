@@ -261,7 +261,7 @@ class TestPosteriorChoices:
         x, y = labelled(20, seed=1)
         weights = torch.ones(20, dtype=torch.float64)
         weights[7] = 0
-        without = bif.attribute(classification(train_weights=weights), TINY)
+        without = bif.attribute(classification(train_weights=weights), replace(TINY, nbeta=20.0))
         rest = [i for i in range(20) if i != 7]
         alone = bif.attribute(
             classification(train=(x[rest], y[rest])), replace(TINY, nbeta=20.0 * 19 / 20)

@@ -67,14 +67,14 @@ class TestProblem:
     def test_a_loss_that_is_not_finite_is_refused_at_construction(self):
         x, y = labelled(2, seed=3)
         x[1] = float("nan")
-        message = r"the loss is NaN or infinite at w\* on group 'candidate', items \[1\]"
+        message = r"the loss is NaN or infinite at w\* on group 'candidate', items \[\'1\'\]"
         with pytest.raises(ValueError, match=message):
             classification(candidates=(x, y))
 
     def test_and_beyond_the_probed_items_before_any_sampling(self):
         x, y = labelled(6, seed=3)
         x[5] = float("nan")
-        with pytest.raises(ValueError, match=r"at w\* for 1 .* such as \['candidate/5'\]"):
+        with pytest.raises(ValueError, match=r"at w\* for 1 of 6 candidates .*'candidate': '5'"):
             bif.attribute(classification(candidates=(x, y)), TINY)
 
 

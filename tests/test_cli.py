@@ -13,8 +13,11 @@ import pytest
 
 import bif
 from bif import cli, store
-from broken_runs import assert_same, edit
+from bif.store.results import _RESULTS
+from bif.store.seals import files_digests, sealed
+from broken_runs import assert_same
 from command_line import TINY_FLAGS, caller, failed, write_problem
+from run_folders import resealed
 from small_problems import TINY, classification
 
 
@@ -26,6 +29,17 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def bif_command(monkeypatch, capsys):
     return caller(monkeypatch, capsys)
+
+
+def edit(path: Path, **changed: object) -> None:
+    """As if bif had written it so."""
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **changed})))
+
+
+def edit_summary(folder: Path, **changed: object) -> None:
+    """The same of a summary, whose digest the manifest has."""
+    edit(folder / store.SUMMARY, **changed)
+    resealed(folder / store.MANIFEST, results=files_digests(store.folder_at(folder), *_RESULTS))
 
 
 def written(folder: Path) -> dict[Path, int]:
@@ -164,9 +178,9 @@ class TestShow:
     def test_of_an_untrusted_run_it_lists_items_and_says_that_no_sign_is_certain(
         self, folder, bif_command
     ):
-        edit(folder / store.SUMMARY, trusted=True)
+        edit_summary(folder, trusted=True)
         assert "no sign is certain" not in bif_command("show", folder)[1]
-        edit(folder / store.SUMMARY, trusted=False)  # as a folder of an earlier version has it
+        edit_summary(folder, trusted=False)  # as a folder of an earlier version has it
         _, out, _ = bif_command("show", folder, "--query", "4")
         assert "the run is not trusted: no sign is certain" in out
         assert out.count("±") > 2
@@ -200,7 +214,7 @@ class TestShow:
         assert out.index("mind [the] gap") < out.index("draws")
 
     def test_a_run_without_reliability_can_be_shown(self, folder, bif_command):
-        edit(folder / store.SUMMARY, reliability=None)
+        edit_summary(folder, reliability=None)
         assert bif_command("show", folder)[0] == 0
 
 

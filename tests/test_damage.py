@@ -120,7 +120,7 @@ class TestDamage:
         if damage:
             DAMAGE[damage](folder)
         assert_goes_on(folder, whole)
-        assert CALLS.count < 0.3 * whole.num_calls
+        assert CALLS.walking < 0.3 * whole.walking
 
     def test_a_complete_run_without_a_readable_manifest_is_read_by_its_spare_and_mended(
         self, whole, tmp_path

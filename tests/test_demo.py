@@ -18,7 +18,9 @@ from broken_runs import assert_same
 pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
 demo = importlib.import_module("bif.demo")
 
-TINY = Settings(chains=4, draws=20, burn_in=30, thin=2, gamma=300.0, step_size=0.02, friction=20.0)
+TINY = Settings(
+    nbeta=1000.0, chains=4, draws=20, burn_in=30, thin=2, gamma=300.0, step_size=0.02, friction=20.0
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +93,8 @@ class TestRun:
 
     def test_all_files_are_there(self, folder):
         assert sorted(p.name for p in folder.iterdir()) == [
-            ".lock", "checkpoints", "diagnostics.zarr", "influence.zarr", "report.html", "run.json",
-            "summary.json", "traces.zarr",
+            ".bif", ".lock", "checkpoints", "diagnostics.zarr", "influence.zarr", "report.html",
+            "run.json", "summary.json", "traces.zarr",
         ]  # fmt: skip
 
     def test_the_summary_holds_the_promised_figures(self, folder):

@@ -219,11 +219,13 @@ def test_case_7_items_of_disjoint_weights_have_no_covariance():
     with OFF_LAW:
         assert_influence(coupled, expected, precision=0.1)
 
-    # Mutant: chains at different levels, centred over all chains instead of within each.
+    # Mutant: chains at different levels, centred over all chains instead of within groups of one.
     block = run.traces.blocks[0]
     levels = random(CHAINS, 1, 1, seed=3)
     train_levels, query_levels = block.train + levels, block.query + levels
-    within = estimate_covariance(bif.LossTraces.from_arrays(train_levels, query_levels))
+    within = estimate_covariance(
+        bif.LossTraces.from_arrays(train_levels, query_levels), num_groups=CHAINS
+    )
     across = estimate_covariance(
         bif.LossTraces.from_arrays(
             train_levels.flatten(0, 1).unsqueeze(0), query_levels.flatten(0, 1).unsqueeze(0)

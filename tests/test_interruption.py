@@ -42,6 +42,12 @@ def watched(model: nn.Module, batch: Any) -> Tensor:
 PROBLEM = classification(loss=watched, observables=None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _looked_at() -> None:
+    """The first calibration looks at all items: before any calls are counted."""
+    bif.calibrate(PROBLEM, TestInterruption.SETTINGS)
+
+
 def pressed_after(num_calls: float, act: Callable[[], object]) -> int:
     """Do something, press Ctrl-C during a call of the loss; how many calls there were in all."""
     CALLS.count, CALLS.limit = 0, num_calls
@@ -67,7 +73,9 @@ class TestInterruption:
     @pytest.mark.parametrize("share", [0.4, 0.75, 0.95])
     def test_what_there_is_is_kept_and_marked_as_incomplete(self, share):
         run = self.run(share)
-        whole = bif.attribute(classification(observables=None), self.SETTINGS)
+        # `watched` is no loss that the library knows, and is recorded itself.
+        observables = [bif.Observable("loss", losses.cross_entropy, "lower")]
+        whole = bif.attribute(classification(observables=observables), self.SETTINGS)
         for part, all_of_it in zip(run.traces.blocks, whole.traces.blocks, strict=False):
             assert torch.equal(part.train, all_of_it.train[:, : part.num_draws])
             assert torch.equal(part.query, all_of_it.query[:, : part.num_draws])
@@ -85,7 +93,7 @@ class TestInterruption:
         assert store.read_run(folder)["manifest"]["complete"] is False
         assert bif.Influence.load(folder).dataset.sizes["train"] == 20
 
-    @pytest.mark.parametrize("share", [0.12, 0.4, 0.75, 0.95])
+    @pytest.mark.parametrize("share", [0.15, 0.4, 0.75, 0.95])
     def test_with_a_folder_the_same_call_goes_on_to_the_last_bit(
         self, tmp_path, monkeypatch, share
     ):
@@ -109,11 +117,12 @@ class TestInterruption:
         )
         assert_same(bif.load(out), plain)
         # Done again: the values at w* (2 calls), the gradient at the committed position (2), and
-        # the step that was under way (at most 2, and 2 for the queries).
-        assert made + left - num_calls <= 8
+        # the step that was under way (at most 2, and 2 for the queries).  With a folder only: the
+        # gradient at w*, by which a run is recognised (once each time).
+        assert made + left - num_calls <= 10
 
     def test_too_early_it_fails_and_says_why(self):
         with pytest.raises(
             RuntimeError, match=r"only 0 of 4 chains .*interrupted after 2 of 48.*run longer\.$"
         ):
-            self.run(0.12)
+            self.run(0.15)

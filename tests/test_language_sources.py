@@ -143,7 +143,8 @@ class TestBadFiles:
             read_documents(tmp_path / "a.csv")
 
     def test_a_name_of_the_hub_that_cannot_be_loaded(self, monkeypatch):
-        def refused(path, name):
+        def refused(path, name, *, trust_remote_code):
+            assert trust_remote_code is False
             raise ConnectionError(f"no way to {path} {name}")
 
         monkeypatch.setattr(datasets, "load_dataset", refused)
@@ -154,7 +155,7 @@ class TestBadFiles:
 
     def test_a_name_of_the_hub_that_can(self, monkeypatch):
         held = datasets.DatasetDict({"dev": datasets.Dataset.from_list([{"text": "x"}])})
-        monkeypatch.setattr(datasets, "load_dataset", lambda path, name: held)
+        monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **_: held)
         assert read_documents("a/wiki@dev") == [Document("x", "wiki-1", place="a/wiki@dev, row 1")]
 
 

@@ -213,7 +213,7 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float) -> None:
         return
     needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)
     raise ValueError(
-        f"a budget of {budget:,.0f} s is too small: the curvature at w* alone takes about "
+        f"a budget of {budget:.3g} s is too small: the curvature at w* alone takes about "
         f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{ceil(needed)}s', name "
         "fewer weights in movable, or use a faster device."
     )

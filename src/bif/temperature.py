@@ -58,13 +58,17 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, float
         settings: With an oracle and a chunk size, nbeta open.
     """
     unit, why = untempered(problem)
-    there, target = distance_from_minimum(problem, settings), settings.retrained_from
+    target, there = settings.retrained_from, math.nan
+    if settings.memory == "plain":  # elsewhere there is no room for exact weights and a gradient
+        there = distance_from_minimum(problem, settings)
     far = there > FAR
     width = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
     nbeta = width.nbeta * unit
     words = f"{width.nbeta:g} times {why}" if width.nbeta != 1 else why
     where = "short of a minimum of the training objective" if far else "at a minimum"
-    words += f", since training stopped {where} (squared gradient {there:.2g} times its noise)"
+    measured = f"squared gradient {there:.2g} times its noise"
+    known = "taken for granted" if math.isnan(there) else measured
+    words += f", since training stopped {where} ({known})"
     if target is not None:
         words += f", for networks retrained from {target}"
     return replace(settings, nbeta=nbeta, retrained_from=None), width.damping, words

@@ -196,7 +196,7 @@ def _values(dataset: Any) -> dict[str, np.ndarray]:
 
 
 def _scores_of(traces: LossTraces, problem: Problem) -> dict[str, np.ndarray]:
-    value = -estimate_covariance(traces, num_groups=2, device=problem.device).value.cpu().numpy()
+    value = -estimate_covariance(traces, device=problem.device).value.cpu().numpy()
     parts = value.reshape(len(problem.observables), problem.num_queries, -1)
     return {o.name: part for o, part in zip(problem.observables, parts, strict=True)}
 
