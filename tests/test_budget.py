@@ -18,7 +18,7 @@ from bif import budget
 from bif.budget import Pace, choose_draws, measure_pace
 from bif.oracles import StackedOracle
 from bif.recording import _BlockRun
-from command_line import caller, failed, write_problem
+from command_line import caller, write_problem
 from small_problems import classification, labelled
 
 OPEN = bif.Settings(
@@ -268,9 +268,9 @@ def test_the_command_explains_and_writes_what_it_chose(monkeypatch, capsys, tmp_
     refused = call("calibrate", f"{file}:problem", "--out", tmp_path / "x", "--budget", "soon")
     assert refused[0] == 2
     small = ["--budget", "0.001", "--chains", "8"]
-    assert "is too small" in failed(
-        call("calibrate", f"{file}:problem", "--out", tmp_path / "x", *small)
-    )
+    code, said, err = call("calibrate", f"{file}:problem", "--out", tmp_path / "x", *small)
+    assert code == 2 and "is too small" in err and "Give budget=" in err
+    assert "nbeta = " in said  # as it goes
     assert not (tmp_path / "x").exists()
 
 

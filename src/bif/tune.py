@@ -83,8 +83,8 @@ def tune(
 
     A search uphill: nbeta by factors of 4, colder with gamma fixed or warmer with gamma/nbeta
     fixed, then gamma by factors of 3.  Networks retrained from scratch end further away than
-    those from w*, so for them it starts from a warm posterior, a fourth of the untempered nbeta, and
-    else from a cold one, four times that.  The forecast is `lds · sqrt(R_k / R_1)`:
+    those from w*, so for them it starts from a warm posterior, a fourth of the untempered nbeta,
+    and else from a cold one, four times that.  The forecast is `lds · sqrt(R_k / R_1)`:
     noise in predictions of reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the
     draws have `R_k = k R_1 / (1 + (k - 1) R_1)`.
 
