@@ -80,4 +80,5 @@ def judged(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]
     }
     row["lds"] = sum(row.values()) / len(row)
     figures = {name: run.summary[name] for name in ("draws", "chains", "ess_median")}
+    figures["nbeta"] = run.manifest["settings"]["nbeta"]
     return {**row, **figures, **trust(run), "seconds": seconds}

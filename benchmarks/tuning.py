@@ -25,7 +25,7 @@ from sweep import grid, swept, tuned, usual_posterior
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
-from bif.temperature import default_nbeta, untempered
+from bif.temperature import untempered
 
 
 def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], bif.Settings]]]:
@@ -69,9 +69,9 @@ def main() -> None:
                 rows.append({**about, "failed": str(error)})
             else:
                 usual, _ = untempered(task.problem)
-                taken, _ = default_nbeta(task.problem, settings.retrained_from)
-                of_n = (settings.nbeta or taken) / usual
-                rows.append({**about, "nbeta/n": of_n, **judged(task, settings, part)})
+                judgement = judged(task, settings, part)
+                of_n = float(judgement.get("nbeta", float("nan"))) / usual
+                rows.append({**about, "nbeta/n": of_n, **judgement})
             print(rows[-1], flush=True)
             rows.sort(key=lambda r: r["budget"])
             write(f"tuning-{setting}", arguments, rows, threads=torch.get_num_threads())

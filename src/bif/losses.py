@@ -8,6 +8,7 @@ targets)` for the first three and a dict with `input_ids` for language models.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from bif.positions import row_positions
 from bif.types import Batch, ItemLoss
 from bif.unpacked import one_text_a_row
+
+_Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
 def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]:
@@ -39,7 +42,7 @@ def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]
     return marked
 
 
-def reads_masks(loss: ItemLoss) -> ItemLoss:
+def reads_masks(loss: _Loss) -> _Loss:
     """Mark a loss of texts that is to be the same wherever a row's `attention_mask` pads it."""
     loss.reads_masks = True  # type: ignore[attr-defined]
     return loss
