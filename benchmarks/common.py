@@ -9,9 +9,10 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +20,8 @@ import bif
 from bif import store
 from bif.provenance import versions
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,6 +33,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu")
     made.add_argument("--seed", type=int, default=0)
     return made
+
+
+def side_by_side(
+    work: Callable[[Asked], Found], items: Sequence[Asked], jobs: int
+) -> Iterator[Found]:
+    """Results in order, each by a process of one thread if there are several at a time."""
+    if jobs == 1:
+        yield from map(work, items)
+        return
+    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, items)
 
 
 def hardware(device: str) -> dict[str, Any]:

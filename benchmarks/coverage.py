@@ -2,11 +2,14 @@
 
 Automatic settings against the exact answers of `known_posteriors.py`: each problem at the default
 temperature and at `nbeta = n`, by every sampler and mass.  What is chosen is chosen once; then many
-runs of 64 chains are stacked, and each has its own scores and intervals from its own chains.  A few
+runs are stacked, and each has its own scores and intervals from its own chains.  A few
 runs a row are calls of `bif.attribute` of their own: their gates tell whether they are trusted, and
-their intervals whether stacking changes anything.
+their intervals whether stacking changes anything.  SGLD needs ten to a hundred times the steps of
+BAOAB: fewer chains and draws a run make its rows affordable.
 
-    python benchmarks/coverage.py --references DIR --out benchmarks/results
+    python benchmarks/coverage.py --samplers baoab sgnht --jobs 16 --out benchmarks/results
+    python benchmarks/coverage.py --samplers sgld rmsprop_sgld_frozen --chains 16 --draws 60 \\
+        --jobs 16 --parts 4 --out benchmarks/results
     python benchmarks/coverage.py --problems unit quartic --samplers baoab --table --out DIR
 """
 
@@ -17,9 +20,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -34,8 +39,6 @@ from bif.estimate import convergence, estimate_influence
 from bif.settings import SamplerName
 from bif.traces import LossTraces, TraceBlock
 
-CHAINS = 64
-"""Of a run: the default."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
 _LOOKED_AT = 8
@@ -52,6 +55,8 @@ class Cell:
     nbeta: str
     sampler: SamplerName
     mass: str
+    chains: int
+    draws: int | None
 
     def settings(self, known: Known) -> bif.Settings:
         """With everything else left open."""
@@ -59,6 +64,8 @@ class Cell:
         factor = float(self.nbeta.removesuffix("n") or 1) if given else 1.0
         return bif.Settings(
             sampler=self.sampler,
+            chains=self.chains,
+            draws=self.draws,
             nbeta=factor * len(known.train[0]) if given else None,
             retrained_from=None if given else known.retrained_from,
             mass=None if self.mass == "auto" else self.mass,  # type: ignore[arg-type]
@@ -70,21 +77,25 @@ def main() -> None:
     options.add_argument("--references", type=Path, help="folder that keeps the long runs")
     options.add_argument("--seeds", type=int, default=100, help="stacked runs a row")
     options.add_argument("--calls", type=int, default=4, help="runs of their own a row")
+    options.add_argument("--chains", type=int, default=bif.Settings().chains, help="of a run")
+    options.add_argument("--draws", type=int, help="of a chain")
     options.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     options.add_argument("--temperatures", nargs="+", default=TEMPERATURES,
                          help="default, or nbeta in units of items: n, 10n")  # fmt: skip
     options.add_argument("--samplers", nargs="+", choices=get_args(SamplerName),
                          default=get_args(SamplerName))  # fmt: skip
     options.add_argument("--mass", nargs="+", choices=MASSES, default=MASSES)
-    options.add_argument("--jobs", type=int, default=1, help="problems at a time")
+    options.add_argument("--jobs", type=int, default=1, help="processes")
+    options.add_argument("--parts", type=int, default=1, help="of a row's runs, one a process")
     options.add_argument("--table", action="store_true", help="print means over the problems")
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(
         arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for found in pool.map(_problem_rows, [(name, arguments) for name in arguments.problems]):
-            rows += found
+        for row in measured(pool, list(cells(arguments)), arguments):
+            rows.append(row)
+            print(_short(row), flush=True)
             write("coverage", arguments, rows)
     print_table([_short(row) for row in rows])
     if arguments.table:
@@ -109,24 +120,117 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def cells(arguments: argparse.Namespace, problem: str) -> Iterator[Cell]:
-    """The rows of a problem; a mass belongs to `baoab` alone."""
-    for nbeta in arguments.temperatures:
-        for sampler in arguments.samplers:
-            for mass in arguments.mass if sampler == "baoab" else ("auto",):
-                yield Cell(problem, nbeta, sampler, mass)
+def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
+    """The rows; a mass belongs to `baoab` alone."""
+    for problem in arguments.problems:
+        for nbeta in arguments.temperatures:
+            for sampler in arguments.samplers:
+                for mass in arguments.mass if sampler == "baoab" else ("auto",):
+                    yield Cell(problem, nbeta, sampler, mass, arguments.chains, arguments.draws)
 
 
-def _problem_rows(job: tuple[str, argparse.Namespace]) -> list[dict[str, Any]]:
-    name, arguments = job
-    known = PROBLEMS[name]()
-    rows = []
-    for cell in cells(arguments, name):
-        started = time.perf_counter()
-        row = {**about(cell), **measured(known, cell, arguments)}
-        rows.append({**row, "seconds": time.perf_counter() - started})
-        print(_short(rows[-1]), flush=True)
-    return rows
+def measured(
+    pool: Executor, asked: Sequence[Cell], arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows in the order in which they end; what the library refuses is a row with its error."""
+    ready = [
+        Prepared(cell, *found)
+        for cell, found in zip(asked, pool.map(chosen_for, asked), strict=True)
+    ]
+    exact = _references(pool, ready, arguments.references)
+    bounds = np.linspace(0, arguments.seeds, arguments.parts + 1).astype(int)
+    running: dict[Future[Any], Prepared] = {}
+    found: dict[Cell, list[Any]] = {}
+    for this in ready:
+        if this.refused:
+            yield {**about(this.cell), "refused": this.refused}
+            continue
+        truth, first = exact[_key(this)], arguments.seed
+        running[pool.submit(called, this, truth, first + 10_000, arguments.calls)] = this
+        for start, stop in pairwise(bounds):
+            running[pool.submit(part_of, this, truth, first + start, stop - start)] = this
+        found[this.cell] = []
+    for future in as_completed(running):
+        this = running[future]
+        found[this.cell].append(future.result())
+        if len(found[this.cell]) == arguments.parts + 1:
+            yield _row(this, exact[_key(this)], found[this.cell], asked=arguments.seeds)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row with what the library chose for it, or with the words in which it refused."""
+
+    cell: Cell
+    settings: bif.Settings
+    refused: str = ""
+
+
+def chosen_for(cell: Cell) -> tuple[bif.Settings, str]:
+    """Automatic settings, or the reason why there are none."""
+    known = PROBLEMS[cell.problem]()
+    asked = cell.settings(known)
+    try:
+        return bif.calibrate(known.problem(), asked).settings, ""
+    except (ValueError, RuntimeError) as error:
+        return asked, str(error)
+
+
+def _key(this: Prepared) -> tuple[str, float, float]:
+    return this.cell.problem, this.settings.nbeta or 0.0, this.settings.gamma or 0.0
+
+
+def _references(
+    pool: Executor, ready: Sequence[Prepared], folder: Path | None
+) -> dict[tuple[str, float, float], Reference]:
+    """The exact answers of all posteriors that occur."""
+    keys = list(dict.fromkeys(_key(this) for this in ready if not this.refused))
+    return dict(zip(keys, pool.map(partial(exact_answer, folder=folder), keys), strict=True))
+
+
+def exact_answer(key: tuple[str, float, float], folder: Path | None) -> Reference:
+    """Of a problem at an nbeta and a gamma."""
+    problem, nbeta, gamma = key
+    return reference(PROBLEMS[problem](), nbeta=nbeta, gamma=gamma, folder=folder)
+
+
+def part_of(
+    this: Prepared, exact: Reference, seed: int, count: int
+) -> tuple[list[dict[str, float]], list[float], float]:
+    """Some stacked runs of a row: what they cover, the R-hat of the first ones, seconds."""
+    began = time.perf_counter()
+    problem = PROBLEMS[this.cell.problem]().problem()
+    runs = list(stacked(problem, this.settings, count=count, seed=int(seed)))
+    nbeta = this.settings.nbeta or 0.0
+    rhats = [largest_rhat(run) for run in runs[:_LOOKED_AT]]
+    return [judged(run, exact, nbeta) for run in runs], rhats, time.perf_counter() - began
+
+
+def called(this: Prepared, exact: Reference, seed: int, count: int) -> dict[str, Any]:
+    """Whole calls of the library with everything left open: trust and coverage."""
+    known = PROBLEMS[this.cell.problem]()
+    problem, settings = known.problem(), this.cell.settings(known)
+    runs = [bif.attribute(problem, replace(settings, seed=seed + s)) for s in range(count)]
+    return _of_calls(runs, exact)
+
+
+def _row(this: Prepared, exact: Reference, found: Sequence[Any], *, asked: int) -> dict[str, Any]:
+    parts = [part for part in found if isinstance(part, tuple)]
+    (calls,) = (part for part in found if isinstance(part, dict))
+    chosen, cell = this.settings, this.cell
+    runs = [run for part in parts for run in part[0]]
+    rhats = [rhat for part in parts for rhat in part[1]]
+    return {
+        **about(cell),
+        "nbeta": chosen.nbeta, "gamma": chosen.gamma, "mass": chosen.mass,
+        "step_size": chosen.step_size, "burn_in": chosen.burn_in, "thin": chosen.thin,
+        "chains": cell.chains, "draws": chosen.draws,
+        "reference_rhat": exact.rhat,
+        **figures(runs, asked=asked * cell.chains),
+        "rhat": float(np.median(rhats)) if rhats else float("nan"),
+        **calls,
+        "seconds": sum(part[2] for part in parts),
+    }  # fmt: skip
 
 
 def about(cell: Cell) -> dict[str, Any]:
@@ -135,43 +239,20 @@ def about(cell: Cell) -> dict[str, Any]:
             "mass asked": cell.mass}  # fmt: skip
 
 
-def measured(known: Known, cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one row, or the error with which the library refused it."""
-    problem = known.problem()
-    try:
-        chosen = bif.calibrate(problem, cell.settings(known)).settings
-        exact = reference(known, nbeta=chosen.nbeta or 0.0, gamma=chosen.gamma or 0.0,
-                          folder=arguments.references)  # fmt: skip
-        runs = list(stacked(problem, chosen, count=arguments.seeds, seed=arguments.seed))
-        calls = [
-            bif.attribute(problem, replace(cell.settings(known), seed=10_000 + arguments.seed + s))
-            for s in range(arguments.calls)
-        ]
-    except (ValueError, RuntimeError) as error:
-        return {"refused": str(error)}
-    return {
-        "nbeta": chosen.nbeta, "gamma": chosen.gamma, "mass": chosen.mass,
-        "step_size": chosen.step_size, "burn_in": chosen.burn_in, "thin": chosen.thin,
-        "reference_rhat": exact.rhat,
-        **figures([judged(run, exact, chosen.nbeta or 0.0) for run in runs], asked=arguments.seeds),
-        "rhat": float(np.median([largest_rhat(run) for run in runs[:_LOOKED_AT]])),
-        **_of_calls(calls, exact),
-    }  # fmt: skip
-
-
 def stacked(
     problem: bif.Problem, chosen: bif.Settings, *, count: int, seed: int
 ) -> Iterator[LossTraces]:
-    """Independent runs of 64 chains, cut from blocks of many."""
-    assert chosen.draws is not None
+    """Independent runs, cut from blocks of many."""
+    assert chosen.draws is not None and chosen.chains is not None
     columns = problem.num_train + problem.num_queries
-    at_once = max(1, min(count, _NUMBERS // (CHAINS * chosen.draws * columns)))
+    at_once = max(1, min(count, _NUMBERS // (chosen.chains * chosen.draws * columns)))
     for start in range(0, count, at_once):
-        number = CHAINS * min(at_once, count - start)
+        runs = min(at_once, count - start)
+        number = chosen.chains * runs
         together = replace(chosen, chains=number, block_size=number, seed=seed + start)
         with ending_at_traces():
             traces = bif.attribute(problem, together).traces
-        yield from cut(traces, number // CHAINS)
+        yield from cut(traces, runs, chosen.chains)
 
 
 @contextmanager
@@ -190,11 +271,11 @@ def ending_at_traces() -> Iterator[None]:
         module.concluded = concluded
 
 
-def cut(traces: LossTraces, count: int) -> Iterator[LossTraces]:
-    """Runs of 64 chains each, less those that diverged."""
+def cut(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:
+    """Runs of so many chains each, less those that diverged."""
     for run in range(count if traces.blocks else 0):
         (block,) = traces.blocks
-        rows = [row for row, chain in enumerate(block.chains) if chain // CHAINS == run]
+        rows = [row for row, chain in enumerate(block.chains) if chain // chains == run]
         if len(rows) >= 2:
             part = block.only(rows)
             yield LossTraces((TraceBlock(tuple(range(len(rows))), part.train, part.query),))
@@ -239,7 +320,7 @@ def against(found: Any, exact: Reference) -> dict[str, float]:
 def figures(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]:
     """Of independent runs: means with intervals that cluster by run, medians of scales."""
     left = sum(run["chains"] for run in runs)
-    found: dict[str, float] = {"runs": len(runs), "lost_chains": 1 - left / (asked * CHAINS)}
+    found: dict[str, float] = {"runs": len(runs), "lost_chains": 1 - left / asked}
     if not runs:
         return found
     for name in ("coverage", "self_coverage"):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import parser, print_table, write
+from common import parser, print_table, side_by_side, write
 from torch import Tensor, nn
 
 import bif
@@ -364,18 +364,26 @@ def row(name: str, made: Healthy, seed: int) -> dict[str, Any]:
     }
 
 
+def healthy_run(asked: tuple[str, int]) -> dict[str, Any]:
+    """A problem's row with a seed of sampling; its network is always the same."""
+    name, seed = asked
+    torch.manual_seed(0)
+    return row(name, PROBLEMS[name](), seed)
+
+
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     options.add_argument("--seeds", type=int, default=1, help="runs a problem")
+    options.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = options.parse_args()
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    asked = [(name, seed) for name in arguments.problems for seed in seeds]
     rows: list[dict[str, Any]] = []
-    for name in arguments.problems:
-        for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-            torch.manual_seed(0)
-            rows.append(row(name, PROBLEMS[name](), seed))
-            print({k: v for k, v in rows[-1].items() if k != "reasons"}, flush=True)
-            write("healthy", arguments, rows)
+    for found in side_by_side(healthy_run, asked, arguments.jobs):
+        rows.append(found)
+        print({k: v for k, v in found.items() if k != "reasons"}, flush=True)
+        write("healthy", arguments, rows)
     print_table([{k: v for k, v in row.items() if k != "reasons"} for row in rows])
     refused = sum(not row["trusted"] for row in rows)
     print(f"{refused} of {len(rows)} refused")

@@ -1,8 +1,9 @@
 """Small sets, given only the weight decay: the BIF beside what is simpler, by retraining.
 
-Eight sets, each with an MLP of one hidden layer, standardised inputs (and targets, if numbers),
+Twelve sets, each with an MLP of one hidden layer, standardised inputs (and targets, if numbers),
 trained by 800 steps of gradient descent on all items (momentum .9, cosine, seed `--seed`).  The
-first five decided about the default temperature; nothing was chosen on the last three.
+first five decided about the default temperature, the first eight about the default damping; nothing
+was chosen on the last four.
 
 | set | items, queries, tuning queries | network | rate | weight decay |
 | --- | --- | --- | --- | --- |
@@ -16,32 +17,43 @@ first five decided about the default temperature; nothing was chosen on the last
 | moons: `make_moons`, noise .2, 10 % of labels flipped | 250, 120, 60 | 2-16-2 tanh | .1 | .001 |
 | heavy: Gaussian inputs, noise of Student's law with 2.5 degrees of freedom | 300, 130, 65 | \
 8-24-1 tanh | .03 | .001 |
+| swiss: place along `make_swiss_roll`, noise .5 | 300, 120, 60 | 3-24-1 tanh | .03 | .001 |
+| blobs: five, in 4 dimensions, deviation 5 | 300, 120, 60 | 4-16-5 tanh | .1 | .001 |
+| multi: five classes of `make_classification`, 2 % of labels drawn anew | 350, 120, 60 | \
+15-32-5 ReLU | .1 | .0003 |
+| linear: `make_regression`, noise of deviation 50 | 200, 120, 60 | 10-16-1 ReLU | .03 | .003 |
 
 A bank a set: 100 half-subsets × 3 seeds from scratch, and from the checkpoint (where whole batches
 leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, the mean
-of both targets.  `exact_ggn@bif` is influence by the exact Gauss-Newton matrix at the damping of
-the BIF's own run, gamma/nbeta and the weight decay.
+of both targets.  Rows with `told` are of runs that were told `retrained_from="checkpoint"`; all
+others know nothing but the weight decay.  `exact_ggn@bif` is influence by the exact Gauss-Newton
+matrix at the damping of the BIF's own run, gamma/nbeta and the weight decay.
 
     python benchmarks/small.py --banks BANKS --out benchmarks/results
     python benchmarks/small.py --banks BANKS --nbeta .1 .25 1 4 10 100 --out benchmarks/results
+    python benchmarks/small.py --banks BANKS --dampings largest leftover --out benchmarks/results
 
-With `--nbeta` only the BIF is run, at so many times n and the default damping, for the table of
-temperatures; its file is another one.
+With `--nbeta` only the BIF is run, at so many times n and the default damping, with `--dampings` at
+the default temperature and one of the two yardsticks whose geometric mean the default damping is
+(`bif.damping`), for the tables of both; their files are others.  Several runs at a time (`--jobs`)
+look for banks that are there already.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import parser, print_table, write
+from common import parser, print_table, side_by_side, write
 from judging import add_banks
 from sklearn import datasets
 from torch import Tensor, nn
@@ -75,6 +87,24 @@ class SmallSet:
     loss: ItemLoss
     rate: float
     weight_decay: float
+
+
+def swiss_roll() -> Arrays:
+    return datasets.make_swiss_roll(500, noise=0.5, random_state=0)
+
+
+def blobs() -> Arrays:
+    return datasets.make_blobs(500, 4, centers=5, cluster_std=5.0, random_state=0)  # type: ignore[return-value]
+
+
+def five_classes() -> Arrays:
+    return datasets.make_classification(
+        600, 15, n_informative=6, n_classes=5, n_clusters_per_class=1, flip_y=0.02, random_state=0
+    )
+
+
+def noisy_line() -> Arrays:
+    return datasets.make_regression(400, 10, noise=50.0, random_state=0)
 
 
 def first_digits() -> Arrays:
@@ -121,6 +151,10 @@ SETS = {
     ),
     "moons": SmallSet(flipped_moons, 250, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3),
     "heavy": SmallSet(heavy_tails, 300, 130, 24, nn.Tanh, squared_error, 0.03, 1e-3),
+    "swiss": SmallSet(swiss_roll, 300, 120, 24, nn.Tanh, squared_error, 0.03, 1e-3),
+    "blobs": SmallSet(blobs, 300, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3),
+    "multi": SmallSet(five_classes, 350, 120, 32, nn.ReLU, cross_entropy, 0.1, 3e-4),
+    "linear": SmallSet(noisy_line, 200, 120, 16, nn.ReLU, squared_error, 0.03, 3e-3),
 }  # fmt: skip
 
 
@@ -181,6 +215,31 @@ def at_temperature(task: Task, times_n: float) -> Task:
     return replace(task, settings=(settings,))
 
 
+def by_yardstick(task: Task, name: str) -> Task:
+    """The task at the default temperature, with one of the two yardsticks as gamma/nbeta."""
+    (settings,) = task.settings
+    chosen = bif.calibrate(task.problem, settings).settings
+    assert chosen.nbeta and chosen.gamma
+    default, leftover = chosen.gamma / chosen.nbeta, leftover_of(task, settings.weight_decay)
+    largest = max(default, default**2 / leftover)  # the default is sqrt(a min(a, r))
+    damping = largest if name == "largest" else min(largest, leftover)
+    at = replace(settings, nbeta=chosen.nbeta, gamma=chosen.nbeta * damping)
+    return replace(task, settings=(at,))
+
+
+def leftover_of(task: Task, weight_decay: float) -> float:
+    """`|H g| / |g|` by double backward."""
+    model = copy.deepcopy(task.problem.model).requires_grad_()
+    weights = list(model.parameters())
+    decay = 0.5 * weight_decay * torch.stack([w.square().sum() for w in weights]).sum()
+    objective = task.problem.loss(model, task.problem.train.data).mean() + decay
+    gradient = torch.autograd.grad(objective, weights, create_graph=True)
+    fixed = [g.detach() for g in gradient]
+    product = torch.autograd.grad(gradient, weights, fixed)
+    squares = [sum(float(x.square().sum()) for x in found) for found in (product, fixed)]
+    return (squares[0] / squares[1]) ** 0.5
+
+
 def measured(
     task: Task, banks: Sequence[Bank], methods: Sequence[str], **facts: Any
 ) -> list[dict[str, Any]]:
@@ -210,8 +269,8 @@ def folder_of(banks: Path | None, name: str) -> Iterator[str]:
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row in few figures, for the terminal."""
-    names = ("set", "times_n", "target", "method", "lds", "minus_bif_low", "minus_bif_high",
-             "seconds", "rhat_max", "trusted", "failed_gates")  # fmt: skip
+    names = ("set", "times_n", "yardstick", "told", "target", "method", "lds", "minus_bif_low",
+             "minus_bif_high", "seconds", "rhat_max", "trusted", "failed_gates")  # fmt: skip
     return {name: row[name] for name in names if name in row}
 
 
@@ -220,22 +279,39 @@ def main() -> None:
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options.add_argument("--nbeta", nargs="+", type=float, help="temperatures, in units of n")
+    options.add_argument("--dampings", nargs="+", choices=("largest", "leftover"))
+    options.add_argument("--jobs", type=int, default=1, help="runs at a time")
     add_banks(options)
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
-    for name in arguments.sets:
-        task = small_task(name, device=arguments.device, seed=arguments.seed)
-        with folder_of(arguments.banks, name) as folder:
-            banks, _ = banks_of(task, folder)
-        if arguments.nbeta:
-            for times_n in arguments.nbeta:
-                warmer = at_temperature(task, times_n)
-                rows += measured(warmer, banks, ["bif"], times_n=times_n)
-        else:
-            rows += measured(task, banks, METHODS)
-        print_table([shown(row) for row in rows if row["set"] == name])
-        kind = "small-temperatures" if arguments.nbeta else "small"
+    kind = "small-temperatures" if arguments.nbeta else "small"
+    kind = "small-dampings" if arguments.dampings else kind
+    ways = arguments.nbeta or arguments.dampings or [None]
+    asked = [(name, way) for name in arguments.sets for way in ways]
+    for found in side_by_side(partial(rows_of, arguments), asked, arguments.jobs):
+        rows += found
+        print_table([shown(row) for row in found])
         write(kind, arguments, rows, plan=PLAN.as_dict(), threads=torch.get_num_threads())
+
+
+def rows_of(
+    arguments: argparse.Namespace, asked: tuple[str, float | str | None]
+) -> list[dict[str, Any]]:
+    """All rows of a set, or those of the BIF in another way."""
+    name, way = asked
+    task = small_task(name, device=arguments.device, seed=arguments.seed)
+    with folder_of(arguments.banks, name) as folder:
+        banks, _ = banks_of(task, folder)
+    if isinstance(way, float):
+        return measured(at_temperature(task, way), banks, ["bif"], times_n=way)
+    if isinstance(way, str):
+        return measured(by_yardstick(task, way), banks, ["bif"], yardstick=way)
+    told = replace(
+        task, targets=("checkpoint",),
+        settings=(replace(task.settings[0], retrained_from="checkpoint"),),
+    )  # fmt: skip
+    stay = [bank for bank in banks if bank.target == "checkpoint"]
+    return measured(task, banks, METHODS) + measured(told, stay, METHODS, told="checkpoint")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "assemble",
     },
     "identities": {"types", "tensors", "posterior"},
+    "damping": {"types", "tensors", "curvature", "posterior"},
     "pilot": {
         "posterior",
         "alignment",
@@ -146,6 +147,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "items",
         "gradients",
         "curvature",
+        "damping",
         "careful_walk",
         "problem",
         "settings",

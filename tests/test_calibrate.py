@@ -17,9 +17,9 @@ from torch.func import functional_call, hessian, jvp
 import bif
 from bif import Settings, losses
 from bif.curvature import largest_curvature, smallest_curvature
+from bif.damping import SHARE
 from bif.items import Items
 from bif.oracles import StackedOracle
-from bif.pilot import DAMPING
 from bif.rng import BlockNoise
 from bif.steps import UNDERDAMPED_STEP
 from exact_problems import Point, quadratic_loss, random
@@ -211,7 +211,7 @@ class TestRules:
         (why,) = [line for line in got.explanations if line.startswith("gamma = ")]
         # The network is not trained, and its loss curves downwards in places.
         downwards = float(why.split(", and ")[1].split(" more, since")[0])
-        assert s.gamma == pytest.approx(200 * at_center / DAMPING + downwards, rel=1e-3)
+        assert s.gamma == pytest.approx(200 * at_center / SHARE + downwards, rel=1e-3)
         k_max = 200 * max(at_center, away) + s.gamma
         assert s.step_size == pytest.approx(UNDERDAMPED_STEP / math.sqrt(k_max), rel=1e-3)
         assert s.friction == pytest.approx(1.4 * math.sqrt(s.gamma), rel=1e-3)
@@ -348,7 +348,7 @@ class TestDownhill:
     def test_left_open_gamma_holds_the_chains_there(self):
         found = bif.calibrate(downhill(-2.0), Settings(nbeta=10.0))
         assert not found.warnings and found.settings.gamma is not None
-        assert found.settings.gamma == pytest.approx(10 * (3 / DAMPING + 2), rel=1e-3)
+        assert found.settings.gamma == pytest.approx(10 * (3 / SHARE + 2), rel=1e-3)
         assert any("curves downwards by as much at w*" in line for line in found.explanations)
 
     @pytest.mark.parametrize("bend", [-2.0, 0.5])

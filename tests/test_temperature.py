@@ -160,18 +160,16 @@ class TestDistanceFromAMinimum:
 
 class TestRetraining:
     @pytest.mark.parametrize(
-        ("where", "away", "nbeta", "narrower"),
-        [("scratch", 4.0, 5.0, 1), ("scratch", 0.3, 200.0, 1), ("checkpoint", 4.0, 800.0, 2),
-         ("checkpoint", 0.3, 800.0, 2)],
+        ("where", "away", "nbeta"),
+        [("scratch", 4.0, 5.0), ("scratch", 0.3, 200.0), ("checkpoint", 4.0, 800.0),
+         ("checkpoint", 0.3, 800.0)],
     )  # fmt: skip
-    def test_what_is_to_be_predicted_chooses_nbeta_and_damping(
-        self, monkeypatch, where, away, nbeta, narrower
-    ):
+    def test_what_is_to_be_predicted_chooses_nbeta(self, monkeypatch, where, away, nbeta):
         monkeypatch.setattr("bif.temperature.distance_from_minimum", lambda *_: away)
         asked = replace(PLAIN, retrained_from=where, oracle="stacked", chunk_size=20)
-        found, damping, why = default_nbeta(classification(), asked)
+        found, why = default_nbeta(classification(), asked)
         assert (found.nbeta, found.retrained_from) == (nbeta, None)
-        assert damping == 1 / narrower and why.endswith(f"for networks retrained from {where}")
+        assert why.endswith(f"for networks retrained from {where}")
 
     def test_calibration_takes_it(self):
         found = bif.calibrate(classification(), replace(PLAIN, retrained_from="checkpoint"))

@@ -302,9 +302,9 @@ def _choose_posterior_and_steps(
 
     The last are of a gradient of one chain, 0 where they are not known.
     """
-    chosen, damping = settings, 1.0
+    chosen = settings
     if settings.nbeta is None:
-        chosen, damping, why = default_nbeta(problem, settings)
+        chosen, why = default_nbeta(problem, settings)
         said.append(f"nbeta = {chosen.nbeta:g}: {why}")
     underdamped = settings.sampler in ("baoab", "sgnht")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
@@ -313,7 +313,7 @@ def _choose_posterior_and_steps(
         relaxation = relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12))
         return chosen, relaxation, curvature, 0.0
     if curvature is None or chosen.gamma is None:
-        found = pilot(problem, chosen, said, damping_factor=damping)
+        found = pilot(problem, chosen, said)
     else:
         found = Pilot(chosen.gamma, curvature, 0.0, 0.0)
         said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")

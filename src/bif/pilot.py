@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from bif.alignment import FEWEST_ITEMS, NUM_ITEMS, best_damping, dampings, item_
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.careful_walk import LOOKS, STEPS, careful_walk
 from bif.curvature import largest_curvature, smallest_curvature
+from bif.damping import leftover_curvature, usual_damping
 from bif.gradients import FullGradient
 from bif.items import Items
 from bif.posterior import LocalPosterior
@@ -23,13 +24,12 @@ from bif.rng import BlockNoise, generator
 from bif.settings import Settings
 from bif.types import Params
 
-DAMPING = 50.0
-"""gamma = nbeta · largest curvature at w* / DAMPING, where the user gives no gamma; more where
-draws could tell too little of items so little damped."""
 WARNING = "warning: "
 """Begins an explanation that is one."""
 
 _PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
+_MOST_ITEMS = 16_384
+"""Of a gradient at w*: that of a part of the items is not what training left there."""
 PILOT_CHAINS, FEW_CHAINS = 16, 4
 """Chains of the walk, stacked and one after another: curvatures of U have a tail, and the step must
 be stable in it."""
@@ -83,7 +83,6 @@ def pilot(
         problem: What is to be attributed.
         settings: With nbeta.
         said: Gets a line for each choice.
-        damping_factor: On the usual gamma/nbeta.
     """
     device = run_device(problem, settings)
     settings = settings.plain()
@@ -114,7 +113,7 @@ def pilot(
         _refuse_small_budget(float(settings.budget), alone, of_chain)
     at_center = measure(whole, one)
     seconds = chains * alone
-    if settings.budget is None or 2 * seconds < _TIMED_SHARE * float(settings.budget):
+    if _affordable(2 * seconds, settings):
         seconds = _seconds_of_gradient(of_all, params)  # stacks are faster than that
     nbeta = settings.nbeta or 0.0
     bound = torch.tensor([at_center], dtype=torch.float64, device=device)
@@ -127,9 +126,17 @@ def pilot(
     downwards = -nbeta * (least + settings.weight_decay)
     gamma = settings.gamma
     if gamma is None:
-        share = DAMPING / damping_factor
-        gamma = max(nbeta, 1.0) * at_center / share
-        why = f"damping gamma/nbeta = largest curvature at w*, {at_center:.4g}, / {share:g}"
+        leftover = math.nan
+        if problem.num_train <= _MOST_ITEMS and _affordable(3 * of_chain, settings):
+            every = _Looked.at(problem, order, posterior, device)
+            leftover = leftover_curvature(
+                FullGradient(
+                    oracle, every.items, chunk_size=settings.chunk_size, train_weights=every.weights
+                ),
+                posterior, one, largest=at_center,
+            )  # fmt: skip
+        damping, why = usual_damping(at_center, leftover)
+        gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
         if nbeta and gamma and len(whole.items) >= FEWEST_ITEMS:
             first = range(min(NUM_ITEMS, len(whole.items)))
             gradients = item_gradients(oracle, one, whole.items, first, masks=posterior.masks)
@@ -214,8 +221,8 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float) -> None:
     needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)
     raise ValueError(
         f"a budget of {budget:.3g} s is too small: the curvature at w* alone takes about "
-        f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{ceil(needed)}s', name "
-        "fewer weights in movable, or use a faster device."
+        f"{at_center:,.0f} s, at {alone:.3g} s a gradient. Give budget='{math.ceil(needed)}s', "
+        "name fewer weights in movable, or use a faster device."
     )
 
 
@@ -235,6 +242,10 @@ class _Looked(NamedTuple):
             Items(problem.train.take(chosen)).to(device),
             item_weights(problem, like)[chosen.to(device)],
         )
+
+
+def _affordable(seconds: float, settings: Settings) -> bool:
+    return settings.budget is None or seconds < _TIMED_SHARE * float(settings.budget)
 
 
 def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
@@ -19,26 +18,11 @@ from bif.problem import Problem
 from bif.settings import Settings
 from bif.types import Target
 
-
-class Width(NamedTuple):
-    """Factors on the untempered posterior's nbeta, and on the usual gamma/nbeta."""
-
-    nbeta: float = 1.0
-    damping: float = 1.0
-
-
-AT_A_MINIMUM: dict[Target | None, Width] = {
-    "scratch": Width(10.0),
-    None: Width(10.0),
-    "checkpoint": Width(40.0, 0.5),
-}
-"""Where training went to a minimum, networks trained on other items end near it, as the draws of a
-cold posterior do, and those retrained from w* stay nearer still."""
-SHORT_OF_A_MINIMUM: dict[Target | None, Width] = {
-    "scratch": Width(0.25),
-    None: Width(1.0),
-    "checkpoint": Width(40.0, 0.5),
-}
+AT_A_MINIMUM: dict[Target | None, float] = {"scratch": 10.0, None: 10.0, "checkpoint": 40.0}
+"""Factors on the untempered posterior's nbeta.  Where training went to a minimum, networks trained
+on other items end near it, as the draws of a cold posterior do, and those retrained from w* stay
+nearer still."""
+SHORT_OF_A_MINIMUM: dict[Target | None, float] = {"scratch": 0.25, None: 1.0, "checkpoint": 40.0}
 """Where training stopped short of one, networks retrained from scratch end elsewhere, as draws of a
 warm posterior do.  All of it is measured, not derived: see docs/calibration.md.
 """
@@ -50,8 +34,8 @@ _PARTS = 8
 """Of the items, whose gradients' spread is the sampling noise."""
 
 
-def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, float, str]:
-    """Return settings with calibration's nbeta, the factor on the usual damping, and the reason.
+def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
+    """Return settings with calibration's nbeta, and the reason.
 
     Args:
         problem: What is to be attributed.
@@ -62,16 +46,15 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, float
     if settings.memory == "plain":  # elsewhere there is no room for exact weights and a gradient
         there = distance_from_minimum(problem, settings)
     far = there > FAR
-    width = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
-    nbeta = width.nbeta * unit
-    words = f"{width.nbeta:g} times {why}" if width.nbeta != 1 else why
+    factor = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
+    words = f"{factor:g} times {why}" if factor != 1 else why
     where = "short of a minimum of the training objective" if far else "at a minimum"
     measured = f"squared gradient {there:.2g} times its noise"
     known = "taken for granted" if math.isnan(there) else measured
     words += f", since training stopped {where} ({known})"
     if target is not None:
         words += f", for networks retrained from {target}"
-    return replace(settings, nbeta=nbeta, retrained_from=None), width.damping, words
+    return replace(settings, nbeta=factor * unit, retrained_from=None), words
 
 
 def untempered(problem: Problem) -> tuple[float, str]:

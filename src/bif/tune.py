@@ -16,10 +16,10 @@ import numpy as np
 from bif.bank import BankPart
 from bif.budget import short_traces
 from bif.calibrate import DEFAULT_DRAWS, Calibration, calibrate
+from bif.damping import SHARE
 from bif.estimate import estimate_covariance
 from bif.evaluate import lds, predict
 from bif.items import Items
-from bif.pilot import DAMPING
 from bif.problem import Problem
 from bif.sampling import Sampling
 from bif.settings import Settings
@@ -196,7 +196,7 @@ class _Pilots:
         gamma = complete.settings.gamma
         assert gamma is not None and complete.curvature is not None
         self._curvatures[nbeta, gamma] = complete.curvature
-        return max(gamma / nbeta, 1e-12 / DAMPING)
+        return max(gamma / nbeta, 1e-12 / SHARE)
 
     def run(self, nbeta: float, gamma: float) -> Tried:
         key = float(f"{nbeta:.6g}"), float(f"{gamma:.6g}")

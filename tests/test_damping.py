@@ -1,0 +1,94 @@
+"""The default damping against linear regressions, whose Hessian is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import bif
+from bif import losses
+from bif.damping import SHARE, leftover_curvature, usual_damping
+from bif.gradients import FullGradient
+from bif.items import Items
+from bif.oracles import StackedOracle
+from bif.posterior import LocalPosterior
+from exact_problems import random
+
+N, D = 30, 4
+X = random(N, D, seed=0) * torch.tensor([3.0, 1.0, 0.3, 0.1]).double()
+Y = random(N, seed=1)
+HESSIAN = X.T @ X / N
+BEST = torch.linalg.solve(HESSIAN, X.T @ Y / N)
+
+
+def leftover(weight: Tensor, *, decay: float = 0.0, mask: Tensor | None = None) -> float:
+    model = torch.nn.Linear(D, 1, bias=False).double()
+    moving = torch.ones(D, dtype=torch.bool) if mask is None else mask.bool()
+    posterior = LocalPosterior(
+        {"weight": weight[None]}, nbeta=1.0, gamma=1.0, weight_decay=decay,
+        movable={"weight": moving[None]},
+    )  # fmt: skip
+    gradient = FullGradient(
+        StackedOracle(model, losses.squared_error),
+        Items((X, Y)), chunk_size=N, train_weights=torch.ones(N).double(),
+    )  # fmt: skip
+    largest = float(torch.linalg.eigvalsh(HESSIAN)[-1])
+    return leftover_curvature(gradient, posterior, {"weight": weight[None, None]}, largest=largest)
+
+
+def test_leftover_curvature_is_the_hessians_along_the_gradient():
+    w, decay = random(D, seed=2), 0.1
+    H = HESSIAN + decay * torch.eye(D).double()
+    g = HESSIAN @ (w - BEST) + decay * w
+    assert leftover(w, decay=decay) == pytest.approx(float((H @ g).norm() / g.norm()), rel=1e-8)
+
+
+def test_weights_that_may_not_move_have_no_part_in_it():
+    w, moving = random(D, seed=2), torch.tensor([1.0, 1.0, 0.0, 1.0]).double()
+    g = moving * (HESSIAN @ (w - BEST))
+    expected = (moving * (HESSIAN @ g)).norm() / g.norm()
+    assert leftover(w, mask=moving) == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_training_that_goes_on_leaves_ever_flatter_directions():
+    w, seen = torch.zeros(D).double(), []
+    for step in range(1, 3001):
+        w = w - 0.05 * HESSIAN @ (w - BEST)
+        if step in (10, 100, 3000):
+            seen.append(leftover(w))
+    smallest = float(torch.linalg.eigvalsh(HESSIAN)[0])
+    assert seen[0] > 10 * seen[1] > 20 * smallest
+    assert seen[2] == pytest.approx(smallest, rel=0.05)
+
+
+def test_a_gradient_that_is_rounding_says_nothing():
+    assert math.isnan(leftover(BEST))
+
+
+@pytest.mark.parametrize("leftover", [math.nan, math.inf, 3.0])
+def test_without_a_slower_trace_the_damping_is_a_part_of_the_largest_curvature(leftover):
+    damping, why = usual_damping(100.0, leftover)
+    assert damping == 100 / SHARE and why == "largest curvature at w*, 100, / 50"
+
+
+def test_else_it_lies_half_way_between_the_two():
+    damping, why = usual_damping(100.0, 0.02)
+    assert damping == pytest.approx(0.2) and "0.02" in why
+
+
+def test_calibration_takes_it_and_says_so():
+    model = torch.nn.Linear(D, 1, bias=False).double()
+    w = torch.zeros(D).double()
+    for _ in range(300):
+        w = w - 0.05 * HESSIAN @ (w - BEST)
+    with torch.no_grad():
+        model.weight.copy_(w[None])
+    problem = bif.Problem(model, losses.squared_error, train=(X, Y), queries=(X[:2], Y[:2]))
+    found = bif.calibrate(problem, bif.Settings(nbeta=100.0, draws=10))
+    g = HESSIAN @ (w - BEST)
+    part = float(torch.linalg.eigvalsh(HESSIAN)[-1]) / SHARE
+    rate = float((HESSIAN @ g).norm() / g.norm())
+    assert rate < part
+    assert found.settings.gamma == pytest.approx(100 * (part * rate) ** 0.5, rel=1e-3)
+    assert any("curvature along the gradient" in line for line in found.explanations)
