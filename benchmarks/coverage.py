@@ -4,12 +4,9 @@ Automatic settings against the exact answers of `known_posteriors.py`: each prob
 temperature and at `nbeta = n`, by every sampler and mass.  What is chosen is chosen once; then many
 runs are stacked, and each has its own scores and intervals from its own chains.  A few
 runs a row are calls of `bif.attribute` of their own: their gates tell whether they are trusted, and
-their intervals whether stacking changes anything.  SGLD needs ten to a hundred times the steps of
-BAOAB: fewer chains and draws a run make its rows affordable.
+their intervals whether stacking changes anything.
 
-    python benchmarks/coverage.py --samplers baoab sgnht --jobs 16 --out benchmarks/results
-    python benchmarks/coverage.py --samplers sgld rmsprop_sgld_frozen --chains 16 --draws 60 \\
-        --jobs 16 --parts 4 --out benchmarks/results
+    python benchmarks/coverage.py --references DIR --jobs 16 --parts 4 --out benchmarks/results
     python benchmarks/coverage.py --problems unit quartic --samplers baoab --table --out DIR
 """
 
@@ -39,6 +36,10 @@ from bif.estimate import convergence, estimate_influence
 from bif.settings import SamplerName
 from bif.traces import LossTraces, TraceBlock
 
+CHAINS = 64
+"""Of a run: the default."""
+_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 16, 60
+"""Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
 _LOOKED_AT = 8
@@ -55,8 +56,11 @@ class Cell:
     nbeta: str
     sampler: SamplerName
     mass: str
-    chains: int
-    draws: int | None
+
+    @property
+    def chains(self) -> int:
+        """Of a run."""
+        return _FEW_CHAINS if self.sampler in _SLOW else CHAINS
 
     def settings(self, known: Known) -> bif.Settings:
         """With everything else left open."""
@@ -65,7 +69,7 @@ class Cell:
         return bif.Settings(
             sampler=self.sampler,
             chains=self.chains,
-            draws=self.draws,
+            draws=_FEW_DRAWS if self.sampler in _SLOW else None,
             nbeta=factor * len(known.train[0]) if given else None,
             retrained_from=None if given else known.retrained_from,
             mass=None if self.mass == "auto" else self.mass,  # type: ignore[arg-type]
@@ -77,8 +81,6 @@ def main() -> None:
     options.add_argument("--references", type=Path, help="folder that keeps the long runs")
     options.add_argument("--seeds", type=int, default=100, help="stacked runs a row")
     options.add_argument("--calls", type=int, default=4, help="runs of their own a row")
-    options.add_argument("--chains", type=int, default=bif.Settings().chains, help="of a run")
-    options.add_argument("--draws", type=int, help="of a chain")
     options.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     options.add_argument("--temperatures", nargs="+", default=TEMPERATURES,
                          help="default, or nbeta in units of items: n, 10n")  # fmt: skip
@@ -126,7 +128,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
         for nbeta in arguments.temperatures:
             for sampler in arguments.samplers:
                 for mass in arguments.mass if sampler == "baoab" else ("auto",):
-                    yield Cell(problem, nbeta, sampler, mass, arguments.chains, arguments.draws)
+                    yield Cell(problem, nbeta, sampler, mass)
 
 
 def measured(

@@ -92,8 +92,9 @@ def small_sets(run: dict[str, Any]) -> list[str]:
         + " | BIF | its nbeta | R-hat | trusted | seconds |",
         "|" + " --- |" * (9 + 2 * len(rivals)),
     ]
-    for name, target in dict.fromkeys((r["set"], r["target"]) for r in run["rows"]):
-        own = {r["method"]: r for r in run["rows"] if (r["set"], r["target"]) == (name, target)}
+    for line in dict.fromkeys(map(_line, run["rows"])):
+        own = {r["method"]: r for r in run["rows"] if _line(r) == line}
+        name, target, told = line
         ours, cells = own["bif"], []
         for rival in rivals:
             row = own.get(rival)
@@ -102,11 +103,16 @@ def small_sets(run: dict[str, Any]) -> list[str]:
                 f"{-row['minus_bif_high']:+.3f} to {-row['minus_bif_low']:+.3f}",
             ]  # fmt: skip
         lines.append(
-            f"| {name} | {ours['num_train']} | {ours['train_loss']:.2g} | {target} | "
+            f"| {name} | {ours['num_train']} | {ours['train_loss']:.2g} "
+            f"| {target}{', told so' if told else ''} | "
             f"{' | '.join(cells)} | {ours['lds']:.3f} | {ours['choice']['nbeta/n']:.3g} n "
             f"| {ours['rhat_max']:.3f} | {verdict(ours)} | {ours['seconds']:.3g} |"
         )
     return lines
+
+
+def _line(row: dict[str, Any]) -> tuple[str, str, bool]:
+    return row["set"], row["target"], "told" in row
 
 
 def small_temperatures(run: dict[str, Any]) -> list[str]:
@@ -116,16 +122,37 @@ def small_temperatures(run: dict[str, Any]) -> list[str]:
         run: Of `small.py --nbeta`.
     """
     factors = sorted({row["times_n"] for row in run["rows"]})
-    lines = [
-        "| set | retrained from | " + " | ".join(f"{f:g} n" for f in factors) + " |",
-        "|" + " --- |" * (2 + len(factors)),
+    return _in_columns(run["rows"], "times_n", {f: f"{f:g} n" for f in factors})
+
+
+def small_dampings(run: dict[str, Any], default: dict[str, Any]) -> list[str]:
+    """The same by damping: each yardstick alone, and the default.
+
+    Args:
+        run: Of `small.py --dampings`.
+        default: Of `small.py`.
+    """
+    ours = [
+        {**row, "yardstick": "default"}
+        for row in default["rows"]
+        if row["method"] == "bif" and "told" not in row
     ]
-    for name, target in dict.fromkeys((r["set"], r["target"]) for r in run["rows"]):
-        own = {r["times_n"]: r for r in run["rows"] if (r["set"], r["target"]) == (name, target)}
+    names = {"largest": "a alone", "leftover": "min(a, r) alone", "default": "default"}
+    return _in_columns(run["rows"] + ours, "yardstick", names)
+
+
+def _in_columns(rows: list[dict[str, Any]], by: str, names: dict[Any, str]) -> list[str]:
+    """LDS with a column for each value of `by`."""
+    lines = [
+        "| set | retrained from | " + " | ".join(names.values()) + " |",
+        "|" + " --- |" * (2 + len(names)),
+    ]
+    for name, target in dict.fromkeys((r["set"], r["target"]) for r in rows):
+        own = {r[by]: r for r in rows if (r["set"], r["target"]) == (name, target)}
         best = max(row["lds"] for row in own.values())
         cells = []
-        for factor in factors:
-            row = own.get(factor)
+        for value in names:
+            row = own.get(value)
             text = "–" if row is None else f"{row['lds']:.3f}"
             text = f"**{text}**" if row and row["lds"] == best else text
             cells.append(marked(text, row or {}))

@@ -17,6 +17,7 @@ from common import RESULTS, every, machine, newest, newest_of_sizes
 from glances import (
     at_a_glance,
     beside_sweeps,
+    small_dampings,
     small_sets,
     small_temperatures,
     told_elsewhere,
@@ -42,10 +43,15 @@ COLUMNS = {
     },
     "small": {
         "set": "set", "num_train": "items", "train_loss": "train loss", "target": "retrained from",
-        "method": "method", "lds": "LDS", "ci_low": "95 % from", "ci_high": "to",
+        "told": "told", "method": "method", "lds": "LDS", "ci_low": "95 % from", "ci_high": "to",
         "minus_bif": "minus bif", "minus_bif_low": "95 % from", "minus_bif_high": "to",
         "chosen": "chosen", "reliability": "reliability", "rhat_max": "R-hat",
         "verdict": "trusted", "seconds": "seconds",
+    },
+    "small-dampings": {
+        "set": "set", "target": "retrained from", "yardstick": "gamma/nbeta", "lds": "LDS",
+        "ci_low": "95 % from", "ci_high": "to", "chosen": "chosen", "reliability": "reliability",
+        "rhat_max": "R-hat", "verdict": "trusted", "seconds": "seconds",
     },
     "small-temperatures": {
         "set": "set", "target": "retrained from", "times_n": "nbeta/n", "lds": "LDS",
@@ -154,8 +160,10 @@ ABOUT = {
     "digits": "LDS on scikit-learn's digits against retraining. Damping of exact influence and "
     "settings of the BIF were chosen on other subsets and queries. The ceiling from the checkpoint "
     "is not known: full-batch retraining from one start has no noise.",
-    "small": "LDS of the loss on eight small sets by retraining on halves, the BIF given only the "
+    "small": "LDS of the loss on twelve small sets by retraining on halves, the BIF given only the "
     "weight decay. In short: [docs/calibration.md](../../docs/calibration.md).",
+    "small-dampings": "The same for the BIF alone, by the two yardsticks whose geometric mean the "
+    "default damping is.",
     "small-temperatures": "The same for the BIF alone, at several temperatures and the default "
     "damping.",
     "alignment": "Effective draws for a reliability of one half: from the gradients at w* alone, "
@@ -322,7 +330,13 @@ def write_calibration() -> None:
         lines += ["", *told_elsewhere(elsewhere)]
     put_between_marks(DOCS / "calibration.md", lines)
     of_small: list[str] = []
-    for name, short in (("small", small_sets), ("small-temperatures", small_temperatures)):
+    small = newest("small")
+    assert small is not None
+    for name, short in (
+        ("small", small_sets),
+        ("small-dampings", functools.partial(small_dampings, default=small)),
+        ("small-temperatures", small_temperatures),
+    ):
         run = newest(name)
         if run is not None:
             of_small += ["", where(run), "", *short(run)]
