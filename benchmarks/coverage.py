@@ -2,9 +2,9 @@
 
 Automatic settings against the exact answers of `known_posteriors.py`: each problem at the default
 temperature and at `nbeta = n`, by every sampler and mass.  What is chosen is chosen once; then many
-runs are stacked, and each has its own scores and intervals from its own chains.  A few
-runs a row are calls of `bif.attribute` of their own: their gates tell whether they are trusted, and
-their intervals whether stacking changes anything.
+runs are stacked, and each has its own scores and intervals from its own chains.  A few runs a row
+are calls of `bif.attribute` of their own: their gates tell whether they are trusted, and their
+intervals whether stacking changes anything.
 
     python benchmarks/coverage.py --references DIR --jobs 16 --parts 4 --out benchmarks/results
     python benchmarks/coverage.py --problems unit quartic --samplers baoab --table --out DIR
@@ -39,7 +39,8 @@ from bif.traces import LossTraces, TraceBlock
 CHAINS = 64
 """Of a run: the default."""
 _SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 16, 60
-"""Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs."""
+"""Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs, at
+the default temperature alone."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
 _LOOKED_AT = 8
@@ -127,6 +128,8 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     for problem in arguments.problems:
         for nbeta in arguments.temperatures:
             for sampler in arguments.samplers:
+                if sampler in _SLOW and nbeta != TEMPERATURES[0]:
+                    continue
                 for mass in arguments.mass if sampler == "baoab" else ("auto",):
                     yield Cell(problem, nbeta, sampler, mass)
 
