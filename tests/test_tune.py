@@ -43,6 +43,15 @@ def tuned(settings: bif.Settings = GIVEN) -> bif.Tuned:
     return bif.tune(convex().problem, settings, part=tuning_part(), queries=convex().tuning_queries)
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """Pilots of a few draws, where what they find is not looked at."""
+    monkeypatch.setattr(importlib.import_module("bif.tune"), "_DRAWS", 6)
+    tuned.cache_clear()
+    yield
+    tuned.cache_clear()
+
+
 class TestForecast:
     def test_it_undoes_what_noise_does_to_a_correlation(self):
         """Predictions t + noise/sqrt(k): their correlation with t at k, from what is seen at 1."""
@@ -109,7 +118,9 @@ class TestTune:
     @pytest.mark.parametrize(
         ("target", "factor", "gamma"), [("scratch", 1 / 4, 1 / 4), ("checkpoint", 4, 1)]
     )
-    def test_it_starts_warmer_for_networks_from_scratch_and_goes_on_so(self, target, factor, gamma):
+    def test_it_starts_warmer_for_networks_from_scratch_and_goes_on_so(
+        self, brief, target, factor, gamma
+    ):
         """Than the untempered posterior: colder keeps its ball, warmer its gamma/nbeta."""
         nbeta, _ = untempered(convex().problem)
         default = bif.calibrate(convex().problem, replace(GIVEN, nbeta=nbeta)).settings
@@ -121,7 +132,7 @@ class TestTune:
             assert tried.nbeta == pytest.approx(factor**power * default.nbeta)
             assert tried.gamma == pytest.approx(gamma**power * default.gamma, rel=1e-4)
 
-    def test_the_curvature_is_measured_for_wider_posteriors_only(self, monkeypatch):
+    def test_the_curvature_is_measured_for_wider_posteriors_only(self, brief, monkeypatch):
         """A narrower one takes the step of the widest so far: measuring costs a pilot."""
         module = importlib.import_module("bif.calibrate")
         measured: list[tuple[float, float]] = []
@@ -156,11 +167,11 @@ class TestTune:
         assert values["tuned"] > 0.7
         assert values["tuned"] > values["flat"]
 
-    def test_what_the_bank_says_may_be_said_too(self):
+    def test_what_the_bank_says_may_be_said_too(self, brief):
         found = tuned(replace(GIVEN, retrained_from=tuning_part().target))
         assert found.settings.retrained_from is None and found.settings.nbeta is not None
 
-    def test_other_settings_stay_as_given(self):
+    def test_other_settings_stay_as_given(self, brief):
         found = tuned(replace(GIVEN, seed=3, thin=4)).settings
         assert replace(found, nbeta=None, gamma=None) == replace(GIVEN, seed=3, thin=4)
 
@@ -169,7 +180,7 @@ class TestTune:
         assert isinstance(found.settings.budget, float)
         assert 10 < found.settings.budget < 30 - sum(t.seconds for t in found.tried) + 0.1
 
-    def test_the_problem_and_global_randomness_stay_as_they_were(self):
+    def test_the_problem_and_global_randomness_stay_as_they_were(self, brief):
         task, part = convex(), tuning_part()
         weights = [p.detach().clone() for p in task.problem.model.parameters()]
         before = torch.get_rng_state()
@@ -252,7 +263,7 @@ class TestCommandLine:
         )  # fmt: skip
         return folder
 
-    def test_calibrate_with_a_bank(self, tmp_path: Path, call: Callable[..., Answer]):
+    def test_calibrate_with_a_bank(self, brief, tmp_path: Path, call: Callable[..., Answer]):
         bank = self.bank_on_disk(tmp_path / "bank", 8)
         code, out, _ = call(*self.command(tmp_path, bank))
         assert code == 0
