@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,6 +210,16 @@ class TestAResponseThatWasCutShort:
             ".bif", ".lock", "influence.zarr", "scores.json"
         ]  # fmt: skip
 
+    def test_goes_on_at_a_url_too(self, call, command, tmp_path):
+        out = "memory://cut-short"
+        with stopped_in(2):
+            assert call(*command, *KINDS["warm"], "--out", out)[0] == 75
+        with stopped_in(99) as made:
+            assert call(*command, *KINDS["warm"], "--out", out)[0] == 0
+        assert len(made) == 2
+        assert_same_datasets(store.read_scores(out)[0], uninterrupted("warm"))
+        assert not store.folder_at(out).is_folder("unfinished")
+
     def test_says_how_far_it_has_come(self, call, command, tmp_path):
         with stopped_in(3):
             call(*command, *KINDS["warm"], "--out", tmp_path / "out")
@@ -226,6 +237,32 @@ class TestAResponseThatWasCutShort:
             assert call(*command, *KINDS["warm"], "--out", out)[0] == 0
         assert len(made) == 2
         assert_same_datasets(scores_in(out), uninterrupted("warm"))
+
+    def test_of_any_damaged_file_ends_with_the_same_bits_or_is_refused(
+        self, call, command, tmp_path
+    ):
+        cut = tmp_path / "cut"
+        with stopped_in(3):
+            call(*command, *KINDS["warm"], "--out", cut)
+        damages = [
+            lambda p: p.write_bytes(bytes([*p.read_bytes()[:-3], 7, 7, 7])),
+            lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+            lambda p: p.unlink(),
+        ]
+        names = sorted(name for name in files(cut) if not name.endswith(".lock"))
+        assert len(names) == 11  # marks, manifests, values at w*, three stages
+        ended = []
+        for i, name in enumerate(names):
+            out = tmp_path / f"out-{i}"
+            shutil.copytree(cut, out)
+            damages[i % 3](out / name)
+            code, *_ = call(*command, *KINDS["warm"], "--out", out)
+            ended.append(code)
+            if code == 0:
+                assert_same_datasets(scores_in(out), uninterrupted("warm"))
+            else:
+                assert code == 2 and not (out / "scores.json").exists(), name
+        assert ended.count(0) >= 8
 
     @pytest.mark.parametrize(
         ("changed", "named"),
