@@ -196,6 +196,12 @@ class TestTransformers:
                 tied_weights="share",
             )  # fmt: skip
 
+    @pytest.mark.parametrize("named", [losses.cross_entropy, losses.margin, losses.squared_error])
+    def test_a_model_that_returns_no_tensor_is_told_what_to_write(self, model, named):
+        pair = (integers(V, 3, 5, seed=0), integers(V, 3, seed=1))
+        with pytest.raises(ValueError, match=r"returns a CausalLM.* with logits.*loss of your own"):
+            bif.Problem(model, named, train=pair, queries=pair, tied_weights="share")
+
     def test_labels_out_of_range_are_still_told_what_labels_are(self):
         x, y = labelled(4, seed=0)
         with pytest.raises(ValueError, match="Labels of classes must be int64"):

@@ -57,7 +57,7 @@ def counted_tokens(batch: Batch) -> Tensor:
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """`-log softmax(model(x))[y]`, nats, `[B]`; batch `(x [B, …], y [B])`."""
     inputs, targets = _pair(batch)
-    return F.cross_entropy(at_least_float32(model(inputs)), targets, reduction="none")
+    return F.cross_entropy(at_least_float32(_output(model, inputs)), targets, reduction="none")
 
 
 def margin(model: nn.Module, batch: Batch) -> Tensor:
@@ -66,7 +66,7 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
     Higher is better.  Source: TRAK (arXiv 2303.14186), eq. 6.
     """
     inputs, targets = _pair(batch)
-    logits = at_least_float32(model(inputs))
+    logits = at_least_float32(_output(model, inputs))
     # Not F.one_hot: it looks at the targets' values, which vmap cannot take.
     label = targets.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     others = logits.masked_fill(label, float("-inf")).logsumexp(dim=-1)
@@ -76,7 +76,7 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """`½ (y - f(x))²`, summed over outputs, `[B]`; batch `(x [B, …], y [B] or [B, K])`."""
     inputs, targets = _pair(batch)
-    residual = targets - model(inputs).reshape(targets.shape)
+    residual = targets - _output(model, inputs).reshape(targets.shape)
     return 0.5 * (residual**2).flatten(1).sum(dim=1) if residual.dim() > 1 else 0.5 * residual**2
 
 
@@ -143,6 +143,23 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
     raise TypeError(
         f"the loss reads (inputs, targets), and a batch is {what}: pass a tuple of two tensors, or "
         "a loss of your own, loss(model, batch) -> [B]; bif.losses.next_token reads token ids"
+    )
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model makes of the inputs.
+
+    Raises:
+        TypeError: It is no tensor.
+    """
+    output = model(inputs)
+    if isinstance(output, Tensor):
+        return output
+    fields = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise TypeError(
+        f"the loss reads a tensor, and the model returns a {type(output).__name__}{fields}: wrap "
+        "the model, or write a loss of your own, loss(model, batch) -> [B], that takes what it "
+        "needs, such as model(x).logits"
     )
 
 
