@@ -34,7 +34,7 @@ def assert_same_datasets(got: xr.Dataset, expected: xr.Dataset) -> None:
         else:
             assert here.dtype == there.dtype, name
             assert here.values.tobytes() == there.values.tobytes(), name
-    assert _listed(got.attrs) == _listed(expected.attrs)
+    np.testing.assert_equal(_listed(got.attrs), _listed(expected.attrs))  # NaN is NaN
 
 
 def assert_same_traces(got: LossTraces, expected: LossTraces) -> None:

@@ -109,7 +109,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "weights",
     },
     # Put together from everything above.
-    "moving": {"posterior", "problem", "settings"},
+    "moving": {"posterior", "problem", "settings", "weights"},
     "assemble": {
         "types",
         "moving",
@@ -275,6 +275,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "store",
         "writer",
     },
+    "resumption": {"precision", "provenance", "sampling", "settings", "store"},
     "run": {
         "estimate",
         "grouping",

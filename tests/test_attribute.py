@@ -84,6 +84,8 @@ class TestKnownAnswer:
     def test_it_prints_its_sign_and_its_figures(self, run):
         text = repr(run[0])
         assert "-Cov(train loss, observable)" in text
+        number = run[0].manifest["num_moving_weights"]
+        assert f"{number} of {number} weights move, held in float64\n" in text
         assert "25600 draws of 128 chains in" in text and "R-hat at most 1.0" in text
 
 

@@ -133,6 +133,27 @@ class TestAdapters:
                     parameter.fill_(0.1)
         return made
 
+    def test_a_bfloat16_base_under_a_float32_adapter_is_that_of_the_same_numbers_in_float32(self):
+        ids = integers(20, 6, 5, seed=1)
+        given = {
+            "loss": bif.losses.next_token, "train": {"input_ids": ids},
+            "queries": {"input_ids": ids[:2]},
+        }  # fmt: skip
+        model = self.adapted()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
+        settings = replace(TINY, oracle="sequential")
+        run = bif.attribute(posed(model, **given), settings)
+        require_same_scores(run, bif.attribute(posed(deepcopy(model).float(), **given), settings))
+        assert "what stays is bfloat16, and is read as float32 of the same values" in said(run)
+        assert "too coarse" not in said(run)
+        number = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert f"{number:,} of {run.manifest['num_weights']:,} weights move, held in float32" in (
+            repr(run)
+        )
+
     @pytest.mark.parametrize("frozen", ["the base", "everything"])
     def test_scores_of_a_lora_model_are_those_of_the_adapter_named_by_hand(self, frozen):
         ids = integers(20, 6, 5, seed=1)
@@ -203,6 +224,24 @@ class TestNarrowWeights:
         expected = bif.attribute(posed(wide, train=wide_train, queries=wide_queries), settings)
         require_same_scores(run, expected)
         assert f"weights = float32: the model's {str(dtype).removeprefix('torch.')}" in said(run)
+
+    def test_scores_of_a_bfloat16_language_model_are_those_of_the_same_numbers_in_float32(self):
+        pytest.importorskip("transformers", reason="the extra `lm` is not installed")
+        from bif.language import language_problem
+        from language_cases import TEXTS, model, tokenizer
+
+        narrow = model("llama").to(torch.bfloat16)
+        runs = [
+            bif.attribute(
+                language_problem(
+                    made, tokenizer(style="llama"), train=TEXTS, queries=TEXTS[:2]
+                ),
+                replace(TINY, oracle="sequential", movable=("*",)),
+            )
+            for made in (narrow, deepcopy(narrow).float())
+        ]  # fmt: skip
+        require_same_scores(*runs)
+        assert "held in float32" in repr(runs[0])
 
     def test_the_callers_model_and_data_stay_narrow(self):
         (model, train, queries), _ = narrowed(torch.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,39 @@ class TestRuns:
         assert all(torch.equal(x, before[n]) for n, x in made.state_dict().items())
 
 
+def test_texts_and_records_are_documents():
+    records: list = [{"text": TEXTS[0], "id": "mine"}, *TEXTS[1:], Document(TEXTS[0], "last")]
+    problem = language_problem(
+        model("gpt2"), tokenizer(style="gpt2"), train=records, queries={"q": TEXTS[:2]}
+    )
+    expected = ["mine", *(f"train-{i}" for i in range(2, len(TEXTS) + 1)), "last"]
+    assert problem.train.ids.tolist() == expected
+    assert problem.query_ids.tolist() == ["q-1", "q-2"]
+    torch.testing.assert_close(losses_of(problem)[:-1], losses_of(posed("gpt2")))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("a text", TypeError, r"train is a str: expected a list.*read_documents"),
+        ({"q": ["a text"]}, TypeError, "train is a dict"),
+        ([torch.zeros(3)], TypeError, "train, document 1 is a Tensor: .*bif.language.Sequences"),
+        (["fine text", {"body": "a"}], ValueError, "train, document 2: the field 'text'"),
+        (["fine text", " "], ValueError, "train, document 2: the field 'text' is empty"),
+    ],
+)
+def test_what_is_no_document_is_told_what_to_pass(given, error, message):
+    with pytest.raises(error, match=message):
+        language_problem(model("gpt2"), tokenizer(style="gpt2"), train=given, queries=TEXTS)
+
+
+def test_torch_says_nothing_of_attention_in_a_stack():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        bif.attribute(posed("gpt2"), replace(SETTINGS, oracle="stacked"))
+    assert not [str(w.message) for w in said if "scaled_dot_product" in str(w.message)]
+
+
 class TestNotes:
     def test_tied_weights_are_sampled_as_one_and_said(self):
         problem = posed("gpt2", made=model("gpt2", tie_word_embeddings=True))
@@ -197,6 +231,9 @@ class TestNotes:
         assert "lm_head.weight" not in problem.center()
         run = bif.attribute(problem, SETTINGS)
         assert any(note in line for line in run.manifest["explanations"])
+        frozen = model("gpt2", tie_word_embeddings=True)
+        frozen.get_parameter("transformer.wte.weight").requires_grad_(False)
+        assert not any("tied" in line for line in posed("gpt2", made=frozen).notes)
         untied = posed("neox", made=model("neox", tie_word_embeddings=False))
         assert not any("tied" in line for line in untied.notes)
 

@@ -133,6 +133,13 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
         Sequences(rows(), lengths=lengths)
 
 
+def test_padding_that_counts_is_refused(model):
+    data = rows()
+    bare = Sequences({"input_ids": data["input_ids"]}, lengths=LENGTHS)
+    with pytest.raises(ValueError, match="alone and .* its padding on train.*'labels' of -100"):
+        bif.Problem(model, bif.losses.next_token, train=bare, queries=bare)
+
+
 def test_what_is_known_of_items_is_kept_with_the_scores(model):
     data, about = rows(), {"source": list("abcdefghij")}
     train = Sequences(data, lengths=LENGTHS, about=about)

@@ -179,6 +179,34 @@ class TestTransformers:
         with pytest.raises(ValueError, match=r"tied weights: 'lm_head.weight' and 'transformer"):
             self.problem(model)
 
+    @pytest.mark.parametrize("named", [losses.next_token, losses.next_token_mean])
+    @pytest.mark.parametrize("kind", ["tensor", "pair", "dict"])
+    def test_another_batch_than_texts_is_told_what_they_are(self, model, named, kind):
+        ids = integers(V, 3, 5, seed=0)
+        data = {"tensor": ids, "pair": (ids, ids[:, 0]), "dict": {"tokens": ids}}[kind]
+        with pytest.raises(ValueError, match="read token ids.*'input_ids'.*Sequences") as raised:
+            bif.Problem(model, named, train=data, queries=data, tied_weights="share")
+        assert "Labels of classes" not in str(raised.value)
+
+    @pytest.mark.parametrize("named", [losses.cross_entropy, losses.margin, losses.squared_error])
+    def test_texts_for_a_loss_of_pairs_are_told_so(self, model, named):
+        with pytest.raises(ValueError, match=r"reads \(inputs, targets\).*a dict of 'input_ids'"):
+            bif.Problem(
+                model, named, train=token_batch(), queries={"all": token_batch()},
+                tied_weights="share",
+            )  # fmt: skip
+
+    @pytest.mark.parametrize("named", [losses.cross_entropy, losses.margin, losses.squared_error])
+    def test_a_model_that_returns_no_tensor_is_told_what_to_write(self, model, named):
+        pair = (integers(V, 3, 5, seed=0), integers(V, 3, seed=1))
+        with pytest.raises(ValueError, match=r"returns a CausalLM.* with logits.*loss of your own"):
+            bif.Problem(model, named, train=pair, queries=pair, tied_weights="share")
+
+    def test_labels_out_of_range_are_still_told_what_labels_are(self):
+        x, y = labelled(4, seed=0)
+        with pytest.raises(ValueError, match="Labels of classes must be int64"):
+            bif.Problem(network(), losses.cross_entropy, train=(x, y.float()), queries=(x, y))
+
     def test_padding_does_not_change_an_items_loss(self, model):
         model = model.eval()
         batch = token_batch()

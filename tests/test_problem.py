@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,29 @@ class TestTiedWeights:
         for tied_weights in ("refuse", "share"):  # two Parameters cannot move as one
             with pytest.raises(ValueError, match="share storage.*make them one Parameter"):
                 classification(model=model, tied_weights=tied_weights)
+
+    def test_frozen_they_need_no_decision_until_they_are_to_move(self):
+        model = nn.Sequential(Tied(), nn.Linear(4, 3).double())
+        model[0].requires_grad_(False)
+        run = bif.attribute(classification(model=model), TINY)
+        assert run.manifest["num_moving_weights"] == 15
+        by_hand = bif.attribute(
+            classification(model=model, tied_weights="share"), replace(TINY, movable=("1.*",))
+        )
+        np.testing.assert_array_equal(run.influence.dataset["influence"].values,
+                                      by_hand.influence.dataset["influence"].values)  # fmt: skip
+        everything = replace(TINY, movable=("*",))
+        with pytest.raises(ValueError, match=r"tied weights: '0.down.weight' and '0.up.weight'"):
+            bif.attribute(classification(model=model), everything)
+        shared = bif.attribute(classification(model=model, tied_weights="share"), everything)
+        assert shared.manifest["num_moving_weights"] == 31
+
+    def test_views_of_which_one_moves_are_refused(self):
+        model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False)).double()
+        model[1].weight = nn.Parameter(model[0].get_parameter("weight").detach().T)
+        model[0].requires_grad_(False)
+        with pytest.raises(ValueError, match="share storage"):
+            classification(model=model)
 
     def test_neighbours_in_one_flat_buffer_are_not_tied(self):
         flat = normal(4 * 5 + 5 * 3, seed=0)

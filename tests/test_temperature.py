@@ -103,6 +103,11 @@ class TestCalibration:
         assert found.settings.nbeta == 16
         assert any("stopped short of a minimum" in line for line in found.explanations)
 
+    def test_what_a_run_calls_no_minimum_is_not_called_one(self, monkeypatch):
+        monkeypatch.setattr("bif.temperature.distance_from_minimum", lambda *_: 1.5)
+        said = bif.calibrate(classification(), PLAIN).explanations
+        assert any("stopped near a minimum (squared gradient 1.5" in line for line in said)
+
     def test_means_have_the_posterior_of_their_sums_where_lengths_are_equal(self):
         means, sums = (
             bif.calibrate(language(f), PLAIN).settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from math import sqrt
 from pathlib import Path
 
 from bif import store
@@ -24,11 +23,11 @@ from bif.keep import (
 from bif.literals import require_literal
 from bif.manifest import identity
 from bif.plan import forecast_live, refuse_overflow, refuse_unfit
-from bif.precision import rounding
 from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import hardware
 from bif.recording import Recording, deal
+from bif.resumption import chosen_before, refuse_other_losses
 from bif.run import Run, load
 from bif.sampling import Sampling
 from bif.settings import Settings
@@ -36,9 +35,6 @@ from bif.writer import Writer
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""
-_SAME = 1e3
-"""Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
-order."""
 
 
 def attribute(
@@ -158,7 +154,7 @@ def attributed(
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
-            recording.notes += _refuse_other_losses(folder, sampling)
+            recording.notes += refuse_other_losses(folder, sampling)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
@@ -206,14 +202,10 @@ def _calibrated(
     tell: Callable[[list[str]], None] | None,
 ) -> Calibration:
     """What was chosen when the run was begun, or a fresh choice."""
-    found = folder.manifest.get("settings") if folder else None
-    if folder is None or not isinstance(found, dict):
+    begun = chosen_before(folder)
+    if folder is None or begun is None:
         return calibrate(problem, requested, tell=tell)
-    try:
-        settings = Settings.from_dict(found)
-    except ValueError as error:
-        raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
-    explanations = tuple(folder.manifest.get("explanations", []))
+    settings, explanations = begun
     if tell is not None:
         tell(list(explanations))
     goal = folder.manifest.get("goal") if requested.reliability is not None else None
@@ -245,48 +237,3 @@ def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None
             f"the run needs up to {as_bytes(needed)} on the disk of {folder.folder}, where "
             f"{as_bytes(free)} are free: use keep='sums', fewer draws, or another folder."
         )
-
-
-def _refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str]:
-    """The losses at w* tell of changes that no fingerprint sees.
-
-    Returns:
-        What is to be said where there is nothing to compare with.
-    """
-    now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
-    same = folder.manifest.get("hardware") == hardware(sampling.device)
-    said = []
-    try:
-        kept = folder.center_values()
-    except store.DamagedRun as error:
-        kept = {}
-        said.append(
-            f"when the run went on, its losses at w* could not be compared with those that it was "
-            f"begun with ({error})"
-        )
-    for name in now:  # the train losses first
-        if name not in kept:
-            continue
-        then = kept[name]
-        tolerance = 0.0 if same else 1e-3
-        close = then.shape == now[name].shape and bool(
-            ((then - now[name]).abs() <= tolerance * (1 + then.abs())).all()
-        )
-        if not close:
-            what = "losses of the train items" if name == "train_loss-0" else f"values of {name}"
-            raise store.FolderInUse(
-                f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
-                "something that the model, the data or the loss depend on has changed."
-            )
-    gradient = sampling.center_gradient()
-    if "gradient" in kept:
-        then = kept["gradient"]
-        unit = rounding(sampling.train_center.dtype, *sampling.settings.precisions)
-        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
-        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
-            raise store.FolderInUse(
-                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
-                "losses agree: something that the loss or the model depend on has changed."
-            )
-    folder.keep_center_values({**now, "gradient": gradient})
-    return said

@@ -114,6 +114,10 @@ def concluded(
         "num_train": problem.num_train,
         "num_queries": problem.num_queries,
         "num_moving_weights": sampling.posterior.num_moving,
+        "num_weights": sum(leaf.numel() for leaf in problem.parameters().values()),
+        "weight_types": sorted(
+            {str(x.dtype).removeprefix("torch.") for x in sampling.posterior.center.values()}
+        ),
         "panels": asdict(sampling.panels),
         "left_out": sorted({*recording.diverged, *recording.taken_along}),
     }

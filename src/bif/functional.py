@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -9,6 +10,10 @@ from torch.func import functional_call
 
 from bif.losses import at_least_float32, per_item
 from bif.types import Batch, ItemLoss, Params
+
+# On a CPU attention of a stack is a loop over its chains, of which torch says that it is slow: it
+# is faster than attention written out.
+_SLOW_ATTENTION = ".*batching rule for aten::_scaled_dot_product"
 
 
 class ItemFunction(nn.Module):
@@ -24,6 +29,7 @@ class ItemFunction(nn.Module):
 
     def __init__(self, model: nn.Module, function: ItemLoss) -> None:
         super().__init__()
+        warnings.filterwarnings("ignore", message=_SLOW_ATTENTION)
         self.model = model
         # In a closure, so that a function that is itself a module is not registered as a part.
         self.raw: Callable[[Batch], Tensor] = lambda batch: function(model, batch)

@@ -2,12 +2,13 @@
 
 Every function here takes `(model, batch)` and returns one number an item `[B]`, or one a token
 `[B, T]`; token losses are *summed* to the item's loss by the library.  `batch` is `(inputs,
-targets)` for the first three and a dict with `input_ids` for language models.
+targets)` for the first three and a dict with `input_ids` for language models; another is a
+TypeError that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -55,8 +56,8 @@ def counted_tokens(batch: Batch) -> Tensor:
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """`-log softmax(model(x))[y]`, nats, `[B]`; batch `(x [B, …], y [B])`."""
-    inputs, targets = batch
-    return F.cross_entropy(at_least_float32(model(inputs)), targets, reduction="none")
+    inputs, targets = _pair(batch)
+    return F.cross_entropy(at_least_float32(_output(model, inputs)), targets, reduction="none")
 
 
 def margin(model: nn.Module, batch: Batch) -> Tensor:
@@ -64,8 +65,8 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
 
     Higher is better.  Source: TRAK (arXiv 2303.14186), eq. 6.
     """
-    inputs, targets = batch
-    logits = at_least_float32(model(inputs))
+    inputs, targets = _pair(batch)
+    logits = at_least_float32(_output(model, inputs))
     # Not F.one_hot: it looks at the targets' values, which vmap cannot take.
     label = targets.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     others = logits.masked_fill(label, float("-inf")).logsumexp(dim=-1)
@@ -74,8 +75,8 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
 
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """`½ (y - f(x))²`, summed over outputs, `[B]`; batch `(x [B, …], y [B] or [B, K])`."""
-    inputs, targets = batch
-    residual = targets - model(inputs).reshape(targets.shape)
+    inputs, targets = _pair(batch)
+    residual = targets - _output(model, inputs).reshape(targets.shape)
     return 0.5 * (residual**2).flatten(1).sum(dim=1) if residual.dim() > 1 else 0.5 * residual**2
 
 
@@ -90,6 +91,7 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     where it takes them, and no token counts that follows padding.  Without a mask every row is one
     text, padded on the right if at all.
     """
+    refuse_other_than_texts(batch)
     mask = batch.get("attention_mask")
     if mask is None:
         with one_text_a_row():
@@ -109,6 +111,56 @@ def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     Influences of means carry a factor `1/(T_i T_j)` against those of sums.
     """
     return mean_over_counted(next_token(model, batch), batch)
+
+
+def refuse_other_than_texts(batch: Batch) -> None:
+    """Raise unless a batch is a dict with token ids.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if isinstance(batch, Mapping) and "input_ids" in batch:
+        return
+    names = f" of {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
+    raise TypeError(
+        f"losses of texts read token ids, and a batch is a {type(batch).__name__}{names}: pass "
+        "{'input_ids': int64 [N, T]}, with 'attention_mask' [N, T] where rows are padded; texts of "
+        "different lengths as bif.language.Sequences; documents by bif.language.language_problem"
+    )
+
+
+def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Inputs and targets.
+
+    Raises:
+        TypeError: The batch is something else.
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    what = f"a {type(batch).__name__}"
+    if isinstance(batch, Mapping | tuple | list):
+        what += f" of {', '.join(map(repr, batch)) if isinstance(batch, Mapping) else len(batch)}"
+    raise TypeError(
+        f"the loss reads (inputs, targets), and a batch is {what}: pass a tuple of two tensors, or "
+        "a loss of your own, loss(model, batch) -> [B]; bif.losses.next_token reads token ids"
+    )
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What the model makes of the inputs.
+
+    Raises:
+        TypeError: It is no tensor.
+    """
+    output = model(inputs)
+    if isinstance(output, Tensor):
+        return output
+    fields = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    raise TypeError(
+        f"the loss reads a tensor, and the model returns a {type(output).__name__}{fields}: wrap "
+        "the model, or write a loss of your own, loss(model, batch) -> [B], that takes what it "
+        "needs, such as model(x).logits"
+    )
 
 
 def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:

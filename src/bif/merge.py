@@ -140,9 +140,9 @@ def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]
     identity["settings"] = {**identity["settings"], "seed": list(seeds)}
     settings |= {"seed": list(seeds), "chains": sum(run.traces.num_chains for run in runs)}
     named = ("keep", "versions", "device", "num_train", "num_queries", "num_moving_weights",
-             "panels", "explanations", "hardware")  # fmt: skip
+             "num_weights", "weight_types", "panels", "explanations", "hardware")  # fmt: skip
     return {
-        **{name: first[name] for name in named},
+        **{name: first[name] for name in named if name in first},
         "keep": "traces",
         "top": first.get("top"),
         "identity": identity,

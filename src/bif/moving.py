@@ -11,6 +11,7 @@ from torch import Tensor
 from bif.posterior import LocalPosterior, choose
 from bif.problem import Problem
 from bif.settings import Settings
+from bif.weights import NARROW
 
 
 def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool | Tensor]:
@@ -25,7 +26,7 @@ def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool 
         movable: As in `Settings`; None for what requires gradients.
 
     Raises:
-        ValueError: As `bif.LocalPosterior`.
+        ValueError: As `bif.LocalPosterior`; tied weights that nobody has decided on.
     """
     parameters = problem.parameters()
     chosen = choose(parameters, _trainable(problem) if movable is None else movable)
@@ -37,6 +38,7 @@ def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool 
             if not mask.any():
                 continue
         found[name] = True if mask is None else mask
+    problem.refuse_tied(found.keys())
     return found
 
 
@@ -70,9 +72,13 @@ def with_movable(problem: Problem, settings: Settings, said: list[str]) -> Setti
             f"(padding_idx); name a row, {held[0]}[{row}:{row + 1}], to move it"
         )
     if problem.narrow_types and settings.memory != "lean":
+        narrow = " and ".join(problem.narrow_types)
         said.append(
-            f"weights = float32: the model's {' and '.join(problem.narrow_types)} is too coarse "
-            "for the steps of a chain (memory='lean' alone keeps matrices in bfloat16)"
+            f"weights = float32: the model's {narrow} is too coarse for the steps of a chain "
+            "(memory='lean' alone keeps matrices in bfloat16)"
+            if any(parameters[name].dtype in NARROW for name in found)
+            else f"what stays is {narrow}, and is read as float32 of the same values; what moves "
+            "keeps the model's own type"
         )
     if settings.movable is not None:
         return settings

@@ -137,6 +137,44 @@ def check_left_padding(
         )
 
 
+def check_right_padding(
+    function: ItemLoss,
+    model: nn.Module,
+    items: Items,
+    what: str,
+    where: str,
+    *,
+    device: torch.device,
+) -> None:
+    """Raise where the value of a row changes with the padding behind it.
+
+    Looked at is the shortest row of two tokens or more, of items that know their lengths.
+
+    Raises:
+        ValueError: It does: the padding counts, or the model looks at it.
+    """
+    lengths = getattr(items, "lengths", None)
+    if lengths is None or not isinstance(items.data, Mapping):
+        return
+    row = int(lengths.masked_fill(lengths < 2, lengths.max() + 1).argmin())
+    longest, length = items.data["input_ids"].shape[1], int(lengths[row])
+    if not 2 <= length < longest:
+        return
+    padded = map_batch(lambda leaf: leaf[row : row + 1].to(device), items.data)
+    alone = {
+        name: leaf[:, :length] if leaf.shape[1:] == (longest,) else leaf
+        for name, leaf in padded.items()
+    }
+    values = [float(per_item(_tried(function, model, b, what, where))) for b in (alone, padded)]
+    if not np.allclose(*values, rtol=1e-4, atol=1e-4):
+        raise ValueError(
+            f"the {what} of item {str(items.ids[row])!r} is {values[0]:.4g} alone and "
+            f"{values[1]:.4g} with its padding on {where}, so it would change with the other items "
+            "of a batch: say what is padding, by 'labels' of -100 there or by an 'attention_mask' "
+            "of 0."
+        )
+
+
 def probed_shift(
     function: ItemLoss, model: nn.Module, batch: Batch, items: Items, *, what: str, where: str
 ) -> int:
@@ -165,9 +203,12 @@ def _tried(
             f"{path} {tuple(leaf.shape)} {leaf.dtype}".replace("torch.", "")
             for path, leaf in batch_leaves(batch).items()
         )
+        # Torch's own words for labels of another type, shape or range; others are no matter of it.
+        of_torch = isinstance(error, RuntimeError | IndexError | ValueError)
+        labels = of_torch and not isinstance(batch, Mapping)
         raise ValueError(
             f"the {what} failed on {where} with {type(error).__name__}: {error}. The batch was "
-            f"{shapes}. Labels of classes must be int64 [B]."
+            f"{shapes}.{' Labels of classes must be int64 [B].' if labels else ''}"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +16,13 @@ from bif.columns import Columns, Tokens, num_columns
 from bif.items import Items, as_items, batch_leaves, map_batch
 from bif.literals import require_literal
 from bif.losses import margin
-from bif.probe import check_item_values, check_left_padding, check_proxy, probed_shift
+from bif.probe import (
+    check_item_values,
+    check_left_padding,
+    check_proxy,
+    check_right_padding,
+    probed_shift,
+)
 from bif.proxy import Proxy, default_proxy
 from bif.types import Batch, Better, ItemLoss, Params
 from bif.weights import copied, densify_, narrow_types, padding_rows, trainable, wide, widen_
@@ -83,7 +89,8 @@ class Problem:
         candidates: Items that were not trained on, or a mapping from group names to such: they
             are scored beside the train items (what if one were added?) and do not enter U.
         train_weights: `[n]`, each item's weight rho in training; 1 by default.
-        tied_weights: "refuse" parameters that share storage, or "share": sample them as one.
+        tied_weights: "refuse" parameters that share storage and move, or "share": sample them as
+            one.  Frozen ones need neither.
         tokens: "train", "query" or "both": on that side every token of the items' `token_mask` has
             a column (or row) `ID[t]` of its own, in the place of its item's.
 
@@ -124,11 +131,12 @@ class Problem:
                 else "the model has no parameters: there is nothing to sample."
             )
         require_literal("tied_weights", tied_weights, TiedWeights)
-        _refuse_tied(model, one_object_is_fine=tied_weights == "share")
         self.model = model
         self.loss = loss
         self.device = devices.pop()
         self.trainable = trainable(model)
+        self._tied = _tied(model, one_object_is_fine=tied_weights == "share")
+        self.refuse_tied(self.trainable)
         self.padding_rows = padding_rows(model)
         self.narrow_types = narrow_types(model)
         self.train = self._items(train)
@@ -261,6 +269,21 @@ class Problem:
                 "problem.by_item()."
             )
 
+    def refuse_tied(self, names: Collection[str]) -> None:
+        """Raise where one of these parameters, which are to move, shares storage with another.
+
+        Raises:
+            ValueError: It does, and `tied_weights` does not say that they are one.
+        """
+        for owner, name in self._tied:
+            if owner in names or name in names:
+                raise ValueError(
+                    f"tied weights: {name!r} and {owner!r} share storage, so globs and masks on "
+                    "one would silently act on both. Untie them, or make them one Parameter and "
+                    "pass tied_weights='share' to sample them as one under the name "
+                    f"{owner!r}."
+                )
+
     def extended(
         self,
         *,
@@ -361,7 +384,7 @@ class Problem:
         to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
         train_batch = map_batch(to_device, self.train.first(3))
         check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
-        check_left_padding(self.loss, model, self.train, "loss", "train items", device=self.device)
+        self._check_padding(self.loss, model, self.train, "loss", "train items")
         if self.train_by_token:
             self.train_shift = probed_shift(
                 self.loss, model, train_batch, self.train, what="loss", where="train items"
@@ -381,7 +404,7 @@ class Problem:
             where = f"group {group!r}"
             if kind == "candidate":
                 check_item_values(self.loss, model, batch, "loss", where, items.ids)
-                check_left_padding(self.loss, model, items, "loss", where, device=self.device)
+                self._check_padding(self.loss, model, items, "loss", where)
                 if self.train_by_token:
                     probed_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
@@ -390,9 +413,7 @@ class Problem:
                 check_item_values(observable.function, model, batch, what, where, items.ids)
                 if observable.through is not None:
                     check_proxy(observable.through, observable.function, model, batch, what, where)
-                check_left_padding(
-                    observable.function, model, items, what, where, device=self.device
-                )
+                self._check_padding(observable.function, model, items, what, where)
                 if self.query_by_token:
                     shifts[what] = probed_shift(
                         observable.function, model, batch, items, what=what, where=where
@@ -404,8 +425,16 @@ class Problem:
             )
         self.query_shift = next(iter(shifts.values()), 0)
 
+    def _check_padding(
+        self, function: ItemLoss, model: nn.Module, items: Items, what: str, where: str
+    ) -> None:
+        check_left_padding(function, model, items, what, where, device=self.device)
+        check_right_padding(function, model, items, what, where, device=self.device)
 
-def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
+
+def _tied(model: nn.Module, *, one_object_is_fine: bool) -> list[tuple[str, str]]:
+    """Pairs of names that share storage, the model's first one before the other."""
+    found: list[tuple[str, str]] = []
     places: dict[int, list[tuple[int, int, str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=one_object_is_fine):
         if not parameter.numel():
@@ -417,13 +446,9 @@ def _refuse_tied(model: nn.Module, *, one_object_is_fine: bool) -> None:
         others = places.setdefault(parameter.untyped_storage().data_ptr(), [])
         for other_start, other_stop, owner in others:
             if start <= other_stop and other_start <= stop:
-                raise ValueError(
-                    f"tied weights: {name!r} and {owner!r} share storage, so globs and masks on "
-                    "one would silently act on both. Untie them, or make them one Parameter and "
-                    "pass tied_weights='share' to sample them as one under the name "
-                    f"{owner!r}."
-                )
+                found.append((owner, name))
         others.append((start, stop, name))
+    return found
 
 
 def _group_names(groups: Mapping[str, Items]) -> np.ndarray:

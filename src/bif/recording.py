@@ -314,7 +314,7 @@ class _BlockRun:
         self._committed_step = commit.step
         here = hardware(self.sampling.device)
         if dict(commit.hardware) != here:
-            self.whole.note(_other_hardware(commit.hardware, here))
+            self.whole.note(other_hardware(commit.hardware, here))
         traces = None
         if commit.draws:
             if self.whole.keep != "sums":
@@ -419,7 +419,8 @@ def weight_arrays(weights: Params) -> dict[str, np.ndarray]:
     }
 
 
-def _other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+def other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What a run says that was begun elsewhere."""
     changed = [
         f"{name} {then.get(name, 'unknown')} then, {now[name]} now"
         for name in now

@@ -180,13 +180,19 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        s = self.summary
+        s, m = self.summary, self.manifest
         trusted = "" if s.get("trusted", True) else "NOT TRUSTED, see the warnings\n"
+        moved = ""
+        if "num_weights" in m:  # of this version
+            moved = (
+                f"{m['num_moving_weights']:,} of {m['num_weights']:,} weights move, held in "
+                f"{' and '.join(m['weight_types'])}\n"
+            )
         return (
-            f"{trusted}{self.influence!r}\n{s['draws']} draws of {s['chains']} chains in "
+            f"{trusted}{self.influence!r}\n{moved}{s['draws']} draws of {s['chains']} chains in "
             f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
             f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
-            + "".join(f"\nwarning: {warning}" for warning in self.manifest["warnings"])
+            + "".join(f"\nwarning: {warning}" for warning in m["warnings"])
         )
 
 

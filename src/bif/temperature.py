@@ -48,7 +48,9 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
     far = there > FAR
     factor = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
     words = f"{factor:g} times {why}" if factor != 1 else why
-    where = "short of a minimum of the training objective" if far else "at a minimum"
+    # Above 1 a run warns that w* is no minimum.
+    near = "near a minimum" if there > 1 else "at a minimum"
+    where = "short of a minimum of the training objective" if far else near
     measured = f"squared gradient {there:.2g} times its noise"
     known = "taken for granted" if math.isnan(there) else measured
     words += f", since training stopped {where} ({known})"

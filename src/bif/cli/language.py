@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -93,9 +92,6 @@ def posed(
     from bif.language import language_problem, load_model, movable_weights, read_documents
     from bif.language.components import parse_heads, parse_layers
 
-    # Losses per chain are stacked by vmap, which says of attention on a CPU that a loop over chains
-    # is slow: it is faster than attention written out.
-    warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product")
     # Files before the model: they are quick to read, and where most mistakes are.
     train = read_documents(language.train, limit=language.limit)
     queries, others = _groups(query, language.limit), _groups(candidates, language.limit)

@@ -40,7 +40,7 @@ class Respond:
     without_proxies: bool = False
     """Record the observables themselves, and not a loss through its margin or residual."""
     overwrite: bool = False
-    """Replace scores that are already in the folder."""
+    """Replace scores that are already in the folder, whole or not."""
     query: tuple[str, ...] = ()
     """With --model: files of queries, each a group named after its file."""
     language: Language = field(default_factory=Language)
@@ -48,7 +48,8 @@ class Respond:
 
     def run(self) -> None:
         from bif.manifest import identity
-        from bif.response import respond
+        from bif.response.prepare import Request
+        from bif.response.respond import responded
 
         store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = posed(
@@ -56,23 +57,25 @@ class Respond:
             without_proxies=self.without_proxies,
         )  # fmt: skip
         asked: dict[str, Any] = {
-            "observable": self.observable,
             "temperature": self.temperature,
             "curvature": self.curvature,
             "h": self.h,
             "steps": self.steps,
             "replicates": self.replicates,
         }
+        request = Request(settings, **asked)
         with store.open_scores(
             self.out,
-            {**identity(problem, settings), "response": asked},
+            {**identity(problem, settings), "response": {"observable": self.observable, **asked}},
             on_existing="replace" if self.overwrite else "resume",
         ) as folder:
             if folder.complete:
                 print(f"{self.out} already holds these scores, complete: nothing to do.")
                 about = folder.about
             else:
-                response = respond(problem, settings, **asked, show_progress=True)
+                response = responded(
+                    problem, request, observable=self.observable, folder=folder, show_progress=True
+                )
                 about = response.about()
                 folder.finish(response.influence.dataset, about)
         for warning in about["warnings"]:

@@ -234,6 +234,8 @@ class Show:
             _print_summary({name: about.get(name) for name in named}, about)
             self._rank(Influence(dataset))
             return
+        unfinished = store.unfinished(folder)
+        folder = unfinished if unfinished.is_file(store.MANIFEST) else folder
         if folder.is_file(store.MANIFEST) and not folder.is_file(store.SUMMARY):
             print(f"no results yet: {store.progress(folder)}; the command that began the run goes "
                   "on from there.")  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _FORMATS = "'messages', 'prompt' and 'completion', or 'text'"
@@ -41,6 +42,39 @@ class Document:
         """All of its text, for people; turns of a conversation begin with their role."""
         turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
         return turns or self.prompt + self.text
+
+
+Documents = Sequence[Document | str | Mapping[str, Any]]
+"""Documents, or what they are made of: texts, or records with the fields of a file's."""
+
+
+def as_documents(given: Documents, name: str) -> list[Document]:
+    """Documents as they are; texts and records named after their place, `NAME-1`, `NAME-2`, ….
+
+    Raises:
+        TypeError: Something else, with what to pass.
+        ValueError: As `document_of`.
+    """
+    if isinstance(given, str | bytes | Mapping | Path) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            f"{name} is a {type(given).__name__}: expected a list of documents, texts or records. "
+            "Files are read by bif.language.read_documents(path)."
+        )
+    found = []
+    for number, document in enumerate(given, start=1):
+        if isinstance(document, Document):
+            found.append(document)
+            continue
+        record = {"text": document} if isinstance(document, str) else document
+        place = f"{name}, document {number}"
+        if not isinstance(record, Mapping):
+            raise TypeError(
+                f"{place} is a {type(document).__name__}: expected a bif.language.Document, a text "
+                "or a record such as {'prompt': …, 'completion': …}. Token ids of your own are "
+                "bif.language.Sequences in a bif.Problem."
+            )
+        found.append(document_of(record, id=f"{name}-{number}", place=place))
+    return found
 
 
 def document_of(record: Mapping[str, Any], *, id: str, place: str) -> Document:

@@ -21,6 +21,7 @@ from bif.losses import (
     mean_over_counted,
     next_targets,
     reads_masks,
+    refuse_other_than_texts,
 )
 from bif.positions import row_positions
 from bif.types import Batch
@@ -57,7 +58,9 @@ def chunked_next_token(
 
     Raises:
         NoLinearHead: A model whose logits are not those of a linear map.
+        TypeError: A batch without token ids.
     """
+    refuse_other_than_texts(batch)
     inner = _unwrapped(model)
     head = linear_head(inner)
     if inner not in _compared and not _is_transformed():

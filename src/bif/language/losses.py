@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from bif.language.linear_loss import chunked_next_token, chunked_next_token_mean
 from bif.language.passages import Task
-from bif.losses import at_least_float32, averages, next_token, next_token_mean, reads_masks
+from bif.losses import (
+    at_least_float32,
+    averages,
+    next_token,
+    next_token_mean,
+    reads_masks,
+    refuse_other_than_texts,
+)
 from bif.types import Batch, ItemLoss
 
 
@@ -71,5 +78,6 @@ def default_loss(task: Task, reduction: Reduction) -> ItemLoss:
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    refuse_other_than_texts(batch)
     output = model(batch["input_ids"], attention_mask=batch["attention_mask"])
     return output if isinstance(output, Tensor) else output.logits

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import nn
 
 from bif.columns import Tokens
-from bif.language.documents import Document
+from bif.language.documents import Documents, as_documents
 from bif.language.linear_loss import LOGITS_AT_ONCE, NoLinearHead
 from bif.language.losses import CHUNKED, Reduction, default_loss
 from bif.language.models import context_length, task_of
@@ -19,6 +19,7 @@ from bif.literals import require_literal
 from bif.problem import Problem
 from bif.types import ItemLoss
 from bif.unpacked import install
+from bif.weights import trainable
 
 DEFAULT_LENGTH = 512
 """Tokens of a passage, where the model's context is no shorter."""
@@ -30,9 +31,9 @@ def language_problem(
     model: nn.Module,
     tokenizer: Any,
     *,
-    train: Sequence[Document],
-    queries: Sequence[Document] | Mapping[str, Sequence[Document]],
-    candidates: Mapping[str, Sequence[Document]] | None = None,
+    train: Documents,
+    queries: Documents | Mapping[str, Documents],
+    candidates: Mapping[str, Documents] | None = None,
     task: Task | None = None,
     max_length: int | None = None,
     long: Long = "truncate",
@@ -50,7 +51,8 @@ def language_problem(
     Args:
         model: Of transformers, or of peft around one.
         tokenizer: Its tokenizer.
-        train: What the model was trained on.
+        train: What the model was trained on: documents, texts, or records with the fields of a
+            file's; what has no id is named after its place, "train-1".
         queries: What it is asked, or a mapping from group names to such.
         candidates: Groups of documents that were not trained on, to be scored as well.
         task: What the model predicts: the next token ("causal"), masked tokens ("masked") or the
@@ -67,7 +69,7 @@ def language_problem(
         seed: Of the masks of a masked language model.
 
     Raises:
-        TypeError: The model is none of transformers.
+        TypeError: The model is none of transformers; documents are something else.
         ValueError: Tokenizer and model of different vocabularies; a context shorter than
             `max_length`; documents without a token that counts or with an unknown label.
     """
@@ -94,7 +96,8 @@ def language_problem(
     _refuse_other_padding(model, tokenizer, chosen)
     notes = [*_lengths_noted(max_length, length, limit), *_padding_noted(tokenizer)]
 
-    def items(documents: Sequence[Document], name: str) -> Sequences:
+    def items(given: Documents, name: str) -> Sequences:
+        documents = as_documents(given, name)
         found, said = passages(
             documents, tokenizer, task=chosen, max_length=length, long=long, append_eos=append_eos
         )
@@ -158,13 +161,13 @@ def _padding_noted(tokenizer: Any) -> list[str]:
 
 
 def _tied_noted(model: nn.Module) -> list[str]:
-    names: dict[int, list[str]] = {}
+    names, moving = dict[int, list[str]](), trainable(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [
         f"tied weights: {', '.join(others)} and {owner} are one and are sampled as one"
         for owner, *others in names.values()
-        if others
+        if others and owner in moving
     ]
 
 

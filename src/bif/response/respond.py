@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,22 @@ import torch
 from torch import Tensor
 
 from bif import store
+from bif.calibrate import Calibration
 from bif.estimate.covariance import Covariance
 from bif.estimate.influence import influence_dataset
-from bif.estimate.response import Perturbation, student_factor
+from bif.estimate.response import Perturbation, Rung, student_factor
 from bif.influence import Influence
 from bif.items import Items
 from bif.problem import Problem
 from bif.progress import say
-from bif.provenance import versions
-from bif.response.estimates import BlockResponse, Clock, common_minimum, sampled, settled
+from bif.provenance import hardware, versions
+from bif.record import below
+from bif.response.estimates import Clock, common_minimum, sampled, settled
 from bif.response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.response.perturbation import bounded, pilot, sizes_of_h
 from bif.response.prepare import Request, complete, of_observable
+from bif.response.stages import Stages
+from bif.resumption import chosen_before, refuse_other_losses
 from bif.settings import Settings
 from bif.types import Params
 
@@ -153,34 +159,70 @@ def respond(
     Source: theory of linear response; at temperature 0 with curvature="bregman" Bae et al. 2022
     (arXiv 2209.05364).
     """
-    started = time.perf_counter()
     request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
-    alone = of_observable(problem, observable)
-    calibration = complete(alone, request)
+    return responded(problem, request, observable=observable, show_progress=show_progress)
+
+
+def responded(
+    problem: Problem,
+    request: Request,
+    *,
+    observable: str | None = None,
+    folder: store.ScoresFolder | None = None,
+    show_progress: bool = False,
+) -> Response:
+    """Respond, into an open folder if there is one, block by block; scores are not written.
+
+    Args:
+        problem: As for `respond`.
+        request: As it was asked for.
+        observable: As for `respond`.
+        folder: One of scores that are not complete.
+        show_progress: As for `respond`.
+
+    Raises: as `respond`, and
+        FolderInUse: What the folder holds was begun with other losses at w*.
+        DamagedRun: The settings that it was begun with cannot be read.
+    """
+    started = time.perf_counter()
+    alone, run = of_observable(problem, observable), folder.run if folder else None
+    begun = chosen_before(run)
+    calibration = Calibration(*begun) if begun else complete(alone, request)
     s = calibration.settings
     pairs = Pairs(
-        alone, s, curvature=curvature, num_replicates=replicates, num_mirrors=request.num_mirrors
-    )
+        alone, s, curvature=request.curvature, num_replicates=request.replicates,
+        num_mirrors=request.num_mirrors,
+    )  # fmt: skip
     assert s.burn_in is not None and s.thin is not None and s.draws is not None
-    clock = Clock.of(pairs, burn_in=s.burn_in, steps=steps or s.draws * s.thin)
-    start = common_minimum(pairs) if request.cold else None
-    groups = pairs.queries
-    perturbation, h_Q = _perturbation(pairs, h, clock, start)
+    assert s.block_size is not None
+    blocks = list(blocks_of_queries(pairs.queries, s.block_size // pairs.chains_per_pair))
+    stages = Stages(folder, pairs.device, since=started)
+    if folder and run:
+        stages.notes += refuse_other_losses(run, pairs.sampling)
+        folder.begin()
+        run.update({
+            "settings": s.as_dict(),
+            "explanations": list(calibration.explanations),
+            "blocks": [[rows.start, rows.stop] for _, _, rows in blocks],
+            "hardware": hardware(pairs.device),
+        })  # fmt: skip
+    clock = Clock.of(pairs, burn_in=s.burn_in, steps=request.steps or s.draws * s.thin)
+    prepared = stages.get(len(blocks), lambda: _prepared(pairs, request, clock))
+    perturbation, h_Q = _perturbation_in(prepared), prepared["h"]
+    start = {n: x.to(pairs.device) for n, x in below(prepared, "start/").items()}
     if show_progress:
         say([*calibration.explanations, str(perturbation)])
     gathered = _Gathered(alone.num_queries, len(alone.scored_ids))
-    sampling_started = time.perf_counter()
-    assert s.block_size is not None
-    for items, indices, rows in blocks_of_queries(groups, s.block_size // pairs.chains_per_pair):
+    before_blocks = stages.seconds
+    for index, (items, indices, rows) in enumerate(blocks):
         h_K = h_Q[rows].to(pairs.device)
-        gathered.put(rows, _block(pairs, items, indices, h_K, clock, start, steps))
+        make = partial(_block, pairs, items, indices, h_K, clock, start, request.steps)
+        gathered.put(rows, stages.get(index, make))
         if show_progress:
-            seconds = time.perf_counter() - started
-            say([f"queries to {rows.stop} of {alone.num_queries}: {seconds:.1f} s"])
-    sampling_seconds = time.perf_counter() - sampling_started  # every block has reached the host
-    warnings = gathered.warnings(alone, s, perturbation)
+            say([f"queries to {rows.stop} of {alone.num_queries}: {stages.seconds:.1f} s"])
+    warnings = gathered.warnings(alone, s, perturbation) + stages.notes
     dataset = gathered.dataset(pairs, calibrated=s).assign_attrs(
-        estimator="response", temperature=temperature, curvature=curvature,
+        estimator="response", temperature=request.temperature, curvature=request.curvature,
         bias=perturbation.bias, gamma=s.gamma, num_steps=gathered.num_steps,
     )  # fmt: skip
     dataset = dataset.assign(h=(("observable", "query"), h_Q[None].numpy()))
@@ -188,12 +230,31 @@ def respond(
         Influence(dataset),
         perturbation,
         gathered.num_steps,
-        time.perf_counter() - started,
-        sampling_seconds,
+        stages.seconds,
+        stages.seconds - before_blocks,  # every block has reached the host
         s,
         (*calibration.explanations, str(perturbation)),
         tuple(warnings),
     )
+
+
+def _prepared(pairs: Pairs, request: Request, clock: Clock) -> dict[str, Tensor]:
+    """Where descents start, every query's h `[Q]` and the pilot's ladder, on the host."""
+    start = common_minimum(pairs) if request.cold else None
+    perturbation, h_Q = _perturbation(pairs, request.h, clock, start)
+    p, ladder = perturbation, [list(vars(rung).values()) for rung in perturbation.ladder]
+    return {
+        **{f"start/{n}": x.cpu() for n, x in (start or {}).items()},
+        "h": h_Q.cpu(),
+        "perturbation": torch.tensor([p.size, p.bias, p.accepted], dtype=torch.float64),
+        "ladder": torch.tensor(ladder, dtype=torch.float64),
+    }
+
+
+def _perturbation_in(prepared: Mapping[str, Tensor]) -> Perturbation:
+    size, bias, accepted = prepared["perturbation"].tolist()
+    ladder = tuple(Rung(*row) for row in prepared["ladder"].tolist())
+    return Perturbation(size, bias, bool(accepted), ladder)
 
 
 def _perturbation(
@@ -215,14 +276,29 @@ def _block(
     indices: Tensor,
     h_K: Tensor,
     clock: Clock,
-    start: Params | None,
+    start: Params,
     steps: int | None,
-) -> BlockResponse:
-    if start is not None:
-        return settled(pairs, items, indices, h_K, start=start, max_steps=steps)
-    found = sampled(pairs, items, indices, h_K, clock=clock)
-    factor = student_factor(clock.times * pairs.num_replicates)
-    return found._replace(standard_error=factor * found.standard_error)
+) -> dict[str, Tensor]:
+    """The rows of a block, on the host; a query whose pair diverged has NaN."""
+    if start:
+        found = settled(pairs, items, indices, h_K, start=start, max_steps=steps)
+    else:
+        found = sampled(pairs, items, indices, h_K, clock=clock)
+        factor = student_factor(clock.times * pairs.num_replicates)
+        found = found._replace(standard_error=factor * found.standard_error)
+    fine = found.response.isfinite().all(dim=1, keepdim=True)
+    nothing = float("nan")
+    rows = {
+        "response": found.response.where(fine, nothing),
+        "standard_error": found.standard_error.where(fine, nothing),
+        "unsettled": found.unsettled,
+        "num_steps": torch.tensor(found.num_steps),
+    }
+    if found.moments is not None:
+        rows["num_records"] = torch.tensor(found.moments.count)
+        rows["query"] = torch.stack(found.moments.mean_and_variance("observable"))
+        rows["items"] = torch.stack(found.moments.mean_and_variance("losses"))
+    return {name: x.cpu() for name, x in rows.items()}
 
 
 class _Gathered:
@@ -238,20 +314,17 @@ class _Gathered:
         self.num_steps = self._num_blocks = 0
         self._records = 1
 
-    def put(self, rows: slice, block: BlockResponse) -> None:
-        """Take in a block; a query whose pair diverged keeps NaN."""
-        fine = block.response.isfinite().all(dim=1, keepdim=True)
-        nothing = float("nan")
-        self.response[rows] = block.response.where(fine, nothing).cpu()
-        self.standard_error[rows] = block.standard_error.where(fine, nothing).cpu()
-        self.unsettled[rows] = block.unsettled
-        self.num_steps = max(self.num_steps, block.num_steps)
-        if block.moments is not None:
-            self._records = block.moments.count
-            self.query[:, rows] = torch.stack(block.moments.mean_and_variance("observable")).cpu()
-            items = torch.stack(block.moments.mean_and_variance("losses")).cpu()
+    def put(self, rows: slice, block: Mapping[str, Tensor]) -> None:
+        """Take in what `_block` gave."""
+        self.response[rows] = block["response"]
+        self.standard_error[rows] = block["standard_error"]
+        self.unsettled[rows] = block["unsettled"]
+        self.num_steps = max(self.num_steps, int(block["num_steps"]))
+        if "items" in block:
+            self._records = int(block["num_records"])
+            self.query[:, rows] = block["query"]
             self._num_blocks += 1
-            self.items += (items - self.items) / self._num_blocks
+            self.items += (block["items"] - self.items) / self._num_blocks
 
     def warnings(self, problem: Problem, s: Settings, perturbation: Perturbation) -> list[str]:
         """What speaks against the result.

@@ -3,7 +3,8 @@
 A run's folder holds `run.json` (the manifest), `traces.zarr` (losses at every draw), where asked
 for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `influence.zarr`,
 `diagnostics.zarr`, `summary.json` and `report.html`.  Scores that come from no run of chains, such
-as responses, are a folder with `influence.zarr` and `scores.json`.  `.bif` lists what bif has made.
+as responses, are a folder with `influence.zarr` and `scores.json`, and with a run's folder
+`unfinished` until they are whole.  `.bif` lists what bif has made.
 """
 
 from bif.store.bank_arrays import BankLayout, BankPartStore
@@ -55,7 +56,14 @@ from bif.store.run import (
     remove_run,
     reopen_run,
 )
-from bif.store.scores import ScoresFolder, holds_scores, open_scores, read_scores, write_scores
+from bif.store.scores import (
+    ScoresFolder,
+    holds_scores,
+    open_scores,
+    read_scores,
+    unfinished,
+    write_scores,
+)
 
 __all__ = [
     "CALIBRATION",
@@ -106,6 +114,7 @@ __all__ = [
     "remove_run",
     "reopen_run",
     "save_dataset",
+    "unfinished",
     "write_calibration",
     "write_scores",
 ]

@@ -68,11 +68,14 @@ def validated(manifest: dict[str, Any]) -> dict[str, Any]:
         "blocks": _are_blocks(manifest.get("blocks", [])),
         "draws": _are_counts(manifest.get("draws", [])),
         "left_out": _are_counts(manifest.get("left_out", [])),
+        "num_weights": _are_counts(
+            [manifest.get(name, 0) for name in ("num_weights", "num_moving_weights")]
+        ),
         "chains": isinstance(manifest.get("chains", []), list)
         and all(_are_counts(c) and c for c in manifest.get("chains", [])),
         **{
             name: _are_texts(manifest.get(name, []))
-            for name in ("arrays", "explanations", "forecast", "notes", "warnings")
+            for name in ("arrays", "explanations", "forecast", "notes", "warnings", "weight_types")
         },
     }
     wrong = [name for name, fine in checks.items() if not fine]

@@ -277,6 +277,9 @@ def progress(where: str | Path | Folder) -> str:
     token = manifest.get("token", "")
     done = [BlockStore(folder, i, token=token).commits() for i in range(len(blocks))]
     draws = sum((b[1] - b[0]) * c[0].draws for b, c in zip(blocks, done, strict=True) if c)
+    if "response" in manifest["identity"]:  # blocks of queries
+        whole = sum(b[1] - b[0] for b, c in zip(blocks, done, strict=True) if c)
+        return f"{whole:,} of {blocks[-1][1] if blocks else 0:,} queries committed"
     settings = manifest.get("settings") or {}
     total = (settings.get("chains") or 0) * (settings.get("draws") or 0)
     return f"{draws:,} of {total:,} draws committed" if total else "not yet sampling"
@@ -383,7 +386,9 @@ def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[
         )
     if named:
         longer = {"settings.draws", "settings.chains"} & set(named)
-        growing = all(n in longer or n.startswith(("queries.", "candidates.")) for n in named)
+        growing = "response" not in found.get("identity", {}) and all(
+            n in longer or n.startswith(("queries.", "candidates.")) for n in named
+        )
         hint = " To lengthen it or to add to it, pass --from with its folder." if growing else ""
         raise FolderInUse(
             f"{folder} holds another run, with another {in_words(named)}.{hint} Choose another "

@@ -1,4 +1,7 @@
-"""Scores that come from no run of chains, such as responses: `influence.zarr` and `scores.json`."""
+"""Scores that come from no run of chains, such as responses: `influence.zarr` and `scores.json`.
+
+While they are being made, what there is of them is a run's folder inside theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bif.store.folder import INFLUENCE, PARTIAL, SCORES, DamagedRun, Folder, FolderInUse, folder_at
-from bif.store.marks import mark, marked, whose
+from bif.store.folder import (
+    INFLUENCE,
+    LOCK,
+    PARTIAL,
+    SCORES,
+    DamagedRun,
+    Folder,
+    FolderInUse,
+    folder_at,
+)
+from bif.store.marks import mark, marked, remove_marked, whose
 from bif.store.results import load_dataset, plain, read_json, save_dataset, write_sealed
-from bif.store.run import OnExisting, differences
+from bif.store.run import OnExisting, RunFolder, differences, open_run, remove_run
 from bif.store.seals import files_digests, refuse_other_files, unsealed
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_OURS = (INFLUENCE, SCORES)
+UNFINISHED = "unfinished"
+"""What has been made of scores so far, a run's folder in theirs."""
+_OURS = (INFLUENCE, SCORES, UNFINISHED)
 
 
 class ScoresFolder:
@@ -25,19 +39,33 @@ class ScoresFolder:
     Attributes:
         folder: The files.
         about: What `scores.json` says of the scores that were asked for; empty unless complete.
+        run: What has been made of them so far; None where they are complete.
     """
 
-    def __init__(self, folder: Folder, identity: Mapping[str, Any], about: dict[str, Any]) -> None:
-        self.folder, self.about, self._identity = folder, about, identity
+    def __init__(
+        self,
+        folder: Folder,
+        identity: Mapping[str, Any],
+        *,
+        about: Mapping[str, Any] | None = None,
+        run: RunFolder | None = None,
+    ) -> None:
+        self.folder, self.run, self._identity = folder, run, identity
+        self.about = dict(about or {})
 
     @property
     def complete(self) -> bool:
         """Whether these very scores are there."""
         return bool(self.about)
 
+    def begin(self) -> None:
+        """Remove scores that are to be replaced: everything that could be refused has been."""
+        for name in (SCORES, INFLUENCE):
+            self.folder.remove(name)
+
     def finish(self, influence: xr.Dataset, about: Mapping[str, Any]) -> None:
         """Write or replace the scores and, last, what is said of them."""
-        mark(self.folder, _OURS)
+        mark(self.folder, (INFLUENCE, SCORES))
         fresh = f"{INFLUENCE}{PARTIAL}"
         self.folder.remove(fresh)
         save_dataset(influence, self.folder, name=fresh)
@@ -46,6 +74,7 @@ class ScoresFolder:
         table = files_digests(self.folder, INFLUENCE)
         said = {**about, "identity": self._identity, "results": table}
         write_sealed(self.folder, SCORES, said)
+        _discard_unfinished(self.folder)
 
 
 @contextlib.contextmanager
@@ -60,7 +89,8 @@ def open_scores(
     Args:
         where: A path or fsspec URL; made if need be.
         identity: Of the scores that are asked for.
-        on_existing: "resume" takes these very scores and refuses others; "replace" makes them anew.
+        on_existing: "resume" takes these very scores, or goes on with them, and refuses others;
+            "replace" makes them anew.
 
     Raises:
         FolderInUse: Other scores, other files, or another writer.
@@ -69,8 +99,8 @@ def open_scores(
     folder = folder_at(where)
     holds_scores(folder)  # before anything is made there
     with folder.locked():
-        about: dict[str, Any] = {}
-        if holds_scores(folder) and on_existing == "resume":
+        there = holds_scores(folder)
+        if there and on_existing == "resume":
             about = read_scores(folder)[1]
             named = differences(about.get("identity") or {}, plain(identity))
             if named:
@@ -79,7 +109,35 @@ def open_scores(
                     f"{folder} holds scores already{which}: choose another --out, or pass "
                     "--overwrite."
                 )
-        yield ScoresFolder(folder, identity, about)
+            _discard_unfinished(folder)
+            yield ScoresFolder(folder, identity, about=about)
+            return
+        mark(folder, _OURS if there else (UNFINISHED,))
+        manifest = {"identity": identity, "keep": "traces", "top": None}
+        try:
+            with open_run(unfinished(folder), manifest, on_existing=on_existing) as run:
+                yield ScoresFolder(folder, identity, run=run)
+        finally:
+            with contextlib.suppress(OSError):
+                _unmark_unfinished(folder)
+
+
+def unfinished(folder: Folder) -> Folder:
+    """Where a run's folder is while scores are being made."""
+    return folder_at(f"{folder}/{UNFINISHED}")
+
+
+def _discard_unfinished(folder: Folder) -> None:
+    """Remove what bif has made on the way to scores that are whole."""
+    remove_run(unfinished(folder))
+    if set(folder.names(UNFINISHED)) <= {LOCK}:
+        folder.remove(UNFINISHED)
+    _unmark_unfinished(folder)
+
+
+def _unmark_unfinished(folder: Folder) -> None:
+    if UNFINISHED in marked(folder) and not folder.is_folder(UNFINISHED):
+        remove_marked(folder, (UNFINISHED,))
 
 
 def write_scores(
@@ -88,15 +146,17 @@ def write_scores(
     """Write scores that have been made already.
 
     Raises:
-        FolderInUse: There are scores and `overwrite` is False, something else, another writer.
+        FolderInUse: There are scores, whole or not, and `overwrite` is False, something else,
+            another writer.
     """
-    if holds_scores(folder_at(where)) and not overwrite:
+    folder = folder_at(where)
+    if (holds_scores(folder) or folder.is_folder(UNFINISHED)) and not overwrite:
         raise FolderInUse(
-            f"{folder_at(where)} holds scores already: choose another folder, or pass "
-            "overwrite=True."
+            f"{folder} holds scores already: choose another folder, or pass overwrite=True."
         )
-    with open_scores(where, {}, on_existing="replace") as folder:
-        folder.finish(influence, about)
+    with folder.locked():
+        holds_scores(folder)  # by somebody else, since
+        ScoresFolder(folder, {}).finish(influence, about)
 
 
 def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
