@@ -13,6 +13,7 @@ intervals whether stacking changes anything.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -38,11 +39,13 @@ from bif.traces import LossTraces, TraceBlock
 
 CHAINS = 64
 """Of a run: the default."""
-_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 16, 60
+_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 32, 120
 """Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs, at
 the default temperature alone."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
+_LONG_RUN = 1.02
+"""R-hat above which a long run is no reference."""
 _LOOKED_AT = 8
 """Stacked runs whose R-hat is computed."""
 TEMPERATURES = ("default", "n")
@@ -90,19 +93,30 @@ def main() -> None:
     options.add_argument("--mass", nargs="+", choices=MASSES, default=MASSES)
     options.add_argument("--jobs", type=int, default=1, help="processes")
     options.add_argument("--parts", type=int, default=1, help="of a row's runs, one a process")
+    options.add_argument("--add", type=Path, help="file whose other rows are kept")
     options.add_argument("--table", action="store_true", help="print means over the problems")
     arguments = options.parse_args()
-    rows: list[dict[str, Any]] = []
+    asked = list(cells(arguments))
+    rows, earlier = kept(arguments.add, asked) if arguments.add else ([], {})
     with ProcessPoolExecutor(
         arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for row in measured(pool, list(cells(arguments)), arguments):
+        for row in measured(pool, asked, arguments):
             rows.append(row)
             print(_short(row), flush=True)
-            write("coverage", arguments, rows)
+            write("coverage", arguments, rows, **earlier)
     print_table([_short(row) for row in rows])
     if arguments.table:
         print_table(means(rows))
+
+
+def kept(file: Path, asked: Sequence[Cell]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of an earlier file that are not asked for anew, and how they came about."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    anew = [about(cell) for cell in asked]
+    rows = [row for row in found["rows"] if {k: row[k] for k in anew[0]} not in anew]
+    how = ("command", "date", "seed", "versions", "hardware")
+    return rows, {"earlier": {name: found[name] for name in how}}
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,6 +125,7 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ways = dict.fromkeys((row["nbeta asked"], row["sampler"], row["mass asked"]) for row in rows)
     for way in ways:
         those = [r for r in rows if (r["nbeta asked"], r["sampler"], r["mass asked"]) == way]
+        those = [r for r in those if "no_reference" not in r]
         ran = [r for r in those if "coverage" in r]
         line: dict[str, Any] = dict(zip(("nbeta", "sampler", "mass"), way, strict=True))
         line |= {"problems": len(those), "refused": len(those) - len(ran)}
@@ -137,7 +152,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
 def measured(
     pool: Executor, asked: Sequence[Cell], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rows in the order in which they end; what the library refuses is a row with its error."""
+    """The rows in the order in which they end; what is refused, or has no reference, says so."""
     ready = [
         Prepared(cell, *found)
         for cell, found in zip(asked, pool.map(chosen_for, asked), strict=True)
@@ -151,6 +166,9 @@ def measured(
             yield {**about(this.cell), "refused": this.refused}
             continue
         truth, first = exact[_key(this)], arguments.seed
+        if truth.rhat > _LONG_RUN:
+            yield {**about(this.cell), "no_reference": truth.rhat}
+            continue
         running[pool.submit(called, this, truth, first + 10_000, arguments.calls)] = this
         for start, stop in pairwise(bounds):
             running[pool.submit(part_of, this, truth, first + start, stop - start)] = this
@@ -356,7 +374,7 @@ def _of_calls(calls: Sequence[bif.Run], exact: Reference) -> dict[str, Any]:
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     names = ("problem", "nbeta asked", "sampler", "mass asked", "mass", "step_size", "coverage",
              "self_coverage", "slope", "self_ratio", "rhat", "lost_chains", "trusted", "failed",
-             "call_coverage", "reference_share", "refused")  # fmt: skip
+             "call_coverage", "reference_share", "refused", "no_reference")  # fmt: skip
     return {name: row[name] for name in names if name in row}
 
 

@@ -113,7 +113,7 @@ def pilot(
         _refuse_small_budget(float(settings.budget), alone, of_chain)
     at_center = measure(whole, one)
     seconds = chains * alone
-    if _affordable(2 * seconds, settings):
+    if settings.budget is None or 2 * seconds < _TIMED_SHARE * float(settings.budget):
         seconds = _seconds_of_gradient(of_all, params)  # stacks are faster than that
     nbeta = settings.nbeta or 0.0
     bound = torch.tensor([at_center], dtype=torch.float64, device=device)
@@ -127,7 +127,7 @@ def pilot(
     gamma = settings.gamma
     if gamma is None:
         leftover = math.nan
-        if problem.num_train <= _MOST_ITEMS and _affordable(3 * of_chain, settings):
+        if problem.num_train <= _MOST_ITEMS:
             every = _Looked.at(problem, order, posterior, device)
             leftover = leftover_curvature(
                 FullGradient(
@@ -242,10 +242,6 @@ class _Looked(NamedTuple):
             Items(problem.train.take(chosen)).to(device),
             item_weights(problem, like)[chosen.to(device)],
         )
-
-
-def _affordable(seconds: float, settings: Settings) -> bool:
-    return settings.budget is None or seconds < _TIMED_SHARE * float(settings.budget)
 
 
 def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
