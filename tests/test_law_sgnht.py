@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from bif.rng import BlockNoise
 from bif.samplers import SGNHT, SGNHTState
 from bif.types import Noise, Params, Sampler
 from law_checks import (
@@ -188,3 +189,26 @@ def test_sgnht_does_not_correct_noise_that_differs_between_directions():
     with OFF_LAW:
         squares = thermostat_positions(SGNHT(STEP_SIZE, DIFFUSION), curvatures, noises)
         assert_mean(squares, [1.0, 1.0, 1.0], min_ess=MIN_ESS / PER_GROUP, bias=FLUCTUATION)
+
+
+def friction_of_few(mass: float | None) -> tuple[float, float]:
+    """Deviation of the friction, and variance of positions times curvature, of two weights."""
+    curvatures, diffusion = torch.tensor([1.0, 0.25], dtype=torch.float64), 0.3
+    sampler = SGNHT(0.3, diffusion, mass)
+    noise = BlockNoise(torch.Generator().manual_seed(0))
+    state = sampler.init({"w": torch.zeros(2000, 2, dtype=torch.float64)}, noise)
+    frictions, squares = [], []
+    for step in range(1200):
+        state = sampler.step(state, {"w": curvatures * state.params["w"]}, noise)
+        if step >= 300 and step % 20 == 0:
+            frictions.append(state.friction)
+            squares.append(state.params["w"] ** 2 * curvatures)
+    return float(torch.stack(frictions).std()), float(torch.stack(squares).mean())
+
+
+def test_the_friction_of_few_weights_moves_by_half_of_itself():
+    deviation, variance = friction_of_few(None)
+    assert deviation == pytest.approx(0.15, rel=0.05)
+    assert variance == pytest.approx(1, abs=0.02)
+    # With as light a thermostat as many weights have, it is negative nearly as often as not.
+    assert friction_of_few(1.0)[0] > 0.5

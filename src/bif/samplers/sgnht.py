@@ -37,14 +37,16 @@ class SGNHT:
     Args:
         step_size: h, in units of 1 / sqrt(curvature of U).
         diffusion: Noise injected into the velocities, and the friction that the chains start with.
-        mass: Inertia of the thermostat; larger follows more slowly.
+        mass: Inertia of the thermostat; larger follows more slowly.  The friction moves by
+            `1 / sqrt(d·mass)` of itself; None keeps that below half of `diffusion`:
+            `max(1, 4 / (d·diffusion²))`.
 
     Source: Ding et al. 2014; Leimkuhler & Shang 2016 (BADODAB) for the splitting.
     """
 
     step_size: float
     diffusion: float
-    mass: float = 1.0
+    mass: float | None = None
 
     def init(self, params: Params, noise: Noise) -> SGNHTState:
         """Start from `params` with velocities from N(0, I) and friction = diffusion."""
@@ -80,4 +82,7 @@ class SGNHT:
 
     def _heat(self, velocity: Params, num_moving: Tensor) -> Tensor:
         excess = tensors.squared_norm(velocity) / num_moving - 1
-        return 0.5 * self.step_size / self.mass * excess
+        mass = (
+            (4 / (num_moving * self.diffusion**2)).clamp(min=1) if self.mass is None else self.mass
+        )
+        return 0.5 * self.step_size / mass * excess
