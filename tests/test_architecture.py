@@ -166,7 +166,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "settings",
         "assemble",
     },
-    "steps": {"problem", "samplers", "settings"},
+    "steps": {"damping", "problem", "samplers", "settings"},
     "minibatches": {
         "types",
         "tensors",

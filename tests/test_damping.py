@@ -1,6 +1,7 @@
 """The default damping against linear regressions, whose Hessian is known."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 import bif
 from bif import losses
-from bif.damping import SHARE, leftover_curvature, usual_damping
+from bif.damping import FLATTEST, SHARE, leftover_curvature, usual_damping
 from bif.gradients import FullGradient
 from bif.items import Items
 from bif.oracles import StackedOracle
+from bif.pilot import pilot
 from bif.posterior import LocalPosterior
 from exact_problems import random
 
@@ -66,10 +68,13 @@ def test_a_gradient_that_is_rounding_says_nothing():
     assert math.isnan(leftover(BEST))
 
 
-@pytest.mark.parametrize("leftover", [math.nan, math.inf, 3.0])
-def test_without_a_slower_trace_the_damping_is_a_part_of_the_largest_curvature(leftover):
-    damping, why = usual_damping(100.0, leftover)
-    assert damping == 100 / SHARE and why == "largest curvature at w*, 100, / 50"
+@pytest.mark.parametrize(
+    ("leftover", "why"), [(math.nan, "not known"), (math.inf, "steeper"), (3.0, "steeper")]
+)
+def test_without_a_slower_trace_the_damping_is_a_part_of_the_largest_curvature(leftover, why):
+    damping, words = usual_damping(100.0, leftover)
+    assert damping == 100 / SHARE
+    assert words.startswith("largest curvature at w*, 100, / 50 (") and why in words
 
 
 def test_else_it_lies_half_way_between_the_two():
@@ -77,18 +82,72 @@ def test_else_it_lies_half_way_between_the_two():
     assert damping == pytest.approx(0.2) and "0.02" in why
 
 
-def test_calibration_takes_it_and_says_so():
+def test_it_is_never_flatter_than_chains_can_mix():
+    assert usual_damping(100.0, 1e-9)[0] == FLATTEST * 100
+
+
+def regression(w: Tensor, *, repeats: int = 1, **given: Any) -> bif.Problem:
     model = torch.nn.Linear(D, 1, bias=False).double()
-    w = torch.zeros(D).double()
-    for _ in range(300):
-        w = w - 0.05 * HESSIAN @ (w - BEST)
     with torch.no_grad():
         model.weight.copy_(w[None])
-    problem = bif.Problem(model, losses.squared_error, train=(X, Y), queries=(X[:2], Y[:2]))
-    found = bif.calibrate(problem, bif.Settings(nbeta=100.0, draws=10))
+    train = X.repeat(repeats, 1), Y.repeat(repeats)
+    return bif.Problem(model, losses.squared_error, train=train, queries=(X[:2], Y[:2]), **given)
+
+
+def trained(steps: int) -> Tensor:
+    w = torch.zeros(D).double()
+    for _ in range(steps):
+        w = w - 0.05 * HESSIAN @ (w - BEST)
+    return w
+
+
+def chosen(problem: bif.Problem, **settings: Any) -> float:
+    found = bif.calibrate(problem, bif.Settings(nbeta=100.0, draws=10, **settings)).settings
+    assert found.gamma is not None
+    return found.gamma
+
+
+def test_calibration_takes_it_and_says_so():
+    w = trained(300)
+    found = bif.calibrate(regression(w), bif.Settings(nbeta=100.0, draws=10))
     g = HESSIAN @ (w - BEST)
     part = float(torch.linalg.eigvalsh(HESSIAN)[-1]) / SHARE
     rate = float((HESSIAN @ g).norm() / g.norm())
     assert rate < part
     assert found.settings.gamma == pytest.approx(100 * (part * rate) ** 0.5, rel=1e-3)
     assert any("curvature along the gradient" in line for line in found.explanations)
+
+
+def test_it_is_the_same_in_any_chunks_weights_clock_and_budget(monkeypatch):
+    problem = regression(trained(300))
+    gamma = chosen(problem)
+    assert chosen(problem, chunk_size=1) == pytest.approx(gamma, rel=1e-6)
+    doubled = regression(trained(300), train_weights=torch.full((N,), 2.0))
+    assert chosen(doubled) == pytest.approx(2 * gamma, rel=1e-6)
+    for seconds in (1e-6, 1e-3):
+        monkeypatch.setattr("bif.pilot._seconds_of_gradient", lambda *_, s=seconds: s)
+        budgeted = bif.Settings(nbeta=100.0, budget=600.0, oracle="stacked", chunk_size=N)
+        assert pilot(problem, budgeted, []).gamma == pytest.approx(gamma, rel=1e-6)
+
+
+def test_noise_of_mini_batches_leaves_the_part_of_the_largest_curvature():
+    """The last batch's gradient is in w*, in directions as steep as any."""
+    step = torch.linalg.eigh(HESSIAN).eigenvectors[:, -1]
+    w = BEST + 0.1 * step
+    part = float(torch.linalg.eigvalsh(HESSIAN)[-1]) / SHARE
+    assert chosen(regression(w)) == pytest.approx(100 * part, rel=1e-3)
+
+
+def test_of_too_many_items_no_whole_gradient_is_taken(monkeypatch):
+    monkeypatch.setattr("bif.pilot._MOST_ITEMS", N - 1)
+    part = float(torch.linalg.eigvalsh(HESSIAN)[-1]) / SHARE
+    assert chosen(regression(trained(300))) == pytest.approx(100 * part, rel=1e-3)
+
+
+def test_a_gamma_raised_for_the_ball_does_not_call_the_fit_perfect():
+    flat = torch.linalg.eigh(HESSIAN).eigenvectors[:, 0]
+    w = BEST + (3 - float(BEST @ BEST - (BEST @ flat) ** 2)) ** 0.5 * flat - (BEST @ flat) * flat
+    assert float(w @ w) == pytest.approx(3)
+    found = bif.calibrate(regression(w), bif.Settings(nbeta=1.0, draws=10))
+    (why,) = [line for line in found.explanations if line.startswith("gamma = ")]
+    assert "raised: with this gamma chains stay within 3 |w*|" in why and "perfectly" not in why

@@ -15,7 +15,7 @@ from bif.alignment import FEWEST_ITEMS, NUM_ITEMS, best_damping, dampings, item_
 from bif.assemble import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.careful_walk import LOOKS, STEPS, careful_walk
 from bif.curvature import largest_curvature, smallest_curvature
-from bif.damping import leftover_curvature, usual_damping
+from bif.damping import SHARE, leftover_curvature, usual_damping
 from bif.gradients import FullGradient
 from bif.items import Items
 from bif.posterior import LocalPosterior
@@ -70,9 +70,7 @@ class Pilot:
     seconds_of_chain: float
 
 
-def pilot(
-    problem: Problem, settings: Settings, said: list[str], *, damping_factor: float = 1.0
-) -> Pilot:
+def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
 
     The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
@@ -110,7 +108,7 @@ def pilot(
     alone = _seconds_of_gradient(of_all, one)
     of_chain = alone * problem.num_train / len(whole.items)
     if settings.budget is not None:
-        _refuse_small_budget(float(settings.budget), alone, of_chain)
+        _refuse_small_budget(float(settings.budget), alone, of_chain, settings.gamma is None)
     at_center = measure(whole, one)
     seconds = chains * alone
     if settings.budget is None or 2 * seconds < _TIMED_SHARE * float(settings.budget):
@@ -126,15 +124,7 @@ def pilot(
     downwards = -nbeta * (least + settings.weight_decay)
     gamma = settings.gamma
     if gamma is None:
-        leftover = math.nan
-        if problem.num_train <= _MOST_ITEMS:
-            every = _Looked.at(problem, order, posterior, device)
-            leftover = leftover_curvature(
-                FullGradient(
-                    oracle, every.items, chunk_size=settings.chunk_size, train_weights=every.weights
-                ),
-                posterior, one, largest=at_center,
-            )  # fmt: skip
+        leftover = _leftover(problem, settings, posterior, one, largest=at_center)
         damping, why = usual_damping(at_center, leftover)
         gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
         if nbeta and gamma and len(whole.items) >= FEWEST_ITEMS:
@@ -152,11 +142,15 @@ def pilot(
         least_gamma = narrowest_gamma(posterior)
         if gamma < least_gamma:
             gamma = least_gamma
-            why = (
-                "the train items are fitted perfectly, so that the loss is flat at w* (largest "
-                f"curvature {at_center:.2g}) and sets no scale: with this gamma chains stay within "
-                f"{_WIDEST:g} |w*|. Give gamma for another ball"
+            stay = (
+                f"with this gamma chains stay within {_WIDEST:g} |w*|. Give gamma for another ball"
             )
+            why += f", raised: {stay}"
+            if nbeta and nbeta * at_center < SHARE * least_gamma:
+                why = (
+                    "the train items are fitted perfectly, so that the loss is flat at w* (largest "
+                    f"curvature {at_center:.2g}) and sets no scale: {stay}"
+                )
         said.append(f"gamma = {gamma:.4g}: {why}")
     elif downwards > gamma:
         said.append(
@@ -207,15 +201,34 @@ def pilot(
     return Pilot(gamma, largest, seconds, of_chain)
 
 
-def _refuse_small_budget(budget: float, alone: float, of_chain: float) -> None:
+def _leftover(
+    problem: Problem, settings: Settings, posterior: LocalPosterior, center: Params, *,
+    largest: float,
+) -> float:  # fmt: skip
+    """`leftover_curvature` by all items in float32; NaN where there are too many."""
+    if problem.num_train > _MOST_ITEMS:
+        return math.nan
+    exact = replace(settings, gradient_precision="float32")
+    device = run_device(problem, settings)
+    gradient = FullGradient(
+        make_oracle(problem, exact, list(posterior.center)),
+        problem.train.to(device),
+        chunk_size=settings.chunk_size or 1,
+        train_weights=item_weights(problem, next(iter(posterior.center.values()))).to(device),
+    )
+    return leftover_curvature(gradient, posterior, center, largest=largest)
+
+
+def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamma: bool) -> None:
     """Raise where not even the curvature at w* fits, before it is measured.
 
     Args:
         budget: In seconds.
         alone: Seconds of a gradient of one chain, over the items that are looked at.
         of_chain: The same over all train items.
+        open_gamma: Whether three of these are needed too.
     """
-    at_center = 4 * _CENTER_ITERATIONS * alone
+    at_center = 4 * _CENTER_ITERATIONS * alone + 3 * open_gamma * of_chain
     if at_center <= _CENTER_SHARE * budget:
         return
     needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)

@@ -26,12 +26,14 @@ class Settings:
     Attributes:
         sampler: The SG-MCMC rule.
         retrained_from: What the scores are to predict: networks retrained on other data from
-            "scratch", or from the "checkpoint" w*.  The default of nbeta follows: a fourth of the
-            usual in a wider ball, or four times that in the same one.
-        nbeta: Inverse temperature times the number of items; n by default, or the number of their
+            "scratch", or from the "checkpoint" w*.  The default of nbeta follows.
+        nbeta: Inverse temperature times the number of items.  By default 10 n where training went
+            to a minimum, 40 n for networks retrained from the checkpoint; n or, retrained from
+            scratch, n/4 where it stopped short of one.  n is the number of items, or of their
             tokens where a loss is the mean over an item's (`bif.losses.averages`).
-        gamma: Precision of the Gaussian around w*; by default nbeta · (largest curvature at
-            w*) / 50, up to 100 times that where gradients of items are nearly orthogonal.
+        gamma: Precision of the Gaussian around w*; by default nbeta times a damping between
+            (largest curvature at w*) / 50 and the curvature along the gradient that training left
+            there, up to 100 times that where gradients of items are nearly orthogonal.
         chains: Independent chains, at least 2.
         draws: Recorded draws of each chain; 200 by default, or as many as `reliability` needs and
             `budget` allows.

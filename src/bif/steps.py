@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import ceil, sqrt
 
+from bif.damping import FLATTEST
 from bif.problem import Problem
 from bif.samplers import RMSpropSGLD
 from bif.settings import Settings
@@ -61,7 +62,7 @@ def choose_steps(
     """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
     assert settings.nbeta is not None and settings.gamma is not None
     white = settings.mass == "kronecker"
-    k_min = max(smallest_curvature(settings), 1e-3 * k_max * (not white))
+    k_min = max(smallest_curvature(settings), FLATTEST * k_max * (not white))
     underdamped = settings.sampler in ("baoab", "sgnht")
     if underdamped:
         length = ROUND_STEP if white else UNDERDAMPED_STEP

@@ -43,7 +43,7 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
     """
     unit, why = untempered(problem)
     target, there = settings.retrained_from, math.nan
-    if settings.memory == "plain":  # elsewhere there is no room for exact weights and a gradient
+    if settings.memory == "plain":  # elsewhere it is not looked at
         there = distance_from_minimum(problem, settings)
     far = there > FAR
     factor = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
