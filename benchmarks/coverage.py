@@ -124,11 +124,12 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     ways = dict.fromkeys((row["nbeta asked"], row["sampler"], row["mass asked"]) for row in rows)
     for way in ways:
-        those = [r for r in rows if (r["nbeta asked"], r["sampler"], r["mass asked"]) == way]
-        those = [r for r in those if "no_reference" not in r]
+        every = [r for r in rows if (r["nbeta asked"], r["sampler"], r["mass asked"]) == way]
+        those = [r for r in every if "no_reference" not in r]
         ran = [r for r in those if "coverage" in r]
         line: dict[str, Any] = dict(zip(("nbeta", "sampler", "mass"), way, strict=True))
         line |= {"problems": len(those), "refused": len(those) - len(ran)}
+        line["no reference"] = len(every) - len(those)
         for figure in ("coverage", "self_coverage"):
             values = [r[figure] for r in ran]
             line |= {figure: float(np.mean(values)), f"least {figure}": min(values)} if ran else {}
@@ -175,7 +176,11 @@ def measured(
         found[this.cell] = []
     for future in as_completed(running):
         this = running[future]
-        found[this.cell].append(future.result())
+        try:
+            found[this.cell].append(future.result())
+        except (ValueError, RuntimeError) as error:  # a run that the library refused
+            yield {**about(this.cell), "refused": str(error)}
+            continue
         if len(found[this.cell]) == arguments.parts + 1:
             yield _row(this, exact[_key(this)], found[this.cell], asked=arguments.seeds)
 

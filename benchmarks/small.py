@@ -24,8 +24,8 @@ was chosen on the last four.
 | linear: `make_regression`, noise of deviation 50 | 200, 120, 60 | 10-16-1 ReLU | .03 | .003 |
 
 A bank a set: 100 half-subsets × 3 seeds from scratch, and from the checkpoint (where whole batches
-leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, the mean
-of both targets.  Rows with `told` are of runs that were told `retrained_from="checkpoint"`; all
+leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, by the
+mean of both targets (of the checkpoint alone in rows with `told`).  Rows with `told` are of runs that were told `retrained_from="checkpoint"`; all
 others know nothing but the weight decay.  `exact_ggn@bif` is influence by the exact Gauss-Newton
 matrix at the damping of the BIF's own run, gamma/nbeta and the weight decay.
 
@@ -218,7 +218,10 @@ def at_temperature(task: Task, times_n: float) -> Task:
 def by_yardstick(task: Task, name: str) -> Task:
     """The task at the default temperature, with one of the two yardsticks as gamma/nbeta."""
     (settings,) = task.settings
-    chosen = bif.calibrate(task.problem, settings).settings
+    found = bif.calibrate(task.problem, settings)
+    chosen, why = found.settings, " ".join(found.explanations)
+    if any(words in why for words in ("so nearly orthogonal", "more, since", "raised:")):
+        raise ValueError(f"{task.name}: gamma is more than the default damping: {why}")
     assert chosen.nbeta and chosen.gamma
     default, leftover = chosen.gamma / chosen.nbeta, leftover_of(task, settings.weight_decay)
     largest = max(default, default**2 / leftover)  # the default is sqrt(a min(a, r))
