@@ -25,7 +25,8 @@ was chosen on the last four.
 
 A bank a set: 100 half-subsets × 3 seeds from scratch, and from the checkpoint (where whole batches
 leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, by the
-mean of both targets (of the checkpoint alone in rows with `told`).  Rows with `told` are of runs that were told `retrained_from="checkpoint"`; all
+mean of both targets (of the checkpoint alone in rows with `told`).  Rows with `told`
+are of runs that were told `retrained_from="checkpoint"`; all
 others know nothing but the weight decay.  `exact_ggn@bif` is influence by the exact Gauss-Newton
 matrix at the damping of the BIF's own run, gamma/nbeta and the weight decay.
 
