@@ -39,7 +39,7 @@ from bif.traces import LossTraces, TraceBlock
 
 CHAINS = 64
 """Of a run: the default."""
-_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 32, 120
+_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 32, 60
 """Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs, at
 the default temperature alone."""
 _NUMBERS = 2**26
