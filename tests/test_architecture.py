@@ -165,6 +165,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "assemble",
     },
     "steps": {"problem", "samplers", "settings"},
+    "remedies": {"settings", "steps"},
     "minibatches": {
         "types",
         "tensors",
@@ -250,7 +251,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "baselines",
         "sampling",
     },
-    "gates": {"estimate", "checks", "settings"},
+    "gates": {"estimate", "checks", "remedies"},
     "keep": {"estimate", "panels", "posterior", "problem", "record", "settings"},
     "backfill": {"types", "sampling", "store"},
     "recording": {
@@ -285,7 +286,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "strongest",
         "traces",
     },
-    "judgement": {"estimate", "checks", "gates", "settings", "traces"},
+    "judgement": {"estimate", "checks", "gates", "remedies", "traces"},
     "conclude": {
         "estimate",
         "problem",
@@ -296,10 +297,10 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "calibrate",
         "controls",
         "described",
-        "gates",
         "judgement",
         "keep",
         "recording",
+        "remedies",
         "run",
         "store",
         "strongest",

@@ -20,6 +20,7 @@ from bif.items import Items
 from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import versions
+from bif.remedies import Remedies
 from bif.response.estimates import BlockResponse, Clock, common_minimum, sampled, settled
 from bif.response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.response.perturbation import bounded, pilot, sizes_of_h
@@ -260,7 +261,8 @@ class _Gathered:
             RuntimeError: All pairs diverged.
         """
         lost = self.response.isnan().all(dim=1)
-        advice = f"lower step_size (it was {s.step_size:.4g}; try half), raise gamma, or lower h"
+        fix = Remedies(s)
+        advice = f"{fix.smaller_step()}, or {fix.tighter_ball()}, or give a smaller h"
         if lost.all():
             raise RuntimeError(
                 f"the chains of all {problem.num_queries} queries diverged ({perturbation}): "
