@@ -167,6 +167,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "assemble",
     },
     "steps": {"damping", "problem", "samplers", "settings"},
+    "remedies": {"settings", "steps"},
     "minibatches": {
         "types",
         "tensors",
@@ -252,7 +253,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "baselines",
         "sampling",
     },
-    "gates": {"estimate", "checks", "settings"},
+    "gates": {"estimate", "checks", "remedies"},
     "keep": {"estimate", "panels", "posterior", "problem", "record", "settings"},
     "backfill": {"types", "sampling", "store"},
     "recording": {
@@ -288,7 +289,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "strongest",
         "traces",
     },
-    "judgement": {"estimate", "checks", "gates", "settings", "traces"},
+    "judgement": {"estimate", "checks", "gates", "remedies", "traces"},
     "conclude": {
         "estimate",
         "problem",
@@ -299,10 +300,10 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "calibrate",
         "controls",
         "described",
-        "gates",
         "judgement",
         "keep",
         "recording",
+        "remedies",
         "run",
         "store",
         "strongest",

@@ -343,7 +343,7 @@ class TestDownhill:
         found = bif.calibrate(downhill(-2.0), Settings(nbeta=10.0, gamma=15.0))
         (warning,) = found.warnings
         assert "U curves downwards at w*" in warning and "-5" in warning
-        assert "Leave gamma open, give more than 20, or train on" in warning
+        assert "Set gamma=None, which adds 20 to its default, or set gamma=40, or" in warning
 
     def test_left_open_gamma_holds_the_chains_there(self):
         found = bif.calibrate(downhill(-2.0), Settings(nbeta=10.0))
@@ -359,7 +359,7 @@ class TestDownhill:
         module = importlib.import_module("bif.pilot")
         monkeypatch.setattr(module, "careful_walk", lambda *given, **named: None)
         found = bif.calibrate(classification(), Settings(mass="identity"))
-        assert any("run off with every step" in w and "Raise gamma" in w for w in found.warnings)
+        assert any("run off with every step" in w and "Set gamma=" in w for w in found.warnings)
         assert any(line.endswith("unknown away from it") for line in found.explanations)
 
     def test_the_warning_stands_beside_the_result(self, tmp_path):

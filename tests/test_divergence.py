@@ -75,7 +75,7 @@ class TestDivergence:
         text = str(error.value)
         assert text.count("diverged") == 1  # in one sentence, not one a chain
         assert "4 of 4 chains (0, 1, 2, 3) diverged" in text
-        assert "Set step_size=25, and half of it again where that is not enough" in text
+        assert "set step_size=25, burn_in=" in text
 
     def test_a_block_whose_chains_have_all_diverged_is_not_run_to_the_end(self):
         steps = []

@@ -16,9 +16,10 @@ from torch import nn
 import bif
 from bif.checks import Checks, not_measured
 from bif.estimate.diagnostics import convergence, diagnose
-from bif.gates import Gate, Remedies
+from bif.gates import Gate
 from bif.interrupts import Preempted
 from bif.judgement import figures_of, judge
+from bif.remedies import Remedies
 from bif.report import render_report
 from bif.rng import ShuffledOrder
 from bif.traces import LossTraces
@@ -259,7 +260,7 @@ def test_a_sampler_that_does_not_sample_the_posterior_says_so():
     settings = replace(HEALTHY, sampler="rmsprop_sgld", friction=None, step_size=1e-3)
     run = bif.attribute(classification(), settings)
     assert "sampler" in failed(run)
-    assert any("Use sampler='rmsprop_sgld_frozen'" in w for w in run.manifest["warnings"])
+    assert any("Set sampler='rmsprop_sgld_frozen'" in w for w in run.manifest["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -282,10 +283,19 @@ def test_no_noise_excuses_an_identity_that_is_missed(figures, fails):
 
 
 def test_remedies_name_numbers_in_the_coordinates_of_the_run():
-    white = replace(HEALTHY, mass="kronecker", thin=2)
-    assert Remedies.of(white).step.startswith("set step_size=0.05 with mass='kronecker'")
-    assert Remedies.of(HEALTHY).step == "set step_size=0.05"
-    assert Remedies.of(HEALTHY).gamma == "raise gamma (gamma=80)"
+    white = Remedies(replace(HEALTHY, mass="kronecker", thin=2))
+    assert white.smaller_step() == "set step_size=0.05, mass='kronecker', burn_in=120 and thin=4"
+    fix = Remedies(HEALTHY)
+    assert fix.smaller_step(4.0) == "set step_size=0.025, burn_in=240 and thin=8"
+    assert fix.tighter_ball() == "set gamma=80"
+    assert Remedies(replace(HEALTHY, gamma=0.0)).tighter_ball() == "set gamma=None"
+    forecast = Remedies(HEALTHY, asked=bif.Settings(budget="1m", burn_in=60))
+    assert forecast.more_draws(2.0) == "set draws=300 and budget=None"
+    assert forecast.tighter_ball(2.0) == "set gamma=40 and burn_in=None"
+    batches = Remedies(replace(HEALTHY, gradient="minibatch", batch_size=10), num_items=60)
+    assert batches.larger_batches(4.0) == "set batch_size=40"
+    assert batches.larger_batches(8.0) is None
+    assert batches.all_items() == "set gradient='full' and batch_size=None"
 
 
 def test_the_report_of_a_run_that_is_not_trusted_says_so_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import exp, sqrt
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from bif.losses import squared_error
 from bif.mass import KroneckerMass, measured, measured_mass, whitened_curvature
 from bif.rng import BlockNoise, generator
 from bif.samplers import BAOAB
+from exact_problems import mutate_baoab
 
 CPU = torch.device("cpu")
 
@@ -181,19 +183,39 @@ def test_a_step_given_in_units_of_weights_keeps_unit_mass(given: dict):
     assert calibrate(steep_problem(), Settings(gamma=0.05, **given)).settings.mass == "identity"
 
 
-def test_scores_with_a_mass_are_those_without_and_cost_fewer_steps():
+def exact_scores(problem: Problem, *, nbeta: float, gamma: float) -> np.ndarray:
+    """`-(g_q S g_i + tr(H_q S H_i S) / 2)` of the regression at its minimum, `[Q, N]`."""
+    (x, y), (asked, wanted) = problem.train.data, problem.query_groups["query"].data
+    (weight,) = (p.detach() for p in problem.model.parameters())
+    S = torch.linalg.inv(nbeta * x.T @ x / len(x) + gamma * torch.eye(6, dtype=torch.float64))
+    inner = asked @ S @ x.T
+    residuals = (asked @ weight.T - wanted) @ (x @ weight.T - y).T
+    return -(residuals * inner + 1.5 * inner.square()).numpy()
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["noise", "halved noise"])
+def test_scores_with_a_mass_are_exact(wrong: bool, monkeypatch: pytest.MonkeyPatch):
+    """U is quadratic, where BAOAB has no bias: over seeds the slope on the exact scores is 1."""
+    if wrong:
+        mutate_baoab(monkeypatch, noise=sqrt(0.5))
+    problem, slopes = steep_problem(), []
+    given = Settings(nbeta=600.0, gamma=0.05, mass="kronecker", chains=32, draws=150)
+    exact = exact_scores(problem, nbeta=600.0, gamma=0.05)
+    for seed in range(4):
+        scores = attribute(problem, replace(given, seed=seed)).influence.dataset["influence"]
+        slopes.append(float((scores.values[0] * exact).sum() / (exact**2).sum()))
+    error = float(np.std(slopes, ddof=1)) / sqrt(len(slopes))
+    assert error < 0.015, "the runs are too short to tell"
+    # Student's t of four slopes exceeds 7 by chance in 1 of 170 cases.
+    assert (abs(float(np.mean(slopes)) - 1) > 7 * error) is wrong
+
+
+def test_a_mass_costs_fewer_steps():
     problem = steep_problem()
     runs = {
-        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=300, seed=2))
+        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=150, seed=2))
         for mass in ("identity", "kronecker")
     }
-    datasets = {mass: run.influence.dataset for mass, run in runs.items()}
-    difference = (datasets["identity"] - datasets["kronecker"])["influence"]
-    errors = [dataset["standard_error"] for dataset in datasets.values()]
-    error = (errors[0] ** 2 + errors[1] ** 2) ** 0.5
-    z = (difference / error).values
-    assert abs(z).max() < 6
-    assert 0.6 < (z**2).mean() ** 0.5 < 1.5
     steps = {mass: float(run.summary["autocorrelation_steps"]) for mass, run in runs.items()}
     assert steps["kronecker"] < 0.5 * steps["identity"]
     assert runs["kronecker"].summary["trusted"]

@@ -17,7 +17,6 @@ import torch
 import bif
 from bif.bank import Bank, BankPart, Plan, retrained
 from bif.pilot import pilot
-from bif.temperature import untempered
 from bif.tune import MIN_SUBSETS, Tried, _climb, forecast
 from command_line import Answer, caller, failed
 from test_benchmark import convex
@@ -116,21 +115,30 @@ class TestTune:
         assert len({(t.nbeta, t.gamma) for t in found.tried}) == len(found.tried)
 
     @pytest.mark.parametrize(
-        ("target", "factor", "gamma"), [("scratch", 1 / 4, 1 / 4), ("checkpoint", 4, 1)]
+        ("target", "nbetas", "in_the_ball"),
+        [("scratch", [10.0, 2.5], [1 / 4, 1 / 16]), ("checkpoint", [160.0, 640.0], [1, 1])],
     )
-    def test_it_starts_warmer_for_networks_from_scratch_and_goes_on_so(
-        self, brief, target, factor, gamma
+    def test_it_starts_at_n_over_4_for_networks_from_scratch_and_else_at_4_n(
+        self, brief, target, nbetas, in_the_ball
     ):
-        """Than the untempered posterior: colder keeps its ball, warmer its gamma/nbeta."""
-        nbeta, _ = untempered(convex().problem)
-        default = bif.calibrate(convex().problem, replace(GIVEN, nbeta=nbeta)).settings
-        part = replace(tuning_part(), target=target)
-        queries = convex().tuning_queries
-        first, second, *_ = bif.tune(convex().problem, GIVEN, part=part, queries=queries).tried
-        assert default.nbeta is not None and default.gamma is not None
-        for power, tried in ((1, first), (2, second)):
-            assert tried.nbeta == pytest.approx(factor**power * default.nbeta)
-            assert tried.gamma == pytest.approx(gamma**power * default.gamma, rel=1e-4)
+        """And goes on so by factors of 4: colder keeps the ball of n = 40, warmer gamma/nbeta."""
+        problem, part = convex().problem, replace(tuning_part(), target=target)
+        tried = bif.tune(problem, GIVEN, part=part, queries=convex().tuning_queries).tried
+        x, _ = problem.train.data
+        inputs = torch.cat([x, torch.ones(40, 1)], dim=1).double()
+        p = problem.model(x).detach().softmax(dim=1)
+        of_logits = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+        hessian = torch.einsum("nab,ni,nj->aibj", of_logits, inputs, inputs).reshape(15, 15) / 40
+        matrix, bias = (p.detach().double() for p in problem.model.parameters())
+        w = torch.cat([matrix, bias[:, None]], dim=1)
+        wrong = p.double() - torch.nn.functional.one_hot(problem.train.data[1], 3)
+        left = ((wrong.T @ inputs) / 40 + 0.01 * w).flatten()
+        part = float(torch.linalg.eigvalsh(hessian)[-1]) / 50
+        slow = float((hessian @ left + 0.01 * left).norm() / left.norm())
+        # Damping times 40, or as wide as three |w*|.
+        ball = max(40 * (part * min(part, slow)) ** 0.5, 15 / (9 * float(w.square().sum())))
+        assert [t.nbeta for t in tried[:2]] == nbetas
+        assert [t.gamma / ball for t in tried[:2]] == pytest.approx(in_the_ball, rel=1e-3)
 
     def test_the_curvature_is_measured_for_wider_posteriors_only(self, brief, monkeypatch):
         """A narrower one takes the step of the widest so far: measuring costs a pilot."""

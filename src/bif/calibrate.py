@@ -339,7 +339,8 @@ def _choose_mass(
         if asked_for == inf:
             raise ValueError(
                 "mass='kronecker': chains in its coordinates run off w* with every step that was "
-                "tried. Leave mass open, raise gamma, or train on to a minimum."
+                f"tried. Leave mass open: set mass=None, or set gamma={10 * s.gamma:.3g}, or train "
+                "on to a minimum."
             )
         return s, asked_for
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)

@@ -14,11 +14,11 @@ from bif.described import described
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
-from bif.gates import Remedies
 from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
 from bif.provenance import hardware, versions
 from bif.recording import Recording
+from bif.remedies import Remedies
 from bif.run import Run
 from bif.settings import Settings
 from bif.strongest import influence_of, strongest_dataset
@@ -53,19 +53,15 @@ def concluded(
     """
     sampling, settings, keep = recording.sampling, calibration.settings, recording.keep
     problem, traces = sampling.problem, recording.traces()
-    warnings = _warnings(recording, settings)
+    fix = Remedies.of(settings, identity, problem.num_train)
+    warnings = _warnings(recording, settings, fix)
     if traces.num_chains < 2:
         if recording.interrupted and recording.folder is not None:
             raise KeyboardInterrupt(recording.progress_in_words())
-        fix = Remedies.of(settings)
-        advice = (
-            f"{fix.step[:1].upper()}{fix.step[1:]}, and half of it again where that is not enough."
-            if recording.diverged
-            else "Let it run longer."
-        )
+        advice = "" if recording.diverged else " Let it run longer."
         raise RuntimeError(
             f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
-            f"with errors needs two: {'; '.join(warnings)}. {advice}"
+            f"with errors needs two: {'; '.join(warnings)}.{advice}"
         )
     assert settings.nbeta is not None
     dataset = described(_scores(recording, traces, settings.nbeta, top), sampling).assign_attrs(
@@ -87,9 +83,9 @@ def concluded(
     )
     judged = judge(
         traces, figures, checks=recording.looked_at, diverged=len(recording.diverged),
-        settings=settings,
+        fix=fix,
     )  # fmt: skip
-    warnings += short_of(calibration.reliability, figures)
+    warnings += short_of(calibration.reliability, figures, fix)
     summary = {
         "trusted": judged.trusted,
         **figures,
@@ -160,16 +156,17 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
     )
 
 
-def _warnings(recording: Recording, settings: Settings) -> list[str]:
+def _warnings(recording: Recording, settings: Settings, fix: Remedies) -> list[str]:
     assert settings.burn_in is not None and settings.thin is not None
     said = []
     if recording.diverged:
-        fix, lost = Remedies.of(settings), sorted(recording.diverged)
+        lost = sorted(recording.diverged)
         first = settings.burn_in + min(recording.diverged.values()) * settings.thin
         named = ", ".join(str(chain) for chain in lost[:8]) + (", …" if len(lost) > 8 else "")
         said.append(
             f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
-            f"{first} with step_size={settings.step_size:.4g}, and were left out: {fix.step}"
+            f"{first} with step_size={settings.step_size:.4g}, and were left out: "
+            f"{fix.smaller_step()}"
         )
     if recording.taken_along:
         said.append(

@@ -20,6 +20,7 @@ from bif.interrupts import termination_raises
 from bif.items import Items
 from bif.manifest import identity
 from bif.problem import Problem
+from bif.remedies import Remedies
 from bif.response import respond
 from bif.response.perturbation import pilot_queries
 from bif.run import Run, load
@@ -109,7 +110,7 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
         found = cross_check(problem, run)
         checked = with_gates(
             run,
-            cross_gates(found.half_step, found.response, _settings_of(problem, run)),
+            cross_gates(found.half_step, found.response, _remedies(problem, run)),
             found.figures,
         )
         checked.write(opened)
@@ -150,6 +151,11 @@ def _settings_of(problem: Problem, run: Run) -> Settings:
     if ids != problem.scored_ids.tolist():
         raise ValueError("the run has other train items than the problem: pass the run's own.")
     return replace(settings, controls=False)
+
+
+def _remedies(problem: Problem, run: Run) -> Remedies:
+    identity = run.manifest["identity"]
+    return Remedies.of(_settings_of(problem, run), identity, problem.num_train)
 
 
 def _refuse_another(then: Mapping[str, object], problem: Problem, folder: str) -> None:

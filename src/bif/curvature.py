@@ -102,8 +102,9 @@ def _powers(
 ) -> Iterator[Tensor]:
     """Curvatures `[C]` along the directions of a power iteration on `H + shift`."""
     for _ in range(iterations):
-        length = tensors.squared_norm(direction).sqrt().clamp(min=1e-30)
-        tensors.scale_chains_(direction, 1 / length)
+        length = tensors.squared_norm(direction).sqrt()
+        # Squares of what is smaller still are 0 in float32: there is no direction to go on in.
+        tensors.scale_chains_(direction, torch.where(length > 1e-18, 1 / length, 0.0))
         ahead = product(direction)
         yield tensors.inner(direction, ahead)
         direction = tensors.add_(ahead, tensors.scale_chains_(direction, shift))

@@ -10,7 +10,7 @@ from bif.checks import Checks
 from bif.estimate.independence import Independence
 from bif.estimate.response import Ratio
 from bif.estimate.stationarity import Drift
-from bif.settings import Settings
+from bif.remedies import Remedies, alternatives
 
 RHAT = 1.05
 REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
@@ -22,42 +22,13 @@ IDENTITY = 0.1
 HEAT, RANDOMNESS = 0.25, 1e-3
 DIVERGED, SLOPE = 0.1, 0.2
 _ERRORS = 4.0
+_MOST = 4.0
+"""By what a step is divided at most, where its bias goes with the square."""
+_GENERAL = Remedies()
+_BIASES = ("step", "virial", "dilation", "temperature")
+"""Gates that fail where the sampler is not at the posterior's law."""
 BIASED = ("rmsprop_sgld",)
 """Samplers that do not sample the posterior."""
-
-
-@dataclass(frozen=True)
-class Remedies:
-    """What to change, in words that can be followed as they stand.
-
-    Attributes:
-        step: A smaller step.
-        gamma: A tighter ball.
-        draws: More draws.
-        burn_in: A longer burn-in.
-    """
-
-    step: str
-    gamma: str
-    draws: str
-    burn_in: str
-
-    @classmethod
-    def of(cls, s: Settings | None) -> Remedies:
-        """For a run with these settings, complete; in general words without."""
-        if s is None:
-            return cls("lower step_size", "raise gamma", "raise draws", "raise burn_in")
-        white = s.mass == "kronecker"
-        step = "" if s.step_size is None else f"set step_size={s.step_size / 2:.3g}"
-        words = f"{step} with mass='kronecker', in whose coordinates it is" if white else step
-        return cls(
-            words,
-            "raise gamma" if s.gamma is None else f"raise gamma (gamma={4 * s.gamma:.3g})",
-            "raise draws" if s.draws is None else f"raise draws (draws={4 * s.draws})",
-            "raise burn_in"
-            if s.burn_in is None
-            else f"raise burn_in (burn_in={max(4 * s.burn_in, 100)})",
-        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +67,7 @@ def gates(
     together: Independence,
     checks: Checks | None = None,
     diverged: int = 0,
-    settings: Settings | None = None,
+    fix: Remedies = _GENERAL,
 ) -> list[Gate]:
     """Return all gates of a run.  They judge the chains, never the scores.
 
@@ -106,9 +77,8 @@ def gates(
         together: What chains have in common.
         checks: Of the sampler; without them those gates are left out.
         diverged: Chains that were left out.
-        settings: Complete, for remedies in numbers.
+        fix: Remedies in numbers; in general words without.
     """
-    fix = Remedies.of(settings)
     chains, ess = int(figures["chains"]), float(figures["ess_median"])
     # Independent moments of a chain: with few of them a ratio of variances is rough.
     moments = ess / chains if ess > 0 else math.nan
@@ -119,10 +89,10 @@ def gates(
             float(figures["rhat_max"]),
             RHAT,
             "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, "
-            f"and drift looks like influence. {_sentence(fix.draws)} and {fix.burn_in}, or "
-            f"{fix.gamma}",
+            "and drift looks like influence. "
+            f"{_for_longer_chains(_excess(float(figures['rhat_max'])), fix)}",
             "R-hat is not defined: no loss moves, or chains have fewer than 4 draws. Look at the "
-            f"loss, or {fix.draws}",
+            f"loss, or {fix.more_draws()}",
         ),
         _gate(
             "drift",
@@ -130,24 +100,17 @@ def gates(
             COMMON,
             "a drift that all chains share holds {value:.0%} of the losses' variance: they have "
             "not levelled off, and items that drift alike look mutually helpful. "
-            f"{_sentence(fix.burn_in)}, or {fix.gamma}",
+            f"{alternatives(fix.longer_burn_in(), fix.tighter_ball())}",
         ),
         _gate(
             "detrending",
             moving.removed,
             REMOVED,
             "taking a straight line from every chain takes {value:.0%} of the covariances along: "
-            f"the chains are too short for how slowly they move. {_sentence(fix.draws)}, or "
-            f"{fix.gamma}",
+            "the chains are too short for how slowly they move. "
+            f"{_for_longer_chains(moving.removed / REMOVED, fix)}",
             "the share of the covariances that lies in straight lines is not defined: no loss or "
             "no query moves. Look at the loss",
-        ),
-        _gate(
-            "outliers",
-            float(len(moving.outliers)),
-            0.0,
-            f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
-            f"or sit in another basin. {_sentence(fix.burn_in)}, or {fix.gamma}",
         ),
         _gate(
             "independence",
@@ -155,7 +118,7 @@ def gates(
             SHARED + rough,
             "chains move together: their mean trace varies {value:.2g} times as much as that of "
             "independent chains. They share mini-batches or random numbers, or still relax from "
-            f"their start: give each chain its own, or {fix.burn_in}",
+            f"their start: give each chain its own, or {fix.longer_burn_in()}",
         ),
         _gate(
             "twins",
@@ -169,18 +132,32 @@ def gates(
             diverged / (chains + diverged) if chains + diverged else 0.0,
             DIVERGED,
             f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
-            f"selection. {_sentence(fix.step)}, and half of it again where that is not enough",
+            f"selection. {alternatives(fix.smaller_step())}",
         ),
     ]
     if "reliability" in figures:
         found.append(_agreement(float(figures["reliability"]), fix))
-    if settings is not None and settings.sampler in BIASED:
+    if fix.settings is not None and fix.settings.sampler in BIASED:
         reason = (
-            f"sampler={settings.sampler!r} as published does not sample the posterior: its step "
-            "follows the gradient and a correction is missing. Use sampler='rmsprop_sgld_frozen'"
+            f"{fix.settings.sampler} as published does not sample the posterior: its step follows "
+            "the gradient and a correction is missing. Set sampler='rmsprop_sgld_frozen'"
         )
         found.append(Gate("sampler", math.nan, 0.0, True, reason))
-    return found + (_of_the_sampler(checks, fix) if checks is not None else [])
+    unsettled = any(gate.failed for gate in found if gate.name in ("mixing", "drift"))
+    sampled = [] if checks is None else _of_the_sampler(checks, fix, unsettled=unsettled)
+    mended = [fix.longer_chains(), fix.tighter_ball()]
+    if any(gate.failed for gate in sampled if gate.name in _BIASES) and not unsettled:
+        mended = [fix.all_items()] if fix.is_noisy else [fix.smaller_step()]
+    found.append(
+        _gate(
+            "outliers",
+            float(len(moving.outliers)),
+            0.0,
+            f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
+            f"or sit in another basin. {alternatives(*mended)}",
+        )
+    )
+    return found + sampled
 
 
 def _agreement(reliability: float, fix: Remedies) -> Gate:
@@ -191,23 +168,24 @@ def _agreement(reliability: float, fix: Remedies) -> Gate:
     elif reliability <= 0:
         reason = (
             f"two halves of the run do not agree on the scores ({reliability:.2f}): they are "
-            f"noise. {_sentence(fix.draws)}, or {fix.gamma}"
+            f"noise. {alternatives(fix.more_draws(), fix.tighter_ball())}"
         )
     return Gate("reliability", reliability, 0.0, bool(reason), reason)
 
 
-def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
+def _of_the_sampler(checks: Checks, fix: Remedies, *, unsettled: bool) -> list[Gate]:
     underdamped = not math.isnan(checks.kinetic)
     found = []
     if not math.isnan(checks.step_share):
+        limit = STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED
         found.append(
             _gate(
                 "step",
                 checks.step_share,
-                STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED,
+                limit,
                 f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along "
                 f"the chains, where the step is {{value:.0%}} of the way to the edge of stability. "
-                f"{_sentence(fix.step)}",
+                f"{alternatives(_step_for(checks.step_share / limit, fix))}",
             )
         )
     found += _identity(
@@ -215,21 +193,22 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
         checks.virial,
         checks.virial_error,
         f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws are "
-        f"not from it. {_sentence(fix.step)}, use gradient='full' or larger batches, or "
-        f"{fix.burn_in}",
+        "not from it",
         fix,
+        unsettled=unsettled,
     )
     if not math.isnan(checks.dilation):
         # A ratio of second moments, far noisier than the virial where many weights hardly move the
         # loss: its noise has a share.
-        limit = IDENTITY + 3 * _or_zero(checks.dilation_error)
+        limit, away = IDENTITY + 3 * _or_zero(checks.dilation_error), abs(checks.dilation - 1)
         found.append(
             _gate(
                 "dilation",
-                abs(checks.dilation - 1),
+                away,
                 limit,
                 f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as "
-                f"under the posterior: the step biases the draws. {_sentence(fix.step)}",
+                "under the posterior: the step biases the draws. "
+                f"{alternatives(_step_for(away / IDENTITY, fix))}",
             )
         )
     if underdamped:
@@ -238,8 +217,9 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
             checks.kinetic,
             checks.kinetic_error,
             f"the kinetic temperature is {checks.kinetic:.3g}, not 1: gradient noise or the step "
-            f"heats the chains. Use gradient='full' or larger batches, or {fix.step}",
+            "heats the chains",
             fix,
+            unsettled=False,
         )
     if not math.isnan(checks.heat):
         found.append(
@@ -248,7 +228,7 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
                 checks.heat,
                 HEAT,
                 "gradient noise widens the draws by {value:.0%} in its worst direction: they are "
-                "too hot. Use gradient='full', larger batches, a smaller step, or lower nbeta",
+                f"too hot. {alternatives(*_for_less_noise(checks.heat / HEAT, fix))}",
             )
         )
     found.append(
@@ -264,48 +244,89 @@ def _of_the_sampler(checks: Checks, fix: Remedies) -> list[Gate]:
     return found
 
 
-def _identity(name: str, value: float, error: float, reason: str, fix: Remedies) -> list[Gate]:
-    """A ratio that is 1 under the posterior; one too noisy to tell is a failure of its own."""
+def _identity(
+    name: str, value: float, error: float, what: str, fix: Remedies, *, unsettled: bool
+) -> list[Gate]:
+    """A ratio that is 1 under the posterior; one too noisy to tell is a failure of its own.
+
+    Args:
+        what: What is wrong where it is missed.
+        unsettled: Whether the chains may still be on their way from w*, where it is too small.
+    """
     away = abs(value - 1)
     if away <= IDENTITY and not error > IDENTITY:
         return [Gate(name, away, IDENTITY, False, "")]
-    if away > IDENTITY:
-        # Where the noise alone could do it, more draws tell; a smaller step may not be needed.
-        also = f"; or {fix.draws}, for it is known to ±{error:.2g} only" if error > away / 3 else ""
-        return [Gate(name, away, IDENTITY, True, reason + also)]
-    undecided = (
-        f"its figure, {value:.3g} ± {error:.2g}, is too rough to tell whether the draws are from "
-        f"the posterior. {_sentence(fix.draws)}, or give more chains"
-    )
-    return [Gate(name, away, IDENTITY, True, undecided)]
+    if error > max(away / 3, IDENTITY / 3):
+        # So many draws that two and a half errors fit.
+        times = max(4.0, (2.5 * error / IDENTITY) ** 2)
+        undecided = (
+            f"its figure, {value:.3g} ± {error:.2g}, is too rough to tell whether the draws are "
+            f"from the posterior. {alternatives(fix.longer_chains(times))}"
+        )
+        return [Gate(name, away, IDENTITY, True, undecided)]
+    if unsettled and value < 1:
+        mended = [fix.longer_chains()]
+    elif fix.is_noisy:
+        mended = _for_less_noise(away / IDENTITY, fix)
+    else:
+        mended = [_step_for(away / IDENTITY, fix)]
+    return [Gate(name, away, IDENTITY, True, f"{what}. {alternatives(*mended)}")]
 
 
-def cross_gates(half_step: Ratio, response: Ratio, settings: Settings | None = None) -> list[Gate]:
+def cross_gates(half_step: Ratio, response: Ratio, fix: Remedies = _GENERAL) -> list[Gate]:
     """Return the gates of what further chains found.
 
     Args:
         half_step: Variance of the losses over that at half the step.
         response: Slope of the scores on responses.
-        settings: Of the run, complete, for remedies in numbers.
+        fix: Remedies in numbers; in general words without.
     """
-    fix = Remedies.of(settings)
+    excess, slope = abs(half_step.value - 1), abs(response.value - 1)
+    noise = fix.all_items() if fix.is_noisy else None
     return [
         _gate(
             "half step",
-            abs(half_step.value - 1),
+            excess,
             max(IDENTITY, _ERRORS * _or_zero(half_step.standard_error)),
             f"the losses vary {half_step.value:.3g} times as much as at half the step: the step "
-            f"biases the draws. {_sentence(fix.step)}",
+            f"biases the draws. {alternatives(_step_for(2 * excess / IDENTITY, fix))}",
         ),
         _gate(
             "response",
-            abs(response.value - 1),
+            slope,
             max(SLOPE, _ERRORS * _or_zero(response.standard_error)),
             f"the scores are {response.value:.3g} times those of the response estimator, which "
-            f"neither the step nor gradient noise biases. {_sentence(fix.step)}, or use "
-            "gradient='full'",
+            "neither the step nor gradient noise biases. "
+            f"{alternatives(noise, _step_for(slope / SLOPE, fix))}",
         ),
     ]
+
+
+def _excess(rhat: float) -> float:
+    """By which factor `R² - 1`, which falls as 1 / length, is too large."""
+    return (rhat**2 - 1) / (RHAT**2 - 1)
+
+
+def _for_longer_chains(excess: float, fix: Remedies) -> str:
+    """Where a share that falls as 1 / length is too large by a factor."""
+    times = max(4.0, 2 * excess) if math.isfinite(excess) else 4.0
+    return alternatives(fix.longer_chains(times), fix.tighter_ball(min(times, 16.0)))
+
+
+def _step_for(excess: float, fix: Remedies) -> str:
+    """A smaller step where a bias, which goes with it or its square, is too large by a factor."""
+    times = 1.5 * excess if math.isfinite(excess) else 1.0
+    # Of chains that leave for elsewhere a figure tells no more than that.
+    most = _MOST if fix.is_underdamped else _MOST**2
+    return fix.smaller_step(min(max(2.0, times**0.5 if fix.is_underdamped else times), most))
+
+
+def _for_less_noise(excess: float, fix: Remedies) -> list[str | None]:
+    """Where gradient noise, which goes with step and 1 / batch_size, is too large by a factor."""
+    if not math.isfinite(excess):
+        return [fix.all_items()]
+    times = max(2.0, 1.5 * excess)
+    return [fix.all_items(), fix.larger_batches(times), fix.smaller_step(times)]
 
 
 def _gate(name: str, value: float, limit: float, reason: str, undefined: str = "") -> Gate:
@@ -314,10 +335,6 @@ def _gate(name: str, value: float, limit: float, reason: str, undefined: str = "
         return Gate(name, value, limit, True, undefined or "its figure is not defined")
     failed = value > limit
     return Gate(name, value, limit, failed, reason.format(value=value) if failed else "")
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def _or_zero(x: float) -> float:

@@ -14,11 +14,14 @@ from bif.estimate.diagnostics import reliability
 from bif.estimate.independence import independence, significant_pairs
 from bif.estimate.stationarity import drift
 from bif.gates import Gate, gates
-from bif.settings import Settings
+from bif.remedies import Remedies
 from bif.traces import LossTraces
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_MARGIN = 1.2
+"""On the draws for a reliability: it is known from one run."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def judge(
     *,
     checks: Checks | None = None,
     diverged: int = 0,
-    settings: Settings | None = None,
+    fix: Remedies | None = None,
 ) -> Judgement:
     """Hold a run against the gates.
 
@@ -61,7 +64,7 @@ def judge(
         figures: From `figures_of`.
         checks: Of the sampler, where it was looked at.
         diverged: Chains that were left out.
-        settings: Complete, for remedies in numbers.
+        fix: Remedies in numbers.
     """
     moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
     found: dict[str, float] = {
@@ -86,7 +89,7 @@ def judge(
             warnings.append("there was no room to measure how much gradient noise widens the draws")
     listed = gates(
         figures, moving=moving, together=together, checks=checks, diverged=diverged,
-        settings=settings,
+        fix=fix or Remedies(),
     )  # fmt: skip
     return Judgement(tuple(listed), found, tuple(warnings))
 
@@ -117,15 +120,14 @@ def figures_of(
     }
 
 
-def short_of(target: float | None, figures: Mapping[str, float | int]) -> list[str]:
-    """Where the reliability that was aimed at was not reached, and how far it is."""
+def short_of(target: float | None, figures: Mapping[str, float | int], fix: Remedies) -> list[str]:
+    """Where the reliability that was aimed at was not reached, and with how many draws it is."""
     found = float(figures["reliability"])
     if target is None or not found < target:
         return []
-    share = target * (1 - found) / ((1 - target) * found) if found > 0 else float("inf")
-    more = figures["draws"] * (share - 1)
-    needed = f"about {more:,.0f} more draws would reach it" if more < 1e12 else "more draws"
-    return [f"reliability is {found:.3f}, below the {target:g} that was aimed at: {needed}"]
+    share = target * (1 - found) / ((1 - target) * found) if found > 0 else math.inf
+    needed = f": {fix.more_draws(_MARGIN * share)}" if share < 1e6 else ""
+    return [f"reliability is {found:.4g}, below the {target:g} that was aimed at{needed}"]
 
 
 def _or_nan(function: Any, values: np.ndarray) -> float:

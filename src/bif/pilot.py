@@ -40,6 +40,9 @@ _MOST_NUMBERS = 2**28
 _WIDEST = 3.0
 """The Gaussian's radius, `sqrt(number of moving weights / gamma)`, in units of |w*|, at most: where
 the items are fitted perfectly the loss is flat at w*, and its curvature tells no scale."""
+_FLAT = 10.0
+"""By how much the curvature within that radius exceeds the one at w* where items are fitted
+perfectly."""
 _BATCHES = 8
 """Mini-batches whose curvatures are looked at."""
 _CENTER_ITERATIONS, _CENTER_SHARE, _TIMED_SHARE = 20, 0.3, 0.05
@@ -92,7 +95,12 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
     whole = _Looked.at(problem, order[:_PILOT_ITEMS], posterior, device)
 
-    def measure(looked: _Looked, params: Params, iterations: int = _CENTER_ITERATIONS) -> float:
+    def measure(
+        looked: _Looked,
+        params: Params,
+        iterations: int = _CENTER_ITERATIONS,
+        noise: BlockNoise = noise,
+    ) -> float:
         return float(
             largest_curvature(
                 oracle, params, items=looked.items, chunk_size=settings.chunk_size or 1,
@@ -122,7 +130,7 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         )
     )  # fmt: skip
     downwards = -nbeta * (least + settings.weight_decay)
-    gamma = settings.gamma
+    gamma, there = settings.gamma, at_center
     if gamma is None:
         leftover = _leftover(problem, settings, posterior, one, largest=at_center)
         damping, why = usual_damping(at_center, leftover)
@@ -142,25 +150,30 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         least_gamma = narrowest_gamma(posterior)
         if gamma < least_gamma:
             gamma = least_gamma
-            stay = (
-                f"with this gamma chains stay within {_WIDEST:g} |w*|. Give gamma for another ball"
-            )
-            why += f", raised: {stay}"
-            if nbeta and nbeta * at_center < SHARE * least_gamma:
+            why += f", raised: with this gamma chains stay within {_WIDEST:g} |w*|"
+            source = generator(0, 0, "probe", device=device, counter="ball")
+            own = BlockNoise(source, posterior.masks)
+            ball = tensors.add_(tensors.copied(params), own.normal(params), gamma**-0.5)
+            in_the_ball = measure(whole, ball, _LOOK_ITERATIONS, own)
+            if in_the_ball > _FLAT * at_center:
+                there = in_the_ball
+                gamma = max(gamma, max(nbeta, 1.0) * there / SHARE)
                 why = (
                     "the train items are fitted perfectly, so that the loss is flat at w* (largest "
-                    f"curvature {at_center:.2g}) and sets no scale: {stay}"
+                    f"curvature {at_center:.2g}) and sets no scale: damping gamma/nbeta = largest "
+                    f"curvature within {_WIDEST:g} |w*|, {there:.2g}, / {SHARE:g}"
                 )
+            why += ". Give gamma for another ball"
         said.append(f"gamma = {gamma:.4g}: {why}")
     elif downwards > gamma:
         said.append(
             f"{WARNING}U curves downwards at w*: its smallest curvature there is "
             f"{gamma - downwards:.4g}, for the mean loss has {least:.4g}. The chains leave w* for "
-            f"another place. Leave gamma open, give more than {downwards:.4g}, or train on to a "
-            "minimum"
+            f"another place. Set gamma=None, which adds {downwards:.4g} to its default, or set "
+            f"gamma={2 * downwards:.3g}, or train on to a minimum"
         )
     posterior = make_posterior(problem, replace(settings, gamma=gamma))
-    k_max = nbeta * (at_center + settings.weight_decay) + gamma
+    k_max = nbeta * (there + settings.weight_decay) + gamma
     count = _walked_items(len(whole.items), seconds, settings)
     few = whole if count == len(whole.items) else _Looked.at(
         problem, order[:count], posterior, device
@@ -173,18 +186,17 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     if seen is None:
         said += [
             f"{WARNING}chains that start at w* run off with every step that was tried: the loss is "
-            f"far from quadratic there. Raise gamma (gamma={10 * gamma:.3g}), or train on to a "
-            "minimum",
+            f"far from quadratic there. Set gamma={10 * gamma:.3g}, or train on to a minimum",
             f"largest curvature of the mean loss: {at_center:.4g} at w*, unknown away from it",
         ]
-        return Pilot(gamma, at_center, seconds, of_chain)
+        return Pilot(gamma, there, seconds, of_chain)
     found = [measure(few, place, _LOOK_ITERATIONS) for place in seen]
     away = max((x for x in found if x < float("inf")), default=at_center)
     said.append(
         f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} along a walk of "
         f"{STEPS} steps ({chains} chains, {count} items)"
     )
-    largest = max(at_center, away)
+    largest = max(there, away)
     if settings.gradient != "full":
         batch = settings.batch_size or 1
         parts = order[: batch * min(_BATCHES, problem.num_train // batch)].split(batch)

@@ -56,6 +56,18 @@ def relaxation_steps(settings: Settings, k_min: float) -> float:
     return 1 / (step * rate)
 
 
+def burn_in_steps(settings: Settings, relaxation: float) -> int:
+    """Steps of a burn-in, from those in which the slowest direction forgets."""
+    return ceil(_burn_in_times(settings) * relaxation)
+
+
+def _burn_in_times(settings: Settings) -> int:
+    """Relaxation times of a burn-in: ten of the underdamped rule's shrink a start by e^-10."""
+    if settings.mass == "kronecker":
+        return 6
+    return 10 if settings.sampler in ("baoab", "sgnht") else 5
+
+
 def choose_steps(
     problem: Problem, settings: Settings, k_max: float, said: list[str]
 ) -> tuple[Settings, float]:
@@ -91,9 +103,7 @@ def choose_steps(
         said.append(f"step_size = {step:.4g}: {why}")
     settings = replace(settings, step_size=step, friction=friction)
     relaxation = relaxation_steps(settings, k_min)
-    # Ten relaxation times of the underdamped rule's slowest direction shrink a start by e^-10.
-    times = 6 if white else 10 if underdamped else 5
-    burn_in = ceil(times * relaxation)
+    times, burn_in = _burn_in_times(settings), burn_in_steps(settings, relaxation)
     part, words = (4, "a fourth") if white else (3, "a third")
     thin = max(1, round(relaxation / part))
     reason = f"{words} of the relaxation time, since the losses come with the gradient"

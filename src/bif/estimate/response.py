@@ -134,6 +134,7 @@ def choose_perturbation(
     change_error_HQN: Tensor,
     noise_factor: float,
     tolerance: float,
+    advice: str = "lower step_size, or raise gamma",
 ) -> Perturbation:
     """The best perturbation whose bias is below its noise, or below a share of the scores.
 
@@ -153,6 +154,7 @@ def choose_perturbation(
             where the rungs share their noise.
         noise_factor: Standard error of the final run over the pilot's.
         tolerance: Bias that is always fine, relative to the scores' root mean square.
+        advice: What to change where chains diverged at every size.
 
     Raises:
         ValueError: Sizes that are not ascending or fewer than two; no finite response.
@@ -168,9 +170,7 @@ def choose_perturbation(
         if all(x < float("inf") for x in (b, e, s))  # False for NaN, too
     )
     if not ladder:
-        raise ValueError(
-            "the pilot's chains diverged at every h: lower step_size (try half) or raise gamma."
-        )
+        raise ValueError(f"the pilot's chains diverged at every h: {advice}.")
     # Noise that grows with h is a chain that runs away: what smaller sizes showed is the measure.
     least = list(accumulate((r.noise for r in ladder), min))
     fine = [

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bif.estimate.response import Perturbation, choose_perturbation
 from bif.items import Items
+from bif.remedies import Remedies
 from bif.response.estimates import BlockResponse, Clock, relaxation_steps, sampled, settled
 from bif.response.pairs import Pairs
 from bif.types import Params
@@ -66,15 +67,17 @@ def pilot(
     items, chosen, rows = pilot_queries(groups, values_Q)
     h_K = torch.cat([bounded(size * unit_Q[rows], pairs) for size in SIZES]).to(pairs.device)
     indices_K = chosen.repeat(len(SIZES))
+    fix = Remedies(pairs.sampling.settings)
+    advice = f"{fix.smaller_step()}, or {fix.tighter_ball()}"
     if start is not None:
         limit = ceil(_PILOT_RELAXATIONS * relaxation_steps(pairs))
         found = settled(
             pairs, items, indices_K, h_K, start=start, max_steps=limit, neighbours=len(chosen)
         )
-        return _chosen(found, 1.0, TOLERANCE[0.0])
+        return _chosen(found, 1.0, TOLERANCE[0.0], advice)
     short = Clock(clock.burn_in, clock.stride, ceil(clock.batch / 4), clock.times)
     found = sampled(pairs, items, indices_K, h_K, clock=short, neighbours=len(chosen))
-    return _chosen(found, sqrt(short.batch / clock.batch), TOLERANCE[1.0])
+    return _chosen(found, sqrt(short.batch / clock.batch), TOLERANCE[1.0], advice)
 
 
 def bounded(h_Q: Tensor, pairs: Pairs) -> Tensor:
@@ -97,7 +100,9 @@ def pilot_queries(groups: list[Items], values_Q: Tensor) -> tuple[Items, Tensor,
     return items, chosen, first + chosen
 
 
-def _chosen(found: BlockResponse, noise_factor: float, tolerance: float) -> Perturbation:
+def _chosen(
+    found: BlockResponse, noise_factor: float, tolerance: float, advice: str
+) -> Perturbation:
     assert found.change_error is not None
     num_items = found.response.shape[1]
     response = found.response.view(len(SIZES), -1, num_items)
@@ -111,4 +116,5 @@ def _chosen(found: BlockResponse, noise_factor: float, tolerance: float) -> Pert
         change_error_HQN=found.change_error.view(len(SIZES) - 1, -1, num_items) / scale,
         noise_factor=noise_factor,
         tolerance=tolerance,
+        advice=advice,
     )

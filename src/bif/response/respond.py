@@ -24,6 +24,7 @@ from bif.problem import Problem
 from bif.progress import say
 from bif.provenance import hardware, versions
 from bif.record import below
+from bif.remedies import Remedies
 from bif.response.estimates import Clock, common_minimum, sampled, settled
 from bif.response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.response.perturbation import bounded, pilot, sizes_of_h
@@ -333,7 +334,8 @@ class _Gathered:
             RuntimeError: All pairs diverged.
         """
         lost = self.response.isnan().all(dim=1)
-        advice = f"lower step_size (it was {s.step_size:.4g}; try half), raise gamma, or lower h"
+        fix = Remedies(s)
+        advice = f"{fix.smaller_step()}, or {fix.tighter_ball()}, or give a smaller h"
         if lost.all():
             raise RuntimeError(
                 f"the chains of all {problem.num_queries} queries diverged ({perturbation}): "
