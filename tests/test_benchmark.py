@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -28,8 +28,10 @@ from small_problems import labelled
 # One worker: each would run the whole benchmark for itself.
 pytestmark = pytest.mark.xdist_group("benchmark")
 RECIPE = Recipe(60, 0.5, momentum=0.9, weight_decay=1e-2)
+# Everything given, near what calibration would choose: it has tests of its own.
 SETTINGS = bif.Settings(
     nbeta=2000.0, gamma=20.0, weight_decay=1e-2, chains=8, draws=30, burn_in=20, thin=2,
+    step_size=0.025, friction=10.0,
 )  # fmt: skip
 METHODS = [
     "random", "gradient_product", "ekfac", "exact_hessian", "bif", "bif_response", "bif_auto"
@@ -49,8 +51,9 @@ def convex(num_train: int = 40) -> Task:
     )  # fmt: skip
     plan = Plan(num_subsets=12, seeds=1, num_tuning_subsets=8)
     return Task(
-        "convex", problem, tuning, RECIPE, plan, targets=("checkpoint",), settings=(SETTINGS,)
-    )
+        "convex", problem, tuning, RECIPE, plan, targets=("checkpoint",), settings=(SETTINGS,),
+        response_steps=200,
+    )  # fmt: skip
 
 
 @cache
@@ -199,7 +202,8 @@ class TestBenchmark:
         assert seconds[-1] == pytest.approx(bif_scores.cost.seconds)
 
     def test_several_settings_are_piloted(self):
-        task = replace(convex(), settings=(SETTINGS, replace(SETTINGS, gamma=2e6)))
+        narrow = replace(SETTINGS, gamma=2e6, step_size=5e-4, friction=2000.0)
+        task = replace(convex(), settings=(SETTINGS, narrow))
         (loss, _) = benchmark(task, methods=["bif"]).scored
         assert loss.choice["gamma/nbeta"] == pytest.approx(0.01)
         assert loss.tuning_seconds > 0 and len(loss.tuned) == 4
@@ -442,7 +446,13 @@ def test_models_with_fewer_weights_than_a_projection_are_not_projected():
 
 
 class TestSettingsOfATask:
-    def test_a_reliability_to_aim_at_is_one_of_the_settings_as_any(self):
+    def test_a_reliability_to_aim_at_is_one_of_the_settings_as_any(self, monkeypatch):
+        def brief(problem, settings, *, steps, h=0.05, **asked):
+            """No pilot for h, and few steps."""
+            return bif.respond(problem, settings, h=h, steps=20, **asked)
+
+        monkeypatch.setattr("bif.benchmark.methods.response.respond", brief)
+        monkeypatch.setattr("bif.response.choice.respond", partial(brief, steps=None))
         aimed = replace(SETTINGS, draws=None, reliability=0.5)
         task = replace(convex(), settings=(aimed, replace(aimed, nbeta=1000.0, gamma=10.0)))
         found = benchmark(task, methods=["bif", "bif_response", "bif_auto"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
 
 import pytest
@@ -43,7 +44,9 @@ def calibrated(seconds: float, **given: Any) -> tuple[bif.Settings, list[str]]:
     return found.settings, list(found.explanations)
 
 
+@cache
 def needed() -> float:
+    """Seconds that full gradients need, by the pace of `slow`."""
     with pytest.raises(TooSmallBudget) as refused:
         calibrated(2.0, gradient="full")
     return refused.value.needed
