@@ -116,7 +116,7 @@ def kept(file: Path, asked: Sequence[Cell]) -> tuple[list[dict[str, Any]], dict[
     anew = [about(cell) for cell in asked]
     rows = [row for row in found["rows"] if {k: row[k] for k in anew[0]} not in anew]
     how = ("command", "date", "seed", "versions", "hardware")
-    return rows, {"earlier": {name: found[name] for name in how}}
+    return rows, {"earlier": [*found.get("earlier", []), {name: found[name] for name in how}]}
 
 
 def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

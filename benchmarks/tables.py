@@ -92,11 +92,12 @@ COLUMNS = {
     },
     "coverage": {
         "problem": "problem", "nbeta asked": "nbeta asked", "sampler": "sampler", "mass": "mass",
-        "nbeta": "nbeta", "gamma": "gamma", "step_size": "step", "coverage": "coverage",
-        "coverage_error": "±", "self_coverage": "of self-influence", "self_coverage_error": "±",
+        "nbeta": "nbeta", "gamma": "gamma", "step_size": "step", "chains": "chains",
+        "draws": "draws", "coverage": "coverage", "coverage_error": "±", "self_coverage": "of self-influence", "self_coverage_error": "±",
         "slope": "slope on the truth", "self_ratio": "self-influence over the truth",
         "rhat": "R-hat", "lost_chains": "chains lost", "trusted": "trusted",
         "failed": "gates that failed", "refused": "refused",
+        "no_reference": "no reference, R-hat",
     },
     "healthy": {
         "problem": "problem", "items": "items", "weights": "weights", "trusted": "trusted",
@@ -176,7 +177,7 @@ ABOUT = {
     '"Is my run converged?".',
     "coverage": "95 % intervals by automatic settings where U is not quadratic, against exact "
     "answers: shares that hold the truth, with errors that cluster by run. Trusted is the share of "
-    "a few runs of their own.",
+    "a few runs of their own. Rows of 16 and 32 chains are of samplers without momentum, cut short.",
     "healthy": "Problems with nothing wrong, with default settings: none may be refused.",
     "remedies": "Runs that fail a gate, and the remedies of its message followed as printed, up to "
     "four times.",
