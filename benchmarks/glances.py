@@ -204,6 +204,30 @@ def _lds(row: Mapping[str, Any]) -> str:
     return marked(f"{row['lds']:.3f}", row)
 
 
+def remedies_followed(run: dict[str, Any]) -> list[str]:
+    """Every alternative that a refused run named, and whether its gate passes with it.
+
+    Args:
+        run: Of `remedies.py`.
+    """
+    lines = [
+        "| gate | what was planted | what the message says to set | the gate passes | what fails "
+        "then |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in run["rows"]:
+        passes = "no"
+        if row.get("works"):
+            passes = "at once" if row["times"] == 1 else f"the {row['times']}th time"
+        passes = passes.replace("2th", "2nd").replace("3th", "3rd")
+        remedy = f"`{row['remedy']}`" if "remedy" in row else "–"
+        lines.append(
+            f"| {row['gate']} | {row['planted']} | {remedy} | {passes} "
+            f"| {row.get('then fails') or '–'} |"
+        )
+    return lines
+
+
 def marked(text: str, row: Mapping[str, Any]) -> str:
     """A figure, with a word if its run is not trusted."""
     refused = verdict(row).startswith("no")

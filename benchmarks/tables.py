@@ -17,6 +17,7 @@ from common import RESULTS, every, machine, newest, newest_of_sizes
 from glances import (
     at_a_glance,
     beside_sweeps,
+    remedies_followed,
     small_dampings,
     small_sets,
     small_temperatures,
@@ -93,7 +94,8 @@ COLUMNS = {
     "coverage": {
         "problem": "problem", "nbeta asked": "nbeta asked", "sampler": "sampler", "mass": "mass",
         "nbeta": "nbeta", "gamma": "gamma", "step_size": "step", "chains": "chains",
-        "draws": "draws", "coverage": "coverage", "coverage_error": "±", "self_coverage": "of self-influence", "self_coverage_error": "±",
+        "draws": "draws", "coverage": "coverage", "coverage_error": "±",
+        "self_coverage": "of self-influence", "self_coverage_error": "±",
         "slope": "slope on the truth", "self_ratio": "self-influence over the truth",
         "rhat": "R-hat", "lost_chains": "chains lost", "trusted": "trusted",
         "failed": "gates that failed", "refused": "refused",
@@ -106,8 +108,9 @@ COLUMNS = {
         "seconds": "seconds",
     },
     "remedies": {
-        "gate": "gate", "remedy": "remedy", "works": "works", "times": "after",
-        "then fails": "what fails then", "mass before": "mass", "mass then": "then",
+        "gate": "gate", "planted": "planted", "remedy": "remedy", "works": "works",
+        "times": "after", "last": "the last of them", "then fails": "what fails then",
+        "mass before": "mass", "mass then": "then",
     },
     **dict.fromkeys(
         (f"mixing-{setting}" for setting in SETTINGS),
@@ -177,10 +180,10 @@ ABOUT = {
     '"Is my run converged?".',
     "coverage": "95 % intervals by automatic settings where U is not quadratic, against exact "
     "answers: shares that hold the truth, with errors that cluster by run. Trusted is the share of "
-    "a few runs of their own. Rows of 16 and 32 chains are of samplers without momentum, cut short.",
+    "a few runs of their own. Rows of 16 and 32 chains are of samplers without momentum.",
     "healthy": "Problems with nothing wrong, with default settings: none may be refused.",
-    "remedies": "Runs that fail a gate, and the remedies of its message followed as printed, up to "
-    "four times.",
+    "remedies": "Runs that fail a gate, and every alternative of its message followed to the "
+    "letter, up to four times.",
     "durability-demo": "What it costs that nothing is lost, `bif demo`: the run on disk with all "
     "traces, beside the same with sums in memory; overheads as shares of the latter.",
     **{
@@ -220,6 +223,15 @@ def main() -> None:
     write_language()
     write_mixing()
     write_calibration()
+    write_remedies()
+
+
+def write_remedies() -> None:
+    """What refused runs say to do, followed."""
+    run = newest("remedies")
+    if run is not None:
+        lines = [where(run), "", *remedies_followed(run)]
+        put_between_marks(DOCS / "converged.md", lines)
 
 
 def write_mixing() -> None:

@@ -302,6 +302,7 @@ MAY_KNOW: dict[str, set[str] | None] = {
         "described",
         "judgement",
         "keep",
+        "pilot",
         "recording",
         "remedies",
         "run",

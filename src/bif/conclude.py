@@ -16,6 +16,7 @@ from bif.estimate.diagnostics import diagnose
 from bif.estimate.influence import influence_dataset
 from bif.judgement import figures_of, judge, short_of
 from bif.keep import subset_of
+from bif.pilot import RUN_OFF
 from bif.provenance import hardware, versions
 from bif.recording import Recording
 from bif.remedies import Remedies
@@ -54,14 +55,16 @@ def concluded(
     sampling, settings, keep = recording.sampling, calibration.settings, recording.keep
     problem, traces = sampling.problem, recording.traces()
     fix = Remedies.of(settings, identity, problem.num_train)
-    warnings = _warnings(recording, settings, fix)
+    known = [warning for warning in calibration.warnings if warning.startswith(RUN_OFF)]
+    warnings = _warnings(recording, settings, "" if known else f": {fix.smaller_step()}")
     if traces.num_chains < 2:
         if recording.interrupted and recording.folder is not None:
             raise KeyboardInterrupt(recording.progress_in_words())
         advice = "" if recording.diverged else " Let it run longer."
+        said = "; ".join([*known, *warnings])
         raise RuntimeError(
             f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
-            f"with errors needs two: {'; '.join(warnings)}.{advice}"
+            f"with errors needs two: {said}.{advice}"
         )
     assert settings.nbeta is not None
     dataset = described(_scores(recording, traces, settings.nbeta, top), sampling).assign_attrs(
@@ -156,7 +159,7 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
     )
 
 
-def _warnings(recording: Recording, settings: Settings, fix: Remedies) -> list[str]:
+def _warnings(recording: Recording, settings: Settings, advice: str) -> list[str]:
     assert settings.burn_in is not None and settings.thin is not None
     said = []
     if recording.diverged:
@@ -165,8 +168,7 @@ def _warnings(recording: Recording, settings: Settings, fix: Remedies) -> list[s
         named = ", ".join(str(chain) for chain in lost[:8]) + (", …" if len(lost) > 8 else "")
         said.append(
             f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
-            f"{first} with step_size={settings.step_size:.4g}, and were left out: "
-            f"{fix.smaller_step()}"
+            f"{first} with step_size={settings.step_size:.4g}, and were left out{advice}"
         )
     if recording.taken_along:
         said.append(

@@ -24,6 +24,7 @@ from bif.rng import BlockNoise, generator
 from bif.settings import Settings
 from bif.types import Params
 
+RUN_OFF = "chains that start at w* run off"
 WARNING = "warning: "
 """Begins an explanation that is one."""
 
@@ -40,9 +41,11 @@ _MOST_NUMBERS = 2**28
 _WIDEST = 3.0
 """The Gaussian's radius, `sqrt(number of moving weights / gamma)`, in units of |w*|, at most: where
 the items are fitted perfectly the loss is flat at w*, and its curvature tells no scale."""
-_FLAT = 10.0
-"""By how much the curvature within that radius exceeds the one at w* where items are fitted
-perfectly."""
+_NEARLY, _FLAT = 10.0, 1000.0
+"""A gamma below so many times that of this radius lets chains meet other curvatures than that at
+w*; if those are so many times larger, the items are fitted perfectly."""
+_TIGHTER = 8
+"""Tenfold gammas that are tried where chains run off."""
 _BATCHES = 8
 """Mini-batches whose curvatures are looked at."""
 _CENTER_ITERATIONS, _CENTER_SHARE, _TIMED_SHARE = 20, 0.3, 0.05
@@ -148,22 +151,27 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
                 "much at w*, which is no minimum"
             )
         least_gamma = narrowest_gamma(posterior)
+        wide = gamma < _NEARLY * least_gamma
         if gamma < least_gamma:
             gamma = least_gamma
-            why += f", raised: with this gamma chains stay within {_WIDEST:g} |w*|"
+            why += (
+                f", raised: with this gamma chains stay within {_WIDEST:g} |w*|. Give gamma for "
+                "another ball"
+            )
+        if wide:
             source = generator(0, 0, "probe", device=device, counter="ball")
             own = BlockNoise(source, posterior.masks)
             ball = tensors.add_(tensors.copied(params), own.normal(params), gamma**-0.5)
             in_the_ball = measure(whole, ball, _LOOK_ITERATIONS, own)
-            if in_the_ball > _FLAT * at_center:
+            if _FLAT * at_center < in_the_ball < float("inf"):
                 there = in_the_ball
                 gamma = max(gamma, max(nbeta, 1.0) * there / SHARE)
                 why = (
                     "the train items are fitted perfectly, so that the loss is flat at w* (largest "
                     f"curvature {at_center:.2g}) and sets no scale: damping gamma/nbeta = largest "
-                    f"curvature within {_WIDEST:g} |w*|, {there:.2g}, / {SHARE:g}"
+                    f"curvature as far away as chains would go, {there:.2g}, / {SHARE:g}. Give "
+                    "gamma for another ball"
                 )
-            why += ". Give gamma for another ball"
         said.append(f"gamma = {gamma:.4g}: {why}")
     elif downwards > gamma:
         said.append(
@@ -183,13 +191,26 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     )
     # Away from w* the curvature can be larger: a careful walk goes there and looks.
     seen = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
+    tighter = gamma
     if seen is None:
+        # Over all items, so that what is found is the same on any machine.
+        for _ in range(_TIGHTER):
+            tighter = 10 * tighter or 1.0
+            held = make_posterior(problem, replace(settings, gamma=tighter))
+            k_max = nbeta * (there + settings.weight_decay) + tighter
+            seen = careful_walk(held, gradient=of_all, params=params, noise=noise, k_max=k_max)
+            if seen is not None:
+                break
+    if seen is None or (tighter > gamma and settings.gamma is not None):
         said += [
-            f"{WARNING}chains that start at w* run off with every step that was tried: the loss is "
-            f"far from quadratic there. Set gamma={10 * gamma:.3g}, or train on to a minimum",
+            f"{WARNING}{RUN_OFF} with every step that was tried: the loss is far from quadratic "
+            f"there. Set gamma={tighter:.3g}, or train on to a minimum",
             f"largest curvature of the mean loss: {at_center:.4g} at w*, unknown away from it",
         ]
         return Pilot(gamma, there, seconds, of_chain)
+    if tighter > gamma:
+        said.append(f"gamma = {tighter:.4g}: with less, {RUN_OFF} with every step that was tried")
+        gamma = tighter
     found = [measure(few, place, _LOOK_ITERATIONS) for place in seen]
     away = max((x for x in found if x < float("inf")), default=at_center)
     said.append(
