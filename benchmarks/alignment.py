@@ -23,8 +23,8 @@ from common import newest, parser, print_table, write
 
 from bif.baselines import EKFAC
 from bif.benchmark import SETTINGS, Task, named_task
-from bif.items import Items
-from bif.problem import Observable
+from bif.problem.items import Items
+from bif.problem.problem import Observable
 
 MOST_ITEMS = 200
 """Train items that stand for queries: to first order a margin's row is its loss's times a number.

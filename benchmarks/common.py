@@ -18,7 +18,7 @@ import torch
 
 import bif
 from bif import store
-from bif.provenance import versions
+from bif.problem.provenance import versions
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")

@@ -20,9 +20,9 @@ import torch
 from common import parser, print_table, write
 
 import bif
-from bif import demo
+from bif.cli import digits_demo
 from bif.report import plots
-from bif.rng import ShuffledOrder
+from bif.sampling.rng import ShuffledOrder
 
 HEALTHY = bif.Settings(weight_decay=1e-3, gamma=50.0, chains=16, draws=200)
 NOISY = replace(HEALTHY, gradient="minibatch", batch_size=100, step_size=0.02, burn_in=200)
@@ -84,7 +84,7 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--pictures", type=Path, help="folder for SVG files")
     arguments: argparse.Namespace = options.parse_args()
-    problem, rows = demo.digits(arguments.seed).problem, []
+    problem, rows = digits_demo.digits(arguments.seed).problem, []
     for name, settings in RUNS.items():
         with mini_batches(shared=name == "shared mini-batches"):
             run = bif.attribute(problem, replace(settings, seed=arguments.seed))

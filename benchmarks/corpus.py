@@ -15,7 +15,7 @@ from torch import nn
 
 from bif.language import Document
 from bif.losses import next_token
-from bif.precision import Precision, matmul_precision
+from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.types import Batch
 
 END = "<|endoftext|>"

@@ -34,8 +34,8 @@ from known_posteriors import PROBLEMS, Known, Reference, reference
 
 import bif
 from bif.estimate import convergence, estimate_influence
-from bif.settings import SamplerName
-from bif.traces import LossTraces, TraceBlock
+from bif.estimate.traces import LossTraces, TraceBlock
+from bif.sampling.settings import SamplerName
 
 CHAINS = 64
 """Of a run: the default."""
@@ -286,7 +286,7 @@ def stacked(
 @contextmanager
 def ending_at_traces() -> Iterator[None]:
     """Runs end with what they recorded: what is said of thousands of chains costs most of a run."""
-    module: Any = sys.modules["bif.attribute"]
+    module: Any = sys.modules["bif.runs.attribute"]
     concluded = module.concluded
 
     def recorded(_: Any, recording: Any, **__: Any) -> SimpleNamespace:

@@ -27,9 +27,9 @@ from common import parser, print_table, write
 from fashion import LARGEST_CURVATURE, problem
 
 import bif
-from bif.calibrate import calibrate
-from bif.record import BlockRecorder
-from bif.sampling import Sampling
+from bif.calibration.calibrate import calibrate
+from bif.runs.block_recorder import BlockRecorder
+from bif.sampling.engine import Sampling
 
 PEAK_BF16, PEAK_TF32 = 989e12, 494e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""

@@ -24,16 +24,16 @@ from common import parser, print_table, write
 
 import bif
 from bif import store
-from bif.attribute import attributed
 from bif.estimate import estimate_covariance
-from bif.keep import Keep
-from bif.manifest import identity
-from bif.run import Run
+from bif.problem.identity import identity
+from bif.runs.attribute import attributed
+from bif.runs.retention import Keep
+from bif.runs.run import Run
 
 
 def demo(arguments: Any) -> tuple[bif.Problem, bif.Settings]:
     """The problem and settings of `bif demo`."""
-    from bif.demo import RECIPE, digits
+    from bif.cli.digits_demo import RECIPE, digits
 
     chosen = bif.Settings(seed=arguments.seed, weight_decay=RECIPE.weight_decay)
     return digits(arguments.seed).problem, chosen

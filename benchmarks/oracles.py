@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from common import parser, print_table, write
 
-from bif import tensors
-from bif.assemble import wait_for
 from bif.benchmark import named_task
-from bif.oracles import SequentialOracle, StackedOracle
-from bif.precision import Precision
-from bif.problem import Problem
+from bif.problem.problem import Problem
+from bif.sampling import tensors
+from bif.sampling.factory import wait_for
+from bif.sampling.oracles import SequentialOracle, StackedOracle
+from bif.sampling.oracles.precision import Precision
 from bif.types import Params
 
 SETTINGS = ("fashion", "cifar", "resnet20", "stories")

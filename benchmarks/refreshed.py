@@ -18,14 +18,14 @@ import torch
 from judging import judged_draws
 
 import bif
-from bif import tensors
 from bif.bank import BankPart
-from bif.chains import walk
 from bif.estimate.diagnostics import convergence, reliability
-from bif.gradients import FullGradient
-from bif.rng import ShuffledOrder
-from bif.sampling import Sampling
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
+from bif.sampling import tensors
+from bif.sampling.chain import walk
+from bif.sampling.engine import Sampling
+from bif.sampling.gradients import FullGradient
+from bif.sampling.rng import ShuffledOrder
 from bif.types import GradientEstimate, Params
 
 

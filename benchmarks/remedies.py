@@ -24,8 +24,8 @@ from common import parser, print_table, write
 from torch import Tensor, nn
 
 import bif
-from bif.crosscheck import check_on_disk
-from bif.rng import ShuffledOrder
+from bif.runs.cross_check import check_on_disk
+from bif.sampling.rng import ShuffledOrder
 from bif.types import Batch
 
 _TIMES = 4

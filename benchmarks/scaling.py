@@ -32,11 +32,11 @@ from power_laws import fitted
 from scaling_rivals import TooLong, devinterp_cost, ekfac_cost, missing
 
 import bif
+from bif.calibration.memory_plan import forecast_live
 from bif.language.linear_loss import chunked_next_token
-from bif.oracles import LiveOracle
-from bif.plan import forecast_live
-from bif.record import BlockRecorder
-from bif.sampling import Sampling
+from bif.runs.block_recorder import BlockRecorder
+from bif.sampling.engine import Sampling
+from bif.sampling.oracles import LiveOracle
 
 PEAK_BF16 = 989e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
@@ -329,7 +329,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--draws", type=int, default=1000, help="of a run, for the comparisons")
     made.add_argument("--how", nargs="+", choices=("eager", "compiled"))
     made.add_argument("--memory", choices=("plain", "fused", "lean"))
-    made.add_argument("--forecast", action="store_true", help="compare with bif.plan as well")
+    made.add_argument(
+        "--forecast", action="store_true", help="compare with bif.calibration.memory_plan as well"
+    )
     made.add_argument("--profile", action="store_true", help="print what takes the time")
     made.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     made.add_argument("--chunk", type=int, default=128, help="sequences of a scoring pass")

@@ -36,8 +36,8 @@ matrix at the damping of the BIF's own run, gamma/nbeta and the weight decay.
 
 With `--nbeta` only the BIF is run, at so many times n and the default damping, with `--dampings` at
 the default temperature and one of the two yardsticks whose geometric mean the default damping is
-(`bif.damping`), for the tables of both; their files are others.  Several runs at a time (`--jobs`)
-look for banks that are there already.
+(`bif.calibration.damping`), for the tables of both; their files are others.  Several runs at a time
+(`--jobs`) look for banks that are there already.
 """
 
 from __future__ import annotations

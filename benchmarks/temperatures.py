@@ -22,8 +22,8 @@ import bif
 from bif.bank import BankPart
 from bif.benchmark import SETTINGS, Task, named_task
 from bif.estimate import estimate_covariance
+from bif.estimate.traces import LossTraces
 from bif.evaluate import lds
-from bif.traces import LossTraces
 
 NBETAS = (0.25, 1.0, 4.0, 16.0)
 """In units of the number of train items; gamma is the default's share of nbeta."""

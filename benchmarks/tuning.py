@@ -25,7 +25,7 @@ from sweep import grid, swept, tuned, usual_posterior
 
 import bif
 from bif.benchmark import SETTINGS, Task, named_task
-from bif.temperature import untempered
+from bif.calibration.temperature import untempered
 
 
 def ways(task: Task, within: bif.Settings) -> Iterator[tuple[str, Callable[[], bif.Settings]]]:

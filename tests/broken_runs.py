@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif import cli, recording
-from bif.sampling import Sampling
+from bif import cli
+from bif.runs import recording
+from bif.sampling.engine import Sampling
 from bif.store import BlockStore, DamagedRun, FolderInUse, arrays
 from bif.store.folder import LocalFolder
 from bif.types import Batch

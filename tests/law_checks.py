@@ -13,7 +13,7 @@ import torch
 from scipy.linalg import solve_discrete_lyapunov
 from torch import Tensor
 
-from bif.rng import BlockNoise
+from bif.sampling.rng import BlockNoise
 from bif.types import Noise, Params, Sampler
 
 STANDARD_ERRORS = 5

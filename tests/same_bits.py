@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import bif
-from bif.interrupts import Preempted
-from bif.sampling import Sampling
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
+from bif.sampling.engine import Sampling
+from bif.store.signals import Preempted
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif.checks import Checks, not_measured
+from bif.sampling.sampler_checks import Checks, not_measured
 from bif.types import Batch
 
 TINY = bif.Settings(chains=4, draws=6, burn_in=4, thin=2, step_size=0.02, friction=2.0, gamma=5.0)

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import bif
-from bif.rng import BlockNoise
 from bif.samplers import SGLD
+from bif.sampling.rng import BlockNoise
 from bif.types import Params, Sampler
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,10 @@ def test_every_name_of_the_package_in_a_page_exists(page: Path):
 
 @each_page
 def test_every_file_of_the_project_in_a_page_exists(page: Path):
-    made_by_the_reader = {"src/bif/samplers/my_sampler.py", "tests/test_law_my_sampler.py"}
+    made_by_the_reader = {
+        "src/bif/sampling/samplers/my_sampler.py",
+        "tests/sampling/test_law_my_sampler.py",
+    }
     assert set(missing_files(page)) <= made_by_the_reader
 
 

@@ -9,23 +9,23 @@ print(run.influence.top(0, k=5))
 __version__ = "0.1.0"
 
 from bif import estimate, evaluate, losses, response, samplers
-from bif.attribute import attribute
-from bif.calibrate import Calibration, calibrate
-from bif.chains import run_chains
-from bif.crosscheck import CrossChecks, cross_check
-from bif.growth import extend
-from bif.influence import Influence
-from bif.items import Items
-from bif.merge import merge
-from bif.posterior import LocalPosterior
-from bif.problem import MARGIN, Observable, Problem
-from bif.proxy import Proxy, known_proxy
-from bif.ranking import Ranking, Score
+from bif.calibration.calibrate import Calibration, calibrate
+from bif.calibration.tune import Tuned, tune
+from bif.estimate.traces import LossTraces
+from bif.problem.items import Items
+from bif.problem.problem import MARGIN, Observable, Problem
+from bif.problem.proxy import Proxy, known_proxy
 from bif.response import Response, respond
-from bif.run import Run, load
-from bif.settings import Settings
-from bif.traces import LossTraces
-from bif.tune import Tuned, tune
+from bif.results.influence import Influence
+from bif.results.ranking import Ranking, Score
+from bif.runs.attribute import attribute
+from bif.runs.cross_check import CrossChecks, cross_check
+from bif.runs.extend import extend
+from bif.runs.merge import merge
+from bif.runs.run import Run, load
+from bif.sampling.chain import run_chains
+from bif.sampling.posterior import LocalPosterior
+from bif.sampling.settings import Settings
 
 __all__ = [
     "MARGIN",

@@ -10,24 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bif.baselines.fisher import FisherType, squared_fisher
 from bif.baselines.fitted import (
     chosen_damping,
     curvlinops_module,
     require_damping,
     require_same_fit,
 )
-from bif.baselines.gradient_product import (
-    named_observable,
-    rows_that_fit,
-    signed_products,
-    trained,
-)
+from bif.baselines.gradient_product import named_observable, rows_that_fit, signed_products, trained
 from bif.baselines.layers import OtherLayers, kronecker_layers
-from bif.baselines.mean_curvature import example
-from bif.baselines.outputs import Criterion
-from bif.posterior import LocalPosterior
-from bif.problem import Problem
+from bif.curvature.fisher import FisherType, squared_fisher
+from bif.curvature.mean_curvature import example
+from bif.curvature.outputs import Criterion
+from bif.problem.problem import Problem
+from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
 
 

@@ -13,9 +13,9 @@ from bif.baselines.gradient_product import (
     named_observable,
     query_gradient_blocks,
 )
-from bif.baselines.mean_curvature import Curvature, curvature_operator
-from bif.baselines.outputs import Criterion
-from bif.problem import Problem
+from bif.curvature.mean_curvature import Curvature, curvature_operator
+from bif.curvature.outputs import Criterion
+from bif.problem.problem import Problem
 
 _LARGEST = 30_000
 

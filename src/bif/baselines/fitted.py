@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bif.problem import Problem
+from bif.problem.problem import Problem
 
 
 def require_same_fit(fitted: Problem, problem: Problem) -> None:

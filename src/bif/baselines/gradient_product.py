@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from bif.functional import ItemFunction
-from bif.items import Items, map_batch
-from bif.posterior import LocalPosterior
-from bif.problem import Observable, Problem
+from bif.problem.items import Items, map_batch
+from bif.problem.problem import Observable, Problem
+from bif.sampling.oracles.functional import ItemFunction
+from bif.sampling.posterior import LocalPosterior
 from bif.types import Batch, ItemLoss, Params
 
 _CHUNK_BYTES = 2**29

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bif import losses
 from bif.baselines.fitted import chosen_damping, require_same_fit
 from bif.baselines.gradient_product import (
     item_gradient_chunks,
     named_observable,
     query_gradient_blocks,
 )
-from bif.baselines.outputs import Criterion
 from bif.baselines.projection import Projection, ProjectionKind
-from bif.functional import ItemFunction
-from bif.items import map_batch
-from bif.problem import Problem
+from bif.curvature.outputs import Criterion
+from bif.problem import losses
+from bif.problem.items import map_batch
+from bif.problem.problem import Problem
+from bif.sampling.oracles.functional import ItemFunction
 from bif.types import Batch, ItemLoss
 
 

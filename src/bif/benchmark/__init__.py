@@ -4,7 +4,7 @@ from bif.benchmark.foreign import judge_file
 from bif.benchmark.harness import Results, benchmark, benchmark_sizes
 from bif.benchmark.task import RESIDUAL, Task
 from bif.benchmark.tasks import SETTINGS, named_task
-from bif.proxy import Proxy
+from bif.problem.proxy import Proxy
 
 __all__ = [
     "RESIDUAL",

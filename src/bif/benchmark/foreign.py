@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bif.bank import load
 from bif.benchmark.judge import rows
 from bif.benchmark.measure import Cost
 from bif.benchmark.methods import Scored
+from bif.evaluate.retraining import load
 from bif.interop import read_scores
 from bif.interop.scores import Sign
 

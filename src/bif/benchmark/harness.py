@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bif import store
-from bif.bank import Bank, Plan, retrained
 from bif.benchmark import judge
 from bif.benchmark.measure import measured
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.plots import plots
 from bif.benchmark.task import Task
-from bif.calibrate import refuse_unusable
+from bif.calibration.calibrate import refuse_unusable
 from bif.evaluate import Recipe
-from bif.progress import say
-from bif.provenance import hardware, versions
+from bif.evaluate.retraining import Bank, Plan, retrained
+from bif.problem.provenance import hardware, versions
+from bif.report.terminal import say
 
 _FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
 _LONG = 5.0

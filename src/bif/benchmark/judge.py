@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bif.bank import Bank
 from bif.benchmark.methods.base import Scored
 from bif.evaluate import LDSResult, PairedDifference, compare, lds
-from bif.gates import RHAT
+from bif.evaluate.retraining import Bank
+from bif.runs.gates import RHAT
 
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""

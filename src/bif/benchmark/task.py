@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bif.bank import Plan, Target, TrainFunction
 from bif.evaluate import Recipe
-from bif.items import Items, as_items
-from bif.problem import Observable, Problem
-from bif.proxy import Proxy, known_proxy, residuals
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan, Target, TrainFunction
+from bif.problem.items import Items, as_items
+from bif.problem.problem import Observable, Problem
+from bif.problem.proxy import Proxy, known_proxy, residuals
+from bif.sampling.settings import Settings
 from bif.types import Batch
 
 RESIDUAL = Observable("residual", residuals)

@@ -9,8 +9,8 @@ import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
-from bif.problem import Problem
-from bif.settings import Settings
+from bif.problem.problem import Problem
+from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Calibrate:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
-        from bif.calibrate import calibrate
+        from bif.calibration.calibrate import calibrate
 
         store.refuse_foreign_calibration(self.out)
         problem, settings = posed(self.target, self.language, self.settings, query=self.query)
@@ -57,8 +57,8 @@ def _tell(lines: Iterable[str]) -> None:
 
 def _tuned(problem: Problem, settings: Settings, folder: str) -> tuple[Settings, tuple[str, ...]]:
     """Settings with nbeta and gamma by the tuning part of a bank."""
-    from bif.bank import load
-    from bif.tune import tune
+    from bif.calibration.tune import tune
+    from bif.evaluate.retraining import load
 
     part = load(folder).tuning
     if part is None:
@@ -91,7 +91,7 @@ class Plan:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
-        from bif.plan import plan
+        from bif.calibration.memory_plan import plan
 
         found = plan(*posed(self.target, self.language, self.settings, query=self.query))
         for line in found.in_words():

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from bif.cli.loading import load_problem
-from bif.columns import Tokens
-from bif.settings import Settings
+from bif.problem.columns import Tokens
+from bif.sampling.settings import Settings
 
 if TYPE_CHECKING:
     from bif.language import Document
-    from bif.problem import Problem
+    from bif.problem.problem import Problem
 
 
 @dataclass(frozen=True)

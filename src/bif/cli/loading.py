@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bif.items import Items
-    from bif.problem import Problem
+    from bif.problem.items import Items
+    from bif.problem.problem import Problem
 
 
 def load_problem(target: str) -> Problem:
@@ -22,7 +22,7 @@ def load_problem(target: str) -> Problem:
         FileNotFoundError: There is no such file.
         TypeError: The function does not return a Problem.
     """
-    from bif.problem import Problem
+    from bif.problem.problem import Problem
 
     problem = load_function(target)()
     if not isinstance(problem, Problem):
@@ -36,7 +36,7 @@ def load_groups(targets: Sequence[str]) -> dict[str, Items]:
     Raises: as `load_problem`, and
         ValueError: Two groups of one name.
     """
-    from bif.items import Items, as_items
+    from bif.problem.items import Items, as_items
 
     groups: dict[str, Items] = {}
     for target in targets:

@@ -9,8 +9,8 @@ import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
-from bif.progress import harmless
-from bif.settings import Settings
+from bif.report.terminal import harmless
+from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
-        from bif.manifest import identity
+        from bif.problem.identity import identity
         from bif.response.prepare import Request
         from bif.response.respond import responded
 

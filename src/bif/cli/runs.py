@@ -12,12 +12,12 @@ from bif import store
 from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, posed
 from bif.cli.loading import load_groups
-from bif.keep import Keep
-from bif.progress import harmless
-from bif.settings import Settings
+from bif.report.terminal import harmless
+from bif.runs.retention import Keep
+from bif.sampling.settings import Settings
 
 if TYPE_CHECKING:
-    from bif.influence import Influence
+    from bif.results.influence import Influence
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Demo:
     """Replace a run that is already in the folder."""
 
     def run(self) -> None:
-        from bif.demo import run_demo
+        from bif.cli.digits_demo import run_demo
 
         worked = run_demo(
             self.out,
@@ -96,8 +96,8 @@ class Attribute:
                 "--query and --candidates add to a run that is there: pass --from RUN. The queries "
                 "of a new run are those of its problem."
             )
-        from bif.attribute import attribute
-        from bif.manifest import identity
+        from bif.problem.identity import identity
+        from bif.runs.attribute import attribute
 
         problem, settings = posed(
             self.target, self.language, self.settings,
@@ -119,7 +119,7 @@ class Attribute:
         _announce(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
-        from bif.growth import extend
+        from bif.runs.extend import extend
 
         if self.overwrite:
             raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
@@ -181,7 +181,7 @@ class Check:
     language: Language = field(default_factory=Language)
 
     def run(self) -> None:
-        from bif.crosscheck import check_on_disk
+        from bif.runs.cross_check import check_on_disk
 
         problem, _ = posed(
             self.target, self.language, Settings(), query=self.query,
@@ -203,7 +203,7 @@ class Merge:
     """Replace a run that is already in the folder."""
 
     def run(self) -> None:
-        from bif.merge import merge
+        from bif.runs.merge import merge
 
         store.refuse_occupied(store.folder_at(self.out), overwrite=self.overwrite)
         merge(self.folders).save(self.out, overwrite=self.overwrite)
@@ -224,8 +224,8 @@ class Show:
     """Items on either side."""
 
     def run(self) -> None:
-        from bif.influence import Influence
-        from bif.strongest import influence_of
+        from bif.results.influence import Influence
+        from bif.results.top_influence import influence_of
 
         folder = store.folder_at(self.folder)
         if folder.is_file(store.SCORES):

@@ -7,10 +7,10 @@ from bif.estimate.covariance import (
     GroupSums,
     estimate_covariance,
 )
+from bif.estimate.dataset import estimate_influence, influence_dataset, summed_influence
 from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
-from bif.estimate.influence import estimate_influence, influence_dataset, summed_influence
 from bif.estimate.sums import BlockSums
-from bif.estimate.top import (
+from bif.estimate.top_k import (
     Strongest,
     StrongestInfluences,
     TopInfluences,

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
 
 _CHUNK_ELEMENTS = 8 * 2**20
 DEFAULT_GROUPS = 16

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bif.estimate.covariance import GroupSums
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -10,7 +10,7 @@ from torch import Tensor
 from bif.estimate.covariance import DEFAULT_GROUPS, Covariance, estimate_covariance
 from bif.estimate.diagnostics import thinned
 from bif.estimate.intervals import t_quantile
-from bif.traces import LossTraces, TraceBlock
+from bif.estimate.traces import LossTraces, TraceBlock
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bif.estimate.diagnostics import thinned
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
 
 _TAIL = 1e-4
 """Probability of calling any healthy chain an outlier."""

@@ -19,10 +19,10 @@ from bif.evaluate.training import (
     to_device,
     values_of_stack,
 )
-from bif.functional import ItemFunction
-from bif.precision import matmul_precision
+from bif.problem.weights import copied, widen_
+from bif.sampling.oracles.functional import ItemFunction
+from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
-from bif.weights import copied, widen_
 
 __all__ = ["Recipe", "retrain", "train"]
 

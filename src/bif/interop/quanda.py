@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bif.interop.scores import as_signed
-from bif.items import Items, as_items, batch_leaves, map_batch
-from bif.losses import cross_entropy
-from bif.problem import Observable, Problem, loss_observable
-from bif.settings import Settings
+from bif.problem.items import Items, as_items, batch_leaves, map_batch
+from bif.problem.losses import cross_entropy
+from bif.problem.problem import Observable, Problem, loss_observable
+from bif.sampling.settings import Settings
 from bif.types import Batch, ItemLoss
 
 
@@ -114,8 +114,8 @@ class BIFExplanations:
 
     def _sampled(self, queries: Batch, rows: list[int]) -> Tensor:
         """Scores [B, N] of these rows, from a run of their own."""
-        from bif.attribute import attribute
-        from bif.calibrate import calibrate
+        from bif.calibration.calibrate import calibrate
+        from bif.runs.attribute import attribute
 
         device = next(self._model.parameters()).device
         problem = Problem(

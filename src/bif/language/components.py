@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
 
-from bif.weights import trainable
+from bif.problem.weights import trainable
 
 Kind = Literal["q", "k", "v", "qkv", "o"]
 

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bif.losses import (
+from bif.problem.losses import (
     at_least_float32,
     averages,
     counted_tokens,
@@ -23,9 +23,9 @@ from bif.losses import (
     reads_masks,
     refuse_other_than_texts,
 )
-from bif.positions import row_positions
+from bif.problem.packed_sequences import one_text_a_row
+from bif.problem.positions import row_positions
 from bif.types import Batch
-from bif.unpacked import one_text_a_row
 
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at a time, 256 MiB in float32."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bif.language.linear_loss import chunked_next_token, chunked_next_token_mean
 from bif.language.passages import Task
-from bif.losses import (
+from bif.problem.losses import (
     at_least_float32,
     averages,
     next_token,

@@ -13,7 +13,7 @@ from torch import nn
 
 from bif.language.passages import Task
 from bif.language.rows import padding_token
-from bif.literals import require_literal
+from bif.problem.literals import require_literal
 
 _ADAPTER = "adapter_model.safetensors"
 

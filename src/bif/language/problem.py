@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import nn
 
-from bif.columns import Tokens
 from bif.language.documents import Documents, as_documents
 from bif.language.linear_loss import LOGITS_AT_ONCE, NoLinearHead
 from bif.language.losses import CHUNKED, Reduction, default_loss
@@ -15,11 +14,12 @@ from bif.language.models import context_length, task_of
 from bif.language.passages import Long, Passage, Task, passages
 from bif.language.rows import RowMaker, padding_token
 from bif.language.sequences import Sequences
-from bif.literals import require_literal
-from bif.problem import Problem
+from bif.problem.columns import Tokens
+from bif.problem.literals import require_literal
+from bif.problem.packed_sequences import install
+from bif.problem.problem import Problem
+from bif.problem.weights import trainable
 from bif.types import ItemLoss
-from bif.unpacked import install
-from bif.weights import trainable
 
 DEFAULT_LENGTH = 512
 """Tokens of a passage, where the model's context is no shorter."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bif.items import Items, map_batch
+from bif.problem.items import Items, map_batch
 from bif.types import Batch
 
 _MULTIPLE = 8

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bif import losses
-from bif.losses import at_least_float32
+from bif.problem import losses
+from bif.problem.losses import at_least_float32
 from bif.types import Batch, ItemLoss
 
 

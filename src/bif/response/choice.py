@@ -10,17 +10,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from bif.assemble import wait_for
-from bif.calibrate import calibrate
+from bif.calibration.calibrate import calibrate
 from bif.estimate.covariance import estimate_covariance
-from bif.items import Items
-from bif.problem import Problem
+from bif.estimate.traces import LossTraces
+from bif.problem.items import Items
+from bif.problem.problem import Problem
 from bif.response.perturbation import pilot_queries
 from bif.response.prepare import of_observable
 from bif.response.respond import respond
-from bif.sampling import Sampling
-from bif.settings import Settings
-from bif.traces import LossTraces
+from bif.sampling.engine import Sampling
+from bif.sampling.factory import wait_for
+from bif.sampling.settings import Settings
 
 Estimator = Literal["fluctuation", "response"]
 

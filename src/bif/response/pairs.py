@@ -18,15 +18,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bif import tensors
-from bif.assemble import make_oracle, make_posterior
-from bif.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
-from bif.items import Items
-from bif.problem import Problem
+from bif.problem.items import Items
+from bif.problem.problem import Problem
 from bif.response.bregman import bregman_divergence
-from bif.rng import BlockNoise, ShuffledOrder, generator
-from bif.sampling import Sampling
-from bif.settings import Settings
+from bif.sampling import tensors
+from bif.sampling.engine import Sampling
+from bif.sampling.factory import make_oracle, make_posterior
+from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
+from bif.sampling.rng import BlockNoise, ShuffledOrder, generator
+from bif.sampling.settings import Settings
 from bif.types import Gradient, ItemLoss, Noise, Params, Sampler
 
 Curvature = Literal["hessian", "bregman"]

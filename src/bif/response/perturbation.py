@@ -7,9 +7,9 @@ from math import ceil, sqrt
 import torch
 from torch import Tensor
 
+from bif.calibration.remedies import Remedies
 from bif.estimate.response import Perturbation, choose_perturbation
-from bif.items import Items
-from bif.remedies import Remedies
+from bif.problem.items import Items
 from bif.response.estimates import BlockResponse, Clock, relaxation_steps, sampled, settled
 from bif.response.pairs import Pairs
 from bif.types import Params

@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 
 from bif import store
-from bif.calibrate import Calibration
+from bif.calibration.calibrate import Calibration
+from bif.calibration.remedies import Remedies
 from bif.estimate.covariance import Covariance
-from bif.estimate.influence import influence_dataset
+from bif.estimate.dataset import influence_dataset
 from bif.estimate.response import Perturbation, Rung, student_factor
-from bif.influence import Influence
-from bif.items import Items
-from bif.problem import Problem
-from bif.progress import say
-from bif.provenance import hardware, versions
-from bif.record import below
-from bif.remedies import Remedies
+from bif.problem.items import Items
+from bif.problem.problem import Problem
+from bif.problem.provenance import hardware, versions
+from bif.report.terminal import say
 from bif.response.estimates import Clock, common_minimum, sampled, settled
 from bif.response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.response.perturbation import bounded, pilot, sizes_of_h
 from bif.response.prepare import Request, complete, of_observable
 from bif.response.stages import Stages
-from bif.resumption import chosen_before, refuse_other_losses
-from bif.settings import Settings
+from bif.results.influence import Influence
+from bif.runs.block_recorder import below
+from bif.runs.resumption import chosen_before, refuse_other_losses
+from bif.sampling.settings import Settings
 from bif.types import Params
 
 if TYPE_CHECKING:

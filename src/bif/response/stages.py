@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from bif.provenance import hardware
-from bif.recording import other_hardware
+from bif.problem.provenance import hardware
+from bif.runs.recording import other_hardware
 from bif.store import Commit, ScoresFolder
 
 

@@ -17,13 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bif.store.folder import (
-    DamagedRun,
-    Folder,
-    FolderInUse,
-    damage_named,
-    failures_named,
-)
+from bif.store.folder import DamagedRun, Folder, FolderInUse, damage_named, failures_named
 from bif.store.results import read_json, refuse_foreign_zarr
 
 BANK_ARRAYS = "bank.zarr"

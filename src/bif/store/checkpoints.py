@@ -20,15 +20,7 @@ import torch
 from torch import Tensor
 
 from bif.store.arrays import DigestTable, DrawArrays
-from bif.store.folder import (
-    CHECKPOINTS,
-    TRACES,
-    WEIGHTS,
-    Buffer,
-    DamagedRun,
-    Folder,
-    damage_named,
-)
+from bif.store.folder import CHECKPOINTS, TRACES, WEIGHTS, Buffer, DamagedRun, Folder, damage_named
 from bif.store.marks import remove_checkpoints
 from bif.store.seals import digest
 

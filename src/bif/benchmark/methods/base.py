@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bif.bank import BankPart
 from bif.benchmark.measure import Cost, measured
 from bif.benchmark.task import Task
 from bif.evaluate import lds
-from bif.problem import Problem
+from bif.evaluate.retraining import BankPart
+from bif.problem.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from bif.attribute import attribute
 from bif.benchmark.measure import Cost, measured
 from bif.benchmark.methods.base import Judge, Scored
 from bif.benchmark.task import Task
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.diagnostics import convergence
-from bif.problem import Observable, Problem
-from bif.run import Run
-from bif.settings import Settings
-from bif.traces import LossTraces
+from bif.estimate.traces import LossTraces
+from bif.problem.problem import Observable, Problem
+from bif.runs.attribute import attribute
+from bif.runs.run import Run
+from bif.sampling.settings import Settings
 
 _TUNING = "tuning queries"
 _CHAINS_SHARE, _DRAWS_SHARE = 4, 2

@@ -13,12 +13,12 @@ from bif.benchmark.measure import Cost, measured
 from bif.benchmark.methods.base import Judge, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
-from bif.items import Items
-from bif.problem import Problem
+from bif.problem.items import Items
+from bif.problem.problem import Problem
 from bif.response import choose_estimator, measure_costs, respond
 from bif.response.pairs import Curvature
 from bif.response.prepare import Request
-from bif.settings import Settings
+from bif.sampling.settings import Settings
 
 _TUNING_QUERIES = 16
 """Every query needs chains of its own: this many judge a candidate."""

@@ -14,7 +14,7 @@ from bif import baselines
 from bif.benchmark.measure import measured
 from bif.benchmark.methods.base import FittedMethod, Judge, Scored, Unsuited
 from bif.benchmark.task import Task
-from bif.problem import Problem
+from bif.problem.problem import Problem
 
 _SCALES = (
     1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0

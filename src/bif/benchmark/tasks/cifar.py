@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.bank import Plan
 from bif.benchmark.networks import ResNet9
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found
 from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
-from bif.items import Items
-from bif.losses import cross_entropy
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan
+from bif.problem.items import Items
+from bif.problem.losses import cross_entropy
+from bif.sampling.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
 EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4

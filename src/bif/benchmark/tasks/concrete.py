@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import csv, found
 from bif.evaluate import Recipe, train
-from bif.items import Items
-from bif.losses import squared_error
-from bif.problem import Observable, Problem
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan
+from bif.problem.items import Items
+from bif.problem.losses import squared_error
+from bif.problem.problem import Observable, Problem
+from bif.sampling.settings import Settings
 
 EPOCHS, BATCH = 20, 32
 RECIPE = Recipe(1, 0.03, weight_decay=1e-5, batch_size=BATCH)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
-from bif.items import Items
-from bif.losses import cross_entropy
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan
+from bif.problem.items import Items
+from bif.problem.losses import cross_entropy
+from bif.sampling.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
 CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found, idx
 from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe, train
-from bif.items import Items
-from bif.losses import cross_entropy
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan
+from bif.problem.items import Items
+from bif.problem.losses import cross_entropy
+from bif.sampling.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES, FIRST_TUNING = 6000, 200, 200, 2000
 EPOCHS, WEIGHT_DECAY = 10, 1e-4

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
-from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.digits import NUM_TRAIN, split
 from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe, train
-from bif.losses import cross_entropy
-from bif.settings import Settings
+from bif.evaluate.retraining import Plan
+from bif.problem.losses import cross_entropy
+from bif.sampling.settings import Settings
 
 RECIPE = Recipe(2000, 0.5, momentum=0.9, weight_decay=1e-2)
 """To convergence: the largest curvature of the mean loss is about 3."""

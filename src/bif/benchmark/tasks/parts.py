@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
-from bif.items import Items
-from bif.losses import cross_entropy
-from bif.problem import MARGIN, Observable, Problem
+from bif.problem.items import Items
+from bif.problem.losses import cross_entropy
+from bif.problem.problem import MARGIN, Observable, Problem
 
 LOSS = Observable("loss", cross_entropy, "lower")
 

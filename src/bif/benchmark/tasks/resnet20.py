@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from bif.bank import Plan
 from bif.benchmark.networks import ResNet20
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.cifar import METHODS, settings, split
 from bif.benchmark.tasks.files import found
 from bif.benchmark.tasks.parts import classification
 from bif.evaluate import Recipe
+from bif.evaluate.retraining import Plan
 
 CHECKPOINT = "resnet20-12fca82f.th"
 NUM_TRAIN = 1000

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from bif.bank import Plan
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.files import found
 from bif.benchmark.tasks.parts import dealt
 from bif.evaluate import Recipe, train
+from bif.evaluate.retraining import Plan
 from bif.interop.llama2c import Llama2cTokenizer, read_llama2c
-from bif.items import Items
-from bif.losses import next_token_mean
-from bif.problem import Observable, Problem
-from bif.settings import Settings
+from bif.problem.items import Items
+from bif.problem.losses import next_token_mean
+from bif.problem.problem import Observable, Problem
+from bif.sampling.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 256, 64, 48
 NUM_TOKENS, BATCH = 128, 32

@@ -1,0 +1,1 @@
+"""Choose the open settings and the estimator within time and memory, and say why."""

@@ -1,0 +1,147 @@
+"""How far to damp: what a run's draws can tell of items whose gradients are nearly orthogonal.
+
+Noise in a covariance of N effective draws has variance `Var(l_i)·Var(phi) / N`, so scores of items
+that hardly share a direction need many draws, the more so the less these directions are damped:
+curvature along an item's own gradient quiets just what of it a query could see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bif.problem.items import Items
+from bif.sampling.oracles import Oracle
+from bif.types import Params
+
+FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)
+"""By which the usual damping may be raised."""
+EFFECTIVE_DRAWS = 4000
+"""Of a default run: about a third of its draws."""
+NUM_ITEMS, FEWEST_ITEMS = 48, 8
+"""That are looked at, and of fewer nothing is said."""
+_NEARLY = 0.02
+"""Share of the best quality that is given for less damping."""
+_SKETCHED = 2**20
+"""Numbers of a gradient that are kept."""
+
+
+class Damping(NamedTuple):
+    """What a factor on the usual damping does.
+
+    Attributes:
+        factor: On the usual damping.
+        draws_for_half: Effective draws for scores of a reliability of one half.
+        agreement: Correlation of the scores with those of the usual damping, noise apart.
+    """
+
+    factor: float
+    draws_for_half: float
+    agreement: float
+
+    @property
+    def quality(self) -> float:
+        """Correlation with the usual damping's scores that `EFFECTIVE_DRAWS` are to have."""
+        reliability = EFFECTIVE_DRAWS / (EFFECTIVE_DRAWS + self.draws_for_half)
+        return self.agreement * reliability**0.5
+
+
+def best_damping(dampings: Sequence[Damping]) -> Damping:
+    """The least of those whose quality is nearly the best: F may be less than the curvature is."""
+    best = max(d.quality for d in dampings)
+    return min((d for d in dampings if d.quality >= (1 - _NEARLY) * best), key=lambda d: d.factor)
+
+
+def dampings(gradients_IK: Tensor, *, usual: float, num_train: int) -> list[Damping]:
+    """What each of `FACTORS` does, by the gradients of a few train items at w*.
+
+    With `A = F + damping`, F the mean of `g gᵀ` over the items, a query's scores to first order
+    are `K_i = g_phiᵀ A⁻¹ g_i`, and a draw's signal is `s = Var_i(K_i) / (mean_i(g_iᵀ A⁻¹ g_i) ·
+    g_phiᵀ A⁻¹ g_phi)`: 1/s effective draws have a reliability of one half.  Each item stands for a
+    query in its turn, left out of F, where each other item counts as one of `num_train`.
+
+    Args:
+        gradients_IK: Of at least three items, or sketches that keep their inner products.
+        usual: gamma/nbeta and weight decay, in units of the mean loss's curvature.
+        num_train: All train items.
+    """
+    gram = gradients_IK.double() @ gradients_IK.double().T
+    found: list[Damping] = []
+    first: Sequence[Tensor] = ()
+    for factor in FACTORS:
+        rows = [
+            _row(gram, j, damping=factor * usual, num_train=num_train) for j in range(len(gram))
+        ]
+        signal = float(torch.stack([s for _, s in rows]).median())
+        scores = [row for row, _ in rows]
+        first = first or scores
+        agreement = float(
+            torch.stack([_correlation(a, b) for a, b in zip(scores, first, strict=True)]).median()
+        )
+        found.append(Damping(factor, 1 / max(signal, 1e-12), agreement))
+    return found
+
+
+def _row(gram: Tensor, query: int, *, damping: float, num_train: int) -> tuple[Tensor, Tensor]:
+    """Scores of one item for the others, and the signal of a draw."""
+    others = torch.arange(len(gram)) != query
+    inside, cross, count = gram[others][:, others], gram[query, others], len(gram) - 1
+    # (Gᵀ G / count + damping)⁻¹ between gradients, by matrices of the number of items.
+    inverse = torch.linalg.inv(inside / count + damping * torch.eye(count, dtype=gram.dtype))
+    scores, own = cross @ inverse, (inside @ inverse).diagonal()
+    of_query = (gram[query, query] - scores @ cross / count) / damping
+    # An item is one of `num_train`, not of `count`: the rest of its share is taken out of F.
+    excess = max(1 / count - 1 / num_train, 0.0)
+    scores, own = scores / (1 - excess * own), own / (1 - excess * own)
+    return scores, scores.var() / (own.mean() * of_query).clamp(min=1e-300)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a - a.mean(), b - b.mean()
+    return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-300)
+
+
+def item_gradients(
+    oracle: Oracle, params: Params, items: Items, indices: Sequence[int], *, masks: Params
+) -> Tensor:
+    """Gradients of single items at one chain's weights, `[I, K]`, sketched where they are long.
+
+    Args:
+        oracle: Where gradients come from.
+        params: w, leaves `[1, *shape]`.
+        items: The train items, on the chain's device.
+        indices: Of those that are asked for.
+        masks: Boolean masks `[*shape]` of leaves that move only in part.
+    """
+    rows = []
+    for i in indices:
+        batch = items.take(torch.tensor([i]))
+        weight = next(iter(params.values())).new_ones(1)
+        gradient, _ = oracle.gradient(params, batch, weight, per_chain=False)
+        moving = {n: leaf * masks[n] if n in masks else leaf for n, leaf in gradient.items()}
+        rows.append(_sketch(moving))
+    return torch.stack(rows)
+
+
+def _sketch(gradient: Params) -> Tensor:
+    """All numbers one after another, or their sums with random signs: `E[s(x)·s(y)] = x·y`."""
+    total = sum(leaf.numel() for leaf in gradient.values())
+    leaves = list(gradient.values())
+    if total <= _SKETCHED:
+        return torch.cat([leaf.flatten().float() for leaf in leaves]).cpu()
+    device = leaves[0].device
+    source, place = torch.Generator(device).manual_seed(0), 0
+    sums = torch.zeros(_SKETCHED, device=device)
+    for leaf in leaves:
+        signs = torch.randint(
+            0, 2, (leaf.numel(),), generator=source, device=device, dtype=torch.int8
+        )
+        signed = leaf.flatten().float() * (2 * signs - 1)
+        while len(signed):
+            part, signed = signed[: _SKETCHED - place], signed[_SKETCHED - place :]
+            sums[place : place + len(part)] += part
+            place = (place + len(part)) % _SKETCHED
+    return sums.cpu()

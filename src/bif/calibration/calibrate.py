@@ -1,0 +1,374 @@
+"""Choose what the user left open: oracle, chunk, posterior, steps, draws; say why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import ceil, inf
+
+import torch
+from torch import Tensor
+
+from bif.calibration.budget import Goal, TooSmallBudget, choose_draws
+from bif.calibration.control_variates import fall_back
+from bif.calibration.measured_mass import whitened_curvature
+from bif.calibration.oracle_race import seconds_of_gradient
+from bif.calibration.pilot import WARNING, Pilot, pilot
+from bif.calibration.preflight import first_look
+from bif.calibration.steps import choose_steps, relaxation_steps, smallest_curvature
+from bif.calibration.temperature import default_nbeta
+from bif.problem.items import batch_leaves, map_batch
+from bif.problem.problem import Problem
+from bif.sampling import tensors
+from bif.sampling.factory import moving_center, run_device
+from bif.sampling.movable_weights import with_movable
+from bif.sampling.oracles import vmap_refusal
+from bif.sampling.settings import Settings
+
+DEFAULT_DRAWS = 200
+_FASTER = 0.7
+"""Share of a stack's time that chains one by one may take to be preferred: less is chance."""
+_MASS_TIMES, _MASS_SHARE = 200.0, 0.2
+"""How long a mass takes to measure, in gradients of the pilot's chains, and the share of a budget
+that it may take."""
+_ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings with nothing left open, and a line of explanation for each choice."""
+
+    settings: Settings
+    explanations: tuple[str, ...]
+    reliability: float | None = None
+    """What was aimed at, if anything."""
+    goal: Goal | None = None
+    """Where to end before the last draw."""
+    curvature: float | None = None
+    """Largest of the mean loss where the chains go, if it was measured or given."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """The explanations that a reader should see beside the result."""
+        return [
+            line.removeprefix(WARNING) for line in self.explanations if line.startswith(WARNING)
+        ]
+
+
+class _Told(list[str]):
+    """Explanations that are handed on as they come."""
+
+    def __init__(self, lines: Iterable[str], tell: Callable[[list[str]], None] | None) -> None:
+        super().__init__(lines)
+        self._tell = tell
+        self._hand_on(list(self))
+
+    def append(self, line: str) -> None:
+        super().append(line)
+        self._hand_on([line])
+
+    def __iadd__(self, lines: Iterable[str]) -> _Told:
+        fresh = list(lines)
+        self.extend(fresh)
+        self._hand_on(fresh)
+        return self
+
+    def _hand_on(self, lines: list[str]) -> None:
+        if self._tell is not None and lines:
+            self._tell(lines)
+
+
+def calibrate(
+    problem: Problem,
+    settings: Settings,
+    *,
+    curvature: float | None = None,
+    tell: Callable[[list[str]], None] | None = None,
+) -> Calibration:
+    """Fill in every setting that is None.
+
+    With `reliability` or `budget`, a pilot of a few chains measures seconds and agreement, and the
+    number of draws follows; it then depends on how fast the machine is.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With None where the library should choose.
+        curvature: Largest of the mean loss where the chains will go, where it is known from a
+            posterior as warm: with gamma given, it is then not measured.
+        tell: Gets every line of explanation as it comes, for what takes long.
+
+    Returns:
+        Complete settings and the reasons.
+
+    Raises:
+        ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
+            than the data; a budget too small to converge.
+    """
+    started = time.perf_counter()
+    said: list[str] = _Told([*problem.notes, *problem.proxies_in_words], tell)
+    target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
+    left_open, settings = settings.gradient is None, _with_gradient(settings, said)
+    settings = with_movable(problem, _with_precisions(problem, settings, said), said)
+    if settings.draws is None and not forecast:
+        settings = replace(settings, draws=DEFAULT_DRAWS)
+        said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
+    free = settings
+    settings = _choose_oracle(problem, settings, said)
+    settings = _choose_chunk(problem, settings, said)
+    first_look(problem, settings, said)
+    asked = settings  # mini-batches, to which a small budget falls back, are stacked
+    if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
+        settings = _faster_oracle(problem, free, settings, said)
+    settings, relaxation, curvature, of_chain = _choose_posterior_and_steps(
+        problem, settings, curvature, said
+    )
+    goal, how = None, {"said": said, "started": started}
+    on_cpu = run_device(problem, settings).type == "cpu"  # stacks on a GPU are faster than that
+    try:
+        if forecast:
+            settings, goal = choose_draws(
+                problem,
+                settings,
+                relaxation=relaxation,
+                of_chain=of_chain if on_cpu else 0.0,
+                **how,
+            )
+    except TooSmallBudget as too_small:
+        # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
+        if not left_open or curvature is None or settings.memory != "plain":
+            raise
+        asked = replace(
+            asked, nbeta=settings.nbeta, gamma=settings.gamma, retrained_from=None
+        )  # fmt: skip
+        k_max = _largest_curvature(asked, curvature)
+        settings, goal = fall_back(problem, asked, too_small, k_max=k_max, **how)
+    return Calibration(settings, tuple(said), target, goal, curvature)
+
+
+def refuse_unusable(problem: Problem, settings: Settings) -> None:
+    """Raise what `calibrate` would before its pilot: cheap, so that it comes before long work.
+
+    Raises:
+        ValueError: As `calibrate`, but for a budget that is too small.
+    """
+    said: list[str] = []
+    settings = _with_precisions(problem, _with_gradient(settings, said), said)
+    settings = _choose_oracle(problem, with_movable(problem, settings, said), said)
+    first_look(problem, _choose_chunk(problem, settings, said), said)
+
+
+def _with_gradient(settings: Settings, said: list[str]) -> Settings:
+    if settings.gradient is not None:
+        return settings
+    said.append("gradient = full: the losses of all items come with it, and nothing of it is noise")
+    return replace(settings, gradient="full")
+
+
+def _with_precisions(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    on_gpu = run_device(problem, settings).type == "cuda"
+    default = "bfloat16" if settings.memory == "lean" else "tf32" if on_gpu else "float32"
+    precisions = settings.gradient_precision or default, settings.loss_precision or default
+    given = settings.gradient_precision, settings.loss_precision
+    if on_gpu and settings.memory != "lean" and None in given:
+        said.append(
+            f"precision = {precisions[0]} of gradients, {precisions[1]} of losses: on a GPU "
+            "faster than float32, which is to be asked for"
+        )
+    return replace(settings, gradient_precision=precisions[0], loss_precision=precisions[1])
+
+
+def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:
+    """Of U."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    return settings.nbeta * (of_mean_loss + settings.weight_decay) + settings.gamma
+
+
+def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    oracle = settings.oracle
+    if oracle in (None, "stacked"):
+        device = run_device(problem, settings)
+        model = problem.evaluation_copy(device)
+        pair = tensors.stacked(moving_center(problem, settings), 2)
+        batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+        refusal = vmap_refusal(
+            model,
+            problem.loss,
+            params=pair,
+            batch=batch,
+            per_chain=settings.gradient != "full",
+            observables=[observable.recorded for observable in problem.observables],
+        )
+        if refusal and oracle == "stacked":
+            raise ValueError(
+                f"the model cannot be stacked by torch.func.vmap: {refusal}. Use "
+                "oracle='sequential', which runs one chain after another and takes any model."
+            )
+        oracle = "sequential" if refusal else "stacked"
+        said.append(
+            f"oracle = sequential: vmap cannot take the model ({refusal})"
+            if refusal
+            else "oracle = stacked: all chains of a block step as one operation"
+        )
+    chains = settings.chains or {"stacked": 64, "sequential": 8, "live": 4}[oracle]
+    block = 1 if oracle == "live" else min(chains, settings.block_size or 64)
+    if settings.chains is None:
+        said.append(f"chains = {chains}: the default for {oracle} chains")
+    return replace(settings, oracle=oracle, chains=chains, block_size=block)
+
+
+def _faster_oracle(
+    problem: Problem, free: Settings, stacked: Settings, said: list[str]
+) -> Settings:
+    """The same chains one after another, where the device is faster at that.
+
+    Args:
+        problem: What is to be attributed.
+        free: Settings without a choice of oracle and, perhaps, of chunk.
+        stacked: The same with the usual choices.
+    """
+    if (stacked.oracle, stacked.gradient, stacked.compiled) != ("stacked", "full", False):
+        return stacked
+    words: list[str] = []
+    alone = _choose_chunk(
+        problem, replace(stacked, oracle="sequential", chunk_size=free.chunk_size), words
+    )
+    together, one_by_one = (seconds_of_gradient(problem, s) for s in (stacked, alone))
+    if one_by_one > _FASTER * together:
+        return stacked
+    said[:] = [line for line in said if not line.startswith(("oracle =", "chunk_size ="))]
+    said += [
+        f"oracle = sequential: a gradient of a few chains takes {one_by_one:.3g} s one after "
+        f"another, {together:.3g} s stacked",
+        *words,
+    ]
+    return alone
+
+
+def _choose_chunk(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+    device = run_device(problem, settings)
+    if settings.chunk_size is None:
+        assert settings.block_size is not None
+        per_item = _activation_bytes(problem, device)
+        at_once = settings.block_size if settings.oracle == "stacked" else 1
+        budget = _ACTIVATION_BYTES.get(device.type, 2**30)
+        chunk = max(1, min(problem.num_train, int(budget / (per_item * at_once))))
+        # Equal chunks, so that the last one is not a sliver with kernels of its own.
+        chunk = ceil(problem.num_train / ceil(problem.num_train / chunk))
+        settings = replace(settings, chunk_size=chunk)
+        said.append(
+            f"chunk_size = {chunk}: {per_item / 1024:.1f} KiB of activations an item and chain, "
+            f"{at_once} chains at once, {budget / 2**20:.0f} MiB for them on {device.type}"
+        )
+    if settings.gradient != "full":
+        batch = settings.batch_size or min(problem.num_train, 128)
+        if batch > problem.num_train:
+            raise ValueError(
+                f"batch_size={batch} exceeds the {problem.num_train} train items: lower it, or "
+                "use gradient='full'."
+            )
+        settings = replace(settings, batch_size=batch)
+    return settings
+
+
+def _activation_bytes(problem: Problem, device: torch.device) -> int:
+    """Bytes that one item keeps for the backward pass, inputs included."""
+    model = problem.evaluation_copy(device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+    count = len(next(iter(batch_leaves(batch).values())))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {
+        leaf.untyped_storage().data_ptr(): leaf.numel() * leaf.element_size()
+        for leaf in batch_leaves(batch).values()
+    }
+
+    def pack(tensor: Tensor) -> Tensor:
+        where = tensor.untyped_storage().data_ptr()
+        if where not in weights:
+            kept[where] = max(kept.get(where, 0), tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        problem.loss(model, batch)
+    return max(1, sum(kept.values()) // count)
+
+
+def _choose_posterior_and_steps(
+    problem: Problem, settings: Settings, curvature: float | None, said: list[str]
+) -> tuple[Settings, float, float | None, float]:
+    """Complete settings, steps of the slowest direction to forget, curvature, seconds.
+
+    The last are of a gradient of one chain, 0 where they are not known.
+    """
+    chosen = settings
+    if settings.nbeta is None:
+        chosen, why = default_nbeta(problem, settings)
+        said.append(f"nbeta = {chosen.nbeta:g}: {why}")
+    underdamped = settings.sampler in ("baoab", "sgnht")
+    needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
+    if None not in (needed + [settings.friction] if underdamped else needed):
+        chosen = replace(chosen, mass=chosen.mass or "identity")
+        relaxation = relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12))
+        return chosen, relaxation, curvature, 0.0
+    if curvature is None or chosen.gamma is None:
+        found = pilot(problem, chosen, said)
+    else:
+        found = Pilot(chosen.gamma, curvature, 0.0, 0.0)
+        said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
+    chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
+    chosen, relaxation = choose_steps(problem, chosen, k_max, said)
+    return chosen, relaxation, found.curvature, found.seconds_of_chain
+
+
+def _choose_mass(
+    problem: Problem, settings: Settings, found: Pilot, said: list[str]
+) -> tuple[Settings, float]:
+    """The mass, and the largest curvature of U in its coordinates.
+
+    Args:
+        settings: With nbeta and gamma.
+        found: By the pilot.
+    """
+    s = settings
+    assert s.nbeta is not None and s.gamma is not None
+    k_max = _largest_curvature(s, found.curvature)
+    if s.mass == "kronecker":
+        asked_for = whitened_curvature(problem, s)
+        if asked_for == inf:
+            raise ValueError(
+                "mass='kronecker': chains in its coordinates run off w* with every step that was "
+                f"tried. Leave mass open: set mass=None, or set gamma={10 * s.gamma:.3g}, or train "
+                "on to a minimum."
+            )
+        return s, asked_for
+    given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
+    copied = s.oracle in ("stacked", "sequential")
+    if given or not copied or (s.sampler, s.gradient) != ("baoab", "full") or not s.nbeta:
+        return replace(s, mass="identity"), k_max
+    expected = _MASS_TIMES * found.seconds
+    if s.budget is not None and expected > _MASS_SHARE * float(s.budget):
+        said.append(
+            f"mass = identity: measuring another would take about {expected:,.0f} s of a budget of "
+            f"{float(s.budget):,.0f} s"
+        )
+        return replace(s, mass="identity"), k_max
+    round_max = whitened_curvature(problem, s)
+    if round_max == inf:
+        said.append(
+            "mass = identity: in the coordinates of a Kronecker mass chains run off w* with every "
+            "step that was tried"
+        )
+        return replace(s, mass="identity"), k_max
+    plain, white = replace(s, mass="identity"), replace(s, mass="kronecker")
+    steps = [choose_steps(problem, x, k, [])[1] for x, k in ((plain, k_max), (white, round_max))]
+    words = (
+        f"the slowest direction forgets in {steps[0]:,.0f} steps with unit mass, in "
+        f"{steps[1]:,.0f} in the coordinates of a Kronecker mass"
+    )
+    if steps[0] <= steps[1]:
+        said.append(f"mass = identity: {words}")
+        return plain, k_max
+    said.append(f"mass = kronecker: {words}, where curvatures of U go up to {round_max:.3g}")
+    return white, round_max

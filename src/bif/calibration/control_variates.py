@@ -1,0 +1,132 @@
+"""Control variates, where full gradients do not come to an end within a budget.
+
+Full gradients are what a run takes as long as it can: the losses of all items come with them, and
+gradient noise biases what is drawn.  A control variate leaves of that noise what the gradients of
+single items change by since w*, and costs two mini-batches a step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from math import ceil
+
+from bif.calibration.budget import Goal, TooSmallBudget, affordable, choose_draws, fewest_draws
+from bif.calibration.steps import choose_steps
+from bif.problem.problem import Problem
+from bif.runs.gates import HEAT
+from bif.sampling import tensors
+from bif.sampling.engine import Sampling
+from bif.sampling.sampler_checks import heat
+from bif.sampling.settings import Settings
+from bif.types import Params
+
+_SHARES = (4, 6, 8, 12, 16, 24, 32)
+"""Of the train items that a mini-batch may be, from the least noisy on."""
+_SMALLEST = 32
+_CHOSEN_ANEW = ("gradient = ", "mass = ", "step_size = ", "friction = ", "relaxation of ",
+                "burn_in = ", "thin = ")  # fmt: skip
+_OF_ITS_OWN = 1.5
+"""What a mini-batch of each chain's own costs, against items that all chains share."""
+
+
+def fall_back(
+    problem: Problem,
+    settings: Settings,
+    too_small: TooSmallBudget,
+    *,
+    k_max: float,
+    said: list[str],
+    started: float,
+) -> tuple[Settings, Goal | None]:
+    """Complete settings with control variates, by the largest mini-batch that fits the budget.
+
+    Args:
+        problem: What is to be attributed.
+        settings: What is given, with nbeta, gamma and the oracle; the rest is chosen anew.
+        too_small: What full gradients were refused with.
+        k_max: Largest curvature of U.
+        said: Gets a line for each choice.
+        started: By `time.perf_counter`, when calibration began.
+
+    Raises:
+        TooSmallBudget: They do not fit either, or their noise would widen the draws too much; a
+            mass is given, which is for full gradients alone.
+    """
+    if settings.mass not in (None, "identity"):
+        raise too_small
+    lines = [
+        "gradient = control_variate: with full gradients the budget is too small to converge, by "
+        f"{too_small.needed:,.0f} s to {float(settings.budget or 0):,.0f} s"
+    ]
+    found = _largest_batch(problem, settings, too_small, k_max=k_max, said=lines)
+    if found is None:
+        raise too_small
+    chosen, relaxation = found
+    widened = _heat_away_from_center(problem, chosen)
+    if not widened <= HEAT:
+        what = (
+            f"their noise widens the draws by {widened:.0%} in its worst direction"
+            if math.isfinite(widened)
+            else "their chains run off"
+        )
+        raise TooSmallBudget(
+            f"{too_small} Control variates with mini-batches of {chosen.batch_size} would fit, but "
+            f"{what}.",
+            pace=too_small.pace,
+            needed=too_small.needed,
+        )
+    lines.append(f"gradient noise widens the draws by {widened:.1%} in its worst direction")
+    complete, goal = choose_draws(
+        problem, chosen, relaxation=relaxation, said=lines, started=started
+    )
+    said[:] = [line for line in said if not line.startswith(_CHOSEN_ANEW)] + lines
+    return complete, goal
+
+
+def _largest_batch(
+    problem: Problem,
+    settings: Settings,
+    too_small: TooSmallBudget,
+    *,
+    k_max: float,
+    said: list[str],
+) -> tuple[Settings, float] | None:
+    """The settings of the largest mini-batch whose forecast fits, and the steps to forget."""
+    n, pace = problem.num_train, too_small.pace
+    for share in _SHARES:
+        batch = ceil(n / share)
+        if batch < _SMALLEST:
+            return None
+        lines: list[str] = []
+        asked = replace(settings, gradient="control_variate", batch_size=batch, mass="identity")
+        chosen, relaxation = choose_steps(problem, asked, k_max, lines)
+        # A backward pass costs two forward ones, and a draw now needs a forward pass of its own.
+        cheaper = replace(
+            pace,
+            step=pace.step * 2 * _OF_ITS_OWN * batch / n,
+            record=pace.record + pace.step / 3,
+        )
+        try:
+            affordable(chosen, cheaper, fewest_draws(chosen, relaxation))
+        except TooSmallBudget:
+            continue
+        said.append(f"batch_size = {batch}: the largest share of the {n} items that fits")
+        said += lines
+        return chosen, relaxation
+    return None
+
+
+def _heat_away_from_center(problem: Problem, settings: Settings) -> float:
+    """Share by which gradient noise widens the draws, one burn-in away from w*."""
+    few = replace(settings, reliability=None, budget=None, draws=2, chains=2, block_size=2)
+    sampling = Sampling(problem, few)
+    return heat(sampling, _one_burn_in_away(sampling))
+
+
+def _one_burn_in_away(sampling: Sampling) -> Params:
+    """Weights of one chain, `[1, *shape]`."""
+    burn_in = sampling.settings.burn_in
+    assert burn_in is not None
+    *_, last = sampling.positions(0, 2, sampling.start(0, 2), last_step=burn_in)
+    return {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}

@@ -1,0 +1,81 @@
+"""The default damping gamma/nbeta: how far draws may go in directions that the data leave open."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from bif.curvature.extreme_eigenvalues import hessian_product
+from bif.sampling import tensors
+from bif.sampling.posterior import LocalPosterior
+from bif.types import Gradient, Params
+
+SHARE = 50.0
+"""Part of the largest curvature at w* that is the damping where training left no slower trace."""
+FLATTEST = 1e-3
+"""Part of the largest curvature below which the damping does not go, nor steps are planned for."""
+_ROUNDING = 10.0
+"""Rounding errors of the steepest direction below which a gradient at w* is none."""
+
+
+def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
+    """The default gamma/nbeta and the reason.
+
+    `sqrt(a min(a, r))` of two yardsticks: a fiftieth of the largest curvature at w*, `a`, and the
+    leftover curvature `r`; at least a thousandth of the largest, so that chains can mix.  `a` alone
+    is too large where training went on to its minimum, and with `r` alone some chains do not mix:
+    docs/calibration.md has both.
+
+    Args:
+        largest: Curvature of the mean loss at w*.
+        leftover: What `leftover_curvature` found; NaN where it is not known.
+    """
+    part = largest / SHARE
+    words = f"largest curvature at w*, {largest:.4g}, / {SHARE:g}"
+    if math.isnan(leftover):
+        return part, f"{words} (the gradient there is not known, or no more than rounding)"
+    if leftover >= part:
+        return part, f"{words} (training left its gradient in steeper directions, {leftover:.4g})"
+    return max(math.sqrt(part * leftover), FLATTEST * largest), (
+        f"geometric mean of the {words} and of the curvature along the gradient that training left "
+        f"there, {leftover:.4g}"
+    )
+
+
+def leftover_curvature(
+    gradient: Gradient, posterior: LocalPosterior, params: Params, *, largest: float
+) -> float:
+    """`|H g| / |g|` at w* of the training objective's gradient g and Hessian H.
+
+    Gradient descent shrinks g by the factor `exp(-H t)`, so what is left of it lies in directions
+    of curvature 1/t, roughly, which training and retraining had no time to settle.  Weight decay is
+    part of H.  Where training went on until what is left of g is the rounding of w*, steep
+    directions lead again.
+
+    Args:
+        gradient: Of the mean loss over all train items.
+        posterior: With center, masks and weight decay, both of which count.
+        params: w*, leaves `[1, *shape]`.
+        largest: Curvature of the mean loss at w*.
+
+    Returns:
+        In units of the loss; NaN where g is certainly no more than w*'s rounding.
+    """
+    decay = posterior.weight_decay
+
+    def objective(found: Params, at: Params) -> Params:
+        tensors.add_(found, at, decay)
+        for name in found.keys() & posterior.masks.keys():
+            found[name].mul_(posterior.masks[name])
+        return found
+
+    left = objective(tensors.copied(gradient(params, 0).gradient), params)
+    size = float(tensors.squared_norm(left)) ** 0.5
+    moving = {n: leaf * posterior.masks.get(n, 1.0) for n, leaf in params.items()}
+    rounding = max(torch.finfo(leaf.dtype).eps for leaf in params.values())
+    if not size > _ROUNDING * rounding * largest * float(tensors.squared_norm(moving)) ** 0.5:
+        return math.nan
+    tensors.mul_(left, 1 / size)
+    ahead = hessian_product(gradient, params, posterior.masks)(left)
+    return float(tensors.squared_norm(objective(ahead, left))) ** 0.5

@@ -1,0 +1,52 @@
+"""Chains of a block as one operation, or one after another: what a device does faster.
+
+Stacks of linear layers are batched products, which fill a GPU; a stack of convolutions is a grouped
+one, which a GPU may do more slowly than one after another.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from bif.problem.items import Items
+from bif.problem.problem import Problem
+from bif.sampling import tensors
+from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device, wait_for
+from bif.sampling.gradients import FullGradient
+from bif.sampling.settings import Settings
+
+_CHAINS, _ITEMS = 8, 1024
+_CALLS = 3
+"""Before the one that is timed: from the third on, a pass is replayed."""
+
+
+def seconds_of_gradient(problem: Problem, settings: Settings) -> float:
+    """Of full gradients of a few chains at w*, over at most 1,024 train items.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With oracle, chains and chunk size.
+    """
+    assert settings.chains is not None and settings.chunk_size is not None
+    device = run_device(problem, settings)
+    anywhere = replace(settings, retrained_from=None, nbeta=1.0, gamma=1.0)
+    posterior = make_posterior(problem, anywhere)
+    oracle = make_oracle(problem, settings, list(posterior.center))
+    chosen = torch.arange(min(problem.num_train, _ITEMS))
+    params = tensors.stacked(posterior.center, min(settings.chains, _CHAINS))
+    gradient = FullGradient(
+        oracle,
+        Items(problem.train.take(chosen)).to(device),
+        chunk_size=settings.chunk_size,
+        train_weights=item_weights(problem, next(iter(params.values())))[chosen.to(device)],
+    )
+    started = 0.0
+    for _ in range(_CALLS + 1):
+        wait_for(device)
+        started = time.perf_counter()
+        gradient(params, 0)
+    wait_for(device)
+    return time.perf_counter() - started

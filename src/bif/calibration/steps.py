@@ -1,0 +1,126 @@
+"""Step size, friction, burn-in and thinning from the extreme curvatures of U.
+
+By the laws of the samplers on quadratics (the docs page "Samplers"): the step from the largest
+curvature, friction and burn-in from the smallest, which is gamma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil, sqrt
+
+from bif.calibration.damping import FLATTEST
+from bif.problem.problem import Problem
+from bif.sampling.samplers import RMSpropSGLD
+from bif.sampling.settings import Settings
+
+UNDERDAMPED_STEP = 0.8
+"""Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
+
+BAOAB's positions have no discretisation bias on quadratics.  Where U is none, the steepest of many
+directions are biased, and the losses hardly (`benchmarks/coverage.py`).
+"""
+ROUND_STEP = 0.6
+"""As `UNDERDAMPED_STEP`, in the coordinates of a mass.  All directions are about as steep there, so
+what biases one biases all: at 1.4 scores of small networks were a tenth too large."""
+OVERDAMPED_STEP = 0.05
+"""Step of SGLD in units of 1 / largest curvature k: variances are `1 / (1 - step·k/4)`
+times too large."""
+ROUND_FRICTION = 0.4
+"""In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
+square of its half, forget at half of it."""
+LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
+"""Friction in units of sqrt(smallest curvature), without and with gradient noise."""
+
+
+def smallest_curvature(settings: Settings) -> float:
+    """Of U, in the coordinates of the mass: what the slowest relevant direction has."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    if settings.mass == "kronecker":
+        return ((settings.friction or ROUND_FRICTION) / 2) ** 2
+    return settings.gamma + settings.nbeta * settings.weight_decay
+
+
+def relaxation_steps(settings: Settings, k_min: float) -> float:
+    """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
+    step, friction = settings.step_size, settings.friction
+    assert step is not None
+    if settings.sampler not in ("baoab", "sgnht"):
+        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
+        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
+        return 2 * factor / (step * k_min)
+    assert friction is not None
+    # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
+    half = friction / 2
+    rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
+    return 1 / (step * rate)
+
+
+def burn_in_steps(settings: Settings, relaxation: float) -> int:
+    """Steps of a burn-in, from those in which the slowest direction forgets."""
+    return ceil(_burn_in_times(settings) * relaxation)
+
+
+def _burn_in_times(settings: Settings) -> int:
+    """Relaxation times of a burn-in: ten of the underdamped rule's shrink a start by e^-10."""
+    if settings.mass == "kronecker":
+        return 6
+    return 10 if settings.sampler in ("baoab", "sgnht") else 5
+
+
+def choose_steps(
+    problem: Problem, settings: Settings, k_max: float, said: list[str]
+) -> tuple[Settings, float]:
+    """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
+    assert settings.nbeta is not None and settings.gamma is not None
+    white = settings.mass == "kronecker"
+    k_min = max(smallest_curvature(settings), FLATTEST * k_max * (not white))
+    underdamped = settings.sampler in ("baoab", "sgnht")
+    if underdamped:
+        length = ROUND_STEP if white else UNDERDAMPED_STEP
+        step = settings.step_size or length / sqrt(k_max)
+        # Low friction decorrelates losses fastest, but multiplies gradient noise.
+        damped = LOW_FRICTION if settings.gradient == "full" else CRITICAL_FRICTION
+        friction = settings.friction or (ROUND_FRICTION if white else damped * sqrt(k_min))
+        why = (
+            f"{length:g} / sqrt(largest curvature of U, {k_max:.4g}); stable below "
+            f"{2 / sqrt(k_max):.4g}"
+        )
+        if settings.friction is None:
+            said.append(
+                f"friction = {friction:.4g}: in round coordinates, where curvatures are about 1"
+                if white
+                else f"friction = {friction:.4g}: {damped:g} sqrt(smallest curvature of U, "
+                f"{k_min:.4g})"
+            )
+    else:
+        friction = settings.friction
+        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
+        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
+        step = settings.step_size or OVERDAMPED_STEP * factor / k_max
+        why = f"{OVERDAMPED_STEP * factor:g} / largest curvature of U, {k_max:.4g}"
+    if settings.step_size is None:
+        said.append(f"step_size = {step:.4g}: {why}")
+    settings = replace(settings, step_size=step, friction=friction)
+    relaxation = relaxation_steps(settings, k_min)
+    times, burn_in = _burn_in_times(settings), burn_in_steps(settings, relaxation)
+    part, words = (4, "a fourth") if white else (3, "a third")
+    thin = max(1, round(relaxation / part))
+    reason = f"{words} of the relaxation time, since the losses come with the gradient"
+    if settings.gradient != "full":
+        assert settings.batch_size is not None
+        passes = 6 if settings.gradient == "control_variate" else 3
+        by_cost = ceil(problem.num_train / (passes * settings.batch_size))
+        if by_cost > thin:
+            thin, reason = by_cost, "steps that cost as much as the draw's own pass over the data"
+    said.append(f"relaxation of the slowest direction: {relaxation:.1f} steps")
+    if settings.burn_in is None:
+        said.append(f"burn_in = {burn_in}: {times} relaxation times")
+    if settings.thin is None:
+        said.append(f"thin = {thin}: {reason}")
+    chosen = replace(
+        settings,
+        burn_in=burn_in if settings.burn_in is None else settings.burn_in,
+        thin=settings.thin or thin,
+    )
+    return chosen, relaxation

@@ -1,0 +1,1 @@
+"""Products with, and extreme eigenvalues of, the Hessian and Gauss-Newton matrix."""

@@ -1,0 +1,143 @@
+"""Extreme curvatures of the mean loss, from gradients alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from bif.problem.items import Items
+from bif.sampling import tensors
+from bif.sampling.gradients import FullGradient
+from bif.sampling.oracles import Oracle
+from bif.sampling.rng import BlockNoise
+from bif.types import Gradient, Params
+
+
+def largest_curvature(
+    oracle: Oracle,
+    params: Params,
+    *,
+    items: Items,
+    chunk_size: int,
+    noise: BlockNoise,
+    train_weights: Tensor | None = None,
+    iterations: int = 20,
+) -> Tensor:
+    """Largest curvature of the mean loss at each chain's weights, by power iteration.
+
+    Hessian products are central differences of gradients, so any oracle will do.
+
+    Args:
+        params: Leaves `[C, *shape]`.
+        items: Over which the mean is taken.
+        noise: For the start directions; weights that may not move stay out of them.
+        train_weights: rho of the items, `[N]`; 1 by default.
+
+    Returns:
+        `[C]`, at least 0.
+    """
+    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
+    product = hessian_product(gradient, params, noise.masks)
+    return largest_eigenvalue(product, noise.normal(params), iterations=iterations)
+
+
+def largest_eigenvalue(
+    product: Callable[[Params], Params], direction: Params, *, iterations: int = 20
+) -> Tensor:
+    """Largest eigenvalue of a symmetric map of each chain, by power iteration.
+
+    Args:
+        product: The map, of directions of length 1.
+        direction: Where to start, leaves `[C, *shape]`; overwritten.
+
+    Returns:
+        `[C]`, at least 0, a lower bound.
+    """
+    first = next(iter(direction.values()))
+    largest = torch.zeros(len(first), dtype=torch.float64, device=first.device)
+    eigenvalue = shift = torch.zeros_like(largest)
+    start = tensors.copied(direction)
+    for _ in range(2):
+        for eigenvalue in _powers(product, direction, shift, iterations):
+            largest = torch.maximum(largest, eigenvalue)
+        # The eigenvalue of largest size may be negative: lifted by its size, the largest leads.
+        shift = (-eigenvalue).clamp(min=0)
+        if not shift.any():
+            break
+        direction = start
+    return largest
+
+
+def smallest_curvature(
+    oracle: Oracle,
+    params: Params,
+    *,
+    items: Items,
+    chunk_size: int,
+    noise: BlockNoise,
+    largest: Tensor,
+    train_weights: Tensor | None = None,
+    iterations: int = 20,
+) -> Tensor:
+    """Smallest curvature of the mean loss, by power iteration on `H - largest`.
+
+    Args: as for `largest_curvature`, and
+        largest: What that found, `[C]`.
+
+    Returns:
+        `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
+    """
+    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
+    product = hessian_product(gradient, params, noise.masks)
+    smallest = largest.clone()
+    for curvature in _powers(product, noise.normal(params), -largest, iterations):
+        smallest = torch.minimum(smallest, curvature)
+    return smallest
+
+
+def _powers(
+    product: Callable[[Params], Params], direction: Params, shift: Tensor, iterations: int
+) -> Iterator[Tensor]:
+    """Curvatures `[C]` along the directions of a power iteration on `H + shift`."""
+    for _ in range(iterations):
+        length = tensors.squared_norm(direction).sqrt()
+        # Squares of what is smaller still are 0 in float32: there is no direction to go on in.
+        tensors.scale_chains_(direction, torch.where(length > 1e-18, 1 / length, 0.0))
+        ahead = product(direction)
+        yield tensors.inner(direction, ahead)
+        direction = tensors.add_(ahead, tensors.scale_chains_(direction, shift))
+
+
+def hessian_product(
+    gradient: Gradient, params: Params, masks: Params
+) -> Callable[[Params], Params]:
+    """`u -> H u` of the function with this gradient, for directions of length 1.
+
+    Args:
+        gradient: At given weights.
+        params: Leaves `[C, *shape]`.
+        masks: The product is 0 where weights may not move.
+    """
+    distance = 1e-4 if next(iter(params.values())).dtype == torch.float64 else 1e-2
+
+    def product(direction: Params) -> Params:
+        ahead = tensors.add_(tensors.copied(params), direction, distance)
+        behind = tensors.add_(tensors.copied(params), direction, -distance)
+        change = tensors.difference(gradient(ahead, 0).gradient, gradient(behind, 0).gradient)
+        tensors.mul_(change, 0.5 / distance)
+        for name, mask in masks.items():
+            change[name].mul_(mask)
+        return change
+
+    return product
+
+
+def _mean_gradient(
+    oracle: Oracle, params: Params, items: Items, chunk_size: int, weights: Tensor | None
+) -> Gradient:
+    if weights is None:
+        first = next(iter(params.values()))
+        weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
+    return FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)

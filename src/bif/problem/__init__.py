@@ -1,0 +1,1 @@
+"""What is asked: model, loss, items, observables, and the identity of all that."""

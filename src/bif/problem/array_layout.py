@@ -1,0 +1,86 @@
+"""How the columns of the traces divide into groups of items, each stored as an array of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.problem.columns import num_columns
+from bif.problem.items import Items
+from bif.problem.problem import Problem
+
+_NAME = re.compile(r"(train_loss|query_value)-(0|[1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Sizes of the groups of items behind the columns, which are items or tokens.
+
+    Args:
+        train: Columns of the train set and of each group of candidates.
+        query: Queries of each group.
+        num_observables: A; the columns of queries are observable-major, A·Q of them.
+    """
+
+    train: tuple[int, ...]
+    query: tuple[int, ...]
+    num_observables: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> Panels:
+        """Of a problem's groups."""
+        return cls(
+            _sizes(problem.scored_groups, by_token=problem.train_by_token),
+            _sizes(problem.query_groups, by_token=problem.query_by_token),
+            len(problem.observables),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """One array a group: `train_loss-0`, …, `query_value-0`, …."""
+        return [f"train_loss-{i}" for i in range(len(self.train))] + [
+            f"query_value-{i}" for i in range(len(self.query))
+        ]
+
+    def split(self, train: Tensor, query: Tensor) -> dict[str, np.ndarray]:
+        """Traces `[C, d, N]` and `[C, d, A·Q]` as arrays `[C, d, N_g]` and `[C, d, A, Q_g]`."""
+        by_observable = query.unflatten(2, (self.num_observables, sum(self.query)))
+        parts = [train[..., part] for part in _slices(self.train)] + [
+            by_observable[..., part] for part in _slices(self.query)
+        ]
+        return {name: x.numpy() for name, x in zip(self.names, parts, strict=True)}
+
+
+def joined(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Traces `[C, D, N]` and `[C, D, A·Q]` from the arrays of all groups."""
+    train, query = (
+        np.concatenate([arrays[name] for name in names], axis=-1)
+        for names in by_kind(arrays).values()
+    )
+    # Copies: torch aligns its memory, and the last bits of a product may depend on that.
+    return torch.tensor(train), torch.tensor(query).flatten(2)
+
+
+def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Array names of train items and of queries, each in the order of their groups."""
+    found: dict[str, list[tuple[int, str]]] = {"train_loss": [], "query_value": []}
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match:
+            found[match[1]].append((int(match[2]), name))
+    return {kind: [name for _, name in sorted(places)] for kind, places in found.items()}
+
+
+def _sizes(groups: Mapping[str, Items], *, by_token: bool) -> tuple[int, ...]:
+    return tuple(num_columns(items, by_token=by_token) for items in groups.values())
+
+
+def _slices(sizes: tuple[int, ...]) -> list[slice]:
+    edges = np.cumsum((0, *sizes)).tolist()
+    return [slice(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,61 @@
+"""Where numbers come from: fingerprints of tensors and items, versions, the device in words."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+
+from bif.problem.items import Items, batch_leaves
+from bif.types import Batch, Params
+
+
+def fingerprint(tensors: Params | Batch) -> str:
+    """SHA-256 over names, types, shapes and bytes of the tensors of a batch or of weights."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(batch_leaves(tensors).items()):
+        digest.update(f"{path}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
+        data = leaf.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+    return digest.hexdigest()
+
+
+def items_fingerprint(items: Items) -> str:
+    """Of the data, ids and token mask of items, and of what is shown of them."""
+    digest = hashlib.sha256("\x1f".join(items.ids.tolist()).encode())
+    for _, batch in items.chunks(4096):  # a few thousand at a time
+        digest.update(fingerprint(batch).encode())
+    if items.token_mask is not None:
+        digest.update(items.token_mask.tobytes())
+    for name, texts in (("label", items.labels), *sorted(items.about.items())):
+        if texts is not None:
+            digest.update("\x1f".join([name, *map(str, np.asarray(texts).tolist())]).encode())
+    if items.images is not None:
+        digest.update(f"images{items.images.shape}".encode() + items.images.tobytes())
+    if items.tokens is not None:
+        digest.update("\x1f".join("\x1e".join(pieces) for pieces in items.tokens).encode())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("bayesian-influence", "torch", "numpy", "xarray", "zarr", "arviz-stats"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """What the last bits of a run depend on besides its seed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+        "torch": str(torch.__version__),
+    }

@@ -1,0 +1,1 @@
+"""What a user holds: labelled scores, rankings, sums over groups."""

@@ -1,0 +1,164 @@
+"""Sums over columns of scores: of groups of items, of sources, of the tokens of an item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from bif.estimate.dataset import summed_influence
+from bif.estimate.traces import LossTraces
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Side = Literal["train", "query"]
+Members = dict[str, Sequence[int]]
+
+_SUMMABLE = {
+    "train": ("influence", "derivative", "train_mean_loss", "train_center_loss"),
+    "query": ("influence", "derivative", "query_mean", "query_center"),
+}
+_LOST = {
+    "train": ("standard_error", "correlation", "self_influence", "self_influence_standard_error"),
+    "query": ("standard_error", "correlation"),
+}
+
+
+def members_of(groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: int) -> Members:
+    """Positions by group, in order of their names where every item is given one.
+
+    Raises:
+        ValueError: Another number of names than there are train columns.
+    """
+    if isinstance(groups, Mapping):
+        return {str(name): positions for name, positions in groups.items()}
+    names = np.asarray([str(getattr(g, "item", lambda g=g: g)()) for g in groups])
+    if len(names) != num_train:
+        raise ValueError(f"groups names {len(names)} items, but there are {num_train}.")
+    return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}
+
+
+def columns_of_items(dataset: xr.Dataset, side: Side) -> Members | None:
+    """Positions of each item's token columns; None where the columns are the items."""
+    if f"{side}_item" not in dataset.coords:
+        return None
+    members: dict[str, list[int]] = {str(i): [] for i in dataset[f"{side}_parent_id"].values}
+    for position, name in enumerate(dataset[f"{side}_item"].values.tolist()):
+        members[str(name)].append(position)
+    return dict(members)
+
+
+def named_sources(dataset: xr.Dataset, labels: str | Sequence[str]) -> Sequence[str]:
+    """The source of every train column.
+
+    Args:
+        dataset: Scores.
+        labels: A name for every item or column, or which of the items' texts names it.
+
+    Raises:
+        KeyError: The train items have no such text.
+        ValueError: Another number of names than there are items.
+    """
+    kind = "train_parent" if "train_item" in dataset.coords else "train"
+    if isinstance(labels, str):
+        if f"{kind}_{labels}" not in dataset.coords:
+            known = [str(n).removeprefix(f"{kind}_") for n in dataset.coords
+                     if str(n).startswith(f"{kind}_")]  # fmt: skip
+            raise KeyError(
+                f"the train items have no {labels!r} to be summed by; they have {known}. Pass a "
+                "name for every item."
+            )
+        name, labels = labels, [str(v) for v in dataset[f"{kind}_{labels}"].values]
+        if not any(labels):
+            raise KeyError(
+                f"the {name!r} of every train item is empty: give it with the documents or items, "
+                "or pass a name for every item."
+            )
+    if kind == "train_parent" and len(labels) == dataset.sizes["train_parent"]:
+        position = {str(n): i for i, n in enumerate(dataset["train_parent_id"].values)}
+        return [labels[position[str(n)]] for n in dataset["train_item"].values]
+    return labels
+
+
+def source_text(dataset: xr.Dataset) -> str | None:
+    """Which text of the train items tells their sources apart: fewer of them than items.
+
+    The first of "source", "label" and "group" that does, or None.
+    """
+    kind = "train_parent" if "train_item" in dataset.coords else "train"
+    for name in ("source", "label", "group"):
+        if f"{kind}_{name}" in dataset.coords:
+            values = {str(v) for v in dataset[f"{kind}_{name}"].values}
+            if 1 < len(values) < dataset.sizes[kind]:
+                return name
+    return None
+
+
+def summed(
+    dataset: xr.Dataset,
+    traces: LossTraces | None,
+    *,
+    train: Members | None = None,
+    query: Members | None = None,
+) -> tuple[xr.Dataset, LossTraces | None]:
+    """Scores of sums over train columns and on sums over queries, and the traces behind them.
+
+    Without traces the errors, which are those of correlated columns, are NaN.
+
+    Args:
+        dataset: Scores of columns.
+        traces: Behind them, where at hand.
+        train: Names to positions of train columns, or None to leave them.
+        query: The same for queries.
+    """
+    if traces is not None:
+        return summed_influence(dataset, traces, train, queries=query)
+    if train is not None:
+        dataset = _summed_without_traces(dataset, "train", train)
+    if query is not None:
+        dataset = _summed_without_traces(dataset, "query", query)
+    return dataset, None
+
+
+def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Dataset:
+    """Give sums over tokens what was known of their items: labels, groups, texts, values at w*.
+
+    Args:
+        summed: Scores of items, from `columns_of_items`.
+        columns: Scores of tokens.
+        side: Of the items.
+    """
+    kind = f"{side}_parent"
+    texts = {
+        str(name).replace(kind, side): (side, columns[name].values)
+        for name in columns.coords
+        if str(name).startswith(f"{kind}_") and name != f"{kind}_id"
+    }
+    if f"{kind}" in summed.dims:
+        summed = summed.drop_dims(kind)
+    center = "train_center_loss" if side == "train" else "query_center"
+    members = columns_of_items(columns, side)
+    if center in columns and center not in summed and members is not None:
+        parts = [columns[center].isel({side: list(m)}).sum(side).values for m in members.values()]
+        summed = summed.assign({center: (columns[center].dims, np.stack(parts, axis=-1))})
+    return summed.assign_coords(texts)
+
+
+def _summed_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr.Dataset:
+    import xarray as xr
+
+    names = [n for n in (*_SUMMABLE[side], *_LOST[side]) if n in dataset]
+    items = dataset[names]
+    columns = [items.isel({side: list(m)}).sum(side) for m in members.values()]
+    result = dataset.drop_dims(side).assign(
+        {name: x.transpose(*items[name].dims) for name, x in xr.concat(columns, side).items()}
+    )
+    for name in _LOST[side]:
+        if name in result:
+            result[name] = result[name] * np.nan
+    ids = {f"{side}_id": (side, list(members))}
+    if side == "query":
+        ids["query_group"] = (side, ["query"] * len(members))
+    return result.assign_coords(ids)

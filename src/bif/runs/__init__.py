@@ -1,0 +1,1 @@
+"""Carry a run out and judge it: attribute, extend, merge, load, gates."""

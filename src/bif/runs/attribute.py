@@ -1,0 +1,239 @@
+"""The composer: from a problem to traces to influence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from bif import store
+from bif.calibration.budget import Goal
+from bif.calibration.calibrate import Calibration, calibrate
+from bif.calibration.memory_plan import forecast_live, refuse_overflow, refuse_unfit
+from bif.problem.identity import identity
+from bif.problem.literals import require_literal
+from bif.problem.problem import Problem
+from bif.problem.provenance import hardware
+from bif.report.terminal import say
+from bif.runs.finalize import concluded
+from bif.runs.recording import Recording, deal
+from bif.runs.resumption import chosen_before, refuse_other_losses
+from bif.runs.retention import (
+    Keep,
+    as_bytes,
+    forecast,
+    in_words,
+    refuse_vast_scores,
+    refuse_vast_traces,
+)
+from bif.runs.run import Run, load
+from bif.runs.writer import Writer
+from bif.sampling.engine import Sampling
+from bif.sampling.settings import Settings
+from bif.store.signals import termination_raises
+
+COMMIT_EVERY = 10.0
+"""Seconds of sampling from one commit to the next."""
+
+
+def attribute(
+    problem: Problem,
+    settings: Settings | None = None,
+    *,
+    out: str | Path | None = None,
+    keep: Keep = "traces",
+    top: int | None = None,
+    on_existing: store.OnExisting = "resume",
+    commit_every: float = COMMIT_EVERY,
+    show_progress: bool = False,
+) -> Run:
+    """Sample around the trained weights and estimate every query's influences.
+
+    With `out`, the run lives in that folder and survives whatever ends the process: the same call
+    goes on where it stopped, to the last bit on the same device, and returns at once what is
+    complete.  Ctrl-C ends the sampling and keeps what there is, marked as incomplete.
+
+    Args:
+        problem: Model, loss, items, queries and observables.
+        settings: What to sample and how; the library chooses whatever is None.
+        out: A path or fsspec URL; in memory only if None.
+        keep: "traces": all losses. "sums": covariances alone and the traces of 256 items for the
+            diagnostics; no further queries, groups or kernels. "weights": all losses and the
+            weights of every draw, so that new queries cost forward passes only.
+        top: Keep so many of the strongest scores of every query, or query token, either way, in the
+            place of all, which are never held at once; None keeps all.
+        on_existing: "resume" goes on with this very run and refuses another; "replace" begins
+            anew.
+        commit_every: Seconds from one commit to the next.
+        show_progress: Draw a progress bar on the terminal.
+
+    Returns:
+        The scores with their errors and everything that stands behind them.
+
+    Raises:
+        ValueError: Losses that are NaN or infinite at w*; settings that contradict each other, or
+            `top` with sums or controls;
+            too little room on the disk, or on the device for a live module; scores of too many
+            pairs of tokens.
+        RuntimeError: Fewer than two chains survive.
+        FolderInUse: `out` holds another run, other files, or has another writer.
+        DamagedRun: What is in `out` cannot be used.
+        Preempted: SIGTERM came; what is recorded is in `out`.
+    """
+    requested = settings or Settings()
+    require_literal("keep", keep, Keep)
+    require_literal("on_existing", on_existing, store.OnExisting)
+    if requested.controls and keep == "sums":
+        raise ValueError(
+            "controls need the traces of all items, and keep='sums' drops them: use keep='traces', "
+            "or leave the controls out."
+        )
+    _refuse_unfit_top(top, requested, keep)
+    if not commit_every >= 0:
+        raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
+    if out is None:
+        if keep == "weights":
+            raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
+        return attributed(problem, requested, keep=keep, top=top, show_progress=show_progress)
+    manifest = {"identity": identity(problem, requested), "keep": keep, "top": top}
+    if on_existing == "resume" and store.is_complete(out, manifest):
+        return load(out)  # also from a folder that cannot be written to
+    with (
+        termination_raises(),
+        store.open_run(out, manifest, on_existing=on_existing) as folder,
+    ):
+        if not folder.complete:
+            run = attributed(
+                problem, requested, folder=folder, keep=keep, top=top,
+                commit_every=commit_every, show_progress=show_progress,
+            )  # fmt: skip
+            run.write(folder)
+            return run
+    return load(out)
+
+
+def attributed(
+    problem: Problem,
+    requested: Settings,
+    *,
+    folder: store.RunFolder | None = None,
+    keep: Keep = "traces",
+    top: int | None = None,
+    commit_every: float = COMMIT_EVERY,
+    show_progress: bool = False,
+) -> Run:
+    """Sample, into an open folder if there is one, and estimate; results are not written.
+
+    Args and raises: as for `attribute`.
+    """
+    started = time.perf_counter()
+    refuse_vast_scores(problem, keep, top=top)
+    refuse_vast_traces(problem, requested, keep)
+    # Before anything is evaluated: a loss may be an object that remembers its calls.
+    asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
+    calibration = _calibrated(problem, requested, folder, say if show_progress else None)
+    settings = calibration.settings
+    refuse_unfit(problem, settings)
+    sampling = Sampling(problem, settings)
+    sizes = forecast(problem, sampling.posterior, settings, keep)
+    sizes_in_words = in_words(sizes, on_disk=folder is not None)
+    if settings.oracle == "live" and not (folder and folder.begun):
+        planned = forecast_live(sampling)
+        refuse_overflow(planned, sampling)
+        sizes_in_words += planned.in_words()
+    if show_progress:
+        say(sizes_in_words)
+    assert settings.chains is not None and settings.block_size is not None
+    dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
+    blocks = deal(settings.chains, settings.block_size, dealt=dealt)
+    with Writer() as writer:
+        # Of several blocks, as an interrupted run has that was given chains, none may end alone.
+        goal = calibration.goal if len(blocks) == 1 else None
+        recording = Recording(sampling, keep, folder, commit_every, blocks, writer, goal)
+        recording.notes += folder.manifest.get("notes", []) if folder else []
+        if folder is not None:
+            _refuse_full_disk(folder, sizes)
+            recording.notes += refuse_other_losses(folder, sampling)
+            folder.update({
+                "settings": settings.as_dict(),
+                "explanations": list(calibration.explanations),
+                "goal": asdict(calibration.goal) if calibration.goal else None,
+                "blocks": [[b.start, b.stop] for b in blocks],
+                "hardware": hardware(sampling.device),
+                "arrays": folder.manifest.get("arrays") or recording.arrays,
+            })  # fmt: skip
+        recording.run(show_progress=show_progress)
+        calibration = _ended(calibration, recording.ended_at)
+        run = concluded(
+            calibration,
+            recording,
+            top=top,
+            identity=asked_for,
+            started=started - recording.seconds_before,
+            forecast=sizes_in_words,
+        )
+    if folder is not None and not recording.interrupted:
+        folder.update({"arrays": recording.arrays, "goal": None})
+    return run
+
+
+def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
+    if top is None:
+        return
+    if top < 1:
+        raise ValueError(f"top is {top}: expected the number of scores to keep either way, ≥ 1.")
+    if keep == "sums":
+        raise ValueError(
+            "keep='sums' holds the sums of all pairs, so top would save nothing: leave top out, or "
+            "use keep='traces'."
+        )
+    if requested.controls:
+        raise ValueError(
+            "controls are other scores of all pairs, and top keeps the strongest only: leave one "
+            "of them out."
+        )
+
+
+def _calibrated(
+    problem: Problem,
+    requested: Settings,
+    folder: store.RunFolder | None,
+    tell: Callable[[list[str]], None] | None,
+) -> Calibration:
+    """What was chosen when the run was begun, or a fresh choice."""
+    begun = chosen_before(folder)
+    if folder is None or begun is None:
+        return calibrate(problem, requested, tell=tell)
+    settings, explanations = begun
+    if tell is not None:
+        tell(list(explanations))
+    goal = folder.manifest.get("goal") if requested.reliability is not None else None
+    return Calibration(
+        settings, explanations, requested.reliability, Goal(**goal) if goal else None
+    )
+
+
+def _ended(calibration: Calibration, draws: int | None) -> Calibration:
+    """As if a run that ended at its goal had been asked for so many draws."""
+    goal, most = calibration.goal, calibration.settings.draws
+    if draws is None or goal is None:
+        return calibration
+    said = f"draws = {draws} of at most {most}: the reliability of {goal.reliability:g} is reached"
+    return replace(
+        calibration,
+        settings=replace(calibration.settings, draws=draws),
+        explanations=(*calibration.explanations, said),
+        goal=None,
+    )
+
+
+def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:
+    """Before hours of work, not after them."""
+    free = folder.folder.free_bytes()
+    needed = sizes["traces"] + sizes["weights"] + sizes["checkpoints"]
+    if not folder.begun and free is not None and needed > free:
+        raise ValueError(
+            f"the run needs up to {as_bytes(needed)} on the disk of {folder.folder}, where "
+            f"{as_bytes(free)} are free: use keep='sums', fewer draws, or another folder."
+        )

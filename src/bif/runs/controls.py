@@ -1,0 +1,79 @@
+"""Controls: what the scores would look like without the posterior, or without any influence."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import torch
+
+from bif.baselines.gradient_product import gradient_product
+from bif.estimate.covariance import estimate_covariance
+from bif.estimate.independence import shuffled
+from bif.estimate.traces import LossTraces
+from bif.sampling import tensors
+from bif.sampling.engine import Sampling
+from bif.sampling.oracles import LiveOracle
+from bif.sampling.rng import BlockNoise, generator
+
+MOST_DRAWS = 4096
+"""Of the Gaussian ball: its draws are independent, and a control need be no sharper."""
+
+
+def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Scores `[A, Q, N]` of every control, signed like the BIF, and what could not be had.
+
+    * `nbeta_0`: `-Cov(l_i, phi)` over draws from `N(w*, 1/gamma)`, a ball that knows nothing of the
+      data: what is alike here are gradients at w*.  Forward passes alone.
+    * `gradient_product`: `-g_i·g_phi / gamma`, the limit of large gamma.
+    * `shuffled`: the run's own covariances with the queries of other chains: no influence at all,
+      and the errors of the run.
+
+    Args:
+        sampling: The run's machinery.
+        traces: Of the surviving chains.
+    """
+    problem, gamma = sampling.problem, sampling.settings.gamma
+    shape = (len(problem.observables), problem.num_queries, problem.num_scored)
+    found = {"shuffled": _scores(shuffled(traces), shape)}
+    missing = []
+    if not gamma:
+        missing.append("control nbeta_0: without gamma there is no ball around w*")
+    else:
+        found["nbeta_0"] = _scores(_ball(sampling, traces.total_draws, gamma), shape)
+        product = np.full(shape, np.nan, np.float32)
+        try:
+            problem.refuse_tokens("it")
+            for a, observable in enumerate(problem.observables):
+                values = gradient_product(
+                    problem, observable=observable.name, movable=sampling.settings.movable
+                )
+                product[a, :, : problem.num_train] = values.numpy() / gamma
+            found["gradient_product"] = product
+        except Exception as error:  # whatever vmap meets inside the user's model
+            missing.append(f"control gradient_product: {str(error).strip().splitlines()[0]}")
+    return found, missing
+
+
+def _scores(traces: LossTraces, shape: tuple[int, ...]) -> np.ndarray:
+    value = -estimate_covariance(traces, num_groups=2).value
+    return value.reshape(shape).float().cpu().numpy()
+
+
+def _ball(sampling: Sampling, draws: int, gamma: float) -> LossTraces:
+    """Traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
+    assert sampling.settings.block_size is not None
+    chains = 1 if isinstance(sampling.oracle, LiveOracle) else sampling.settings.block_size
+    rounds = max(2, -(-min(draws, MOST_DRAWS) // chains))
+    source = generator(sampling.settings.seed, 0, "control", device=sampling.device)
+    noise = BlockNoise(source, sampling.posterior.masks)
+    train, query = [], []
+    with torch.no_grad():
+        for _ in range(rounds):
+            params = tensors.stacked(sampling.posterior.center, chains)
+            tensors.add_(params, noise.normal(params), 1 / sqrt(gamma))
+            train.append(sampling.observe_train(params).cpu())
+            query.append(sampling.observe_queries(params).cpu())
+    # One long chain: every draw is independent of every other.
+    joined = [torch.cat(parts).unsqueeze(0) for parts in (train, query)]
+    return LossTraces.from_arrays(*joined)

@@ -1,0 +1,341 @@
+"""Gates: whether a run's numbers are believed, each with its figure, its reason and its remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bif.calibration.remedies import Remedies, alternatives
+from bif.estimate.independence import Independence
+from bif.estimate.response import Ratio
+from bif.estimate.stationarity import Drift
+from bif.sampling.sampler_checks import Checks
+
+RHAT = 1.05
+REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
+SHARED, TWINS = 1.5, 0.99
+STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.6, 0.03
+"""Shares of the largest stable step; an overdamped rule's variances are too large by the share."""
+IDENTITY = 0.1
+"""By how much an identity may be missed, and how well it must be known, whatever the noise."""
+HEAT, RANDOMNESS = 0.25, 1e-3
+DIVERGED, SLOPE = 0.1, 0.2
+_ERRORS = 4.0
+_MOST = 4.0
+"""By what a step is divided at most, where its bias goes with the square."""
+_GENERAL = Remedies()
+_BIASES = ("step", "virial", "dilation", "temperature")
+"""Gates that fail where the sampler is not at the posterior's law."""
+BIASED = ("rmsprop_sgld",)
+"""Samplers that do not sample the posterior."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition on a run.
+
+    Attributes:
+        name: In tables.
+        value: The figure; NaN where it is not defined, which fails.
+        limit: What it may not exceed.
+        failed: Whether it does.
+        reason: What is wrong and what to change, where it failed.
+    """
+
+    name: str
+    value: float
+    limit: float
+    failed: bool
+    reason: str
+
+    @property
+    def said(self) -> str:
+        """As a warning."""
+        return f"not trusted, {self.name}: {self.reason}"
+
+    def as_dict(self) -> dict[str, object]:
+        """For the manifest."""
+        return {"name": self.name, "value": self.value, "limit": self.limit,
+                "failed": self.failed, "reason": self.reason}  # fmt: skip
+
+
+def gates(
+    figures: Mapping[str, float | int],
+    *,
+    moving: Drift,
+    together: Independence,
+    checks: Checks | None = None,
+    diverged: int = 0,
+    fix: Remedies = _GENERAL,
+) -> list[Gate]:
+    """Return all gates of a run.  They judge the chains, never the scores.
+
+    Args:
+        figures: `rhat_max`, `ess_median`, `chains`, `draws`, `reliability`.
+        moving: Drift of the traces.
+        together: What chains have in common.
+        checks: Of the sampler; without them those gates are left out.
+        diverged: Chains that were left out.
+        fix: Remedies in numbers; in general words without.
+    """
+    chains, ess = int(figures["chains"]), float(figures["ess_median"])
+    # Independent moments of a chain: with few of them a ratio of variances is rough.
+    moments = ess / chains if ess > 0 else math.nan
+    rough = _ERRORS * math.sqrt(2 / moments) if moments > 0 else 0.0
+    found = [
+        _gate(
+            "mixing",
+            float(figures["rhat_max"]),
+            RHAT,
+            "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, "
+            "and drift looks like influence. "
+            f"{_for_longer_chains(_excess(float(figures['rhat_max'])), fix)}",
+            "R-hat is not defined: no loss moves, or chains have fewer than 4 draws. Look at the "
+            f"loss, or {fix.more_draws()}",
+        ),
+        _gate(
+            "drift",
+            moving.common if abs(moving.common_t) > COMMON_T else 0.0,
+            COMMON,
+            "a drift that all chains share holds {value:.0%} of the losses' variance: they have "
+            "not levelled off, and items that drift alike look mutually helpful. "
+            f"{alternatives(fix.longer_burn_in(), fix.tighter_ball())}",
+        ),
+        _gate(
+            "detrending",
+            moving.removed,
+            REMOVED,
+            "taking a straight line from every chain takes {value:.0%} of the covariances along: "
+            "the chains are too short for how slowly they move. "
+            f"{_for_longer_chains(moving.removed / REMOVED, fix)}",
+            "the share of the covariances that lies in straight lines is not defined: no loss or "
+            "no query moves. Look at the loss",
+        ),
+        _gate(
+            "independence",
+            together.shared,
+            SHARED + rough,
+            "chains move together: their mean trace varies {value:.2g} times as much as that of "
+            "independent chains. They share mini-batches or random numbers, or still relax from "
+            f"their start: give each chain its own, or {fix.longer_burn_in()}",
+        ),
+        _gate(
+            "twins",
+            together.alike,
+            TWINS,
+            f"chains {together.twins[0]} and {together.twins[1]} are the same (correlation "
+            "{value:.3f}): one of them counts for nothing. Give every run a seed of its own",
+        ),
+        _gate(
+            "divergence",
+            diverged / (chains + diverged) if chains + diverged else 0.0,
+            DIVERGED,
+            f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
+            f"selection. {alternatives(fix.smaller_step())}",
+        ),
+    ]
+    if "reliability" in figures:
+        found.append(_agreement(float(figures["reliability"]), fix))
+    if fix.settings is not None and fix.settings.sampler in BIASED:
+        reason = (
+            f"{fix.settings.sampler} as published does not sample the posterior: its step follows "
+            "the gradient and a correction is missing. Set sampler='rmsprop_sgld_frozen'"
+        )
+        found.append(Gate("sampler", math.nan, 0.0, True, reason))
+    unsettled = any(gate.failed for gate in found if gate.name in ("mixing", "drift"))
+    sampled = [] if checks is None else _of_the_sampler(checks, fix, unsettled=unsettled)
+    mended = [fix.longer_chains(), fix.tighter_ball()]
+    if any(gate.failed for gate in sampled if gate.name in _BIASES) and not unsettled:
+        mended = [fix.all_items()] if fix.is_noisy else [fix.smaller_step()]
+    found.append(
+        _gate(
+            "outliers",
+            float(len(moving.outliers)),
+            0.0,
+            f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
+            f"or sit in another basin. {alternatives(*mended)}",
+        )
+    )
+    return found + sampled
+
+
+def _agreement(reliability: float, fix: Remedies) -> Gate:
+    """Scores on which two halves of the run do not agree at all are noise."""
+    reason = ""
+    if math.isnan(reliability):
+        reason = "it is not defined: it takes at least three train items whose losses move"
+    elif reliability <= 0:
+        reason = (
+            f"two halves of the run do not agree on the scores ({reliability:.2f}): they are "
+            f"noise. {alternatives(fix.more_draws(), fix.tighter_ball())}"
+        )
+    return Gate("reliability", reliability, 0.0, bool(reason), reason)
+
+
+def _of_the_sampler(checks: Checks, fix: Remedies, *, unsettled: bool) -> list[Gate]:
+    underdamped = not math.isnan(checks.kinetic)
+    found = []
+    if not math.isnan(checks.step_share):
+        limit = STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED
+        found.append(
+            _gate(
+                "step",
+                checks.step_share,
+                limit,
+                f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along "
+                f"the chains, where the step is {{value:.0%}} of the way to the edge of stability. "
+                f"{alternatives(_step_for(checks.step_share / limit, fix))}",
+            )
+        )
+    found += _identity(
+        "virial",
+        checks.virial,
+        checks.virial_error,
+        f"(w - w*)·∇U is {checks.virial:.3g} a weight, where the posterior has 1: the draws are "
+        "not from it",
+        fix,
+        unsettled=unsettled,
+    )
+    if not math.isnan(checks.dilation):
+        # A ratio of second moments, far noisier than the virial where many weights hardly move the
+        # loss: its noise has a share.
+        limit, away = IDENTITY + 3 * _or_zero(checks.dilation_error), abs(checks.dilation - 1)
+        found.append(
+            _gate(
+                "dilation",
+                away,
+                limit,
+                f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as "
+                "under the posterior: the step biases the draws. "
+                f"{alternatives(_step_for(away / IDENTITY, fix))}",
+            )
+        )
+    if underdamped:
+        found += _identity(
+            "temperature",
+            checks.kinetic,
+            checks.kinetic_error,
+            f"the kinetic temperature is {checks.kinetic:.3g}, not 1: gradient noise or the step "
+            "heats the chains",
+            fix,
+            unsettled=False,
+        )
+    if not math.isnan(checks.heat):
+        found.append(
+            _gate(
+                "gradient noise",
+                checks.heat,
+                HEAT,
+                "gradient noise widens the draws by {value:.0%} in its worst direction: they are "
+                f"too hot. {alternatives(*_for_less_noise(checks.heat / HEAT, fix))}",
+            )
+        )
+    found.append(
+        _gate(
+            "randomness",
+            checks.randomness,
+            RANDOMNESS,
+            "an item's loss changes by {value:.2g} from one evaluation to the next: dropout or "
+            "another random layer is on, and its noise enters the covariances. Switch it off",
+            "whether losses are drawn anew at each evaluation could not be measured",
+        )
+    )
+    return found
+
+
+def _identity(
+    name: str, value: float, error: float, what: str, fix: Remedies, *, unsettled: bool
+) -> list[Gate]:
+    """A ratio that is 1 under the posterior; one too noisy to tell is a failure of its own.
+
+    Args:
+        what: What is wrong where it is missed.
+        unsettled: Whether the chains may still be on their way from w*, where it is too small.
+    """
+    away = abs(value - 1)
+    if away <= IDENTITY and not error > IDENTITY:
+        return [Gate(name, away, IDENTITY, False, "")]
+    if error > max(away / 3, IDENTITY / 3):
+        # So many draws that two and a half errors fit.
+        times = max(4.0, (2.5 * error / IDENTITY) ** 2)
+        undecided = (
+            f"its figure, {value:.3g} ± {error:.2g}, is too rough to tell whether the draws are "
+            f"from the posterior. {alternatives(fix.longer_chains(times))}"
+        )
+        return [Gate(name, away, IDENTITY, True, undecided)]
+    if unsettled and value < 1:
+        mended = [fix.longer_chains()]
+    elif fix.is_noisy:
+        mended = _for_less_noise(away / IDENTITY, fix)
+    else:
+        mended = [_step_for(away / IDENTITY, fix)]
+    return [Gate(name, away, IDENTITY, True, f"{what}. {alternatives(*mended)}")]
+
+
+def cross_gates(half_step: Ratio, response: Ratio, fix: Remedies = _GENERAL) -> list[Gate]:
+    """Return the gates of what further chains found.
+
+    Args:
+        half_step: Variance of the losses over that at half the step.
+        response: Slope of the scores on responses.
+        fix: Remedies in numbers; in general words without.
+    """
+    excess, slope = abs(half_step.value - 1), abs(response.value - 1)
+    noise = fix.all_items() if fix.is_noisy else None
+    return [
+        _gate(
+            "half step",
+            excess,
+            max(IDENTITY, _ERRORS * _or_zero(half_step.standard_error)),
+            f"the losses vary {half_step.value:.3g} times as much as at half the step: the step "
+            f"biases the draws. {alternatives(_step_for(2 * excess / IDENTITY, fix))}",
+        ),
+        _gate(
+            "response",
+            slope,
+            max(SLOPE, _ERRORS * _or_zero(response.standard_error)),
+            f"the scores are {response.value:.3g} times those of the response estimator, which "
+            "neither the step nor gradient noise biases. "
+            f"{alternatives(noise, _step_for(slope / SLOPE, fix))}",
+        ),
+    ]
+
+
+def _excess(rhat: float) -> float:
+    """By which factor `R² - 1`, which falls as 1 / length, is too large."""
+    return (rhat**2 - 1) / (RHAT**2 - 1)
+
+
+def _for_longer_chains(excess: float, fix: Remedies) -> str:
+    """Where a share that falls as 1 / length is too large by a factor."""
+    times = max(4.0, 2 * excess) if math.isfinite(excess) else 4.0
+    return alternatives(fix.longer_chains(times), fix.tighter_ball(min(times, 16.0)))
+
+
+def _step_for(excess: float, fix: Remedies) -> str:
+    """A smaller step where a bias, which goes with it or its square, is too large by a factor."""
+    times = 1.5 * excess if math.isfinite(excess) else 1.0
+    # Of chains that leave for elsewhere a figure tells no more than that.
+    most = _MOST if fix.is_underdamped else _MOST**2
+    return fix.smaller_step(min(max(2.0, times**0.5 if fix.is_underdamped else times), most))
+
+
+def _for_less_noise(excess: float, fix: Remedies) -> list[str | None]:
+    """Where gradient noise, which goes with step and 1 / batch_size, is too large by a factor."""
+    if not math.isfinite(excess):
+        return [fix.all_items()]
+    times = max(2.0, 1.5 * excess)
+    return [fix.all_items(), fix.larger_batches(times), fix.smaller_step(times)]
+
+
+def _gate(name: str, value: float, limit: float, reason: str, undefined: str = "") -> Gate:
+    """A figure that may not exceed its limit; one that is not defined has failed."""
+    if math.isnan(value):
+        return Gate(name, value, limit, True, undefined or "its figure is not defined")
+    failed = value > limit
+    return Gate(name, value, limit, failed, reason.format(value=value) if failed else "")
+
+
+def _or_zero(x: float) -> float:
+    return 0.0 if math.isnan(x) else x

@@ -1,0 +1,155 @@
+"""One run from several of the same problem with seeds of their own, made side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bif import store
+from bif.estimate.dataset import estimate_influence
+from bif.estimate.diagnostics import diagnose
+from bif.estimate.traces import LossTraces
+from bif.results.top_influence import influence_of, strongest_dataset
+from bif.runs.run import Run, load
+from bif.runs.summary import figures_of, judge
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MAY_DIFFER = {"settings.seed", "settings.chains", "settings.draws", "settings.device"}
+_OF_THE_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
+
+
+def merge(folders: Sequence[str | Path]) -> Run:
+    """Put the chains of several runs together, as if one run had had them all.
+
+    The runs must be of one problem and one posterior, with the same steps between draws, and have
+    different seeds.  The result is in memory; `save` writes it.
+
+    Args:
+        folders: At least two complete runs that keep traces.
+
+    Raises:
+        ValueError: Fewer than two; equal seeds; a run that keeps sums; different `top`.
+        FolderInUse: Runs of another problem or other settings, with the difference named.
+        FileNotFoundError, DamagedRun: A run that cannot be read.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"merging takes two runs or more, got {len(folders)}.")
+    runs = [load(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        _refuse_unfit(str(folder), run, str(folders[0]), runs[0])
+    seeds = [run.manifest["settings"]["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"the runs have the seeds {seeds}: equal seeds give the same draws, which would be "
+            "counted twice. Give every run a --seed of its own."
+        )
+    tops = [run.manifest.get("top") for run in runs]
+    if len(set(tops)) > 1:
+        raise ValueError(
+            f"the runs were made with top {', '.join(map(str, tops))}: give every run the same "
+            "--top, or none."
+        )
+    traces = _renumbered([run.traces for run in runs])
+    first = runs[0].influence.dataset
+    scores = _scores(traces, first, runs[0].manifest.get("top"))
+    scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
+    scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
+    diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
+    seconds = sum(float(run.summary["seconds"]) for run in runs)
+    thin = int(runs[0].manifest["settings"]["thin"])
+    figures = figures_of(traces, diagnostics, thin=thin, seconds=seconds)
+    judged = judge(traces, figures)
+    summary = {
+        "trusted": judged.trusted and all(bool(run.summary["trusted"]) for run in runs),
+        **figures,
+        **judged.figures,
+        "complete": _all(runs, "complete"),
+        "diverged_chains": [],
+        "merged_runs": len(runs),
+    }
+    said = [
+        f"seed {seed}: {warning}"
+        for seed, run in zip(seeds, runs, strict=True)
+        for warning in run.manifest["warnings"]
+    ]
+    manifest = _joint_manifest(runs, seeds) | {
+        "gates": [gate.as_dict() for gate in judged.gates],
+        "warnings": [*judged.reasons, *judged.warnings, *said],
+        "left_out": [],
+    }
+    return Run(influence_of(scores, traces), traces, diagnostics, summary, manifest)
+
+
+def _scores(traces: LossTraces, first: xr.Dataset, top: int | None) -> xr.Dataset:
+    """Of all chains, under the names of the first run."""
+    observables: dict[str, str | None] = {
+        str(o): str(b) or None
+        for o, b in zip(first["observable"].values, first["better"].values, strict=True)
+    }
+    given: dict[str, Any] = {
+        "nbeta": float(first.attrs["nbeta"]),
+        "observables": observables,
+        "query_ids": first["query_id"].values,
+        "query_groups": first["query_group"].values,
+        "train_ids": first["train_id"].values,
+        "num_train": int(first.attrs["num_train"]),
+    }
+    if top is None:
+        return estimate_influence(traces, **given)
+    return strongest_dataset(traces, top, **given)
+
+
+def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
+    if run.manifest["keep"] == "sums":
+        raise ValueError(f"{name} keeps sums: merging needs traces, of --keep traces or weights.")
+    named = [
+        difference
+        for difference in store.differences(first.manifest["identity"], run.manifest["identity"])
+        if difference not in _MAY_DIFFER
+    ]
+    chosen, other = (
+        {f"settings.{n}": v for n, v in r.manifest["settings"].items() if n not in _OF_THE_MACHINE}
+        for r in (first, run)
+    )
+    named += [n for n in chosen if chosen[n] != other.get(n) and n not in {*_MAY_DIFFER, *named}]
+    if named:
+        raise store.FolderInUse(
+            f"{name} is another run than {first_name}, with another {store.in_words(named)}: "
+            "only runs of one problem and one posterior can be merged."
+        )
+
+
+def _renumbered(runs: Sequence[LossTraces]) -> LossTraces:
+    """All blocks, their chains counted through."""
+    blocks, count = [], 0
+    for traces in runs:
+        for block in traces.blocks:
+            chains = tuple(range(count, count + len(block.chains)))
+            blocks.append(replace(block, chains=chains))
+            count += len(chains)
+    return LossTraces(tuple(blocks))
+
+
+def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+    first = runs[0].manifest
+    identity, settings = dict(first["identity"]), dict(first["settings"])
+    identity["settings"] = {**identity["settings"], "seed": list(seeds)}
+    settings |= {"seed": list(seeds), "chains": sum(run.traces.num_chains for run in runs)}
+    named = ("keep", "versions", "device", "num_train", "num_queries", "num_moving_weights",
+             "num_weights", "weight_types", "panels", "explanations", "hardware")  # fmt: skip
+    return {
+        **{name: first[name] for name in named if name in first},
+        "keep": "traces",
+        "top": first.get("top"),
+        "identity": identity,
+        "settings": settings,
+        "complete": _all(runs, "complete"),
+    }
+
+
+def _all(runs: Sequence[Run], name: str) -> bool:
+    return all(bool(run.manifest[name]) for run in runs)

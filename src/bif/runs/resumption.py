@@ -1,0 +1,79 @@
+"""What a run that goes on takes from its folder, and what it holds against the problem."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from bif import store
+from bif.problem.provenance import hardware
+from bif.sampling.engine import Sampling
+from bif.sampling.oracles.precision import rounding
+from bif.sampling.settings import Settings
+
+_SAME = 1e3
+"""Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
+order."""
+
+
+def chosen_before(folder: store.RunFolder | None) -> tuple[Settings, tuple[str, ...]] | None:
+    """The complete settings and their explanations when the run was begun; None before that.
+
+    Raises:
+        DamagedRun: The manifest's settings are none.
+    """
+    found = folder.manifest.get("settings") if folder else None
+    if folder is None or not isinstance(found, dict):
+        return None
+    try:
+        settings = Settings.from_dict(found)
+    except ValueError as error:
+        raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
+    return settings, tuple(folder.manifest.get("explanations", []))
+
+
+def refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str]:
+    """The losses at w* tell of changes that no fingerprint sees.
+
+    Returns:
+        What is to be said where there is nothing to compare with.
+
+    Raises:
+        FolderInUse: The run was begun with others.
+    """
+    now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
+    same = folder.manifest.get("hardware") == hardware(sampling.device)
+    said = []
+    try:
+        kept = folder.center_values()
+    except store.DamagedRun as error:
+        kept = {}
+        said.append(
+            f"when the run went on, its losses at w* could not be compared with those that it was "
+            f"begun with ({error})"
+        )
+    for name in now:  # the train losses first
+        if name not in kept:
+            continue
+        then = kept[name]
+        tolerance = 0.0 if same else 1e-3
+        close = then.shape == now[name].shape and bool(
+            ((then - now[name]).abs() <= tolerance * (1 + then.abs())).all()
+        )
+        if not close:
+            what = "losses of the train items" if name == "train_loss-0" else f"values of {name}"
+            raise store.FolderInUse(
+                f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
+                "something that the model, the data or the loss depend on has changed."
+            )
+    gradient = sampling.center_gradient()
+    if "gradient" in kept:
+        then = kept["gradient"]
+        unit = rounding(sampling.train_center.dtype, *sampling.settings.precisions)
+        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
+        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
+            raise store.FolderInUse(
+                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
+                "losses agree: something that the loss or the model depend on has changed."
+            )
+    folder.keep_center_values({**now, "gradient": gradient})
+    return said

@@ -1,0 +1,168 @@
+"""What a run keeps, and what that will take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from bif.estimate.covariance import DEFAULT_GROUPS
+from bif.estimate.diagnostics import subsample
+from bif.problem.array_layout import Panels
+from bif.problem.problem import Problem
+from bif.runs.block_recorder import Subset
+from bif.sampling.posterior import LocalPosterior
+from bif.sampling.settings import Settings
+
+Keep = Literal["traces", "sums", "weights"]
+"""All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
+
+MOST_SCORE_BYTES = 8 * 2**30
+"""Of the scores of tokens, all at once, while they are estimated."""
+_BYTES_A_SCORE = 56
+"""Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
+_BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
+"""Of certain and all scores, either way: found in float64 and int64, kept in float32 and int64."""
+_SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def subset_of(panels: Panels) -> Subset:
+    """The columns whose traces stay for the diagnostics where sums are kept."""
+    return Subset(
+        subsample(sum(panels.train), _SUBSET_TRAIN),
+        subsample(panels.num_observables * sum(panels.query), _SUBSET_QUERY, seed=1),
+    )
+
+
+def forecast(
+    problem: Problem, posterior: LocalPosterior, settings: Settings, keep: Keep
+) -> dict[str, int]:
+    """Bytes by what they are for: `memory` of the host, and files before compression.
+
+    Args:
+        settings: Complete.
+    """
+    leaves = list(posterior.center.values())
+    loss_bytes = max(4, leaves[0].element_size())
+    rows = len(problem.observables) * problem.num_queries
+    columns = problem.num_scored
+    chains, draws = settings.chains or 0, settings.draws or 0
+    weights = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves)
+    recorded = columns + rows
+    sums = 0
+    if keep == "sums":
+        recorded = min(columns, _SUBSET_TRAIN) + min(rows, _SUBSET_QUERY)
+        sums = 8 * rows * columns * min(chains, DEFAULT_GROUPS)
+    traces = chains * draws * recorded * loss_bytes
+    # The state of a block: weights and at most two more numbers a weight; two commits are kept.
+    return {
+        "memory": traces + sums,
+        "traces": traces,
+        "weights": chains * draws * weights if keep == "weights" else 0,
+        "checkpoints": 2 * (2 * chains * weights + sums),
+    }
+
+
+def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) -> None:
+    """Raise where scores of tokens would take more than `MOST_SCORE_BYTES` all at once.
+
+    Args:
+        problem: With tokens or without.
+        keep: What is kept of the draws.
+        top: How many scores of each row are kept either way, or None for all.
+
+    Raises:
+        ValueError: They would, with what to choose instead.
+    """
+    rows, columns = len(problem.observables) * problem.num_queries, problem.num_scored
+    if top is not None:
+        needed = _BYTES_A_LISTED_SCORE * rows * min(top, columns)
+        if needed > MOST_SCORE_BYTES:
+            raise ValueError(
+                f"the {top:,} strongest scores either way of {rows:,} rows of queries would take "
+                f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: choose a smaller top."
+            )
+        return
+    sums = 8 * DEFAULT_GROUPS if keep == "sums" else 0
+    needed = (_BYTES_A_SCORE + sums) * rows * columns
+    if not problem.tokens and needed > memory_of_host():
+        raise ValueError(
+            f"scores of {columns:,} train items on {rows:,} rows of queries would take "
+            f"{as_bytes(needed)}, and this machine has {as_bytes(memory_of_host())}: keep the "
+            "strongest of each row only (top=10; --top 10), or choose fewer queries."
+        )
+    if not problem.tokens or needed <= MOST_SCORE_BYTES:
+        return
+    kind = "tokens" if problem.train_by_token else "items"
+    strongest = "keep='traces' and top=10" if keep == "sums" else "top=10"
+    raise ValueError(
+        f"scores of {columns:,} train {kind} on {rows:,} rows of queries would take "
+        f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: keep the strongest of each row "
+        f"only ({strongest}; --top 10), or choose fewer queries, or fewer of their tokens "
+        "(token_mask), or whole items on one side (tokens='train' or 'query')."
+    )
+
+
+def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> None:
+    """Raise where what is recorded cannot be in the memory of this machine, before any is taken.
+
+    Args:
+        requested: Chains and draws that it leaves open are taken as one and two.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    chains, draws = requested.chains or 1, requested.draws or 2
+    columns = problem.num_scored + len(problem.observables) * problem.num_queries
+    if keep == "sums":
+        columns = min(columns, _SUBSET_TRAIN + _SUBSET_QUERY)
+    needed = 4 * chains * draws * columns
+    if needed > memory_of_host():
+        raise ValueError(
+            f"{chains:,} chains of {draws:,} draws of {columns:,} losses and observables would "
+            f"take {as_bytes(needed)}, and this machine has {as_bytes(memory_of_host())}: choose "
+            "fewer chains or draws, or keep='sums'."
+        )
+
+
+def memory_of_host() -> int:
+    """Bytes of physical memory; without bound where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**63
+
+
+def refuse_vast_sums(num_rows: int, num_columns: int) -> None:
+    """Raise where that many sums of scores would take more than `MOST_SCORE_BYTES` all at once.
+
+    Raises:
+        ValueError: They would.
+    """
+    needed = _BYTES_A_SCORE * num_rows * num_columns
+    if needed > MOST_SCORE_BYTES:
+        raise ValueError(
+            f"{num_columns:,} sums over train columns on {num_rows:,} rows of queries would take "
+            f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: sum over both sides "
+            "(by_item('both')), or choose some rows and columns first with "
+            "part(query=…, train=…)."
+        )
+
+
+def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
+    """The forecast, for people."""
+    said = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
+    if on_disk:
+        files = [f"{n} {as_bytes(sizes[n])}" for n in ("traces", "weights", "checkpoints")
+                 if sizes[n]]  # fmt: skip
+        said.append(f"on disk, before compression: {', '.join(files)}")
+    return said
+
+
+def as_bytes(count: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.3g} {_UNITS[unit]}"

@@ -1,0 +1,266 @@
+"""Run: what attribution leaves behind, in memory or read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif import store
+from bif.estimate.top_k import top_influences
+from bif.estimate.traces import LossTraces, TraceBlock
+from bif.problem.array_layout import Panels, joined
+from bif.results.group_sums import source_text
+from bif.results.influence import Influence, rankings
+from bif.results.ranking import Ranking
+from bif.results.top_influence import StrongestInfluence, influence_of
+from bif.runs.retention import subset_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves behind.
+
+    Attributes:
+        influence: The scores, with their errors; the strongest of every query where the run was
+            made with `top`.
+        traces: The losses of all surviving chains at all draws; of 256 train items and 64 query
+            columns where the run kept sums.
+        diagnostics: Mean-loss traces, reliability, effective sample size, R-hat.
+        summary: The figures of `summary.json`.
+        manifest: Settings, versions, fingerprints, choices and warnings, as in `run.json`.
+    """
+
+    influence: Influence
+    traces: LossTraces
+    diagnostics: xr.Dataset
+    summary: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """The scores carry the verdict along: those of an untrusted run have no certain sign."""
+        trusted = int(bool(self.summary.get("trusted", True)))
+        if self.influence.dataset.attrs.get("trusted") != trusted:
+            dataset = self.influence.dataset.assign_attrs(trusted=trusted)
+            object.__setattr__(self, "influence", influence_of(dataset, self.influence.traces))
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Names of the gates that failed, none of a run that is trusted."""
+        return [gate["name"] for gate in self.manifest.get("gates", ()) if gate["failed"]]
+
+    def top_k(
+        self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
+    ) -> list[Ranking]:
+        """The k most positive and negative train items, or tokens, of every query (token).
+
+        From the traces, some train columns at a time: what `influence.top` says of one query, for
+        all of them and without holding their scores; equal scores are in the order of the columns.
+
+        Args:
+            k: Items on either side.
+            observable: The first one by default.
+            unresolved: List the strongest items whether their sign is certain or not; without it,
+                a run that is not trusted lists none.
+
+        Raises:
+            KeyError: No such observable.
+            ValueError: The run keeps sums, not traces.
+        """
+        dataset = self.influence.dataset
+        if self.manifest["keep"] == "sums" or not self.traces.blocks:
+            raise ValueError("the run keeps sums: top_k needs the traces of all items.")
+        names = [str(name) for name in dataset["observable"].values]
+        name = names[0] if observable is None else observable
+        if name not in names:
+            raise KeyError(f"no observable {name!r}; there are {names}.")
+        first = names.index(name) * dataset.sizes["query"]
+        rows = np.arange(first, first + dataset.sizes["query"])
+        columns = np.arange(self.traces.blocks[0].train.shape[2])
+        found = top_influences(
+            self.traces.selected(train=columns, query=rows), k,
+            unresolved=unresolved or not self.influence.trusted,
+        )  # fmt: skip
+        return [
+            ranking if unresolved or ranking.trusted else ranking.unlisted()
+            for ranking in rankings(self.influence, found, observable=name)
+        ]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a run that is in memory to a folder: traces, results and report.
+
+        A run made with `attribute(…, out=…)` is in its folder already, and can go on from there;
+        one saved from memory cannot.
+
+        Args:
+            folder: A path or fsspec URL; made if need be.
+            overwrite: Replace a run that is in the folder; anything else is never replaced.
+            extra: Further entries for `summary.json`.
+
+        Raises:
+            FolderInUse: There is a run already, or something else.
+        """
+        place = store.folder_at(folder)
+        store.refuse_occupied(place, overwrite=overwrite)
+        manifest = {
+            "identity": self.manifest["identity"],
+            "keep": self.manifest["keep"],
+            "top": self.manifest.get("top"),
+        }
+        with store.open_run(place, manifest, on_existing="replace") as opened:
+            opened.begin()
+            panels = Panels(**self.manifest["panels"])
+            if self.manifest["keep"] == "sums":
+                first = self.traces.blocks[0]
+                panels = Panels((first.train.shape[2],), (first.query.shape[2],), 1)
+            for index, block in enumerate(self.traces.blocks):
+                opened.block(index).commit(
+                    store.Commit(serial=1, step=0, draws=block.num_draws),
+                    traces=panels.split(block.train, block.query),
+                    weights={},
+                    state={},
+                )
+            chains = [list(block.chains) for block in self.traces.blocks]
+            opened.update({"chains": chains, "arrays": panels.names, "resumable": False})
+            self.write(opened, extra=extra)
+        return Path(folder)
+
+    def write(self, folder: store.RunFolder, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write results and report into an open folder; its manifest may then call it complete.
+
+        Args:
+            extra: Further entries for `summary.json`.
+        """
+        summary = {**self.summary, **(extra or {})}
+        folder.finish(
+            manifest=self.manifest,
+            influence=self.influence.dataset,
+            diagnostics=self.diagnostics,
+            summary=summary,
+            report=self._report(summary),
+        )
+
+    def _report(self, summary: Mapping[str, Any]) -> str:
+        """The page of items, or where tokens have columns that of tokens."""
+        from bif.report import render_report, render_token_report
+
+        scores, manifest = self.influence, dict(self.manifest)
+        if isinstance(scores, StrongestInfluence):
+            scores = scores.excerpt()
+        dataset = scores.dataset
+        if not {"train_item", "query_item"} & set(dataset.coords):
+            return render_report(
+                dataset, diagnostics=self.diagnostics, summary=summary, manifest=manifest
+            )
+        on_queries = scores.by_item("query")
+        summed = {
+            "query": on_queries.dataset,
+            "train": scores.by_item("train").dataset,
+            "both": on_queries.by_item("train").dataset,
+        }
+        sources = source_text(dataset)
+        if sources is not None:
+            summed["sources"] = on_queries.by_group(sources).dataset
+        return render_token_report(
+            dataset, summed=summed, diagnostics=self.diagnostics, summary=summary, manifest=manifest
+        )
+
+    def __repr__(self) -> str:
+        s, m = self.summary, self.manifest
+        trusted = "" if s.get("trusted", True) else "NOT TRUSTED, see the warnings\n"
+        moved = ""
+        if "num_weights" in m:  # of this version
+            moved = (
+                f"{m['num_moving_weights']:,} of {m['num_weights']:,} weights move, held in "
+                f"{' and '.join(m['weight_types'])}\n"
+            )
+        return (
+            f"{trusted}{self.influence!r}\n{moved}{s['draws']} draws of {s['chains']} chains in "
+            f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
+            f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
+            + "".join(f"\nwarning: {warning}" for warning in m["warnings"])
+        )
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run's folder: scores, diagnostics and, where they were kept, traces.
+
+    Traces whose tail is damaged are read up to there, with a warning in the manifest.
+
+    Args:
+        folder: A path or fsspec URL.
+
+    Raises:
+        FileNotFoundError: There is no run, or one without results yet.
+        DamagedRun: Results or manifest are not what was written.
+    """
+    place = store.folder_at(folder)
+    found = store.read_run(place)
+    manifest = found["manifest"]
+    traces, damage = _traces(place, manifest)
+    manifest = {**manifest, "warnings": [*manifest.get("warnings", []), *damage]}
+    whole = manifest.get("keep") != "sums" and bool(traces.blocks)
+    influence = influence_of(found["influence"], traces if whole else None)
+    summary = {n: float("nan") if v is None else v for n, v in found["summary"].items()}
+    return Run(influence, traces, found["diagnostics"], summary, manifest)
+
+
+def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTraces, list[str]]:
+    names = manifest.get("arrays", [])
+    left_out = set(manifest.get("left_out", []))
+    explicit = manifest.get("chains")
+    dealt = explicit or [list(range(*edges)) for edges in manifest.get("blocks", [])]
+    expected = manifest.get("draws", [])
+    blocks, damage = [], []
+    for index, chains in enumerate(dealt):
+        block = store.BlockStore(folder, index, token=manifest.get("token", ""))
+        draws = block.good_draws(names)
+        if index < len(expected) and draws < expected[index]:
+            damage.append(
+                f"the traces of chains {chains[0]} to {chains[-1]} are damaged from draw {draws} "
+                f"of {expected[index]} on: the rest is used"
+            )
+        try:
+            recorded = _recorded(block, draws, manifest)
+            whole = TraceBlock(tuple(chains), *recorded) if recorded else None
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise store.DamagedRun(f"{folder}: the traces do not fit together: {error}") from error
+        if whole is None or whole.num_draws < 2:
+            continue
+        keep = [i for i, chain in enumerate(chains) if explicit or chain not in left_out]
+        if keep:
+            blocks.append(whole.only(keep) if len(keep) < len(chains) else whole)
+    return LossTraces(tuple(blocks)), damage
+
+
+def _recorded(
+    block: store.BlockStore, draws: int, manifest: Mapping[str, Any]
+) -> tuple[Tensor, Tensor] | None:
+    """The traces of a block; where sums are kept, with those of the buffer still open."""
+    names = manifest.get("arrays", [])
+    parts = [joined({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
+    commits = block.commits()
+    if manifest["keep"] == "sums" and commits and commits[0].draws == draws:
+        state = block.state(commits[0])
+        if "recorder/pending/train" in state:
+            subset = subset_of(Panels(**manifest["panels"]))
+            train, query = (state[f"recorder/pending/{kind}"] for kind in ("train", "query"))
+            parts.append((train[..., subset.train], query[..., subset.query]))
+    if not parts:
+        return None
+    train, query = zip(*parts, strict=True)
+    return torch.cat(train, dim=1), torch.cat(query, dim=1)

@@ -1,0 +1,134 @@
+"""From traces to a verdict: the figures of a run, its gates, and whether it is trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bif.calibration.remedies import Remedies
+from bif.estimate.diagnostics import reliability
+from bif.estimate.independence import independence, significant_pairs
+from bif.estimate.stationarity import drift
+from bif.estimate.traces import LossTraces
+from bif.runs.gates import Gate, gates
+from bif.sampling.sampler_checks import Checks
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_MARGIN = 1.2
+"""On the draws for a reliability: it is known from one run."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a run is trusted, and why not.
+
+    Attributes:
+        gates: All that were looked at.
+        figures: Behind them, for the summary.
+        warnings: What a reader should know although no gate failed.
+    """
+
+    gates: tuple[Gate, ...]
+    figures: dict[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no gate failed."""
+        return not any(gate.failed for gate in self.gates)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of the gates that failed."""
+        return [gate.said for gate in self.gates if gate.failed]
+
+
+def judge(
+    traces: LossTraces,
+    figures: Mapping[str, float | int],
+    *,
+    checks: Checks | None = None,
+    diverged: int = 0,
+    fix: Remedies | None = None,
+) -> Judgement:
+    """Hold a run against the gates.
+
+    Args:
+        traces: Of the surviving chains.
+        figures: From `figures_of`.
+        checks: Of the sampler, where it was looked at.
+        diverged: Chains that were left out.
+        fix: Remedies in numbers.
+    """
+    moving, together, pairs = drift(traces), independence(traces), significant_pairs(traces)
+    found: dict[str, float] = {
+        "drift_removed": moving.removed,
+        "drift_common": moving.common,
+        "drift_t": moving.common_t,
+        "chains_shared_variance": together.shared,
+        "chains_most_alike": together.alike,
+        "significant_share": pairs.share,
+        "significant_share_null": pairs.null,
+    }
+    warnings = []
+    if checks is not None:
+        found |= asdict(checks)
+        if checks.center_gradient > 1:
+            warnings.append(
+                f"the gradient of U at w* is {checks.center_gradient**0.5:.2g} times its "
+                "sampling noise: the trained weights are no minimum of U. If training used weight "
+                "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
+            )
+        if math.isnan(checks.heat):
+            warnings.append("there was no room to measure how much gradient noise widens the draws")
+    listed = gates(
+        figures, moving=moving, together=together, checks=checks, diverged=diverged,
+        fix=fix or Remedies(),
+    )  # fmt: skip
+    return Judgement(tuple(listed), found, tuple(warnings))
+
+
+def figures_of(
+    traces: LossTraces, diagnostics: xr.Dataset, *, thin: int, seconds: float
+) -> dict[str, float | int]:
+    """The figures of a run in one number each.
+
+    Args:
+        traces: Of the surviving chains.
+        diagnostics: From `diagnose`.
+        thin: Steps from one draw to the next.
+        seconds: Of everything.
+    """
+    names = ("rhat", "train_rhat", "query_rhat")
+    rhat = np.concatenate([diagnostics[name].values for name in names])
+    ess_median = _or_nan(np.nanmedian, diagnostics["ess"].values)
+    return {
+        "draws": traces.total_draws,
+        "chains": traces.num_chains,
+        "seconds": seconds,
+        "draws_per_second": traces.total_draws / seconds,
+        "ess_median": ess_median,
+        "autocorrelation_steps": thin * traces.total_draws / ess_median,
+        "rhat_max": _or_nan(np.nanmax, rhat),
+        "reliability": reliability(traces),
+    }
+
+
+def short_of(target: float | None, figures: Mapping[str, float | int], fix: Remedies) -> list[str]:
+    """Where the reliability that was aimed at was not reached, and with how many draws it is."""
+    found = float(figures["reliability"])
+    if target is None or not found < target:
+        return []
+    share = target * (1 - found) / ((1 - target) * found) if found > 0 else math.inf
+    needed = f": {fix.more_draws(_MARGIN * share)}" if share < 1e6 else ""
+    return [f"reliability is {found:.4g}, below the {target:g} that was aimed at{needed}"]
+
+
+def _or_nan(function: Any, values: np.ndarray) -> float:
+    return float(function(values)) if np.isfinite(values).any() else float("nan")

@@ -1,0 +1,1 @@
+"""Chains at w*: posterior, samplers, gradient oracles, mass, engine."""

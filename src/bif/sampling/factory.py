@@ -1,0 +1,119 @@
+"""From complete settings to the objects that run them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bif.problem.problem import Problem
+from bif.problem.weights import wide
+from bif.sampling.movable_weights import moving
+from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
+from bif.sampling.oracles.activation_checkpointing import keep_less_
+from bif.sampling.oracles.compilation import repeated_blocks
+from bif.sampling.posterior import LocalPosterior
+from bif.sampling.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
+from bif.sampling.settings import Settings
+from bif.types import Mass, Params, Sampler
+
+
+def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
+    """The posterior of complete settings, on the run's device.
+
+    Where memory is short, w* is the problem's own model if that is on the device.
+    """
+    assert settings.nbeta is not None and settings.gamma is not None
+    return LocalPosterior(
+        moving_center(problem, settings),
+        settings.nbeta,
+        settings.gamma,
+        moving(problem, settings.movable),
+        settings.weight_decay,
+        copies_center=settings.memory == "plain",
+    )
+
+
+def moving_center(problem: Problem, settings: Settings) -> Params:
+    """w* of the weights that move, leaves `[*shape]` as the run stores them, on its device."""
+    device, parameters = run_device(problem, settings), problem.parameters()
+    names = moving(problem, settings.movable)
+    return {name: _stored(parameters[name], settings).to(device) for name in names}
+
+
+def _stored(leaf: Tensor, settings: Settings) -> Tensor:
+    """A weight as the run stores it."""
+    # Vectors are few, and norms' scales near 1 have the coarsest rounding of all.
+    narrow = settings.memory == "lean" and leaf.dim() >= 2 and leaf.is_floating_point()
+    return leaf.to(torch.bfloat16) if narrow else wide(leaf)
+
+
+def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
+    """The oracle of complete settings, on the run's device."""
+    device = run_device(problem, settings)
+    gradient, value = settings.precisions
+    if settings.oracle == "live":
+        # Narrowed before it moves: the device never holds the wide weights.
+        model = problem.evaluation_copy(problem.device, lean=settings.memory == "lean")
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.data = _stored(parameter.data, settings)
+        keep_less_(model)
+        if settings.compiled and settings.memory != "plain" and not repeated_blocks(model):
+            raise ValueError(
+                f"memory={settings.memory!r} moves each leaf as soon as its gradient is there, and "
+                f"a compiled {type(model).__name__}, which has no repeated blocks to compile one "
+                "by one, returns all gradients at once: drop compiled, or use memory='plain'."
+            )
+        return LiveOracle(
+            model.to(device),
+            problem.loss,
+            names=names,
+            micro_batch=settings.pass_size or problem.num_train,
+            gradient_precision=gradient,
+            value_precision=value,
+            use_compile=settings.compiled,
+        )
+    model = problem.evaluation_copy(device)
+    copied = SequentialOracle if settings.oracle == "sequential" else StackedOracle
+    return copied(
+        model,
+        problem.loss,
+        gradient_precision=gradient,
+        value_precision=value,
+        use_compile=settings.compiled,
+    )
+
+
+def make_sampler(settings: Settings, mass: Mass | None = None) -> Sampler:
+    """The sampler of complete settings."""
+    assert settings.step_size is not None
+    step, friction = settings.step_size, settings.friction
+    if settings.sampler == "sgld":
+        return SGLD(step)
+    if settings.sampler in ("rmsprop_sgld", "rmsprop_sgld_frozen"):
+        frozen = settings.sampler == "rmsprop_sgld_frozen"
+        return RMSpropSGLD(
+            step,
+            gradient_scale=settings.nbeta or 1.0,
+            freeze_after=settings.burn_in if frozen else None,
+        )
+    assert friction is not None
+    return BAOAB(step, friction, mass) if settings.sampler == "baoab" else SGNHT(step, friction)
+
+
+def run_device(problem: Problem, settings: Settings) -> torch.device:
+    """Where the run happens."""
+    return torch.device(settings.device) if settings.device else problem.device
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything asked of the device is done: for honest seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def item_weights(problem: Problem, like: Tensor) -> Tensor:
+    """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
+    if problem.train_weights is None:
+        return torch.ones(problem.num_train, dtype=like.dtype, device=like.device)
+    return problem.train_weights.to(like)

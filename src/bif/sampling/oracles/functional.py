@@ -1,0 +1,44 @@
+"""A user's function of (model, batch) as a function of weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bif.problem.losses import at_least_float32, per_item
+from bif.types import Batch, ItemLoss, Params
+
+# On a CPU attention of a stack is a loop over its chains, of which torch says that it is slow: it
+# is faster than attention written out.
+_SLOW_ATTENTION = ".*batching rule for aten::_scaled_dot_product"
+
+
+class ItemFunction(nn.Module):
+    """`function(model, batch)` with weights that can be swapped.
+
+    The function is handed the real module, attributes and all, with the weights of the moment in
+    place; token values are summed to the item's.
+
+    Args:
+        model: In the mode in which it is to be evaluated.
+        function: `function(model, batch) -> [B]` or `[B, T]`.
+    """
+
+    def __init__(self, model: nn.Module, function: ItemLoss) -> None:
+        super().__init__()
+        warnings.filterwarnings("ignore", message=_SLOW_ATTENTION)
+        self.model = model
+        # In a closure, so that a function that is itself a module is not registered as a part.
+        self.raw: Callable[[Batch], Tensor] = lambda batch: function(model, batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Values `[B]` at the model's own weights, float32 or wider."""
+        return at_least_float32(per_item(self.raw(batch)))
+
+    def at(self, params: Params, batch: Batch) -> Tensor:
+        """Values `[B]` at `params`, leaves `[*shape]`; other weights are the model's own."""
+        named = {f"model.{name}": leaf for name, leaf in params.items()}
+        return functional_call(self, named, (batch,))

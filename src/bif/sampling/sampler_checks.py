@@ -1,0 +1,267 @@
+"""What the last positions of the chains tell of the sampler: virial, temperature, step, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from bif.calibration.measured_mass import whitened_product
+from bif.calibration.temperature import center_gradient
+from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
+from bif.problem.items import Items
+from bif.sampling import tensors
+from bif.sampling.engine import Sampling
+from bif.sampling.gradients import FullGradient
+from bif.sampling.oracles import LiveOracle
+from bif.sampling.rng import BlockNoise, generator
+from bif.sampling.settings import Settings
+from bif.types import Gradient, HasParams, Params
+
+_CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
+_NOISE_BATCHES = 32
+_MOST_NUMBERS = 2**28
+"""Held at once, a GiB of them: of large models fewer chains and batches are looked at."""
+_FEWEST_BATCHES = 8
+_PROBE_BLOCK = 1_000_003
+"""A block of chains that no run has: its mini-batches belong to the probe."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Figures of the sampler; NaN where one does not apply.
+
+    Of the last positions of the first block; what `IdentitySums` gathered from all draws takes the
+    place of virial and temperature.
+
+    Attributes:
+        virial: `E[(w - w*)·∇U]` over the number of moving weights; 1 under the posterior, whatever
+            its shape, and for BAOAB also at finite steps on quadratics.
+        virial_error: Standard error over chains.
+        kinetic: `E[|v|²]` over the number of moving weights; 1; gradient noise heats.
+        kinetic_error: Standard error over chains.
+        dilation: `Cov(L, (w - w*)·∇U) / E[(w - w*)·∇L]`; 1 under the posterior, see
+            `bif.sampling.posterior_identities`; of all draws, NaN where no step holds a gradient.
+        dilation_error: Standard error over chains.
+        curvature: Largest curvature of U at the last positions of a few chains, in the coordinates
+            of the mass.
+        step_share: The step in units of the largest stable one at that curvature, squared where
+            the rule is underdamped: `h²k/4`, `ε·k/4`.  1 is the edge.
+        heat: Share by which gradient noise widens the draws in its worst direction; 0 for full
+            gradients.
+        center_gradient: `|∇U(w*)|²` over its sampling noise, were the items drawn anew; above 1, w*
+            is no minimum of U.
+        randomness: Largest change of an item's loss between two evaluations.
+    """
+
+    virial: float
+    virial_error: float
+    kinetic: float
+    kinetic_error: float
+    curvature: float
+    step_share: float
+    heat: float
+    center_gradient: float
+    randomness: float
+    dilation: float = math.nan
+    dilation_error: float = math.nan
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, float | None]) -> Checks:
+        """From a manifest, where NaN is null; what it lacks was not measured."""
+        values = {f.name: found.get(f.name) for f in fields(cls)}
+        return cls(**{name: math.nan if x is None else float(x) for name, x in values.items()})
+
+
+def check(sampling: Sampling, state: HasParams) -> Checks:
+    """Look at a block where it ended.  Costs a few dozen gradients of four chains.
+
+    Args:
+        sampling: The run's machinery.
+        state: The sampler's at the block's last position; left as it is.
+    """
+    params, s = state.params, sampling.settings.plain()
+    if s != sampling.settings:  # shapes not worth compiling, or weights too coarse to look at
+        sampling = Sampling(sampling.problem, s)
+        params = {n: leaf.to(sampling.posterior.center[n].dtype) for n, leaf in params.items()}
+    velocity = getattr(state, "velocity", None)
+    with torch.no_grad():
+        virial = _virial(sampling, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
+        kinetic = torch.full_like(virial, math.nan)
+        if velocity is not None:
+            kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
+        curvature = _curvature(sampling, params)
+        first = _first(params, 1)
+        return Checks(
+            *_mean_and_error(virial),
+            *_mean_and_error(kinetic),
+            curvature,
+            _step_share(s, curvature),
+            heat(sampling, first),
+            _center_gradient(sampling),
+            _randomness(sampling, first),
+        )
+
+
+def _mean_and_error(x: Tensor) -> tuple[float, float]:
+    x = x[x.isfinite()]
+    if not len(x):
+        return math.nan, math.nan
+    return float(x.mean()), float(x.std() / len(x) ** 0.5) if len(x) > 1 else math.nan
+
+
+def not_measured() -> Checks:
+    """Where there was no room to look."""
+    return Checks(*[math.nan] * len(fields(Checks)))
+
+
+def _first(params: Params, count: int) -> Params:
+    """Views of the first chains, one at least."""
+    return {name: leaf[: max(1, count)] for name, leaf in params.items()}
+
+
+def _full(
+    sampling: Sampling, items: Items | None = None, weights: Tensor | None = None
+) -> Gradient:
+    s = sampling.settings
+    assert s.chunk_size is not None
+    return FullGradient(
+        sampling.oracle,
+        sampling.train if items is None else items,
+        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
+        train_weights=sampling.weights if weights is None else weights,
+    )
+
+
+def _force(sampling: Sampling, params: Params) -> Params:
+    """`∇U` with all items."""
+    gradient = _full(sampling)(params, 0).gradient
+    return sampling.posterior.potential_gradient_(tensors.copied(gradient), params)
+
+
+def _virial(sampling: Sampling, params: Params) -> Tensor:
+    posterior = sampling.posterior
+    away = posterior.displacement(params)
+    return tensors.inner(away, _force(sampling, params)) / posterior.num_moving
+
+
+def _curvature(sampling: Sampling, params: Params) -> float:
+    s, n = sampling.settings, sampling.problem.num_train
+    assert s.nbeta is not None and s.gamma is not None and s.chunk_size is not None
+    source = generator(0, 0, "probe", device=sampling.device)
+    noise = BlockNoise(source, sampling.posterior.masks)
+    count = min(n, _CURVATURE_ITEMS)
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    few = _first(
+        params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * tensors.num_elements(params)))
+    )
+    places = chosen.to(sampling.device)
+    gradient = _full(sampling, Items(sampling.train.take(places)), sampling.weights[places])
+    product = _potential_product(sampling, gradient, few)
+    found = largest_eigenvalue(product, noise.normal(few), iterations=_CURVATURE_ITERATIONS)
+    found = found[found.isfinite()]
+    return float(found.max()) if len(found) else math.nan
+
+
+def _potential_product(
+    sampling: Sampling, gradient: Gradient, params: Params
+) -> Callable[[Params], Params]:
+    """`x -> U'' x` in the sampler's coordinates."""
+    posterior = sampling.posterior
+    product = hessian_product(gradient, params, posterior.masks)
+    return whitened_product(product, posterior, sampling.mass)
+
+
+def _step_share(s: Settings, curvature: float) -> float:
+    assert s.step_size is not None
+    if s.sampler in ("baoab", "sgnht"):
+        return s.step_size**2 * curvature / 4
+    return s.step_size * curvature / 4 if s.sampler == "sgld" else math.nan
+
+
+def heat(sampling: Sampling, one: Params) -> float:
+    """Share by which gradient noise widens the draws in the direction in which it is largest.
+
+    By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known,
+    infinity where gradients are not finite.
+
+    Args:
+        sampling: The run's.
+        one: The weights of one chain, leaves `[1, *shape]`.
+    """
+    s = sampling.settings
+    if s.gradient == "full":
+        return 0.0
+    batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
+    if s.sampler.startswith("rmsprop") or batches < _FEWEST_BATCHES:
+        return math.nan
+    assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
+    exact = tensors.copied(_full(sampling)(one, 0).gradient)
+    noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
+    for name, mask in sampling.posterior.masks.items():
+        noise[name] = noise[name] * mask
+    if sampling.mass is not None:
+        noise = sampling.mass.to_velocity(noise)
+    rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
+    if not rows.isfinite().all():
+        return math.inf
+    # One half finds the direction, the other measures: else it would fit itself.
+    half, other = rows[::2].double(), rows[1::2].double()
+    _, vectors = torch.linalg.eigh(half @ half.T)
+    direction = vectors[:, -1] @ half
+    length = float(direction.norm())
+    if length == 0:
+        return 0.0
+    direction = direction / length
+    variance = s.nbeta**2 * float((other @ direction).square().mean())
+    k = _curvature_along(sampling, one, direction)
+    if s.sampler == "sgld":
+        return s.step_size * variance / 4
+    assert s.friction is not None
+    kept = math.exp(-s.friction * s.step_size)
+    stable = max(4 - s.step_size**2 * k, 1e-3)
+    return s.step_size**2 * variance / stable * (1 + kept) / (1 - kept)
+
+
+def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
+    """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
+    s = sampling.settings
+    if isinstance(sampling.oracle, LiveOracle):
+        assert s.batch_size is not None
+        epoch = sampling.problem.num_train // s.batch_size
+        gradient = sampling.gradient(_PROBE_BLOCK, 1)
+        parts = [tensors.copied(gradient(one, step * epoch).gradient) for step in range(count)]
+        return {name: torch.cat([part[name] for part in parts]) for name in one}
+    many = tensors.stacked(tensors.chain(one, 0), count)
+    return sampling.gradient(_PROBE_BLOCK, count)(many, 0).gradient
+
+
+def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
+    """`xᵀU''x` in the sampler's coordinates, at least that of the Gaussian."""
+    sizes = [leaf.numel() for leaf in one.values()]
+    parts = direction.split(sizes)
+    u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
+    found = float(tensors.inner(u, _potential_product(sampling, _full(sampling), one)(u)))
+    least = 0.0 if sampling.mass is not None else sampling.posterior.gamma
+    return max(least, found)
+
+
+def _center_gradient(sampling: Sampling) -> float:
+    s = sampling.settings
+    assert s.chunk_size is not None
+    return center_gradient(
+        sampling.oracle, sampling.posterior, sampling.train, sampling.weights,
+        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
+    )  # fmt: skip
+
+
+def _randomness(sampling: Sampling, one: Params) -> float:
+    """Items whose loss is drawn anew at every call, as by dropout, give themselves away."""
+    few = sampling.train.first(64)
+    items = Items(few)
+    first, second = (sampling.observe(sampling.problem.loss, one, items) for _ in range(2))
+    change = (first - second).abs()
+    return float(change.nan_to_num(0.0).max())

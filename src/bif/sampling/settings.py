@@ -1,0 +1,281 @@
+"""Settings of a run: frozen, serialisable, complete once resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from bif.problem.literals import require_literal
+from bif.sampling.oracles.precision import EXACTNESS, Precision
+from bif.types import Target
+
+SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
+GradientMode = Literal["full", "minibatch", "control_variate"]
+MassName = Literal["identity", "kronecker"]
+OracleName = Literal["stacked", "sequential", "live"]
+MemoryName = Literal["plain", "fused", "lean"]
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to sample and how.  None means: choose from model and data, and say why.
+
+    Attributes:
+        sampler: The SG-MCMC rule.
+        retrained_from: What the scores are to predict: networks retrained on other data from
+            "scratch", or from the "checkpoint" w*.  The default of nbeta follows.
+        nbeta: Inverse temperature times the number of items.  By default 10 n where training went
+            to a minimum, 40 n for networks retrained from the checkpoint; n or, retrained from
+            scratch, n/4 where it stopped short of one.  n is the number of items, or of their
+            tokens where a loss is the mean over an item's (`bif.losses.averages`).
+        gamma: Precision of the Gaussian around w*; by default nbeta times a damping between
+            (largest curvature at w*) / 50 and the curvature along the gradient that training left
+            there, up to 100 times that where gradients of items are nearly orthogonal.
+        chains: Independent chains, at least 2.
+        draws: Recorded draws of each chain; 200 by default, or as many as `reliability` needs and
+            `budget` allows.
+        reliability: The agreement of two halves of the run to aim at, below 1.
+        budget: Seconds of sampling to aim at, calibration included; also "90s", "10m", "1.5h".
+        burn_in: Steps of each chain before its first draw.
+        thin: Steps from one draw to the next.
+        step_size: Of the sampler, in its own unit.
+        friction: Of `baoab` (and the diffusion of `sgnht`), in units of 1 / step_size.
+        mass: Of `baoab`: the unit one, or one that makes U round, measured at the start by products
+            with its Hessian; step size and friction are in its coordinates.  The posterior is the
+            same.  By default "kronecker" for stacked chains with full gradients, where step size
+            and friction are open too.
+        gradient: All items a step, mini-batches of each chain's own, or these with a control
+            variate at w*.  All items by default, whose losses come along; a control variate where
+            `budget` is too small for that.
+        batch_size: Items of a mini-batch.
+        oracle: Chains stacked by vmap, one after another, or the live module.
+        block_size: Chains that step as one stacked operation.
+        chunk_size: Items of a forward (and backward) pass.
+        micro_batch: Items of a backward pass of the live module, whose gradients add up over the
+            mini-batch; `chunk_size` by default, and the whole mini-batch where steps are fused.
+        memory: Of the live module: "plain" holds weights, w* and the gradient; "fused" steps within
+            the backward pass and never holds the gradient; "lean" does so with the matrices and w*
+            in bfloat16, rounded stochastically.
+        movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`; by
+            default those that the model does not freeze (`requires_grad`), padding rows left out.
+        weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
+        gradient_precision: Compute precision of gradients; the weights stay as they are.  By
+            default TF32 on a GPU, bfloat16 with memory="lean", and float32 elsewhere.
+        loss_precision: Compute precision of recorded losses; the same default.  Where it is more
+            exact than the gradient's, losses get a forward pass of their own.
+        compiled: Compile the functions of the oracle with `torch.compile` (worth it on a GPU); of a
+            live module its repeated blocks, and passes are replayed as CUDA graphs if it is small.
+        controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
+            chains shuffled, for comparison.
+        device: Where to run; the model's device by default.
+        seed: Of all random numbers.
+    """
+
+    sampler: SamplerName = "baoab"
+    retrained_from: Target | None = None
+    nbeta: float | None = None
+    gamma: float | None = None
+    chains: int | None = None
+    draws: int | None = None
+    reliability: float | None = None
+    budget: float | str | None = None
+    burn_in: int | None = None
+    thin: int | None = None
+    step_size: float | None = None
+    friction: float | None = None
+    mass: MassName | None = None
+    gradient: GradientMode | None = None
+    batch_size: int | None = None
+    oracle: OracleName | None = None
+    block_size: int | None = None
+    chunk_size: int | None = None
+    micro_batch: int | None = None
+    memory: MemoryName = "plain"
+    movable: tuple[str, ...] | None = None
+    weight_decay: float = 0.0
+    gradient_precision: Precision | None = None
+    loss_precision: Precision | None = None
+    compiled: bool = False
+    controls: bool = False
+    device: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, literal in _literals().items():
+            if (value := getattr(self, name)) is not None or name in ("sampler", "memory"):
+                require_literal(name, value, literal)
+        at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
+                    "block_size": 1, "chunk_size": 1, "micro_batch": 1}  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not hasattr(value, "__index__") or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number ≥ {least}, got {value!r}.")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.retrained_from is not None and self.nbeta is not None:
+            raise ValueError(
+                f"retrained_from={self.retrained_from!r} chooses nbeta, and nbeta={self.nbeta:g} "
+                "is given: give one or the other."
+            )
+        for name in ("step_size", "friction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a finite number > 0, got {value}.")
+        for name in ("nbeta", "gamma", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}.")
+        object.__setattr__(self, "budget", _seconds(self.budget))
+        if self.reliability is not None and not 0 < self.reliability < 1:
+            raise ValueError(
+                f"reliability is {self.reliability}: expected a number between 0 and 1, such as .9."
+            )
+        if self.draws is not None and (self.budget, self.reliability) != (None, None):
+            raise ValueError(
+                f"draws={self.draws} leaves nothing to choose by budget or reliability: give one "
+                "or the other."
+            )
+        if self.gradient in (None, "full") and self.batch_size is not None:
+            raise ValueError(
+                f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
+                "gradient='minibatch' or 'control_variate'."
+            )
+        if self.mass == "kronecker" and (self.sampler != "baoab" or self.oracle == "live"):
+            raise ValueError(
+                "mass='kronecker' needs sampler='baoab' and an oracle that copies the weights, got "
+                f"{self.sampler!r} and {self.oracle!r}: leave mass open, or change these."
+            )
+        self._refuse_memory()
+
+    @property
+    def pass_size(self) -> int | None:
+        """Items of a backward pass of the live module; None for all train items."""
+        if self.micro_batch is not None or self.memory == "plain":
+            return self.micro_batch or self.chunk_size
+        return self.batch_size
+
+    @property
+    def precisions(self) -> tuple[Precision, Precision]:
+        """Of gradients and of recorded losses; exact where nothing has been chosen."""
+        return self.gradient_precision or "float32", self.loss_precision or "float32"
+
+    @property
+    def gradient_brings_losses(self) -> bool:
+        """Whether the losses that a gradient brings along are as exact as asked for."""
+        gradient, loss = (EXACTNESS.index(precision) for precision in self.precisions)
+        return gradient >= loss
+
+    def plain(self) -> Settings:
+        """For a look at the posterior itself: not compiled, and weights as exact as the model's."""
+        if self.memory == "lean":
+            exact: dict[str, Any] = {"gradient_precision": "float32", "loss_precision": "float32"}
+            return replace(self, compiled=False, memory="plain", **exact)
+        return replace(self, compiled=False)
+
+    def with_draws(self, draws: int | None) -> Settings:
+        """So many draws, whatever `reliability` or `budget` would choose."""
+        return replace(self, draws=draws, reliability=None, budget=None)
+
+    def _refuse_memory(self) -> None:
+        """Raise where the live module's settings contradict others."""
+        if self.micro_batch is not None and self.oracle != "live":
+            raise ValueError(
+                f"micro_batch={self.micro_batch} is for oracle='live', got oracle={self.oracle!r}: "
+                "drop it; chunk_size bounds the items of a pass."
+            )
+        if self.memory == "plain":
+            return
+        asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
+        allowed = ("sgld",) if self.memory == "lean" else fused
+        if self.oracle != "live":
+            raise ValueError(
+                f"{asked} moves a live module, one leaf after another: set oracle='live', got "
+                f"{self.oracle!r}."
+            )
+        if self.sampler.removesuffix("_frozen") not in allowed:
+            raise ValueError(
+                f"{asked} has no room for the state of sampler={self.sampler!r}, or it needs all "
+                f"leaves at once: expected one of {', '.join(allowed)}."
+            )
+        if self.gradient == "control_variate":
+            raise ValueError(
+                f"{asked} never holds a gradient, and gradient='control_variate' holds the one at "
+                "w*: use gradient='minibatch'."
+            )
+        gradient = self.gradient or "full"
+        whole = self.batch_size if gradient == "minibatch" else None
+        if self.micro_batch is not None and (whole is None or self.micro_batch < whole):
+            raise ValueError(
+                f"{asked} steps within one backward pass, so that pass must hold the whole "
+                f"mini-batch: micro_batch={self.micro_batch} with gradient={gradient!r} and "
+                f"batch_size={whole}. Leave micro_batch out, lower batch_size, or use "
+                "memory='plain', which adds gradients up."
+            )
+        precisions = (self.gradient_precision, self.loss_precision)
+        if self.memory == "lean" and not {*precisions} <= {None, "bfloat16"}:
+            raise ValueError(
+                "memory='lean' keeps weights in bfloat16, so nothing is computed more exactly: set "
+                "gradient_precision='bfloat16' and loss_precision='bfloat16', or leave them out, "
+                f"got {precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
+            )
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Settings:
+        """From what `as_dict` returned, JSON or not.
+
+        Raises:
+            ValueError: Unknown names, or values that are no settings.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(found) - known)
+        if unknown:
+            raise ValueError(f"unknown settings {unknown}: of another version of bif?")
+        given: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
+        }
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"values that are no settings: {error}.") from error
+
+    def as_dict(self) -> dict[str, object]:
+        """For the manifest."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@cache
+def _literals() -> dict[str, Any]:
+    """The settings that are names, each with its Literal."""
+    found = {}
+    for name, hint in get_type_hints(Settings).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                found[name] = part
+    return found
+
+
+def _seconds(budget: float | str | None) -> float | None:
+    """A budget in seconds.
+
+    Raises:
+        ValueError: No number > 0 with one of the units.
+    """
+    if budget is None:
+        return None
+    text = str(budget).strip()
+    unit = text[-1:].lower()
+    number = text[:-1] if unit in _UNITS else text
+    try:
+        seconds = float(number) * _UNITS.get(unit, 1.0)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(
+            f"budget is {budget!r}: expected seconds > 0, as a number or like '90s', '10m', '1.5h'."
+        )
+    return seconds

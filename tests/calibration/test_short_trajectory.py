@@ -1,0 +1,78 @@
+"""A walk from w* finds a step with which its chains stay at their temperature."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bif.calibration.short_trajectory import CAREFUL, LOOKS, STEPS, careful_walk
+from bif.sampling.posterior import LocalPosterior
+from bif.sampling.rng import BlockNoise, generator
+from bif.types import GradientEstimate, Params
+
+NUM_CHAINS, NUM_WEIGHTS = 4, 200
+FRICTION = 2 * math.sqrt(1e-3)  # of a walk with k_max = 1
+
+
+def walked(
+    curvature: float, *, looks_like: float, start: float = 0.0, losses: bool = False
+) -> Params | None:
+    """A walk on a quadratic loss whose curvature was taken for another."""
+    center = {"w": torch.zeros(NUM_WEIGHTS, dtype=torch.float64)}
+    posterior = LocalPosterior(center, 1.0, 1e-6)
+
+    def gradient(params: Params, step: int) -> GradientEstimate:
+        w = params["w"]
+        loss = 0.5 * curvature * w.square().sum(dim=1, keepdim=True)
+        return GradientEstimate({"w": curvature * w}, loss if losses else None)
+
+    begin = torch.full((NUM_CHAINS, NUM_WEIGHTS), start, dtype=torch.float64)
+    seen = careful_walk(
+        posterior,
+        gradient=gradient,
+        params={"w": begin},
+        noise=BlockNoise(generator(0, 0, "probe", device=torch.device("cpu")), posterior.masks),
+        k_max=looks_like,
+    )
+    assert (begin == start).all()
+    assert seen is None or len(seen) == LOOKS
+    return None if seen is None else seen[-1]
+
+
+@pytest.mark.parametrize("times", [1, 40, 300, 3000])
+def test_a_curvature_that_was_underestimated_makes_the_steps_smaller(times):
+    ended = walked(float(times), looks_like=1.0)
+    assert ended is not None
+    step = CAREFUL
+    while step**2 * times >= 4:
+        step /= 3
+    # A long walk has the posterior's variance, 1 / curvature; a short one, with steps of size h,
+    # what velocities of N(0, 1) swing to in the time that it has: at most 1 / (1 - h² curvature /
+    # 4) times as much.
+    swing = 1 / (1 - step**2 * times / 4)
+    assert 0.3 < float(times * ended["w"].square().mean()) < 1.5 * swing
+
+
+def test_steps_that_are_all_too_large_are_an_answer_of_their_own():
+    smallest = CAREFUL / 27
+    assert walked(4.5 / smallest**2, looks_like=1.0) is None
+
+
+def test_a_walk_begins_where_it_is_told():
+    # With steps that are far too careful it hardly leaves.
+    ended = walked(1.0, looks_like=1e8, start=3.0)
+    assert ended is not None and float((ended["w"] - 3.0).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("losses", [True, False])
+def test_loss_that_turns_into_velocity_is_no_run_off_where_it_is_known(losses):
+    # From 4 standard deviations in every direction chains fall with an energy 16 times that of
+    # their temperature; the first walks end with too large velocities if that is not allowed for.
+    ended = walked(1.0, looks_like=1.0, start=4.0, losses=losses)
+    assert ended is not None
+    step = CAREFUL if losses else CAREFUL / 3
+    time, frequency = STEPS * step, 2 / step * math.asin(step / 2)
+    fallen = 4.0 * math.cos(frequency * time) * math.exp(-0.5 * FRICTION * time)
+    assert abs(float(ended["w"].mean()) - fallen) < 0.2
