@@ -227,3 +227,17 @@ def test_every_committed_run_that_has_not_mixed_is_shown_as_refused(tables, glan
         for row in (r for r in rows if r["rhat_max"] > 1.05):
             (line,) = (x for x in lines if f"[{setting}]" in x and f"| {row['target']} |" in x)
             assert "| no: " in line
+
+
+def test_remedies_say_after_how_many_times_they_worked(glances):
+    row = {"gate": "step", "planted": "a long step", "remedy": "step_size=0.1", "then fails": ""}
+    rows = [
+        {**row, "works": True, "times": 1}, {**row, "works": True, "times": 2},
+        {**row, "works": False, "times": 4, "then fails": "virial"},
+        {"gate": "twins", "planted": "one seed"},
+    ]  # fmt: skip
+    found = [cells(line)[2:] for line in glances.remedies_followed({"rows": rows})[2:]]
+    assert found == [
+        ["`step_size=0.1`", "at once", "–"], ["`step_size=0.1`", "the 2nd time", "–"],
+        ["`step_size=0.1`", "no", "virial"], ["–", "no", "–"],
+    ]  # fmt: skip

@@ -17,7 +17,9 @@ from bif.benchmark.harness import banks_of
 
 pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = ("cancer", "wine", "digits", "diabetes", "noisy", "friedman", "moons", "heavy")
+NAMES = tuple(
+    "cancer wine digits diabetes noisy friedman moons heavy swiss blobs multi linear".split()
+)
 
 
 @pytest.fixture
