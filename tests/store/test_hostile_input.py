@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import bif
-from bif.report.terminal import harmless
 from bif.runs import retention
 from bif.store import FilesFailed, folder_at
 from bif.store.folder import LocalFolder
+from bif.terminal import harmless
 from command_line import TINY_FLAGS, caller, failed, write_problem
 from small_problems import TINY, classification
 

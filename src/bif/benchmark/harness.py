@@ -18,7 +18,7 @@ from bif.calibration.calibrate import refuse_unusable
 from bif.evaluate import Recipe
 from bif.evaluate.retraining import Bank, Plan, retrained
 from bif.problem.provenance import hardware, versions
-from bif.report.terminal import say
+from bif.terminal import say
 
 _FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
 _LONG = 5.0

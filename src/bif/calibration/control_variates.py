@@ -14,10 +14,9 @@ from math import ceil
 from bif.calibration.budget import Goal, TooSmallBudget, affordable, choose_draws, fewest_draws
 from bif.calibration.steps import choose_steps
 from bif.problem.problem import Problem
-from bif.runs.gates import HEAT
 from bif.sampling import tensors
 from bif.sampling.engine import Sampling
-from bif.sampling.sampler_checks import heat
+from bif.sampling.sampler_checks import HEAT, heat
 from bif.sampling.settings import Settings
 from bif.types import Params
 

@@ -13,9 +13,9 @@ from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
-from bif.report.terminal import harmless
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
+from bif.terminal import harmless
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OF_A_DISK = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}

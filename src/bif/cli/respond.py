@@ -9,8 +9,8 @@ import tyro
 
 from bif import store
 from bif.cli.language import Language, posed
-from bif.report.terminal import harmless
 from bif.sampling.settings import Settings
+from bif.terminal import harmless
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from bif import store
 from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, posed
 from bif.cli.loading import load_groups
-from bif.report.terminal import harmless
 from bif.runs.retention import Keep
 from bif.sampling.settings import Settings
+from bif.terminal import harmless
 
 if TYPE_CHECKING:
     from bif.results.influence import Influence

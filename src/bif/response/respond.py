@@ -22,7 +22,6 @@ from bif.estimate.response import Perturbation, Rung, student_factor
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
-from bif.report.terminal import say
 from bif.response.estimates import Clock, common_minimum, sampled, settled
 from bif.response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.response.perturbation import bounded, pilot, sizes_of_h
@@ -32,6 +31,7 @@ from bif.results.influence import Influence
 from bif.runs.block_recorder import below
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.sampling.settings import Settings
+from bif.terminal import say
 from bif.types import Params
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from bif.problem.identity import identity
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
-from bif.report.terminal import say
 from bif.runs.finalize import concluded
 from bif.runs.recording import Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
@@ -32,6 +31,7 @@ from bif.runs.writer import Writer
 from bif.sampling.engine import Sampling
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
+from bif.terminal import say
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""

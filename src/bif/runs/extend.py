@@ -11,12 +11,12 @@ from bif import store
 from bif.problem.array_layout import Panels
 from bif.problem.identity import identity
 from bif.problem.problem import Problem
-from bif.report.terminal import say
 from bif.runs.attribute import COMMIT_EVERY, attributed
 from bif.runs.backfill import ReplayDeparts
 from bif.runs.run import Run, load
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
+from bif.terminal import say
 
 
 def extend(

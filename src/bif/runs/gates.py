@@ -10,7 +10,7 @@ from bif.calibration.remedies import Remedies, alternatives
 from bif.estimate.independence import Independence
 from bif.estimate.response import Ratio
 from bif.estimate.stationarity import Drift
-from bif.sampling.sampler_checks import Checks
+from bif.sampling.sampler_checks import HEAT, Checks
 
 RHAT = 1.05
 REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
@@ -19,7 +19,7 @@ STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.6, 0.03
 """Shares of the largest stable step; an overdamped rule's variances are too large by the share."""
 IDENTITY = 0.1
 """By how much an identity may be missed, and how well it must be known, whatever the noise."""
-HEAT, RANDOMNESS = 0.25, 1e-3
+RANDOMNESS = 1e-3
 DIVERGED, SLOPE = 0.1, 0.2
 _ERRORS = 4.0
 _MOST = 4.0

@@ -19,7 +19,6 @@ from bif.estimate.sums import BlockSums
 from bif.estimate.traces import LossTraces
 from bif.problem.array_layout import Panels, joined
 from bif.problem.provenance import hardware
-from bif.report.terminal import ProgressBar
 from bif.runs.backfill import fill
 from bif.runs.block_recorder import BlockRecorder, Segment, below
 from bif.runs.retention import Keep, subset_of
@@ -31,6 +30,7 @@ from bif.sampling.sampler_checks import Checks, check, not_measured
 from bif.sampling.sampler_state import on_host
 from bif.store import BlockStore, Commit, RunFolder
 from bif.store.signals import Preempted, Wish, wishes_to_stop
+from bif.terminal import ProgressBar
 from bif.types import HasParams, Params
 
 _FRESH_BYTES = 512 * 2**20

@@ -29,6 +29,9 @@ _FEWEST_BATCHES = 8
 _PROBE_BLOCK = 1_000_003
 """A block of chains that no run has: its mini-batches belong to the probe."""
 
+HEAT = 0.25
+"""Share by which gradient noise may widen the draws in its worst direction."""
+
 
 @dataclass(frozen=True)
 class Checks:
