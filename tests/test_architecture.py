@@ -54,13 +54,11 @@ DOORS = {"__init__", "__main__", "bank", "losses", "samplers"}
 
 # Imports that the table forbids and that are still there. None may join them.
 CLIMBS = """
-    calibration.memory_plan -> runs.retention
     curvature.extreme_eigenvalues -> sampling.gradients
     curvature.extreme_eigenvalues -> sampling.oracles
     curvature.extreme_eigenvalues -> sampling.rng
     curvature.extreme_eigenvalues -> sampling.tensors
     curvature.fisher -> sampling.oracles.functional
-    curvature.mean_curvature -> baselines.fitted
     curvature.mean_curvature -> sampling.oracles.functional
     interop.quanda -> calibration.calibrate
     interop.quanda -> sampling.settings

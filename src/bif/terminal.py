@@ -1,4 +1,4 @@
-"""The progress bar: draws, draws a second, time left and the current reliability."""
+"""Words on the terminal, and the progress bar: draws, draws a second, time left, reliability."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 _SECONDS_BETWEEN_RELIABILITIES = 3.0
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of what follows."""
 
@@ -23,6 +24,14 @@ def harmless(text: object) -> str:
         else c
         for c in str(text)
     )
+
+
+def as_bytes(count: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:.3g} {_UNITS[unit]}"
 
 
 def say(lines: Iterable[str]) -> None:

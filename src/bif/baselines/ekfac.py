@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from bif.baselines.fitted import (
     chosen_damping,
-    curvlinops_module,
     require_damping,
     require_same_fit,
 )
 from bif.baselines.gradient_product import named_observable, rows_that_fit, signed_products, trained
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
+from bif.curvature.library import curvlinops_module
 from bif.curvature.mean_curvature import example
 from bif.curvature.outputs import Criterion
 from bif.problem.problem import Problem

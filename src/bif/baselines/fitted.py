@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from bif.problem.problem import Problem
@@ -63,22 +61,6 @@ def require_damping(damping: float | None, name: str = "damping") -> float:
     if damping is None or not 0 <= damping < float("inf"):
         raise ValueError(f"{name} must be a finite number ≥ 0, got {damping!r}.")
     return float(damping)
-
-
-def curvlinops_module() -> Any:
-    """The package curvlinops.
-
-    Raises:
-        ImportError: The extra `baselines` is not installed.
-    """
-    try:
-        import curvlinops
-    except ImportError as error:
-        raise ImportError(
-            "exact influence, conjugate gradients and EK-FAC need curvlinops: install the extra, "
-            "pip install 'bayesian-influence[baselines]'."
-        ) from error
-    return curvlinops
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

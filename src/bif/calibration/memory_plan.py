@@ -19,13 +19,13 @@ from bif.calibration.peak_memory import PeakBytes
 from bif.problem.items import Items, batch_leaves
 from bif.problem.problem import Problem
 from bif.problem.weights import NARROW
-from bif.runs.retention import as_bytes
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import run_device, wait_for
 from bif.sampling.fused_step import ROWS_OF
 from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.settings import Settings
+from bif.terminal import as_bytes
 
 _TIMED_STEPS = 3
 _MEASURED_ITEMS = 16

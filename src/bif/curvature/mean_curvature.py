@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif.baselines.fitted import curvlinops_module
+from bif.curvature.library import curvlinops_module
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.items import map_batch
 from bif.problem.problem import Problem

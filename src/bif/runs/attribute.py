@@ -20,7 +20,6 @@ from bif.runs.recording import Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.runs.retention import (
     Keep,
-    as_bytes,
     forecast,
     in_words,
     refuse_vast_scores,
@@ -31,7 +30,7 @@ from bif.runs.writer import Writer
 from bif.sampling.engine import Sampling
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
-from bif.terminal import say
+from bif.terminal import as_bytes, say
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""

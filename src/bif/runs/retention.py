@@ -13,6 +13,7 @@ from bif.problem.problem import Problem
 from bif.runs.block_recorder import Subset
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
+from bif.terminal import as_bytes
 
 Keep = Literal["traces", "sums", "weights"]
 """All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
@@ -24,7 +25,6 @@ _BYTES_A_SCORE = 56
 _BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
 """Of certain and all scores, either way: found in float64 and int64, kept in float32 and int64."""
 _SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def subset_of(panels: Panels) -> Subset:
@@ -158,11 +158,3 @@ def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
                  if sizes[n]]  # fmt: skip
         said.append(f"on disk, before compression: {', '.join(files)}")
     return said
-
-
-def as_bytes(count: float) -> str:
-    """A number of bytes in the unit that suits it."""
-    unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count, unit = count / 1024, unit + 1
-    return f"{count:.3g} {_UNITS[unit]}"
