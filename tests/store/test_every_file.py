@@ -33,7 +33,7 @@ from broken_runs import (
     undisturbed,
 )
 
-EVERY = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("step", [19, pytest.param(1, marks=pytest.mark.slow)])
 """A ninth of the cases, or all of them."""
 REFUSED = (DamagedRun, FolderInUse, FileNotFoundError)
 TABLE = Path(__file__).parents[2] / "docs/runs-on-disk.md"
