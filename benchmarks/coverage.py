@@ -176,9 +176,12 @@ def measured(
         found[this.cell] = []
     for future in as_completed(running):
         this = running[future]
+        if this.cell not in found:
+            continue
         try:
             found[this.cell].append(future.result())
         except (ValueError, RuntimeError) as error:  # a run that the library refused
+            del found[this.cell]
             yield {**about(this.cell), "refused": str(error)}
             continue
         if len(found[this.cell]) == arguments.parts + 1:

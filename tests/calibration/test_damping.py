@@ -83,7 +83,8 @@ def test_else_it_lies_half_way_between_the_two():
 
 
 def test_it_is_never_flatter_than_chains_can_mix():
-    assert usual_damping(100.0, 1e-9)[0] == FLATTEST * 100
+    damping, why = usual_damping(100.0, 1e-9)
+    assert damping == FLATTEST * 100 and why.endswith("raised so that chains mix")
 
 
 def regression(w: Tensor, *, repeats: int = 1, **given: Any) -> bif.Problem:

@@ -37,10 +37,12 @@ def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
         return part, f"{words} (the gradient there is not known, or no more than rounding)"
     if leftover >= part:
         return part, f"{words} (training left its gradient in steeper directions, {leftover:.4g})"
-    return max(math.sqrt(part * leftover), FLATTEST * largest), (
+    damping, least = math.sqrt(part * leftover), FLATTEST * largest
+    words = (
         f"geometric mean of the {words} and of the curvature along the gradient that training left "
         f"there, {leftover:.4g}"
     )
+    return (damping, words) if damping >= least else (least, f"{words}, raised so that chains mix")
 
 
 def leftover_curvature(
