@@ -39,9 +39,9 @@ from bif.sampling.settings import SamplerName
 
 CHAINS = 64
 """Of a run: the default."""
-_SLOW, _FEW_CHAINS, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 32, 60
-"""Samplers without momentum forget in ten to a hundred times the steps: shorter runs of theirs, at
-the default temperature alone."""
+_SLOW, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 60
+"""Samplers without momentum forget in ten to a hundred times the steps: fewer draws a chain, at the
+default temperature alone."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
 _LONG_RUN = 1.02
@@ -61,18 +61,13 @@ class Cell:
     sampler: SamplerName
     mass: str
 
-    @property
-    def chains(self) -> int:
-        """Of a run."""
-        return _FEW_CHAINS if self.sampler in _SLOW else CHAINS
-
     def settings(self, known: Known) -> bif.Settings:
         """With everything else left open."""
         given = self.nbeta != "default"
         factor = float(self.nbeta.removesuffix("n") or 1) if given else 1.0
         return bif.Settings(
             sampler=self.sampler,
-            chains=self.chains,
+            chains=CHAINS,
             draws=_FEW_DRAWS if self.sampler in _SLOW else None,
             nbeta=factor * len(known.train[0]) if given else None,
             retrained_from=None if given else known.retrained_from,
@@ -255,9 +250,9 @@ def _row(this: Prepared, exact: Reference, found: Sequence[Any], *, asked: int) 
         **about(cell),
         "nbeta": chosen.nbeta, "gamma": chosen.gamma, "mass": chosen.mass,
         "step_size": chosen.step_size, "burn_in": chosen.burn_in, "thin": chosen.thin,
-        "chains": cell.chains, "draws": chosen.draws,
+        "chains": CHAINS, "draws": chosen.draws,
         "reference_rhat": exact.rhat,
-        **figures(runs, asked=asked * cell.chains),
+        **figures(runs, asked=asked * CHAINS),
         "rhat": float(np.median(rhats)) if rhats else float("nan"),
         **calls,
         "seconds": sum(part[2] for part in parts),
