@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from common import parser, print_table, write
 
+from bif import tensors
 from bif.benchmark import named_task
 from bif.problem.problem import Problem
-from bif.sampling import tensors
 from bif.sampling.factory import wait_for
 from bif.sampling.oracles import SequentialOracle, StackedOracle
 from bif.sampling.oracles.precision import Precision

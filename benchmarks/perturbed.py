@@ -21,8 +21,8 @@ from judging import judged_draws
 from torch import Tensor
 
 import bif
+from bif import tensors
 from bif.bank import BankPart
-from bif.sampling import tensors
 from bif.sampling.engine import Sampling
 from bif.types import Params
 

@@ -18,10 +18,10 @@ import torch
 from judging import judged_draws
 
 import bif
+from bif import tensors
 from bif.bank import BankPart
 from bif.estimate.diagnostics import convergence, reliability
 from bif.estimate.traces import LossTraces
-from bif.sampling import tensors
 from bif.sampling.chain import walk
 from bif.sampling.engine import Sampling
 from bif.sampling.gradients import FullGradient

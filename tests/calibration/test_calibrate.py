@@ -20,6 +20,7 @@ from bif.calibration.damping import SHARE
 from bif.calibration.steps import UNDERDAMPED_STEP
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
+from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.rng import BlockNoise
 from exact_problems import Point, quadratic_loss, random
@@ -43,10 +44,17 @@ def curvature(
     iterations: int, masks: dict[str, Tensor] | None = None, params: Any = PARAMS
 ) -> Tensor:
     oracle = StackedOracle(network().eval().requires_grad_(False), losses.cross_entropy)
-    noise = BlockNoise(torch.Generator().manual_seed(0), masks)
+    direction = BlockNoise(torch.Generator().manual_seed(0), masks).normal(params)
     return largest_curvature(
-        oracle, params, items=Items(TRAIN), chunk_size=20, noise=noise, iterations=iterations
-    )
+        mean_gradient(oracle, Items(TRAIN), params), params,
+        direction=direction, masks=masks or {}, iterations=iterations,
+    )  # fmt: skip
+
+
+def mean_gradient(oracle: StackedOracle, items: Items, params: Any) -> FullGradient:
+    like = next(iter(params.values()))
+    ones = torch.ones(len(items), dtype=like.dtype)
+    return FullGradient(oracle, items, chunk_size=len(items), train_weights=ones)
 
 
 def start(params: Any = PARAMS) -> Tensor:
@@ -132,10 +140,9 @@ class TestLargestCurvature:
         oracle = StackedOracle(
             network().eval().requires_grad_(False), lambda m, b: 0 * m(b[0])[:, 0]
         )
-        got = largest_curvature(
-            oracle, PARAMS, items=Items(TRAIN), chunk_size=20,
-            noise=BlockNoise(torch.Generator().manual_seed(0)),
-        )  # fmt: skip
+        gradient = mean_gradient(oracle, Items(TRAIN), PARAMS)
+        direction = BlockNoise(torch.Generator().manual_seed(0)).normal(PARAMS)
+        got = largest_curvature(gradient, PARAMS, direction=direction, masks={})
         assert got.tolist() == [0.0, 0.0]
 
 
@@ -333,10 +340,12 @@ class TestDownhill:
         oracle = StackedOracle(problem.evaluation_copy(torch.device("cpu")), problem.loss)
         params = {"w": torch.zeros(1, 2).double()}
         noise = BlockNoise(torch.Generator().manual_seed(0))
-        given = {"items": problem.train, "chunk_size": 6, "noise": noise}
-        largest = largest_curvature(oracle, params, **given)
+        gradient = mean_gradient(oracle, problem.train, params)
+        largest = largest_curvature(gradient, params, direction=noise.normal(params), masks={})
         assert float(largest) == pytest.approx(max(bend, 3.0), rel=1e-3)
-        got = smallest_curvature(oracle, params, **given, largest=largest)
+        got = smallest_curvature(
+            gradient, params, direction=noise.normal(params), masks={}, largest=largest
+        )
         assert float(got) == pytest.approx(min(bend, 3.0), rel=1e-3)
 
     def test_a_saddle_beyond_gamma_is_warned_of_with_the_remedy(self):

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from bif import Problem, Settings, attribute
+from bif import Problem, Settings, attribute, tensors
 from bif.calibration import measured_mass as measured
 from bif.calibration.calibrate import calibrate
 from bif.calibration.measured_mass import measured_mass, whitened_curvature
 from bif.losses import squared_error
 from bif.samplers import BAOAB
-from bif.sampling import tensors
 from bif.sampling.mass_matrix import KroneckerMass
 from bif.sampling.rng import BlockNoise, generator
 from exact_problems import mutate_baoab

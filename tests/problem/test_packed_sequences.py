@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bif.language.linear_loss import chunked_next_token
 from bif.losses import next_token
-from bif.sampling.oracles.functional import ItemFunction
+from bif.problem.functional import ItemFunction
 from language_cases import model
 from small_problems import integers
 

@@ -18,7 +18,7 @@ from bif.sampling.observe import observe
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, ShuffledOrder
-from bif.sampling.tensors import stacked
+from bif.tensors import stacked
 from bif.types import GradientEstimate, Noise, Params
 from small_problems import labelled, network
 

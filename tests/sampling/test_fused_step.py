@@ -27,7 +27,7 @@ from bif.sampling.oracles import LiveOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import LeafNoise
-from bif.sampling.tensors import copied
+from bif.tensors import copied
 from same_bits import assert_same_run, preempted, without_page
 from small_problems import (
     TINY,

@@ -14,7 +14,7 @@ from bif.problem.items import Items
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.rng import ShuffledOrder
-from bif.sampling.tensors import stacked
+from bif.tensors import stacked
 from bif.types import Gradient, Params
 from small_problems import Pairs, labelled, network, normal, stack_near
 

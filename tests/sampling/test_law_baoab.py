@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.samplers import BAOAB, BAOABState
-from bif.sampling import tensors
 from bif.types import Noise, Params, Sampler
 from law_checks import (
     OFF_LAW,

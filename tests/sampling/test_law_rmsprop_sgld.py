@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from bif import tensors
 from bif.samplers import RMSpropSGLD, RMSpropSGLDState
-from bif.sampling import tensors
 from bif.types import Params, Sampler
 from law_checks import (
     OFF_LAW,

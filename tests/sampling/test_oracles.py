@@ -24,7 +24,7 @@ from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOr
 from bif.sampling.oracles.cuda_graphs import Replayed
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise
-from bif.sampling.tensors import copied, stacked
+from bif.tensors import copied, stacked
 from small_problems import (
     TINY,
     NotStackable,

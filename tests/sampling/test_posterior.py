@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
 

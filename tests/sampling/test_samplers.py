@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bif import tensors
 from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
-from bif.sampling import tensors
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise
 from bif.types import Noise, Params, Sampler

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, map_batch
 from bif.problem.problem import Observable, Problem
-from bif.sampling.oracles.functional import ItemFunction
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Batch, ItemLoss, Params
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bif.sampling.oracles.functional import ItemFunction
+from bif.problem.functional import ItemFunction
 from bif.types import Batch, ItemLoss
 
 OtherLayers = Literal["refuse", "leave_out"]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bif.baselines.gradient_product import chosen_observable
+from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, map_batch
 from bif.problem.problem import Problem
-from bif.sampling.oracles.functional import ItemFunction
 
 
 def representation_similarity(

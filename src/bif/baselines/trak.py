@@ -18,9 +18,9 @@ from bif.baselines.gradient_product import (
 from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
+from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
 from bif.problem.problem import Problem
-from bif.sampling.oracles.functional import ItemFunction
 from bif.types import Batch, ItemLoss
 
 

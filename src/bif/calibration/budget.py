@@ -12,6 +12,7 @@ from math import ceil, floor
 
 import torch
 
+from bif.calibration.measured_mass import make_engine
 from bif.estimate.diagnostics import reliability
 from bif.estimate.traces import LossTraces
 from bif.problem.problem import Problem
@@ -184,7 +185,7 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     assert settings.block_size is not None and settings.thin is not None
     timed = replace(settings, reliability=None, budget=None, draws=2)
     budget = None if settings.budget is None else float(settings.budget)
-    step, record = _timed(Sampling(problem, timed), settings.block_size, budget)
+    step, record = _timed(make_engine(problem, timed), settings.block_size, budget)
     if settings.budget is not None:
         spent = time.perf_counter() - started
         affordable(settings, Pace(step, record, math.nan, spent), least)
@@ -199,7 +200,7 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     expected *= size / settings.block_size  # stacks of fewer chains step faster
     if budget is not None and settings.reliability is None and expected > _PILOT_SHARE * budget:
         return Pace(step, record, math.nan, time.perf_counter() - started)
-    traces = short_traces(Sampling(problem, pilot), few)
+    traces = short_traces(make_engine(problem, pilot), few)
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
     signal = found / (1 - found) / traces.total_draws
@@ -218,7 +219,7 @@ def timed_again(problem: Problem, settings: Settings, pace: Pace) -> Pace:
     assert settings.block_size is not None and settings.budget is not None
     alone = replace(settings, reliability=None, budget=None, draws=2)
     left = float(settings.budget) - pace.spent
-    step, record = _timed(Sampling(problem, alone), settings.block_size, left)
+    step, record = _timed(make_engine(problem, alone), settings.block_size, left)
     return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
 
 

@@ -10,6 +10,7 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.calibration.budget import Goal, TooSmallBudget, choose_draws
 from bif.calibration.control_variates import fall_back
 from bif.calibration.measured_mass import whitened_curvature
@@ -20,7 +21,6 @@ from bif.calibration.steps import choose_steps, relaxation_steps, smallest_curva
 from bif.calibration.temperature import default_nbeta
 from bif.problem.items import batch_leaves, map_batch
 from bif.problem.problem import Problem
-from bif.sampling import tensors
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.oracles import vmap_refusal

@@ -11,10 +11,11 @@ import math
 from dataclasses import replace
 from math import ceil
 
+from bif import tensors
 from bif.calibration.budget import Goal, TooSmallBudget, affordable, choose_draws, fewest_draws
+from bif.calibration.measured_mass import make_engine
 from bif.calibration.steps import choose_steps
 from bif.problem.problem import Problem
-from bif.sampling import tensors
 from bif.sampling.engine import Sampling
 from bif.sampling.sampler_checks import HEAT, heat
 from bif.sampling.settings import Settings
@@ -119,7 +120,7 @@ def _largest_batch(
 def _heat_away_from_center(problem: Problem, settings: Settings) -> float:
     """Share by which gradient noise widens the draws, one burn-in away from w*."""
     few = replace(settings, reliability=None, budget=None, draws=2, chains=2, block_size=2)
-    sampling = Sampling(problem, few)
+    sampling = make_engine(problem, few)
     return heat(sampling, _one_burn_in_away(sampling))
 
 

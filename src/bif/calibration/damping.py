@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from bif import tensors
 from bif.curvature.extreme_eigenvalues import hessian_product
-from bif.sampling import tensors
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Gradient, Params
 

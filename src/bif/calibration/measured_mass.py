@@ -17,14 +17,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.calibration.short_trajectory import careful_walk
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling import tensors
+from bif.sampling.engine import Sampling
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device
 from bif.sampling.gradients import FullGradient
-from bif.sampling.mass_matrix import KroneckerMass
+from bif.sampling.mass_matrix import KroneckerMass, whitened_product
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.sampling.settings import Settings
@@ -64,6 +65,12 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
             # Where the first walk had no time to go, the second goes with its mass.
             kept[key] = pilot.mass(pilot.walked(first) or pilot.start())
     return kept[key]
+
+
+def make_engine(problem: Problem, settings: Settings) -> Sampling:
+    """Build the engine of complete settings, with the mass that they ask for."""
+    white = settings.mass == "kronecker"
+    return Sampling(problem, settings, mass=measured_mass(problem, settings) if white else None)
 
 
 def whitened_curvature(problem: Problem, settings: Settings) -> float:
@@ -161,29 +168,6 @@ class _Pilot:
         counter = ("walk", "products", "largest").index(purpose)
         source = generator(0, 0, "mass", device=self._device, counter=counter)
         return BlockNoise(source, self._posterior.masks)
-
-
-def whitened_product(
-    product: Callable[[Params], Params], posterior: LocalPosterior, mass: Mass | None
-) -> Callable[[Params], Params]:
-    """`x -> (M^(-1/2))ᵀ U'' M^(-1/2) x`, from products with the mean loss's Hessian.
-
-    Args:
-        product: Of directions of length 1.
-        posterior: With nbeta, gamma and weight decay.
-        mass: Unit mass if None.
-    """
-    ridge = posterior.nbeta * posterior.weight_decay + posterior.gamma
-
-    def white(direction: Params) -> Params:
-        moved = tensors.copied(direction) if mass is None else mass.to_weights(direction)
-        length = tensors.squared_norm(moved).sqrt().clamp(min=1e-30)
-        ahead = product(tensors.scale_chains_(tensors.copied(moved), 1 / length))
-        ahead = tensors.mul_(tensors.scale_chains_(ahead, length), posterior.nbeta)
-        ahead = tensors.add_(ahead, moved, ridge)
-        return ahead if mass is None else mass.to_velocity(ahead)
-
-    return white
 
 
 def _sides(leaf: Tensor) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bif.calibration.calibrate import calibrate
+from bif.calibration.measured_mass import make_engine
 from bif.calibration.peak_memory import PeakBytes
 from bif.problem.items import Items, batch_leaves
 from bif.problem.problem import Problem
@@ -177,7 +178,7 @@ def plan(problem: Problem, settings: Settings | None = None) -> Plan:
     """
     chosen = calibrate(problem, settings or Settings(oracle="live")).settings
     refuse_unfit(problem, chosen)
-    return forecast_live(Sampling(problem, chosen))
+    return forecast_live(make_engine(problem, chosen))
 
 
 def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:

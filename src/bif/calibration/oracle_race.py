@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
+from bif import tensors
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling import tensors
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.sampling.gradients import FullGradient
 from bif.sampling.settings import Settings

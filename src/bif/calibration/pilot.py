@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.calibration.alignment import (
     FEWEST_ITEMS,
     NUM_ITEMS,
@@ -22,9 +23,9 @@ from bif.calibration.short_trajectory import LOOKS, STEPS, careful_walk
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling import tensors
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.sampling.gradients import FullGradient
+from bif.sampling.oracles import Oracle
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.sampling.settings import Settings
@@ -99,7 +100,6 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
     oracle = make_oracle(problem, settings, list(posterior.center))
     chains = num_pilot_chains(settings, posterior)
-    assert settings.chunk_size is not None
     noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
     order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
     whole = _Looked.at(problem, order[:_PILOT_ITEMS], posterior, device)
@@ -110,18 +110,16 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         iterations: int = _CENTER_ITERATIONS,
         noise: BlockNoise = noise,
     ) -> float:
-        return float(
-            largest_curvature(
-                oracle, params, items=looked.items, chunk_size=settings.chunk_size or 1,
-                noise=noise, train_weights=looked.weights, iterations=iterations,
-            ).max()
+        gradient = looked.gradient(oracle, settings)
+        found = largest_curvature(
+            gradient, params, direction=noise.normal(params), masks=posterior.masks,
+            iterations=iterations,
         )  # fmt: skip
+        return float(found.max())
 
     params = tensors.stacked(posterior.center, chains)
     one = {name: leaf[:1] for name, leaf in params.items()}
-    of_all = FullGradient(
-        oracle, whole.items, chunk_size=settings.chunk_size, train_weights=whole.weights
-    )
+    of_all = whole.gradient(oracle, settings)
     alone = _seconds_of_gradient(of_all, one)
     of_chain = alone * problem.num_train / len(whole.items)
     if settings.budget is not None:
@@ -134,10 +132,9 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     bound = torch.tensor([at_center], dtype=torch.float64, device=device)
     least = float(
         smallest_curvature(
-            oracle, one, items=whole.items, chunk_size=settings.chunk_size, noise=noise,
-            largest=bound, train_weights=whole.weights,
+            of_all, one, direction=noise.normal(one), masks=posterior.masks, largest=bound
         )
-    )  # fmt: skip
+    )
     downwards = -nbeta * (least + settings.weight_decay)
     gamma, there = settings.gamma, at_center
     if gamma is None:
@@ -192,9 +189,7 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     few = whole if count == len(whole.items) else _Looked.at(
         problem, order[:count], posterior, device
     )  # fmt: skip
-    gradient = FullGradient(
-        oracle, few.items, chunk_size=settings.chunk_size, train_weights=few.weights
-    )
+    gradient = few.gradient(oracle, settings)
     # Away from w* the curvature can be larger: a careful walk goes there and looks.
     seen = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
     tighter = gamma
@@ -293,6 +288,13 @@ class _Looked(NamedTuple):
         return cls(
             Items(problem.train.take(chosen)).to(device),
             item_weights(problem, like)[chosen.to(device)],
+        )
+
+    def gradient(self, oracle: Oracle, settings: Settings) -> FullGradient:
+        """Return the gradient of their mean loss."""
+        assert settings.chunk_size is not None
+        return FullGradient(
+            oracle, self.items, chunk_size=settings.chunk_size, train_weights=self.weights
         )
 
 

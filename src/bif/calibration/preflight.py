@@ -9,16 +9,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, batch_leaves, randomness_restored
 from bif.problem.losses import cross_entropy, margin
 from bif.problem.problem import Problem
 from bif.sampling.factory import run_device
 from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import autocast
-from bif.sampling.oracles.functional import ItemFunction
 from bif.sampling.oracles.precision import matmul_precision
 from bif.sampling.settings import Settings
-from bif.sampling.tensors import dense
+from bif.tensors import dense
 from bif.types import Batch, ItemLoss
 
 _NAMED = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.sampling.chain import walk
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.samplers import BAOAB

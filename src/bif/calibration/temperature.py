@@ -10,11 +10,8 @@ import torch
 from bif.problem.items import Items, batch_leaves
 from bif.problem.losses import squared_error
 from bif.problem.problem import Problem
-from bif.sampling import tensors
+from bif.sampling.center_gradient import center_gradient
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device
-from bif.sampling.gradients import FullGradient
-from bif.sampling.oracles import Oracle
-from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
 from bif.types import Target
 
@@ -30,8 +27,6 @@ FAR = 2.0
 """Squared gradient at w*, in units of its sampling noise, above which w* is no minimum."""
 _AT_ONCE = 4096
 """Items whose parts are counted together, and whose gradient at w* is looked at."""
-_PARTS = 8
-"""Of the items, whose gradients' spread is the sampling noise."""
 
 
 def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
@@ -117,44 +112,3 @@ def distance_from_minimum(problem: Problem, settings: Settings) -> float:
         found = center_gradient(oracle, posterior, items, weights, chunk_size=chunk)
     # The noise of a mean over fewer items is larger than that of all.
     return max(0.0, (found - 1) * problem.num_train / len(items) + 1) if found > 1 else found
-
-
-def center_gradient(
-    oracle: Oracle,
-    posterior: LocalPosterior,
-    items: Items,
-    weights: torch.Tensor,
-    *,
-    chunk_size: int,
-) -> float:
-    """Return `|∇L(w*) + weight_decay·w*|²` over its sampling noise, were the items drawn anew.
-
-    About 1 or less at a minimum.  NaN of a single item, or where no gradient has any noise.
-
-    Args:
-        oracle: Where gradients come from.
-        posterior: With center, masks and weight decay.
-        items: Train items on the device.
-        weights: rho of the items, `[N]`.
-        chunk_size: Items of a forward and backward pass.
-    """
-    n, nbeta = len(items), posterior.nbeta
-    parts = min(_PARTS, n)
-    if parts < 2 or not nbeta:
-        return math.nan
-    center = tensors.stacked(posterior.center, 1)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(weights.device)
-    total, squares = tensors.zeros_like(center), 0.0
-    for chosen in order[: n - n % parts].chunk(parts):
-        part = Items(items.take(chosen))
-        gradient = FullGradient(oracle, part, chunk_size=chunk_size, train_weights=weights[chosen])(
-            center, 0
-        ).gradient
-        tensors.add_(total, gradient)
-        squares += float(tensors.squared_norm(gradient))
-    mean = tensors.mul_(total, 1 / parts)
-    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
-    noise = spread / (parts * (parts - 1))
-    force = posterior.potential_gradient_(tensors.copied(mean), center)
-    square = float(tensors.squared_norm(force)) / nbeta**2
-    return square / noise if noise > 0 else math.nan

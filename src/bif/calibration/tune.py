@@ -16,6 +16,7 @@ import numpy as np
 from bif.calibration.budget import short_traces
 from bif.calibration.calibrate import DEFAULT_DRAWS, Calibration, calibrate
 from bif.calibration.damping import SHARE
+from bif.calibration.measured_mass import make_engine
 from bif.calibration.temperature import untempered
 from bif.estimate import estimate_covariance
 from bif.estimate.traces import LossTraces
@@ -23,7 +24,6 @@ from bif.evaluate import lds, predict
 from bif.evaluate.retraining import BankPart
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling.engine import Sampling
 from bif.sampling.settings import Settings
 from bif.types import Batch
 
@@ -215,7 +215,7 @@ class _Pilots:
         assert complete.settings.burn_in is not None
         # Burn-in is careful, and what is left of it after half is small beside the pilot's noise.
         brief = replace(complete.settings, burn_in=complete.settings.burn_in // 2)
-        sampling = Sampling(self._problem, brief)
+        sampling = make_engine(self._problem, brief)
         sampled = time.perf_counter()
         assert complete.settings.chains is not None
         traces = short_traces(sampling, complete.settings.chains)

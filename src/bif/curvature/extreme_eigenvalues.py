@@ -7,40 +7,33 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bif.problem.items import Items
-from bif.sampling import tensors
-from bif.sampling.gradients import FullGradient
-from bif.sampling.oracles import Oracle
-from bif.sampling.rng import BlockNoise
+from bif import tensors
 from bif.types import Gradient, Params
 
 
 def largest_curvature(
-    oracle: Oracle,
+    gradient: Gradient,
     params: Params,
     *,
-    items: Items,
-    chunk_size: int,
-    noise: BlockNoise,
-    train_weights: Tensor | None = None,
+    direction: Params,
+    masks: Params,
     iterations: int = 20,
 ) -> Tensor:
-    """Largest curvature of the mean loss at each chain's weights, by power iteration.
+    """Return the largest curvature of a function at each chain's weights, by power iteration.
 
-    Hessian products are central differences of gradients, so any oracle will do.
+    Hessian products are central differences of gradients, so any gradient will do.
 
     Args:
+        gradient: Of the function at given weights.
         params: Leaves `[C, *shape]`.
-        items: Over which the mean is taken.
-        noise: For the start directions; weights that may not move stay out of them.
-        train_weights: rho of the items, `[N]`; 1 by default.
+        direction: Where to start, leaves `[C, *shape]`; overwritten.
+        masks: The Hessian is 0 where weights may not move.
 
     Returns:
         `[C]`, at least 0.
     """
-    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
-    product = hessian_product(gradient, params, noise.masks)
-    return largest_eigenvalue(product, noise.normal(params), iterations=iterations)
+    product = hessian_product(gradient, params, masks)
+    return largest_eigenvalue(product, direction, iterations=iterations)
 
 
 def largest_eigenvalue(
@@ -71,17 +64,15 @@ def largest_eigenvalue(
 
 
 def smallest_curvature(
-    oracle: Oracle,
+    gradient: Gradient,
     params: Params,
     *,
-    items: Items,
-    chunk_size: int,
-    noise: BlockNoise,
+    direction: Params,
+    masks: Params,
     largest: Tensor,
-    train_weights: Tensor | None = None,
     iterations: int = 20,
 ) -> Tensor:
-    """Smallest curvature of the mean loss, by power iteration on `H - largest`.
+    """Return the smallest curvature of a function, by power iteration on `H - largest`.
 
     Args: as for `largest_curvature`, and
         largest: What that found, `[C]`.
@@ -89,10 +80,9 @@ def smallest_curvature(
     Returns:
         `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
     """
-    gradient = _mean_gradient(oracle, params, items, chunk_size, train_weights)
-    product = hessian_product(gradient, params, noise.masks)
+    product = hessian_product(gradient, params, masks)
     smallest = largest.clone()
-    for curvature in _powers(product, noise.normal(params), -largest, iterations):
+    for curvature in _powers(product, direction, -largest, iterations):
         smallest = torch.minimum(smallest, curvature)
     return smallest
 
@@ -132,12 +122,3 @@ def hessian_product(
         return change
 
     return product
-
-
-def _mean_gradient(
-    oracle: Oracle, params: Params, items: Items, chunk_size: int, weights: Tensor | None
-) -> Gradient:
-    if weights is None:
-        first = next(iter(params.values()))
-        weights = torch.ones(len(items), dtype=first.dtype, device=first.device)
-    return FullGradient(oracle, items, chunk_size=chunk_size, train_weights=weights)

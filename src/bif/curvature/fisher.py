@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from bif.curvature.mean_curvature import RootedOutputs, example, rooted_data, shares
 from bif.curvature.outputs import Criterion, SplitLoss
+from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
-from bif.sampling.oracles.functional import ItemFunction
 
 FisherType = Literal["type-2", "mc", "empirical"]
 """Exact over outputs, sampled, or from the items' own gradients."""

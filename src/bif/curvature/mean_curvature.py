@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif.curvature.library import curvlinops_module
 from bif.curvature.outputs import Criterion, SplitLoss
+from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
 from bif.problem.problem import Problem
-from bif.sampling.oracles.functional import ItemFunction
 from bif.types import Batch
 
 Curvature = Literal["hessian", "ggn"]

@@ -19,8 +19,8 @@ from bif.evaluate.training import (
     to_device,
     values_of_stack,
 )
+from bif.problem.functional import ItemFunction
 from bif.problem.weights import copied, widen_
-from bif.sampling.oracles.functional import ItemFunction
 from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bif.evaluate.recipe import Recipe
+from bif.problem.functional import ItemFunction
 from bif.problem.items import batch_leaves, map_batch
 from bif.problem.weights import copied, narrow_types, wide, widen_
-from bif.sampling.oracles.functional import ItemFunction
 from bif.types import Batch, ItemLoss, Target
 
 _QUERIES_AT_ONCE = 1024

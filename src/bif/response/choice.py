@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bif.calibration.calibrate import calibrate
+from bif.calibration.measured_mass import make_engine
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.traces import LossTraces
 from bif.problem.items import Items
@@ -113,7 +114,7 @@ def measure_costs(
     alone = of_observable(problem, observable)
     requested = (settings or Settings()).with_draws(_PILOT_DRAWS)
     calibrated = calibrate(alone, requested).settings
-    sampling = Sampling(alone, calibrated)
+    sampling = make_engine(alone, calibrated)
     groups = list(alone.query_groups.values())
     items, chosen, _ = pilot_queries(groups, sampling.query_center)
     few = alone.extended()
@@ -121,7 +122,7 @@ def measure_costs(
     of_pairs = calibrated
     if calibrated.mass != "identity":  # pairs have unit mass, and steps of their own
         of_pairs = calibrate(alone, replace(requested, mass="identity")).settings
-    return _fluctuation(Sampling(few, calibrated)), _response(few, of_pairs, h)
+    return _fluctuation(make_engine(few, calibrated)), _response(few, of_pairs, h)
 
 
 def _fluctuation(sampling: Sampling) -> Cost:

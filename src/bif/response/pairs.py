@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.response.bregman import bregman_divergence
-from bif.sampling import tensors
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import make_oracle, make_posterior
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient

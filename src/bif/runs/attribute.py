@@ -10,6 +10,7 @@ from pathlib import Path
 from bif import store
 from bif.calibration.budget import Goal
 from bif.calibration.calibrate import Calibration, calibrate
+from bif.calibration.measured_mass import make_engine
 from bif.calibration.memory_plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem.identity import identity
 from bif.problem.literals import require_literal
@@ -27,7 +28,6 @@ from bif.runs.retention import (
 )
 from bif.runs.run import Run, load
 from bif.runs.writer import Writer
-from bif.sampling.engine import Sampling
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
 from bif.terminal import as_bytes, say
@@ -134,7 +134,7 @@ def attributed(
     calibration = _calibrated(problem, requested, folder, say if show_progress else None)
     settings = calibration.settings
     refuse_unfit(problem, settings)
-    sampling = Sampling(problem, settings)
+    sampling = make_engine(problem, settings)
     sizes = forecast(problem, sampling.posterior, settings, keep)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
     if settings.oracle == "live" and not (folder and folder.begun):

@@ -7,11 +7,11 @@ from math import sqrt
 import numpy as np
 import torch
 
+from bif import tensors
 from bif.baselines.gradient_product import gradient_product
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.independence import shuffled
 from bif.estimate.traces import LossTraces
-from bif.sampling import tensors
 from bif.sampling.engine import Sampling
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator

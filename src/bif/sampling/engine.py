@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bif.calibration.measured_mass import measured_mass
+from bif import tensors
 from bif.problem.array_layout import Panels
 from bif.problem.items import Items
 from bif.problem.problem import Observable, Problem
-from bif.sampling import tensors
 from bif.sampling.chain import Position, draw_index, walk
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, make_sampler, run_device
 from bif.sampling.fused_step import StreamedGradient, walk_fused
@@ -27,7 +26,7 @@ from bif.sampling.rng import BlockNoise, LeafNoise, ShuffledOrder, generator
 from bif.sampling.sampler_state import restored, state_tensors
 from bif.sampling.settings import Settings
 from bif.sampling.stochastic_rounding import refuse_coarse
-from bif.types import Draw, Gradient, HasParams, ItemLoss, Params
+from bif.types import Draw, Gradient, HasParams, ItemLoss, Mass, Params
 
 _GRADIENT_ITEMS = 32
 """Train items whose gradient at w* is compared when a run goes on."""
@@ -72,21 +71,22 @@ class Sampling:
     Args:
         problem: What is to be attributed.
         settings: Complete.
+        mass: Of `settings.mass="kronecker"`, as measured by calibration.
 
     Raises:
         ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
     """
 
-    def __init__(self, problem: Problem, settings: Settings) -> None:
-        self.problem, self.settings = problem, settings
+    def __init__(self, problem: Problem, settings: Settings, *, mass: Mass | None = None) -> None:
+        if (mass is not None) != (settings.mass == "kronecker"):
+            raise ValueError(f"mass={settings.mass!r} was asked for, and {mass!r} is given.")
+        self.problem, self.settings, self.mass = problem, settings, mass
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)
         self._of_large_leaf = tensors.squared_distance
         if settings.compiled:  # one pass over a leaf and its center, where eagerly it is two
             self._of_large_leaf = compiled(tensors.squared_distance)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
-        white = settings.mass == "kronecker"
-        self.mass = measured_mass(problem, settings) if white else None
         self.sampler = make_sampler(settings, self.mass)
         if settings.memory == "lean":
             assert settings.step_size is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.problem.items import Items
-from bif.sampling import tensors
 from bif.sampling.oracles import Oracle
 from bif.sampling.rng import ShuffledOrder
 from bif.types import GradientEstimate, Params

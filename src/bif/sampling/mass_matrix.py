@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bif.types import Params
+from bif import tensors
+from bif.sampling.posterior import LocalPosterior
+from bif.types import Mass, Params
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,26 @@ class KroneckerMass:
         if right is not None:
             matrix = torch.matmul(matrix, right.T if back else right)
         return matrix
+
+
+def whitened_product(
+    product: Callable[[Params], Params], posterior: LocalPosterior, mass: Mass | None
+) -> Callable[[Params], Params]:
+    """Return `x -> (M^(-1/2))ᵀ U'' M^(-1/2) x`, from products with the mean loss's Hessian.
+
+    Args:
+        product: Of directions of length 1.
+        posterior: With nbeta, gamma and weight decay.
+        mass: Unit mass if None.
+    """
+    ridge = posterior.nbeta * posterior.weight_decay + posterior.gamma
+
+    def white(direction: Params) -> Params:
+        moved = tensors.copied(direction) if mass is None else mass.to_weights(direction)
+        length = tensors.squared_norm(moved).sqrt().clamp(min=1e-30)
+        ahead = product(tensors.scale_chains_(tensors.copied(moved), 1 / length))
+        ahead = tensors.mul_(tensors.scale_chains_(ahead, length), posterior.nbeta)
+        ahead = tensors.add_(ahead, moved, ridge)
+        return ahead if mass is None else mass.to_velocity(ahead)
+
+    return white

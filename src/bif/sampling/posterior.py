@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.types import Params
 
 _SLICED = re.compile(r"(.+)\[([\d:, ]*:[\d:, ]*)\]")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.sampling.posterior import LocalPosterior
 from bif.types import HasParams, Params
 

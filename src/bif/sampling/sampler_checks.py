@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from bif.calibration.measured_mass import whitened_product
-from bif.calibration.temperature import center_gradient
+from bif import tensors
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
-from bif.sampling import tensors
+from bif.sampling.center_gradient import center_gradient
 from bif.sampling.engine import Sampling
 from bif.sampling.gradients import FullGradient
+from bif.sampling.mass_matrix import whitened_product
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
 from bif.sampling.settings import Settings
@@ -88,7 +88,7 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
     """
     params, s = state.params, sampling.settings.plain()
     if s != sampling.settings:  # shapes not worth compiling, or weights too coarse to look at
-        sampling = Sampling(sampling.problem, s)
+        sampling = Sampling(sampling.problem, s, mass=sampling.mass)
         params = {n: leaf.to(sampling.posterior.center[n].dtype) for n, leaf in params.items()}
     velocity = getattr(state, "velocity", None)
     with torch.no_grad():

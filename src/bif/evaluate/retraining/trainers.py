@@ -15,10 +15,10 @@ from torch import nn
 from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
 from bif.evaluate.training import Network, num_rows, stream, to_device
 from bif.problem.code import code_fingerprint
+from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
 from bif.problem.problem import Problem
 from bif.problem.weights import copied, widen_
-from bif.sampling.oracles.functional import ItemFunction
 from bif.types import Batch, Target
 
 TrainFunction = Callable[[nn.Module | None, Batch, int], nn.Module]

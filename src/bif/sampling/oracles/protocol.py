@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bif.problem.functional import ItemFunction
 from bif.problem.items import batch_leaves
-from bif.sampling.oracles.functional import ItemFunction
 from bif.sampling.oracles.precision import Precision
 from bif.types import Batch, ItemLoss, Params
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from bif import tensors
 from bif.problem.items import map_batch
-from bif.sampling import tensors
 from bif.sampling.oracles.compilation import compiled
 from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory
 from bif.sampling.oracles.precision import Precision, matmul_precision

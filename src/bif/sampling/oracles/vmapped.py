@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from bif import tensors
 from bif.problem.items import batch_leaves, map_batch
 from bif.problem.weights import copied
-from bif.sampling import tensors
 from bif.sampling.oracles.compilation import compiled
 from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory
 from bif.sampling.oracles.precision import Precision, matmul_precision

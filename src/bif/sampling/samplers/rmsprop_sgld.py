@@ -7,7 +7,7 @@ from math import sqrt
 
 import torch
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.types import Noise, Params
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.types import Noise, Params
 
 

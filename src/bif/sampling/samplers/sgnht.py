@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.types import Noise, Params
 
 
