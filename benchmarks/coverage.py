@@ -4,7 +4,8 @@ Automatic settings against the exact answers of `known_posteriors.py`: each prob
 temperature and at `nbeta = n`, by every sampler and mass.  What is chosen is chosen once; then many
 runs are stacked, and each has its own scores and intervals from its own chains.  A few runs a row
 are calls of `bif.attribute` of their own: their gates tell whether they are trusted, and their
-intervals whether stacking changes anything.
+intervals whether stacking changes anything.  On a GPU, where a stack holds more chains, all is
+computed in float32.
 
     python benchmarks/coverage.py --references DIR --jobs 16 --parts 4 --out benchmarks/results
     python benchmarks/coverage.py --problems unit quartic --samplers baoab --table --out DIR
@@ -60,6 +61,7 @@ class Cell:
     nbeta: str
     sampler: SamplerName
     mass: str
+    device: str
 
     def settings(self, known: Known) -> bif.Settings:
         """With everything else left open."""
@@ -72,6 +74,8 @@ class Cell:
             nbeta=factor * len(known.train[0]) if given else None,
             retrained_from=None if given else known.retrained_from,
             mass=None if self.mass == "auto" else self.mass,  # type: ignore[arg-type]
+            gradient_precision="float32",
+            loss_precision="float32",
         )
 
 
@@ -142,7 +146,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                 if sampler in _SLOW and nbeta != TEMPERATURES[0]:
                     continue
                 for mass in arguments.mass if sampler == "baoab" else ("auto",):
-                    yield Cell(problem, nbeta, sampler, mass)
+                    yield Cell(problem, nbeta, sampler, mass, arguments.device)
 
 
 def measured(
@@ -226,7 +230,8 @@ def part_of(
     """Some stacked runs of a row: what they cover, the R-hat of the first ones, seconds."""
     began = time.perf_counter()
     problem = PROBLEMS[this.cell.problem]().problem()
-    runs = list(stacked(problem, this.settings, count=count, seed=int(seed)))
+    chosen = replace(this.settings, device=this.cell.device)
+    runs = list(stacked(problem, chosen, count=count, seed=int(seed)))
     nbeta = this.settings.nbeta or 0.0
     rhats = [largest_rhat(run) for run in runs[:_LOOKED_AT]]
     return [judged(run, exact, nbeta) for run in runs], rhats, time.perf_counter() - began
@@ -235,7 +240,8 @@ def part_of(
 def called(this: Prepared, exact: Reference, seed: int, count: int) -> dict[str, Any]:
     """Whole calls of the library with everything left open: trust and coverage."""
     known = PROBLEMS[this.cell.problem]()
-    problem, settings = known.problem(), this.cell.settings(known)
+    problem = known.problem()
+    settings = replace(this.cell.settings(known), device=this.cell.device)
     runs = [bif.attribute(problem, replace(settings, seed=seed + s)) for s in range(count)]
     return _of_calls(runs, exact)
 
@@ -254,6 +260,7 @@ def _row(this: Prepared, exact: Reference, found: Sequence[Any], *, asked: int) 
         "reference_rhat": exact.rhat,
         **figures(runs, asked=asked * CHAINS),
         "rhat": float(np.median(rhats)) if rhats else float("nan"),
+        "device": cell.device,
         **calls,
         "seconds": sum(part[2] for part in parts),
     }  # fmt: skip
