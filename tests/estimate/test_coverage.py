@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import bif
+from bif.calibration.measured_mass import make_engine
 from bif.cli import digits_demo
 from bif.estimate import estimate_covariance
 from bif.estimate.intervals import t_quantile
 from bif.estimate.traces import LossTraces, TraceBlock
-from bif.sampling.engine import Sampling
 from bif.types import Batch
 from exact_problems import (
     CENTER,
