@@ -180,7 +180,7 @@ ABOUT = {
     '"Is my run converged?".',
     "coverage": "95 % intervals by automatic settings where U is not quadratic, against exact "
     "answers: shares that hold the truth, with errors that cluster by run. Trusted is the share of "
-    "a few runs of their own. Rows of 16 and 32 chains are of samplers without momentum.",
+    "a few runs of their own. Rows of 60 draws are of samplers without momentum.",
     "healthy": "Problems with nothing wrong, with default settings: none may be refused.",
     "remedies": "Runs that fail a gate, and every alternative of its message followed to the "
     "letter, up to four times.",
