@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "results": "problem estimate store",
     "evaluate": "problem sampling store",
     "calibration": "problem sampling curvature estimate response evaluate",
-    "runs": "problem sampling curvature estimate response results store calibration",
+    "runs": "problem sampling curvature estimate response results store calibration report",
     "baselines": "problem sampling curvature",
     "language": "problem",
     "interop": "problem estimate results store runs",
@@ -72,7 +72,6 @@ CLIMBS = """
     response.stages -> store
     results.top_influence -> runs.retention
     runs.controls -> baselines.gradient_product
-    runs.run -> report
 """.strip().splitlines()
 
 PUBLIC = {
