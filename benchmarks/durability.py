@@ -59,7 +59,7 @@ def timed(
     made: bif.Problem, chosen: bif.Settings, keep: Keep, folder: Path | None
 ) -> tuple[Run, dict[str, float]]:
     """A run from settings to a folder of results, and its seconds."""
-    manifest = {"identity": identity(made, chosen), "keep": keep}
+    manifest = {"identity": identity(made, chosen.as_dict()), "keep": keep}
     started = time.perf_counter()
     with store.open_run(folder or "memory://baseline", manifest, on_existing="replace") as opened:
         run = attributed(made, chosen, folder=opened if folder else None, keep=keep)

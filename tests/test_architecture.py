@@ -56,7 +56,6 @@ DOORS = {"__init__", "__main__", "bank", "losses", "samplers"}
 CLIMBS = """
     interop.quanda -> calibration.calibrate
     interop.quanda -> sampling.settings
-    problem.identity -> sampling.settings
     response.choice -> calibration.calibrate
     response.choice -> calibration.measured_mass
     response.perturbation -> calibration.remedies

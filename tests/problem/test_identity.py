@@ -29,7 +29,7 @@ class TestManifest:
         assert manifest["hardware"] == hardware(torch.device("cpu"))
         assert manifest["keep"] == "traces" and manifest["left_out"] == []
         assert manifest["panels"] == {"train": (20,), "query": (5,), "num_observables": 2}
-        assert manifest["identity"] == store.plain(identity(classification(), TINY))
+        assert manifest["identity"] == store.plain(identity(classification(), TINY.as_dict()))
 
     def test_memory_and_disk_are_forecast(self, tmp_path):
         # 4 chains · 6 draws · (20 + 2 · 5) losses · 8 bytes
@@ -48,7 +48,7 @@ class TestManifest:
 
 class TestIdentity:
     def test_it_changes_with_everything_that_matters(self):
-        plain = identity(classification(), TINY)
+        plain = identity(classification(), TINY.as_dict())
         x, y = labelled(20, seed=1)
         nudged = x.clone()
         nudged.view(torch.int64)[3, 2] ^= 1
@@ -72,16 +72,16 @@ class TestIdentity:
             "observables.margin": classification(observables=mine),
         }
         for key, problem in others.items():
-            found = store.differences(plain, identity(problem, TINY))
+            found = store.differences(plain, identity(problem, TINY.as_dict()))
             # Wrapped, the weights have other names as well.
             assert [n for n in found if key != "model" or n != "weights"] == [key]
-        assert store.differences(plain, identity(classification(), TINY)) == []
+        assert store.differences(plain, identity(classification(), TINY.as_dict())) == []
 
     @pytest.mark.parametrize("name", ["seed", "draws", "gamma", "movable", "compiled", "device"])
     def test_every_setting_asked_for_counts(self, name):
         value = {"movable": ("2.*",), "compiled": True, "device": "cpu"}.get(name, 7)
-        changed = identity(classification(), replace(TINY, **{name: value}))
-        plain = identity(classification(), TINY)
+        changed = identity(classification(), replace(TINY, **{name: value}).as_dict())
+        plain = identity(classification(), TINY.as_dict())
         assert store.differences(store.plain(plain), store.plain(changed)) == [f"settings.{name}"]
 
     def test_it_holds_what_was_asked_for_and_not_what_was_chosen(self):
@@ -90,8 +90,8 @@ class TestIdentity:
         assert run.manifest["settings"]["chunk_size"] == 20
 
     def test_a_dataset_has_the_fingerprint_of_its_tensors(self):
-        a = identity(classification(), TINY)["train"]
-        b = identity(classification(train=Pairs(*labelled(20, seed=1))), TINY)["train"]
+        a = identity(classification(), TINY.as_dict())["train"]
+        b = identity(classification(train=Pairs(*labelled(20, seed=1))), TINY.as_dict())["train"]
         assert a == b
 
     def test_it_is_that_of_the_problem_before_the_run(self, tmp_path):
@@ -114,7 +114,7 @@ class TestIdentity:
 
     def test_functions_without_source_have_a_name_and_the_hash_of_their_code(self):
         first, second = (
-            identity(classification(loss=eval(text), observables=None), TINY)["loss"]
+            identity(classification(loss=eval(text), observables=None), TINY.as_dict())["loss"]
             for text in ("lambda m, b: m(b[0])[:, 0]", "lambda m, b: m(b[0]).sum(1)")
         )
         assert first.startswith("<lambda>@") and second.startswith("<lambda>@")

@@ -298,9 +298,9 @@ class TestWhereItShows:
 
 class TestOneRunIsNotTheOther:
     def test_without_a_proxy_a_run_is_the_one_that_earlier_versions_made(self):
-        assert "through" not in identity(classification(observables=[LOSS]), TINY)
-        names = {"through"} ^ set(identity(classification(observables=[THROUGH]), TINY))
-        assert names == set(identity(classification(observables=[LOSS]), TINY))
+        assert "through" not in identity(classification(observables=[LOSS]), TINY.as_dict())
+        names = {"through"} ^ set(identity(classification(observables=[THROUGH]), TINY.as_dict()))
+        assert names == set(identity(classification(observables=[LOSS]), TINY.as_dict()))
 
     @pytest.mark.parametrize("order", [(LOSS, THROUGH), (THROUGH, LOSS)])
     def test_a_run_is_not_gone_on_with_the_other_way(self, tmp_path: Path, order):

@@ -119,7 +119,7 @@ def run_demo(
     """
     settings = settings or Settings(seed=seed, weight_decay=RECIPE.weight_decay)
     made = digits(seed)
-    manifest = {"identity": identity(made.problem, settings), "keep": keep}
+    manifest = {"identity": identity(made.problem, settings.as_dict()), "keep": keep}
     if on_existing == "resume" and store.is_complete(out, manifest):
         return False
     with store.open_run(out, manifest, on_existing=on_existing) as folder:

@@ -66,7 +66,10 @@ class Respond:
         request = Request(settings, **asked)
         with store.open_scores(
             self.out,
-            {**identity(problem, settings), "response": {"observable": self.observable, **asked}},
+            {
+                **identity(problem, settings.as_dict()),
+                "response": {"observable": self.observable, **asked},
+            },
             on_existing="replace" if self.overwrite else "resume",
         ) as folder:
             if folder.complete:

@@ -103,7 +103,8 @@ class Attribute:
             self.target, self.language, self.settings,
             query=self.query, candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
-        manifest = {"identity": identity(problem, settings), "keep": self.keep, "top": self.top}
+        asked = identity(problem, settings.as_dict())
+        manifest = {"identity": asked, "keep": self.keep, "top": self.top}
         replaces = "replace" if self.overwrite else "resume"
         there = store.is_complete(self.out, manifest) and not self.overwrite
         attribute(

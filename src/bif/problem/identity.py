@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bif.problem.code import code_fingerprint, model_code
 from bif.problem.problem import Problem
 from bif.problem.provenance import fingerprint, items_fingerprint
-from bif.sampling.settings import Settings
 
 
-def identity(problem: Problem, settings: Settings) -> dict[str, Any]:
-    """What makes two runs the same run: requested settings, weights, data and functions."""
+def identity(problem: Problem, settings: Mapping[str, object]) -> dict[str, Any]:
+    """Return what makes two runs the same run: requested settings, weights, data and functions.
+
+    Args:
+        problem: What is asked.
+        settings: From `Settings.as_dict`, as they were requested.
+    """
     weights = problem.train_weights
     proxies = {
         o.name: [o.through.name, *map(code_fingerprint, (o.through.function, o.through.slope))]
@@ -19,7 +24,7 @@ def identity(problem: Problem, settings: Settings) -> dict[str, Any]:
         if o.through is not None
     }
     return {
-        "settings": settings.as_dict(),
+        "settings": dict(settings),
         "weights": fingerprint(dict(problem.model.state_dict())),
         "model": model_code(problem.model),
         "train": items_fingerprint(problem.train),

@@ -95,7 +95,7 @@ def attribute(
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
         return attributed(problem, requested, keep=keep, top=top, show_progress=show_progress)
-    manifest = {"identity": identity(problem, requested), "keep": keep, "top": top}
+    manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
     if on_existing == "resume" and store.is_complete(out, manifest):
         return load(out)  # also from a folder that cannot be written to
     with (
@@ -130,7 +130,7 @@ def attributed(
     refuse_vast_scores(problem, keep, top=top)
     refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
-    asked_for = folder.manifest["identity"] if folder else store.plain(identity(problem, requested))
+    asked_for = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
     calibration = _calibrated(problem, requested, folder, say if show_progress else None)
     settings = calibration.settings
     refuse_unfit(problem, settings)
@@ -168,7 +168,7 @@ def attributed(
             calibration,
             recording,
             top=top,
-            identity=asked_for,
+            identity=store.plain(asked_for),
             started=started - recording.seconds_before,
             forecast=sizes_in_words,
         )

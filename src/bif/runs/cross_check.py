@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,9 +159,9 @@ def _remedies(problem: Problem, run: Run) -> Remedies:
     return Remedies.of(_settings_of(problem, run), identity, problem.num_train)
 
 
-def _refuse_another(then: Mapping[str, object], problem: Problem, folder: str) -> None:
-    now = store.plain(identity(problem, Settings.from_dict(then["settings"])))  # type: ignore[arg-type]
-    changed = store.differences(then, now)
+def _refuse_another(then: Mapping[str, Any], problem: Problem, folder: str) -> None:
+    requested = Settings.from_dict(then["settings"]).as_dict()
+    changed = store.differences(then, store.plain(identity(problem, requested)))
     if changed:
         raise store.FolderInUse(
             f"{folder} is of another problem, with another {store.in_words(changed[:1])}."

@@ -118,7 +118,7 @@ def _grown(
         requested = replace(requested, budget=None, reliability=None)
     requested, chosen = replace(requested, **growth), replace(chosen, **growth)
     free = {*growth, "budget", "reliability"} if "draws" in growth else set(growth)
-    now = store.plain(identity(problem, requested))
+    now = store.plain(identity(problem, requested.as_dict()))
     for kind in ("queries", "candidates"):
         there, wanted = list(then[kind]), list(now[kind])
         if wanted[: len(there)] != there:
