@@ -191,7 +191,7 @@ class TestMemory:
                 assert (everything == name).sum() == count
 
     def test_sums_that_would_be_too_many_are_refused(self, pair, monkeypatch):
-        monkeypatch.setattr("bif.runs.retention.MOST_SCORE_BYTES", 56)
+        monkeypatch.setattr("bif.results.top_influence.MOST_SCORE_BYTES", 56)
         with pytest.raises(ValueError, match=r"6 sums over train columns on 3 rows .*part\(query"):
             pair[1].influence.by_item()
 

@@ -14,12 +14,16 @@ from bif.problem.columns import Tokens
 from bif.results.group_sums import Side, columns_of_items, members_of
 from bif.results.influence import Influence
 from bif.results.ranking import Ranking, Score
-from bif.runs.retention import refuse_vast_sums
+from bif.terminal import as_bytes
 
 if TYPE_CHECKING:
     import torch
     import xarray as xr
 
+MOST_SCORE_BYTES = 8 * 2**30
+"""Of the scores of tokens, all at once, while they are estimated."""
+BYTES_A_SCORE = 56
+"""Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
 KINDS, SIDES = ("certain", "strongest"), ("positive", "negative")
 _AXES = ("observable", "query", "kind", "side", "rank")
 _MOST_PAIRS, _MOST_QUERIES = 2**22, 8
@@ -264,7 +268,7 @@ class StrongestInfluence(Influence):
             num_columns: Theirs, too.
         """
         empty, traces = self._axes(), self._traces()
-        refuse_vast_sums(empty.sizes["observable"] * num_rows, num_columns)
+        _refuse_vast_sums(empty.sizes["observable"] * num_rows, num_columns)
         shape = [empty.sizes[n] for n in ("observable", "query", "train")]
         # One number that looks like all of them: sums never read it.
         blank = np.broadcast_to(np.float32(np.nan), shape)
@@ -291,6 +295,18 @@ class StrongestInfluence(Influence):
     def __repr__(self) -> str:
         text = super().__repr__()
         return f"The {self.kept} strongest either way of every query. {text}"
+
+
+def _refuse_vast_sums(num_rows: int, num_columns: int) -> None:
+    """Raise where that many sums of scores would take more than `MOST_SCORE_BYTES` all at once."""
+    needed = BYTES_A_SCORE * num_rows * num_columns
+    if needed > MOST_SCORE_BYTES:
+        raise ValueError(
+            f"{num_columns:,} sums over train columns on {num_rows:,} rows of queries would take "
+            f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: sum over both sides "
+            "(by_item('both')), or choose some rows and columns first with "
+            "part(query=…, train=…)."
+        )
 
 
 def influence_of(dataset: xr.Dataset, traces: LossTraces | None = None) -> Influence:

@@ -10,6 +10,7 @@ from bif.estimate.covariance import DEFAULT_GROUPS
 from bif.estimate.diagnostics import subsample
 from bif.problem.array_layout import Panels
 from bif.problem.problem import Problem
+from bif.results.top_influence import BYTES_A_SCORE, MOST_SCORE_BYTES
 from bif.runs.block_recorder import Subset
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
@@ -17,11 +18,6 @@ from bif.terminal import as_bytes
 
 Keep = Literal["traces", "sums", "weights"]
 """All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
-
-MOST_SCORE_BYTES = 8 * 2**30
-"""Of the scores of tokens, all at once, while they are estimated."""
-_BYTES_A_SCORE = 56
-"""Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
 _BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
 """Of certain and all scores, either way: found in float64 and int64, kept in float32 and int64."""
 _SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
@@ -85,7 +81,7 @@ def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) 
             )
         return
     sums = 8 * DEFAULT_GROUPS if keep == "sums" else 0
-    needed = (_BYTES_A_SCORE + sums) * rows * columns
+    needed = (BYTES_A_SCORE + sums) * rows * columns
     if not problem.tokens and needed > memory_of_host():
         raise ValueError(
             f"scores of {columns:,} train items on {rows:,} rows of queries would take "
@@ -132,22 +128,6 @@ def memory_of_host() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 2**63
-
-
-def refuse_vast_sums(num_rows: int, num_columns: int) -> None:
-    """Raise where that many sums of scores would take more than `MOST_SCORE_BYTES` all at once.
-
-    Raises:
-        ValueError: They would.
-    """
-    needed = _BYTES_A_SCORE * num_rows * num_columns
-    if needed > MOST_SCORE_BYTES:
-        raise ValueError(
-            f"{num_columns:,} sums over train columns on {num_rows:,} rows of queries would take "
-            f"{as_bytes(needed)}, above {as_bytes(MOST_SCORE_BYTES)}: sum over both sides "
-            "(by_item('both')), or choose some rows and columns first with "
-            "part(query=…, train=…)."
-        )
 
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
