@@ -69,7 +69,6 @@ CLIMBS = """
     response.respond -> store
     response.stages -> runs.recording
     response.stages -> store
-    runs.controls -> baselines.gradient_product
 """.strip().splitlines()
 
 PUBLIC = {

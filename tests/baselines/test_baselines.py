@@ -14,7 +14,7 @@ from torch.func import functional_call, hessian
 import bif
 from bif import losses
 from bif.baselines import exact_influence, gradient_product, item_gradients
-from bif.baselines.gradient_product import item_gradient_chunks
+from bif.sampling.item_gradients import item_gradient_chunks
 from small_problems import (
     Pairs,
     assert_same_state,

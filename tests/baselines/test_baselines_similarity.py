@@ -17,7 +17,7 @@ from bif.baselines import (
     random_scores,
     representation_similarity,
 )
-from bif.baselines.gradient_product import query_gradient_blocks, signed_products
+from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks, signed_products
 from rival_problems import EXACT, mlp_problem, tokens
 from small_problems import (
     NotStackable,
@@ -146,13 +146,10 @@ class TestChunks:
         close(torch.cat(blocks), item_gradients(problem, problem.loss, queries))
 
     def test_small_budgets_change_nothing(self, monkeypatch):
-        import importlib
-
         expected = gradient_product(classification())
-        module = importlib.import_module("bif.baselines.gradient_product")
-        monkeypatch.setattr(module, "_CHUNK_BYTES", 3 * 43 * 8)
-        monkeypatch.setattr(module, "_QUERY_BYTES", 2 * 43 * 8)
-        chunks = list(module.item_gradient_chunks(
+        monkeypatch.setattr("bif.sampling.item_gradients._CHUNK_BYTES", 3 * 43 * 8)
+        monkeypatch.setattr("bif.sampling.item_gradients._QUERY_BYTES", 2 * 43 * 8)
+        chunks = list(item_gradient_chunks(
             classification(), losses.cross_entropy, classification().train
         ))  # fmt: skip
         assert [len(c) for c in chunks] == [3] * 6 + [2]

@@ -76,7 +76,7 @@ def test_what_cannot_be_had_is_named(monkeypatch):
         raise RuntimeError("no gradients of single items")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bif.runs.controls.gradient_product", refuse)
+        patch.setattr("bif.runs.controls.signed_products", refuse)
         run = bif.attribute(classification(), replace(TINY, controls=True))
     assert "control_gradient_product" not in run.influence.dataset
     assert "control gradient_product: no gradients of single items" in run.manifest["warnings"]

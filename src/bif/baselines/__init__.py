@@ -8,9 +8,10 @@ damping and any queries; the functions do both in one call.
 from bif.baselines.conjugate_gradients import ConjugateGradients, cg_influence
 from bif.baselines.ekfac import EKFAC, ekfac_influence
 from bif.baselines.exact import ExactInfluence, exact_influence
-from bif.baselines.gradient_product import gradient_cosine, gradient_product, item_gradients
+from bif.baselines.gradient_product import gradient_cosine, gradient_product
 from bif.baselines.similarity import random_scores, representation_similarity
 from bif.baselines.trak import TRAK, trak
+from bif.sampling.item_gradients import item_gradients
 
 __all__ = [
     "EKFAC",

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from bif.baselines.fitted import require_damping, require_same_fit
-from bif.baselines.gradient_product import (
-    item_gradient_chunks,
-    named_observable,
-    query_gradient_blocks,
-)
+from bif.baselines.gradient_product import named_observable
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
 from bif.problem.problem import Problem
+from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from bif.baselines.fitted import (
     require_damping,
     require_same_fit,
 )
-from bif.baselines.gradient_product import named_observable, rows_that_fit, signed_products, trained
+from bif.baselines.gradient_product import named_observable
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
 from bif.curvature.library import curvlinops_module
 from bif.curvature.mean_curvature import example
 from bif.curvature.outputs import Criterion
 from bif.problem.problem import Problem
+from bif.sampling.item_gradients import rows_that_fit, signed_products, trained
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
 

@@ -1,24 +1,15 @@
-"""The gradient product and cosine: the BIF's limit at large gamma, and the control for any claim.
-
-Also what all rivals built on gradients share: the gradients of single items, in chunks that fit.
-"""
+"""The gradient product and cosine: the limit of the BIF at large gamma, a control for any claim."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 
-from bif.problem.functional import ItemFunction
-from bif.problem.items import Items, map_batch
 from bif.problem.problem import Observable, Problem
-from bif.sampling.posterior import LocalPosterior
-from bif.types import Batch, ItemLoss, Params
-
-_CHUNK_BYTES = 2**29
-_QUERY_BYTES = 2**31
+from bif.sampling.item_gradients import signed_products
+from bif.types import ItemLoss
 
 
 def gradient_product(
@@ -68,122 +59,6 @@ def gradient_cosine(
     return signed_products(problem, function, movable=movable, prepare=_unit, prepare_train=_unit)
 
 
-def signed_products(
-    problem: Problem,
-    function: ItemLoss,
-    *,
-    movable: Sequence[str] | None = None,
-    prepare: Callable[[Tensor], Tensor] | None = None,
-    prepare_train: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """`-prepare(g_phi) · prepare_train(g_i)`, `[Q, N]` float64 on the CPU.
-
-    Neither all queries' gradients nor all train items' are held at once: where the queries'
-    exceed 2 GiB they come in blocks, and the train items' gradients are taken once a block.
-
-    Args:
-        problem: Model, items, queries.
-        function: The observable.
-        movable: Globs of the parameters whose gradients count; by default all that the model does
-            not freeze.
-        prepare: Of rows `[Q', P]`, such as a solve with a damped curvature.
-        prepare_train: Of rows `[B, P]`.
-    """
-    blocks = []
-    for queries in query_gradient_blocks(problem, function, movable=movable):
-        left = queries if prepare is None else prepare(queries)
-        parts = []
-        for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=movable):
-            right = rows if prepare_train is None else prepare_train(rows)
-            parts.append(-(left @ right.to(left.dtype).T).double().cpu())
-        blocks.append(torch.cat(parts, dim=1))
-    return torch.cat(blocks)
-
-
-def query_gradient_blocks(
-    problem: Problem,
-    function: ItemLoss,
-    *,
-    movable: Sequence[str] | None = None,
-    max_rows: int | None = None,
-) -> Iterator[Tensor]:
-    """Gradients of all queries in order, in blocks `[Q', P]` of at most `max_rows`."""
-    held: list[Tensor] = []
-    for items in problem.query_groups.values():
-        for rows in item_gradient_chunks(problem, function, items, movable=movable):
-            limit = max_rows or _rows_in(rows[0], _QUERY_BYTES)
-            for part in rows.split(limit):
-                if held and sum(map(len, held)) + len(part) > limit:
-                    yield torch.cat(held)
-                    held = []
-                held.append(part)
-    yield torch.cat(held)
-
-
-def item_gradients(
-    problem: Problem, function: ItemLoss, items: Items, *, movable: Sequence[str] | None = None
-) -> Tensor:
-    """Gradient of `function` of every item at w*, flattened in the model's order, `[N, P]`."""
-    return torch.cat(list(item_gradient_chunks(problem, function, items, movable=movable)))
-
-
-def item_gradient_chunks(
-    problem: Problem,
-    function: ItemLoss,
-    items: Items,
-    *,
-    movable: Sequence[str] | None = None,
-    chunk_size: int | None = None,
-) -> Iterator[Tensor]:
-    """The rows of `item_gradients`, at most `chunk_size` at a time.
-
-    By `vmap`; one item after another where the model or the function cannot be vmapped.
-
-    Args:
-        problem: Whose model.
-        function: Of (model, batch), one number an item or a token.
-        items: Any items of the problem's structure.
-        movable: Globs of the parameters whose gradients count, 0 outside of their slices; by
-            default all that the model does not freeze.
-        chunk_size: At most 256, and what takes half a GiB, by default.
-    """
-    model = problem.evaluation_copy(problem.device)
-    posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
-    params, masks = posterior.center, posterior.masks
-    of_items = ItemFunction(model, function)
-
-    def value(params: Params, item: Batch) -> Tensor:
-        alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
-        return of_items.at(params, alone).sum()
-
-    together = vmap(grad(value), in_dims=(None, 0))
-    stacked = True
-    for _, batch in items.chunks(chunk_size or rows_that_fit(params)):
-        batch = map_batch(lambda leaf: leaf.to(problem.device), batch)
-        if stacked:
-            try:
-                rows = together(params, batch)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # what vmap says of a branch on values, of .item() and the like
-                stacked = False
-        if not stacked:
-            rows = _one_by_one(grad(value), params, batch)
-        moving = (rows[n] * masks[n] if n in masks else rows[n] for n in params)
-        yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()
-
-
-def trained(problem: Problem) -> dict[str, bool]:
-    """The parameters that the model does not freeze, as what is movable."""
-    return dict.fromkeys(problem.trainable, True)
-
-
-def rows_that_fit(params: Params) -> int:
-    """How many items' gradients are taken at a time: at most 256, and half a GiB of them."""
-    num_bytes = sum(leaf.numel() * leaf.element_size() for leaf in params.values())
-    return max(1, min(256, _CHUNK_BYTES // max(1, num_bytes)))
-
-
 def chosen_observable(problem: Problem, name: str | None) -> Observable:
     """One of the problem's observables; the first by default.
 
@@ -210,21 +85,3 @@ def named_observable(problem: Problem, name: str | None) -> ItemLoss:
 def _unit(rows: Tensor) -> Tensor:
     """Rows of length 1; those of length 0 stay 0."""
     return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
-
-
-def _one_by_one(
-    gradient: Callable[[Params, Batch], Params], params: Params, batch: Batch
-) -> Params:
-    count = len(next(_leaves(batch)))
-    rows = [gradient(params, map_batch(lambda leaf, i=i: leaf[i], batch)) for i in range(count)]
-    return {name: torch.stack([row[name] for row in rows]) for name in params}
-
-
-def _leaves(batch: Batch) -> Iterator[Tensor]:
-    found: list[Tensor] = []
-    map_batch(lambda leaf: found.append(leaf) or leaf, batch)
-    return iter(found)
-
-
-def _rows_in(row: Tensor, num_bytes: int) -> int:
-    return max(1, num_bytes // max(1, row.numel() * row.element_size()))

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bif.baselines.fitted import chosen_damping, require_same_fit
-from bif.baselines.gradient_product import (
-    item_gradient_chunks,
-    named_observable,
-    query_gradient_blocks,
-)
+from bif.baselines.gradient_product import named_observable
 from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
 from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
 from bif.problem.problem import Problem
+from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 from bif.types import Batch, ItemLoss
 
 

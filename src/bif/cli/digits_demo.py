@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from bif import store
-from bif.baselines.gradient_product import item_gradients
 from bif.evaluate.mislabel import auroc
 from bif.evaluate.retrain import Recipe, train
 from bif.problem.identity import identity
@@ -25,6 +24,7 @@ from bif.problem.problem import MARGIN, Observable, Problem
 from bif.runs.attribute import COMMIT_EVERY, attributed
 from bif.runs.retention import Keep
 from bif.runs.run import Run
+from bif.sampling.item_gradients import item_gradients
 from bif.sampling.settings import Settings
 
 if TYPE_CHECKING:

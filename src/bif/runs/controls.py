@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from bif import tensors
-from bif.baselines.gradient_product import gradient_product
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.independence import shuffled
 from bif.estimate.traces import LossTraces
 from bif.sampling.engine import Sampling
+from bif.sampling.item_gradients import signed_products
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
 
@@ -45,8 +45,8 @@ def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarr
         try:
             problem.refuse_tokens("it")
             for a, observable in enumerate(problem.observables):
-                values = gradient_product(
-                    problem, observable=observable.name, movable=sampling.settings.movable
+                values = signed_products(
+                    problem, observable.function, movable=sampling.settings.movable
                 )
                 product[a, :, : problem.num_train] = values.numpy() / gamma
             found["gradient_product"] = product
