@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "runs": "problem sampling curvature estimate response results store calibration report",
     "baselines": "problem sampling curvature",
     "language": "problem",
-    "interop": "problem estimate results store runs",
+    "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
         problem sampling curvature estimate response results store evaluate calibration runs
         baselines language interop
@@ -54,8 +54,6 @@ DOORS = {"__init__", "__main__", "bank", "losses", "samplers"}
 
 # Imports that the table forbids and that are still there. None may join them.
 CLIMBS = """
-    interop.quanda -> calibration.calibrate
-    interop.quanda -> sampling.settings
     response.choice -> calibration.calibrate
     response.choice -> calibration.measured_mass
     response.perturbation -> calibration.remedies
