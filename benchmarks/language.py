@@ -41,7 +41,7 @@ from word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 import bif
 from bif import baselines
 from bif.language import Document, language_problem
-from bif.response.pairs import Curvature
+from bif.linear_response.pairs import Curvature
 
 PARTS = ("tokens", "planted", "lds")
 

@@ -32,41 +32,41 @@ MAY_IMPORT = {
     "problem": "",
     "curvature": "problem",
     "sampling": "problem curvature",
-    "response": "problem sampling curvature estimate",
+    "linear_response": "problem sampling curvature estimate",
     "results": "problem estimate store",
     "evaluate": "problem sampling store",
-    "calibration": "problem sampling curvature estimate response evaluate",
-    "runs": "problem sampling curvature estimate response results store calibration report",
+    "calibration": "problem sampling curvature estimate linear_response evaluate",
+    "runs": "problem sampling curvature estimate linear_response results store calibration report",
     "baselines": "problem sampling curvature",
     "language": "problem",
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
-        problem sampling curvature estimate response results store evaluate calibration runs
+        problem sampling curvature estimate linear_response results store evaluate calibration runs
         baselines language interop
     """,
     "cli": """
-        problem sampling curvature estimate response results store evaluate calibration runs
+        problem sampling curvature estimate linear_response results store evaluate calibration runs
         baselines language interop benchmark report
     """,
 }
 # Not rooms: the package itself, and public names of what lies elsewhere.
-DOORS = {"__init__", "__main__", "bank", "losses", "samplers"}
+DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 
 # Imports that the table forbids and that are still there. None may join them.
 CLIMBS = """
-    response.choice -> calibration.calibrate
-    response.choice -> calibration.measured_mass
-    response.perturbation -> calibration.remedies
-    response.prepare -> calibration.calibrate
-    response.prepare -> calibration.steps
-    response.respond -> calibration.calibrate
-    response.respond -> calibration.remedies
-    response.respond -> results.influence
-    response.respond -> runs.block_recorder
-    response.respond -> runs.resumption
-    response.respond -> store
-    response.stages -> runs.recording
-    response.stages -> store
+    linear_response.choice -> calibration.calibrate
+    linear_response.choice -> calibration.measured_mass
+    linear_response.perturbation -> calibration.remedies
+    linear_response.prepare -> calibration.calibrate
+    linear_response.prepare -> calibration.steps
+    linear_response.respond -> calibration.calibrate
+    linear_response.respond -> calibration.remedies
+    linear_response.respond -> results.influence
+    linear_response.respond -> runs.block_recorder
+    linear_response.respond -> runs.resumption
+    linear_response.respond -> store
+    linear_response.stages -> runs.recording
+    linear_response.stages -> store
 """.strip().splitlines()
 
 PUBLIC = {

@@ -25,7 +25,7 @@ from small_problems import classification
 
 FLAGS = ["--gamma", "5.0", "--nbeta", "20.0", "--step-size", "0.1", "--friction", "4.0",
          "--burn-in", "10", "--thin", "2", "--h", "0.1", "--steps", "40"]  # fmt: skip
-RESPOND = sys.modules["bif.response.respond"]  # the function has its name, too
+RESPOND = sys.modules["bif.linear_response.respond"]  # the function has its name, too
 TINY = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=4.0, burn_in=10, thin=2)
 
 

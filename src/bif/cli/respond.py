@@ -47,9 +47,9 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        from bif.linear_response.prepare import Request
+        from bif.linear_response.respond import responded
         from bif.problem.identity import identity
-        from bif.response.prepare import Request
-        from bif.response.respond import responded
 
         store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = posed(

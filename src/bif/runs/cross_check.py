@@ -17,11 +17,11 @@ from bif.calibration.remedies import Remedies
 from bif.estimate.covariance import chain_groups, estimate_covariance
 from bif.estimate.response import Ratio, fluctuation_over_response
 from bif.estimate.traces import LossTraces
+from bif.linear_response.perturbation import pilot_queries
+from bif.linear_response.respond import respond
 from bif.problem.identity import identity
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.response import respond
-from bif.response.perturbation import pilot_queries
 from bif.runs.attribute import attribute
 from bif.runs.gates import Gate, cross_gates
 from bif.runs.run import Run, load

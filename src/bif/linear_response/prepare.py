@@ -12,10 +12,10 @@ import torch
 from bif import tensors
 from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.steps import CRITICAL_FRICTION, LOW_FRICTION
+from bif.linear_response.pairs import Curvature, bregman_problem
 from bif.problem.items import map_batch
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
-from bif.response.pairs import Curvature, bregman_problem
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.oracles import vmap_refusal
 from bif.sampling.settings import Settings

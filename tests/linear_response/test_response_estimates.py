@@ -20,8 +20,8 @@ from bif.estimate.response import (
     student_factor,
 )
 from bif.estimate.traces import LossTraces
+from bif.linear_response.perturbation import pilot_queries
 from bif.response import Cost, choose_estimator, measure_costs, respond
-from bif.response.perturbation import pilot_queries
 from exact_problems import random
 from law_checks import STANDARD_ERRORS, sgld_variance
 from response_problems import Straight

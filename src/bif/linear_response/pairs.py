@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from bif import tensors
+from bif.linear_response.bregman import bregman_divergence
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.response.bregman import bregman_divergence
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import make_oracle, make_posterior
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient

@@ -19,14 +19,14 @@ from bif.calibration.remedies import Remedies
 from bif.estimate.covariance import Covariance
 from bif.estimate.dataset import influence_dataset
 from bif.estimate.response import Perturbation, Rung, student_factor
+from bif.linear_response.estimates import Clock, common_minimum, sampled, settled
+from bif.linear_response.pairs import Curvature, Pairs, blocks_of_queries
+from bif.linear_response.perturbation import bounded, pilot, sizes_of_h
+from bif.linear_response.prepare import Request, complete, of_observable
+from bif.linear_response.stages import Stages
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
-from bif.response.estimates import Clock, common_minimum, sampled, settled
-from bif.response.pairs import Curvature, Pairs, blocks_of_queries
-from bif.response.perturbation import bounded, pilot, sizes_of_h
-from bif.response.prepare import Request, complete, of_observable
-from bif.response.stages import Stages
 from bif.results.influence import Influence
 from bif.runs.block_recorder import below
 from bif.runs.resumption import chosen_before, refuse_other_losses

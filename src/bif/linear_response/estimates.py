@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bif import tensors
 from bif.estimate.response import BatchMeans
+from bif.linear_response.pairs import Moment, NoNoise, Pairs, repeated
 from bif.problem.items import Items
-from bif.response.pairs import Moment, NoNoise, Pairs, repeated
 from bif.sampling.oracles.precision import rounding
 from bif.sampling.samplers import BAOAB
 from bif.types import Params

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bif.calibration.remedies import Remedies
 from bif.estimate.response import Perturbation, choose_perturbation
+from bif.linear_response.estimates import BlockResponse, Clock, relaxation_steps, sampled, settled
+from bif.linear_response.pairs import Pairs
 from bif.problem.items import Items
-from bif.response.estimates import BlockResponse, Clock, relaxation_steps, sampled, settled
-from bif.response.pairs import Pairs
 from bif.types import Params
 
 SIZES = [4.0 ** (k - 5) for k in range(7)]

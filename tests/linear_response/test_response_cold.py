@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 import bif
+from bif.linear_response.bregman import bregman_divergence
 from bif.response import respond
-from bif.response.bregman import bregman_divergence
 from bif.sampling.oracles import StackedOracle
 from bif.types import Batch, ItemLoss, Params
 from response_problems import Dense

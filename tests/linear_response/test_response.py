@@ -14,9 +14,9 @@ from torch.func import hessian
 
 import bif
 from bif.estimate.response import BatchMeans, student_factor
+from bif.linear_response.estimates import NUM_BATCHES, Clock
+from bif.linear_response.pairs import Pairs, SharedNoise
 from bif.response import Response, respond
-from bif.response.estimates import NUM_BATCHES, Clock
-from bif.response.pairs import Pairs, SharedNoise
 from bif.types import Batch, Params
 from exact_problems import CENTER, QUERIES, TRAIN, GaussianPosterior, Point, quadratic_loss, random
 from law_checks import STANDARD_ERRORS

@@ -1,0 +1,1 @@
+"""The response estimator: influence from pairs of chains around each query."""
