@@ -56,7 +56,6 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 CLIMBS = """
     linear_response.choice -> calibration.calibrate
     linear_response.choice -> calibration.measured_mass
-    linear_response.perturbation -> calibration.remedies
     linear_response.prepare -> calibration.calibrate
     linear_response.prepare -> calibration.steps
     linear_response.respond -> calibration.calibrate

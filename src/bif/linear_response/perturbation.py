@@ -7,7 +7,6 @@ from math import ceil, sqrt
 import torch
 from torch import Tensor
 
-from bif.calibration.remedies import Remedies
 from bif.estimate.response import Perturbation, choose_perturbation
 from bif.linear_response.estimates import BlockResponse, Clock, relaxation_steps, sampled, settled
 from bif.linear_response.pairs import Pairs
@@ -49,6 +48,7 @@ def pilot(
     *,
     clock: Clock,
     start: Params | None,
+    advice: str,
 ) -> Perturbation:
     """Choose the size of the perturbation by the bias and noise of a few queries at every size.
 
@@ -60,6 +60,7 @@ def pilot(
         unit_Q: From `sizes_of_h`.
         clock: Of the final run, at temperature 1.
         start: Where descents start; None at temperature 1.
+        advice: What to change where pairs diverge at every size.
 
     Raises:
         ValueError: Pairs that diverge at every size.
@@ -67,8 +68,6 @@ def pilot(
     items, chosen, rows = pilot_queries(groups, values_Q)
     h_K = torch.cat([bounded(size * unit_Q[rows], pairs) for size in SIZES]).to(pairs.device)
     indices_K = chosen.repeat(len(SIZES))
-    fix = Remedies(pairs.sampling.settings)
-    advice = f"{fix.smaller_step()}, or {fix.tighter_ball()}"
     if start is not None:
         limit = ceil(_PILOT_RELAXATIONS * relaxation_steps(pairs))
         found = settled(

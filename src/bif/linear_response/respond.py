@@ -267,7 +267,8 @@ def _perturbation(
         given = torch.full((len(values_Q),), h, dtype=torch.float64)
         return Perturbation(h, float("nan"), True, ()), given
     unit_Q = sizes_of_h(pairs, groups)
-    found = pilot(pairs, groups, values_Q, unit_Q, clock=clock, start=start)
+    advice = _advice(pairs.settings)
+    found = pilot(pairs, groups, values_Q, unit_Q, clock=clock, start=start, advice=advice)
     return found, bounded(found.size * unit_Q, pairs)
 
 
@@ -334,8 +335,7 @@ class _Gathered:
             RuntimeError: All pairs diverged.
         """
         lost = self.response.isnan().all(dim=1)
-        fix = Remedies(s)
-        advice = f"{fix.smaller_step()}, or {fix.tighter_ball()}, or give a smaller h"
+        advice = f"{_advice(s)}, or give a smaller h"
         if lost.all():
             raise RuntimeError(
                 f"the chains of all {problem.num_queries} queries diverged ({perturbation}): "
@@ -405,6 +405,12 @@ def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
             labels = np.concatenate([np.asarray(items.labels) for items in groups])
             dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
     return dataset
+
+
+def _advice(settings: Settings) -> str:
+    """Return what to change where pairs diverge."""
+    fix = Remedies(settings)
+    return f"{fix.smaller_step()}, or {fix.tighter_ball()}"
 
 
 def _names(problem: Problem, which: Tensor) -> str:
