@@ -56,9 +56,8 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 CLIMBS = """
     linear_response.choice -> calibration.calibrate
     linear_response.choice -> calibration.measured_mass
-    linear_response.prepare -> calibration.calibrate
-    linear_response.prepare -> calibration.steps
     linear_response.respond -> calibration.calibrate
+    linear_response.respond -> calibration.paired_chains
     linear_response.respond -> calibration.remedies
     linear_response.respond -> results.influence
     linear_response.respond -> runs.block_recorder

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -318,7 +319,7 @@ class TestAResponseThatWasCutShort:
         before = files(out)
         wrong = ["--temperature", "0", "--out", out, "--overwrite"]  # there are no steps for it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RESPOND, "complete", lambda *_: (_ for _ in ()).throw(ValueError("no")))
+            patch.setattr(RESPOND, "calibrate_pairs", Mock(side_effect=ValueError("no")))
             assert "no" in failed(call(*command, *KINDS["warm"], *wrong))
         assert files(out) == before
         with stopped_in(2):

@@ -47,7 +47,7 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
-        from bif.linear_response.prepare import Request
+        from bif.linear_response.request import Request
         from bif.linear_response.respond import responded
         from bif.problem.identity import identity
 

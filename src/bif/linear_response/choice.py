@@ -15,7 +15,7 @@ from bif.calibration.measured_mass import make_engine
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.traces import LossTraces
 from bif.linear_response.perturbation import pilot_queries
-from bif.linear_response.prepare import of_observable
+from bif.linear_response.request import of_observable
 from bif.linear_response.respond import respond
 from bif.problem.items import Items
 from bif.problem.problem import Problem

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bif import store
 from bif.calibration.calibrate import Calibration
+from bif.calibration.paired_chains import calibrate_pairs
 from bif.calibration.remedies import Remedies
 from bif.estimate.covariance import Covariance
 from bif.estimate.dataset import influence_dataset
@@ -22,7 +23,7 @@ from bif.estimate.response import Perturbation, Rung, student_factor
 from bif.linear_response.estimates import Clock, common_minimum, sampled, settled
 from bif.linear_response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.linear_response.perturbation import bounded, pilot, sizes_of_h
-from bif.linear_response.prepare import Request, complete, of_observable
+from bif.linear_response.request import Request, of_observable
 from bif.linear_response.stages import Stages
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -188,7 +189,7 @@ def responded(
     started = time.perf_counter()
     alone, run = of_observable(problem, observable), folder.run if folder else None
     begun = chosen_before(run)
-    calibration = Calibration(*begun) if begun else complete(alone, request)
+    calibration = Calibration(*begun) if begun else calibrate_pairs(alone, request)
     s = calibration.settings
     pairs = Pairs(
         alone, s, curvature=request.curvature, num_replicates=request.replicates,

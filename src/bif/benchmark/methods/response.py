@@ -15,7 +15,7 @@ from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
 from bif.linear_response.choice import choose_estimator, measure_costs
 from bif.linear_response.pairs import Curvature
-from bif.linear_response.prepare import Request
+from bif.linear_response.request import Request
 from bif.linear_response.respond import respond
 from bif.problem.items import Items
 from bif.problem.problem import Problem
