@@ -54,17 +54,6 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 
 # Imports that the table forbids and that are still there. None may join them.
 CLIMBS = """
-    linear_response.choice -> calibration.calibrate
-    linear_response.choice -> calibration.measured_mass
-    linear_response.respond -> calibration.calibrate
-    linear_response.respond -> calibration.paired_chains
-    linear_response.respond -> calibration.remedies
-    linear_response.respond -> results.influence
-    linear_response.respond -> runs.block_recorder
-    linear_response.respond -> runs.resumption
-    linear_response.respond -> store
-    linear_response.stages -> runs.recording
-    linear_response.stages -> store
 """.strip().splitlines()
 
 PUBLIC = {

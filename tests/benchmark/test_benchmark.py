@@ -430,7 +430,7 @@ class TestSettingsOfATask:
             return bif.respond(problem, settings, h=h, steps=20, **asked)
 
         monkeypatch.setattr("bif.benchmark.methods.response.respond", brief)
-        monkeypatch.setattr("bif.linear_response.choice.respond", partial(brief, steps=None))
+        monkeypatch.setattr("bif.runs.estimator_costs.respond", partial(brief, steps=None))
         aimed = replace(SETTINGS, draws=None, reliability=0.5)
         task = replace(convex(), settings=(aimed, replace(aimed, nbeta=1000.0, gamma=10.0)))
         found = benchmark(task, methods=["bif", "bif_response", "bif_auto"])

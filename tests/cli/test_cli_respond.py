@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ import pytest
 
 import bif
 from bif import store
+from bif.runs import respond
 from bif.store.signals import Preempted
 from command_line import caller, failed, write_problem
 from same_bits import assert_same_datasets, files
@@ -26,7 +26,6 @@ from small_problems import classification
 
 FLAGS = ["--gamma", "5.0", "--nbeta", "20.0", "--step-size", "0.1", "--friction", "4.0",
          "--burn-in", "10", "--thin", "2", "--h", "0.1", "--steps", "40"]  # fmt: skip
-RESPOND = sys.modules["bif.linear_response.respond"]  # the function has its name, too
 TINY = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=4.0, burn_in=10, thin=2)
 
 
@@ -108,7 +107,7 @@ class TestAFolderOfScoresIsLookedAtFirst:
         def sampled(*given: object, **named: object) -> None:
             raise AssertionError("something was sampled")
 
-        monkeypatch.setattr(RESPOND, "responded", sampled)
+        monkeypatch.setattr(respond, "responded", sampled)
 
     def test_these_very_scores_are_not_made_again(self, call, command, monkeypatch, request):
         assert call(*command)[0] == 0
@@ -144,7 +143,7 @@ def stopped_in(stage: int) -> Iterator[list[int]]:
     made: list[int] = []
 
     def counted(name: str) -> Any:
-        whole = getattr(RESPOND, name)
+        whole = getattr(respond, name)
 
         def stage_made(*given: Any, **named: Any) -> Any:
             found = whole(*given, **named)
@@ -157,7 +156,7 @@ def stopped_in(stage: int) -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_prepared", "_block"):
-            patch.setattr(RESPOND, name, counted(name))
+            patch.setattr(respond, name, counted(name))
         yield made
 
 
@@ -319,7 +318,7 @@ class TestAResponseThatWasCutShort:
         before = files(out)
         wrong = ["--temperature", "0", "--out", out, "--overwrite"]  # there are no steps for it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RESPOND, "calibrate_pairs", Mock(side_effect=ValueError("no")))
+            patch.setattr(respond, "calibrate_pairs", Mock(side_effect=ValueError("no")))
             assert "no" in failed(call(*command, *KINDS["warm"], *wrong))
         assert files(out) == before
         with stopped_in(2):

@@ -48,8 +48,8 @@ class Respond:
 
     def run(self) -> None:
         from bif.linear_response.request import Request
-        from bif.linear_response.respond import responded
         from bif.problem.identity import identity
+        from bif.runs.respond import responded
 
         store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = posed(

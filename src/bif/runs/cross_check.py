@@ -18,12 +18,12 @@ from bif.estimate.covariance import chain_groups, estimate_covariance
 from bif.estimate.response import Ratio, fluctuation_over_response
 from bif.estimate.traces import LossTraces
 from bif.linear_response.perturbation import pilot_queries
-from bif.linear_response.respond import respond
 from bif.problem.identity import identity
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.runs.attribute import attribute
 from bif.runs.gates import Gate, cross_gates
+from bif.runs.respond import respond
 from bif.runs.run import Run, load
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises

@@ -16,9 +16,9 @@ from bif.estimate.covariance import estimate_covariance
 from bif.estimate.traces import LossTraces
 from bif.linear_response.perturbation import pilot_queries
 from bif.linear_response.request import of_observable
-from bif.linear_response.respond import respond
 from bif.problem.items import Items
 from bif.problem.problem import Problem
+from bif.runs.respond import respond
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import wait_for
 from bif.sampling.settings import Settings

@@ -24,12 +24,12 @@ from bif.linear_response.estimates import Clock, common_minimum, sampled, settle
 from bif.linear_response.pairs import Curvature, Pairs, blocks_of_queries
 from bif.linear_response.perturbation import bounded, pilot, sizes_of_h
 from bif.linear_response.request import Request, of_observable
-from bif.linear_response.stages import Stages
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
 from bif.runs.block_recorder import below
+from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.sampling.settings import Settings
 from bif.terminal import say
