@@ -1,6 +1,11 @@
-"""The response estimator: the public name of `bif.linear_response`."""
+"""The response estimator: the public name of what `bif.linear_response` computes.
 
-from bif.runs.estimator_costs import Choice, Cost, choose_estimator, measure_costs
+`bif.runs.respond` composes it, and `bif.calibration.estimator_choice` chooses between it and the
+fluctuations of a run.
+"""
+
+from bif.calibration.estimator_choice import Choice, Cost, choose_estimator
+from bif.runs.estimator_costs import measure_costs
 from bif.runs.respond import Response, respond
 
 __all__ = ["Choice", "Cost", "Response", "choose_estimator", "measure_costs", "respond"]

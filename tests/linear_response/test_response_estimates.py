@@ -1,4 +1,4 @@
-"""Arithmetic of responses: batch means, the choice of h, the ratio of estimators, their choice."""
+"""Arithmetic of responses: batch means, the choice of h, the ratio of estimators."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from bif.estimate.response import (
 )
 from bif.estimate.traces import LossTraces
 from bif.linear_response.perturbation import pilot_queries
-from bif.response import Cost, choose_estimator, measure_costs, respond
+from bif.response import respond
 from exact_problems import random
 from law_checks import STANDARD_ERRORS, sgld_variance
 from response_problems import Straight
-from small_problems import classification
 
 # --- Batch means ----------------------------------------------------------------------------------
 
@@ -223,32 +222,3 @@ def test_a_step_of_sgld_that_is_too_large_shows_in_the_ratio(
     assert ratio.standard_error < 0.02 * expected
     assert abs(ratio.value - expected) < STANDARD_ERRORS * ratio.standard_error
     assert abs(ratio.value - 1) > STANDARD_ERRORS * ratio.standard_error
-
-
-# --- The choice of the estimator ------------------------------------------------------------------
-
-
-def test_the_estimator_that_needs_less_time_for_the_same_error_is_taken():
-    # For an error of 1 the fluctuation takes 10·4 = 40 s, a response 8·1/4 = 2 s a query.
-    costs = {"fluctuation": Cost(10.0, 2.0, 4), "response": Cost(8.0, 1.0, 4)}
-    few, many = choose_estimator(19, **costs), choose_estimator(21, **costs)
-    assert (few.estimator, many.estimator) == ("response", "fluctuation")
-    assert "responses of 20 queries; there are 19" in few.reason and "\n" not in few.reason
-    exact = Cost(8.0, 0.0, 4)
-    assert (
-        choose_estimator(10**6, fluctuation=costs["fluctuation"], response=exact)[0] == "response"
-    )
-    with pytest.raises(ValueError, match="cost of response is .* longer pilot"):
-        choose_estimator(3, fluctuation=costs["fluctuation"], response=Cost(0.0, 1.0, 1))
-    with pytest.raises(ValueError, match="cost of fluctuation"):
-        choose_estimator(3, fluctuation=Cost(1.0, float("nan"), 1), response=exact)
-    with pytest.raises(ValueError, match="num_queries is 0"):
-        choose_estimator(0, **costs)
-
-
-def test_pilots_measure_both_costs():
-    settings = bif.Settings(chains=8, gamma=20.0, step_size=0.1, friction=6.0, burn_in=20, thin=2)
-    fluctuation, response = measure_costs(classification(), settings, h=0.1)
-    for cost in (fluctuation, response):
-        assert cost.seconds > 0 and 0 < cost.standard_error < 1 and cost.num_queries == 4
-    assert choose_estimator(5, fluctuation=fluctuation, response=response).reason

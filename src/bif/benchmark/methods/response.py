@@ -13,11 +13,12 @@ from bif.benchmark.measure import Cost, measured
 from bif.benchmark.methods.base import Judge, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
+from bif.calibration.estimator_choice import choose_estimator
 from bif.linear_response.pairs import Curvature
 from bif.linear_response.request import Request
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.runs.estimator_costs import choose_estimator, measure_costs
+from bif.runs.estimator_costs import measure_costs
 from bif.runs.respond import respond
 from bif.sampling.settings import Settings
 

@@ -1,0 +1,71 @@
+"""Choose between fluctuation and response: which of the two estimators gets there first."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Literal, NamedTuple
+
+Estimator = Literal["fluctuation", "response"]
+
+
+class Cost(NamedTuple):
+    """What a pilot of an estimator took and reached.
+
+    Attributes:
+        seconds: Of recorded sampling, without burn-in and set-up.
+        standard_error: Root mean square over its queries and items, in the scores' units.
+        num_queries: Scored by those seconds.
+        steps: Recorded steps behind it, of a response.
+    """
+
+    seconds: float
+    standard_error: float
+    num_queries: int
+    steps: int = 0
+
+    def steps_to(self, standard_error: float) -> int:
+        """Recorded steps after which a response has this error: errors fall as their root."""
+        return ceil(self.steps * (self.standard_error / standard_error) ** 2)
+
+
+class Choice(NamedTuple):
+    """An estimator, and why, in one line."""
+
+    estimator: Estimator
+    reason: str
+
+
+def choose_estimator(num_queries: int, *, fluctuation: Cost, response: Cost) -> Choice:
+    """The estimator that reaches a given error sooner, for this many queries.
+
+    Errors of both fall as 1/sqrt(seconds), so what counts is `v = seconds · standard_error²`.  One
+    fluctuation run serves all queries, `v_f`; a response needs two chains a query,
+    `num_queries · v_r / (queries of the pilot)`.  Which is less does not depend on the error aimed
+    at.  Both pilots must be of the same quantity, the covariance at temperature 1.
+
+    Args:
+        num_queries: To be scored.
+        fluctuation: Of a pilot of `bif.attribute`.
+        response: Of a pilot of `bif.respond`.
+
+    Raises:
+        ValueError: Numbers that are not positive and finite.
+    """
+    for name, cost in (("fluctuation", fluctuation), ("response", response)):
+        fine = 0 < cost.seconds < float("inf") and 0 <= cost.standard_error < float("inf")
+        if not fine or cost.num_queries < 1:
+            raise ValueError(
+                f"the cost of {name} is {cost}: expected seconds > 0, a finite standard error and "
+                "at least one query. Measure it by a longer pilot."
+            )
+    if num_queries < 1:
+        raise ValueError(f"num_queries is {num_queries}: expected at least 1.")
+    shared = fluctuation.seconds * fluctuation.standard_error**2
+    each = response.seconds * response.standard_error**2 / response.num_queries
+    estimator: Estimator = "response" if num_queries * each < shared else "fluctuation"
+    crossing = shared / each if each else float("inf")
+    return Choice(
+        estimator,
+        f"{estimator}: one fluctuation run serves all queries, and for the same error it takes as "
+        f"long as responses of {crossing:.3g} queries; there are {num_queries}",
+    )
