@@ -17,7 +17,6 @@ from torch.func import functional_call, hessian, jvp
 import bif
 from bif import Settings, losses
 from bif.calibration.damping import SHARE
-from bif.calibration.steps import UNDERDAMPED_STEP
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
 from bif.sampling.gradients import FullGradient
@@ -220,7 +219,7 @@ class TestRules:
         downwards = float(why.split(", and ")[1].split(" more, since")[0])
         assert s.gamma == pytest.approx(200 * at_center / SHARE + downwards, rel=1e-3)
         k_max = 200 * max(at_center, away) + s.gamma
-        assert s.step_size == pytest.approx(UNDERDAMPED_STEP / math.sqrt(k_max), rel=1e-3)
+        assert s.step_size == pytest.approx(s.traits.default_step / math.sqrt(k_max), rel=1e-3)
         assert s.friction == pytest.approx(1.4 * math.sqrt(s.gamma), rel=1e-3)
 
     def test_the_posterior_does_not_depend_on_the_seed(self):
@@ -385,7 +384,7 @@ class TestKnownCurvature:
         found = bif.calibrate(classification(), settings, curvature=3.0)
         assert found.curvature == 3.0
         assert found.settings.step_size == pytest.approx(
-            UNDERDAMPED_STEP / math.sqrt(100 * 3.1 + 20)
+            settings.traits.default_step / math.sqrt(100 * 3.1 + 20)
         )
         assert any("3, as given" in line for line in found.explanations)
 

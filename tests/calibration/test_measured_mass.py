@@ -243,7 +243,7 @@ def test_long_sides_are_not_rotated(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("other", [{"sampler": "sgld"}, {"oracle": "live"}])
 def test_a_mass_elsewhere_is_refused(other: dict):
-    with pytest.raises(ValueError, match="mass='kronecker' needs sampler='baoab'"):
+    with pytest.raises(ValueError, match=r"mass='kronecker' needs .*\(baoab\)"):
         Settings(mass="kronecker", **other)
 
 

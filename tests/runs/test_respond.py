@@ -181,7 +181,7 @@ MISTAKES = {
     "replicates=1, got": {"temperature": 0.0, "replicates": 2},
     "oracle='live'": {"settings": bif.Settings(oracle="live")},
     "sampler is 'sgnht'": {"settings": bif.Settings(sampler="sgnht")},
-    "it needs sampler='baoab'": {"settings": bif.Settings(sampler="sgld"), "temperature": 0.0},
+    "needs an underdamped sampler": {"settings": bif.Settings(sampler="sgld"), "temperature": 0.0},
 }
 
 

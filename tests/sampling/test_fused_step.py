@@ -334,7 +334,7 @@ class TestRuns:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "stacked": ({"oracle": "stacked"}, r"moves a live module.*oracle='live', got 'stacked'"),
     "no oracle": ({"oracle": None}, r"oracle='live', got None"),
-    "thermostat": ({"sampler": "sgnht"}, r"sampler='sgnht'.*sgld, baoab"),
+    "thermostat": ({"sampler": "sgnht"}, r"sampler='sgnht'.*baoab, sgld"),
     "control variate": ({"gradient": "control_variate"}, r"holds the one at w\*"),
     "accumulation": ({"micro_batch": 4}, r"one backward pass.*micro_batch=4.*batch_size=5"),
     "full": (

@@ -306,9 +306,8 @@ def _choose_posterior_and_steps(
     if settings.nbeta is None:
         chosen, why = default_nbeta(problem, settings)
         said.append(f"nbeta = {chosen.nbeta:g}: {why}")
-    underdamped = settings.sampler in ("baoab", "sgnht")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
-    if None not in (needed + [settings.friction] if underdamped else needed):
+    if None not in (needed + [settings.friction] if settings.traits.underdamped else needed):
         chosen = replace(chosen, mass=chosen.mass or "identity")
         relaxation = relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12))
         return chosen, relaxation, curvature, 0.0
@@ -345,7 +344,8 @@ def _choose_mass(
         return s, asked_for
     given = s.mass == "identity" or (s.step_size, s.friction) != (None, None)
     copied = s.oracle in ("stacked", "sequential")
-    if given or not copied or (s.sampler, s.gradient) != ("baoab", "full") or not s.nbeta:
+    suits = copied and s.traits.takes_mass and s.gradient == "full" and s.nbeta
+    if given or not suits:
         return replace(s, mass="identity"), k_max
     expected = _MASS_TIMES * found.seconds
     if s.budget is not None and expected > _MASS_SHARE * float(s.budget):

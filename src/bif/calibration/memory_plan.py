@@ -221,11 +221,10 @@ def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
     step = 3 * sum(stored.values())
     if not plain:
         step = max(_step_bytes(leaf, settings) for leaf in moves.values())
-    kept = settings.sampler in ("baoab", "sgnht") or settings.sampler.startswith("rmsprop")
     return WeightBytes(
         weights=sum(stored.values()) + still,
         center=sum(copied.values()),
-        state=sum(wide[name] for name in moves) if kept else 0,
+        state=settings.traits.state_leaves * sum(wide[name] for name in moves),
         step=step,
     )
 

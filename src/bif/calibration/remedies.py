@@ -100,7 +100,7 @@ class Remedies:
     @property
     def is_underdamped(self) -> bool:
         """Whether the step's bias goes with its square, as far as is known."""
-        return self.settings is None or self.settings.sampler in ("baoab", "sgnht")
+        return self.settings is None or self.settings.traits.underdamped
 
     @property
     def _not_forecast(self) -> dict[str, None]:

@@ -11,21 +11,12 @@ from math import ceil, sqrt
 
 from bif.calibration.damping import FLATTEST
 from bif.problem.problem import Problem
-from bif.sampling.samplers import RMSpropSGLD
 from bif.sampling.settings import Settings
 
-UNDERDAMPED_STEP = 0.8
-"""Step of the underdamped rules in units of 1 / sqrt(largest curvature); stable below 2.
-
-BAOAB's positions have no discretisation bias on quadratics.  Where U is none, the steepest of many
-directions are biased, and the losses hardly (`benchmarks/coverage.py`).
-"""
 ROUND_STEP = 0.6
-"""As `UNDERDAMPED_STEP`, in the coordinates of a mass.  All directions are about as steep there, so
-what biases one biases all: at 1.4 scores of small networks were a tenth too large."""
-OVERDAMPED_STEP = 0.05
-"""Step of SGLD in units of 1 / largest curvature k: variances are `1 / (1 - step·k/4)`
-times too large."""
+"""Step in the coordinates of a mass, in units of 1 / sqrt(largest curvature).  All directions are
+about as steep there, so what biases one biases all: at 1.4 scores of small networks were a tenth
+too large."""
 ROUND_FRICTION = 0.4
 """In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
 square of its half, forget at half of it."""
@@ -43,17 +34,8 @@ def smallest_curvature(settings: Settings) -> float:
 
 def relaxation_steps(settings: Settings, k_min: float) -> float:
     """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
-    step, friction = settings.step_size, settings.friction
-    assert step is not None
-    if settings.sampler not in ("baoab", "sgnht"):
-        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
-        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
-        return 2 * factor / (step * k_min)
-    assert friction is not None
-    # Of exp(-rate·t) in w'' = -friction·w' - k_min·w: slower on either side of 2·sqrt(k_min).
-    half = friction / 2
-    rate = half if half**2 <= k_min else k_min / (half + sqrt(half**2 - k_min))
-    return 1 / (step * rate)
+    assert settings.step_size is not None
+    return settings.traits.relaxation_steps(settings.step_size, settings.friction, k_min)
 
 
 def burn_in_steps(settings: Settings, relaxation: float) -> int:
@@ -65,7 +47,7 @@ def _burn_in_times(settings: Settings) -> int:
     """Relaxation times of a burn-in: ten of the underdamped rule's shrink a start by e^-10."""
     if settings.mass == "kronecker":
         return 6
-    return 10 if settings.sampler in ("baoab", "sgnht") else 5
+    return 10 if settings.traits.underdamped else 5
 
 
 def choose_steps(
@@ -75,9 +57,9 @@ def choose_steps(
     assert settings.nbeta is not None and settings.gamma is not None
     white = settings.mass == "kronecker"
     k_min = max(smallest_curvature(settings), FLATTEST * k_max * (not white))
-    underdamped = settings.sampler in ("baoab", "sgnht")
-    if underdamped:
-        length = ROUND_STEP if white else UNDERDAMPED_STEP
+    traits = settings.traits
+    length = ROUND_STEP if white else traits.default_step
+    if traits.underdamped:
         step = settings.step_size or length / sqrt(k_max)
         # Low friction decorrelates losses fastest, but multiplies gradient noise.
         damped = LOW_FRICTION if settings.gradient == "full" else CRITICAL_FRICTION
@@ -95,10 +77,8 @@ def choose_steps(
             )
     else:
         friction = settings.friction
-        # RMSprop steps are largest where the gradient vanishes: step_size / stabilizer.
-        factor = 1.0 if settings.sampler == "sgld" else RMSpropSGLD(1.0).stabilizer
-        step = settings.step_size or OVERDAMPED_STEP * factor / k_max
-        why = f"{OVERDAMPED_STEP * factor:g} / largest curvature of U, {k_max:.4g}"
+        step = settings.step_size or length / k_max
+        why = f"{length:g} / largest curvature of U, {k_max:.4g}"
     if settings.step_size is None:
         said.append(f"step_size = {step:.4g}: {why}")
     settings = replace(settings, step_size=step, friction=friction)

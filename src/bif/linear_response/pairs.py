@@ -192,7 +192,7 @@ class Pairs:
         """Geometric mean of the extreme curvatures of U, as calibration's step and gamma tell."""
         s = self.settings
         assert s.step_size is not None and s.gamma is not None
-        largest = 1 / s.step_size**2 if s.sampler == "baoab" else 1 / s.step_size
+        largest = 1 / s.step_size**2 if s.traits.underdamped else 1 / s.step_size
         return sqrt(largest * max(s.gamma, 1e-3 * largest))
 
     def _moving(self, gradient: Params) -> Params:

@@ -9,10 +9,8 @@ from math import inf
 from bif.linear_response.pairs import Curvature
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
+from bif.sampling.samplers import names_of
 from bif.sampling.settings import Settings
-
-SAMPLERS = ("baoab", "sgld")
-"""Rules that move both chains of a pair alike; adaptive ones would answer to the perturbation."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,10 @@ class Request:
 
     def _refuse_contradictions(self) -> None:
         s = self.settings
-        if s.sampler not in SAMPLERS:
+        if s.traits.adaptive:
             raise ValueError(
                 f"sampler is {s.sampler!r}, whose state answers to the perturbation too: expected "
-                f"one of {', '.join(SAMPLERS)}."
+                f"one of {names_of(lambda traits: not traits.adaptive)}."
             )
         if s.oracle == "live":
             raise ValueError(
@@ -78,10 +76,12 @@ class Request:
                 "temperature=0.0, or curvature='hessian'."
             )
         gradient = s.gradient or "full"
-        if self.cold and (s.sampler != "baoab" or gradient != "full" or self.replicates != 1):
+        exact = s.traits.underdamped and gradient == "full" and self.replicates == 1
+        if self.cold and not exact:
+            able = names_of(lambda traits: traits.underdamped and not traits.adaptive)
             raise ValueError(
-                "temperature 0 has neither noise nor replicates: it needs sampler='baoab', "
-                f"gradient='full' and replicates=1, got {s.sampler!r}, {gradient!r} and "
+                "temperature 0 has neither noise nor replicates: it needs an underdamped sampler "
+                f"({able}), gradient='full' and replicates=1, got {s.sampler!r}, {gradient!r} and "
                 f"{self.replicates}."
             )
 

@@ -25,6 +25,7 @@ from bif.runs.attribute import attribute
 from bif.runs.gates import Gate, cross_gates
 from bif.runs.respond import respond
 from bif.runs.run import Run, load
+from bif.sampling.samplers import names_of
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
 
@@ -143,10 +144,10 @@ def _settings_of(problem: Problem, run: Run) -> Settings:
     settings = Settings.from_dict(run.manifest["settings"])
     if run.manifest["keep"] == "sums" or not run.traces.blocks:
         raise ValueError("the run keeps sums: cross-checks need the traces of all items.")
-    if settings.sampler not in ("baoab", "sgld"):
+    if settings.traits.adaptive:
         raise ValueError(
-            f"the sampler is {settings.sampler!r}, whose step adapts: cross-checks are for baoab "
-            "and sgld."
+            f"the sampler is {settings.sampler!r}, whose step adapts: cross-checks are for "
+            f"{names_of(lambda traits: not traits.adaptive)}."
         )
     ids = run.influence.dataset["train_id"].values.tolist()
     if ids != problem.scored_ids.tolist():

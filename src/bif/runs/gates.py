@@ -27,8 +27,6 @@ _MOST = 4.0
 _GENERAL = Remedies()
 _BIASES = ("step", "virial", "dilation", "temperature")
 """Gates that fail where the sampler is not at the posterior's law."""
-BIASED = ("rmsprop_sgld",)
-"""Samplers that do not sample the posterior."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +135,8 @@ def gates(
     ]
     if "reliability" in figures:
         found.append(_agreement(float(figures["reliability"]), fix))
-    if fix.settings is not None and fix.settings.sampler in BIASED:
-        reason = (
-            f"{fix.settings.sampler} as published does not sample the posterior: its step follows "
-            "the gradient and a correction is missing. Set sampler='rmsprop_sgld_frozen'"
-        )
-        found.append(Gate("sampler", math.nan, 0.0, True, reason))
+    if fix.settings is not None and (bias := fix.settings.traits.bias) is not None:
+        found.append(Gate("sampler", math.nan, 0.0, True, f"{fix.settings.sampler} {bias}"))
     unsettled = any(gate.failed for gate in found if gate.name in ("mixing", "drift"))
     sampled = [] if checks is None else _of_the_sampler(checks, fix, unsettled=unsettled)
     mended = [fix.longer_chains(), fix.tighter_ball()]

@@ -163,8 +163,7 @@ class Sampling:
             noise=start.noise,
             first_step=start.step,
             last_step=end,
-            # RMSprop's step counter would be compiled in anew at every step.
-            use_compile=s.compiled and not s.sampler.startswith("rmsprop"),
+            use_compile=s.compiled and s.traits.compiles,
             precision="float32" if s.precisions[0] == "float32" else "tf32",
         )
 

@@ -12,7 +12,7 @@ from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOr
 from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.oracles.compilation import repeated_blocks
 from bif.sampling.posterior import LocalPosterior
-from bif.sampling.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
+from bif.sampling.samplers import SAMPLERS
 from bif.sampling.settings import Settings
 from bif.types import Mass, Params, Sampler
 
@@ -86,19 +86,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
 
 def make_sampler(settings: Settings, mass: Mass | None = None) -> Sampler:
     """The sampler of complete settings."""
-    assert settings.step_size is not None
-    step, friction = settings.step_size, settings.friction
-    if settings.sampler == "sgld":
-        return SGLD(step)
-    if settings.sampler in ("rmsprop_sgld", "rmsprop_sgld_frozen"):
-        frozen = settings.sampler == "rmsprop_sgld_frozen"
-        return RMSpropSGLD(
-            step,
-            gradient_scale=settings.nbeta or 1.0,
-            freeze_after=settings.burn_in if frozen else None,
-        )
-    assert friction is not None
-    return BAOAB(step, friction, mass) if settings.sampler == "baoab" else SGNHT(step, friction)
+    return SAMPLERS[settings.sampler].from_settings(settings, mass)
 
 
 def run_device(problem: Problem, settings: Settings) -> torch.device:

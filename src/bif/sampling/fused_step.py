@@ -18,6 +18,7 @@ from bif.sampling.chain import Position
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, LeafNoise, ShuffledOrder
+from bif.sampling.samplers import names_of
 from bif.sampling.stochastic_rounding import round_stochastically_
 from bif.types import Params, Sampler, State
 
@@ -168,7 +169,8 @@ def _leaves(state: Any) -> Mapping[str, Params]:
         elif isinstance(value, Tensor):
             raise TypeError(
                 f"{type(state).__name__}.{field.name} is one tensor for all leaves, so the leaves "
-                "cannot move one by one: use memory='plain', or the sampler 'sgld' or 'baoab'."
+                "cannot move one by one: use memory='plain', or one of the samplers "
+                f"{names_of(lambda traits: traits.leafwise)}."
             )
     return found
 

@@ -18,7 +18,6 @@ from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import whitened_product
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
-from bif.sampling.settings import Settings
 from bif.types import Gradient, HasParams, Params
 
 _CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
@@ -97,12 +96,13 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
         if velocity is not None:
             kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
         curvature = _curvature(sampling, params)
+        assert s.step_size is not None
         first = _first(params, 1)
         return Checks(
             *_mean_and_error(virial),
             *_mean_and_error(kinetic),
             curvature,
-            _step_share(s, curvature),
+            s.traits.step_share(s.step_size, curvature),
             heat(sampling, first),
             _center_gradient(sampling),
             _randomness(sampling, first),
@@ -178,13 +178,6 @@ def _potential_product(
     return whitened_product(product, posterior, sampling.mass)
 
 
-def _step_share(s: Settings, curvature: float) -> float:
-    assert s.step_size is not None
-    if s.sampler in ("baoab", "sgnht"):
-        return s.step_size**2 * curvature / 4
-    return s.step_size * curvature / 4 if s.sampler == "sgld" else math.nan
-
-
 def heat(sampling: Sampling, one: Params) -> float:
     """Share by which gradient noise widens the draws in the direction in which it is largest.
 
@@ -199,7 +192,7 @@ def heat(sampling: Sampling, one: Params) -> float:
     if s.gradient == "full":
         return 0.0
     batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
-    if s.sampler.startswith("rmsprop") or batches < _FEWEST_BATCHES:
+    if s.traits.least_divisor is not None or batches < _FEWEST_BATCHES:
         return math.nan
     assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
     exact = tensors.copied(_full(sampling)(one, 0).gradient)
@@ -221,12 +214,7 @@ def heat(sampling: Sampling, one: Params) -> float:
     direction = direction / length
     variance = s.nbeta**2 * float((other @ direction).square().mean())
     k = _curvature_along(sampling, one, direction)
-    if s.sampler == "sgld":
-        return s.step_size * variance / 4
-    assert s.friction is not None
-    kept = math.exp(-s.friction * s.step_size)
-    stable = max(4 - s.step_size**2 * k, 1e-3)
-    return s.step_size**2 * variance / stable * (1 + kept) / (1 - kept)
+    return s.traits.heat(s.step_size, s.friction, k, variance)
 
 
 def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from bif.problem.literals import require_literal
 from bif.sampling.oracles.precision import EXACTNESS, Precision
+from bif.sampling.samplers import SAMPLERS, Traits, names_of
 from bif.types import Target
 
-SamplerName = Literal["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
+if TYPE_CHECKING:
+    SamplerName = str
+else:  # a type checker reads no registry; the checks below and the command line do
+    SamplerName = Literal[tuple(SAMPLERS)]
 GradientMode = Literal["full", "minibatch", "control_variate"]
 MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
@@ -145,12 +149,19 @@ class Settings:
                 f"batch_size={self.batch_size} has no use with gradient='full': drop it, or set "
                 "gradient='minibatch' or 'control_variate'."
             )
-        if self.mass == "kronecker" and (self.sampler != "baoab" or self.oracle == "live"):
+        if self.mass == "kronecker" and (not self.traits.takes_mass or self.oracle == "live"):
+            able = names_of(lambda traits: traits.takes_mass)
             raise ValueError(
-                "mass='kronecker' needs sampler='baoab' and an oracle that copies the weights, got "
-                f"{self.sampler!r} and {self.oracle!r}: leave mass open, or change these."
+                f"mass='kronecker' needs a sampler that takes a mass ({able}) and an oracle that "
+                f"copies the weights, got {self.sampler!r} and {self.oracle!r}: leave mass open, "
+                "or change these."
             )
         self._refuse_memory()
+
+    @property
+    def traits(self) -> Traits:
+        """What the sampler declares of itself."""
+        return SAMPLERS[self.sampler].traits
 
     @property
     def pass_size(self) -> int | None:
@@ -190,17 +201,16 @@ class Settings:
             )
         if self.memory == "plain":
             return
-        asked, fused = f"memory={self.memory!r}", ("sgld", "baoab", "rmsprop_sgld")
-        allowed = ("sgld",) if self.memory == "lean" else fused
+        asked = f"memory={self.memory!r}"
         if self.oracle != "live":
             raise ValueError(
                 f"{asked} moves a live module, one leaf after another: set oracle='live', got "
                 f"{self.oracle!r}."
             )
-        if self.sampler.removesuffix("_frozen") not in allowed:
+        if not self._has_room(self.traits):
             raise ValueError(
                 f"{asked} has no room for the state of sampler={self.sampler!r}, or it needs all "
-                f"leaves at once: expected one of {', '.join(allowed)}."
+                f"leaves at once: expected one of {names_of(self._has_room)}."
             )
         if self.gradient == "control_variate":
             raise ValueError(
@@ -223,6 +233,10 @@ class Settings:
                 "gradient_precision='bfloat16' and loss_precision='bfloat16', or leave them out, "
                 f"got {precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
             )
+
+    def _has_room(self, traits: Traits) -> bool:
+        """Whether leaves can move one by one, with their state where memory is lean."""
+        return traits.leafwise and not (self.memory == "lean" and traits.state_leaves)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Settings:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, sqrt
+from typing import TYPE_CHECKING, ClassVar
 
 from bif import tensors
+from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
+
+if TYPE_CHECKING:
+    from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,29 @@ class BAOAB:
     Source: Leimkuhler & Matthews 2013, Rational construction of stochastic numerical methods.
     """
 
+    traits: ClassVar[Traits] = Traits(
+        underdamped=True,
+        # Positions have no discretisation bias on quadratics.  Where U is none, the steepest of
+        # many directions are biased, and the losses hardly (`benchmarks/coverage.py`).
+        default_step=0.8,
+        takes_mass=True,
+        adaptive=False,
+        least_divisor=None,
+        state_leaves=1,
+        leafwise=True,
+        compiles=True,
+        bias=None,
+    )
+
     step_size: float
     friction: float
     mass: Mass | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> BAOAB:
+        """Return the sampler of complete settings, in the coordinates of a mass if there is one."""
+        assert settings.step_size is not None and settings.friction is not None
+        return cls(settings.step_size, settings.friction, mass)
 
     @property
     def velocity_kept(self) -> float:

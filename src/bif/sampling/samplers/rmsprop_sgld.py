@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from bif import tensors
-from bif.types import Noise, Params
+from bif.sampling.samplers.traits import Traits
+from bif.types import Mass, Noise, Params
+
+if TYPE_CHECKING:
+    from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,26 @@ class RMSpropSGLD:
     gradient_scale: float = 1.0
     freeze_after: int | None = None
 
+    traits: ClassVar[Traits] = Traits(
+        underdamped=False,
+        # SGLD's, of the weights that take the largest steps.
+        default_step=0.05 * stabilizer,
+        takes_mass=False,
+        adaptive=True,
+        least_divisor=stabilizer,
+        state_leaves=1,
+        leafwise=True,
+        compiles=False,
+        bias="as published does not sample the posterior: its step follows the gradient and a "
+        "correction is missing. Set sampler='rmsprop_sgld_frozen'",
+    )
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> RMSpropSGLD:
+        """Return the sampler of complete settings, with g the gradient of the mean loss."""
+        assert settings.step_size is not None
+        return cls(settings.step_size, gradient_scale=settings.nbeta or 1.0)
+
     def init(self, params: Params, noise: Noise) -> RMSpropSGLDState:
         """Start from `params` with v = 0; draws no noise."""
         return RMSpropSGLDState(params, tensors.zeros_like(params), 0)
@@ -75,3 +100,15 @@ class RMSpropSGLD:
             name: self.step_size / (torch.sqrt(v) / correction + self.stabilizer)
             for name, v in state.second_moment.items()
         }
+
+
+@dataclass(frozen=True)
+class FrozenRMSpropSGLD(RMSpropSGLD):
+    """The same, built with the second moment frozen after burn-in."""
+
+    traits: ClassVar[Traits] = replace(RMSpropSGLD.traits, bias=None)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> RMSpropSGLD:
+        """Return the sampler of complete settings, which is frozen from the first draw on."""
+        return replace(super().from_settings(settings, mass), freeze_after=settings.burn_in)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING, ClassVar
 
 from bif import tensors
-from bif.types import Noise, Params
+from bif.sampling.samplers.traits import Traits
+from bif.types import Mass, Noise, Params
+
+if TYPE_CHECKING:
+    from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,26 @@ class SGLD:
     Source: Welling & Teh 2011.
     """
 
+    traits: ClassVar[Traits] = Traits(
+        underdamped=False,
+        # Variances are 1 / (1 - step·k/4) times too large.
+        default_step=0.05,
+        takes_mass=False,
+        adaptive=False,
+        least_divisor=None,
+        state_leaves=0,
+        leafwise=True,
+        compiles=True,
+        bias=None,
+    )
+
     step_size: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> SGLD:
+        """Return the sampler of complete settings."""
+        assert settings.step_size is not None
+        return cls(settings.step_size)
 
     def init(self, params: Params, noise: Noise) -> SGLDState:
         """Start from `params`; draws no noise."""

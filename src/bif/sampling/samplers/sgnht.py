@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.types import Noise, Params
+from bif.sampling.samplers.traits import Traits
+from bif.types import Mass, Noise, Params
+
+if TYPE_CHECKING:
+    from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,28 @@ class SGNHT:
     Source: Ding et al. 2014; Leimkuhler & Shang 2016 (BADODAB) for the splitting.
     """
 
+    traits: ClassVar[Traits] = Traits(
+        underdamped=True,
+        # BAOAB's, whose law it has but for the friction.
+        default_step=0.8,
+        takes_mass=False,
+        adaptive=True,
+        least_divisor=None,
+        state_leaves=1,
+        leafwise=False,
+        compiles=True,
+        bias=None,
+    )
+
     step_size: float
     diffusion: float
     mass: float | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> SGNHT:
+        """Return the sampler of complete settings, whose friction is the diffusion."""
+        assert settings.step_size is not None and settings.friction is not None
+        return cls(settings.step_size, settings.friction)
 
     def init(self, params: Params, noise: Noise) -> SGNHTState:
         """Start from `params` with velocities from N(0, I) and friction = diffusion."""
