@@ -16,6 +16,7 @@ FUNCTION_LINES, CLASS_METHODS = 60, 15
 
 
 def main() -> None:
+    """Print the counts, one a line."""
     roots = [Path(root) for root in sys.argv[1:] or ["."]]
     for name, count in COUNTS.items():
         print(f"{name:45}", *(f"{count(root):>8}" for root in roots))

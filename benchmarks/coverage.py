@@ -26,7 +26,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +36,12 @@ from known_posteriors import PROBLEMS, Known, Reference, reference
 import bif
 from bif.estimate import convergence, estimate_influence
 from bif.estimate.traces import LossTraces, TraceBlock
-from bif.sampling.settings import SamplerName
+from bif.sampling.samplers import SAMPLERS, Traits
 
 CHAINS = 64
 """Of a run: the default."""
-_SLOW, _FEW_DRAWS = ("sgld", "rmsprop_sgld", "rmsprop_sgld_frozen"), 60
-"""Samplers without momentum forget in ten to a hundred times the steps: fewer draws a chain, at the
+_FEW_DRAWS = 60
+"""Of chains without velocities, which forget in ten to a hundred times the steps; they run at the
 default temperature alone."""
 _NUMBERS = 2**26
 """Losses that a stack of runs may record."""
@@ -59,9 +59,14 @@ class Cell:
 
     problem: str
     nbeta: str
-    sampler: SamplerName
+    sampler: str
     mass: str
     device: str
+
+    @property
+    def traits(self) -> Traits:
+        """What the sampler declares of itself."""
+        return SAMPLERS[self.sampler].traits
 
     def settings(self, known: Known) -> bif.Settings:
         """With everything else left open."""
@@ -70,7 +75,7 @@ class Cell:
         return bif.Settings(
             sampler=self.sampler,
             chains=CHAINS,
-            draws=_FEW_DRAWS if self.sampler in _SLOW else None,
+            draws=None if self.traits.underdamped else _FEW_DRAWS,
             nbeta=factor * len(known.train[0]) if given else None,
             retrained_from=None if given else known.retrained_from,
             mass=None if self.mass == "auto" else self.mass,  # type: ignore[arg-type]
@@ -87,8 +92,7 @@ def main() -> None:
     options.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     options.add_argument("--temperatures", nargs="+", default=TEMPERATURES,
                          help="default, or nbeta in units of items: n, 10n")  # fmt: skip
-    options.add_argument("--samplers", nargs="+", choices=get_args(SamplerName),
-                         default=get_args(SamplerName))  # fmt: skip
+    options.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
     options.add_argument("--mass", nargs="+", choices=MASSES, default=MASSES)
     options.add_argument("--jobs", type=int, default=1, help="processes")
     options.add_argument("--parts", type=int, default=1, help="of a row's runs, one a process")
@@ -139,13 +143,14 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """The rows; a mass belongs to `baoab` alone."""
+    """The rows; a mass where the sampler takes one."""
     for problem in arguments.problems:
         for nbeta in arguments.temperatures:
             for sampler in arguments.samplers:
-                if sampler in _SLOW and nbeta != TEMPERATURES[0]:
+                traits = SAMPLERS[sampler].traits
+                if not traits.underdamped and nbeta != TEMPERATURES[0]:
                     continue
-                for mass in arguments.mass if sampler == "baoab" else ("auto",):
+                for mass in arguments.mass if traits.takes_mass else ("auto",):
                     yield Cell(problem, nbeta, sampler, mass, arguments.device)
 
 
