@@ -18,6 +18,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from bif.sampling.samplers import SAMPLERS
+
 PACKAGE = Path(__file__).parents[1] / "src" / "bif"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -192,6 +194,19 @@ def written_files(source: str) -> list[str]:
     return found
 
 
+def compared_samplers(source: str) -> list[str]:
+    """Comparisons with a sampler's name, or with the start of one."""
+    heads = {name.partition("_")[0] for name in SAMPLERS}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        method = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Compare) or method in ("startswith", "removesuffix"):
+            words = {str(n.value) for n in ast.walk(node) if isinstance(n, ast.Constant)}
+            if heads & {word.partition("_")[0] for word in words}:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
 def room_of(file: Path) -> str:
     """The room of a file of the package."""
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -285,6 +300,11 @@ def test_only_store_writes_files(file: Path):
         assert written_files(text(file)) == []
 
 
+@each_file
+def test_no_file_outside_the_samplers_compares_with_a_samplers_name(file: Path):
+    assert compared_samplers(text(file)) == []
+
+
 BROKEN = {
     "a sampler that imports the composer": lambda: climbs_of(
         "from bif.runs import attribute", "sampling.samplers.sgld"
@@ -308,6 +328,8 @@ BROKEN = {
     ),
     "xarray at import": lambda: imports_at_import("import xarray as xr"),
     "scipy at import in a class": lambda: imports_at_import("class A:\n    import scipy.stats"),
+    "a sampler's name compared": lambda: compared_samplers("s.sampler in ('sgld', 'baoab')"),
+    "the start of a sampler's name": lambda: compared_samplers("s.sampler.startswith('rmsprop')"),
     "a file opened": lambda: written_files("open('x', 'w')"),
     "a path written": lambda: written_files("Path('x').write_text('')"),
     "weights saved": lambda: written_files("torch.save({}, 'x')"),
