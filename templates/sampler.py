@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING, ClassVar
 
 from bif.sampling import tensors
-from bif.types import Noise, Params
+from bif.sampling.samplers.traits import Traits
+from bif.types import Mass, Noise, Params
+
+if TYPE_CHECKING:
+    from bif.sampling.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,31 @@ class MySampler:
     Source: the paper, with its equation.
     """
 
+    # What each says stands in `Traits`; a trait that is left out is refused.
+    traits: ClassVar[Traits] = Traits(
+        underdamped=False,
+        default_step=0.05,
+        takes_mass=False,
+        adaptive=False,
+        least_divisor=None,
+        state_leaves=0,
+        leafwise=True,
+        compiles=True,
+        bias=None,
+    )
+
     step_size: float
+
+    @classmethod
+    def from_settings(cls, settings: Settings, mass: Mass | None) -> MySampler:
+        """Return the sampler of complete settings.
+
+        Args:
+            settings: Their friction is None unless the sampler is underdamped.
+            mass: The coordinates to move in; None unless the sampler takes a mass.
+        """
+        assert settings.step_size is not None
+        return cls(settings.step_size)
 
     def init(self, params: Params, noise: Noise) -> MySamplerState:
         """Start from `params`, which the sampler may keep and overwrite.
