@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import bif
-from bif.baselines import exact_influence, gradient_product
+from bif.baselines import ExactInfluence, gradient_product
 from bif.evaluate import Recipe, lds, paired_difference, random_subsets, retrain, train
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
@@ -98,7 +98,7 @@ def main() -> None:
     tuned: dict[float, float] = {}
     for damping in DAMPINGS:
         try:
-            matrix = exact_influence(tuning, damping=damping).numpy()
+            matrix = ExactInfluence.fit(tuning).scores(tuning, damping=damping).numpy()
         except ValueError as error:  # the damped Hessian is indefinite
             print(f"damping {damping}: {error}", flush=True)
             continue
@@ -107,7 +107,7 @@ def main() -> None:
         )
     damping = max(tuned, key=lambda d: tuned[d])
     print("exact influence, tuning LDS by damping:", tuned, flush=True)
-    exact = exact_influence(problem, damping=damping).numpy()
+    exact = ExactInfluence.fit(problem).scores(problem, damping=damping).numpy()
     scores["exact Hessian"] = (exact, time.perf_counter() - started, {"damping": damping})
     within = replace(SETTINGS, chains=None, draws=None, thin=None, budget=BUDGET)
     for name, settings in (

@@ -57,6 +57,13 @@ def regression_problem(
     return problem, x, y - x @ w.T, w
 
 
+def scores_of(method: Any, problem: bif.Problem, **given: Any) -> Tensor:
+    """Return the scores of a rival that is fitted first to the same problem."""
+    names = ("damping", "damping_scale", "observable")
+    asked = {name: given.pop(name) for name in names if name in given}
+    return method.fit(problem, **given).scores(problem, **asked)
+
+
 def flat_function(problem: bif.Problem, function: Any, batch: Any) -> tuple[Any, Tensor]:
     """`function` of all weights as one vector, and that vector."""
     model = problem.evaluation_copy(problem.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif.baselines import ConjugateGradients, cg_influence, exact_influence, item_gradients
+from bif.baselines import ConjugateGradients, ExactInfluence, item_gradients
 from bif.baselines.conjugate_gradients import conjugate_gradients
 from rival_problems import (
     EXACT,
@@ -21,6 +21,7 @@ from rival_problems import (
     mlp_problem,
     problem_of,
     regression_problem,
+    scores_of,
     tokens,
 )
 from small_problems import classification, filled, integers, normal
@@ -34,15 +35,17 @@ TIGHT: dict[str, Any] = {"tolerance": 1e-12, "max_iterations": 2000}
 @pytest.mark.parametrize(("curvature", "damping"), [("ggn", 0.1), ("hessian", 1.0)])
 def test_they_are_the_dense_solve(curvature, damping, name):
     settings: dict[str, Any] = {"damping": damping, "observable": name, "curvature": curvature}
-    expected = exact_influence(mlp_problem(), **settings)
-    torch.testing.assert_close(cg_influence(mlp_problem(), **settings, **TIGHT), expected, **EXACT)
+    expected = scores_of(ExactInfluence, mlp_problem(), **settings)
+    torch.testing.assert_close(
+        scores_of(ConjugateGradients, mlp_problem(), **settings, **TIGHT), expected, **EXACT
+    )
 
 
 def test_weights_and_tokens_too():
     rho = normal(20, seed=4).exp()
     for problem in (classification(train_weights=rho), tokens(rho)[0]):
-        expected = exact_influence(problem, damping=0.5, curvature="ggn")
-        got = cg_influence(problem, damping=0.5, curvature="ggn", **TIGHT)
+        expected = scores_of(ExactInfluence, problem, damping=0.5, curvature="ggn")
+        got = scores_of(ConjugateGradients, problem, damping=0.5, curvature="ggn", **TIGHT)
         torch.testing.assert_close(got, expected, **EXACT)
 
 
@@ -52,7 +55,7 @@ def test_blocks_and_chunks_change_nothing(num_together, chunk_size):
     fitted = ConjugateGradients.fit(
         problem, curvature="ggn", num_together=num_together, chunk_size=chunk_size, **TIGHT
     )
-    expected = exact_influence(problem, damping=0.1, curvature="ggn")
+    expected = scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn")
     torch.testing.assert_close(fitted.scores(problem, damping=0.1), expected, **EXACT)
     assert fitted.report is not None and fitted.report.residuals.shape == (5,)
 
@@ -62,7 +65,7 @@ def test_the_error_is_bounded_by_the_reported_residual():
     problem, damping = mlp_problem(), 0.05
     fitted = ConjugateGradients.fit(problem, curvature="ggn", tolerance=1e-3)
     got = fitted.scores(problem, damping=damping)
-    exact = exact_influence(problem, damping=damping, curvature="ggn")
+    exact = scores_of(ExactInfluence, problem, damping=damping, curvature="ggn")
     report = fitted.report
     assert report is not None and report.num_unsolved == 0
     assert 1e-6 < report.largest_residual <= 2e-3 and 1 < report.iterations < 100
@@ -94,7 +97,7 @@ def test_systems_left_unsolved_are_reported_with_their_residual():
 
 def test_negative_curvature_is_refused_with_a_damping_to_try():
     with pytest.raises(ValueError, match=r"curvature is -.* expected above 0.* Raise damping"):
-        cg_influence(classification(), damping=0.0, max_iterations=200)
+        scores_of(ConjugateGradients, classification(), damping=0.0, max_iterations=200)
 
 
 def test_columns_are_solved_one_by_one_and_a_zero_column_at_once():
@@ -139,5 +142,5 @@ def test_fused_attention_is_no_obstacle(curvature):
     )
     with sdpa_kernel(SDPBackend.MATH):  # for the reference; the library has to help itself
         matrix = dense_hessian(problem) if curvature == "hessian" else dense_gauss_newton(problem)
-    got = cg_influence(problem, damping=4.0, curvature=curvature, **TIGHT)
+    got = scores_of(ConjugateGradients, problem, damping=4.0, curvature=curvature, **TIGHT)
     torch.testing.assert_close(got, dense_scores(problem, damped(matrix, 4.0)), **EXACT)

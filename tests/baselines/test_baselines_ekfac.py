@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
-from bif.baselines import EKFAC, ekfac_influence, exact_influence
+from bif.baselines import EKFAC, ExactInfluence
 from bif.baselines import ekfac as ekfac_module
 from bif.baselines.exact import dense_curvature
 from bif.curvature import fisher as fisher_module
@@ -22,6 +22,7 @@ from rival_problems import (
     mlp_problem,
     problem_of,
     regression_problem,
+    scores_of,
     tokens,
 )
 from small_problems import (
@@ -65,8 +66,8 @@ class TestWhereTheKroneckerProductIsExact:
     def test_linear_regression_of_several_outputs(self, fisher_type):
         # Every item curves alike in its outputs, so the matrix is I ⊗ A; sampled, it is not.
         problem, *_ = regression_problem(num_outputs=3)
-        got = ekfac_influence(problem, damping=0.2, fisher_type=fisher_type)
-        expected = exact_influence(problem, damping=0.2, curvature="ggn")
+        got = scores_of(EKFAC, problem, damping=0.2, fisher_type=fisher_type)
+        expected = scores_of(ExactInfluence, problem, damping=0.2, curvature="ggn")
         if fisher_type == "type-2":
             close(got, expected)
         else:
@@ -79,18 +80,18 @@ class TestWhereTheKroneckerProductIsExact:
         torch.nn.init.zeros_(model.bias)
         problem = problem_of(model, train=labelled(20, seed=1), queries=labelled(5, seed=2))
         for name in ("loss", "margin"):
-            got = ekfac_influence(problem, damping=0.1, observable=name)
+            got = scores_of(EKFAC, problem, damping=0.1, observable=name)
             close(
                 got,
-                exact_influence(problem, damping=0.1, curvature="ggn", observable=name),
+                scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn", observable=name),
             )
 
     def test_elsewhere_it_is_another_matrix_of_the_same_trace(self):
         with torch.random.fork_rng(devices=[]):
             model = filled(nn.Linear(4, 3), scale=2.0)
         problem = problem_of(model, train=labelled(20, seed=1), queries=labelled(5, seed=2))
-        got = ekfac_influence(problem, damping=0.1)
-        expected = exact_influence(problem, damping=0.1, curvature="ggn")
+        got = scores_of(EKFAC, problem, damping=0.1)
+        expected = scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn")
         assert (got - expected).norm() > 1e-3 * expected.norm()
         assert total(EKFAC.fit(problem)) == pytest.approx(
             float(dense_gauss_newton(problem).trace()), rel=1e-10
@@ -104,7 +105,7 @@ class TestWhereTheKroneckerProductIsExact:
                 linear.model.parameters(), conv.model.parameters(), strict=True
             ):
                 ours.copy_(theirs.reshape(ours.shape))
-        close(ekfac_influence(conv, damping=0.1), ekfac_influence(linear, damping=0.1))
+        close(scores_of(EKFAC, conv, damping=0.1), scores_of(EKFAC, linear, damping=0.1))
 
 
 def by_hand(problem: bif.Problem, damping: float, *, joint: bool = True) -> Tensor:
@@ -144,7 +145,7 @@ def by_hand(problem: bif.Problem, damping: float, *, joint: bool = True) -> Tens
 class TestByHand:
     def test_two_layers_are_their_factors_corrected_eigenvalues_and_exact_damping(self):
         problem = mlp_problem()
-        close(ekfac_influence(problem, damping=0.05), by_hand(problem, 0.05))
+        close(scores_of(EKFAC, problem, damping=0.05), by_hand(problem, 0.05))
 
     @pytest.mark.parametrize("mutant", ["scale", "damping", "bias"])
     def test_a_wrong_scale_damping_or_bias_is_noticed(self, monkeypatch, mutant):
@@ -260,7 +261,7 @@ class TestScale:
     def test_chunks_change_nothing(self, chunk_size):
         problem = mlp_problem()
         fitted = EKFAC.fit(problem, chunk_size=chunk_size)
-        close(fitted.scores(problem, damping=0.1), ekfac_influence(problem, damping=0.1))
+        close(fitted.scores(problem, damping=0.1), scores_of(EKFAC, problem, damping=0.1))
 
 
 class Twice(nn.Module):
@@ -306,7 +307,7 @@ class TestRefusals:
     def test_weights_without_factors_are_named_and_left_out_only_on_demand(self, layers, reason):
         problem = image_problem(*layers)
         with pytest.raises(ValueError, match=f"no factors for .*{reason}"):
-            ekfac_influence(problem, damping=1.0)
+            scores_of(EKFAC, problem, damping=1.0)
         fitted = EKFAC.fit(problem, other_layers="leave_out")
         head = len(layers) - 1
         assert list(fitted.eigenvalues) == [str(head)]
@@ -395,7 +396,7 @@ def test_the_model_is_left_as_it_was():
         train=(normal(8, 64, seed=1), integers(10, 8, seed=2)),
         queries=(normal(2, 64, seed=3), integers(10, 2, seed=4)),
     )
-    ekfac_influence(problem, damping=1.0)
+    scores_of(EKFAC, problem, damping=1.0)
     assert_same_state(model, before)
     hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert hooks == []
@@ -406,8 +407,8 @@ def test_float32_models_work_and_answer_in_float64():
     x, y = problem.train.data
     qx, qy = problem.query_groups["query"].data
     single = problem_of(mlp().float(), train=(x.float(), y), queries=(qx.float(), qy))
-    got = ekfac_influence(single, damping=0.1)
-    expected = ekfac_influence(exact, damping=0.1)
+    got = scores_of(EKFAC, single, damping=0.1)
+    expected = scores_of(EKFAC, exact, damping=0.1)
     assert got.dtype == torch.float64
     # Sums of some thousand float32 terms: a few hundred roundings of 6e-8 of the largest score.
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
-from bif.baselines import ExactInfluence, cg_influence, exact_influence
+from bif.baselines import ConjugateGradients, ExactInfluence, gradient_product
 from bif.baselines.exact import dense_curvature
 from bif.curvature.mean_curvature import RootedOutputs
 from bif.curvature.outputs import SplitLoss
@@ -20,11 +20,13 @@ from rival_problems import (
     EXACT,
     damped,
     dense_gauss_newton,
+    dense_gradients,
     dense_hessian,
     dense_scores,
     mlp_problem,
     problem_of,
     regression_problem,
+    scores_of,
     token_jacobian,
     tokens,
 )
@@ -131,18 +133,29 @@ class TestGaussNewton:
 class TestScores:
     @pytest.mark.parametrize("name", ["loss", "margin"])
     @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-    def test_both_ways_are_the_dense_solve(self, curvature, name):
-        problem = mlp_problem()
+    @pytest.mark.parametrize("weights", [None, normal(40, seed=4).exp()], ids=["plain", "weighted"])
+    def test_they_are_the_dense_solve(self, curvature, name, weights):
+        problem = mlp_problem(train_weights=weights)
         matrix = dense_hessian(problem) if curvature == "hessian" else dense_gauss_newton(problem)
         damping = 0.3 - min(0.0, float(torch.linalg.eigvalsh(matrix)[0]))
         function = losses.margin if name == "margin" else losses.cross_entropy
         expected = dense_scores(problem, damped(matrix, damping), function)
-        settings: dict[str, Any] = {"damping": damping, "observable": name}
-        once = exact_influence(problem, curvature=curvature, **settings)
-        fitted = ExactInfluence.fit(problem, curvature=curvature).scores(problem, **settings)
-        assert once.dtype == fitted.dtype == torch.float64
-        close(once, expected)
-        close(fitted, expected)
+        fitted = ExactInfluence.fit(problem, curvature=curvature)
+        got = fitted.scores(problem, damping=damping, observable=name)
+        assert got.dtype == torch.float64
+        close(got, expected)
+
+    def test_times_damping_they_tend_to_the_gradient_product(self):
+        # d (H + d)⁻¹ = 1 - H/d + …: the error is at most ‖g_q‖ ‖H‖ ‖g_i‖ / d.
+        problem, damping = classification(), 1e6
+        product = gradient_product(problem)
+        got = damping * scores_of(ExactInfluence, problem, damping=damping)
+        queries, train = problem.query_groups["query"].data, problem.train.data
+        g_q = dense_gradients(problem, problem.loss, queries).norm(dim=1)
+        g_i = dense_gradients(problem, problem.loss, train).norm(dim=1)
+        bound = g_q[:, None] * g_i * torch.linalg.matrix_norm(dense_hessian(problem), 2) / damping
+        assert ((got - product).abs() <= 1.01 * bound + 1e-12).all()
+        assert (got - product).abs().max() > 0.01 * bound.max()  # and not nearer than that
 
     @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
     def test_linear_regression_has_its_closed_form(self, curvature):
@@ -151,7 +164,7 @@ class TestScores:
         slopes = (qy - qx @ w.T) * qx
         inverse = torch.linalg.inv(damped(x.T @ x / len(x), 0.2))
         expected = -slopes @ inverse @ (residuals * x).T
-        close(exact_influence(problem, damping=0.2, curvature=curvature), expected)
+        close(scores_of(ExactInfluence, problem, damping=0.2, curvature=curvature), expected)
 
     def test_other_queries_need_no_other_fit(self):
         problem = mlp_problem()
@@ -161,13 +174,13 @@ class TestScores:
         got = fitted.scores(other, damping=0.1)
         assert got.shape == (46, 40)
         close(got[40:], fitted.scores(problem, damping=0.1))
-        close(got, exact_influence(other, damping=0.1, curvature="ggn"))
+        close(got, scores_of(ExactInfluence, other, damping=0.1, curvature="ggn"))
 
     def test_dampings_in_any_order_give_what_each_alone_gives(self):
         problem = classification()
         fitted = ExactInfluence.fit(problem, curvature="ggn")
         for damping in (0.1, 0.1, 2.0, 0.1):
-            expected = exact_influence(problem, damping=damping, curvature="ggn")
+            expected = scores_of(ExactInfluence, problem, damping=damping, curvature="ggn")
             assert torch.equal(fitted.scores(problem, damping=damping), expected)
 
     def test_a_damping_scale_is_in_units_of_the_mean_eigenvalue(self):
@@ -179,13 +192,13 @@ class TestScores:
 
     def test_leaving_items_out_of_a_convex_problem_follows_the_scores(self):
         problem, changes = leave_one_out()
-        scores = exact_influence(problem, damping=RIDGE)
+        scores = scores_of(ExactInfluence, problem, damping=RIDGE)
         assert correlation(changes, -scores) > 0.99
         assert correlation(changes, scores) < -0.99  # the mutant with the wrong sign
 
     def test_the_slope_of_leaving_out_is_one_over_n(self):
         problem, changes = leave_one_out()
-        predicted = -exact_influence(problem, damping=RIDGE) / problem.num_train
+        predicted = -scores_of(ExactInfluence, problem, damping=RIDGE) / problem.num_train
         # The second order of removal is the leverage, below 1/3 for all items here.
         slope = float((changes * predicted).sum() / predicted.square().sum())
         assert 1.0 < slope < 1.5
@@ -248,17 +261,22 @@ class TestRefusals:
         assert needed == pytest.approx(-lowest, rel=1e-2)
         fitted.scores(classification(), damping=1.01 * needed)
 
+    def test_an_unknown_observable(self):
+        fitted = ExactInfluence.fit(classification())
+        with pytest.raises(KeyError, match="no observable 'logit'"):
+            fitted.scores(classification(), damping=1.0, observable="logit")
+
     @pytest.mark.parametrize(("curvature", "name"), [("hessian", "Hessian"),
                                                      ("ggn", "Gauss-Newton matrix")])  # fmt: skip
     def test_too_many_weights(self, monkeypatch, curvature, name):
         module = importlib.import_module("bif.baselines.exact")
         monkeypatch.setattr(module, "_LARGEST", 42)
         with pytest.raises(ValueError, match=f"{name} of 43 weights does not fit: at most 42"):
-            exact_influence(classification(), damping=1.0, curvature=curvature)
+            scores_of(ExactInfluence, classification(), damping=1.0, curvature=curvature)
 
     def test_another_curvature(self):
         with pytest.raises(ValueError, match="curvature must be 'hessian' or 'ggn', got 'fisher'"):
-            exact_influence(classification(), damping=1.0, curvature="fisher")  # type: ignore[arg-type]
+            scores_of(ExactInfluence, classification(), damping=1.0, curvature="fisher")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("given", [{}, {"damping": 1.0, "damping_scale": 1.0}])
     def test_both_or_neither_of_the_dampings(self, given):
@@ -269,7 +287,7 @@ class TestRefusals:
     @pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
     def test_a_damping_that_is_none(self, damping):
         with pytest.raises(ValueError, match="damping must be a finite number ≥ 0"):
-            exact_influence(classification(), damping=damping)
+            scores_of(ExactInfluence, classification(), damping=damping)
 
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -302,8 +320,8 @@ class TestRefusals:
         for loss, model, times in ((twice, network(), 2), (never, Wrapped(), 0)):
             problem = classification(loss=loss, model=model, observables=None)
             with pytest.raises(ValueError, match=f"called the model {times} times, expected once"):
-                exact_influence(problem, damping=1.0, curvature="ggn")
-            exact_influence(problem, damping=10.0)  # the Hessian needs no split
+                scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
+            scores_of(ExactInfluence, problem, damping=10.0)  # the Hessian needs no split
 
     def test_a_loss_with_a_penalty_on_weights(self):
         def loss(model: Any, batch: Any) -> Tensor:
@@ -313,18 +331,24 @@ class TestRefusals:
 
         problem = classification(loss=loss, observables=None)
         with pytest.raises(ValueError, match="depends on the weights not only through model"):
-            exact_influence(problem, damping=1.0, curvature="ggn")
+            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
 
     def test_a_criterion_that_does_not_fit_the_loss(self):
         with pytest.raises(ValueError, match="criterion='squared_error' does not fit the loss"):
-            exact_influence(
-                classification(), damping=1.0, curvature="ggn", criterion="squared_error"
+            scores_of(
+                ExactInfluence,
+                classification(),
+                damping=1.0,
+                curvature="ggn",
+                criterion="squared_error",
             )
         problem, *_ = regression_problem(num_outputs=3)
         with pytest.raises(ValueError, match="criterion='cross_entropy' does not fit the loss"):
-            exact_influence(problem, damping=1.0, curvature="ggn", criterion="cross_entropy")
+            scores_of(
+                ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="cross_entropy"
+            )
         with pytest.raises(ValueError, match="criterion must be 'cross_entropy', 'squared_error'"):
-            exact_influence(problem, damping=1.0, curvature="ggn", criterion="hinge")  # type: ignore[arg-type]
+            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="hinge")  # type: ignore[arg-type]
 
     def test_many_outputs_and_an_unknown_loss_ask_for_a_criterion(self):
         def loss(model: Any, batch: Any) -> Tensor:
@@ -334,12 +358,14 @@ class TestRefusals:
             model = filled(nn.Linear(4, 70))
         problem = bif.Problem(model, loss, train=labelled(20, seed=1), queries=labelled(5, seed=2))
         with pytest.raises(ValueError, match="unknown how this loss curves in its 70 outputs"):
-            exact_influence(problem, damping=1.0, curvature="ggn")
+            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
         known = bif.Problem(model, losses.cross_entropy, train=problem.train,
                             queries=problem.query_groups)  # fmt: skip
         close(
-            exact_influence(problem, damping=1.0, curvature="ggn", criterion="cross_entropy"),
-            exact_influence(known, damping=1.0, curvature="ggn"),
+            scores_of(
+                ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="cross_entropy"
+            ),
+            scores_of(ExactInfluence, known, damping=1.0, curvature="ggn"),
         )
 
     def test_a_loss_that_is_not_convex_in_the_outputs(self):
@@ -349,7 +375,9 @@ class TestRefusals:
         problem = classification(loss=loss, observables=None)
         for criterion in (None, "squared_error"):
             with pytest.raises(ValueError, match="not convex in the model's outputs"):
-                exact_influence(problem, damping=1.0, curvature="ggn", criterion=criterion)
+                scores_of(
+                    ExactInfluence, problem, damping=1.0, curvature="ggn", criterion=criterion
+                )
 
     def test_a_model_that_returns_neither_tensor_nor_logits(self):
         class Pair(nn.Module):
@@ -365,7 +393,7 @@ class TestRefusals:
 
         problem = classification(loss=loss, model=Pair(), observables=None)
         with pytest.raises(ValueError, match="the model returned tuple, expected a tensor"):
-            cg_influence(problem, damping=1.0, curvature="ggn")
+            scores_of(ConjugateGradients, problem, damping=1.0, curvature="ggn")
 
 
 def test_the_model_is_left_as_it_was():

@@ -12,30 +12,32 @@ from torch import Tensor, nn
 
 import bif
 from bif.baselines import (
-    cg_influence,
-    ekfac_influence,
-    exact_influence,
+    EKFAC,
+    TRAK,
+    ConjugateGradients,
+    ExactInfluence,
     gradient_cosine,
     gradient_product,
     random_scores,
     representation_similarity,
-    trak,
 )
-from rival_problems import problem_of
+from rival_problems import problem_of, scores_of
 from small_problems import filled, normal
 
 pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
 
 RIVALS: dict[str, Callable[..., Tensor]] = {
-    "exact": lambda p, **kw: exact_influence(p, damping=0.1, **kw),
-    "gauss_newton": lambda p, **kw: exact_influence(p, damping=0.1, curvature="ggn", **kw),
-    "cg": lambda p, **kw: cg_influence(p, damping=0.1, curvature="ggn", **kw),
-    "ekfac": lambda p, **kw: ekfac_influence(p, damping=0.1, **kw),
-    "ekfac_mc": lambda p, **kw: ekfac_influence(p, damping=0.1, fisher_type="mc", **kw),
-    "ekfac_empirical": lambda p, **kw: ekfac_influence(
-        p, damping=0.1, fisher_type="empirical", **kw
+    "exact": lambda p, **kw: scores_of(ExactInfluence, p, damping=0.1, **kw),
+    "gauss_newton": lambda p, **kw: scores_of(
+        ExactInfluence, p, damping=0.1, curvature="ggn", **kw
     ),
-    "trak": lambda p, **kw: trak(p, damping_scale=10.0, dimension=None, **kw),
+    "cg": lambda p, **kw: scores_of(ConjugateGradients, p, damping=0.1, curvature="ggn", **kw),
+    "ekfac": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, **kw),
+    "ekfac_mc": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, fisher_type="mc", **kw),
+    "ekfac_empirical": lambda p, **kw: scores_of(
+        EKFAC, p, damping=0.1, fisher_type="empirical", **kw
+    ),
+    "trak": lambda p, **kw: scores_of(TRAK, p, damping_scale=10.0, dimension=None, **kw),
     "product": gradient_product,
     "cosine": gradient_cosine,
     "representation": representation_similarity,

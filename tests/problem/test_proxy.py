@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif.baselines import exact_influence, gradient_product
+from bif.baselines import ExactInfluence, gradient_product
 from bif.problem.identity import identity
 from bif.report import render_report
 from bif.sampling.engine import Sampling
@@ -172,7 +172,9 @@ class TestWhatIsRecorded:
         problem = classification(observables=[THROUGH])
         itself = problem.without_proxies()
         assert torch.equal(gradient_product(problem), gradient_product(itself))
-        both = [exact_influence(p, damping=0.5, curvature="ggn") for p in (problem, itself)]
+        both = [
+            ExactInfluence.fit(p, curvature="ggn").scores(p, damping=0.5) for p in (problem, itself)
+        ]
         assert torch.equal(*both)
 
     def test_groups_of_train_items_are_sums_of_their_items(self):

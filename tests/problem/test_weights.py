@@ -85,10 +85,10 @@ class TestFrozenWeights:
 
         ask = {
             "product": baselines.gradient_product,
-            "exact": lambda p: baselines.exact_influence(p, damping=0.1),
-            "cg": lambda p: baselines.cg_influence(p, damping=0.1),
-            "ekfac": lambda p: baselines.ekfac_influence(p, damping=0.1),
-            "trak": lambda p: baselines.trak(p, dimension=None, damping=0.1),
+            "exact": lambda p: baselines.ExactInfluence.fit(p).scores(p, damping=0.1),
+            "cg": lambda p: baselines.ConjugateGradients.fit(p).scores(p, damping=0.1),
+            "ekfac": lambda p: baselines.EKFAC.fit(p).scores(p, damping=0.1),
+            "trak": lambda p: baselines.TRAK.fit(p, dimension=None).scores(p, damping=0.1),
         }[method]
         # The head alone, fed with what the frozen layers make, is the same problem.
         whole: Any = network()

@@ -2,15 +2,15 @@
 
 Float64 on the CPU, signed like the BIF: for a loss, negative is helpful.  `ExactInfluence`,
 `ConjugateGradients`, `EKFAC` and `TRAK` are fitted once to the train items and then asked with any
-damping and any queries; the functions do both in one call.
+damping and any queries: `EKFAC.fit(problem).scores(problem, damping=0.1)`.
 """
 
-from bif.baselines.conjugate_gradients import ConjugateGradients, cg_influence
-from bif.baselines.ekfac import EKFAC, ekfac_influence
-from bif.baselines.exact import ExactInfluence, exact_influence
+from bif.baselines.conjugate_gradients import ConjugateGradients
+from bif.baselines.ekfac import EKFAC
+from bif.baselines.exact import ExactInfluence
 from bif.baselines.gradient_product import gradient_cosine, gradient_product
 from bif.baselines.similarity import random_scores, representation_similarity
-from bif.baselines.trak import TRAK, trak
+from bif.baselines.trak import TRAK
 from bif.sampling.item_gradients import item_gradients
 
 __all__ = [
@@ -18,13 +18,9 @@ __all__ = [
     "TRAK",
     "ConjugateGradients",
     "ExactInfluence",
-    "cg_influence",
-    "ekfac_influence",
-    "exact_influence",
     "gradient_cosine",
     "gradient_product",
     "item_gradients",
     "random_scores",
     "representation_similarity",
-    "trak",
 ]

@@ -142,41 +142,6 @@ class ConjugateGradients:
         return torch.cat(blocks)
 
 
-def cg_influence(
-    problem: Problem,
-    *,
-    damping: float,
-    observable: str | None = None,
-    curvature: Curvature = "hessian",
-    criterion: Criterion | None = None,
-    tolerance: float = 1e-4,
-    max_iterations: int = 500,
-) -> Tensor:
-    """`-g_iᵀ (C + damping·I)⁻¹ g_phi` by conjugate gradients; see `ConjugateGradients`.
-
-    Args:
-        problem: Model, items, queries; any number of weights.
-        damping: In units of the mean loss's curvature.
-        observable: Of the problem's observables; the first by default.
-        curvature: "hessian" or "ggn".
-        criterion: For "ggn", how the loss curves in the model's outputs; found by default.
-        tolerance: Of the residual, relative to the query's gradient.
-        max_iterations: After which a system is left as it is, with a warning.
-
-    Returns:
-        `[Q, N]` on the CPU, in float64.
-
-    Raises:
-        ValueError: A direction of negative curvature: raise damping.
-        ImportError: The extra `baselines` is not installed.
-    """
-    fitted = ConjugateGradients.fit(
-        problem, curvature=curvature, criterion=criterion, tolerance=tolerance,
-        max_iterations=max_iterations,
-    )  # fmt: skip
-    return fitted.scores(problem, damping=damping, observable=observable)
-
-
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor],
     right: Tensor,

@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bif.baselines.fitted import (
-    chosen_damping,
-    require_damping,
-    require_same_fit,
-)
+from bif.baselines.fitted import chosen_damping, require_same_fit
 from bif.baselines.gradient_product import named_observable
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
@@ -201,44 +197,6 @@ class EKFAC:
                 )
             dampings.append(own)
         return dampings
-
-
-def ekfac_influence(
-    problem: Problem,
-    *,
-    damping: float | None = None,
-    damping_scale: float | None = None,
-    observable: str | None = None,
-    fisher_type: FisherType = "type-2",
-    criterion: Criterion | None = None,
-    other_layers: OtherLayers = "refuse",
-) -> Tensor:
-    """`-g_iᵀ (F + damping·I)⁻¹ g_phi` with EK-FAC's F; see `EKFAC`.
-
-    Args:
-        problem: Model, items, queries.
-        damping: In units of the mean loss's curvature.
-        damping_scale: Instead, each layer's in units of its mean eigenvalue.
-        observable: Of the problem's observables; the first by default.
-        fisher_type: "type-2" (exact), "mc" or "empirical".
-        criterion: How the loss curves in the model's outputs; found by default.
-        other_layers: "refuse" or "leave_out" weights outside of Linear and Conv2d layers.
-
-    Returns:
-        `[Q, N]` on the CPU, in float64.
-
-    Raises:
-        ValueError: Layers that EK-FAC cannot take; a loss that cannot be split; both or neither
-            of the dampings.
-        ImportError: The extra `baselines` is not installed.
-    """
-    require_damping(damping_scale if damping is None else damping)
-    fitted = EKFAC.fit(
-        problem, fisher_type=fisher_type, criterion=criterion, other_layers=other_layers
-    )
-    return fitted.scores(
-        problem, damping=damping, damping_scale=damping_scale, observable=observable
-    )
 
 
 def _eigenbases(

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bif.baselines.fitted import chosen_damping, require_damping, require_same_fit
+from bif.baselines.fitted import chosen_damping, require_same_fit
 from bif.baselines.gradient_product import named_observable
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
@@ -20,9 +20,11 @@ _LARGEST = 30_000
 class ExactInfluence:
     """`-g_iᵀ (C + damping·I)⁻¹ g_phi` for any damping, from one C.
 
-    C is the Hessian or the Gauss-Newton matrix of the mean train loss at w*.  It is made once, and
-    that costs most; each damping is then one Cholesky factor, kept until another damping is asked.
-    (An eigendecomposition would serve all dampings, but takes as long as twenty factors.)
+    C is the Hessian or the Gauss-Newton matrix of the mean train loss at w*.  With the Hessian and
+    `damping = gamma / nbeta` it is the leading order of `nbeta · BIF` (`docs/scale-and-sign.md`).
+    C is made once, and that costs most; each damping is then one Cholesky factor, kept until
+    another damping is asked.  (An eigendecomposition would serve all dampings, but takes as long
+    as twenty factors.)
 
         fitted = ExactInfluence.fit(problem)
         fitted.scores(problem, damping=0.01)
@@ -118,49 +120,6 @@ class ExactInfluence:
         return factor
 
 
-def exact_influence(
-    problem: Problem,
-    *,
-    damping: float,
-    observable: str | None = None,
-    curvature: Curvature = "hessian",
-    criterion: Criterion | None = None,
-) -> Tensor:
-    """`-g_iᵀ (C + damping·I)⁻¹ g_phi`, C the Hessian of the mean train loss at w*.
-
-    The leading order of `nbeta · BIF` with `damping = gamma / nbeta` (`docs/scale-and-sign.md`).
-    For many dampings: `ExactInfluence`.
-
-    Args:
-        problem: With at most 30,000 weights; all of them enter.
-        damping: In units of the mean loss's curvature.
-        observable: Of the problem's observables; the first by default.
-        curvature: "hessian", or "ggn" for the generalised Gauss-Newton matrix.
-        criterion: For "ggn", how the loss curves in the model's outputs; found by default.
-
-    Returns:
-        `[Q, N]` on the CPU, in float64.
-
-    Raises:
-        ValueError: Too many weights, or a curvature that the damping does not make positive.
-        ImportError: The extra `baselines` is not installed.
-    """
-    require_damping(damping)
-    named_observable(problem, observable)  # a mistake shows before any long work
-    fitted = ExactInfluence.fit(problem, curvature=curvature, criterion=criterion)
-    return fitted.scores(problem, damping=damping, observable=observable)
-
-
-def exact_hessian(problem: Problem) -> Tensor:
-    """Hessian of the (weighted) mean train loss at w*, `[P, P]` float64.
-
-    Raises:
-        ValueError: More than 30,000 weights.
-        ImportError: The extra `baselines` is not installed.
-    """
-    return dense_curvature(problem, "hessian")
-
-
 def dense_curvature(
     problem: Problem, curvature: Curvature, criterion: Criterion | None = None
 ) -> Tensor:
@@ -176,7 +135,7 @@ def dense_curvature(
         name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}.get(curvature, curvature)
         raise ValueError(
             f"the exact {name} of {count:,} weights does not fit: at most {_LARGEST:,}. Use "
-            "cg_influence or ekfac_influence."
+            "ConjugateGradients or EKFAC."
         )
     operator = curvature_operator(problem, curvature, criterion=criterion)
     dtype = center[problem.trainable[0]].dtype

@@ -64,7 +64,7 @@ def kronecker_layers(
             f"{sum(counts[n] for n in names):,} weights: {listing}"
             f"{', …' if len(others) > 8 else ''}. It knows Linear and Conv2d layers that run once "
             "a pass. Pass other_layers='leave_out' to score without these weights, or use "
-            "cg_influence."
+            "ConjugateGradients."
         )
     if not found:
         raise ValueError("EK-FAC found no Linear or Conv2d layer among the weights that count.")

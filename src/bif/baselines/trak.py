@@ -145,40 +145,6 @@ class TRAK:
         return (rows if self._projection is None else self._projection(rows)).double()
 
 
-def trak(
-    problem: Problem,
-    *,
-    damping: float | None = None,
-    damping_scale: float | None = None,
-    observable: str | None = None,
-    models: Sequence[nn.Module] | None = None,
-    dimension: int | None = 2048,
-    seed: int = 0,
-) -> Tensor:
-    """TRAK scores, signed like the BIF; see `TRAK`.
-
-    Args:
-        problem: Model, items, queries.
-        damping: Added to `ΦᵀΦ`, a sum over train items.
-        damping_scale: Instead, in units of its mean eigenvalue.
-        observable: Of the problem's observables; the first by default.
-        models: Several trained models, averaged; the problem's by default.
-        dimension: Of the random projection; None for none.
-        seed: Of the projection.
-
-    Returns:
-        `[Q, N]` on the CPU, in float64.
-
-    Raises:
-        ValueError: A loss of which the output function is not known; both or neither of the
-            dampings; a singular `ΦᵀΦ` without damping.
-    """
-    fitted = TRAK.fit(problem, models=models, dimension=dimension, seed=seed)
-    return fitted.scores(
-        problem, damping=damping, damping_scale=damping_scale, observable=observable
-    )
-
-
 def _checkpoint(
     problem: Problem, function: ItemLoss, weight: ItemLoss, project: Projection | None
 ) -> _Checkpoint:
