@@ -25,7 +25,7 @@ from torch import nn
 
 import bif
 from bif.baselines import ExactInfluence, gradient_product
-from bif.evaluate import Recipe, lds, paired_difference, random_subsets, retrain, train
+from bif.evaluate import PairedDifference, Recipe, compare, lds, random_subsets, retrain, train
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 500, 200, 100
 CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
@@ -127,9 +127,11 @@ def main() -> None:
 
     rows = []
     for target, values in outcomes.items():
-        for method, (matrix, seconds, facts) in scores.items():
-            result = lds(matrix, masks, values)
-            against = paired_difference(matrix, exact, masks, values)
+        matrices = {method: matrix for method, (matrix, _, _) in scores.items()}
+        results, differences = compare(matrices, masks, values, against="exact Hessian")
+        for method, (_, seconds, facts) in scores.items():
+            result = results[method]
+            against = differences.get(method, PairedDifference(0.0, 0.0, 0.0))
             rows.append(
                 {
                     "method": method,
@@ -138,7 +140,7 @@ def main() -> None:
                     "ci_low": result.ci_low,
                     "ci_high": result.ci_high,
                     "ceiling": result.ceiling,
-                    "share_of_exact": result.mean / lds(exact, masks, values).mean,
+                    "share_of_exact": result.mean / results["exact Hessian"].mean,
                     "minus_exact": against.mean,
                     "minus_exact_low": against.ci_low,
                     "minus_exact_high": against.ci_high,

@@ -67,8 +67,7 @@ PUBLIC = {
     "bif.evaluate": """
         Brittleness Curve Estimate LDSResult LeaveOneOut PairedDifference Recipe RemovalCurve
         RemovalMasks Tracing auroc brittleness compare lds leave_one_out_correlation leave_out
-        noise_ceiling paired_difference paired_differences predict random_subsets removal_curve
-        removal_masks retrain tracing train
+        noise_ceiling predict random_subsets removal_curve removal_masks retrain tracing train
     """,
     "bif.report": "render_report render_token_report",
     "bif.response": "Choice Cost Response choose_estimator measure_costs respond",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from bif.evaluate import lds, noise_ceiling, paired_difference, predict, random_subsets
+from bif.evaluate import compare, lds, noise_ceiling, predict, random_subsets
 
 
 def noisy_case(seed=0, num_seeds=2):
@@ -127,19 +127,22 @@ def test_equal_seeds_give_equal_intervals():
     assert (first.ci_low, first.ci_high) == (second.ci_low, second.ci_high)
 
 
-def test_paired_difference_is_zero_with_no_width_for_equal_rankings():
+def test_a_difference_is_zero_with_no_width_for_equal_rankings():
     scores, masks, outcomes = noisy_case()
-    result = paired_difference(scores, 2 * scores, masks, outcomes)
+    _, differences = compare({"a": scores, "b": 2 * scores}, masks, outcomes, against="b")
+    result = differences["a"]
     assert (result.mean, result.ci_low, result.ci_high) == (0.0, 0.0, 0.0)
 
 
-def test_paired_difference_subtracts_two_lds_resample_by_resample():
+def test_a_difference_subtracts_two_lds_resample_by_resample():
     scores, masks, outcomes = noisy_case()
     other = scores + np.random.default_rng(9).normal(size=scores.shape)
     a, b = lds(scores, masks, outcomes), lds(other, masks, outcomes)
-    result = paired_difference(
-        scores, other, masks, outcomes, num_bootstrap=25, confidence=0.8, seed=7
-    )
+    _, differences = compare(
+        {"a": scores, "b": other}, masks, outcomes, against="b", num_bootstrap=25, confidence=0.8,
+        seed=7,
+    )  # fmt: skip
+    result = differences["a"]
     assert result.mean == pytest.approx(a.mean - b.mean, abs=1e-14)
     difference = resampled_by_scipy(scores, masks, outcomes, 25, 7)
     difference -= resampled_by_scipy(other, masks, outcomes, 25, 7)

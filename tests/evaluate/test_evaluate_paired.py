@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from bif.evaluate import compare, lds, paired_difference, predict, random_subsets
-from bif.evaluate.lds import paired_differences
+from bif.evaluate import compare, lds, predict, random_subsets
 
 
 def case():
@@ -18,35 +17,28 @@ def case():
 def test_every_difference_is_the_one_of_its_pair_to_the_last_bit():
     scores, masks, outcomes = case()
     settings = {"num_bootstrap": 50, "confidence": 0.8, "seed": 7}
-    found = paired_differences(scores, masks, outcomes, against="noisy", **settings)
+    _, found = compare(scores, masks, outcomes, against="noisy", **settings)
     assert list(found) == ["exact", "other"]
     for name, difference in found.items():
-        pair = paired_difference(scores[name], scores["noisy"], masks, outcomes, **settings)
-        assert difference == pair
+        pair = {key: scores[key] for key in ("noisy", name)}
+        _, alone = compare(pair, masks, outcomes, against="noisy", **settings)
+        assert alone == {name: difference}
 
 
 def test_a_difference_is_that_of_two_lds():
     scores, masks, outcomes = case()
-    found = paired_differences(scores, masks, outcomes, against="exact")
+    _, found = compare(scores, masks, outcomes, against="exact")
     means = {name: lds(matrix, masks, outcomes).mean for name, matrix in scores.items()}
     for name in ("noisy", "other"):
         assert found[name].mean == pytest.approx(means[name] - means["exact"], abs=1e-12)
         assert found[name].ci_low <= found[name].mean <= found[name].ci_high
 
 
-def test_a_method_that_is_not_there_or_alone_is_refused():
-    scores, masks, outcomes = case()
-    with pytest.raises(ValueError, match="against is 'ekfac'; expected it among them"):
-        paired_differences(scores, masks, outcomes, against="ekfac")
-    with pytest.raises(ValueError, match="at least one other"):
-        paired_differences({"a": scores["exact"]}, masks, outcomes, against="a")
-
-
 def test_errors_name_the_method_whose_scores_are_wrong():
     scores, masks, outcomes = case()
     scores["noisy"] = scores["noisy"][:, 1:]
     with pytest.raises(ValueError, match=r"noisy: scores have shape \(5, 19\)"):
-        paired_differences(scores, masks, outcomes, against="exact")
+        compare(scores, masks, outcomes, against="exact")
 
 
 def test_share_of_the_ceiling_divides_and_is_unknown_without_one():
@@ -71,7 +63,7 @@ def test_comparing_at_once_is_judging_each_alone_to_the_last_bit():
             alone.ci_high,
         )
         assert found.ceiling == alone.ceiling or found.ceiling != found.ceiling
-    assert differences == paired_differences(scores, masks, outcomes, against="noisy")
+    assert list(differences) == ["exact", "other"]
     assert compare(scores, masks, outcomes)[1] == {}
 
 

@@ -7,8 +7,6 @@ from bif.evaluate.lds import (
     compare,
     lds,
     noise_ceiling,
-    paired_difference,
-    paired_differences,
     predict,
 )
 from bif.evaluate.leave_one_out import LeaveOneOut, leave_one_out_correlation
@@ -37,8 +35,6 @@ __all__ = [
     "leave_one_out_correlation",
     "leave_out",
     "noise_ceiling",
-    "paired_difference",
-    "paired_differences",
     "predict",
     "random_subsets",
     "removal_curve",

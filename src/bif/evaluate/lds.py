@@ -139,7 +139,11 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[dict[str, LDSResult], dict[str, PairedDifference]]:
-    """The `lds` of many scores and their `paired_differences`, from resamples taken once.
+    """The `lds` of many scores and their paired differences, from resamples taken once.
+
+    All meet the same resampled queries and subsets, so that what makes these hard for two methods
+    cancels in their difference `lds(scores[name]) - lds(scores[against])`. Each interval is for
+    its own pair: with many methods, expect one in twenty to miss 0 by chance.
 
     Args:
         scores: Name -> [Q, N].
@@ -204,88 +208,6 @@ def _judged(
             low, high = interval(resampled[p] - resampled[base], mean, confidence)
             differences[name] = PairedDifference(mean, low, high)
     return results, differences
-
-
-def paired_difference(
-    scores_a: Any,
-    scores_b: Any,
-    masks: Any,
-    outcomes: Any,
-    *,
-    num_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> PairedDifference:
-    """Returns `lds(scores_a) - lds(scores_b)` with an interval from common resamples.
-
-    Both scores meet the same resampled queries and subsets, so that what makes subsets or
-    queries hard for both cancels. `paired_differences` compares many at once.
-
-    Args:
-        scores_a: [Q, N].
-        scores_b: [Q, N].
-        masks: As in `lds`.
-        outcomes: As in `lds`.
-        num_bootstrap: As in `lds`.
-        confidence: As in `lds`.
-        seed: As in `lds`; equal seeds resample equally.
-
-    Returns:
-        A `PairedDifference`.
-
-    Raises:
-        ValueError: As `lds`.
-    """
-    return paired_differences(
-        {"a": scores_a, "b": scores_b},
-        masks,
-        outcomes,
-        against="b",
-        num_bootstrap=num_bootstrap,
-        confidence=confidence,
-        seed=seed,
-    )["a"]
-
-
-def paired_differences(
-    scores: Mapping[str, Any],
-    masks: Any,
-    outcomes: Any,
-    *,
-    against: str,
-    num_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> dict[str, PairedDifference]:
-    """Returns `lds(scores[name]) - lds(scores[against])` for every other name.
-
-    All meet the same resamples, which are those of `lds` with the same seed. Each interval is for
-    its own pair: with many methods, expect one in twenty to miss 0 by chance.
-
-    Args:
-        scores: Name -> [Q, N].
-        masks: As in `lds`.
-        outcomes: As in `lds`.
-        against: The name that the others are compared with.
-        num_bootstrap: As in `lds`.
-        confidence: As in `lds`.
-        seed: As in `lds`.
-
-    Returns:
-        Name -> `PairedDifference`, in the order of `scores`, without `against`.
-
-    Raises:
-        ValueError: As `lds`, or if there is no other method, or none named `against`.
-    """
-    if against not in scores or len(scores) < 2:
-        raise ValueError(
-            f"scores are of {list(scores)} and against is {against!r}; expected it among them, "
-            "and at least one other."
-        )
-    return compare(
-        scores, masks, outcomes, against=against, num_bootstrap=num_bootstrap,
-        confidence=confidence, seed=seed,
-    )[1]  # fmt: skip
 
 
 def _named_predictions(name: str, scores: Any, masks: Any, outcomes_QM: np.ndarray) -> np.ndarray:
