@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "sampling": "problem curvature",
     "linear_response": "problem sampling curvature estimate",
     "results": "problem estimate store",
-    "evaluate": "problem sampling store",
+    "evaluate": "problem sampling estimate store",
     "calibration": "problem sampling curvature estimate linear_response evaluate",
     "runs": "problem sampling curvature estimate linear_response results store calibration report",
     "baselines": "problem sampling curvature",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bif.estimate.correlation import correlation
 from bif.problem.items import Items
 from bif.sampling.oracles import Oracle
 from bif.types import Params
@@ -70,18 +71,16 @@ def dampings(gradients_IK: Tensor, *, usual: float, num_train: int) -> list[Damp
     """
     gram = gradients_IK.double() @ gradients_IK.double().T
     found: list[Damping] = []
-    first: Sequence[Tensor] = ()
+    first: Tensor | None = None
     for factor in FACTORS:
         rows = [
             _row(gram, j, damping=factor * usual, num_train=num_train) for j in range(len(gram))
         ]
         signal = float(torch.stack([s for _, s in rows]).median())
-        scores = [row for row, _ in rows]
-        first = first or scores
-        agreement = float(
-            torch.stack([_correlation(a, b) for a, b in zip(scores, first, strict=True)]).median()
-        )
-        found.append(Damping(factor, 1 / max(signal, 1e-12), agreement))
+        scores = torch.stack([row for row, _ in rows])
+        first = scores if first is None else first
+        agreements = torch.from_numpy(correlation(scores, first)).nan_to_num()
+        found.append(Damping(factor, 1 / max(signal, 1e-12), float(agreements.median())))
     return found
 
 
@@ -97,11 +96,6 @@ def _row(gram: Tensor, query: int, *, damping: float, num_train: int) -> tuple[T
     excess = max(1 / count - 1 / num_train, 0.0)
     scores, own = scores / (1 - excess * own), own / (1 - excess * own)
     return scores, scores.var() / (own.mean() * of_query).clamp(min=1e-300)
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a - a.mean(), b - b.mean()
-    return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-300)
 
 
 def item_gradients(

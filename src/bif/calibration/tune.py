@@ -19,6 +19,7 @@ from bif.calibration.damping import SHARE
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.temperature import untempered
 from bif.estimate import estimate_covariance
+from bif.estimate.correlation import correlation
 from bif.estimate.traces import LossTraces
 from bif.evaluate import lds, predict
 from bif.evaluate.retraining import BankPart
@@ -291,10 +292,7 @@ def _every_other(traces: LossTraces, first: int) -> LossTraces:
 
 def _agreement(a_QM: np.ndarray, b_QM: np.ndarray) -> float:
     """Pearson correlation of two halves' predictions over subsets, mean over queries."""
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a_QM, b_QM))
-    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    products = (a * b).sum(axis=1)
-    return float(np.divide(products, scale, out=np.zeros_like(scale), where=scale > 0).mean())
+    return float(np.nan_to_num(correlation(a_QM, b_QM)).mean())
 
 
 def _check(asked: Problem, settings: Settings, part: BankPart) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from bif.estimate.correlation import correlation
 from bif.estimate.covariance import GroupSums
 from bif.estimate.traces import LossTraces
 
@@ -86,12 +87,10 @@ def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
 
     Halves that disagree are not stepped up: the formula is for halves that measure the same.
     """
-    a = a - a.mean(axis=1, keepdims=True)
-    b = b - b.mean(axis=1, keepdims=True)
-    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    if not (scale > 0).any():
+    r = correlation(a, b)
+    if np.isnan(r).all():
         return float("nan")
-    r = np.divide((a * b).sum(axis=1), scale, out=np.zeros_like(scale), where=scale > 0)
+    r = np.nan_to_num(r)
     return float(np.median(np.where(r > 0, 2 * r / (1 + r.clip(min=0)), r)))
 
 

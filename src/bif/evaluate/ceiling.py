@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from bif.estimate.correlation import correlation
 from bif.evaluate.resampling import require_finite
 
 
@@ -30,14 +32,9 @@ def noise_ceiling(outcomes: Any) -> float:
     num_seeds = outcomes.shape[0]
     if num_seeds == 1:
         return float("nan")
-    centered = outcomes - outcomes.mean(axis=1, keepdims=True)
-    centered[np.broadcast_to(np.ptp(outcomes, axis=1, keepdims=True) == 0, centered.shape)] = 0
-    norm = np.sqrt((centered**2).sum(axis=1, keepdims=True))
-    unit = np.divide(centered, norm, out=np.zeros_like(centered), where=norm > 0)
-    # sum over pairs s != t of <u_s, u_t> = |sum_s u_s|^2 - sum_s |u_s|^2
-    pairs = (unit.sum(axis=0) ** 2).sum(axis=0) - (unit**2).sum(axis=(0, 1))
-    correlation = max(float(pairs.mean()) / (num_seeds * (num_seeds - 1)), 0.0)
-    reliability = num_seeds * correlation / (1 + (num_seeds - 1) * correlation)
+    pairs = [correlation(a.T, b.T) for a, b in combinations(outcomes, 2)]
+    r = max(float(np.nan_to_num(pairs).mean()), 0.0)
+    reliability = num_seeds * r / (1 + (num_seeds - 1) * r)
     return float(np.sqrt(min(reliability, 1.0)))
 
 

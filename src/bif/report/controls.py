@@ -46,20 +46,15 @@ def _agreements(source: Source, name: str) -> list[str]:
 
 def agreement(score_QN: np.ndarray, control_QN: np.ndarray) -> float:
     """Spearman's correlation over items, median over queries; NaN where there is none."""
+    from scipy.stats import spearmanr
+
     found = []
     for score, control in zip(score_QN, control_QN, strict=True):
         known = np.isfinite(score) & np.isfinite(control)
-        own, other = _ranks(score[known]), _ranks(control[known])
+        own, other = score[known], control[known]
         if known.sum() > 2 and np.ptp(own) > 0 and np.ptp(other) > 0:
-            found.append(np.corrcoef(own, other)[0, 1])
+            found.append(spearmanr(own, other)[0])
     return float(np.median(found)) if found else float("nan")
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks with ties at their mean."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def _cell(value: float) -> str:
