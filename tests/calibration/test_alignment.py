@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bif
 from bif.calibration import alignment
-from bif.calibration.alignment import FACTORS, Damping, best_damping, dampings, item_gradients
+from bif.calibration.alignment import FACTORS, Damping, best_damping, dampings, gradient_sketches
 from bif.sampling.oracles import StackedOracle
 from small_problems import classification, filled, normal
 
@@ -94,7 +94,7 @@ class TestGradients:
         problem = classification()
         params = {n: p.unsqueeze(0) for n, p in problem.center().items()}
         oracle = StackedOracle(problem.model, problem.loss)
-        found = item_gradients(oracle, params, problem.train, range(4), masks={})
+        found = gradient_sketches(oracle, params, problem.train, range(4), masks={})
         for i in range(4):
             loss = problem.loss(problem.model, problem.train.take(torch.tensor([i]))).sum()
             expected = torch.autograd.grad(loss, list(problem.model.parameters()))
@@ -108,7 +108,7 @@ class TestGradients:
         mask = torch.arange(leaf.numel()).view(leaf.shape) % 2 == 0
         oracle = StackedOracle(problem.model, problem.loss)
         whole, part = (
-            item_gradients(oracle, params, problem.train, range(3), masks=masks)
+            gradient_sketches(oracle, params, problem.train, range(3), masks=masks)
             for masks in ({}, {name: mask})
         )
         kept = torch.ones(whole.shape[1], dtype=torch.bool)

@@ -98,10 +98,10 @@ def _row(gram: Tensor, query: int, *, damping: float, num_train: int) -> tuple[T
     return scores, scores.var() / (own.mean() * of_query).clamp(min=1e-300)
 
 
-def item_gradients(
+def gradient_sketches(
     oracle: Oracle, params: Params, items: Items, indices: Sequence[int], *, masks: Params
 ) -> Tensor:
-    """Gradients of single items at one chain's weights, `[I, K]`, sketched where they are long.
+    """Return the gradients of single items at one chain's weights, `[I, K]`, sketched if long.
 
     Args:
         oracle: Where gradients come from.

@@ -16,7 +16,7 @@ from bif.calibration.alignment import (
     NUM_ITEMS,
     best_damping,
     dampings,
-    item_gradients,
+    gradient_sketches,
 )
 from bif.calibration.damping import SHARE, leftover_curvature, usual_damping
 from bif.calibration.short_trajectory import LOOKS, STEPS, careful_walk
@@ -143,7 +143,7 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
         if nbeta and gamma and len(whole.items) >= FEWEST_ITEMS:
             first = range(min(NUM_ITEMS, len(whole.items)))
-            gradients = item_gradients(oracle, one, whole.items, first, masks=posterior.masks)
+            gradients = gradient_sketches(oracle, one, whole.items, first, masks=posterior.masks)
             gradients = gradients * whole.weights.mean().sqrt().cpu()
             raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
             gamma, why = raised * gamma, why + words
