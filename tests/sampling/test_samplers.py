@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bif import tensors
 from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise
 from bif.types import Noise, Params, Sampler
+from small_problems import global_randomness_untouched
 
 SAMPLERS: list[Sampler[Any]] = [
     SGLD(0.1),
@@ -239,15 +238,9 @@ def test_a_step_goes_down_the_gradient(sampler: Sampler[Any]):
 
 @each_sampler
 def test_global_random_state_is_left_alone(sampler: Sampler[Any]):
-    def global_states() -> tuple[Tensor, str, object]:
-        return torch.get_rng_state(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
-
-    before = global_states()
-    noise = noise_of(0)
-    run(sampler, sampler.init(starting_weights(2), noise), noise, 3)
-    after = global_states()
-    assert torch.equal(after[0], before[0])
-    assert after[1:] == before[1:]
+    with global_randomness_untouched():
+        noise = noise_of(0)
+        run(sampler, sampler.init(starting_weights(2), noise), noise, 3)
 
 
 def test_sgnht_counts_the_weights_that_may_move():

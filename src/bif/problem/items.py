@@ -216,11 +216,11 @@ def as_items(data: Items | Batch | Dataset[Any]) -> Items:
 
 
 @contextmanager
-def randomness_restored() -> Iterator[None]:
-    """Whatever a Dataset draws, the user's global random states come out as they went in."""
+def randomness_restored(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Restore the global random states of the CPU, and of these GPUs, whatever is drawn."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
 from bif.evaluate.training import Network, num_rows, stream, to_device
 from bif.problem.code import code_fingerprint
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch
+from bif.problem.items import map_batch, randomness_restored
 from bif.problem.problem import Problem
 from bif.problem.weights import copied, widen_
 from bif.types import Batch, Target
@@ -154,7 +153,9 @@ class FunctionTrainer:
             widen_(copied(self._model)).to(self.device) if self._target == "checkpoint" else None
         )
         seed = stream("train", network.mask, network.seed) >> 32
-        with _own_randomness(seed, self.device):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with randomness_restored(devices):
+            _seed_everything(seed, devices)
             model = self._train(start, items, seed)
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -187,20 +188,11 @@ def _named(network: Network) -> str:
     return f"subset {network.subset} and seed {network.seed}"
 
 
-@contextlib.contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators seeded for one network; afterwards they are as they were."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
-            for one in devices:
-                with torch.cuda.device(one):
-                    torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+def _seed_everything(seed: int, devices: Sequence[torch.device]) -> None:
+    """Seed the global generators of the CPU and of these GPUs."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds every device
+    for device in devices:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
