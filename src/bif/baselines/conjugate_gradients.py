@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from bif.baselines.fitted import require_damping, require_same_fit
-from bif.baselines.gradient_product import named_observable
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 
@@ -123,7 +122,7 @@ class ConjugateGradients:
         """
         require_same_fit(self._problem, problem)
         require_damping(damping)
-        function = named_observable(problem, observable)
+        function = chosen_observable(problem, observable).function
         blocks, residuals, most = [], [], 0
         for rows in query_gradient_blocks(problem, function, max_rows=self._together):
             solution, residual, iterations = conjugate_gradients(

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from bif.baselines.fitted import chosen_damping, require_same_fit
-from bif.baselines.gradient_product import named_observable
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
 from bif.curvature.library import curvlinops_module
 from bif.curvature.mean_curvature import example
 from bif.curvature.outputs import Criterion
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import rows_that_fit, signed_products, trained
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
@@ -179,7 +178,7 @@ class EKFAC:
                     solved[:, part] = piece
             return solved
 
-        function = named_observable(problem, observable)
+        function = chosen_observable(problem, observable).function
         return signed_products(problem, function, movable=self._names, prepare=prepare)
 
     def _dampings(self, damping: float | None, damping_scale: float | None) -> list[float]:

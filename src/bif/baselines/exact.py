@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from bif.baselines.fitted import chosen_damping, require_same_fit
-from bif.baselines.gradient_product import named_observable
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 _LARGEST = 30_000
@@ -96,7 +95,7 @@ class ExactInfluence:
         require_same_fit(self._problem, problem)
         factor = self._damped_factor(chosen_damping(damping, damping_scale, self.mean_eigenvalue))
         blocks = []
-        for rows in query_gradient_blocks(problem, named_observable(problem, observable)):
+        for rows in query_gradient_blocks(problem, chosen_observable(problem, observable).function):
             solved = torch.cholesky_solve(rows.double().T, factor).T
             train = item_gradient_chunks(problem, problem.loss, problem.train)
             blocks.append(torch.cat([-(solved @ part.double().T).cpu() for part in train], dim=1))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bif.problem.problem import Observable, Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import signed_products
-from bif.types import ItemLoss
 
 
 def gradient_product(
@@ -32,7 +31,9 @@ def gradient_product(
         KeyError: No such observable.
         ValueError: `movable` matches nothing.
     """
-    return signed_products(problem, named_observable(problem, observable), movable=movable)
+    return signed_products(
+        problem, chosen_observable(problem, observable).function, movable=movable
+    )
 
 
 def gradient_cosine(
@@ -55,31 +56,8 @@ def gradient_cosine(
         KeyError: No such observable.
         ValueError: `movable` matches nothing.
     """
-    function = named_observable(problem, observable)
+    function = chosen_observable(problem, observable).function
     return signed_products(problem, function, movable=movable, prepare=_unit, prepare_train=_unit)
-
-
-def chosen_observable(problem: Problem, name: str | None) -> Observable:
-    """One of the problem's observables; the first by default.
-
-    Raises:
-        KeyError: There is none of that name.
-    """
-    known = {observable.name: observable for observable in problem.observables}
-    if name is None:
-        return problem.observables[0]
-    if name not in known:
-        raise KeyError(f"no observable {name!r}; there are {list(known)}.")
-    return known[name]
-
-
-def named_observable(problem: Problem, name: str | None) -> ItemLoss:
-    """The function of one of the problem's observables.
-
-    Raises:
-        KeyError: There is none of that name.
-    """
-    return chosen_observable(problem, name).function
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bif.baselines.gradient_product import chosen_observable
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, map_batch
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 
 
 def representation_similarity(

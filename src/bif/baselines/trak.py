@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bif.baselines.fitted import chosen_damping, require_same_fit
-from bif.baselines.gradient_product import named_observable
 from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
 from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 from bif.types import Batch, ItemLoss
 
@@ -122,7 +121,7 @@ class TRAK:
         require_same_fit(self._problem, problem)
         if not 0 <= soft_threshold < 1:
             raise ValueError(f"soft_threshold must be in [0, 1), got {soft_threshold!r}.")
-        function = named_observable(problem, observable)
+        function = chosen_observable(problem, observable).function
         products, weights = [], []
         for one in self._checkpoints:
             mean = float(one.eigenvalues.mean())

@@ -8,7 +8,7 @@ from math import inf
 
 from bif.linear_response.pairs import Curvature
 from bif.problem.literals import require_literal
-from bif.problem.problem import Problem
+from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.samplers import names_of
 from bif.sampling.settings import Settings
 
@@ -93,10 +93,6 @@ def of_observable(problem: Problem, name: str | None) -> Problem:
         KeyError: There is none of that name.
     """
     problem.refuse_tokens("a response")
-    known = {observable.name: observable for observable in problem.observables}
-    chosen = problem.observables[0].name if name is None else name
-    if chosen not in known:
-        raise KeyError(f"no observable {name!r}; there are {list(known)}.")
     alone = copy(problem)
-    alone.observables = (known[chosen],)
+    alone.observables = (chosen_observable(problem, name),)
     return alone

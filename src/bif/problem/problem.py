@@ -79,6 +79,29 @@ MARGIN = Observable("margin", margin, "higher")
 """The classification margin `log(p / (1 - p))` of the query's label."""
 
 
+def observable_position(names: Sequence[str], name: str | None) -> int:
+    """Return the position of one of the observables, the first by default.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
+    if name is None:
+        return 0
+    if name not in names:
+        raise KeyError(f"no observable {name!r}; there are {list(names)}.")
+    return list(names).index(name)
+
+
+def chosen_observable(problem: Problem, name: str | None) -> Observable:
+    """Return one of the problem's observables, the first by default.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
+    names = [observable.name for observable in problem.observables]
+    return problem.observables[observable_position(names, name)]
+
+
 class Problem:
     """A trained model, a loss per item, train items, queries and observables.
 

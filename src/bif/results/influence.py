@@ -13,6 +13,7 @@ import numpy as np
 from bif.estimate.dataset import SIGN
 from bif.estimate.traces import LossTraces
 from bif.problem.columns import Tokens
+from bif.problem.problem import observable_position
 from bif.results.group_sums import (
     Side,
     columns_of_items,
@@ -238,11 +239,7 @@ class Influence:
 
     def _observable(self, name: str | None) -> str:
         names = [str(n) for n in self.dataset["observable"].values]
-        if name is None:
-            return names[0]
-        if name not in names:
-            raise KeyError(f"no observable {name!r}; there are {names}.")
-        return name
+        return names[observable_position(names, name)]
 
     def _position(self, query: str | int) -> int:
         ids = [str(i) for i in self.dataset["query_id"].values]

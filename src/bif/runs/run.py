@@ -15,6 +15,7 @@ from bif import store
 from bif.estimate.top_k import top_influences
 from bif.estimate.traces import LossTraces, TraceBlock
 from bif.problem.array_layout import Panels, joined
+from bif.problem.problem import observable_position
 from bif.results.group_sums import source_text
 from bif.results.influence import Influence, rankings
 from bif.results.ranking import Ranking
@@ -79,10 +80,8 @@ class Run:
         if self.manifest["keep"] == "sums" or not self.traces.blocks:
             raise ValueError("the run keeps sums: top_k needs the traces of all items.")
         names = [str(name) for name in dataset["observable"].values]
-        name = names[0] if observable is None else observable
-        if name not in names:
-            raise KeyError(f"no observable {name!r}; there are {names}.")
-        first = names.index(name) * dataset.sizes["query"]
+        position = observable_position(names, observable)
+        first = position * dataset.sizes["query"]
         rows = np.arange(first, first + dataset.sizes["query"])
         columns = np.arange(self.traces.blocks[0].train.shape[2])
         found = top_influences(
@@ -91,7 +90,7 @@ class Run:
         )  # fmt: skip
         return [
             ranking if unresolved or ranking.trusted else ranking.unlisted()
-            for ranking in rankings(self.influence, found, observable=name)
+            for ranking in rankings(self.influence, found, observable=names[position])
         ]
 
     def save(
