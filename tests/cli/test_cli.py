@@ -129,7 +129,7 @@ class TestAttribute:
         code, _, err = bif_command(*command, "--step-size", "50")
         assert code == 2 and "Traceback" not in err
         assert "only 0 of 4 chains survived" in err and "set step_size=25, burn_in=8" in err
-        assert store.read_manifest(store.folder_at(out))["complete"] is False
+        assert store.RUN.read(store.folder_at(out))["complete"] is False
         text = failed(bif_command(*command))
         assert "with another settings.step_size" in text and "--overwrite" in text
         assert bif_command(*command, "--overwrite")[0] == 0

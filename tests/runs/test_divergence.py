@@ -100,7 +100,7 @@ class TestDivergence:
         for _ in range(2):  # the second time from what was committed
             with pytest.raises(RuntimeError, match="only 0 of 4 chains survived"):
                 bif.attribute(classification(), wild, out=out)
-            assert store.read_manifest(store.folder_at(out))["complete"] is False
+            assert store.RUN.read(store.folder_at(out))["complete"] is False
             assert store.BlockStore(store.folder_at(out), 0).commits()[0].diverged.keys() == set(
                 range(4)
             )

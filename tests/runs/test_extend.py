@@ -207,7 +207,7 @@ def _wide_regression() -> dict[str, Any]:
 
 def _perturb_a_loss(folder: Path, *, block: int, draw: int) -> None:
     """The last bit of one loss, as if the run itself had recorded it."""
-    token = store.read_manifest(store.folder_at(folder))["token"]
+    token = store.RUN.read(store.folder_at(folder))["token"]
     there = store.BlockStore(store.folder_at(folder), block, token=token)
     assert there.good_draws(["train_loss-0"]) == 4
     losses = there.traces.read("train_loss-0", 0, 4).copy()

@@ -99,7 +99,7 @@ class Victim:
         folder = store.folder_at(self.folder)
         if not folder.is_file(store.MANIFEST):
             return "set-up and training"
-        manifest = store.read_manifest(folder)
+        manifest = store.RUN.read(folder)
         if manifest["complete"]:
             return "after the end"
         if "blocks" not in manifest:

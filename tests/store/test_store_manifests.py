@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bif.store import (
+    RUN,
     DamagedRun,
     FolderInUse,
     copy_run,
@@ -16,7 +17,6 @@ from bif.store import (
     folder_at,
     open_run,
     progress,
-    read_manifest,
     read_run,
     reopen_run,
 )
@@ -28,21 +28,21 @@ class TestManifests:
         folder = begun(tmp_path / "r")
         with reopen_run(folder) as run:
             run.update({"note": np.float32(0.5)})
-        assert read_manifest(folder_at(folder))["note"] == 0.5
+        assert RUN.read(folder_at(folder))["note"] == 0.5
         (folder / "run.json").write_bytes(b"\0" * 9)
-        assert read_manifest(folder_at(folder))["note"] == 0.5
+        assert RUN.read(folder_at(folder))["note"] == 0.5
 
     def test_the_spare_of_a_complete_run_does_not_call_it_complete(self, tmp_path):
         folder = ended(tmp_path / "r")
         (folder / "run.json").write_text("")
-        assert read_manifest(folder_at(folder))["complete"] is False
+        assert RUN.read(folder_at(folder))["complete"] is False
 
     def test_without_either_it_is_refused_and_says_what_to_do(self, tmp_path):
         folder = ended(tmp_path / "r")
         for name in ("run.json", "checkpoints/run.json"):
             (folder / name).write_text("{")
         with pytest.raises(DamagedRun, match=r"run\.json is damaged.*Pass --overwrite"):
-            read_manifest(folder_at(folder))
+            RUN.read(folder_at(folder))
         with open_run(folder, wanted(), on_existing="replace") as run:
             assert not run.begun
 
@@ -60,7 +60,7 @@ class TestManifests:
         (folder / "checkpoints" / "run.json").unlink()
         resealed(folder / "run.json", **{entry: value})
         with pytest.raises(DamagedRun, match=rf"run\.json is damaged: .*{entry}"):
-            read_manifest(folder_at(folder))
+            RUN.read(folder_at(folder))
 
     def test_progress_is_told_in_draws_of_all_chains(self, tmp_path):
         folder = begun(tmp_path / "r")

@@ -16,14 +16,13 @@ import xarray as xr
 import zarr
 
 from bif.store import (
+    RUN,
     DamagedRun,
     Folder,
     FolderInUse,
     folder_at,
-    holds_run,
     load_dataset,
     plain,
-    read_manifest,
     read_run,
     results,
     save_dataset,
@@ -99,7 +98,7 @@ class TestWriting:
             patch.setattr(results, step, fail)
             with pytest.raises(type(error)):
                 write(folder, draws=2)
-        assert read_manifest(folder_at(folder))["complete"] is False
+        assert RUN.read(folder_at(folder))["complete"] is False
         assert read_run(write(folder, draws=2))["summary"]["draws"] == 2
         assert files(folder) == files(write(tmp_path / "fresh"))
 
@@ -169,20 +168,20 @@ class TestReading:
 
 class TestWhatIsNotOurs:
     def test_nothing_there_or_an_empty_folder_holds_no_run(self, tmp_path):
-        assert holds_run(folder_at(tmp_path / "new")) is False
-        assert holds_run(folder_at(tmp_path)) is False
-        assert holds_run(folder_at(write(tmp_path / "r"))) is True
+        assert RUN.holds(folder_at(tmp_path / "new")) is False
+        assert RUN.holds(folder_at(tmp_path)) is False
+        assert RUN.holds(folder_at(write(tmp_path / "r"))) is True
 
     def test_other_peoples_files_and_a_file_are_refused(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
         for place in (tmp_path, tmp_path / "thesis.tex"):
             with pytest.raises(FolderInUse, match="exists and holds no run of bif"):
-                holds_run(folder_at(place))
+                RUN.holds(folder_at(place))
 
     def test_nor_is_a_lonely_report_taken_for_a_run_that_was_cut_short(self, tmp_path):
         (tmp_path / "report.html").write_text("somebody's")
         with pytest.raises(FolderInUse, match="holds no run of bif"):
-            holds_run(folder_at(tmp_path))
+            RUN.holds(folder_at(tmp_path))
 
 
 class TestDatasets:

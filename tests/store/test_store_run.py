@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bif.store import (
+    RUN,
     FolderInUse,
     folder_at,
     is_complete,
     open_run,
-    read_manifest,
     read_run,
     reopen_run,
 )
@@ -22,7 +22,7 @@ class TestOpening:
         for name in ("empty", "deep/new"):
             with open_run(tmp_path / name, wanted()) as run:
                 assert not run.begun and not run.complete
-                found = read_manifest(run.folder)
+                found = RUN.read(run.folder)
                 assert found["complete"] is False and found["identity"]["model"] == "abc"
                 commit(run)
 
@@ -108,7 +108,7 @@ class TestOpening:
             run.update({})
             commit(run)
         assert (folder / "notes.txt").read_text() == "mine"
-        assert read_manifest(folder_at(folder))["identity"]["model"] == "def"
+        assert RUN.read(folder_at(folder))["identity"]["model"] == "def"
         assert not (folder / "influence.zarr").exists()
 
     @pytest.mark.parametrize("error", [ValueError("bad settings"), KeyboardInterrupt()])

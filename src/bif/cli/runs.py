@@ -149,7 +149,7 @@ class Attribute:
             else problem
         )
         out = self.out or run
-        if out != run and not store.holds_run(store.folder_at(out)):
+        if out != run and not store.RUN.holds(store.folder_at(out)):
             store.copy_run(run, out)
         extend(
             out,

@@ -8,14 +8,7 @@ as responses, are a folder with `influence.zarr` and `scores.json`, and with a r
 """
 
 from bif.store.bank_arrays import BankLayout, BankPartStore
-from bif.store.banks import (
-    BankFolder,
-    holds_bank,
-    open_bank,
-    read_bank_manifest,
-    read_bank_part,
-    refuse_other_format,
-)
+from bif.store.banks import BANK, BankFolder, open_bank, read_bank_part
 from bif.store.checkpoints import BlockStore, Commit
 from bif.store.folder import (
     CALIBRATION,
@@ -32,14 +25,12 @@ from bif.store.folder import (
     discard_output,
     folder_at,
 )
-from bif.store.manifests import read_manifest
+from bif.store.manifests import RUN, differences
 from bif.store.marks import mark, marked, refuse_foreign
 from bif.store.results import (
-    holds_run,
     load_dataset,
     plain,
     refuse_foreign_calibration,
-    refuse_occupied,
     save_dataset,
     write_calibration,
 )
@@ -47,12 +38,12 @@ from bif.store.run import (
     OnExisting,
     RunFolder,
     copy_run,
-    differences,
     in_words,
     is_complete,
     open_run,
     progress,
     read_run,
+    refuse_occupied,
     remove_run,
     reopen_run,
 )
@@ -71,8 +62,10 @@ __all__ = [
     "INFLUENCE",
     "MANIFEST",
     "REPORT",
+    "RUN",
     "SCORES",
     "SUMMARY",
+    "BANK",
     "BankFolder",
     "BankLayout",
     "BankPartStore",
@@ -90,8 +83,6 @@ __all__ = [
     "differences",
     "in_words",
     "folder_at",
-    "holds_bank",
-    "holds_run",
     "holds_scores",
     "is_complete",
     "load_dataset",
@@ -102,15 +93,12 @@ __all__ = [
     "open_scores",
     "plain",
     "progress",
-    "read_bank_manifest",
     "read_bank_part",
-    "read_manifest",
     "read_run",
     "read_scores",
     "refuse_foreign",
     "refuse_foreign_calibration",
     "refuse_occupied",
-    "refuse_other_format",
     "remove_run",
     "reopen_run",
     "save_dataset",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bif.store.folder import DamagedRun, Folder, damage_named, failures_named
-from bif.store.results import refuse_foreign_zarr
+from bif.store.results import opened_array
 from bif.store.seals import digest
 
 _CHUNK_BYTES, _SHARD_BYTES = 2 * 2**20, 32 * 2**20
@@ -286,17 +286,11 @@ class DrawArrays:
         ]
 
     def _opened(self, name: str) -> Any:
-        import zarr
-
         place = f"{self._name}/{name}"
-        if not self._folder.is_file(f"{place}/zarr.json"):
-            raise FileNotFoundError(f"{self._folder} has no array {place}.")
-        refuse_foreign_zarr(self._folder, place)
+        array = opened_array(self._folder, place)
         with damage_named(place):
-            array = zarr.open_array(self._folder.zarr(place), mode="r+", zarr_format=3)
-            fine = array.ndim >= 3 and array.shards is not None and array.dtype.kind in "fiu"
-        if not fine:
-            raise DamagedRun(f"{place} is no array of draws.")
+            if array.ndim < 3 or array.shards is None or array.dtype.kind not in "fiu":
+                raise DamagedRun(f"{place} is no array of draws.")
         return array
 
     def _opened_or_made(self, name: str, values: np.ndarray) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bif.store.folder import DamagedRun, Folder, FolderInUse, damage_named, failures_named
-from bif.store.results import read_json, refuse_foreign_zarr
+from bif.store.results import opened_array, read_json
 
 BANK_ARRAYS = "bank.zarr"
 _AXES = ("observable", "seed", "subset", "query")
@@ -170,22 +170,18 @@ class BankPartStore:
 
     def _keep(self, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
         """Write a small array that follows from the problem and the plan, where it differs."""
-        import zarr
-
         with contextlib.suppress(DamagedRun, FileNotFoundError):
             there = self._small(name)
             if there.shape == values.shape and (there == values).all():
                 return
         place = f"{self._place}/{name}"
         self._folder.remove(place)
-        array = zarr.create_array(
-            self._folder.zarr(place),
+        array = self._made(
+            name,
             shape=values.shape,
             chunks=tuple(max(1, n) for n in values.shape),
             dtype=str if values.dtype == object else values.dtype,
             dimension_names=dimensions,
-            config={"write_empty_chunks": True},
-            **_encoding(),
         )
         array[...] = values
         self._folder.synchronise(
@@ -197,27 +193,30 @@ class BankPartStore:
         return values if values.dtype.kind in "biuf" else values.astype(object)
 
     def _opened(self, name: str) -> Any:
-        import zarr
-
-        place = f"{self._place}/{name}"
-        if not self._folder.is_file(f"{place}/zarr.json"):
-            raise FileNotFoundError(f"{self._folder} has no array {place}.")
-        refuse_foreign_zarr(self._folder, place)
+        array = opened_array(self._folder, f"{self._place}/{name}")
         if name in _SMALL:
             refuse_missing_chunk(self._folder, self._place, name)
-        with damage_named(place):
-            array = zarr.open_array(self._folder.zarr(place), mode="r+", zarr_format=3)
-            if name in _SMALL:
+            with damage_named(f"{self._place}/{name}"):
                 array[...]  # to be read whole
         return array
+
+    def _made(self, name: str, **layout: Any) -> Any:
+        import zarr
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        return zarr.create_array(
+            self._folder.zarr(f"{self._place}/{name}"),
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+            zarr_format=3,
+            **layout,
+        )
 
     def _grown(
         self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...],
         kind: type[np.generic] = np.float64,
     ) -> Any:  # fmt: skip
         """An array of this shape; its metadata are mended, its chunks stay."""
-        import zarr
-
         place = f"{self._place}/{name}"
         try:
             array = self._opened(name)
@@ -233,15 +232,13 @@ class BankPartStore:
             if array.shape != shape:
                 array.resize(shape)
             return array
-        array = zarr.create_array(
-            self._folder.zarr(place),
+        array = self._made(
+            name,
             shape=shape,
             chunks=chunks,
             dtype=kind,
             fill_value=0 if kind is np.int64 else float("nan"),
             dimension_names=dims,
-            config={"write_empty_chunks": True},
-            **_encoding(),
         )
         self._folder.synchronise([f"{place}/zarr.json"])
         return array
@@ -315,12 +312,6 @@ def _refuse_foreign_group(folder: Folder, name: str) -> None:
         found = read_json(folder, place)
         if (found.get("zarr_format"), found.get("node_type")) != (3, "group"):
             raise DamagedRun(f"{folder}/{place} is no group of zarr's third format.")
-
-
-def _encoding() -> dict[str, Any]:
-    from zarr.codecs import Crc32cCodec, ZstdCodec
-
-    return {"compressors": [ZstdCodec(level=3), Crc32cCodec()], "zarr_format": 3}
 
 
 def _chunk(place: str, position: tuple[int, ...]) -> str:

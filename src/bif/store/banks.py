@@ -6,7 +6,6 @@ A bank's folder holds `bank.json`, the manifest, with a spare, and `bank.zarr` w
 from __future__ import annotations
 
 import contextlib
-import json
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,18 +20,39 @@ from bif.store.bank_arrays import (
     network_checks,
     refuse_missing_chunk,
 )
-from bif.store.folder import DamagedRun, Folder, FolderInUse, damage_named, folder_at
-from bif.store.marks import mark, marked, remove_marked, whose
-from bif.store.results import load_dataset, plain, read_json, write_sealed
-from bif.store.run import differences
-from bif.store.seals import CHECK, unsealed
+from bif.store.folder import Folder, FolderInUse, damage_named, folder_at
+from bif.store.manifests import FORMAT, FolderKind, differences
+from bif.store.marks import mark, marked, remove_marked
+from bif.store.results import load_dataset, plain
 
 if TYPE_CHECKING:
     import xarray as xr
 
-BANK, BANK_SPARE = "bank.json", "bank.spare.json"
-BANK_FORMAT, _OLDER = 2, 1
-_OURS = (BANK, BANK_SPARE, BANK_ARRAYS)
+
+def _bank_checks(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    per_chunk = manifest.get("networks_per_chunk")
+    return {
+        "token": isinstance(manifest.get("token", ""), str)
+        and bool(manifest.get("token")) == (manifest["format"] == FORMAT),
+        "identity": isinstance(manifest.get("identity"), dict),
+        "plan": isinstance(manifest.get("plan"), dict),
+        "hardware": isinstance(manifest.get("hardware", []), list),
+        "networks_per_chunk": type(per_chunk) is int and per_chunk > 0,
+    }
+
+
+BANK = FolderKind(
+    name="bank",
+    manifest="bank.json",
+    spare="bank.spare.json",
+    ours=("bank.json", "bank.spare.json", BANK_ARRAYS),
+    entries=frozenset({"identity", "plan", "format"}),
+    checks=_bank_checks,
+    reader="bif.bank.load",
+    elsewhere="choose another folder",
+    instead="choose another folder",
+    anew="Remove the folder and train the bank anew.",
+)
 
 
 class BankFolder:
@@ -49,8 +69,7 @@ class BankFolder:
     def update(self, entries: Mapping[str, Any]) -> None:
         """Change entries of the manifest, kept twice."""
         self.manifest = plain({**self.manifest, **entries})
-        write_sealed(self.folder, BANK_SPARE, self.manifest)  # first: it never lags behind
-        write_sealed(self.folder, BANK, self.manifest)
+        BANK.write(self.folder, self.manifest)
 
     def part(self, name: str, layout: BankLayout) -> BankPartStore:
         """The arrays of a part, made or lengthened."""
@@ -71,19 +90,19 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
         DamagedRun: The manifest cannot be read.
     """
     folder = folder_at(where)
-    holds_bank(folder)  # before anything is made there
+    BANK.holds(folder)  # before anything is made there
     with folder.locked():
-        expected = plain({"format": BANK_FORMAT, **manifest})
-        if holds_bank(folder):
-            found = read_bank_manifest(folder)
+        expected = plain({"format": FORMAT, **manifest})
+        if BANK.holds(folder):
+            found = BANK.read(folder)
             _refuse_another(folder, found, expected)
             if not marked(folder):
-                mark(folder, _OURS)
+                mark(folder, BANK.ours)
             folder.sweep(marked(folder))
             yield BankFolder(folder, found)
             return
-        remove_marked(folder, reversed(_OURS))  # left over by a process that was killed
-        mark(folder, _OURS)
+        remove_marked(folder, reversed(BANK.ours))  # left over by a process that was killed
+        mark(folder, BANK.ours)
         bank = BankFolder(folder, {**expected, "token": uuid.uuid4().hex})
         bank.update({})
         try:
@@ -91,46 +110,8 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
         except BaseException:
             with contextlib.suppress(OSError):  # what cannot be looked at stays
                 if not folder.names(BANK_ARRAYS) or not _has_outcomes(folder):
-                    remove_marked(folder, reversed(_OURS))
+                    remove_marked(folder, reversed(BANK.ours))
             raise
-
-
-def holds_bank(folder: Folder) -> bool:
-    """Whether there is a bank.
-
-    Raises:
-        FolderInUse: There is something, and it is no bank.
-    """
-    there, others = whose(folder, _OURS)
-    if there & {BANK, BANK_SPARE} and (not others & set(_OURS) or _is_bank(folder)):
-        return True
-    if others or folder.is_file(""):
-        raise FolderInUse(
-            f"{folder} exists and holds no bank: choose another folder, or empty it first."
-        )
-    return False
-
-
-def read_bank_manifest(where: str | Path | Folder) -> dict[str, Any]:
-    """`bank.json`, or its spare where that is missing or damaged.
-
-    Raises:
-        FileNotFoundError: There is neither.
-        DamagedRun: Neither can be read.
-    """
-    folder = folder_at(where)
-    names = [name for name in (BANK, BANK_SPARE) if folder.is_file(name)]
-    if not names:
-        raise FileNotFoundError(f"{folder} holds no bank of bif: it has no {BANK}.")
-    for name in names:
-        with contextlib.suppress(DamagedRun):
-            found = read_json(folder, name)
-            if found.get("format") == BANK_FORMAT and CHECK not in found:
-                raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
-            return _validated(unsealed(found, f"{folder}/{name}"))
-    raise DamagedRun(
-        f"{folder}/{BANK} and its spare are damaged. Remove the folder and train the bank anew."
-    )
 
 
 def read_bank_part(where: str | Path | Folder, part: str, *, token: str) -> xr.Dataset:
@@ -175,54 +156,8 @@ def _has_outcomes(folder: Folder) -> bool:
     )
 
 
-def _is_bank(folder: Folder) -> bool:
-    """Whether the manifest or its spare is one of bif's."""
-    for name in (BANK, BANK_SPARE):
-        if folder.is_file(name):
-            with contextlib.suppress(DamagedRun):
-                return {"identity", "plan", "format"} <= set(read_json(folder, name))
-    return False
-
-
-def _validated(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest itself, if its entries have their types; one of another format as it is.
-
-    Raises:
-        DamagedRun: An entry has not.
-    """
-    if manifest.get("format") not in (_OLDER, BANK_FORMAT):
-        return manifest
-    checks = {
-        "token": isinstance(manifest.get("token", ""), str)
-        and bool(manifest.get("token")) == (manifest["format"] == BANK_FORMAT),
-        "identity": isinstance(manifest.get("identity"), dict),
-        "plan": isinstance(manifest.get("plan"), dict),
-        "hardware": isinstance(manifest.get("hardware", []), list),
-        "networks_per_chunk": type(manifest.get("networks_per_chunk")) is int
-        and manifest["networks_per_chunk"] > 0,
-    }
-    wrong = [name for name, fine in checks.items() if not fine]
-    if wrong:
-        raise DamagedRun(f"{BANK} is damaged: its {', '.join(wrong)} cannot be what it says.")
-    return manifest
-
-
-def refuse_other_format(where: str | Path | Folder, manifest: Mapping[str, Any]) -> None:
-    """Raise FolderInUse unless the manifest is of a format that this version reads."""
-    if manifest.get("format") not in (_OLDER, BANK_FORMAT):
-        raise FolderInUse(
-            f"{folder_at(where)} holds a bank of format {json.dumps(manifest.get('format'))}, this "
-            f"version of bif reads {BANK_FORMAT}: choose another folder."
-        )
-
-
 def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    refuse_other_format(folder, found)
-    if found["format"] == _OLDER:
-        raise FolderInUse(
-            f"{folder} holds a bank of an earlier version of bif, which this one reads "
-            "(bif.bank.load) but cannot go on with: choose another folder."
-        )
+    BANK.refuse_format(folder, found)
     named = differences(found["identity"], expected["identity"])
     if named:
         raise FolderInUse(

@@ -63,7 +63,7 @@ _TELLING = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
     FilesFailed,
 )  # fmt: skip
-_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def damage_named(place: object) -> Iterator[None]:
     except (MemoryError, DamagedRun):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, _ABSENT):
+        if isinstance(error, OSError) and not isinstance(error, ABSENT):
             raise
         raise DamagedRun(f"{place} is damaged: {error}") from error
 

@@ -1,63 +1,172 @@
-"""Manifests as they are read: whatever a file holds, what comes out has its types."""
+"""Manifests of runs and of banks, kept twice: whatever a file holds, what is read has its types."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from bif.store.folder import CHECKPOINTS, MANIFEST, DamagedRun, Folder
-from bif.store.results import read_json
+from bif.store.folder import ABSENT, CHECKPOINTS, MANIFEST, OURS, DamagedRun, Folder, FolderInUse
+from bif.store.marks import whose
+from bif.store.results import read_json, write_sealed
 from bif.store.seals import CHECK, unsealed
 
 FORMAT = 2
-"""Of the folder; a run of another format is refused."""
+"""Of the folder; one of another format is refused."""
 OLDER = 1
-"""The format without checksums: its runs are read, and none is gone on with."""
+"""The format without checksums: it is read, and not gone on with."""
 
-SPARE = f"{CHECKPOINTS}/{MANIFEST}"
 _MOST_CHAINS = 10**6
 _LONGEST_NAME = 64
 
 
-def read_manifest(folder: Folder) -> dict[str, Any]:
-    """`run.json`, or its spare where that is missing or damaged.
+@dataclass(frozen=True)
+class FolderKind:
+    """What a folder holds, and what is said of it.
 
-    Raises:
-        DamagedRun: Neither can be read.
+    Attributes:
+        name: "run" or "bank".
+        manifest: The file that says what is there.
+        spare: The same once more.
+        ours: All that bif makes at the top of the folder.
+        entries: That a manifest has, where no mark says whose it is.
+        checks: Entry -> whether it has its type, of a manifest.
+        reader: Reads what an older version wrote.
+        elsewhere: What to do where something else is there.
+        instead: The same where it may be replaced.
+        anew: What to do where neither manifest nor spare can be read.
     """
-    try:
-        return manifest_in(folder, MANIFEST)
-    except (DamagedRun, FileNotFoundError) as error:
-        if folder.is_file(SPARE):
-            with contextlib.suppress(DamagedRun):
-                return manifest_in(folder, SPARE)
-        raise DamagedRun(f"{error} Pass --overwrite to begin the run anew.") from error
+
+    name: str
+    manifest: str
+    spare: str
+    ours: tuple[str, ...]
+    entries: frozenset[str]
+    checks: Callable[[Mapping[str, Any]], Mapping[str, bool]]
+    reader: str
+    elsewhere: str
+    instead: str
+    anew: str
+
+    def holds(self, folder: Folder) -> bool:
+        """Whether there is a run, or a bank.
+
+        Raises:
+            FolderInUse: There is something, and it is none.
+        """
+        there, others = whose(folder, self.ours)
+        found = there & {self.manifest, self.spare}
+        if found and (not others & found or self._has_manifest(folder)):  # older ones have no mark
+            return True
+        if others and others <= set(self.ours) and self._has_manifest(folder):  # its spare alone
+            return False
+        if others or folder.is_file(""):
+            raise FolderInUse(
+                f"{folder} exists and holds no {self.name} of bif: {self.elsewhere}, or empty it "
+                "first."
+            )
+        return False
+
+    def none_in(self, folder: Folder) -> FileNotFoundError:
+        """Return the error that there is no run, or no bank."""
+        return FileNotFoundError(
+            f"{folder} holds no {self.name} of bif: it has no {self.manifest}."
+        )
+
+    def read(self, folder: Folder) -> dict[str, Any]:
+        """Read the manifest, or its spare where that is missing or damaged.
+
+        Raises:
+            FileNotFoundError: There is neither.
+            DamagedRun: Neither can be read.
+        """
+        damage = None
+        for name in (self.manifest, self.spare):
+            try:
+                return self.read_in(folder, name)
+            except DamagedRun as error:
+                damage = damage or error
+            except ABSENT:
+                pass
+        if damage is None:
+            raise self.none_in(folder)
+        raise DamagedRun(f"{damage} {self.anew}") from damage
+
+    def read_in(self, folder: Folder, name: str) -> dict[str, Any]:
+        """Read the manifest in this file; one of another format as it is.
+
+        Raises:
+            DamagedRun: It is none, not what was written, or an entry has not its type.
+            FileNotFoundError: There is no such file.
+        """
+        found = read_json(folder, name)
+        if found.get("format") == FORMAT and CHECK not in found:
+            raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
+        found = unsealed(found, f"{folder}/{name}")
+        if found.get("format") in (OLDER, FORMAT):
+            wrong = [entry for entry, fine in self.checks(found).items() if not fine]
+            if wrong:
+                raise DamagedRun(
+                    f"{folder}/{name} is damaged: its {', '.join(wrong)} cannot be what it says."
+                )
+        return found
+
+    def write(self, folder: Folder, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest twice, the spare first: it never lags behind."""
+        write_sealed(folder, self.spare, manifest)
+        write_sealed(folder, self.manifest, manifest)
+
+    def refuse_format(
+        self, folder: Folder, manifest: Mapping[str, Any], *, readable: bool = False
+    ) -> None:
+        """Raise unless what is there can be gone on with, or, if that is enough, be read.
+
+        Raises:
+            FolderInUse: It is of another version of bif.
+        """
+        found = manifest.get("format")
+        if found == OLDER and not readable:
+            raise FolderInUse(
+                f"{folder} holds a {self.name} of an earlier version of bif, which this one reads "
+                f"({self.reader}) but cannot go on with: {self.instead}."
+            )
+        if found not in (OLDER, FORMAT):
+            raise FolderInUse(
+                f"{folder} holds a {self.name} of format {json.dumps(found)}, this version of bif "
+                f"reads {FORMAT}: {self.instead}."
+            )
+
+    def _has_manifest(self, folder: Folder) -> bool:
+        """Whether the manifest or its spare is one of bif's."""
+        for name in (self.manifest, self.spare):
+            if folder.is_file(name):
+                try:
+                    found = read_json(folder, name)
+                except DamagedRun:
+                    continue
+                if isinstance(found.get("identity"), Mapping) and self.entries <= set(found):
+                    return True
+        return False
 
 
-def manifest_in(folder: Folder, name: str) -> dict[str, Any]:
-    """The manifest in this file.
+def differences(found: Any, expected: Any, name: str = "") -> list[str]:
+    """The dotted names of entries that differ between two JSON values."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return [
+            difference
+            for key in sorted(set(found) | set(expected))
+            for difference in differences(
+                found.get(key), expected.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    return [] if found == expected else [name]
 
-    Raises:
-        DamagedRun: It is none, or not what was written.
-        FileNotFoundError: There is no such file.
-    """
-    found = read_json(folder, name)
-    if found.get("format") == FORMAT and CHECK not in found:
-        raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
-    return validated(unsealed(found, f"{folder}/{name}"))
 
-
-def validated(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest itself, if its entries have their types; one of another format as it is.
-
-    Raises:
-        DamagedRun: An entry has not.
-    """
-    if manifest.get("format") not in (OLDER, FORMAT):
-        return manifest
-    checks = {
+def _run_checks(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    arrays = manifest.get("arrays", [])
+    return {
         "identity": _is_identity(manifest.get("identity")),
         "keep": manifest.get("keep") in ("traces", "sums", "weights"),
         "complete": isinstance(manifest.get("complete"), bool),
@@ -75,15 +184,24 @@ def validated(manifest: dict[str, Any]) -> dict[str, Any]:
         and all(_are_counts(c) and c for c in manifest.get("chains", [])),
         **{
             name: _are_texts(manifest.get(name, []))
-            for name in ("arrays", "explanations", "forecast", "notes", "warnings", "weight_types")
+            for name in ("explanations", "forecast", "notes", "warnings", "weight_types")
         },
+        "arrays": _are_texts(arrays) and all(len(name) <= _LONGEST_NAME for name in arrays),
     }
-    wrong = [name for name, fine in checks.items() if not fine]
-    if wrong:
-        raise DamagedRun(f"{MANIFEST} is damaged: its {', '.join(wrong)} cannot be what it says.")
-    if any(len(name) > _LONGEST_NAME for name in manifest.get("arrays", [])):
-        raise DamagedRun(f"{MANIFEST} is damaged: it names arrays that bif never writes.")
-    return manifest
+
+
+RUN = FolderKind(
+    name="run",
+    manifest=MANIFEST,
+    spare=f"{CHECKPOINTS}/{MANIFEST}",
+    ours=OURS,
+    entries=frozenset({"identity", "keep", "format"}),
+    checks=_run_checks,
+    reader="bif.load, bif show",
+    elsewhere="choose another --out",
+    instead="choose another --out, or pass --overwrite to replace it",
+    anew="Pass --overwrite to begin the run anew.",
+)
 
 
 def _is_identity(found: Any) -> bool:

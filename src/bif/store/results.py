@@ -12,7 +12,6 @@ import numpy as np
 
 from bif.store.folder import (
     CALIBRATION,
-    CHECKPOINTS,
     DIAGNOSTICS,
     INFLUENCE,
     MANIFEST,
@@ -22,12 +21,11 @@ from bif.store.folder import (
     SUMMARY,
     DamagedRun,
     Folder,
-    FolderInUse,
     damage_named,
     failures_named,
     folder_at,
 )
-from bif.store.marks import mark, marked, refuse_foreign, whose
+from bif.store.marks import mark, marked, refuse_foreign
 from bif.store.seals import files_digests, refuse_other_files, sealed
 
 if TYPE_CHECKING:
@@ -125,51 +123,6 @@ def refuse_foreign_calibration(where: str | Path | Folder) -> None:
     refuse_foreign(folder, (CALIBRATION,))
 
 
-def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
-    """Raise unless a run may be written to `folder`.
-
-    Raises:
-        FolderInUse: There is a run and `overwrite` is False, or something that is no run.
-    """
-    if holds_run(folder) and not overwrite:
-        raise FolderInUse(
-            f"{folder} holds a run already: choose another folder, or pass overwrite=True."
-        )
-
-
-def holds_run(folder: Folder) -> bool:
-    """Whether there is a run.
-
-    Raises:
-        FolderInUse: There is something, and it is no run.
-    """
-    there, others = whose(folder, OURS)
-    if MANIFEST in there and others and _is_run(folder):  # of a version that made no marks
-        return True
-    if MANIFEST in there and MANIFEST not in others:
-        return True
-    if others and others <= set(OURS) and _is_run(folder):  # its spare alone
-        return False
-    if others or folder.is_file(""):
-        raise FolderInUse(
-            f"{folder} exists and holds no run of bif: choose another --out, or empty it first."
-        )
-    return False
-
-
-def _is_run(folder: Folder) -> bool:
-    """Whether the manifest or its spare is one of bif's."""
-    for name in (MANIFEST, f"{CHECKPOINTS}/{MANIFEST}"):
-        if folder.is_file(name):
-            try:
-                found = read_json(folder, name)
-            except DamagedRun:
-                continue
-            if isinstance(found.get("identity"), Mapping) and "keep" in found and "format" in found:
-                return True
-    return False
-
-
 def adopt(folder: Folder) -> None:
     """Mark what is there of a run that has lost its mark, or that an older version made."""
     if MANIFEST not in marked(folder):
@@ -230,6 +183,22 @@ def load_dataset(where: str | Path | Folder, *, name: str) -> xr.Dataset:
         store = folder.zarr(chosen, read_only=True)
         with xr.open_zarr(store, consolidated=False, zarr_format=3) as dataset:
             return dataset.load()
+
+
+def opened_array(folder: Folder, place: str) -> Any:
+    """Open a zarr array to be read and written.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DamagedRun: It cannot be opened, or asks for codecs that this library never writes.
+    """
+    import zarr
+
+    if not folder.is_file(f"{place}/zarr.json"):
+        raise FileNotFoundError(f"{folder} has no array {place}.")
+    refuse_foreign_zarr(folder, place)
+    with damage_named(place):
+        return zarr.open_array(folder.zarr(place), mode="r+", zarr_format=3)
 
 
 def refuse_foreign_zarr(folder: Folder, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,11 +26,10 @@ from bif.store.folder import (
     FolderInUse,
     folder_at,
 )
-from bif.store.manifests import FORMAT, OLDER, SPARE, manifest_in, read_manifest
+from bif.store.manifests import FORMAT, RUN, differences
 from bif.store.marks import mark, marked, remove_marked
 from bif.store.results import (
     adopt,
-    holds_run,
     load_dataset,
     plain,
     read_json,
@@ -87,8 +85,7 @@ class RunFolder:
         """Change entries of the manifest, kept twice; begins."""
         self.begin()
         self.manifest = plain({**self.manifest, **entries})
-        write_sealed(self.folder, MANIFEST, self.manifest)
-        write_sealed(self.folder, SPARE, self.manifest)
+        RUN.write(self.folder, self.manifest)
 
     def center_values(self) -> dict[str, Tensor]:
         """The values at w* that the run was begun with; nothing where none were kept yet.
@@ -137,7 +134,7 @@ class RunFolder:
                 store.traces.refuse_missing(name, count)
         own = {name: self.manifest.get(name) for name in _OF_THE_FOLDER}
         self.manifest = plain({**self.manifest, **manifest, **own, "draws": draws})
-        write_sealed(self.folder, SPARE, {**self.manifest, "complete": False})
+        write_sealed(self.folder, RUN.spare, {**self.manifest, "complete": False})
         self.manifest = write_results(
             self.folder,
             manifest=self.manifest,
@@ -145,7 +142,7 @@ class RunFolder:
             diagnostics=diagnostics,
             summary=summary,
             report=report,
-            spare=SPARE,
+            spare=RUN.spare,
         )
 
 
@@ -166,11 +163,11 @@ def open_run(
         DamagedRun: The manifest cannot be read.
     """
     folder = folder_at(where)
-    holds_run(folder)  # before anything is made there
+    RUN.holds(folder)  # before anything is made there
     with folder.locked():
-        there = holds_run(folder) or folder.is_file(SPARE)  # lost, or not yet copied
+        there = RUN.holds(folder) or folder.is_file(RUN.spare)  # lost, or not yet copied
         replaces = there and on_existing == "replace"
-        found = read_manifest(folder) if there and not replaces else {}
+        found = RUN.read(folder) if there and not replaces else {}
         expected = plain({"format": FORMAT, **manifest})
         if found:
             _refuse_another(folder, found, expected)
@@ -203,15 +200,26 @@ def reopen_run(where: str | Path | Folder) -> Iterator[RunFolder]:
         DamagedRun: The manifest cannot be read.
     """
     folder = folder_at(where)
-    if not holds_run(folder):
-        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
+    if not RUN.holds(folder):
+        raise RUN.none_in(folder)
     with folder.locked():
-        found = read_manifest(folder)
-        if found.get("format") != FORMAT:
-            _refuse_another(folder, found, {"format": FORMAT, "identity": found.get("identity")})
+        found = RUN.read(folder)
+        RUN.refuse_format(folder, found)
         adopt(folder)
         folder.sweep(marked(folder))
         yield RunFolder(folder, found, begun=True)
+
+
+def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
+    """Raise unless a run may be written to `folder`.
+
+    Raises:
+        FolderInUse: There is a run and `overwrite` is False, or something that is no run.
+    """
+    if RUN.holds(folder) and not overwrite:
+        raise FolderInUse(
+            f"{folder} holds a run already: choose another folder, or pass overwrite=True."
+        )
 
 
 def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool:
@@ -223,7 +231,7 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
     if not folder.is_file(MANIFEST):
         return False
     with contextlib.suppress(DamagedRun):
-        found = manifest_in(folder, MANIFEST)
+        found = RUN.read_in(folder, MANIFEST)
         expected = plain({"format": FORMAT, **manifest})
         same = not differences({n: found.get(n) for n in expected}, expected)
         return bool(found.get("complete")) and same and _has_results(folder)
@@ -239,8 +247,8 @@ def read_run(where: str | Path | Folder) -> dict[str, Any]:
     """
     folder = folder_at(where)
     if not folder.is_file(MANIFEST):
-        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
-    manifest = read_manifest(folder)
+        raise RUN.none_in(folder)
+    manifest = RUN.read(folder)
     unfinished = manifest.get("format") == FORMAT and "results" not in manifest
     if unfinished or not folder.is_file(SUMMARY):
         raise FileNotFoundError(
@@ -271,8 +279,8 @@ def progress(where: str | Path | Folder) -> str:
     """
     folder = folder_at(where)
     if not folder.is_file(MANIFEST):
-        raise FileNotFoundError(f"{folder} holds no run of bif: it has no {MANIFEST}.")
-    manifest = read_manifest(folder)
+        raise RUN.none_in(folder)
+    manifest = RUN.read(folder)
     blocks = manifest.get("blocks", [])
     token = manifest.get("token", "")
     done = [BlockStore(folder, i, token=token).commits() for i in range(len(blocks))]
@@ -297,33 +305,19 @@ def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
         FolderInUse: There is something in it, or the run is not complete.
     """
     source, target = folder_at(where), folder_at(to)
-    if not holds_run(source):
-        raise FileNotFoundError(f"{source} holds no run of bif: it has no {MANIFEST}.")
-    found = read_manifest(source)
-    if found.get("format") == OLDER:
-        _refuse_another(source, found, {"format": FORMAT})
+    if not RUN.holds(source):
+        raise RUN.none_in(source)
+    found = RUN.read(source)
+    RUN.refuse_format(source, found)
     if not found.get("complete"):
         raise FolderInUse(f"{source} is not complete: let it end before it is copied.")
-    if holds_run(target):
+    if RUN.holds(target):
         raise FolderInUse(f"{target} holds a run already: choose another --out.")
     ours = marked(source) or set(OURS)
     names = [name for name in source.names() if name in ours and name not in (LOCK, MANIFEST)]
     mark(target, (*names, MANIFEST))
     for name in (*names, MANIFEST):
         _copy(source, target, name)
-
-
-def differences(found: Any, expected: Any, name: str = "") -> list[str]:
-    """The dotted names of entries that differ between two JSON values."""
-    if isinstance(found, Mapping) and isinstance(expected, Mapping):
-        return [
-            difference
-            for key in sorted(set(found) | set(expected))
-            for difference in differences(
-                found.get(key), expected.get(key), f"{name}.{key}" if name else key
-            )
-        ]
-    return [] if found == expected else [name]
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -365,17 +359,7 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
 
 
 def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    if found.get("format") == OLDER:
-        raise FolderInUse(
-            f"{folder} holds a run of an earlier version of bif, which this one reads (bif.load, "
-            "bif show) but cannot go on with: choose another --out, or pass "
-            "--overwrite to replace it."
-        )
-    if found.get("format") != FORMAT:
-        raise FolderInUse(
-            f"{folder} holds a run of format {json.dumps(found.get('format'))}, this version of "
-            f"bif reads {FORMAT}: choose another --out, or pass --overwrite to replace it."
-        )
+    RUN.refuse_format(folder, found)
     named = differences(found.get("identity", {}), expected.get("identity", {}))
     if "keep" in expected and found.get("keep") != expected["keep"]:
         named.append(f"keep (it keeps {found.get('keep')})")

@@ -20,9 +20,10 @@ from bif.store.folder import (
     FolderInUse,
     folder_at,
 )
+from bif.store.manifests import differences
 from bif.store.marks import mark, marked, remove_marked, whose
 from bif.store.results import load_dataset, plain, read_json, save_dataset, write_sealed
-from bif.store.run import OnExisting, RunFolder, differences, open_run, remove_run
+from bif.store.run import OnExisting, RunFolder, open_run, remove_run
 from bif.store.seals import files_digests, refuse_other_files, unsealed
 
 if TYPE_CHECKING:

@@ -32,8 +32,9 @@ def load(folder: str | Path) -> Bank:
 
 def loaded(folder: str | Path, plan: Plan | None) -> Bank:
     """The networks of `plan`, or all; raises as `load`, also where the plan's are not there."""
-    manifest = store.read_bank_manifest(folder)
-    store.refuse_other_format(folder, manifest)
+    place = store.folder_at(folder)
+    manifest = store.BANK.read(place)
+    store.BANK.refuse_format(place, manifest, readable=True)
     try:
         kept = Plan.from_dict(manifest["plan"])
         target, recipe = manifest["identity"]["target"], manifest["identity"]["how"]

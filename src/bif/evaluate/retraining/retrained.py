@@ -315,7 +315,7 @@ def _seeds_of(plan: Plan, part: PartToTrain) -> tuple[int, ...]:
 def _complete(out: str | Path, manifest: dict[str, Any], plan: Plan) -> Bank | None:
     """The bank in the folder if it is this one and holds these networks; nothing is written."""
     with contextlib.suppress(FileNotFoundError, store.DamagedRun, ValueError):
-        found = store.read_bank_manifest(out)
+        found = store.BANK.read(store.folder_at(out))
         if found.get("complete") and not store.differences(
             found["identity"], store.plain(manifest["identity"])
         ):
