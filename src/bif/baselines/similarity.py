@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bif.baselines.gradient_product import chosen_observable
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, map_batch
 from bif.problem.problem import Problem, chosen_observable
