@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, ClassVar
 
-from bif.sampling import tensors
+from bif import tensors
 from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,13 @@ class MySampler:
     step_size: float
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> MySampler:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> MySampler:
         """Return the sampler of complete settings.
 
         Args:
             settings: Their friction is None unless the sampler is underdamped.
             mass: The coordinates to move in; None unless the sampler takes a mass.
         """
-        assert settings.step_size is not None
         return cls(settings.step_size)
 
     def init(self, params: Params, noise: Noise) -> MySamplerState:

@@ -197,6 +197,8 @@ def compared_samplers(source: str) -> list[str]:
     heads = {name.partition("_")[0] for name in SAMPLERS}
     found = []
     for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Compare | ast.Call):
+            continue
         method = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Compare) or method in ("startswith", "removesuffix"):
             words = {str(n.value) for n in ast.walk(node) if isinstance(n, ast.Constant)}

@@ -16,16 +16,19 @@ import torch
 
 import bif
 from bif.calibration import budget
-from bif.calibration.budget import Pace, choose_draws, measure_pace
+from bif.calibration.budget import Aim, Pace, choose_draws, measure_pace
 from bif.runs.recording import _BlockRun
 from bif.sampling.oracles import StackedOracle
+from bif.sampling.settings import RunSettings
 from command_line import caller, write_problem
+from complete_settings import complete
 from small_problems import classification, labelled
 
 OPEN = bif.Settings(
     nbeta=60.0, gamma=20.0, chains=16, block_size=16, burn_in=60, thin=2, step_size=0.1,
     friction=6.0, oracle="stacked", chunk_size=20, gradient="full",
 )  # fmt: skip
+COMPLETE = complete(OPEN)
 PACE = Pace(step=0.01, record=0.02, signal=1e-3, spent=1.0)
 
 
@@ -41,12 +44,20 @@ def fewer(monkeypatch, *, share: float) -> None:
     monkeypatch.setattr(budget, "_timed", lambda sampling, chains, left: found)
 
 
-def chosen(relaxation: float = 4.0, **given: object) -> tuple[bif.Settings, str]:
+def chosen(
+    relaxation: float = 4.0,
+    *,
+    reliability: float | None = None,
+    budget: float | str | None = None,
+    **given: object,
+) -> tuple[RunSettings, str]:
     said: list[str] = []
+    aim = Aim.of(replace(OPEN, reliability=reliability, budget=budget))
+    assert aim is not None
     settings, _ = choose_draws(
-        classification(), replace(OPEN, **given), relaxation=relaxation, said=said, started=0.0
-    )
-    assert settings.budget is None and settings.reliability is None
+        classification(), replace(COMPLETE, **given), aim,
+        relaxation=relaxation, said=said, started=0.0,
+    )  # fmt: skip
     return settings, " ".join(said)
 
 
@@ -176,7 +187,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_the_pilot_measures_a_step_and_a_record(clock):
-    pace = measure_pace(classification(), OPEN, least=20, started=time.perf_counter())
+    pace = measure_pace(
+        classification(), COMPLETE, Aim(0.9, None), least=20, started=time.perf_counter()
+    )
     assert pace.step == pytest.approx(Clock.GRADIENT)  # brings the train losses along
     assert pace.record == pytest.approx(Clock.VALUES * len(classification().observables))
     assert pace.spent > 0
@@ -286,7 +299,7 @@ def test_a_budget_that_cannot_do_is_refused_before_the_pilot_outlasts_it(monkeyp
     monkeypatch.setattr(budget, "short_traces", never)
     with pytest.raises(ValueError, match="too small to converge"):
         given = {"least": 10_000, "started": time.perf_counter()}
-        measure_pace(classification(), replace(OPEN, budget=1e-3), **given)
+        measure_pace(classification(), COMPLETE, Aim(None, 1e-3), **given)
 
 
 class TestCalibrationItself:

@@ -24,7 +24,7 @@ FULL = 0.5
 def slow(monkeypatch):
     """Mini-batches cost their share of the items, and control variates twice that."""
 
-    def pace(problem: bif.Problem, settings: bif.Settings, **_: Any) -> Pace:
+    def pace(problem: bif.Problem, settings: bif.Settings, *_: Any, **__: Any) -> Pace:
         share = 1.0 if settings.gradient == "full" else 2 * settings.batch_size / 400  # type: ignore[operator]
         return Pace(step=FULL * share, record=0.01, signal=1e-3, spent=1.0)
 

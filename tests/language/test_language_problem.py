@@ -18,6 +18,7 @@ from bif.language.components import parse_heads, parse_layers
 from bif.language.losses import CHUNKED, default_loss
 from bif.language.models import task_of
 from bif.losses import per_item
+from complete_settings import complete
 from language_cases import CONTEXT, TEXTS, model, tokenizer, written
 from small_problems import normal
 
@@ -60,7 +61,7 @@ def losses_of(problem, **changed):
     """Losses of the train items at w*, [N], through the run's own machinery."""
     from bif.sampling.engine import Sampling
 
-    settings = replace(SETTINGS, nbeta=1.0, oracle="stacked", block_size=2, **changed)
+    settings = complete(replace(SETTINGS, nbeta=1.0, oracle="stacked", block_size=2, **changed))
     return Sampling(problem, settings).train_center
 
 

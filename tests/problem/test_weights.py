@@ -18,6 +18,7 @@ from bags import Bag
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import make_posterior
 from bif.sampling.movable_weights import moving
+from complete_settings import complete
 from small_problems import TINY, filled, integers, labelled, network
 
 NAMES = ("influence", "standard_error", "self_influence")
@@ -414,7 +415,9 @@ class TestCopies:
         model = with_frozen_backbone()
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         given = {"nbeta": 20.0, "gradient": "full", "oracle": "stacked", "chunk_size": 20}
-        sampling = Sampling(posed(model), replace(TINY, block_size=4, **given))
+        sampling = Sampling(
+            posed(model), complete(replace(TINY, block_size=4, **given), movable=("2.*",))
+        )
         positions = [dict(p.state.params) for p in sampling.positions(0, 2, sampling.start(0, 2))]
         assert all(a.keys() == b.keys() == {"2.weight", "2.bias"} for a, b in pairwise(positions))
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -23,12 +23,14 @@ from bif.runs.summary import figures_of, judge
 from bif.sampling.rng import ShuffledOrder
 from bif.sampling.sampler_checks import Checks, not_measured
 from bif.store.signals import Preempted
+from complete_settings import complete
 from same_bits import signalled
 from small_problems import classification, filled, labelled, normal
 
 HEALTHY = bif.Settings(
     nbeta=60.0, gamma=20.0, chains=16, draws=150, burn_in=60, thin=2, step_size=0.1, friction=6.0
 )  # fmt: skip
+COMPLETE = complete(HEALTHY)
 
 
 def failed(run: bif.Run) -> set[str]:
@@ -285,16 +287,16 @@ def test_no_noise_excuses_an_identity_that_is_missed(figures, fails):
 
 
 def test_remedies_name_numbers_in_the_coordinates_of_the_run():
-    white = Remedies(replace(HEALTHY, mass="kronecker", thin=2))
+    white = Remedies(replace(COMPLETE, mass="kronecker", thin=2))
     assert white.smaller_step() == "set step_size=0.05, mass='kronecker', burn_in=120 and thin=4"
-    fix = Remedies(HEALTHY)
+    fix = Remedies(COMPLETE)
     assert fix.smaller_step(4.0) == "set step_size=0.025, burn_in=240 and thin=8"
     assert fix.tighter_ball() == "set gamma=80"
-    assert Remedies(replace(HEALTHY, gamma=0.0)).tighter_ball() == "set gamma=None"
-    forecast = Remedies(HEALTHY, asked=bif.Settings(budget="1m", burn_in=60))
+    assert Remedies(replace(COMPLETE, gamma=0.0)).tighter_ball() == "set gamma=None"
+    forecast = Remedies(COMPLETE, asked=bif.Settings(budget="1m", burn_in=60))
     assert forecast.more_draws(2.0) == "set draws=300 and budget=None"
     assert forecast.tighter_ball(2.0) == "set gamma=40 and burn_in=None"
-    batches = Remedies(replace(HEALTHY, gradient="minibatch", batch_size=10), num_items=60)
+    batches = Remedies(replace(COMPLETE, gradient="minibatch", batch_size=10), num_items=60)
     assert batches.larger_batches(4.0) == "set batch_size=40"
     assert batches.larger_batches(8.0) is None
     assert batches.all_items() == "set gradient='full' and batch_size=None"

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import bif
-from bif import Settings, calibrate
+from bif import calibrate
 from bif.estimate.covariance import (
     Covariance,
     CovarianceSums,
@@ -32,6 +32,7 @@ from bif.runs.recording import Recording, deal
 from bif.runs.retention import Keep, forecast
 from bif.runs.writer import Writer
 from bif.sampling.engine import Sampling
+from bif.sampling.settings import RunSettings
 from same_bits import assert_same_run, bits, without_page
 from small_problems import TINY, classification, labelled, network, normal
 
@@ -231,7 +232,7 @@ class TestForecast:
         # All draws of a run that keeps sums are in its files where buffers of 32 come out even.
         wanted = replace(MANY, draws=32, chains=3, block_size=2)
         run = bif.attribute(problem, wanted, keep=keep, out=tmp_path)
-        settings = Settings.from_dict(run.manifest["settings"])
+        settings = RunSettings.from_dict(run.manifest["settings"])
         sizes = forecast(problem, Sampling(problem, settings).posterior, settings, keep)
         for name in ("traces", "weights"):
             assert _bytes_in(tmp_path / f"{name}.zarr") == pytest.approx(sizes[name], rel=0.01)

@@ -27,6 +27,7 @@ from bif.sampling.oracles import LiveOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import LeafNoise
+from bif.sampling.settings import RunSettings
 from bif.tensors import copied
 from same_bits import assert_same_run, preempted, without_page
 from small_problems import (
@@ -77,7 +78,7 @@ def odd() -> nn.Module:
         return filled(Odd())
 
 
-def settings_of(problem: bif.Problem, **changed: Any) -> Settings:
+def settings_of(problem: bif.Problem, **changed: Any) -> RunSettings:
     return bif.calibrate(problem, replace(LIVE, **changed)).settings
 
 
@@ -86,7 +87,7 @@ def history(positions: Iterator[Position[Any]]) -> list[dict[str, Tensor]]:
     return [copied(position.state.params) for position in positions]
 
 
-def both_ways(problem: bif.Problem, s: Settings) -> tuple[list[Any], list[Any]]:
+def both_ways(problem: bif.Problem, s: RunSettings) -> tuple[list[Any], list[Any]]:
     """Weights of fused and of ordinary steps with the same numbers."""
     sampling = Sampling(problem, s)
     fused_steps = history(sampling.positions(0, 1, sampling.start(0, 1), last_step=STEPS))

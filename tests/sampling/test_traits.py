@@ -15,6 +15,7 @@ from bif.samplers import BAOAB, SGLD
 from bif.sampling.rng import BlockNoise
 from bif.sampling.samplers import SAMPLERS, Traits, names_of
 from bif.types import Mass, Params, Sampler
+from complete_settings import complete
 from law_checks import baoab_step, sgld_variance
 
 each_name = pytest.mark.parametrize("name", SAMPLERS)
@@ -31,7 +32,7 @@ def built(
     settings = Settings(
         sampler=name, step_size=step_size, friction=friction, nbeta=nbeta, burn_in=3
     )
-    return SAMPLERS[name].from_settings(settings, mass)
+    return SAMPLERS[name].from_settings(complete(settings), mass)
 
 
 def walked(

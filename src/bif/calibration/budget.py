@@ -18,7 +18,7 @@ from bif.estimate.traces import LossTraces
 from bif.problem.problem import Problem
 from bif.sampling.engine import Sampling
 from bif.sampling.factory import wait_for
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 
 MIN_RELAXATIONS = 50
 """A chain is at least this many relaxation times long: shorter ones fail the gate of mixing."""
@@ -86,16 +86,38 @@ class TooSmallBudget(ValueError):
         self.pace, self.needed = pace, needed
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What decides how many draws a run takes; at least one of both is given.
+
+    Attributes:
+        reliability: Of scores, as the summary has it.
+        budget: Seconds, calibration included.
+    """
+
+    reliability: float | None
+    budget: float | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Aim | None:
+        """Return the aim of settings as they were asked for; None if draws were."""
+        if settings.reliability is None and settings.budget is None:
+            return None
+        budget = None if settings.budget is None else float(settings.budget)
+        return cls(settings.reliability, budget)
+
+
 def choose_draws(
     problem: Problem,
-    settings: Settings,
+    settings: RunSettings,
+    aim: Aim,
     *,
     relaxation: float,
     said: list[str],
     started: float,
     of_chain: float = 0.0,
-) -> tuple[Settings, Goal | None]:
-    """Draws, and where a budget is small fewer chains, for a reliability or a budget.
+) -> tuple[RunSettings, Goal | None]:
+    """Choose draws, and where a budget is small fewer chains, for a reliability or a budget.
 
     With both, the draws that the reliability needs, as far as the budget allows.  Chains of one
     block may take twice as many as forecast, and end at the goal; several blocks, one after
@@ -103,7 +125,8 @@ def choose_draws(
 
     Args:
         problem: What is to be attributed.
-        settings: Complete but for `draws`, with `reliability`, `budget` or both.
+        settings: Complete, with whatever draws.
+        aim: What the draws are for.
         relaxation: Steps in which the slowest direction forgets.
         said: Gets a line for each choice.
         started: By `time.perf_counter`; what has been spent since is taken from the budget.
@@ -111,95 +134,108 @@ def choose_draws(
             timing would outlast its share of a budget is not timed.
 
     Returns:
-        Complete settings, whose draws are the most that are taken, and where to end before.
+        Settings whose draws are the most that are taken, and where to end before.
 
     Raises:
         TooSmallBudget: It has no room for burn-in and the fewest draws.
     """
-    assert settings.thin is not None and settings.chains is not None
     least, asked = fewest_draws(settings, relaxation), settings.chains
-    settings = _timely(settings, of_chain)
-    assert settings.chains is not None
-    pace = measure_pace(problem, settings, least=least, started=started)
-    draws, chains, why = least, settings.chains, list[str]()
-    if settings.reliability is not None:
-        needed = pace.total_for(settings.reliability)
-        slack = _SLACK if chains <= (settings.block_size or 1) else 1.0
-        draws = min(MOST_DRAWS, max(least, ceil(slack * needed / chains)))
-        why.append(f"reliability {settings.reliability:g} needs about {needed:,.0f} draws in all")
-    if settings.budget is not None:
-        chains, allowed = affordable(settings, pace, least)
-        if chains < min(settings.block_size or 1, settings.chains) and not settings.compiled:
-            # A device that is not full takes as long for fewer.
-            settings = replace(settings, chains=chains, block_size=chains)
-            pace = timed_again(problem, settings, pace)
-            chains, allowed = affordable(settings, pace, least)
-        draws = allowed if settings.reliability is None else min(draws, allowed)
-        why.append(f"a budget of {settings.budget:,.0f} s allows {allowed} of {chains} chains")
-    block_size, goal, expected = min(settings.block_size or 1, chains), None, draws
-    if settings.reliability is not None and chains == block_size:
-        goal = Goal(settings.reliability, least)
-        expected = min(draws, max(least, ceil(pace.total_for(goal.reliability) / chains)))
+    settings = _timely(settings, aim, of_chain)
+    pace = measure_pace(problem, settings, aim, least=least, started=started)
+    chosen, goal, why = settings, None, list[str]()
+    draws = least
+    if aim.reliability is not None:
+        needed = pace.total_for(aim.reliability)
+        slack = _SLACK if settings.chains <= settings.block_size else 1.0
+        draws = min(MOST_DRAWS, max(least, ceil(slack * needed / settings.chains)))
+        why.append(f"reliability {aim.reliability:g} needs about {needed:,.0f} draws in all")
+    if aim.budget is not None:
+        chosen, allowed, pace = _within(problem, settings, aim.budget, pace, least)
+        draws = allowed if aim.reliability is None else min(draws, allowed)
+        why.append(f"a budget of {aim.budget:,.0f} s allows {allowed} of {chosen.chains} chains")
+    expected = draws
+    if aim.reliability is not None and chosen.chains == chosen.block_size:
+        goal = Goal(aim.reliability, least)
+        needed = ceil(pace.total_for(goal.reliability) / chosen.chains)
+        expected = min(draws, max(least, needed))
         why.append("the run ends where it has it")
-    seconds = _sampling_seconds(settings, pace, chains, expected)
-    found = pace.reliability(expected * chains)
-    agreement = f"reliability {found:.2f}" if math.isfinite(found) else (
-        "of reliability none: to measure it would take too much of the budget"
-    )  # fmt: skip
-    if chains != asked:
-        said.append(f"chains = {chains}: {asked} do not come to an end within the budget")
+    if chosen.chains != asked:
+        said.append(f"chains = {chosen.chains}: {asked} do not come to an end within the budget")
     said.append(
         f"draws = {'at most ' if goal else ''}{draws} of each chain: {'; '.join(why)}. Forecast: "
-        f"{seconds:,.0f} s of sampling, {agreement}"
+        + _forecast(chosen, pace, expected)
     )
-    chosen = replace(
-        settings, reliability=None, budget=None, draws=draws, chains=chains, block_size=block_size
-    )
-    return chosen, goal
+    return replace(chosen, draws=draws), goal
 
 
-def _timely(settings: Settings, of_chain: float) -> Settings:
-    """With as many chains as can be timed within a share of the budget, one after another."""
-    if settings.budget is None or not of_chain or not settings.block_size:
+def _within(
+    problem: Problem, settings: RunSettings, budget: float, pace: Pace, least: int
+) -> tuple[RunSettings, int, Pace]:
+    """Return settings with the chains that fit into a budget, the draws of each, and the pace."""
+    chains, allowed = affordable(settings, budget, pace, least)
+    if chains < min(settings.block_size, settings.chains) and not settings.compiled:
+        # A device that is not full takes as long for fewer.
+        settings = replace(settings, chains=chains, block_size=chains)
+        pace = timed_again(problem, settings, budget, pace)
+        chains, allowed = affordable(settings, budget, pace, least)
+    block_size = min(settings.block_size, chains)
+    return replace(settings, chains=chains, block_size=block_size), allowed, pace
+
+
+def _forecast(settings: RunSettings, pace: Pace, draws: int) -> str:
+    """Return the seconds and the reliability of so many draws of each chain, in words."""
+    seconds = _sampling_seconds(settings, pace, settings.chains, draws)
+    found = pace.reliability(draws * settings.chains)
+    if math.isfinite(found):
+        return f"{seconds:,.0f} s of sampling, reliability {found:.2f}"
+    return (
+        f"{seconds:,.0f} s of sampling, of reliability none: to measure it would take too much of "
+        "the budget"
+    )
+
+
+def _timely(settings: RunSettings, aim: Aim, of_chain: float) -> RunSettings:
+    """Return settings with as many chains as can be timed within a share of the budget."""
+    if aim.budget is None or not of_chain:
         return settings
-    fitting = int(_TIMED_SHARE * float(settings.budget) / (_FEWEST_TIMED * of_chain))
+    fitting = int(_TIMED_SHARE * aim.budget / (_FEWEST_TIMED * of_chain))
     if settings.block_size <= max(fitting, _FEWEST_CHAINS):
         return settings
     block = max(_FEWEST_CHAINS, fitting)
-    return replace(settings, chains=min(settings.chains or block, block), block_size=block)
+    return replace(settings, chains=min(settings.chains, block), block_size=block)
 
 
-def measure_pace(problem: Problem, settings: Settings, *, least: int, started: float) -> Pace:
-    """Seconds and signal from a few chains that start at w* and stop early.
+def measure_pace(
+    problem: Problem, settings: RunSettings, aim: Aim, *, least: int, started: float
+) -> Pace:
+    """Measure seconds and signal by a few chains that start at w* and stop early.
 
     Args:
         problem: What is to be attributed.
-        settings: Complete but for `draws`.
+        settings: Complete, with whatever draws.
+        aim: What the draws are for.
         least: Draws of a chain below which no run is made.
         started: By `time.perf_counter`, when calibration began.
 
     Raises:
         TooSmallBudget: Not even these are made within it: the pilot itself could outlast it.
     """
-    assert settings.chains is not None and settings.burn_in is not None
-    assert settings.block_size is not None and settings.thin is not None
-    timed = replace(settings, reliability=None, budget=None, draws=2)
-    budget = None if settings.budget is None else float(settings.budget)
-    step, record = _timed(make_engine(problem, timed), settings.block_size, budget)
-    if settings.budget is not None:
+    timed = replace(settings, draws=2)
+    step, record = _timed(make_engine(problem, timed), settings.block_size, aim.budget)
+    if aim.budget is not None:
         spent = time.perf_counter() - started
-        affordable(settings, Pace(step, record, math.nan, spent), least)
+        affordable(settings, aim.budget, Pace(step, record, math.nan, spent), least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
     size = min(settings.block_size, few)
     pilot = replace(
         timed, chains=few, draws=_PILOT_DRAWS, burn_in=settings.burn_in // 2, compiled=False,
         block_size=size,
     )  # fmt: skip
-    # Without a goal its figure is for the reader alone.
-    expected = _sampling_seconds(pilot, Pace(step, record, math.nan, 0.0), few, _PILOT_DRAWS)
-    expected *= size / settings.block_size  # stacks of fewer chains step faster
-    if budget is not None and settings.reliability is None and expected > _PILOT_SHARE * budget:
-        return Pace(step, record, math.nan, time.perf_counter() - started)
+    if aim.budget is not None and aim.reliability is None:  # its figure is for the reader alone
+        expected = _sampling_seconds(pilot, Pace(step, record, math.nan, 0.0), few, _PILOT_DRAWS)
+        expected *= size / settings.block_size  # stacks of fewer chains step faster
+        if expected > _PILOT_SHARE * aim.budget:
+            return Pace(step, record, math.nan, time.perf_counter() - started)
     traces = short_traces(make_engine(problem, pilot), few)
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
@@ -207,19 +243,18 @@ def measure_pace(problem: Problem, settings: Settings, *, least: int, started: f
     return Pace(step, record, signal, time.perf_counter() - started)
 
 
-def timed_again(problem: Problem, settings: Settings, pace: Pace) -> Pace:
-    """The same signal, with the seconds of a block of another size.
+def timed_again(problem: Problem, settings: RunSettings, budget: float, pace: Pace) -> Pace:
+    """Return the same signal, with the seconds of a block of another size.
 
     Args:
         problem: What is to be attributed.
-        settings: Complete but for `draws`, with that block and a budget.
+        settings: Complete, with that block.
+        budget: In seconds.
         pace: Of the other block.
     """
     started = time.perf_counter()
-    assert settings.block_size is not None and settings.budget is not None
-    alone = replace(settings, reliability=None, budget=None, draws=2)
-    left = float(settings.budget) - pace.spent
-    step, record = _timed(make_engine(problem, alone), settings.block_size, left)
+    alone = make_engine(problem, replace(settings, draws=2))
+    step, record = _timed(alone, settings.block_size, budget - pace.spent)
     return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
 
 
@@ -244,7 +279,7 @@ def _timed(sampling: Sampling, chains: int, budget: float | None) -> tuple[float
 def short_traces(sampling: Sampling, chains: int) -> LossTraces:
     """Traces of a run's first chains, whole blocks of them, in memory."""
     train, query = [], []
-    size = sampling.settings.block_size or 1
+    size = sampling.settings.block_size
     for block in range(chains // size):
         drawn = [(a.cpu(), b.cpu()) for _, a, b in sampling.observed_draws(block, size)]
         train.append(torch.stack([a for a, _ in drawn], dim=1))
@@ -252,26 +287,24 @@ def short_traces(sampling: Sampling, chains: int) -> LossTraces:
     return LossTraces.from_arrays(torch.cat(train), torch.cat(query))
 
 
-def fewest_draws(settings: Settings, relaxation: float) -> int:
-    """Of a chain that is long enough."""
-    assert settings.thin is not None
+def fewest_draws(settings: RunSettings, relaxation: float) -> int:
+    """Return the draws of a chain that is long enough."""
     return max(20, ceil(MIN_RELAXATIONS * relaxation / settings.thin))
 
 
-def affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
-    """Chains and the draws of each that fit into the budget: fewer chains rather than short ones.
+def affordable(settings: RunSettings, budget: float, pace: Pace, least: int) -> tuple[int, int]:
+    """Return the chains and their draws that fit into a budget: fewer chains before short ones.
 
     Args:
-        settings: Complete but for `draws`, with a budget.
+        settings: Complete, with whatever draws.
+        budget: In seconds.
         pace: Of a step and a draw.
         least: Draws of a chain below which no run is made.
 
     Raises:
         TooSmallBudget: Not even the fewest chains come to an end.
     """
-    assert isinstance(settings.budget, float) and settings.chains is not None
-    assert settings.burn_in is not None
-    left = _SAMPLING_SHARE * (settings.budget - pace.spent)
+    left = _SAMPLING_SHARE * (budget - pace.spent)
     chains = settings.chains
     while True:
         of_a_chain = left / _blocks(settings, chains)
@@ -284,7 +317,7 @@ def affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
     needed = _sampling_seconds(settings, pace, chains, least)
     whole = 1.1 * (needed / _SAMPLING_SHARE + pace.spent)
     raise TooSmallBudget(
-        f"a budget of {settings.budget:,.1f} s is too small to converge: {settings.burn_in} steps "
+        f"a budget of {budget:,.1f} s is too small to converge: {settings.burn_in} steps "
         f"of burn-in and {least} draws of {chains} chains take {needed:,.1f} s, at {pace.step:.3g} "
         f"s a step of {settings.block_size} chains, and calibration took {pace.spent:,.1f} s. Give "
         f"budget='{ceil(whole)}s', raise gamma, which shortens both, or use a faster device.",
@@ -293,22 +326,16 @@ def affordable(settings: Settings, pace: Pace, least: int) -> tuple[int, int]:
     )
 
 
-def _blocks(settings: Settings, chains: int) -> float:
-    """Blocks in units of a full one: a small one takes its share of the time."""
-    assert settings.block_size is not None
-    return (
-        ceil(chains / settings.block_size)
-        if chains > settings.block_size
-        else (chains / settings.block_size)
-    )
+def _blocks(settings: RunSettings, chains: int) -> float:
+    """Return blocks in units of a full one: a small one takes its share of the time."""
+    blocks = chains / settings.block_size
+    return ceil(blocks) if blocks > 1 else blocks
 
 
-def _draw(settings: Settings, pace: Pace) -> float:
-    assert settings.thin is not None
+def _draw(settings: RunSettings, pace: Pace) -> float:
     return settings.thin * pace.step + pace.record
 
 
-def _sampling_seconds(settings: Settings, pace: Pace, chains: int, draws: int) -> float:
-    assert settings.burn_in is not None
+def _sampling_seconds(settings: RunSettings, pace: Pace, chains: int, draws: int) -> float:
     one = settings.burn_in * pace.step + draws * _draw(settings, pace)
     return _blocks(settings, chains) * one

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.calibration.budget import Goal, TooSmallBudget, choose_draws
+from bif.calibration.budget import Aim, Goal, TooSmallBudget, choose_draws
 from bif.calibration.control_variates import fall_back
 from bif.calibration.measured_mass import whitened_curvature
 from bif.calibration.oracle_race import seconds_of_gradient
 from bif.calibration.pilot import WARNING, Pilot, pilot
 from bif.calibration.preflight import first_look
-from bif.calibration.steps import choose_steps, relaxation_steps, smallest_curvature
+from bif.calibration.steps import OPEN_DRAWS, choose_steps, relaxation_steps, smallest_curvature
 from bif.calibration.temperature import default_nbeta
 from bif.problem.items import batch_leaves, map_batch
 from bif.problem.problem import Problem
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.oracles import vmap_refusal
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 
 DEFAULT_DRAWS = 200
 _FASTER = 0.7
@@ -39,7 +39,7 @@ _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 class Calibration:
     """Settings with nothing left open, and a line of explanation for each choice."""
 
-    settings: Settings
+    settings: RunSettings
     explanations: tuple[str, ...]
     reliability: float | None = None
     """What was aimed at, if anything."""
@@ -107,10 +107,10 @@ def calibrate(
     """
     started = time.perf_counter()
     said: list[str] = _Told([*problem.notes, *problem.proxies_in_words], tell)
-    target, forecast = settings.reliability, (settings.reliability, settings.budget) != (None, None)
+    target, aim = settings.reliability, Aim.of(settings)
     left_open, settings = settings.gradient is None, _with_gradient(settings, said)
     settings = with_movable(problem, _with_precisions(problem, settings, said), said)
-    if settings.draws is None and not forecast:
+    if settings.draws is None and aim is None:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
     free = settings
@@ -118,32 +118,29 @@ def calibrate(
     settings = _choose_chunk(problem, settings, said)
     first_look(problem, settings, said)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
-    if forecast and free.oracle is None and run_device(problem, free).type == "cuda":
+    if aim is not None and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, said)
-    settings, relaxation, curvature, of_chain = _choose_posterior_and_steps(
+    chosen, relaxation, curvature, of_chain = _choose_posterior_and_steps(
         problem, settings, curvature, said
     )
-    goal, how = None, {"said": said, "started": started}
-    on_cpu = run_device(problem, settings).type == "cpu"  # stacks on a GPU are faster than that
+    if aim is None:
+        return Calibration(chosen, tuple(said), target, None, curvature)
+    on_cpu = run_device(problem, chosen).type == "cpu"  # stacks on a GPU are faster than that
     try:
-        if forecast:
-            settings, goal = choose_draws(
-                problem,
-                settings,
-                relaxation=relaxation,
-                of_chain=of_chain if on_cpu else 0.0,
-                **how,
-            )
+        complete, goal = choose_draws(
+            problem, chosen, aim, relaxation=relaxation, said=said, started=started,
+            of_chain=of_chain if on_cpu else 0.0,
+        )  # fmt: skip
     except TooSmallBudget as too_small:
         # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
-        if not left_open or curvature is None or settings.memory != "plain":
+        if not left_open or curvature is None or chosen.memory != "plain":
             raise
-        asked = replace(
-            asked, nbeta=settings.nbeta, gamma=settings.gamma, retrained_from=None
-        )  # fmt: skip
-        k_max = _largest_curvature(asked, curvature)
-        settings, goal = fall_back(problem, asked, too_small, k_max=k_max, **how)
-    return Calibration(settings, tuple(said), target, goal, curvature)
+        asked = replace(asked, nbeta=chosen.nbeta, gamma=chosen.gamma, retrained_from=None)
+        k_max = _largest_curvature(chosen, curvature)
+        complete, goal = fall_back(
+            problem, asked, aim, too_small, k_max=k_max, said=said, started=started
+        )
+    return Calibration(complete, tuple(said), target, goal, curvature)
 
 
 def refuse_unusable(problem: Problem, settings: Settings) -> None:
@@ -297,7 +294,7 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
 
 def _choose_posterior_and_steps(
     problem: Problem, settings: Settings, curvature: float | None, said: list[str]
-) -> tuple[Settings, float, float | None, float]:
+) -> tuple[RunSettings, float, float | None, float]:
     """Complete settings, steps of the slowest direction to forget, curvature, seconds.
 
     The last are of a gradient of one chain, 0 where they are not known.
@@ -308,17 +305,19 @@ def _choose_posterior_and_steps(
         said.append(f"nbeta = {chosen.nbeta:g}: {why}")
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if settings.traits.underdamped else needed):
-        chosen = replace(chosen, mass=chosen.mass or "identity")
-        relaxation = relaxation_steps(chosen, max(smallest_curvature(chosen), 1e-12))
-        return chosen, relaxation, curvature, 0.0
+        given = RunSettings.completing(
+            chosen, mass=chosen.mass or "identity", draws=chosen.draws or OPEN_DRAWS
+        )
+        relaxation = relaxation_steps(given, max(smallest_curvature(given), 1e-12))
+        return given, relaxation, curvature, 0.0
     if curvature is None or chosen.gamma is None:
         found = pilot(problem, chosen, said)
     else:
         found = Pilot(chosen.gamma, curvature, 0.0, 0.0)
         said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
     chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
-    chosen, relaxation = choose_steps(problem, chosen, k_max, said)
-    return chosen, relaxation, found.curvature, found.seconds_of_chain
+    complete, relaxation = choose_steps(problem, chosen, k_max, said)
+    return complete, relaxation, found.curvature, found.seconds_of_chain
 
 
 def _choose_mass(

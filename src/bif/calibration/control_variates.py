@@ -12,13 +12,13 @@ from dataclasses import replace
 from math import ceil
 
 from bif import tensors
-from bif.calibration.budget import Goal, TooSmallBudget, affordable, choose_draws, fewest_draws
+from bif.calibration.budget import Aim, Goal, TooSmallBudget, affordable, choose_draws, fewest_draws
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.steps import choose_steps
 from bif.problem.problem import Problem
 from bif.sampling.engine import Sampling
 from bif.sampling.sampler_checks import HEAT, heat
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.types import Params
 
 _SHARES = (4, 6, 8, 12, 16, 24, 32)
@@ -33,17 +33,19 @@ _OF_ITS_OWN = 1.5
 def fall_back(
     problem: Problem,
     settings: Settings,
+    aim: Aim,
     too_small: TooSmallBudget,
     *,
     k_max: float,
     said: list[str],
     started: float,
-) -> tuple[Settings, Goal | None]:
+) -> tuple[RunSettings, Goal | None]:
     """Complete settings with control variates, by the largest mini-batch that fits the budget.
 
     Args:
         problem: What is to be attributed.
         settings: What is given, with nbeta, gamma and the oracle; the rest is chosen anew.
+        aim: What the draws are for.
         too_small: What full gradients were refused with.
         k_max: Largest curvature of U.
         said: Gets a line for each choice.
@@ -57,9 +59,9 @@ def fall_back(
         raise too_small
     lines = [
         "gradient = control_variate: with full gradients the budget is too small to converge, by "
-        f"{too_small.needed:,.0f} s to {float(settings.budget or 0):,.0f} s"
+        f"{too_small.needed:,.0f} s to {aim.budget or 0:,.0f} s"
     ]
-    found = _largest_batch(problem, settings, too_small, k_max=k_max, said=lines)
+    found = _largest_batch(problem, settings, aim.budget or 0.0, too_small, k_max=k_max, said=lines)
     if found is None:
         raise too_small
     chosen, relaxation = found
@@ -78,7 +80,7 @@ def fall_back(
         )
     lines.append(f"gradient noise widens the draws by {widened:.1%} in its worst direction")
     complete, goal = choose_draws(
-        problem, chosen, relaxation=relaxation, said=lines, started=started
+        problem, chosen, aim, relaxation=relaxation, said=lines, started=started
     )
     said[:] = [line for line in said if not line.startswith(_CHOSEN_ANEW)] + lines
     return complete, goal
@@ -87,11 +89,12 @@ def fall_back(
 def _largest_batch(
     problem: Problem,
     settings: Settings,
+    budget: float,
     too_small: TooSmallBudget,
     *,
     k_max: float,
     said: list[str],
-) -> tuple[Settings, float] | None:
+) -> tuple[RunSettings, float] | None:
     """The settings of the largest mini-batch whose forecast fits, and the steps to forget."""
     n, pace = problem.num_train, too_small.pace
     for share in _SHARES:
@@ -108,7 +111,7 @@ def _largest_batch(
             record=pace.record + pace.step / 3,
         )
         try:
-            affordable(chosen, cheaper, fewest_draws(chosen, relaxation))
+            affordable(chosen, budget, cheaper, fewest_draws(chosen, relaxation))
         except TooSmallBudget:
             continue
         said.append(f"batch_size = {batch}: the largest share of the {n} items that fits")
@@ -117,9 +120,9 @@ def _largest_batch(
     return None
 
 
-def _heat_away_from_center(problem: Problem, settings: Settings) -> float:
+def _heat_away_from_center(problem: Problem, settings: RunSettings) -> float:
     """Share by which gradient noise widens the draws, one burn-in away from w*."""
-    few = replace(settings, reliability=None, budget=None, draws=2, chains=2, block_size=2)
+    few = replace(settings, draws=2, chains=2, block_size=2)
     sampling = make_engine(problem, few)
     return heat(sampling, _one_burn_in_away(sampling))
 
@@ -127,6 +130,5 @@ def _heat_away_from_center(problem: Problem, settings: Settings) -> float:
 def _one_burn_in_away(sampling: Sampling) -> Params:
     """Weights of one chain, `[1, *shape]`."""
     burn_in = sampling.settings.burn_in
-    assert burn_in is not None
     *_, last = sampling.positions(0, 2, sampling.start(0, 2), last_step=burn_in)
     return {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}

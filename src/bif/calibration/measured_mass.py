@@ -28,7 +28,7 @@ from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import KroneckerMass, whitened_product
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.types import Mass, Params
 
 LARGEST_ROTATION = 1024
@@ -67,7 +67,7 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
     return kept[key]
 
 
-def make_engine(problem: Problem, settings: Settings) -> Sampling:
+def make_engine(problem: Problem, settings: RunSettings) -> Sampling:
     """Build the engine of complete settings, with the mass that they ask for."""
     white = settings.mass == "kronecker"
     return Sampling(problem, settings, mass=measured_mass(problem, settings) if white else None)

@@ -288,7 +288,7 @@ def forecast_live(sampling: Sampling) -> Plan:
     """
     problem, s, oracle = sampling.problem, sampling.settings, sampling.oracle
     weights = weight_bytes(problem, s)
-    assert isinstance(oracle, LiveOracle) and s.chunk_size is not None
+    assert isinstance(oracle, LiveOracle)
     groups = [sampling.train, *sampling.candidates, *sampling.queries]
     sampling.start(0, 1)
     a_step = problem.num_train if s.gradient == "full" else s.batch_size or problem.num_train

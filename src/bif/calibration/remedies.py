@@ -8,7 +8,7 @@ from math import ceil, inf
 from typing import Any
 
 from bif.calibration.steps import burn_in_steps, relaxation_steps, smallest_curvature
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 
 _LONGER = 4.0
 """Factor on draws and burn-in where no figure says by how much they are too few."""
@@ -30,19 +30,19 @@ class Remedies:
         num_items: Train items, which a mini-batch cannot exceed.
     """
 
-    settings: Settings | None = None
+    settings: RunSettings | None = None
     asked: Settings = Settings()
     num_items: float = inf
 
     @classmethod
-    def of(cls, settings: Settings, identity: Mapping[str, Any], num_items: int) -> Remedies:
+    def of(cls, settings: RunSettings, identity: Mapping[str, Any], num_items: int) -> Remedies:
         """Of a run with complete settings, whose identity has those that were asked for."""
         return cls(settings, Settings.from_dict(identity["settings"]), num_items)
 
     def smaller_step(self, times: float = 2.0) -> str:
         """A step that is smaller by a factor, in chains that are as long in the sampler's time."""
         s = self.settings
-        if s is None or s.step_size is None or s.burn_in is None or s.thin is None:
+        if s is None:
             return "lower step_size"
         mass = {} if s.mass != "kronecker" else {"mass": s.mass}
         return _set(
@@ -53,7 +53,7 @@ class Remedies:
     def tighter_ball(self, times: float = _LONGER) -> str:
         """A larger gamma, another posterior closer to w*, with chains that are fitted to it."""
         s = self.settings
-        if s is None or s.gamma is None:
+        if s is None:
             return "raise gamma"
         motion = ("step_size", "friction", "burn_in", "thin")
         opened = {name: None for name in motion if getattr(self.asked, name) is not None}
@@ -62,19 +62,19 @@ class Remedies:
     def more_draws(self, times: float = _LONGER) -> str:
         """More draws of each chain."""
         s = self.settings
-        if s is None or s.draws is None:
+        if s is None:
             return "raise draws"
         return _set(draws=max(ceil(times * s.draws), _FEWEST), **self._not_forecast)
 
     def longer_burn_in(self) -> str:
         """As long as calibration would have it, and longer than it was in any case."""
         s = self.settings
-        return "raise burn_in" if s is None or s.burn_in is None else _set(burn_in=_burn_in(s))
+        return "raise burn_in" if s is None else _set(burn_in=_burn_in(s))
 
     def longer_chains(self, times: float = _LONGER) -> str:
         """Chains that are longer by a factor, beyond a longer burn-in: draws first, then thin."""
         s = self.settings
-        if s is None or s.draws is None or s.burn_in is None or s.thin is None:
+        if s is None:
             return "raise burn_in, draws and thin"
         draws = max(ceil(min(times, _LONGER) * s.draws), _FEWEST)
         thin = ceil(max(times / _LONGER, 1.0) * s.thin)
@@ -109,11 +109,10 @@ class Remedies:
         return {name: None for name in given if getattr(self.asked, name) is not None}
 
 
-def _burn_in(s: Settings) -> int:
+def _burn_in(s: RunSettings) -> int:
     """As long as calibration would have it, and `_LONGER` times as long as it was at least."""
-    assert s.burn_in is not None
     longer = max(_LONGER * s.burn_in, 100.0)
-    if None in (s.nbeta, s.gamma, s.step_size) or not (slowest := smallest_curvature(s)) > 0:
+    if not (slowest := smallest_curvature(s)) > 0:
         return ceil(longer)
     needed = burn_in_steps(s, relaxation_steps(s, slowest))
     return ceil(max(longer, min(needed, _LONGEST * max(s.burn_in, 10))))

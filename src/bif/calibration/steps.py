@@ -6,12 +6,11 @@ curvature, friction and burn-in from the smallest, which is gamma.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import ceil, sqrt
 
 from bif.calibration.damping import FLATTEST
 from bif.problem.problem import Problem
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 
 ROUND_STEP = 0.6
 """Step in the coordinates of a mass, in units of 1 / sqrt(largest curvature).  All directions are
@@ -20,6 +19,8 @@ too large."""
 ROUND_FRICTION = 0.4
 """In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
 square of its half, forget at half of it."""
+OPEN_DRAWS = 2
+"""Draws of complete settings until draws are chosen."""
 LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
 """Friction in units of sqrt(smallest curvature), without and with gradient noise."""
 
@@ -32,9 +33,8 @@ def smallest_curvature(settings: Settings) -> float:
     return settings.gamma + settings.nbeta * settings.weight_decay
 
 
-def relaxation_steps(settings: Settings, k_min: float) -> float:
+def relaxation_steps(settings: RunSettings, k_min: float) -> float:
     """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
-    assert settings.step_size is not None
     return settings.traits.relaxation_steps(settings.step_size, settings.friction, k_min)
 
 
@@ -52,8 +52,18 @@ def _burn_in_times(settings: Settings) -> int:
 
 def choose_steps(
     problem: Problem, settings: Settings, k_max: float, said: list[str]
-) -> tuple[Settings, float]:
-    """Step size, friction, burn-in and thinning from the extreme curvatures of U."""
+) -> tuple[RunSettings, float]:
+    """Choose step size, friction, burn-in and thinning from the extreme curvatures of U.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Complete but for these; open draws are for `choose_draws` to choose.
+        k_max: Largest curvature of U in the coordinates of the mass.
+        said: Gets a line for each choice.
+
+    Returns:
+        Complete settings, and the steps in which the slowest direction forgets.
+    """
     assert settings.nbeta is not None and settings.gamma is not None
     white = settings.mass == "kronecker"
     k_min = max(smallest_curvature(settings), FLATTEST * k_max * (not white))
@@ -81,11 +91,10 @@ def choose_steps(
         why = f"{length:g} / largest curvature of U, {k_max:.4g}"
     if settings.step_size is None:
         said.append(f"step_size = {step:.4g}: {why}")
-    settings = replace(settings, step_size=step, friction=friction)
-    relaxation = relaxation_steps(settings, k_min)
-    times, burn_in = _burn_in_times(settings), burn_in_steps(settings, relaxation)
+    slowest = settings.traits.relaxation_steps(step, friction, k_min)
+    times, burn_in = _burn_in_times(settings), burn_in_steps(settings, slowest)
     part, words = (4, "a fourth") if white else (3, "a third")
-    thin = max(1, round(relaxation / part))
+    thin = max(1, round(slowest / part))
     reason = f"{words} of the relaxation time, since the losses come with the gradient"
     if settings.gradient != "full":
         assert settings.batch_size is not None
@@ -93,14 +102,17 @@ def choose_steps(
         by_cost = ceil(problem.num_train / (passes * settings.batch_size))
         if by_cost > thin:
             thin, reason = by_cost, "steps that cost as much as the draw's own pass over the data"
-    said.append(f"relaxation of the slowest direction: {relaxation:.1f} steps")
+    said.append(f"relaxation of the slowest direction: {slowest:.1f} steps")
     if settings.burn_in is None:
         said.append(f"burn_in = {burn_in}: {times} relaxation times")
     if settings.thin is None:
         said.append(f"thin = {thin}: {reason}")
-    chosen = replace(
+    chosen = RunSettings.completing(
         settings,
+        step_size=step,
+        friction=friction,
         burn_in=burn_in if settings.burn_in is None else settings.burn_in,
         thin=settings.thin or thin,
+        draws=settings.draws or OPEN_DRAWS,
     )
-    return chosen, relaxation
+    return chosen, slowest

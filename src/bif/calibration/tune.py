@@ -195,7 +195,7 @@ class _Pilots:
         """The ratio of gamma to nbeta where nothing is said: it depends on w* alone."""
         complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta))
         gamma = complete.settings.gamma
-        assert gamma is not None and complete.curvature is not None
+        assert complete.curvature is not None
         self._curvatures[nbeta, gamma] = complete.curvature
         return max(gamma / nbeta, 1e-12 / SHARE)
 
@@ -213,12 +213,10 @@ class _Pilots:
     def _tried(self, nbeta: float, gamma: float) -> Tried:
         started = time.perf_counter()
         complete = self._calibrated(nbeta, gamma)
-        assert complete.settings.burn_in is not None
         # Burn-in is careful, and what is left of it after half is small beside the pilot's noise.
         brief = replace(complete.settings, burn_in=complete.settings.burn_in // 2)
         sampling = make_engine(self._problem, brief)
         sampled = time.perf_counter()
-        assert complete.settings.chains is not None
         traces = short_traces(sampling, complete.settings.chains)
         ended = time.perf_counter()
         value, agreement = self._judged(traces)

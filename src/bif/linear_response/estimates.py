@@ -85,7 +85,6 @@ class Clock:
     @classmethod
     def of(cls, pairs: Pairs, *, burn_in: int, steps: int) -> Clock:
         """At least `steps` recorded steps in equal batches."""
-        assert pairs.settings.thin is not None
         stride = 1 if pairs.losses_are_free else pairs.settings.thin
         times = ceil(NUM_BATCHES / pairs.num_replicates)
         return cls(burn_in, stride, ceil(steps / (stride * times)), times)
@@ -269,7 +268,7 @@ def common_minimum(pairs: Pairs) -> Params:
 def critical(pairs: Pairs) -> BAOAB:
     """The rule for descent: friction critical for the slowest direction that calibration knows."""
     s = pairs.settings
-    assert s.step_size is not None and s.friction is not None
+    assert s.friction is not None
     return BAOAB(s.step_size, s.friction)
 
 

@@ -26,7 +26,7 @@ from bif.sampling.engine import Sampling
 from bif.sampling.factory import make_oracle, make_posterior
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.sampling.rng import BlockNoise, ShuffledOrder, generator
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.types import Gradient, ItemLoss, Noise, Params, Sampler
 
 Curvature = Literal["hessian", "bregman"]
@@ -54,10 +54,9 @@ class NoNoise:
 class SharedOrder(ShuffledOrder):
     """The mini-batches of each replicate, the same for both signs of every pair."""
 
-    def __init__(self, num_items: int, settings: Settings, *, num_chains: int, replicates: int,
+    def __init__(self, num_items: int, settings: RunSettings, *, num_chains: int, replicates: int,
                  device: torch.device) -> None:  # fmt: skip
-        assert settings.batch_size is not None
-        super().__init__(num_items, settings.batch_size, num_chains=replicates, seed=settings.seed,
+        super().__init__(num_items, settings.mini_batch, num_chains=replicates, seed=settings.seed,
                          block=0, device=device)  # fmt: skip
         self._copies = num_chains // replicates
 
@@ -89,7 +88,7 @@ class Pairs:
     def __init__(
         self,
         problem: Problem,
-        settings: Settings,
+        settings: RunSettings,
         *,
         curvature: Curvature,
         num_replicates: int,
@@ -191,7 +190,6 @@ class Pairs:
     def typical_curvature(self) -> float:
         """Geometric mean of the extreme curvatures of U, as calibration's step and gamma tell."""
         s = self.settings
-        assert s.step_size is not None and s.gamma is not None
         largest = 1 / s.step_size**2 if s.traits.underdamped else 1 / s.step_size
         return sqrt(largest * max(s.gamma, 1e-3 * largest))
 
@@ -213,7 +211,6 @@ class Pairs:
     def _chunk(self, num_chains: int) -> int:
         """Items a pass: fewer for a stack of more chains than a block, such as the pilot's."""
         s = self.settings
-        assert s.chunk_size is not None and s.block_size is not None
         if s.oracle != "stacked" or num_chains <= s.block_size:
             return s.chunk_size
         return max(1, s.chunk_size * s.block_size // num_chains)
@@ -262,9 +259,8 @@ def bregman_problem(problem: Problem, settings: Settings) -> Problem:
     return with_loss(problem, bregman_divergence(problem.loss, problem.evaluation_copy(device)))
 
 
-def around_center(settings: Settings) -> Settings:
+def around_center(settings: RunSettings) -> RunSettings:
     """Weight decay, too, by its divergence from w*: `nbeta·decay/2·|w - w*|²` joins gamma's."""
-    assert settings.nbeta is not None and settings.gamma is not None
     pull = settings.nbeta * settings.weight_decay
     return replace(settings, gamma=settings.gamma + pull, weight_decay=0.0)
 

@@ -143,7 +143,6 @@ def attributed(
         sizes_in_words += planned.in_words()
     if show_progress:
         say(sizes_in_words)
-    assert settings.chains is not None and settings.block_size is not None
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
     with Writer() as writer:

@@ -79,7 +79,6 @@ def _draws(
         yield from _kept(sampling, store, range(start, commit.draws))
         return
     s = sampling.settings
-    assert s.burn_in is not None and s.thin is not None
     positions = sampling.positions(
         block,
         len(chains),

@@ -62,7 +62,6 @@ def _scores(traces: LossTraces, shape: tuple[int, ...]) -> np.ndarray:
 
 def _ball(sampling: Sampling, draws: int, gamma: float) -> LossTraces:
     """Traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
-    assert sampling.settings.block_size is not None
     chains = 1 if isinstance(sampling.oracle, LiveOracle) else sampling.settings.block_size
     rounds = max(2, -(-min(draws, MOST_DRAWS) // chains))
     source = generator(sampling.settings.seed, 0, "control", device=sampling.device)

@@ -26,7 +26,7 @@ from bif.runs.gates import Gate, cross_gates
 from bif.runs.respond import respond
 from bif.runs.run import Run, load
 from bif.sampling.samplers import names_of
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.store.signals import termination_raises
 
 _CHAINS = 8
@@ -139,9 +139,9 @@ def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run
     )
 
 
-def _settings_of(problem: Problem, run: Run) -> Settings:
+def _settings_of(problem: Problem, run: Run) -> RunSettings:
     problem.refuse_tokens("a cross-check")
-    settings = Settings.from_dict(run.manifest["settings"])
+    settings = RunSettings.from_dict(run.manifest["settings"])
     if run.manifest["keep"] == "sums" or not run.traces.blocks:
         raise ValueError("the run keeps sums: cross-checks need the traces of all items.")
     if settings.traits.adaptive:

@@ -61,7 +61,6 @@ def measure_costs(
 
 def _fluctuation(sampling: Sampling) -> Cost:
     chains = sampling.settings.block_size
-    assert chains is not None
     train, query, started = [], [], time.perf_counter()
     for draw, losses, values in sampling.observed_draws(0, chains):
         if draw.index == 0:

@@ -23,7 +23,7 @@ from bif.runs.recording import Recording
 from bif.runs.retention import subset_of
 from bif.runs.run import Run
 from bif.runs.summary import figures_of, judge, short_of
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,7 +66,6 @@ def concluded(
             f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
             f"with errors needs two: {said}.{advice}"
         )
-    assert settings.nbeta is not None
     dataset = described(_scores(recording, traces, settings.nbeta, top), sampling).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
@@ -159,8 +158,7 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
     )
 
 
-def _warnings(recording: Recording, settings: Settings, advice: str) -> list[str]:
-    assert settings.burn_in is not None and settings.thin is not None
+def _warnings(recording: Recording, settings: RunSettings, advice: str) -> list[str]:
     said = []
     if recording.diverged:
         lost = sorted(recording.diverged)

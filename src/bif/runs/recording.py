@@ -94,7 +94,6 @@ class Recording:
             KeyboardInterrupt: Ctrl-C while new groups were observed.
         """
         s = self.sampling.settings
-        assert s.chains is not None and s.draws is not None
         bar = ProgressBar(
             s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
         )
@@ -288,7 +287,6 @@ class _BlockRun:
 
     def _recorder(self) -> BlockRecorder:
         s = self.sampling.settings
-        assert s.draws is not None
         sums = subset = None
         if self.whole.keep == "sums":
             sums = BlockSums(self.chains, num_chains=self.whole.blocks[-1].stop)

@@ -31,7 +31,7 @@ from bif.results.influence import Influence
 from bif.runs.block_recorder import below
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.terminal import say
 from bif.types import Params
 
@@ -59,7 +59,7 @@ class Response:
     num_steps: int
     seconds: float
     sampling_seconds: float
-    settings: Settings
+    settings: RunSettings
     explanations: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -195,8 +195,6 @@ def responded(
         alone, s, curvature=request.curvature, num_replicates=request.replicates,
         num_mirrors=request.num_mirrors,
     )  # fmt: skip
-    assert s.burn_in is not None and s.thin is not None and s.draws is not None
-    assert s.block_size is not None
     blocks = list(blocks_of_queries(pairs.queries, s.block_size // pairs.chains_per_pair))
     stages = Stages(folder, pairs.device, since=started)
     if folder and run:
@@ -329,7 +327,7 @@ class _Gathered:
             self._num_blocks += 1
             self.items += (block["items"] - self.items) / self._num_blocks
 
-    def warnings(self, problem: Problem, s: Settings, perturbation: Perturbation) -> list[str]:
+    def warnings(self, problem: Problem, s: RunSettings, perturbation: Perturbation) -> list[str]:
         """What speaks against the result.
 
         Raises:
@@ -354,11 +352,10 @@ class _Gathered:
             )
         return said
 
-    def dataset(self, pairs: Pairs, *, calibrated: Settings) -> xr.Dataset:
+    def dataset(self, pairs: Pairs, *, calibrated: RunSettings) -> xr.Dataset:
         """The result as users see it."""
         problem, cold = pairs.sampling.problem, not self._num_blocks
         nbeta = calibrated.nbeta
-        assert nbeta is not None
         if cold:
             self.items[0], self.items[1] = pairs.sampling.train_center, float("nan")
             self.query[0] = pairs.sampling.query_center
@@ -408,7 +405,7 @@ def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
     return dataset
 
 
-def _advice(settings: Settings) -> str:
+def _advice(settings: RunSettings) -> str:
     """Return what to change where pairs diverge."""
     fix = Remedies(settings)
     return f"{fix.smaller_step()}, or {fix.tighter_ball()}"

@@ -8,14 +8,14 @@ from bif import store
 from bif.problem.provenance import hardware
 from bif.sampling.engine import Sampling
 from bif.sampling.oracles.precision import rounding
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings
 
 _SAME = 1e3
 """Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
 order."""
 
 
-def chosen_before(folder: store.RunFolder | None) -> tuple[Settings, tuple[str, ...]] | None:
+def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[str, ...]] | None:
     """The complete settings and their explanations when the run was begun; None before that.
 
     Raises:
@@ -25,7 +25,7 @@ def chosen_before(folder: store.RunFolder | None) -> tuple[Settings, tuple[str, 
     if folder is None or not isinstance(found, dict):
         return None
     try:
-        settings = Settings.from_dict(found)
+        settings = RunSettings.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
     return settings, tuple(folder.manifest.get("explanations", []))

@@ -24,7 +24,7 @@ from bif.sampling.oracles import LiveOracle
 from bif.sampling.oracles.compilation import compiled
 from bif.sampling.rng import BlockNoise, LeafNoise, ShuffledOrder, generator
 from bif.sampling.sampler_state import restored, state_tensors
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings
 from bif.sampling.stochastic_rounding import refuse_coarse
 from bif.types import Draw, Gradient, HasParams, ItemLoss, Mass, Params
 
@@ -77,7 +77,9 @@ class Sampling:
         ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, *, mass: Mass | None = None) -> None:
+    def __init__(
+        self, problem: Problem, settings: RunSettings, *, mass: Mass | None = None
+    ) -> None:
         if (mass is not None) != (settings.mass == "kronecker"):
             raise ValueError(f"mass={settings.mass!r} was asked for, and {mass!r} is given.")
         self.problem, self.settings, self.mass = problem, settings, mass
@@ -89,7 +91,6 @@ class Sampling:
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         self.sampler = make_sampler(settings, self.mass)
         if settings.memory == "lean":
-            assert settings.step_size is not None
             refuse_coarse(self.posterior.center, settings.step_size)
         self.train = problem.train.to(self.device)
         self.candidates = [items.to(self.device) for items in problem.candidate_groups.values()]
@@ -110,7 +111,6 @@ class Sampling:
     def last_step(self) -> int:
         """The step of the last draw."""
         s = self.settings
-        assert s.draws is not None and s.burn_in is not None and s.thin is not None
         return s.burn_in + (s.draws - 1) * s.thin
 
     def start(self, block: int, num_chains: int) -> Start:
@@ -170,7 +170,6 @@ class Sampling:
     def draw_at(self, step: int) -> int | None:
         """Which draw the position before a step is, if any."""
         s = self.settings
-        assert s.burn_in is not None and s.thin is not None
         return draw_index(step, burn_in=s.burn_in, thin=s.thin)
 
     def observed(self, position: Position) -> tuple[Tensor, Tensor]:
@@ -249,7 +248,6 @@ class Sampling:
     ) -> Tensor:
         """`function` of the columns of one of the groups, `[C, N_g]`."""
         chunk_size = self.settings.chunk_size
-        assert chunk_size is not None
         if readers:
             return readers[index](self.oracle, function, params, chunk_size=chunk_size)
         return self.observe(function, params, groups[index])
@@ -259,7 +257,6 @@ class Sampling:
         groups: list[Items] = self.queries
         function, through = observable.function, observable.through
         if through is not None:
-            assert self.settings.chunk_size is not None
             groups = [
                 centered(
                     items, function, through, oracle=self.oracle, center=center,
@@ -284,7 +281,6 @@ class Sampling:
         s = self.settings
         if s.memory != "plain":
             return torch.empty(0, 3, dtype=torch.float64)
-        assert s.chunk_size is not None
         num = min(_GRADIENT_ITEMS, s.chunk_size, len(self.train))
         chosen = torch.linspace(0, len(self.train) - 1, num, device=self.device).long()
         gradient, _ = self.oracle.gradient(
@@ -300,7 +296,6 @@ class Sampling:
 
     def observe(self, function: ItemLoss, params: Params, items: Items) -> Tensor:
         """`function` of items, `[C, N]`."""
-        assert self.settings.chunk_size is not None
         return observe(self.oracle, function, params, items, chunk_size=self.settings.chunk_size)
 
     def _noise(self, block: int, counter: int) -> BlockNoise | LeafNoise:
@@ -328,7 +323,7 @@ class Sampling:
         gamma only NaN and infinity tell.
         """
         s = self.settings
-        if not s.gamma or s.nbeta is None:
+        if not s.gamma:
             return math.inf
         items = sum(len(group) for group in self.problem.scored_groups.values())
         to_lose = 2 * s.nbeta * abs(float(self.train_center.double().sum())) / items
@@ -347,14 +342,12 @@ class Sampling:
     def gradient(self, block: int, num_chains: int) -> Gradient:
         """How a block's chains get their gradients."""
         s = self.settings
-        assert s.chunk_size is not None
         chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
         full = FullGradient(self.oracle, self.train, chunk_size=chunk, train_weights=self.weights)
         if s.gradient == "full":
             return full
-        assert s.batch_size is not None
         order = ShuffledOrder(
-            self.problem.num_train, s.batch_size, num_chains=num_chains, seed=s.seed,
+            self.problem.num_train, s.mini_batch, num_chains=num_chains, seed=s.seed,
             block=block, device=self.device,
         )  # fmt: skip
         if s.gradient == "minibatch":
@@ -377,9 +370,8 @@ class Sampling:
         assert isinstance(oracle, LiveOracle)
         order = None
         if s.gradient == "minibatch":
-            assert s.batch_size is not None
             order = ShuffledOrder(
-                self.problem.num_train, s.batch_size, num_chains=1, seed=s.seed, block=block,
+                self.problem.num_train, s.mini_batch, num_chains=1, seed=s.seed, block=block,
                 device=self.device,
             )  # fmt: skip
         return StreamedGradient(oracle, self.train, order=order, train_weights=self.weights)

@@ -13,7 +13,7 @@ from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.oracles.compilation import repeated_blocks
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.samplers import SAMPLERS
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.types import Mass, Params, Sampler
 
 
@@ -84,7 +84,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
     )
 
 
-def make_sampler(settings: Settings, mass: Mass | None = None) -> Sampler:
+def make_sampler(settings: RunSettings, mass: Mass | None = None) -> Sampler:
     """The sampler of complete settings."""
     return SAMPLERS[settings.sampler].from_settings(settings, mass)
 

@@ -96,7 +96,6 @@ def check(sampling: Sampling, state: HasParams) -> Checks:
         if velocity is not None:
             kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
         curvature = _curvature(sampling, params)
-        assert s.step_size is not None
         first = _first(params, 1)
         return Checks(
             *_mean_and_error(virial),
@@ -130,7 +129,6 @@ def _full(
     sampling: Sampling, items: Items | None = None, weights: Tensor | None = None
 ) -> Gradient:
     s = sampling.settings
-    assert s.chunk_size is not None
     return FullGradient(
         sampling.oracle,
         sampling.train if items is None else items,
@@ -152,8 +150,7 @@ def _virial(sampling: Sampling, params: Params) -> Tensor:
 
 
 def _curvature(sampling: Sampling, params: Params) -> float:
-    s, n = sampling.settings, sampling.problem.num_train
-    assert s.nbeta is not None and s.gamma is not None and s.chunk_size is not None
+    n = sampling.problem.num_train
     source = generator(0, 0, "probe", device=sampling.device)
     noise = BlockNoise(source, sampling.posterior.masks)
     count = min(n, _CURVATURE_ITEMS)
@@ -194,7 +191,6 @@ def heat(sampling: Sampling, one: Params) -> float:
     batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
     if s.traits.least_divisor is not None or batches < _FEWEST_BATCHES:
         return math.nan
-    assert s.nbeta is not None and s.gamma is not None and s.step_size is not None
     exact = tensors.copied(_full(sampling)(one, 0).gradient)
     noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
     for name, mask in sampling.posterior.masks.items():
@@ -221,8 +217,7 @@ def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
     """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
     s = sampling.settings
     if isinstance(sampling.oracle, LiveOracle):
-        assert s.batch_size is not None
-        epoch = sampling.problem.num_train // s.batch_size
+        epoch = sampling.problem.num_train // s.mini_batch
         gradient = sampling.gradient(_PROBE_BLOCK, 1)
         parts = [tensors.copied(gradient(one, step * epoch).gradient) for step in range(count)]
         return {name: torch.cat([part[name] for part in parts]) for name in one}
@@ -242,7 +237,6 @@ def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> floa
 
 def _center_gradient(sampling: Sampling) -> float:
     s = sampling.settings
-    assert s.chunk_size is not None
     return center_gradient(
         sampling.oracle, sampling.posterior, sampling.train, sampling.weights,
         chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from bif.problem.literals import require_literal
 from bif.sampling.oracles.precision import EXACTNESS, Precision
@@ -181,7 +181,7 @@ class Settings:
         gradient, loss = (EXACTNESS.index(precision) for precision in self.precisions)
         return gradient >= loss
 
-    def plain(self) -> Settings:
+    def plain(self) -> Self:
         """For a look at the posterior itself: not compiled, and weights as exact as the model's."""
         if self.memory == "lean":
             exact: dict[str, Any] = {"gradient_precision": "float32", "loss_precision": "float32"}
@@ -239,7 +239,7 @@ class Settings:
         return traits.leafwise and not (self.memory == "lean" and traits.state_leaves)
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Settings:
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
         """From what `as_dict` returned, JSON or not.
 
         Raises:
@@ -260,6 +260,68 @@ class Settings:
     def as_dict(self) -> dict[str, object]:
         """For the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """Complete settings: what a run is carried out with, nothing left to choose.
+
+    Only what the sampler, the gradient or the oracle has no use for may be None: `friction`,
+    `batch_size`, `micro_batch`; and what has been followed: `retrained_from`, `reliability`,
+    `budget`.
+
+    Raises:
+        ValueError: Something else is None.
+    """
+
+    nbeta: float = field()
+    gamma: float = field()
+    chains: int = field()
+    draws: int = field()
+    burn_in: int = field()
+    thin: int = field()
+    step_size: float = field()
+    mass: MassName = "identity"
+    gradient: GradientMode = field()
+    oracle: OracleName = field()
+    block_size: int = field()
+    chunk_size: int = field()
+    movable: tuple[str, ...] = field()
+    gradient_precision: Precision = field()
+    loss_precision: Precision = field()
+
+    def __post_init__(self) -> None:
+        names = [name for name in _of_every_run() if getattr(self, name) is None]
+        if names:
+            raise ValueError(f"settings of a run leave nothing open, got None for {names}.")
+        super().__post_init__()
+
+    @classmethod
+    def completing(cls, settings: Settings, **chosen: Any) -> RunSettings:
+        """Return settings completed by what has been chosen; wishes are taken as followed.
+
+        Raises:
+            ValueError: Something is left open.
+        """
+        followed = {"retrained_from": None, "reliability": None, "budget": None}
+        return cls(**{**settings.as_dict(), **followed, **chosen})
+
+    @property
+    def mini_batch(self) -> int:
+        """Items of a mini-batch.
+
+        Raises:
+            ValueError: Gradients are of all items.
+        """
+        if self.batch_size is None:
+            raise ValueError(f"gradient={self.gradient!r} has no mini-batches.")
+        return self.batch_size
+
+
+@cache
+def _of_every_run() -> tuple[str, ...]:
+    """Return the names of the settings that no run leaves open."""
+    return tuple(name for name in RunSettings.__annotations__)
 
 
 @cache

@@ -11,7 +11,7 @@ from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class BAOAB:
     mass: Mass | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> BAOAB:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> BAOAB:
         """Return the sampler of complete settings, in the coordinates of a mass if there is one."""
-        assert settings.step_size is not None and settings.friction is not None
+        assert settings.friction is not None
         return cls(settings.step_size, settings.friction, mass)
 
     @property

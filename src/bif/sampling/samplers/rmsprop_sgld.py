@@ -13,7 +13,7 @@ from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ class RMSpropSGLD:
     )
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> RMSpropSGLD:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> RMSpropSGLD:
         """Return the sampler of complete settings, with g the gradient of the mean loss."""
-        assert settings.step_size is not None
         return cls(settings.step_size, gradient_scale=settings.nbeta or 1.0)
 
     def init(self, params: Params, noise: Noise) -> RMSpropSGLDState:
@@ -109,6 +108,6 @@ class FrozenRMSpropSGLD(RMSpropSGLD):
     traits: ClassVar[Traits] = replace(RMSpropSGLD.traits, bias=None)
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> RMSpropSGLD:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> RMSpropSGLD:
         """Return the sampler of complete settings, which is frozen from the first draw on."""
         return replace(super().from_settings(settings, mass), freeze_after=settings.burn_in)

@@ -11,7 +11,7 @@ from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ class SGLD:
     step_size: float
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> SGLD:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> SGLD:
         """Return the sampler of complete settings."""
-        assert settings.step_size is not None
         return cls(settings.step_size)
 
     def init(self, params: Params, noise: Noise) -> SGLDState:

@@ -13,7 +13,7 @@ from bif.sampling.samplers.traits import Traits
 from bif.types import Mass, Noise, Params
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class SGNHT:
     mass: float | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> SGNHT:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> SGNHT:
         """Return the sampler of complete settings, whose friction is the diffusion."""
-        assert settings.step_size is not None and settings.friction is not None
+        assert settings.friction is not None
         return cls(settings.step_size, settings.friction)
 
     def init(self, params: Params, noise: Noise) -> SGNHTState:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from bif.types import Mass, Sampler
 
 if TYPE_CHECKING:
-    from bif.sampling.settings import Settings
+    from bif.sampling.settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,6 @@ class NamedSampler(Sampler[Any], Protocol):
     traits: ClassVar[Traits]
 
     @classmethod
-    def from_settings(cls, settings: Settings, mass: Mass | None) -> Sampler[Any]:
+    def from_settings(cls, settings: RunSettings, mass: Mass | None) -> Sampler[Any]:
         """Return the sampler of complete settings, in the coordinates of `mass` if it takes one."""
         ...
