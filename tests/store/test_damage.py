@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from bif.types import Batch
 from broken_runs import (
     CALLS,
     SETTINGS,
-    Whole,
     array,
     assert_goes_on,
     assert_same,
@@ -33,28 +32,12 @@ from broken_runs import (
     last_shard,
     problem,
     record,
-    small_shards_and_no_pictures,
     state,
     truncate,
-    undisturbed,
 )
 from small_problems import labelled, network
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with small_shards_and_no_pictures():
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return undisturbed(tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture(scope="module")
-def cut_short(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashed(tmp_path_factory.mktemp("cut_short") / "run", whole)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

@@ -24,13 +24,9 @@ from bif.bank import load as load_bank
 from bif.store import DamagedRun, FolderInUse, read_scores, write_scores
 from broken_runs import (
     SETTINGS,
-    Whole,
     assert_same,
     attribute,
-    crashed,
     draws_of,
-    small_shards_and_no_pictures,
-    undisturbed,
 )
 
 EVERY = pytest.mark.parametrize("step", [19, pytest.param(1, marks=pytest.mark.slow)])
@@ -39,15 +35,7 @@ REFUSED = (DamagedRun, FolderInUse, FileNotFoundError)
 TABLE = Path(__file__).parents[2] / "docs/runs-on-disk.md"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with small_shards_and_no_pictures():
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return undisturbed(tmp_path_factory.mktemp("whole") / "run")
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +44,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other") / "run"
     attribute(folder, settings=replace(SETTINGS, seed=1))
     return folder
-
-
-@pytest.fixture(scope="module")
-def cut_short(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashed(tmp_path_factory.mktemp("cut_short") / "run", whole)
 
 
 def kind(name: str) -> str:

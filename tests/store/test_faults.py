@@ -31,28 +31,16 @@ from bif.store.folder import Buffer, LocalFolder
 from broken_runs import (
     CALLS,
     SETTINGS,
-    Whole,
     assert_goes_on,
     assert_same,
     attribute,
     crashed,
     draws_of,
     problem,
-    small_shards_and_no_pictures,
-    undisturbed,
 )
 from small_problems import TINY, classification
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with small_shards_and_no_pictures():
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return undisturbed(tmp_path_factory.mktemp("whole") / "run")
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 class TestReadOnlyFolders:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ from broken_runs import (
     OWN_ERRORS,
     USES,
     Whole,
-    crashed,
     newest,
-    small_shards_and_no_pictures,
-    undisturbed,
     with_its_hash,
 )
 
@@ -34,9 +31,9 @@ STATE = "checkpoints/block-001/NEWEST.safetensors"
 class Fuzzed:
     """Copies of a complete run and of one that was cut short, with one file changed."""
 
-    def __init__(self, place: Path, whole: Whole) -> None:
+    def __init__(self, place: Path, complete: Path, cut_short: Path) -> None:
         self.place = place
-        self.runs = {"complete": whole.folder, "cut short": crashed(place / "cut_short", whole)}
+        self.runs = {"complete": complete, "cut short": cut_short}
 
     def original(self, run: str, name: str) -> bytes:
         return (self.runs[run] / newest(self.runs[run], name)).read_bytes()
@@ -60,10 +57,10 @@ class Fuzzed:
 
 
 @pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
-    place = tmp_path_factory.mktemp("fuzzed")
-    with small_shards_and_no_pictures():
-        yield Fuzzed(place, undisturbed(place / "whole"))
+def fuzzed(
+    small_shards: None, whole: Whole, cut_short: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Fuzzed:
+    return Fuzzed(tmp_path_factory.mktemp("fuzzed"), whole.folder, cut_short)
 
 
 JSON = st.recursive(

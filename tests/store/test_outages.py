@@ -18,7 +18,7 @@ from bif.bank import load
 from bif.runs import recording
 from bif.store import BlockStore, FilesFailed, folder_at, load_dataset, open_run
 from bif.store import folder as folder_module
-from broken_runs import SETTINGS, assert_same, attribute, small_shards_and_no_pictures
+from broken_runs import SETTINGS, assert_same, attribute
 from run_folders import commit, wanted
 
 
@@ -66,10 +66,7 @@ for _name in ("info", "ls", "cat_file", "pipe_file", "_rm", "rm", "makedirs"):
 fsspec.register_implementation("cloud", Cloud, clobber=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with small_shards_and_no_pictures():
-        yield
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 class Days:

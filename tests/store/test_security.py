@@ -32,27 +32,11 @@ from broken_runs import (
     crashed,
     newest,
     problem,
-    small_shards_and_no_pictures,
-    undisturbed,
     with_its_hash,
 )
 from small_problems import classification, filled, labelled
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_shards() -> Iterator[None]:
-    with small_shards_and_no_pictures():
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    return undisturbed(tmp_path_factory.mktemp("whole") / "run")
-
-
-@pytest.fixture(scope="module")
-def cut_short(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return crashed(tmp_path_factory.mktemp("cut_short") / "run", whole)
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def everything(root: Path) -> dict[str, str]:
