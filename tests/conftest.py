@@ -1,8 +1,15 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and fixtures that tests of several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from command_line import Answer, caller, write_problem
+from same_bits import without_page
 from small_problems import nothing_measured
 
 # The tensors of the tests are small, and the workers of `pytest -n` already fill the cores.
@@ -13,3 +20,24 @@ torch.set_num_threads(1)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without a look at their sampler."""
     monkeypatch.setattr("bif.runs.recording.check", nothing_measured)
+
+
+@pytest.fixture
+def no_page() -> Iterator[None]:
+    """Runs end without their page for people, whose drawing takes longer than they do."""
+    with without_page():
+        yield
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Problems in a file as a user would write it."""
+    return write_problem(tmp_path)
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Answer]:
+    """A function that runs `bif ARGUMENTS` and returns exit code, stdout and stderr."""
+    return caller(monkeypatch, capsys)

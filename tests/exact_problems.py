@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,9 @@ from bif.estimate import estimate_covariance
 from bif.samplers import BAOAB, BAOABState
 from bif.types import Batch, Noise, Params
 from law_checks import STANDARD_ERRORS, ScaledNoise
+from small_problems import normal
 
 DRAWS, CHAINS = 60, 512
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Point(nn.Module):
@@ -46,9 +44,9 @@ class Quadratics:
 
     @classmethod
     def random(cls, num_items: int, num_weights: int, *, seed: int) -> Quadratics:
-        root = random(num_items, num_weights, num_weights, seed=seed)
+        root = normal(num_items, num_weights, num_weights, seed=seed)
         return cls(
-            random(num_items, num_weights, seed=seed + 1),
+            normal(num_items, num_weights, seed=seed + 1),
             root @ root.mT / num_weights + torch.eye(num_weights, dtype=torch.float64),
         )
 
@@ -156,7 +154,13 @@ SAMPLER_MUTANTS = pytest.mark.parametrize(
 NUM_WEIGHTS = 3
 TRAIN = Quadratics.random(5, NUM_WEIGHTS, seed=0)
 QUERIES = Quadratics.random(4, NUM_WEIGHTS, seed=10)
-CENTER = random(NUM_WEIGHTS, seed=20)
+CENTER = normal(NUM_WEIGHTS, seed=20)
+
+
+def quadratic_problem(
+    center: Tensor = CENTER, train: Quadratics = TRAIN, queries: Quadratics = QUERIES
+) -> bif.Problem:
+    return bif.Problem(Point(center), quadratic_loss, train=train.batch, queries=queries.batch)
 
 
 def quadratic_run(
@@ -170,7 +174,7 @@ def quadratic_run(
 ) -> bif.Run:
     """A run whose sampler settings suit (nbeta, gamma), sampling perhaps other values."""
     center = CENTER if train.minimum.shape[1] == NUM_WEIGHTS else torch.zeros(4).double()
-    problem = bif.Problem(Point(center), quadratic_loss, train=train.batch, queries=queries.batch)
+    problem = quadratic_problem(center, train, queries)
     posterior = GaussianPosterior.of(train, center, nbeta=nbeta, gamma=gamma)
     settings = settings_for(torch.linalg.inv(posterior.covariance), nbeta=nbeta, gamma=gamma)
     settings = replace(
@@ -184,3 +188,19 @@ def quadratic_run(
 def quadratic_answer(*, nbeta: float, gamma: float) -> Tensor:
     posterior = GaussianPosterior.of(TRAIN, CENTER, nbeta=nbeta, gamma=gamma)
     return posterior.influence(QUERIES, TRAIN).unsqueeze(0)
+
+
+PLACES = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)
+
+
+def half_square(model: nn.Module, batch: Batch) -> Tensor:
+    return 0.5 * (model.w - batch) ** 2
+
+
+def case_9_problem(**changed: Any) -> bif.Problem:
+    """One dimension worked by hand: `U = 2 w²`, query `(w - 1)²/2`, items `(w - a)²/2`.
+
+    From `docs/scale-and-sign.md`; the items' mean loss is w²/2 but for a constant.
+    """
+    center, query = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    return bif.Problem(Point(center), half_square, train=PLACES, queries=query, **changed)

@@ -13,7 +13,8 @@ from torch.func import functional_call, hessian, jacrev
 import bif
 from bif.losses import per_item
 from bif.types import Batch, ItemLoss
-from exact_problems import Point, random
+from exact_problems import Point
+from small_problems import normal
 
 NUM_WEIGHTS = 3
 
@@ -27,7 +28,7 @@ def polynomial(model: Any, batch: Batch) -> Tensor:
 
 def polynomials(num_items: int, curvature: Tensor | None, *, seed: int) -> tuple[Tensor, Tensor]:
     """Items of random slopes that share a curvature; without one their losses are linear."""
-    slope = random(num_items, NUM_WEIGHTS, seed=seed)
+    slope = normal(num_items, NUM_WEIGHTS, seed=seed)
     shared = torch.zeros(NUM_WEIGHTS, NUM_WEIGHTS).double() if curvature is None else curvature
     return slope, shared.expand(num_items, -1, -1).clone()
 
@@ -47,7 +48,7 @@ class Straight:
     @property
     def problem(self) -> bif.Problem:
         return bif.Problem(
-            Point(random(NUM_WEIGHTS, seed=3)),
+            Point(normal(NUM_WEIGHTS, seed=3)),
             polynomial,
             train=polynomials(6, self.curvature, seed=0),
             candidates=polynomials(5, None, seed=1),

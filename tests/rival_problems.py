@@ -16,6 +16,10 @@ EXACT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-12}
 """Relative, as two float64 solves of one well-conditioned system agree."""
 
 
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
 def mlp(*, seed: int = 0) -> nn.Module:
     """64 inputs, 16 tanh units, 10 classes: 1,210 weights."""
     with torch.random.fork_rng(devices=[]):

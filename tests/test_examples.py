@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import bif
-from command_line import caller
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -22,12 +21,11 @@ def lines_of_code(file: Path) -> int:
     return sum(bool(line) and not line.startswith(("#", '"""')) for line in lines)
 
 
-def test_a_model_of_ones_own_is_benchmarked(monkeypatch, capsys, tmp_path):
+def test_a_model_of_ones_own_is_benchmarked(call, tmp_path):
     pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
     file = EXAMPLES / "benchmark_my_model.py"
     # As many as its docs promise, and a few for imports.
     assert lines_of_code(file) <= 28
-    call = caller(monkeypatch, capsys)
     code, said, _ = call(
         "lds", f"{file}:task", "--out", tmp_path, "--methods", "random", "gradient_product", "bif"
     )

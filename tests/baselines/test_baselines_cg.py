@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bif.baselines import ConjugateGradients, ExactInfluence, item_gradients
 from bif.baselines.conjugate_gradients import conjugate_gradients
 from rival_problems import (
-    EXACT,
+    close,
     damped,
     dense_gauss_newton,
     dense_hessian,
@@ -36,9 +36,7 @@ TIGHT: dict[str, Any] = {"tolerance": 1e-12, "max_iterations": 2000}
 def test_they_are_the_dense_solve(curvature, damping, name):
     settings: dict[str, Any] = {"damping": damping, "observable": name, "curvature": curvature}
     expected = scores_of(ExactInfluence, mlp_problem(), **settings)
-    torch.testing.assert_close(
-        scores_of(ConjugateGradients, mlp_problem(), **settings, **TIGHT), expected, **EXACT
-    )
+    close(scores_of(ConjugateGradients, mlp_problem(), **settings, **TIGHT), expected)
 
 
 def test_weights_and_tokens_too():
@@ -46,7 +44,7 @@ def test_weights_and_tokens_too():
     for problem in (classification(train_weights=rho), tokens(rho)[0]):
         expected = scores_of(ExactInfluence, problem, damping=0.5, curvature="ggn")
         got = scores_of(ConjugateGradients, problem, damping=0.5, curvature="ggn", **TIGHT)
-        torch.testing.assert_close(got, expected, **EXACT)
+        close(got, expected)
 
 
 @pytest.mark.parametrize(("num_together", "chunk_size"), [(1, 256), (2, 7), (64, 7)])
@@ -56,7 +54,7 @@ def test_blocks_and_chunks_change_nothing(num_together, chunk_size):
         problem, curvature="ggn", num_together=num_together, chunk_size=chunk_size, **TIGHT
     )
     expected = scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn")
-    torch.testing.assert_close(fitted.scores(problem, damping=0.1), expected, **EXACT)
+    close(fitted.scores(problem, damping=0.1), expected)
     assert fitted.report is not None and fitted.report.residuals.shape == (5,)
 
 
@@ -109,7 +107,7 @@ def test_columns_are_solved_one_by_one_and_a_zero_column_at_once():
         lambda x: matrix @ x, right, damping=1.0, tolerance=1e-13, max_iterations=50
     )
     expected = torch.linalg.solve(matrix + torch.eye(6).double(), right)
-    torch.testing.assert_close(solution, expected, **EXACT)
+    close(solution, expected)
     assert residuals[1] == 0 and (solution[:, 1] == 0).all()
 
 
@@ -143,4 +141,4 @@ def test_fused_attention_is_no_obstacle(curvature):
     with sdpa_kernel(SDPBackend.MATH):  # for the reference; the library has to help itself
         matrix = dense_hessian(problem) if curvature == "hessian" else dense_gauss_newton(problem)
     got = scores_of(ConjugateGradients, problem, damping=4.0, curvature=curvature, **TIGHT)
-    torch.testing.assert_close(got, dense_scores(problem, damped(matrix, 4.0)), **EXACT)
+    close(got, dense_scores(problem, damped(matrix, 4.0)))

@@ -15,7 +15,7 @@ from bif.baselines import ekfac as ekfac_module
 from bif.baselines.exact import dense_curvature
 from bif.curvature import fisher as fisher_module
 from rival_problems import (
-    EXACT,
+    close,
     dense_gauss_newton,
     dense_gradients,
     mlp,
@@ -36,10 +36,6 @@ from small_problems import (
 )
 
 pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, **EXACT)
 
 
 def total(fitted: EKFAC) -> float:

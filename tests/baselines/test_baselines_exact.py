@@ -17,7 +17,7 @@ from bif.baselines.exact import dense_curvature
 from bif.curvature.mean_curvature import RootedOutputs
 from bif.curvature.outputs import SplitLoss
 from rival_problems import (
-    EXACT,
+    close,
     damped,
     dense_gauss_newton,
     dense_gradients,
@@ -44,10 +44,6 @@ from small_problems import (
 pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
 
 RHO = normal(20, seed=4).exp()
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, **EXACT)
 
 
 def without_centring(self: SplitLoss, outputs: Tensor, root: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from bif.baselines import (
     representation_similarity,
 )
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks, signed_products
-from rival_problems import EXACT, mlp_problem, tokens
+from rival_problems import close, mlp_problem, tokens
 from small_problems import (
     NotStackable,
     assert_same_state,
@@ -27,10 +27,6 @@ from small_problems import (
     network,
     state_of,
 )
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, **EXACT)
 
 
 def hidden(problem: bif.Problem, inputs: Tensor) -> Tensor:

@@ -13,12 +13,15 @@ import bif
 from bif import losses
 from bif.baselines import TRAK
 from bif.baselines.projection import Projection
-from rival_problems import EXACT, dense_gradients, mlp, mlp_problem, regression_problem, scores_of
+from rival_problems import (
+    close,
+    dense_gradients,
+    mlp,
+    mlp_problem,
+    regression_problem,
+    scores_of,
+)
 from small_problems import classification, dict_cross_entropy, labelled, network, normal
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, **EXACT)
 
 
 def dense(problem: bif.Problem, function: Any, damping: float, project: Any = None) -> Tensor:

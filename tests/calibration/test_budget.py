@@ -20,7 +20,6 @@ from bif.calibration.budget import Aim, Pace, choose_draws, measure_pace
 from bif.runs.recording import _BlockRun
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.settings import RunSettings
-from command_line import caller, write_problem
 from complete_settings import complete
 from small_problems import classification, labelled
 
@@ -273,8 +272,7 @@ def test_a_run_on_disk_keeps_its_choice_and_can_be_extended(tmp_path):
     assert longer.summary["draws"] == 16 * (draws + 10)
 
 
-def test_the_command_explains_and_writes_what_it_chose(monkeypatch, capsys, tmp_path):
-    call, file = caller(monkeypatch, capsys), write_problem(tmp_path)
+def test_the_command_explains_and_writes_what_it_chose(call, file, tmp_path):
     code, said, _ = call(
         "calibrate", f"{file}:problem", "--out", tmp_path / "out", "--reliability", "0.5",
         "--chains", "8",

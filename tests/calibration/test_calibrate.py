@@ -22,7 +22,7 @@ from bif.problem.items import Items
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.rng import BlockNoise
-from exact_problems import Point, quadratic_loss, random
+from exact_problems import Point, quadratic_loss
 from small_problems import NotStackable, classification, labelled, network, normal, stack_near
 
 TRAIN = labelled(20, seed=1)
@@ -328,7 +328,7 @@ def test_settings_go_into_the_manifest_field_by_field():
 def downhill(bend: float) -> bif.Problem:
     """Quadratic losses whose mean has the curvatures `bend` and 3."""
     hessian = torch.diag(torch.tensor([bend, 3.0], dtype=torch.float64))
-    batch = random(6, 2, seed=0), hessian.expand(6, 2, 2)
+    batch = normal(6, 2, seed=0), hessian.expand(6, 2, 2)
     return bif.Problem(Point(torch.zeros(2).double()), quadratic_loss, train=batch, queries=batch)
 
 

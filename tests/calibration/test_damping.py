@@ -15,11 +15,11 @@ from bif.problem.items import Items
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.posterior import LocalPosterior
-from exact_problems import random
+from small_problems import normal
 
 N, D = 30, 4
-X = random(N, D, seed=0) * torch.tensor([3.0, 1.0, 0.3, 0.1]).double()
-Y = random(N, seed=1)
+X = normal(N, D, seed=0) * torch.tensor([3.0, 1.0, 0.3, 0.1]).double()
+Y = normal(N, seed=1)
 HESSIAN = X.T @ X / N
 BEST = torch.linalg.solve(HESSIAN, X.T @ Y / N)
 
@@ -40,14 +40,14 @@ def leftover(weight: Tensor, *, decay: float = 0.0, mask: Tensor | None = None) 
 
 
 def test_leftover_curvature_is_the_hessians_along_the_gradient():
-    w, decay = random(D, seed=2), 0.1
+    w, decay = normal(D, seed=2), 0.1
     H = HESSIAN + decay * torch.eye(D).double()
     g = HESSIAN @ (w - BEST) + decay * w
     assert leftover(w, decay=decay) == pytest.approx(float((H @ g).norm() / g.norm()), rel=1e-8)
 
 
 def test_weights_that_may_not_move_have_no_part_in_it():
-    w, moving = random(D, seed=2), torch.tensor([1.0, 1.0, 0.0, 1.0]).double()
+    w, moving = normal(D, seed=2), torch.tensor([1.0, 1.0, 0.0, 1.0]).double()
     g = moving * (HESSIAN @ (w - BEST))
     expected = (moving * (HESSIAN @ g)).norm() / g.norm()
     assert leftover(w, mask=moving) == pytest.approx(float(expected), rel=1e-8)

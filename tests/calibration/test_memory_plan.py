@@ -27,7 +27,7 @@ from bif.calibration.memory_plan import (
 from bif.calibration.peak_memory import PeakBytes
 from bif.language.linear_loss import chunked_next_token
 from bif.sampling.engine import Sampling
-from command_line import TINY_FLAGS, caller, write_problem
+from command_line import TINY_FLAGS
 from small_problems import TINY, assert_same_state, classification, filled, integers, state_of
 
 V, LENGTH = 500, 32
@@ -186,19 +186,17 @@ class TestRuns:
 
 
 class TestCommand:
-    def test_it_prints_the_forecast(self, tmp_path, monkeypatch, capsys):
-        command = caller(monkeypatch, capsys)
+    def test_it_prints_the_forecast(self, call, file):
         flags = [x for x in TINY_FLAGS if x not in ("--friction", "2.0")]
-        code, out, _ = command(
-            "plan", f"{write_problem(tmp_path)}:problem", *flags, "--oracle", "live",
+        code, out, _ = call(
+            "plan", f"{file}:problem", *flags, "--oracle", "live",
             "--sampler", "sgld", "--memory", "fused",
         )  # fmt: skip
         memory, seconds = out.strip().splitlines()
         assert code == 0 and "at its peak" in memory and seconds.startswith("sampling: ")
 
-    def test_stacked_chains_end_with_one_sentence(self, tmp_path, monkeypatch, capsys):
-        command = caller(monkeypatch, capsys)
-        code, _, error = command("plan", f"{write_problem(tmp_path)}:problem", *TINY_FLAGS)
+    def test_stacked_chains_end_with_one_sentence(self, call, file):
+        code, _, error = call("plan", f"{file}:problem", *TINY_FLAGS)
         assert code == 2 and "only live modules are planned, got oracle='stacked'" in error
 
 

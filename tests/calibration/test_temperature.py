@@ -15,8 +15,7 @@ from bif.language.losses import CHUNKED, MEANS, SUMS
 from bif.losses import per_item
 from bif.problem.items import Items
 from bif.types import Batch, ItemLoss
-from exact_problems import random
-from small_problems import TINY, classification, integers
+from small_problems import TINY, classification, integers, normal
 from token_problems import VOCABULARY, bigrams, texts
 
 PLAIN = bif.Settings(mass="identity")
@@ -71,7 +70,7 @@ def test_and_no_other_loss_does(loss):
 
 class TestSquaredErrors:
     def test_they_count_in_units_of_the_variance_of_targets(self):
-        x, y = random(40, 3, seed=0), random(40, seed=1)
+        x, y = normal(40, 3, seed=0), normal(40, seed=1)
         model = torch.nn.Linear(3, 1).double()
         plain, scaled = (
             bif.Problem(model, losses.squared_error, train=(x, t), queries=(x[:2], t[:2]))
@@ -82,7 +81,7 @@ class TestSquaredErrors:
         assert untempered(scaled)[0] == pytest.approx(40 / variance / 1e6, rel=1e-6)
 
     def test_targets_that_are_all_the_same_set_no_unit(self):
-        x, y = random(10, 3, seed=0), torch.ones(10).double()
+        x, y = normal(10, 3, seed=0), torch.ones(10).double()
         problem = bif.Problem(
             torch.nn.Linear(3, 1).double(), losses.squared_error, train=(x, y), queries=(x, y)
         )
@@ -145,7 +144,7 @@ class TestDistanceFromAMinimum:
     @pytest.mark.parametrize("decay", [0.0, 0.5])
     @pytest.mark.parametrize("weighted", [False, True])
     def test_it_is_none_at_the_minimum_and_grows_with_the_square_of_the_way(self, decay, weighted):
-        rho = random(len(X), seed=5).square() if weighted else torch.ones(len(X)).double()
+        rho = normal(len(X), seed=5).square() if weighted else torch.ones(len(X)).double()
         gram = (X * rho[:, None]).T @ X / len(X) + decay * torch.eye(3).double()
         best = torch.linalg.solve(gram, (X * rho[:, None]).T @ Y / len(X))
         given = {"decay": decay, "rho": rho if weighted else None}

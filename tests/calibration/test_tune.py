@@ -19,7 +19,7 @@ from benchmark_cases import convex
 from bif.bank import Bank, BankPart, Plan, retrained
 from bif.calibration.pilot import pilot
 from bif.calibration.tune import MIN_SUBSETS, Tried, _climb, forecast
-from command_line import Answer, caller, failed
+from command_line import Answer, failed
 
 GIVEN = bif.Settings(weight_decay=1e-2, chains=8, draws=60, mass="identity")
 
@@ -248,10 +248,6 @@ class TestCommandLine:
             task = convex()
             return task.problem.asking({{"tuning": task.tuning_queries}})
     """
-
-    @pytest.fixture
-    def call(self, monkeypatch, capsys) -> Callable[..., Answer]:
-        return caller(monkeypatch, capsys)
 
     def command(self, folder: Path, bank: Path) -> list[str]:
         code = folder / "mine.py"

@@ -16,19 +16,9 @@ from bif import cli, store
 from bif.store.results import _RESULTS
 from bif.store.seals import files_digests, sealed
 from broken_runs import assert_same
-from command_line import TINY_FLAGS, caller, failed, write_problem
+from command_line import TINY_FLAGS, failed
 from run_folders import resealed
 from small_problems import TINY, classification
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return write_problem(tmp_path)
-
-
-@pytest.fixture
-def bif_command(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
 
 
 def edit(path: Path, **changed: object) -> None:
@@ -48,9 +38,9 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 class TestAttribute:
-    def test_it_is_the_run_of_the_same_settings_in_python(self, file, tmp_path, bif_command):
+    def test_it_is_the_run_of_the_same_settings_in_python(self, file, tmp_path, call):
         out = tmp_path / "out"
-        code, said, _ = bif_command("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
+        code, said, _ = call("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
         assert code == 0
         assert f"report: {out / 'report.html'}" in said and "reliability" in said
         got, run = store.read_run(out), bif.attribute(classification(), TINY)
@@ -60,28 +50,28 @@ class TestAttribute:
         assert got["manifest"]["identity"]["model"] == run.manifest["identity"]["model"]
         assert got["manifest"]["settings"] == store.plain(run.manifest["settings"])
 
-    def test_again_it_ends_at_once_and_says_so(self, file, tmp_path, bif_command):
+    def test_again_it_ends_at_once_and_says_so(self, file, tmp_path, call):
         command = ["attribute", f"{file}:problem", "--out", tmp_path / "out", *TINY_FLAGS]
-        bif_command(*command)
+        call(*command)
         before = written(tmp_path / "out")
-        code, said, err = bif_command(*command)
+        code, said, err = call(*command)
         assert code == 0 and "already holds this run, complete: nothing to do" in said
         assert err == ""
         assert before == written(tmp_path / "out")
 
-    def test_other_settings_are_refused_and_overwrite_replaces(self, file, tmp_path, bif_command):
+    def test_other_settings_are_refused_and_overwrite_replaces(self, file, tmp_path, call):
         out = tmp_path / "out"
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
-        bif_command(*command)
-        text = failed(bif_command(*command, "--seed", 1))
+        call(*command)
+        text = failed(call(*command, "--seed", 1))
         assert "holds another run, with another settings.seed" in text and "--overwrite" in text
         assert store.read_run(out)["manifest"]["settings"]["seed"] == 0
-        code, _, _ = bif_command(*command, "--seed", 1, "--overwrite")
+        code, _, _ = call(*command, "--seed", 1, "--overwrite")
         assert code == 0 and store.read_run(out)["manifest"]["settings"]["seed"] == 1
 
-    def test_other_files_are_kept_even_with_overwrite(self, file, tmp_path, bif_command):
+    def test_other_files_are_kept_even_with_overwrite(self, file, tmp_path, call):
         text = failed(
-            bif_command("attribute", f"{file}:problem", "--out", tmp_path, "--overwrite",
+            call("attribute", f"{file}:problem", "--out", tmp_path, "--overwrite",
                         *TINY_FLAGS)
         )  # fmt: skip
         assert "holds no run of bif" in text and file.exists()
@@ -99,10 +89,10 @@ class TestAttribute:
             ("{file}:broken", "train_weights must be 20 finite numbers"),
         ],
     )
-    def test_a_bad_target_is_refused(self, file, tmp_path, bif_command, target, message):
+    def test_a_bad_target_is_refused(self, file, tmp_path, call, target, message):
         (tmp_path / "data.csv").write_text("1,2")
         text = target.format(file=file, folder=tmp_path)
-        assert message in failed(bif_command("attribute", text, "--out", tmp_path / "out"))
+        assert message in failed(call("attribute", text, "--out", tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(
@@ -114,34 +104,34 @@ class TestAttribute:
             (["--commit-every", "-1"], "commit_every is -1.0 seconds"),
         ],
     )
-    def test_bad_settings_are_refused(self, file, tmp_path, bif_command, flags, message):
-        answer = bif_command("attribute", f"{file}:problem", "--out", tmp_path / "out",
+    def test_bad_settings_are_refused(self, file, tmp_path, call, flags, message):
+        answer = call("attribute", f"{file}:problem", "--out", tmp_path / "out",
                              *TINY_FLAGS, *flags)  # fmt: skip
         code, _, err = answer
         assert code == 2 and "Traceback" not in err and message in err
         assert not (tmp_path / "out").exists()
 
     def test_chains_that_all_diverge_are_kept_and_give_way_to_a_smaller_step(
-        self, file, tmp_path, bif_command
+        self, file, tmp_path, call
     ):
         out = tmp_path / "out"
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
-        code, _, err = bif_command(*command, "--step-size", "50")
+        code, _, err = call(*command, "--step-size", "50")
         assert code == 2 and "Traceback" not in err
         assert "only 0 of 4 chains survived" in err and "set step_size=25, burn_in=8" in err
         assert store.RUN.read(store.folder_at(out))["complete"] is False
-        text = failed(bif_command(*command))
+        text = failed(call(*command))
         assert "with another settings.step_size" in text and "--overwrite" in text
-        assert bif_command(*command, "--overwrite")[0] == 0
+        assert call(*command, "--overwrite")[0] == 0
         assert_same(bif.load(out), bif.attribute(classification(), TINY))
 
     def test_a_replacement_that_is_refused_leaves_the_run_that_was_there(
-        self, file, tmp_path, bif_command
+        self, file, tmp_path, call
     ):
         out = tmp_path / "out"
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
-        bif_command(*command)
-        answer = bif_command(*command, "--overwrite", "--movable", "head.*")
+        call(*command)
+        answer = call(*command, "--overwrite", "--movable", "head.*")
         assert answer[0] == 2 and "matches no parameter" in answer[2]
         assert_same(bif.load(out), bif.attribute(classification(), TINY))
 
@@ -158,15 +148,15 @@ class TestShow:
     def folder(self, tmp_path: Path) -> Path:
         return bif.attribute(classification(), TINY).save(tmp_path / "out")
 
-    def test_it_prints_figures_sign_and_the_first_three_queries(self, folder, bif_command):
-        code, out, err = bif_command("show", folder)
+    def test_it_prints_figures_sign_and_the_first_three_queries(self, folder, call):
+        code, out, err = call("show", folder)
         assert code == 0 and err == ""
         for text in ("draws", "reliability", "-Cov(train loss, observable)", "helpful", "harmful"):
             assert text in out
         assert [f"query {q}, loss" in out for q in range(5)] == [True] * 3 + [False] * 2
 
-    def test_queries_observable_and_number_of_items_may_be_chosen(self, folder, bif_command):
-        _, out, _ = bif_command("show", folder, "--query", "4", "2", "--observable", "margin",
+    def test_queries_observable_and_number_of_items_may_be_chosen(self, folder, call):
+        _, out, _ = call("show", folder, "--query", "4", "2", "--observable", "margin",
                                 "--top", "2")  # fmt: skip
         found = bif.Influence.load(folder)
         expected = found.top("4", 2, observable="margin", unresolved=not found.trusted)
@@ -174,12 +164,12 @@ class TestShow:
         assert "query 0" not in out and "loss\n  helpful" not in out
 
     def test_of_an_untrusted_run_it_lists_items_and_says_that_no_sign_is_certain(
-        self, folder, bif_command
+        self, folder, call
     ):
         edit_summary(folder, trusted=True)
-        assert "no sign is certain" not in bif_command("show", folder)[1]
+        assert "no sign is certain" not in call("show", folder)[1]
         edit_summary(folder, trusted=False)  # as a folder of an earlier version has it
-        _, out, _ = bif_command("show", folder, "--query", "4")
+        _, out, _ = call("show", folder, "--query", "4")
         assert "the run is not trusted: no sign is certain" in out
         assert out.count("±") > 2
 
@@ -188,45 +178,45 @@ class TestShow:
         [(["--query", "99"], "no query with id '99'"),
          (["--observable", "logit"], "no observable 'logit'")],
     )  # fmt: skip
-    def test_unknown_names_are_refused(self, folder, bif_command, flags, message):
-        code, _, err = bif_command("show", folder, *flags)
+    def test_unknown_names_are_refused(self, folder, call, flags, message):
+        code, _, err = call("show", folder, *flags)
         assert code == 2 and message in err and "Traceback" not in err
         assert '"no ' not in err  # the message, not the repr of a KeyError
 
-    def test_a_folder_without_a_run_is_refused(self, tmp_path, bif_command):
-        text = failed(bif_command("show", tmp_path / "nothing"))
+    def test_a_folder_without_a_run_is_refused(self, tmp_path, call):
+        text = failed(call("show", tmp_path / "nothing"))
         assert "holds no run of bif: it has no run.json" in text
 
-    def test_of_a_run_without_results_it_says_how_far_it_has_come(self, folder, bif_command):
+    def test_of_a_run_without_results_it_says_how_far_it_has_come(self, folder, call):
         (folder / store.SUMMARY).unlink()
         manifest = json.loads((folder / store.MANIFEST).read_text())
         edit(
             folder / store.MANIFEST, blocks=[[0, 4]], settings={**manifest["settings"], "draws": 9}
         )
-        code, out, _ = bif_command("show", folder)
+        code, out, _ = call("show", folder)
         assert code == 0 and "no results yet: 24 of 36 draws committed" in out
 
-    def test_warnings_are_printed_first(self, folder, bif_command):
+    def test_warnings_are_printed_first(self, folder, call):
         edit(folder / store.MANIFEST, warnings=["mind [the] gap"])
-        _, out, _ = bif_command("show", folder)
+        _, out, _ = call("show", folder)
         assert out.index("mind [the] gap") < out.index("draws")
 
-    def test_a_run_without_reliability_can_be_shown(self, folder, bif_command):
+    def test_a_run_without_reliability_can_be_shown(self, folder, call):
         edit_summary(folder, reliability=None)
-        assert bif_command("show", folder)[0] == 0
+        assert call("show", folder)[0] == 0
 
 
 class TestUsage:
-    def test_help_names_the_commands(self, bif_command):
-        code, out, _ = bif_command("--help")
+    def test_help_names_the_commands(self, call):
+        code, out, _ = call("--help")
         assert code == 0 and all(name in out for name in ("demo", "attribute", "merge", "show"))
 
     @pytest.mark.parametrize(
         "arguments",
         [[], ["attribute"], ["dance"], ["show"], ["attribute", "x.py:f", "--keep", "all"]],
     )
-    def test_bad_usage_exits_with_2(self, bif_command, arguments):
-        code, _, err = bif_command(*arguments)
+    def test_bad_usage_exits_with_2(self, call, arguments):
+        code, _, err = call(*arguments)
         assert code == 2 and "Traceback" not in err and err
 
     def test_the_installed_command_runs_and_refuses_without_a_traceback(self, file, tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from bif.benchmark import SETTINGS, named_task
-from command_line import caller
 
 TASK = """
     import sys
@@ -23,11 +22,6 @@ TASK = """
     def train(start, items, seed):
         return start
 """
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
 
 
 @pytest.fixture

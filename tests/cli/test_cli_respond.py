@@ -20,7 +20,7 @@ import bif
 from bif import store
 from bif.runs import respond
 from bif.store.signals import Preempted
-from command_line import caller, failed, write_problem
+from command_line import failed
 from same_bits import assert_same_datasets, files
 from small_problems import classification
 
@@ -29,18 +29,13 @@ FLAGS = ["--gamma", "5.0", "--nbeta", "20.0", "--step-size", "0.1", "--friction"
 TINY = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=4.0, burn_in=10, thin=2)
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
-
-
 @pytest.fixture(scope="module")
 def response():
     return bif.respond(classification(), TINY, h=0.1, steps=40)
 
 
-def test_the_command_scores_as_python_does_and_show_ranks_them(call, tmp_path, response):
-    file, out = write_problem(tmp_path), tmp_path / "out"
+def test_the_command_scores_as_python_does_and_show_ranks_them(call, tmp_path, response, file):
+    out = tmp_path / "out"
     code, said, _ = call("respond", f"{file}:problem", "--out", out, *FLAGS)
     assert code == 0 and "steps" in said
     scores = bif.Influence.load(out).dataset["influence"].values
@@ -49,8 +44,8 @@ def test_the_command_scores_as_python_does_and_show_ranks_them(call, tmp_path, r
     assert code == 0 and "estimator" in said and "helpful" in said
 
 
-def test_scores_that_are_there_are_not_replaced_unasked(call, tmp_path, response):
-    file, out = write_problem(tmp_path), tmp_path / "out"
+def test_scores_that_are_there_are_not_replaced_unasked(call, tmp_path, response, file):
+    out = tmp_path / "out"
     response.save(out)
     before = (out / "scores.json").read_bytes()
     refused = failed(call("respond", f"{file}:problem", "--out", out, *FLAGS))
@@ -91,16 +86,16 @@ def test_folders_with_other_files_are_refused(tmp_path, response):
         (["--replicates", "0"], "replicates is 0"),
     ],
 )
-def test_bad_input_is_answered_by_a_clear_error(call, tmp_path, words, expected):
-    file, out = write_problem(tmp_path), tmp_path / "out"
+def test_bad_input_is_answered_by_a_clear_error(call, tmp_path, words, expected, file):
+    out = tmp_path / "out"
     assert expected in failed(call("respond", f"{file}:problem", "--out", out, *words))
     assert not out.exists()
 
 
 class TestAFolderOfScoresIsLookedAtFirst:
     @pytest.fixture
-    def command(self, tmp_path):
-        return ["respond", f"{write_problem(tmp_path)}:problem", "--out", tmp_path / "out", *FLAGS]
+    def command(self, file, tmp_path):
+        return ["respond", f"{file}:problem", "--out", tmp_path / "out", *FLAGS]
 
     @pytest.fixture
     def forbidden(self, monkeypatch):
@@ -190,8 +185,8 @@ def uninterrupted(kind: str) -> Any:
 
 class TestAResponseThatWasCutShort:
     @pytest.fixture
-    def command(self, tmp_path):
-        return ["respond", f"{write_problem(tmp_path)}:problem"]
+    def command(self, file):
+        return ["respond", f"{file}:problem"]
 
     @pytest.mark.parametrize(
         ("kind", "stage"), [("warm", 0), *((k, s) for k in KINDS for s in (1, 3))]

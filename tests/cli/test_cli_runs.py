@@ -16,37 +16,22 @@ from bif import store
 from bif.runs import recording
 from bif.store.signals import Preempted
 from broken_runs import assert_same
-from command_line import TINY_FLAGS, Answer, caller, failed, write_problem
+from command_line import TINY_FLAGS, Answer, failed
 from small_problems import TINY, classification, labelled
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 ATTRIBUTE, EXTEND = (sys.modules[f"bif.runs.{name}"] for name in ("attribute", "extend"))
 QUERIES = {"query": labelled(5, seed=2), "more": labelled(3, seed=3)}
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return write_problem(tmp_path)
-
-
-@pytest.fixture
-def bif_command(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("bif.report.render_report", lambda *_, **__: "<html></html>")
-
-
-@pytest.fixture
-def begin(file, tmp_path, bif_command) -> Callable[..., Path]:
+def begin(file, tmp_path, call) -> Callable[..., Path]:
     """Make a run; flags are further ones."""
 
     def make(*flags: object) -> Path:
         out = tmp_path / "run"
-        code, _, err = bif_command(
-            "attribute", f"{file}:problem", "--out", out, *TINY_FLAGS, *flags
-        )
+        code, _, err = call("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS, *flags)
         assert code == 0, err
         return out
 
@@ -54,11 +39,8 @@ def begin(file, tmp_path, bif_command) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def extend(file, bif_command) -> Callable[..., Answer]:
-    def call(run: object, *flags: object) -> Answer:
-        return bif_command("attribute", f"{file}:problem", "--from", run, *flags)
-
-    return call
+def extend(file, call) -> Callable[..., Answer]:
+    return lambda run, *flags: call("attribute", f"{file}:problem", "--from", run, *flags)
 
 
 class TestKeep:
@@ -69,12 +51,10 @@ class TestKeep:
         assert (out / "weights.zarr").exists() == (keep == "weights")
         assert (bif.load(out).influence.traces is None) == (keep == "sums")
 
-    def test_another_choice_is_refused_for_a_run_that_is_there(
-        self, begin, file, tmp_path, bif_command
-    ):
+    def test_another_choice_is_refused_for_a_run_that_is_there(self, begin, file, tmp_path, call):
         begin()
         command = ["attribute", f"{file}:problem", "--out", tmp_path / "run", *TINY_FLAGS]
-        assert "another keep (it keeps traces)" in failed(bif_command(*command, "--keep", "sums"))
+        assert "another keep (it keeps traces)" in failed(call(*command, "--keep", "sums"))
 
 
 class TestFrom:
@@ -88,20 +68,6 @@ class TestFrom:
         run = bif.load(out)
         assert run.influence.dataset["query_id"].values.tolist()[4:6] == ["query/4", "more/0"]
         assert_same(run, bif.attribute(classification(queries=QUERIES), TINY))
-
-    def test_with_candidates_too(self, begin, extend, file):
-        out = begin()
-        assert extend(out, "--candidates", f"{file}:named")[0] == 0
-        groups = {"easy": labelled(2, seed=4), "hard": labelled(2, seed=5)}
-        assert_same(bif.load(out), bif.attribute(classification(candidates=groups), TINY))
-
-    def test_with_further_draws_and_chains(self, begin, extend):
-        out = begin("--block-size", 2)
-        assert extend(out, "--draws", 9)[0] == 0
-        settings = replace(TINY, block_size=2, draws=9)
-        assert_same(bif.load(out), bif.attribute(classification(), settings))
-        assert extend(out, "--chains", 6)[0] == 0
-        assert_same(bif.load(out), bif.attribute(classification(), replace(settings, chains=6)))
 
     def test_with_everything_at_once_in_a_copy_the_original_stays(
         self, begin, extend, file, tmp_path
@@ -146,8 +112,8 @@ class TestFrom:
         assert message in said
         assert (out / "run.json").read_bytes() == before
 
-    def test_another_problem_is_refused(self, begin, file, bif_command):
-        text = failed(bif_command("attribute", f"{file}:other", "--from", begin()))
+    def test_another_problem_is_refused(self, begin, file, call):
+        text = failed(call("attribute", f"{file}:other", "--from", begin()))
         assert "is of another problem, with another train" in text
 
     def test_sums_cannot_be_given_queries(self, begin, extend, file):
@@ -161,24 +127,22 @@ class TestFrom:
         assert "holds no run of bif" in text
         assert not (tmp_path / "copy").exists() and not (tmp_path / "nowhere").exists()
 
-    def test_it_is_hinted_at_where_the_same_command_asks_for_more_draws(
-        self, begin, file, bif_command
-    ):
+    def test_it_is_hinted_at_where_the_same_command_asks_for_more_draws(self, begin, file, call):
         out = begin()
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS, "--draws", "9"]
-        text = failed(bif_command(*command))
+        text = failed(call(*command))
         assert "another settings.draws. To lengthen it or to add to it, pass --from" in text
 
 
 class TestWithoutFrom:
     @pytest.mark.parametrize("flag", ["--query", "--candidates"])
-    def test_groups_are_refused(self, file, tmp_path, bif_command, flag):
+    def test_groups_are_refused(self, file, tmp_path, call, flag):
         command = ["attribute", f"{file}:problem", "--out", tmp_path / "run", flag, f"{file}:more"]
-        assert "add to a run that is there: pass --from RUN" in failed(bif_command(*command))
+        assert "add to a run that is there: pass --from RUN" in failed(call(*command))
         assert not (tmp_path / "run").exists()
 
-    def test_a_folder_is_needed(self, file, bif_command):
-        text = failed(bif_command("attribute", f"{file}:problem", *TINY_FLAGS))
+    def test_a_folder_is_needed(self, file, call):
+        text = failed(call("attribute", f"{file}:problem", *TINY_FLAGS))
         assert "a run needs a folder: pass --out DIR." in text
 
 
@@ -188,57 +152,55 @@ class TestEndings:
         return ["attribute", f"{file}:problem", "--out", tmp_path / "run", *TINY_FLAGS]
 
     def test_sigterm_ends_with_75_and_says_that_the_same_command_goes_on(
-        self, command, bif_command, monkeypatch
+        self, command, call, monkeypatch
     ):
         def preempted(*_: Any, **__: Any) -> None:
             raise Preempted("stopped by SIGTERM after 12 of 24 draws")
 
         monkeypatch.setattr(ATTRIBUTE, "attribute", preempted)
-        text = failed(bif_command(*command), status=75)
+        text = failed(call(*command), status=75)
         assert text == (
             "bif: stopped by SIGTERM after 12 of 24 draws. What was committed is kept: run the "
             "same command to go on from there.\n"
         )
 
     def test_files_that_cannot_be_written_end_with_74_and_the_same_command_goes_on(
-        self, command, bif_command, monkeypatch, tmp_path
+        self, command, call, monkeypatch, tmp_path
     ):
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
             patch.setattr(store.BlockStore, "commit", full)
-            code, out, err = bif_command(*command)
+            code, out, err = call(*command)
         assert code == 74 and out == "" and "Traceback" not in err
         assert "No space left on device" in err and "run the same command to go on" in err
-        assert bif_command(*command)[0] == 0
+        assert call(*command)[0] == 0
         assert_same(bif.load(tmp_path / "run"), bif.attribute(classification(), TINY))
 
     def test_ctrl_c_outside_the_sampling_says_that_nothing_was_added(
-        self, command, bif_command, monkeypatch, tmp_path
+        self, command, call, monkeypatch, tmp_path
     ):
         def interrupted(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(ATTRIBUTE, "attribute", interrupted)
-        code, _, err = bif_command(*command)
+        code, _, err = call(*command)
         message = "bif: interrupted; nothing was added to what had been committed.\n"
         assert (code, err) == (130, message)
         assert not (tmp_path / "run").exists()
 
-    def test_ctrl_c_before_there_are_scores_says_how_far_it_came(
-        self, command, bif_command, monkeypatch
-    ):
+    def test_ctrl_c_before_there_are_scores_says_how_far_it_came(self, command, call, monkeypatch):
         def early(self: recording.Recording, *, show_progress: bool) -> None:
             self.interrupted = True
 
         monkeypatch.setattr(recording.Recording, "run", early)
-        code, out, err = bif_command(*command)
+        code, out, err = call(*command)
         assert code == 130 and out == "" and "Traceback" not in err
         assert err.endswith("bif: interrupted after 0 of 24 draws; what was committed is kept.\n")
 
     def test_a_partial_run_is_written_and_ends_with_130_and_the_same_command_goes_on(
-        self, command, bif_command, monkeypatch, tmp_path
+        self, command, call, monkeypatch, tmp_path
     ):
         run = recording.Recording.run
 
@@ -248,23 +210,23 @@ class TestEndings:
 
         with monkeypatch.context() as patch:
             patch.setattr(recording.Recording, "run", cut_short)
-            code, said, _ = bif_command(*command)
+            code, said, _ = call(*command)
         assert code == 130 and "the result is partial" in said
         assert not store.read_run(tmp_path / "run")["manifest"]["complete"]
-        assert bif_command(*command)[0] == 0
+        assert call(*command)[0] == 0
         assert_same(bif.load(tmp_path / "run"), bif.attribute(classification(), TINY))
 
 
-def test_a_run_may_live_at_any_url(file, tmp_path, bif_command, extend):
+def test_a_run_may_live_at_any_url(file, tmp_path, call, extend):
     pytest.importorskip("fsspec", reason="fsspec is not installed")
     url = f"memory://{tmp_path}/run"
     command = ["attribute", f"{file}:problem", "--out", url, *TINY_FLAGS]
-    code, said, _ = bif_command(*command)
+    code, said, _ = call(*command)
     assert code == 0 and f"report: {url}/report.html" in said
     assert_same(bif.load(url), bif.attribute(classification(), TINY))
-    assert "nothing to do" in bif_command(*command)[1]
-    assert "another settings.seed" in failed(bif_command(*command, "--seed", 1))
-    assert bif_command("show", url)[0] == 0
+    assert "nothing to do" in call(*command)[1]
+    assert "another settings.seed" in failed(call(*command, "--seed", 1))
+    assert call("show", url)[0] == 0
     assert extend(url, "--query", f"{file}:more", "--out", tmp_path / "here")[0] == 0
     expected = bif.attribute(classification(queries=QUERIES), TINY)
     assert_same(bif.load(tmp_path / "here"), expected)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bif import store
-from command_line import caller, failed, write_problem
+from command_line import failed
 from language_cases import TEXTS, model, tokenizer, written
 
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
@@ -18,11 +18,6 @@ FLAGS = [
     "--chains", "2", "--draws", "4", "--burn-in", "1", "--thin", "1",
     "--step-size", "0.005", "--friction", "2.0", "--gamma", "50.0",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def bif_command(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +43,8 @@ def words(folder, out, *more, name="model", query=("easy.jsonl",)):
             "--query", *files, "--out", out, *FLAGS, *more]  # fmt: skip
 
 
-def test_a_model_and_two_files_make_a_run(given, tmp_path, bif_command):
-    code, said, err = bif_command(*words(given, tmp_path / "run"))
+def test_a_model_and_two_files_make_a_run(given, tmp_path, call):
+    code, said, err = call(*words(given, tmp_path / "run"))
     assert code == 0 and f"report: {tmp_path / 'run' / 'report.html'}" in said
     assert "lm_head.weight and model.embed_tokens.weight are one and are sampled as one" in err
     run = store.read_run(tmp_path / "run")
@@ -61,21 +56,21 @@ def test_a_model_and_two_files_make_a_run(given, tmp_path, bif_command):
     assert "".join(json.loads(data["query_tokens"].values[0])) == f"<s>{TEXTS[0]}"
     assert np.isfinite(data["influence"].values).all()
     assert any("tied weights" in line for line in manifest["explanations"])
-    code, said, _ = bif_command(*words(given, tmp_path / "run"))
+    code, said, _ = call(*words(given, tmp_path / "run"))
     assert code == 0 and "already holds this run, complete: nothing to do" in said
-    code, said, _ = bif_command("show", tmp_path / "run", "--query", "cat", "--top", 2)
+    code, said, _ = call("show", tmp_path / "run", "--query", "cat", "--top", 2)
     assert code == 0 and "query cat" in said
 
 
-def test_several_files_are_groups_and_more_join_later(given, tmp_path, bif_command):
+def test_several_files_are_groups_and_more_join_later(given, tmp_path, call):
     out, both = tmp_path / "run", ("easy.jsonl", "hard.jsonl")
-    assert bif_command(*words(given, out))[0] == 0
+    assert call(*words(given, out))[0] == 0
     more = [w for w in words(given, tmp_path / "more", "--from", out, query=both)
             if w not in FLAGS]  # fmt: skip
-    assert bif_command(*more)[0] == 0
+    assert call(*more)[0] == 0
     found = store.read_run(tmp_path / "more")["influence"]["query_id"].values.tolist()
     assert found == ["easy/cat", "hard/hard-1"]
-    assert bif_command(*words(given, tmp_path / "both", query=both))[0] == 0
+    assert call(*words(given, tmp_path / "both", query=both))[0] == 0
     scores = [
         store.read_run(tmp_path / name)["influence"]["influence"] for name in ("more", "both")
     ]
@@ -90,23 +85,23 @@ def test_several_files_are_groups_and_more_join_later(given, tmp_path, bif_comma
         (["--layers", "0-1", "--movable", "*norm*"], 4 * 16),
     ],
 )
-def test_components(given, tmp_path, bif_command, options, weights):
-    assert bif_command(*words(given, tmp_path / "run", *options))[0] == 0
+def test_components(given, tmp_path, call, options, weights):
+    assert call(*words(given, tmp_path / "run", *options))[0] == 0
     assert store.read_run(tmp_path / "run")["manifest"]["num_moving_weights"] == weights
 
 
-def test_tokens_have_columns_of_their_own(given, tmp_path, bif_command):
+def test_tokens_have_columns_of_their_own(given, tmp_path, call):
     out = tmp_path / "run"
-    assert bif_command(*words(given, out, "--tokens", "both", "--max-length", "5"))[0] == 0
+    assert call(*words(given, out, "--tokens", "both", "--max-length", "5"))[0] == 0
     data = store.read_run(out)["influence"]
     assert data["query_id"].values.tolist() == [f"cat[{t}]" for t in range(1, 5)]
     assert data["train_parent_source"].values.tolist() == ["a", "b"] * 3
 
 
-def test_a_masked_model_split_into_parts_by_means(given, tmp_path, bif_command):
+def test_a_masked_model_split_into_parts_by_means(given, tmp_path, call):
     out = tmp_path / "run"
     options = ["--long", "split", "--max-length", "6", "--reduction", "mean", "--limit", "3"]
-    assert bif_command(*words(given, out, *options, name="bert"))[0] == 0
+    assert call(*words(given, out, *options, name="bert"))[0] == 0
     data = store.read_run(out)["influence"]
     ids = data["train_id"].values.tolist()
     assert "train-1/1" in ids and {name.partition("/")[0] for name in ids} == {
@@ -115,42 +110,40 @@ def test_a_masked_model_split_into_parts_by_means(given, tmp_path, bif_command):
     assert float(data["train_center_loss"].max()) < 20  # nats a token
 
 
-def test_an_adapter_moves_alone(given, tmp_path, bif_command):
+def test_an_adapter_moves_alone(given, tmp_path, call):
     peft = pytest.importorskip("peft", reason="the extra `lm` is not installed")
     with torch.random.fork_rng(devices=[]):
         config = peft.LoraConfig(r=1, target_modules=["o_proj"], task_type="CAUSAL_LM",
                                  init_lora_weights=False)  # fmt: skip
         peft.get_peft_model(model("llama"), config).save_pretrained(tmp_path / "adapter")
     out = tmp_path / "run"
-    assert bif_command(*words(given, out, "--adapter", tmp_path / "adapter"))[0] == 0
+    assert call(*words(given, out, "--adapter", tmp_path / "adapter"))[0] == 0
     assert store.read_run(out)["manifest"]["num_moving_weights"] == 2 * (16 + 16)
 
 
-def test_the_other_commands_take_models_too(given, tmp_path, bif_command):
+def test_the_other_commands_take_models_too(given, tmp_path, call):
     problem = words(given, tmp_path / "run")[1:7]
-    code, said, _ = bif_command("calibrate", *problem, "--out", tmp_path / "calibration", *FLAGS)
+    code, said, _ = call("calibrate", *problem, "--out", tmp_path / "calibration", *FLAGS)
     assert code == 0 and "max_length = 24 tokens: the model's context" in said
     flags = [*FLAGS[:2], *FLAGS[4:], "--h", "0.1", "--steps", "2", "--out", tmp_path / "response"]
-    code, said, err = bif_command("respond", *problem, *flags)
+    code, said, err = call("respond", *problem, *flags)
     assert code == 0 and " steps, " in said, err
-    assert bif_command(*words(given, tmp_path / "run"))[0] == 0
-    assert bif_command("check", tmp_path / "run", *problem)[0] == 0
+    assert call(*words(given, tmp_path / "run"))[0] == 0
+    assert call("check", tmp_path / "run", *problem)[0] == 0
 
 
 class TestRefusals:
-    def test_neither_or_both_of_target_and_model(self, given, tmp_path, bif_command):
+    def test_neither_or_both_of_target_and_model(self, given, file, tmp_path, call):
         out = tmp_path / "run"
-        text = failed(bif_command("attribute", "--out", out))
+        text = failed(call("attribute", "--out", out))
         assert "expected FILE.py:FUNCTION, or --model NAME with --train FILE" in text
-        file = write_problem(tmp_path)
-        text = failed(bif_command(*words(given, out), f"{file}:problem"))
+        text = failed(call(*words(given, out), f"{file}:problem"))
         assert "are two problems: drop one of them" in text
         text = failed(
-            bif_command("attribute", f"{file}:problem", "--out", out, "--max-length", "5",
-                        "--append-eos")
-        )  # fmt: skip
+            call("attribute", f"{file}:problem", "--out", out, "--max-length", "5", "--append-eos")
+        )
         assert "--append-eos, --max-length: of use with --model NAME only" in text
-        text = failed(bif_command("attribute", "--model", given / "model", "--out", out))
+        text = failed(call("attribute", "--model", given / "model", "--out", out))
         assert "--model needs documents: pass --train FILE and --query FILE" in text
         assert not out.exists()
 
@@ -167,7 +160,7 @@ class TestRefusals:
             (["--query", "{folder}/easy.jsonl", "{folder}/easy.jsonl"], "two sources are named"),
         ],
     )
-    def test_mistakes_end_with_one_sentence(self, given, tmp_path, bif_command, options, message):
+    def test_mistakes_end_with_one_sentence(self, given, tmp_path, call, options, message):
         filled = [word.format(folder=given) for word in options]
-        text = failed(bif_command(*words(given, tmp_path / "run", *filled)))
+        text = failed(call(*words(given, tmp_path / "run", *filled)))
         assert message in text and not (tmp_path / "run").exists()

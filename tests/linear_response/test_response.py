@@ -18,9 +18,19 @@ from bif.linear_response.estimates import NUM_BATCHES, Clock
 from bif.linear_response.pairs import Pairs, SharedNoise
 from bif.response import Response, respond
 from bif.types import Batch, Params
-from exact_problems import CENTER, QUERIES, TRAIN, GaussianPosterior, Point, quadratic_loss, random
+from exact_problems import (
+    CENTER,
+    PLACES,
+    QUERIES,
+    TRAIN,
+    GaussianPosterior,
+    Point,
+    case_9_problem,
+    quadratic_problem,
+)
 from law_checks import STANDARD_ERRORS
 from response_problems import QUICK, STRAIGHT, Dense, polynomial, polynomials
+from small_problems import normal
 
 # Of results stored in float32: half a unit in the last place, relative.
 FLOAT32 = 2.0**-24
@@ -93,7 +103,7 @@ def test_mirrored_noise_cancels_from_quadratic_losses_too(monkeypatch: pytest.Mo
     dense = Dense(
         lambda w: polynomial(Held(w), train),
         lambda w: polynomial(Held(w), polynomials(4, None, seed=2)),
-        random(3, seed=3),
+        normal(3, seed=3),
         STRAIGHT.nbeta,
         STRAIGHT.gamma,
     )
@@ -122,23 +132,8 @@ class Held:
 # --- One dimension by hand ------------------------------------------------------------------------
 
 
-def half_square(model: Any, batch: Batch) -> Tensor:
-    return 0.5 * (model.w - batch) ** 2
-
-
-# `docs/scale-and-sign.md`, worked numbers: U = 2 w², query (w - 1)²/2, items (w - a)²/2.
-PLACES = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)
 COVARIANCE = np.array([0.03125, -0.21875, 0.28125])
 CASE_9 = bif.Settings(nbeta=2.0, gamma=2.0, step_size=0.5, friction=4.0, burn_in=30, thin=5)
-
-
-def case_9() -> bif.Problem:
-    return bif.Problem(
-        Point(torch.zeros(1, dtype=torch.float64)),
-        half_square,
-        train=PLACES,
-        queries=torch.ones(1, dtype=torch.float64),
-    )
 
 
 def moved(h: float) -> np.ndarray:
@@ -149,7 +144,7 @@ def moved(h: float) -> np.ndarray:
 
 def test_case_9_has_the_numbers_found_by_hand():
     h = 0.05
-    found = respond(case_9(), CASE_9, h=h, steps=50, replicates=2000)
+    found = respond(case_9_problem(), CASE_9, h=h, steps=50, replicates=2000)
     exact = (moved(h) - moved(-h)) / (2 * h)
     # mean and variance are rational in h/4 with small coefficients: off by (h/4)² = 1.6e-4.
     np.testing.assert_allclose(exact, -COVARIANCE, rtol=0, atol=(h / 4) ** 2)
@@ -231,17 +226,13 @@ GAUSSIAN = bif.Settings(
 )
 
 
-def gaussian_problem() -> bif.Problem:
-    return bif.Problem(Point(CENTER), quadratic_loss, train=TRAIN.batch, queries=QUERIES.batch)
-
-
 @pytest.fixture(scope="module")
 def repeated() -> tuple[np.ndarray, np.ndarray]:
     """Deviations from the exact answer and errors of runs of one replicate, `[runs, Q, N]`.
 
     The runs are the replicates of one, so that they step together.
     """
-    problem = gaussian_problem()
+    problem = quadratic_problem()
     answer = GaussianPosterior.of(TRAIN, CENTER, nbeta=5.0, gamma=2.0).influence(QUERIES, TRAIN)
     pairs = Pairs(
         problem, bif.calibrate(problem, GAUSSIAN).settings, curvature="hessian",
@@ -270,9 +261,9 @@ def repeated() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_run_has_the_error_of_its_batch_means():
-    found = respond(gaussian_problem(), GAUSSIAN, h=0.02, steps=40)
+    found = respond(quadratic_problem(), GAUSSIAN, h=0.02, steps=40)
     means, clock = BatchMeans(), Clock(35, 1, 4, NUM_BATCHES)
-    problem = gaussian_problem()
+    problem = quadratic_problem()
     pairs = Pairs(problem, found.settings, curvature="hessian", num_replicates=1, num_mirrors=2)
     h_K = torch.full((4,), 0.02, dtype=torch.float64)
     for moment in pairs.walk(
@@ -318,7 +309,7 @@ def test_the_h_that_is_chosen_keeps_its_bias_below_its_noise():
     nbeta, gamma = GAUSSIAN.nbeta, GAUSSIAN.gamma
     assert nbeta is not None and gamma is not None
     answer = GaussianPosterior.of(TRAIN, CENTER, nbeta=nbeta, gamma=gamma).influence(QUERIES, TRAIN)
-    found = respond(gaussian_problem(), GAUSSIAN, steps=200, replicates=8)
+    found = respond(quadratic_problem(), GAUSSIAN, steps=200, replicates=8)
     assert found.perturbation.accepted
     assert found.h.shape == (4,) and len(np.unique(found.h)) == 4
     size = np.sqrt(np.square(answer.numpy()).mean(axis=1, keepdims=True))

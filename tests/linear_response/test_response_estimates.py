@@ -22,9 +22,9 @@ from bif.estimate.response import (
 from bif.estimate.traces import LossTraces
 from bif.linear_response.perturbation import pilot_queries
 from bif.response import respond
-from exact_problems import random
 from law_checks import STANDARD_ERRORS, sgld_variance
 from response_problems import Straight
+from small_problems import normal
 
 # --- Batch means ----------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ def batch_means(values: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def test_batch_means_are_those_of_every_replicate_and_stretch():
-    values = random(12, 2, 3, 4, seed=0) + 1e6
+    values = normal(12, 2, 3, 4, seed=0) + 1e6
     mean, error = batch_means(values, 4)
     batches = values.view(3, 4, 2, 3, 4).mean(dim=1).transpose(1, 2).flatten(0, 1)  # [9, K, N]
     torch.testing.assert_close(mean, batches.mean(dim=0), rtol=1e-14, atol=0)
@@ -58,7 +58,7 @@ def test_batches_are_wanted_before_a_result():
         BatchMeans().finish()
     with pytest.raises(ValueError, match="open batch is empty"):
         BatchMeans().close()
-    assert batch_means(random(4, 1, 1, 2, seed=1), 4)[1].isnan().all()
+    assert batch_means(normal(4, 1, 1, 2, seed=1), 4)[1].isnan().all()
     with pytest.raises(ValueError, match="at least 2 batches, got 1"):
         student_factor(1)
 
@@ -180,11 +180,11 @@ def test_the_pilot_takes_the_ends_and_what_is_between():
 
 
 def test_the_ratio_is_the_slope_and_its_error_covers():
-    truth = random(4, 6, seed=2)
+    truth = normal(4, 6, seed=2)
     ratios = []
     for seed in range(200):
-        f = 1.3 * truth + 0.4 * random(16, 4, 6, seed=1000 + seed)
-        r = truth + 0.2 * random(4, 4, 6, seed=5000 + seed)
+        f = 1.3 * truth + 0.4 * normal(16, 4, 6, seed=1000 + seed)
+        r = truth + 0.2 * normal(4, 4, 6, seed=5000 + seed)
         ratios.append(fluctuation_over_response(f, r))
     values, errors = np.asarray(ratios).T
     assert abs(values.mean() - 1.3) < STANDARD_ERRORS * values.std() / 200**0.5

@@ -22,7 +22,7 @@ from bif.bank import Bank, Plan
 from bif.problem.code import code_fingerprint, model_code
 from bif.store import FolderInUse
 from broken_runs import SETTINGS, assert_same
-from small_problems import classification, nothing_measured
+from small_problems import classification
 
 CODE = '''
     """Losses."""
@@ -316,11 +316,10 @@ def outside(model: nn.Module, batch: Any) -> torch.Tensor:
     return Halved.apply(bif.losses.cross_entropy(model, batch))  # type: ignore[return-value]
 
 
+@pytest.mark.usefixtures("unchecked", "no_page")
 def test_a_gradient_that_has_changed_is_refused_although_all_losses_are_the_same(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("bif.runs.recording.check", nothing_measured)
-    monkeypatch.setattr("bif.report.render_report", lambda *_, **__: "<html></html>")
     made = classification(loss=outside, observables=None)
     settings = replace(SETTINGS, oracle="sequential")
     whole = bif.attribute(made, settings, out=tmp_path / "run")

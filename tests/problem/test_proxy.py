@@ -18,7 +18,7 @@ from bif.problem.identity import identity
 from bif.report import render_report
 from bif.sampling.engine import Sampling
 from bif.store import FolderInUse
-from command_line import caller, failed
+from command_line import failed
 from exact_problems import settings_for
 from small_problems import TINY, NotStackable, Pairs, classification, filled, labelled, normal
 from small_problems import stack_near as near
@@ -271,14 +271,14 @@ class TestWhereItShows:
         assert classification(loss=mine, observables=[given]).proxy_names == ["margin"]
         assert bif.known_proxy(bif.losses.next_token) is None
 
-    def test_the_result_names_it(self, tmp_path: Path, monkeypatch, capsys):
+    def test_the_result_names_it(self, tmp_path: Path, call):
         problem = classification(observables=[THROUGH, bif.MARGIN])
         run = bif.attribute(problem, TINY, out=tmp_path / "run")
         assert run.influence.dataset["through"].values.tolist() == ["margin", ""]
         assert "loss through the margin (lower better), margin (higher better)" in repr(run)
         assert any("goes through the margin" in line for line in run.manifest["explanations"])
         assert run.manifest["identity"]["through"]["loss"][0] == "margin"
-        code, said, _ = caller(monkeypatch, capsys)("show", tmp_path / "run")
+        code, said, _ = call("show", tmp_path / "run")
         assert code == 0 and "loss through the margin" in said
         page = (tmp_path / "run" / "report.html").read_text()
         assert "The loss was recorded through the margin" in page
@@ -333,8 +333,7 @@ class TestOneRunIsNotTheOther:
             grown.influence.dataset["influence"], fresh.influence.dataset["influence"]
         )
 
-    def test_the_command_line_can_do_without(self, tmp_path: Path, monkeypatch, capsys):
-        call = caller(monkeypatch, capsys)
+    def test_the_command_line_can_do_without(self, tmp_path: Path, call):
         file, out = tmp_path / "mine.py", tmp_path / "out"
         tests = str(Path(__file__).parents[1])
         file.write_text(

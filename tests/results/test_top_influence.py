@@ -15,7 +15,6 @@ from bif.estimate import strongest_influences as found
 from bif.interop import read_scores
 from bif.results.top_influence import StrongestInfluence, influence_of, strongest_dataset
 from bif.store import FolderInUse
-from command_line import caller
 from largest_tensor import largest_tensor
 from small_problems import nothing_measured
 from token_problems import TINY, problem, texts
@@ -287,10 +286,9 @@ class TestBadInput:
             read_scores(tmp_path / "run")
 
 
-def test_the_command_line_keeps_and_shows_the_strongest(monkeypatch, capsys, tmp_path: Path):
+def test_the_command_line_keeps_and_shows_the_strongest(call, tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text("from token_problems import problem\n", encoding="utf-8")
-    call = caller(monkeypatch, capsys)
     steps = ["--draws", 12, "--chains", 4, "--burn-in", 4, "--thin", 2, "--gamma", 5]
     steps += ["--step-size", 0.05, "--friction", 2.0, "--top", 3]
     code, _, said = call("attribute", f"{file}:problem", "--out", tmp_path / "r", *steps)

@@ -11,8 +11,8 @@ from bif import store
 from bif.estimate.response import Ratio
 from bif.runs.cross_check import check_on_disk
 from bif.runs.gates import cross_gates
-from command_line import caller, failed, write_problem
-from exact_problems import CENTER, QUERIES, TRAIN, Point, quadratic_loss
+from command_line import failed
+from exact_problems import quadratic_problem
 from small_problems import TINY, classification, labelled
 
 SETTINGS = bif.Settings(
@@ -20,12 +20,8 @@ SETTINGS = bif.Settings(
 )
 
 
-def quadratics() -> bif.Problem:
-    return bif.Problem(Point(CENTER), quadratic_loss, train=TRAIN.batch, queries=QUERIES.batch)
-
-
 def test_a_healthy_sampler_agrees_with_half_its_step_and_with_the_response():
-    problem = quadratics()
+    problem = quadratic_problem()
     found = bif.cross_check(problem, bif.attribute(problem, SETTINGS))
     for ratio in (found.half_step, found.response):
         assert ratio.standard_error < 0.1
@@ -34,7 +30,7 @@ def test_a_healthy_sampler_agrees_with_half_its_step_and_with_the_response():
 
 
 def test_a_step_that_is_too_large_is_found_by_both():
-    problem = quadratics()
+    problem = quadratic_problem()
     large = replace(SETTINGS, sampler="sgld", friction=None, step_size=0.08, thin=4)
     found = bif.cross_check(problem, bif.attribute(problem, large))
     failed_gates = {g.name for g in cross_gates(found.half_step, found.response) if g.failed}
@@ -57,13 +53,8 @@ def test_the_gates_allow_for_errors(half_step, response, expected):
     assert {gate.name for gate in found if gate.failed} == expected
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    return caller(monkeypatch, capsys)
-
-
-def test_the_command_adds_its_gates_to_the_run(call, tmp_path):
-    file, out = write_problem(tmp_path), tmp_path / "out"
+def test_the_command_adds_its_gates_to_the_run(call, tmp_path, file):
+    out = tmp_path / "out"
     bif.attribute(classification(), replace(TINY, draws=30), out=out)
     before = store.read_run(out)
     assert call("check", out, f"{file}:problem")[0] == 0
@@ -79,8 +70,8 @@ def test_the_command_adds_its_gates_to_the_run(call, tmp_path):
     assert len(names) == len(set(names))
 
 
-def test_a_run_of_another_problem_is_refused(call, tmp_path):
-    file, out = write_problem(tmp_path), tmp_path / "out"
+def test_a_run_of_another_problem_is_refused(call, tmp_path, file):
+    out = tmp_path / "out"
     bif.attribute(classification(), TINY, out=out)
     before = (out / "run.json").read_bytes()
     assert "another problem" in failed(call("check", out, f"{file}:other"))

@@ -29,10 +29,10 @@ from exact_problems import (
     mutate_baoab,
     quadratic_answer,
     quadratic_run,
-    random,
     settings_for,
 )
 from law_checks import OFF_LAW, STANDARD_ERRORS
+from small_problems import normal
 
 # --- Cases 1 and 4: low temperature and large gamma, losses that are not quadratic ----------------
 
@@ -43,9 +43,9 @@ def logistic_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def labelled(num_items: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    x = random(num_items, 3, seed=seed)
+    x = normal(num_items, 3, seed=seed)
     # Labels with as much noise as signal cannot be separated, so the minimum is finite.
-    return x, (x[:, 0] + random(num_items, seed=seed + 1)).sign()
+    return x, (x[:, 0] + normal(num_items, seed=seed + 1)).sign()
 
 
 def derivatives(model: nn.Module, loss: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ def test_case_7_items_of_disjoint_weights_have_no_covariance():
 
     # Mutant: chains at different levels, centred over all chains instead of within groups of one.
     block = run.traces.blocks[0]
-    levels = random(CHAINS, 1, 1, seed=3)
+    levels = normal(CHAINS, 1, 1, seed=3)
     train_levels, query_levels = block.train + levels, block.query + levels
     within = estimate_covariance(
         bif.LossTraces.from_arrays(train_levels, query_levels), num_groups=CHAINS

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import bif
 from exact_problems import (
     assert_influence,
-    random,
     settings_for,
 )
 from law_checks import OFF_LAW, STANDARD_ERRORS, assert_mean
+from small_problems import normal
 
 # --- Case 8: linear regression, and leaving one item out ------------------------------------------
 
@@ -23,9 +23,9 @@ class Regression:
     num_items, nbeta, gamma = 10, 10.0, 4.0
 
     def __init__(self) -> None:
-        self.x = random(self.num_items, 3, seed=0)
+        self.x = normal(self.num_items, 3, seed=0)
         slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-        self.y = self.x @ slope + random(self.num_items, seed=1)
+        self.y = self.x @ slope + normal(self.num_items, seed=1)
         # Near the least squares solution, but not at it.
         self.center = torch.linalg.lstsq(self.x, self.y[:, None]).solution[:, 0] + 0.2
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif import Items, Problem, Settings, losses, store
+from bif import Problem, Settings, losses, store
 from bif.calibration.calibrate import calibrate
 from bif.problem.items import as_items
 from bif.runs.backfill import ReplayDeparts, _kept
@@ -23,28 +23,13 @@ from bif.sampling.engine import Sampling
 from bif.sampling.oracles import StackedOracle
 from bif.store.arrays import DrawArrays
 from bif.store.signals import Preempted
-from same_bits import assert_same_run, files, preempted, without_page
-from small_problems import TINY, classification, filled, labelled, normal
+from growing_runs import BASE, EXTRA, MORE, OWN, THIRD, problem
+from same_bits import assert_same_run, files, preempted
+from small_problems import filled, normal
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = pytest.mark.usefixtures("unchecked", "no_page")
 
-# Blocks of two chains; draws 0 … 3 at steps 2, 4, 6 and 8.
-BASE = replace(TINY, chains=4, block_size=2, draws=4, burn_in=2, thin=2)
-OWN: dict[str, Items] = {"own": as_items(labelled(5, seed=2))}
-MORE: dict[str, Items] = {"more": as_items(labelled(3, seed=5))}
-THIRD: dict[str, Items] = {"third": as_items(labelled(2, seed=6))}
-EXTRA: dict[str, Items] = {"extra": as_items(labelled(4, seed=7))}
 MINIBATCH: dict[str, Any] = {"gradient": "minibatch", "batch_size": 6}
-
-
-@pytest.fixture(autouse=True)
-def _no_page() -> Iterator[None]:
-    with without_page():
-        yield
-
-
-def problem(**changed: Any) -> Problem:
-    return classification(**{"queries": OWN, **changed})
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,13 @@ import pytest
 from torch import Tensor, nn
 
 import bif
-from bif import Items, Problem, losses, store
-from bif.problem.items import as_items
+from bif import Problem, losses, store
 from bif.types import Batch
+from growing_runs import BASE, EXTRA, MORE, OWN, THIRD, problem
 from same_bits import files, without_page
-from small_problems import TINY, classification, labelled, network
+from small_problems import labelled, network
 
-BASE = replace(TINY, chains=4, block_size=2, draws=4, burn_in=2, thin=2)
-OWN: dict[str, Items] = {"own": as_items(labelled(5, seed=2))}
-MORE: dict[str, Items] = {"more": as_items(labelled(3, seed=5))}
-THIRD: dict[str, Items] = {"third": as_items(labelled(2, seed=6))}
-EXTRA: dict[str, Items] = {"extra": as_items(labelled(4, seed=7))}
+pytestmark = pytest.mark.usefixtures("no_page")
 
 
 def in_float32(num_items: int, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -35,16 +29,6 @@ SINGLE: dict[str, Any] = {
     "queries": {"own": in_float32(5, seed=2), "more": in_float32(3, seed=5)},
     "candidates": {"extra": in_float32(4, seed=7)},
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_page() -> Iterator[None]:
-    with without_page():
-        yield
-
-
-def problem(**changed: Any) -> Problem:
-    return classification(**{"queries": OWN, **changed})
 
 
 def another_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -33,19 +33,15 @@ from bif.runs.retention import Keep, forecast
 from bif.runs.writer import Writer
 from bif.sampling.engine import Sampling
 from bif.sampling.settings import RunSettings
-from same_bits import assert_same_run, bits, without_page
+from same_bits import assert_same_run, bits
 from small_problems import TINY, classification, labelled, network, normal
+
+pytestmark = pytest.mark.usefixtures("no_page")
 
 MANY = replace(TINY, draws=36, burn_in=1, thin=1)
 CHAINS_AND_BLOCKS = [(16, 16), (16, 5), (20, 9), (37, 12), (3, 2)]
 """The last but one: 16 groups of two or three chains, some of them in two blocks."""
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _no_page() -> Iterator[None]:
-    with without_page():
-        yield
 
 
 def recorded(keep: Keep, *, chains: int, block_size: int) -> Recording:

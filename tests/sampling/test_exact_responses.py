@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 import bif
 from bif.samplers import BAOAB
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.rng import BlockNoise
-from bif.types import Batch
 from exact_problems import (
     CENTER,
     CHAINS,
@@ -26,6 +24,7 @@ from exact_problems import (
     GaussianPosterior,
     Point,
     assert_influence,
+    case_9_problem,
     mutate_baoab,
     quadratic_answer,
     quadratic_loss,
@@ -37,23 +36,11 @@ from law_checks import OFF_LAW, STANDARD_ERRORS, Scaled, assert_mean
 # --- Case 9: one dimension, by hand ---------------------------------------------------------------
 
 
-def half_square(model: nn.Module, batch: Batch) -> Tensor:
-    return 0.5 * (model.w - batch) ** 2
-
-
-CANDIDATES = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)
 BY_HAND = -torch.tensor([[[0.03125, -0.21875, 0.28125]]], dtype=torch.float64)
 
 
 def case_9(*, nbeta: float = 2.0, gamma: float = 2.0, item_2_weight: float = 1.0) -> bif.Run:
-    # The mean loss of the three candidates is w²/2 but for a constant.
-    problem = bif.Problem(
-        Point(torch.zeros(1, dtype=torch.float64)),
-        half_square,
-        train=CANDIDATES,
-        queries=torch.ones(1, dtype=torch.float64),
-        train_weights=[1.0, 1.0, item_2_weight],
-    )
+    problem = case_9_problem(train_weights=[1.0, 1.0, item_2_weight])
     settings = settings_for(4 * torch.eye(1).double(), nbeta=2.0, gamma=2.0)
     return bif.attribute(problem, replace(settings, nbeta=nbeta, gamma=gamma))
 

@@ -18,10 +18,10 @@ from bif.runs import retention
 from bif.store import FilesFailed, folder_at
 from bif.store.folder import LocalFolder
 from bif.terminal import harmless
-from command_line import TINY_FLAGS, caller, failed, write_problem
+from command_line import TINY_FLAGS, failed
 from small_problems import TINY, classification
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = pytest.mark.usefixtures("unchecked", "no_page")
 
 
 class TestTerminals:
@@ -31,8 +31,7 @@ class TestTerminals:
         assert harmless("a\tb\nü 👩‍🔬 ß") == "a\tb\nü 👩‍🔬 ß"
         assert harmless(self.EVIL) == (r"\x1b]0;mine\x07\x1b[2J\x9b31m\x08\r\u202eeno")
 
-    def test_what_a_folder_holds_is_shown_without_them(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("bif.report.render_report", lambda *_, **__: "<html></html>")
+    def test_what_a_folder_holds_is_shown_without_them(self, tmp_path, call):
         made = classification()
         train = bif.Items(made.train.data, ids=[f"{self.EVIL}{i}" for i in range(len(made.train))])
         queries = bif.Items(
@@ -41,7 +40,6 @@ class TestTerminals:
         run = bif.attribute(classification(train=train, queries=queries), TINY)
         run.manifest["warnings"].append(self.EVIL)
         run.save(tmp_path / "run", extra={self.EVIL: self.EVIL})
-        call = caller(monkeypatch, capsys)
         code, out, said = call("show", tmp_path / "run")
         assert code == 0 and r"\x1b]0;mine" in out
         assert not {c for c in out + said if not c.isprintable()} - {"\n", "\t"}
@@ -121,14 +119,12 @@ class TestFailures:
         ids=["full", "remote", "a reader's", "other"],
     )  # fmt: skip
     def test_every_one_is_called_what_it_is(
-        self, tmp_path, monkeypatch, capsys, error, status, said
+        self, file, call, tmp_path, monkeypatch, error, status, said
     ):
         def fails(*_: object, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(sys.modules["bif.runs.attribute"], "attribute", fails)
-        call = caller(monkeypatch, capsys)
-        file = write_problem(tmp_path)
         code, _, text = call("attribute", f"{file}:problem", "--out", tmp_path / "x", *TINY_FLAGS)
         assert code == status and re.search(said, text.replace("\n", " "))
         assert ("disk is full" in text) == (getattr(error, "errno", None) == errno.ENOSPC)

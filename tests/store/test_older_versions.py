@@ -18,7 +18,7 @@ from bif.store.checkpoints import _check
 from broken_runs import assert_same
 from small_problems import TINY, classification
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = pytest.mark.usefixtures("unchecked", "no_page")
 
 
 def edited(path: Path, *without: str, **changed: Any) -> None:
@@ -39,9 +39,8 @@ def older(folder: Path) -> Path:
 
 
 def test_a_complete_run_is_read_and_refused_in_one_sentence_where_it_was_to_go_on(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
-    monkeypatch.setattr("bif.report.render_report", lambda *_, **__: "<html></html>")
     expected = bif.attribute(classification(), TINY, out=tmp_path / "run")
     folder = older(tmp_path / "run")
     assert_same(bif.load(folder), expected)

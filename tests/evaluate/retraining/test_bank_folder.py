@@ -26,6 +26,7 @@ from bif.evaluate import Recipe
 from bif.evaluate.retraining.trainers import RecipeTrainer
 from bif.store import DamagedRun, FolderInUse
 from bif.types import Batch
+from run_folders import content
 from small_problems import classification, labelled, network
 
 OUTCOME = "bank.zarr/reported/outcome"
@@ -59,15 +60,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Counted:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "bank"
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """What all files hold."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != ".lock"
-    }
 
 
 def test_a_bank_on_disk_is_that_in_memory_to_the_last_bit(folder: Path):
