@@ -30,13 +30,6 @@ def mul_(x: Params, factor: float) -> Params:
     return x
 
 
-def multiply_(x: Params, y: Params) -> Params:
-    """`x *= y`, leaf by leaf."""
-    leaves, others = _aligned(x, y)
-    torch._foreach_mul_(leaves, others)
-    return x
-
-
 def add_product_(x: Params, y: Params, z: Params, scale: float = 1.0) -> Params:
     """`x += scale * y * z`, leaf by leaf."""
     leaves, others = _aligned(x, y)
