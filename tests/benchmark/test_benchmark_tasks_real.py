@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import bif
 from bif.bank import Plan, retrained
 from bif.benchmark import Task, named_task
-from bif.benchmark.networks import FrozenBatchNorm, PatchLinear, ResNet9, ResNet20, convolution
+from bif.benchmark.networks import FrozenBatchNorm, ResNet9, ResNet20
 from bif.benchmark.tasks import cifar, resnet20, stories
 from llama2c_files import HEADER, arrays_of, write_checkpoint, write_tokenizer
-from small_problems import filled, normal
+from small_problems import normal
 
 pytest.importorskip("PIL", reason="the extra `report` is not installed")
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
@@ -355,18 +355,6 @@ class TestStories:
 
 
 class TestNetworks:
-    @pytest.mark.parametrize("stride", [1, 2])
-    @pytest.mark.parametrize("shape", [(6, 6), (7, 5)])
-    def test_a_linear_layer_on_patches_is_the_convolution(self, stride, shape):
-        with torch.random.fork_rng(devices=[]):
-            plain, patches = filled(convolution(3, 5, stride)), PatchLinear(3, 5, stride).double()
-        assert isinstance(plain, nn.Conv2d) and isinstance(patches, PatchLinear)
-        with torch.no_grad():
-            patches.linear.weight.copy_(plain.weight.flatten(1))
-            patches.linear.bias.copy_(plain.bias if plain.bias is not None else torch.zeros(5))
-        x = normal(2, 3, *shape, seed=1)
-        torch.testing.assert_close(patches(x), plain(x), rtol=1e-12, atol=1e-12)
-
     def test_frozen_batch_norm_is_batch_norm_in_evaluation_mode(self):
         plain, frozen = nn.BatchNorm2d(4).double().eval(), FrozenBatchNorm(4).double()
         state: dict[str, Tensor] = {
@@ -379,10 +367,9 @@ class TestNetworks:
         torch.testing.assert_close(frozen(x), plain(x), rtol=1e-12, atol=1e-12)
         assert not list(frozen.parameters())
 
-    @pytest.mark.parametrize("layer", [convolution, PatchLinear])
-    def test_all_weights_are_those_of_convolutions_and_linear_layers(self, layer):
+    def test_all_weights_are_those_of_convolutions_and_linear_layers(self):
         with torch.random.fork_rng(devices=[]):
-            network = ResNet9((4, 4, 8, 8), layer=layer)
+            network = ResNet9((4, 4, 8, 8))
         owners = {
             type(module) for module in network.modules() if list(module.parameters(recurse=False))
         }

@@ -7,7 +7,7 @@ posterior nor subset determines them, and networks cannot be retrained with them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -15,58 +15,18 @@ from torch import Tensor, nn
 
 _GROUPS = 4
 
-Convolution = Callable[[int, int, int], nn.Module]
-"""`(channels in, channels out, stride) -> module` of a 3×3 convolution with bias, padded by 1."""
-
-
-def convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """A `Conv2d`; a stack of them by vmap is one convolution with as many groups as networks."""
-    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
-
-
-class PatchLinear(nn.Module):
-    """The same map as `convolution`, as one Linear layer on every 3×3 patch.
-
-    A stack of them by vmap is a batched matrix product, for 9 times the memory of the inputs.
-
-    Args:
-        channels_in: Of the images.
-        channels_out: Of the result.
-        stride: Pixels from one patch to the next.
-    """
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
-        super().__init__()
-        self.linear = nn.Linear(9 * channels_in, channels_out)
-        self.stride = stride
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, channels_in, rows, columns]` to `[B, channels_out, …]`."""
-        patches = F.unfold(images, 3, padding=1, stride=self.stride)  # [B, 9 in, places]
-        values = self.linear(patches.transpose(1, 2)).transpose(1, 2)
-        rows, columns = ((length - 1) // self.stride + 1 for length in images.shape[-2:])
-        return values.reshape(len(images), -1, rows, columns)
-
 
 class ResNet9(nn.Module):
-    """Eight convolutions, two residual blocks among them, and a linear layer; GroupNorm.
+    """Eight convolutions, two residual blocks among them, and a linear layer of 10 outputs.
 
     Args:
-        widths: Channels of the four stages; multiples of 4.
-        num_classes: Outputs.
-        layer: How a convolution is computed.
+        widths: Channels of the four stages; multiples of 4, the groups of GroupNorm.
 
     Raises:
         ValueError: Not four widths, or one that is no multiple of 4.
     """
 
-    def __init__(
-        self,
-        widths: tuple[int, ...] = (16, 32, 64, 64),
-        *,
-        num_classes: int = 10,
-        layer: Convolution = convolution,
-    ) -> None:
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 64)) -> None:
         super().__init__()
         if len(widths) != 4 or any(width < 1 or width % _GROUPS for width in widths):
             raise ValueError(
@@ -75,34 +35,34 @@ class ResNet9(nn.Module):
             )
         first, second, third, last = widths
         self.stages = nn.Sequential(
-            _normalised(layer(3, first, 1), first),
-            _normalised(layer(first, second, 2), second),
-            _Residual(second, layer),
-            _normalised(layer(second, third, 2), third),
-            _Residual(third, layer),
-            _normalised(layer(third, last, 1), last),
+            _normalised(3, first),
+            _normalised(first, second, stride=2),
+            _Residual(second),
+            _normalised(second, third, stride=2),
+            _Residual(third),
+            _normalised(third, last),
         )
-        self.linear = nn.Linear(last, num_classes)
+        self.linear = nn.Linear(last, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, rows, columns]` to logits `[B, num_classes]`."""
+        """Images `[B, 3, rows, columns]` to logits `[B, 10]`."""
         # Maxima: means say little, those of a group of channels are all 0 behind GroupNorm.
         return self.linear(self.stages(images).amax(dim=(-2, -1)))
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int, layer: Convolution) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(
-            _normalised(layer(width, width, 1), width), _normalised(layer(width, width, 1), width)
-        )
+        self.inner = nn.Sequential(_normalised(width, width), _normalised(width, width))
 
     def forward(self, images: Tensor) -> Tensor:
         return images + self.inner(images)
 
 
-def _normalised(layer: nn.Module, width: int) -> nn.Sequential:
-    return nn.Sequential(layer, nn.GroupNorm(_GROUPS, width, affine=False), nn.ReLU())
+def _normalised(width_in: int, width: int, *, stride: int = 1) -> nn.Sequential:
+    """A 3×3 convolution with bias, padded by 1, GroupNorm without weights, ReLU."""
+    convolution = nn.Conv2d(width_in, width, 3, stride=stride, padding=1)
+    return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, width, affine=False), nn.ReLU())
 
 
 class FrozenBatchNorm(nn.Module):
