@@ -14,6 +14,8 @@ from bif.runs.gates import RHAT
 
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""
+_BUDGETS = (10.0, 60.0, 600.0)
+"""Seconds."""
 
 
 def rows(
@@ -57,7 +59,7 @@ def _row(
         "ci_low": result.ci_low,
         "ci_high": result.ci_high,
         "ceiling": result.ceiling,
-        "share_of_ceiling": result.mean / result.ceiling if result.ceiling else float("nan"),
+        "share_of_ceiling": result.share_of_ceiling,
         "seconds": scored.cost.seconds,
         "tuning_seconds": scored.tuning_seconds,
         "peak_memory_gib": scored.cost.peak_memory_gib,
@@ -177,8 +179,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def budget_table(
     rows: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
-    *,
-    budgets: Sequence[float] = (10.0, 60.0, 600.0),
 ) -> str:
     """What each method gives within a wall-clock budget, set-up and tuning included.
 
@@ -187,7 +187,6 @@ def budget_table(
     Args:
         rows: As from `rows`.
         curves: As from `curves`; those without seconds play no part.
-        budgets: Seconds.
     """
     groups = dict.fromkeys((str(r["target"]), str(r["observable"])) for r in rows)
     lines = []
@@ -196,8 +195,8 @@ def budget_table(
             "",
             f"### {outcome}, retrained from {target}: LDS within a budget",
             "",
-            "| method | " + " | ".join(_duration(b) for b in budgets) + " |",
-            "|" + " --- |" * (1 + len(budgets)),
+            "| method | " + " | ".join(_duration(b) for b in _BUDGETS) + " |",
+            "|" + " --- |" * (1 + len(_BUDGETS)),
         ]
         own = [r for r in rows if (r["target"], r["observable"]) == (target, outcome)]
         for row in sorted(own, key=lambda r: -r["lds"]):
@@ -209,7 +208,7 @@ def budget_table(
             ]
             last = [
                 max((c for c in mine if c["seconds"] <= b), key=lambda c: c["seconds"], default={})
-                for b in budgets
+                for b in _BUDGETS
             ]
             cells = " | ".join(_cell(found.get("lds")) for found in last)
             lines.append(f"| {row['method']} | {cells} |")
