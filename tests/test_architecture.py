@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "bif"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Files beside the rooms that every room may import.
-LEAVES = {"types": "", "terminal": "", "tensors": "types"}
+LEAVES = {"types": "", "terminal": "", "extras": "", "tensors": "types"}
 # Which rooms each room may import; a room is a folder of src/bif.
 MAY_IMPORT = {
     **LEAVES,

@@ -17,6 +17,7 @@ from torch import nn
 from bif import store
 from bif.evaluate.mislabel import auroc
 from bif.evaluate.retrain import Recipe, train
+from bif.extras import needs_extra
 from bif.problem.identity import identity
 from bif.problem.items import Items
 from bif.problem.losses import cross_entropy
@@ -52,12 +53,8 @@ def digits(seed: int = 0) -> Digits:
     Raises:
         ImportError: The extra `demo` is not installed.
     """
-    try:
+    with needs_extra("demo", "the demo needs scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the demo needs scikit-learn: pip install 'bayesian-influence[demo]'."
-        ) from error
     bundle: Any = load_digits()
     pixels, labels = np.asarray(bundle.data), np.asarray(bundle.target)
     rng = np.random.default_rng(seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bif.extras import needs_extra
+
 
 def curvlinops_module() -> Any:
     """The package curvlinops.
@@ -11,11 +13,8 @@ def curvlinops_module() -> Any:
     Raises:
         ImportError: The extra `baselines` is not installed.
     """
-    try:
+    with needs_extra(
+        "baselines", "exact influence, conjugate gradients and EK-FAC need curvlinops"
+    ):
         import curvlinops
-    except ImportError as error:
-        raise ImportError(
-            "exact influence, conjugate gradients and EK-FAC need curvlinops: install the extra, "
-            "pip install 'bayesian-influence[baselines]'."
-        ) from error
     return curvlinops

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bif.extras import needs_extra
 from bif.interop.scores import parent_and_name
 
 _BOS, _FIRST_BYTE = 1, 3
@@ -237,13 +238,8 @@ def _arrays(content: bytes, header: _Header, path: str | Path) -> dict[str, np.n
 
 def _empty(header: _Header) -> Any:
     """A network of these sizes, to be filled."""
-    try:
+    with needs_extra("lm", "checkpoints of llama2.c are loaded into transformers' Llama"):
         from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError as error:
-        raise ImportError(
-            "checkpoints of llama2.c are loaded into transformers' Llama: "
-            "pip install 'bayesian-influence[lm]'."
-        ) from error
     options: dict[str, Any] = {"attn_implementation": "eager"}  # not in transformers' own types
     config = LlamaConfig(
         vocab_size=header.vocabulary,

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
+from bif.extras import needs_extra
 from bif.language.passages import Task
 from bif.language.rows import padding_token
 from bif.problem.literals import require_literal
@@ -149,12 +150,8 @@ def _refuse_other_heads(config: Any) -> None:
 
 
 def _with_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
-    try:
+    with needs_extra("lm", "adapters are loaded by peft"):
         import peft
-    except ImportError as error:
-        raise ImportError(
-            "adapters are loaded by peft: pip install 'bayesian-influence[lm]'."
-        ) from error
     _refuse_missing_folder(adapter, "adapter")
     if Path(adapter).is_dir() and not (Path(adapter) / _ADAPTER).is_file():
         raise FileNotFoundError(
@@ -201,10 +198,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _transformers() -> Any:
-    try:
+    with needs_extra("lm", "language models are loaded by transformers"):
         import transformers
-    except ImportError as error:
-        raise ImportError(
-            "language models are loaded by transformers: pip install 'bayesian-influence[lm]'."
-        ) from error
     return transformers

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from bif.extras import needs_extra
 from bif.language.documents import Document, document_of
 
 SEPARATOR = "<|endoftext|>"
@@ -165,13 +166,9 @@ def _content(path: Path) -> str:
 def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}: expected documents there.")
-    try:
+    with needs_extra("lm", "parquet files are read by pyarrow"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            "parquet files are read by pyarrow: pip install 'bayesian-influence[lm]'."
-        ) from error
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -220,10 +217,6 @@ def _one_split(found: Any, *, split: str | None, name: str) -> Iterable[Mapping[
 
 
 def _datasets() -> Any:
-    try:
+    with needs_extra("lm", "data sets of Hugging Face are read by datasets"):
         import datasets
-    except ImportError as error:
-        raise ImportError(
-            "data sets of Hugging Face are read by datasets: pip install 'bayesian-influence[lm]'."
-        ) from error
     return datasets

@@ -5,6 +5,8 @@ import io
 
 import numpy as np
 
+from bif.extras import needs_extra
+
 _SMALL = 64
 """Pictures up to this many pixels a side stay as they are; larger ones shrink to twice it."""
 
@@ -32,12 +34,8 @@ def image_tag(pixels: np.ndarray, *, alt: str) -> str:
             "[row, column] or [row, column, channel] with 1, 3 or 4 channels: convert it before "
             "saving, e.g. (255 * image).astype('uint8')."
         )
-    try:
+    with needs_extra("report", "Pictures in the report need Pillow"):
         from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Pictures in the report need Pillow: pip install 'bayesian-influence[report]'."
-        ) from error
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     small = max(picture.size) <= _SMALL
     if not small:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bif.extras import needs_extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -104,13 +106,9 @@ def as_file(svg: str) -> str:
 
 def _svg(draw: Callable[[Axes], None], name: str) -> str:
     """Return the SVG of one small plot; ids are prefixed with `name`."""
-    try:
+    with needs_extra("report", "Plots in the report need matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Plots in the report need matplotlib: pip install 'bayesian-influence[report]'."
-        ) from error
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,

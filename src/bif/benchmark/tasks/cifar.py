@@ -15,6 +15,7 @@ from bif.benchmark.tasks.files import found
 from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
+from bif.extras import needs_extra
 from bif.problem.items import Items
 from bif.problem.losses import cross_entropy
 from bif.sampling.settings import Settings
@@ -186,13 +187,8 @@ def _read(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def _sheet(path: Path) -> np.ndarray:
     """The pictures of one file, whose rows are images of 1,024 pixels."""
-    try:
+    with needs_extra("report", "CIFAR-10's images are PNG files, which Pillow reads"):
         from PIL import ImageFile
-    except ImportError as error:
-        raise ImportError(
-            "CIFAR-10's images are PNG files: pip install 'bayesian-influence[report]', which "
-            "brings Pillow."
-        ) from error
     parser = ImageFile.Parser()
     try:
         parser.feed(path.read_bytes())

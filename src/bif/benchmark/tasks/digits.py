@@ -13,6 +13,7 @@ from bif.benchmark.task import Task
 from bif.benchmark.tasks.parts import classification, dealt
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
+from bif.extras import needs_extra
 from bif.problem.items import Items
 from bif.problem.losses import cross_entropy
 from bif.sampling.settings import Settings
@@ -54,12 +55,8 @@ def split(num_train: int, *, seed: int, device: str) -> dict[str, Items]:
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    try:
+    with needs_extra("demo", "the digits come with scikit-learn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "the digits come with scikit-learn: pip install 'bayesian-influence[demo]'."
-        ) from error
     pixels, labels = load_digits(return_X_y=True)
     chosen = dealt(
         len(pixels),
