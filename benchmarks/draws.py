@@ -29,7 +29,7 @@ from fashion import LARGEST_CURVATURE, problem
 import bif
 from bif.calibration.calibrate import calibrate
 from bif.runs.block_recorder import BlockRecorder
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 
 PEAK_BF16, PEAK_TF32 = 989e12, 494e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
@@ -78,7 +78,7 @@ def timed(draws: Iterator[Any], count: int, device: str, use: Callable[[Any], No
 def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float]:
     """Draws a second, and peak memory in GiB."""
     device = chosen.device or "cpu"
-    sampling = Sampling(made, chosen)
+    engine = Engine(made, chosen)
     assert chosen.chains is not None and chosen.draws is not None
     recorder = BlockRecorder(
         range(chosen.chains), num_draws=chosen.draws, distance_limit=float("inf")
@@ -86,12 +86,12 @@ def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float
 
     def record(observed: Any) -> None:
         draw, train, query = observed
-        recorder.add(train, query, sampling.distance_squared(draw.params))
+        recorder.add(train, query, engine.distance_squared(draw.params))
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     count = chosen.draws - 3
-    seconds = timed(sampling.observed_draws(0, chosen.chains), count, device, record)
+    seconds = timed(engine.observed_draws(0, chosen.chains), count, device, record)
     recorder.flush()
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else float("nan")
     return chosen.chains * count / seconds, peak
@@ -152,8 +152,8 @@ def loss_deviation(made: bif.Problem, chosen: bif.Settings) -> dict[str, float]:
     """Recorded losses against float32 at the same weights, at a draw well away from w*."""
     assert chosen.chains is not None
     few = replace(chosen, draws=6, thin=20)
-    recorded = Sampling(made, few)
-    exact = Sampling(made, replace(few, gradient_precision="float32", loss_precision="float32",
+    recorded = Engine(made, few)
+    exact = Engine(made, replace(few, gradient_precision="float32", loss_precision="float32",
                                    compiled=False))  # fmt: skip
     *_, (draw, train, query) = recorded.observed_draws(0, chosen.chains)
     got = torch.cat([train, query], dim=1)
@@ -172,8 +172,8 @@ def stationary_mean(made: bif.Problem, chosen: bif.Settings) -> tuple[float, flo
     """Mean train loss of the stationary chains, with its standard error between chains."""
     assert chosen.chains is not None and chosen.draws is not None
     long = replace(chosen, draws=chosen.draws + 40)
-    sampling, means = Sampling(made, long), []
-    for draw, train, _ in sampling.observed_draws(0, chosen.chains):
+    engine, means = Engine(made, long), []
+    for draw, train, _ in engine.observed_draws(0, chosen.chains):
         if draw.index >= 40:
             means.append(train.double().mean(dim=1))
     chain_means = torch.stack(means).mean(dim=0).cpu().numpy()

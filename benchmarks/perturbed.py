@@ -23,7 +23,7 @@ from torch import Tensor
 import bif
 from bif import tensors
 from bif.bank import BankPart
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.types import Params
 
 
@@ -44,27 +44,27 @@ class PerturbAndOptimise:
     def judged(self, part: BankPart, *, seconds: float) -> dict[str, Any]:
         """LDS of as many draws as come within so many seconds."""
         started = time.perf_counter()
-        sampling, train, queries = Sampling(self.problem, self.settings), [], []
-        source = torch.Generator(device=sampling.device).manual_seed(self.settings.seed)
+        engine, train, queries = Engine(self.problem, self.settings), [], []
+        source = torch.Generator(device=engine.device).manual_seed(self.settings.seed)
         while time.perf_counter() - started < seconds:
-            params = self._minimum(sampling, source)
-            train.append(sampling.observe_train(params).cpu())
-            queries.append(sampling.observe_queries(params).cpu())
+            params = self._minimum(engine, source)
+            train.append(engine.observe_train(params).cpu())
+            queries.append(engine.observe_queries(params).cpu())
         spent = time.perf_counter() - started
         losses, values = torch.cat(train), torch.cat(queries)
         row = judged_draws(self.problem, part, losses, values)
         return {**row, "draws": len(losses), "ess_median": float(len(losses)), "seconds": spent}
 
-    def _minimum(self, sampling: Sampling, source: torch.Generator) -> Params:
-        s, posterior = self.settings, sampling.posterior
+    def _minimum(self, engine: Engine, source: torch.Generator) -> Params:
+        s, posterior = self.settings, engine.posterior
         assert s.step_size and s.friction and s.nbeta and s.gamma and s.chains
         params = tensors.copied(tensors.stacked(posterior.center, s.chains))
         # gamma (w - a) = gamma (w - w*) - gamma (a - w*), and the latter is sqrt(gamma) · N(0, 1).
-        pull = self._labels(sampling, params, source)
+        pull = self._labels(engine, params, source)
         for leaf in pull.values():
             noise = torch.randn(leaf.shape, generator=source, device=leaf.device, dtype=leaf.dtype)
             leaf.add_(noise, alpha=sqrt(s.gamma))
-        gradient, velocity = sampling.gradient(0, s.chains), tensors.zeros_like(params)
+        gradient, velocity = engine.gradient(0, s.chains), tensors.zeros_like(params)
         kept = exp(-s.friction * s.step_size)
         for step in range(self.steps):
             with torch.no_grad():
@@ -74,15 +74,15 @@ class PerturbAndOptimise:
                 params = tensors.add_(params, velocity, s.step_size)
         return params
 
-    def _labels(self, sampling: Sampling, params: Params, source: torch.Generator) -> Params:
+    def _labels(self, engine: Engine, params: Params, source: torch.Generator) -> Params:
         """xi of every chain."""
         s, n = self.settings, self.problem.num_train
         assert s.nbeta is not None and s.chains is not None
-        inputs, labels = sampling.train.data
+        inputs, labels = engine.train.data
         with torch.no_grad():
-            odds = sampling.problem.model(inputs).softmax(dim=1)
+            odds = engine.problem.model(inputs).softmax(dim=1)
         drawn = torch.multinomial(odds, s.chains, replacement=True, generator=source).T
         signs = torch.randint(0, 2, drawn.shape, generator=source, device=inputs.device)
         weights: Tensor = (2 * signs - 1).to(inputs.dtype) * sqrt(s.nbeta / n)
         batch = (inputs.expand(s.chains, *inputs.shape), drawn.to(labels.dtype))
-        return sampling.oracle.gradient(params, batch, weights, per_chain=True)[0]
+        return engine.oracle.gradient(params, batch, weights, per_chain=True)[0]

@@ -23,7 +23,7 @@ from bif.bank import BankPart
 from bif.estimate.diagnostics import convergence, reliability
 from bif.estimate.traces import LossTraces
 from bif.sampling.chain import walk
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.gradients import FullGradient
 from bif.sampling.rng import ShuffledOrder
 from bif.types import GradientEstimate, Params
@@ -34,15 +34,13 @@ class RefreshedGradient:
 
     Args:
         full: The gradient of all items.
-        sampling: Its run.
+        engine: Its run.
         order: Which items each chain sees at each step.
         thin: Steps from one anchor to the next.
     """
 
-    def __init__(
-        self, full: FullGradient, sampling: Sampling, order: ShuffledOrder, thin: int
-    ) -> None:
-        self._full, self._sampling, self._order, self._thin = full, sampling, order, thin
+    def __init__(self, full: FullGradient, engine: Engine, order: ShuffledOrder, thin: int) -> None:
+        self._full, self._sampling, self._order, self._thin = full, engine, order, thin
         self._anchor: Params = {}
         self._gradient: Params = {}
 
@@ -52,11 +50,11 @@ class RefreshedGradient:
             self._anchor = tensors.copied(params)
             self._gradient = tensors.copied(estimate.gradient)
             return estimate
-        sampling, indices = self._sampling, self._order.indices(step)
-        batch, weights = sampling.train.take(indices), sampling.weights[indices]
+        engine, indices = self._sampling, self._order.indices(step)
+        batch, weights = engine.train.take(indices), engine.weights[indices]
         weights = weights / self._order.batch_size
-        gradient, _ = sampling.oracle.gradient(params, batch, weights, per_chain=True)
-        before, _ = sampling.oracle.gradient(self._anchor, batch, weights, per_chain=True)
+        gradient, _ = engine.oracle.gradient(params, batch, weights, per_chain=True)
+        before, _ = engine.oracle.gradient(self._anchor, batch, weights, per_chain=True)
         tensors.add_(gradient, before, -1.0)
         return GradientEstimate(tensors.add_(gradient, self._gradient), None)
 
@@ -79,21 +77,21 @@ class Refreshed:
         """LDS, effective draws and reliability of as many draws as come within so many seconds."""
         s, started = self.settings, time.perf_counter()
         assert s.chains is not None and s.thin is not None and s.burn_in is not None
-        sampling, train, queries = Sampling(self.problem, s), [], []
-        full = sampling.gradient(0, s.chains)
+        engine, train, queries = Engine(self.problem, s), [], []
+        full = engine.gradient(0, s.chains)
         assert isinstance(full, FullGradient)
         order = ShuffledOrder(
             self.problem.num_train, self.batch_size, num_chains=s.chains, seed=s.seed, block=0,
-            device=sampling.device,
+            device=engine.device,
         )  # fmt: skip
-        start = sampling.start(0, s.chains)
+        start = engine.start(0, s.chains)
         for position in walk(
-            sampling.sampler, sampling.posterior,
-            gradient=RefreshedGradient(full, sampling, order, s.thin), state=start.state,
+            engine.sampler, engine.posterior,
+            gradient=RefreshedGradient(full, engine, order, s.thin), state=start.state,
             noise=start.noise, first_step=0, last_step=10**9,
         ):  # fmt: skip
             if position.step >= s.burn_in and position.step % s.thin == 0:
-                losses, values = sampling.observed(position)
+                losses, values = engine.observed(position)
                 train.append(losses.cpu())
                 queries.append(values.cpu())
                 if time.perf_counter() - started > seconds and len(train) > 1:

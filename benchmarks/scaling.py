@@ -35,7 +35,7 @@ import bif
 from bif.calibration.memory_plan import forecast_live
 from bif.language.linear_loss import chunked_next_token
 from bif.runs.block_recorder import BlockRecorder
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles import LiveOracle
 
 PEAK_BF16 = 989e12
@@ -49,7 +49,7 @@ _WARM_UP = 5
 
 def sampling_of(
     shape: Shape, room: Room, how: str, arguments: argparse.Namespace, *, items: int, queries: int
-) -> Sampling:
+) -> Engine:
     """A live run; what it does not hold itself is given back."""
     length, device = arguments.length, arguments.device
     dtype = torch.bfloat16 if room.memory == "lean" else torch.float32
@@ -72,22 +72,22 @@ def sampling_of(
         gradient_precision="bfloat16", loss_precision="bfloat16", compiled=how == "compiled",
         device=device, seed=arguments.seed,
     )  # fmt: skip
-    sampling = Sampling(problem, settings)
+    engine = Engine(problem, settings)
     if room.memory == "plain":  # it has copies of everything
         for parameter in model.parameters():
             parameter.data = parameter.data.new_empty(1).expand(parameter.shape)
-    return sampling
+    return engine
 
 
 def bif_cost(
-    sampling: Sampling, *, seconds: float, forecast: bool, profile: bool = False
+    engine: Engine, *, seconds: float, forecast: bool, profile: bool = False
 ) -> dict[str, Any]:
     """Seconds a draw after a warm-up, peak memory, and what the plan said of both."""
-    device = sampling.device
+    device = engine.device
     on_gpu = device.type == "cuda"
     row: dict[str, Any] = {}
     if forecast:
-        plan = forecast_live(sampling)
+        plan = forecast_live(engine)
         row |= {
             "forecast_gib": plan.peak / 2**30,
             "forecast_seconds_a_draw": plan.step + plan.record,
@@ -96,13 +96,13 @@ def bif_cost(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     recorder = BlockRecorder(range(1), num_draws=10**4, distance_limit=float("inf"))
-    draws = sampling.observed_draws(0, 1)
+    draws = engine.observed_draws(0, 1)
 
     def take(count: int) -> float:
         _wait(device)
         started = time.perf_counter()
         for draw, train, query in islice(draws, count):
-            recorder.add(train, query, sampling.distance_squared(draw.params))
+            recorder.add(train, query, engine.distance_squared(draw.params))
         _wait(device)
         return time.perf_counter() - started
 
@@ -117,9 +117,9 @@ def bif_cost(
     if profile:
         print_kernels(lambda: take(2))
     if on_gpu:
-        assert isinstance(sampling.oracle, LiveOracle)
+        assert isinstance(engine.oracle, LiveOracle)
         # What CUDA graphs keep for themselves is reserved, not allocated.
-        replays = sampling.oracle.replays
+        replays = engine.oracle.replays
         peak = torch.cuda.max_memory_reserved if replays else torch.cuda.max_memory_allocated
         row["peak_memory_gib"] = peak() / 2**30
     return row
@@ -150,9 +150,9 @@ def measured_bif(
             continue
         about = {"how": how, "layout": name, "expected_gib": room.bytes / 2**30}
         try:
-            sampling = sampling_of(shape, room, how, arguments, items=items, queries=queries)
+            engine = sampling_of(shape, room, how, arguments, items=items, queries=queries)
             cost = bif_cost(
-                sampling, seconds=arguments.seconds, forecast=arguments.forecast,
+                engine, seconds=arguments.seconds, forecast=arguments.forecast,
                 profile=arguments.profile,
             )  # fmt: skip
         except torch.OutOfMemoryError as error:
@@ -161,7 +161,7 @@ def measured_bif(
         except Exception as error:  # such as a compiler's; the other rows stand
             return {**about, "reason": f"{type(error).__name__}: {_first_sentence(error)}"}
         finally:
-            sampling = None
+            engine = None
             _free()
         return {**about, **cost, **({"reason": "; ".join(reasons)} if reasons else {})}
     return {"how": how, "reason": "; ".join(reasons) or "no such layout"}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import bif
 from bif import cli
 from bif.runs import recording
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store import BlockStore, DamagedRun, FolderInUse, arrays
 from bif.store.folder import LocalFolder
 from bif.types import Batch
@@ -74,7 +74,7 @@ def attribute(
     """The run of this file, with a commit after every step."""
     made = made or problem()
     CALLS.count, CALLS.crash_at, CALLS.before = 0, crash_at, None
-    positions = Sampling.positions
+    positions = Engine.positions
 
     def noted(*args: Any, **more: Any) -> Iterator[Any]:
         CALLS.before = CALLS.count if CALLS.before is None else CALLS.before
@@ -82,7 +82,7 @@ def attribute(
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Sampling, "positions", noted)
+            patch.setattr(Engine, "positions", noted)
             return bif.attribute(made, settings, out=out, commit_every=commit_every, **given)
     finally:
         CALLS.crash_at = -1

@@ -14,7 +14,7 @@ import torch
 
 import bif
 from bif.estimate.traces import LossTraces
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store.signals import Preempted
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def signalled(
     *numbers: signal.Signals, block: int, step: int, only_first: bool = True
 ) -> Iterator[list[int]]:
     """Send signals at the position before `step` of a block; yields the steps where it happened."""
-    positions, sent = Sampling.positions, []
+    positions, sent = Engine.positions, []
 
-    def watched(self: Sampling, index: int, *args: Any, **given: Any) -> Iterator[Any]:
+    def watched(self: Engine, index: int, *args: Any, **given: Any) -> Iterator[Any]:
         for position in positions(self, index, *args, **given):
             if (index, position.step) == (block, step) and not (only_first and sent):
                 sent.append(position.step)
@@ -77,7 +77,7 @@ def signalled(
             yield position
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampling, "positions", watched)
+        patch.setattr(Engine, "positions", watched)
         yield sent
 
 

@@ -40,7 +40,7 @@ def paced(monkeypatch):
 def fewer(monkeypatch, *, share: float) -> None:
     """Half of the chains take this share of the time."""
     found = share * PACE.step, share * PACE.record
-    monkeypatch.setattr(budget, "_timed", lambda sampling, chains, left: found)
+    monkeypatch.setattr(budget, "_timed", lambda engine, chains, left: found)
 
 
 def chosen(

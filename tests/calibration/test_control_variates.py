@@ -12,7 +12,7 @@ import torch
 import bif
 from bif.calibration import budget, control_variates
 from bif.calibration.budget import Pace, TooSmallBudget
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from small_problems import classification, labelled
 
 GIVEN: dict[str, Any] = {"nbeta": 400.0, "gamma": 4000.0, "chains": 16, "oracle": "stacked"}
@@ -92,8 +92,8 @@ class TestChoice:
             calibrated(needed() / 2)
 
     def test_chains_that_run_off_are_refused_for_that(self, monkeypatch):
-        def nowhere(sampling: Sampling) -> dict[str, torch.Tensor]:
-            center = sampling.posterior.center
+        def nowhere(engine: Engine) -> dict[str, torch.Tensor]:
+            center = engine.posterior.center
             return {n: torch.full((1, *x.shape), torch.nan).to(x) for n, x in center.items()}
 
         monkeypatch.setattr(control_variates, "_one_burn_in_away", nowhere)

@@ -26,7 +26,7 @@ from bif.calibration.memory_plan import (
 )
 from bif.calibration.peak_memory import PeakBytes
 from bif.language.linear_loss import chunked_next_token
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from command_line import TINY_FLAGS
 from small_problems import TINY, assert_same_state, classification, filled, integers, state_of
 
@@ -69,11 +69,11 @@ def language_problem(*, recomputes: bool = False, device: str = "cpu", width: in
     )  # fmt: skip
 
 
-def walk(sampling: Sampling) -> None:
+def walk(engine: Engine) -> None:
     """One chain, with its draws observed."""
-    for position in sampling.positions(0, 1, sampling.start(0, 1)):
-        if sampling.draw_at(position.step) is not None:
-            sampling.observed(position)
+    for position in engine.positions(0, 1, engine.start(0, 1)):
+        if engine.draw_at(position.step) is not None:
+            engine.observed(position)
 
 
 class TestMemory:
@@ -82,20 +82,20 @@ class TestMemory:
     def test_the_peak_is_the_counted_one_within_a_fifth(self, memory, recomputes):
         problem = language_problem(recomputes=recomputes)
         settings = bif.calibrate(problem, replace(LIVE, **MEMORIES[memory])).settings
-        found = forecast_live(Sampling(problem, settings))
+        found = forecast_live(Engine(problem, settings))
         with PeakBytes() as counter:
-            sampling = Sampling(problem, settings)
+            engine = Engine(problem, settings)
             counter.peak = counter.now
-            walk(sampling)
+            walk(engine)
         assert abs(found.peak / counter.peak - 1) < 0.2
         assert found.backward.item > 0 and found.forward.item > 0
 
     def test_the_peak_of_chunked_losses_too(self):
         problem = language_problem(loss=chunked_next_token)
         settings = bif.calibrate(problem, replace(LIVE, memory="fused")).settings
-        found = forecast_live(Sampling(problem, settings))
+        found = forecast_live(Engine(problem, settings))
         with PeakBytes() as counter:
-            walk(Sampling(problem, settings))
+            walk(Engine(problem, settings))
         assert abs(found.peak / counter.peak - 1) < 0.2
 
     def test_bytes_a_weight_by_hand(self):
@@ -173,7 +173,7 @@ class TestRuns:
         assert seconds.startswith("sampling: ")
         assert_same_state(problem.model, before)
         module = sys.modules["bif.runs.attribute"]  # `bif.attribute` is the function
-        monkeypatch.setattr(module, "forecast_live", lambda sampling: by_hand())
+        monkeypatch.setattr(module, "forecast_live", lambda engine: by_hand())
         blind = bif.attribute(problem, replace(LIVE, memory="fused"))
         for a, b in zip(run.traces.blocks, blind.traces.blocks, strict=True):
             assert torch.equal(a.train, b.train)
@@ -215,13 +215,13 @@ class TestRefusals:
             refuse_unfit(classification(), replace(LIVE, memory=memory))
 
     def test_a_peak_that_exceeds_the_device(self, monkeypatch):
-        sampling: Any = SimpleNamespace(device=torch.device("cuda", 0))
+        engine: Any = SimpleNamespace(device=torch.device("cuda", 0))
         found = by_hand(memory="fused")
         monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 299)
         with pytest.raises(ValueError, match=r"needs 300 B besides.*299 B are free.*chunk_size"):
-            refuse_overflow(found, sampling)
+            refuse_overflow(found, engine)
         monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 300)
-        refuse_overflow(found, sampling)
+        refuse_overflow(found, engine)
 
 
 @pytest.mark.cuda
@@ -231,13 +231,13 @@ def test_on_a_gpu_the_peak_is_the_allocators_within_a_fifth(memory):
     # Large enough that the allocator's blocks and cuBLAS's workspace are small beside it.
     problem = language_problem(recomputes=True, device="cuda", width=1024)
     settings = bif.calibrate(problem, replace(LIVE, **MEMORIES[memory])).settings
-    walk(Sampling(problem, settings))  # workspaces of libraries
-    found = forecast_live(Sampling(problem, settings))
+    walk(Engine(problem, settings))  # workspaces of libraries
+    found = forecast_live(Engine(problem, settings))
     gc.collect()  # copies of the model hold themselves in cycles
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    sampling = Sampling(problem, settings)
+    engine = Engine(problem, settings)
     torch.cuda.reset_peak_memory_stats()
-    walk(sampling)
+    walk(engine)
     measured = torch.cuda.max_memory_allocated() - before
     assert abs((found.peak - found.items) / measured - 1) < 0.2

@@ -70,8 +70,8 @@ def coverage(runs: list[LossTraces], truth: torch.Tensor, *, error_scale: float 
 def traces_of(problem: bif.Problem, settings: bif.Settings) -> LossTraces:
     """The traces of `bif.attribute`, all chains at once, without estimates and a look at them."""
     assert settings.chains is not None and settings.block_size == settings.chains
-    sampling = make_engine(problem, bif.calibrate(problem, settings).settings)
-    rows = [(train, query) for _, train, query in sampling.observed_draws(0, settings.chains)]
+    engine = make_engine(problem, bif.calibrate(problem, settings).settings)
+    rows = [(train, query) for _, train, query in engine.observed_draws(0, settings.chains)]
     return LossTraces.from_arrays(*(torch.stack(x, dim=1) for x in zip(*rows, strict=True)))
 
 

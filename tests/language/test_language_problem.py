@@ -59,10 +59,10 @@ def posed(kind, *, train=TEXTS, queries=TEXTS[:2], made=None, **given):
 
 def losses_of(problem, **changed):
     """Losses of the train items at w*, [N], through the run's own machinery."""
-    from bif.sampling.engine import Sampling
+    from bif.sampling.engine import Engine
 
     settings = complete(replace(SETTINGS, nbeta=1.0, oracle="stacked", block_size=2, **changed))
-    return Sampling(problem, settings).train_center
+    return Engine(problem, settings).train_center
 
 
 def next_token_loss(made, ids, *, start):

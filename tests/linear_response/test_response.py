@@ -243,7 +243,7 @@ def repeated() -> tuple[np.ndarray, np.ndarray]:
     means = [BatchMeans() for _ in range(NUM_RUNS)]
     h_K = torch.full((4,), 0.02, dtype=torch.float64)
     for moment in pairs.walk(
-        pairs.sampling.sampler, pairs.noise(), start=pairs.start(4),
+        pairs.engine.sampler, pairs.noise(), start=pairs.start(4),
         queries=pairs.queries[0], indices_K=torch.arange(4), h_K=h_K,
         num_steps=alone.num_steps,
     ):  # fmt: skip
@@ -267,7 +267,7 @@ def test_a_run_has_the_error_of_its_batch_means():
     pairs = Pairs(problem, found.settings, curvature="hessian", num_replicates=1, num_mirrors=2)
     h_K = torch.full((4,), 0.02, dtype=torch.float64)
     for moment in pairs.walk(
-        pairs.sampling.sampler, pairs.noise(), start=pairs.start(4),
+        pairs.engine.sampler, pairs.noise(), start=pairs.start(4),
         queries=pairs.queries[0], indices_K=torch.arange(4), h_K=h_K,
         num_steps=clock.num_steps,
     ):  # fmt: skip

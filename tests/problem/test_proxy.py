@@ -16,7 +16,7 @@ import bif
 from bif.baselines import ExactInfluence, gradient_product
 from bif.problem.identity import identity
 from bif.report import render_report
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store import FolderInUse
 from command_line import failed
 from exact_problems import settings_for
@@ -41,9 +41,9 @@ def regression(num_outputs: int = 2, **changed: Any) -> bif.Problem:
     return bif.Problem(model, SQUARED_ERROR, **{"observables": [RESIDUALS], **given, **changed})
 
 
-def sampled(problem: bif.Problem, **changed: Any) -> Sampling:
+def sampled(problem: bif.Problem, **changed: Any) -> Engine:
     """The machinery of a tiny run."""
-    return Sampling(problem, bif.calibrate(problem, replace(TINY, **changed)).settings)
+    return Engine(problem, bif.calibrate(problem, replace(TINY, **changed)).settings)
 
 
 def at(model: nn.Module, params: dict[str, Tensor], chain: int) -> nn.Module:

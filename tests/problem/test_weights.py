@@ -15,7 +15,7 @@ from torch import nn
 
 import bif
 from bags import Bag
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import make_posterior
 from bif.sampling.movable_weights import moving
 from complete_settings import complete
@@ -415,9 +415,9 @@ class TestCopies:
         model = with_frozen_backbone()
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         given = {"nbeta": 20.0, "gradient": "full", "oracle": "stacked", "chunk_size": 20}
-        sampling = Sampling(
+        engine = Engine(
             posed(model), complete(replace(TINY, block_size=4, **given), movable=("2.*",))
         )
-        positions = [dict(p.state.params) for p in sampling.positions(0, 2, sampling.start(0, 2))]
+        positions = [dict(p.state.params) for p in engine.positions(0, 2, engine.start(0, 2))]
         assert all(a.keys() == b.keys() == {"2.weight", "2.bias"} for a, b in pairwise(positions))
         assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -13,7 +13,7 @@ import torch
 import bif
 from bif.bank import load, retrained
 from bif.estimate import estimate_covariance
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store import FolderInUse
 from stored_problem import PLAN, RECIPE, SETTINGS, stored_problem, tuning_queries
 
@@ -49,7 +49,7 @@ def test_a_complete_run_has_the_scores_of_its_traces(folder: Path):
 
 def test_a_complete_run_is_what_the_same_call_returns(folder: Path, monkeypatch):
     before, stored = contents(folder / "run"), bif.load(folder / "run")
-    monkeypatch.setattr(Sampling, "__init__", never)
+    monkeypatch.setattr(Engine, "__init__", never)
     run = bif.attribute(stored_problem(), SETTINGS, out=folder / "run")
     blocks = zip(run.traces.blocks, stored.traces.blocks, strict=True)
     assert all(torch.equal(a.query, b.query) for a, b in blocks)

@@ -118,10 +118,10 @@ def test_agreement_is_spearmans_with_ties_at_their_mean():
 
 
 def test_they_are_deterministic():
-    from bif.sampling.engine import Sampling
+    from bif.sampling.engine import Engine
 
     given = bif.attribute(classification(), SETTINGS)
-    sampling = Sampling(classification(), bif.calibrate(classification(), SETTINGS).settings)
-    again, _ = controls(sampling, given.traces)
+    engine = Engine(classification(), bif.calibrate(classification(), SETTINGS).settings)
+    again, _ = controls(engine, given.traces)
     for name, values in again.items():
         np.testing.assert_array_equal(given.influence.dataset[f"control_{name}"].values, values)

@@ -19,7 +19,7 @@ from bif import Problem, Settings, losses, store
 from bif.calibration.calibrate import calibrate
 from bif.problem.items import as_items
 from bif.runs.backfill import ReplayDeparts, _kept
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles import StackedOracle
 from bif.store.arrays import DrawArrays
 from bif.store.signals import Preempted
@@ -35,9 +35,9 @@ MINIBATCH: dict[str, Any] = {"gradient": "minibatch", "batch_size": 6}
 @contextmanager
 def counted_gradients() -> Iterator[list[int]]:
     """The steps at which a gradient was asked for; that at w*, which is compared, is none."""
-    gradient, of_center, seen = StackedOracle.gradient, Sampling.center_gradient, []
+    gradient, of_center, seen = StackedOracle.gradient, Engine.center_gradient, []
 
-    def uncounted(self: Sampling) -> torch.Tensor:
+    def uncounted(self: Engine) -> torch.Tensor:
         before = len(seen)
         found = of_center(self)
         del seen[before:]
@@ -49,23 +49,23 @@ def counted_gradients() -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StackedOracle, "gradient", counting)
-        patch.setattr(Sampling, "center_gradient", uncounted)
+        patch.setattr(Engine, "center_gradient", uncounted)
         yield seen
 
 
 @contextmanager
 def observation_stops(*, after: int) -> Iterator[None]:
     """SIGTERM while new groups are observed at old draws: at the one after `after` others."""
-    observe, done = Sampling.observe_panel, []
+    observe, done = Engine.observe_panel, []
 
-    def stopping(self: Sampling, *args: Any) -> Tensor:
+    def stopping(self: Engine, *args: Any) -> Tensor:
         done.append(1)
         if len(done) == after + 1:
             signal.raise_signal(signal.SIGTERM)
         return observe(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampling, "observe_panel", stopping)
+        patch.setattr(Engine, "observe_panel", stopping)
         with pytest.raises(Preempted):
             yield
     assert len(done) > after
@@ -107,8 +107,8 @@ class TestGroups:
         if at == "loss":
             _perturb_a_loss(tmp_path, block=1, draw=3)
         else:
-            noise = Sampling._noise
-            monkeypatch.setattr(Sampling, "_noise", lambda self, b, c: noise(self, b + 1, c))
+            noise = Engine._noise
+            monkeypatch.setattr(Engine, "_noise", lambda self, b, c: noise(self, b + 1, c))
         with pytest.raises(ReplayDeparts, match=r"gave other losses at draw \d"):
             bif.extend(tmp_path, problem().extended(queries=MORE))
 
@@ -162,7 +162,7 @@ class TestGroups:
         settings = calibrate(problem(), replace(BASE, chains=2, block_size=1)).settings
         bif.attribute(problem(), settings, out=tmp_path, keep="weights")
         block = store.BlockStore(store.folder_at(tmp_path), 0)
-        for _, params in _kept(Sampling(problem(), settings), block, range(4)):
+        for _, params in _kept(Engine(problem(), settings), block, range(4)):
             for leaf in params.values():
                 assert leaf.storage_offset() == 0 and leaf.is_contiguous()
 

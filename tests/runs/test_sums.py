@@ -31,7 +31,7 @@ from bif.runs.block_recorder import BlockRecorder, Subset
 from bif.runs.recording import Recording, deal
 from bif.runs.retention import Keep, forecast
 from bif.runs.writer import Writer
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.settings import RunSettings
 from same_bits import assert_same_run, bits
 from small_problems import TINY, classification, labelled, network, normal
@@ -47,9 +47,9 @@ CPU = torch.device("cpu")
 def recorded(keep: Keep, *, chains: int, block_size: int) -> Recording:
     problem = classification()
     settings = replace(MANY, chains=chains, block_size=block_size)
-    sampling = Sampling(problem, calibrate(problem, settings).settings)
+    engine = Engine(problem, calibrate(problem, settings).settings)
     with Writer() as writer:
-        recording = Recording(sampling, keep, None, 1e9, deal(chains, block_size), writer)
+        recording = Recording(engine, keep, None, 1e9, deal(chains, block_size), writer)
         recording.run(show_progress=False)
     return recording
 
@@ -229,7 +229,7 @@ class TestForecast:
         wanted = replace(MANY, draws=32, chains=3, block_size=2)
         run = bif.attribute(problem, wanted, keep=keep, out=tmp_path)
         settings = RunSettings.from_dict(run.manifest["settings"])
-        sizes = forecast(problem, Sampling(problem, settings).posterior, settings, keep)
+        sizes = forecast(problem, Engine(problem, settings).posterior, settings, keep)
         for name in ("traces", "weights"):
             assert _bytes_in(tmp_path / f"{name}.zarr") == pytest.approx(sizes[name], rel=0.01)
         assert (sizes["weights"] > 0) is (keep == "weights")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles.compilation import compile_blocks_, compiled, repeated_blocks
 from small_problems import TINY, classification, filled, normal
 
@@ -80,7 +80,7 @@ def test_a_compiled_runs_distances_are_the_eager_ones(compilations, monkeypatch)
     monkeypatch.setattr("bif.sampling.engine._LARGE_LEAF", 10)
     problem = classification()
     complete = bif.calibrate(problem, TINY).settings
-    eager, fast = (Sampling(problem, replace(complete, compiled=c)) for c in (False, True))
+    eager, fast = (Engine(problem, replace(complete, compiled=c)) for c in (False, True))
     compilations.clear()
     moved = {n: 1.1 * c.expand(3, *c.shape) for n, c in eager.posterior.center.items()}
     torch.testing.assert_close(

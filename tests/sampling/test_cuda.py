@@ -15,7 +15,7 @@ import bif
 from bif import Settings, losses
 from bif.runs import recording
 from bif.runs.block_recorder import BlockRecorder
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory, _Graph
 from bif.store import BlockStore, Commit
 from broken_runs import assert_same
@@ -68,15 +68,15 @@ def test_steps_observation_and_recording_never_wait_for_the_device(sampler, grad
     problem = classification(
         model=network().float(), train=(x.float(), y), queries=(qx.float(), qy)
     )
-    sampling = Sampling(problem, bif.calibrate(problem, settings).settings)
+    engine = Engine(problem, bif.calibrate(problem, settings).settings)
     recorder = BlockRecorder(range(4), num_draws=20, distance_limit=1e6)
-    draws = sampling.observed_draws(0, 4)
+    draws = engine.observed_draws(0, 4)
     for _ in range(3):  # libraries are set up, and passes recorded
         draw, train, query = next(draws)
-        recorder.add(train, query, sampling.distance_squared(draw.params))
+        recorder.add(train, query, engine.distance_squared(draw.params))
     with no_waiting():
         for draw, train, query in draws:
-            recorder.add(train, query, sampling.distance_squared(draw.params))
+            recorder.add(train, query, engine.distance_squared(draw.params))
     block = recorder.block()
     assert block is not None and block.num_draws == 20
     assert block.train.device.type == "cpu" and block.train.isfinite().all()

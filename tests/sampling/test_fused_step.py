@@ -21,7 +21,7 @@ from bif.runs.block_recorder import BlockRecorder
 from bif.samplers import SGLD, SGNHT
 from bif.sampling import fused_step
 from bif.sampling.chain import Position, walk
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.fused_step import StreamedGradient, walk_fused
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
@@ -89,11 +89,11 @@ def history(positions: Iterator[Position[Any]]) -> list[dict[str, Tensor]]:
 
 def both_ways(problem: bif.Problem, s: RunSettings) -> tuple[list[Any], list[Any]]:
     """Weights of fused and of ordinary steps with the same numbers."""
-    sampling = Sampling(problem, s)
-    fused_steps = history(sampling.positions(0, 1, sampling.start(0, 1), last_step=STEPS))
-    start = sampling.start(0, 1)
+    engine = Engine(problem, s)
+    fused_steps = history(engine.positions(0, 1, engine.start(0, 1), last_step=STEPS))
+    start = engine.start(0, 1)
     ordinary = walk(
-        sampling.sampler, sampling.posterior, gradient=sampling.gradient(0, 1), state=start.state,
+        engine.sampler, engine.posterior, gradient=engine.gradient(0, 1), state=start.state,
         noise=start.noise, first_step=0, last_step=STEPS,
     )  # fmt: skip
     return fused_steps, history(ordinary)
@@ -254,10 +254,10 @@ class TestMemory:
         x, y = normal(4, 256, seed=1), integers(3, 4, seed=2)
         problem = bif.Problem(self.wide(), losses.cross_entropy, train=(x, y), queries=(x, y))
         s = settings_of(problem, batch_size=2, chunk_size=4, memory=memory)
-        sampling = Sampling(problem, s)
-        start = sampling.start(0, 1)
+        engine = Engine(problem, s)
+        start = engine.start(0, 1)
         with PeakBytes() as count:
-            for _ in sampling.positions(0, 1, start, last_step=3):
+            for _ in engine.positions(0, 1, start, last_step=3):
                 pass
         return count.peak
 
@@ -303,9 +303,9 @@ class TestRuns:
         before = state_of(model)
         problem = classification(model=model)
         s = settings_of(problem)
-        sampling = Sampling(problem, s)
+        engine = Engine(problem, s)
         for name, p in model.named_parameters():
-            assert sampling.posterior.center[name].data_ptr() == p.data_ptr()
+            assert engine.posterior.center[name].data_ptr() == p.data_ptr()
         run = bif.attribute(problem, s)
         assert run.traces.num_chains == 2
         assert_same_state(model, before)
@@ -323,10 +323,10 @@ class TestRuns:
 
         s = replace(LIVE, memory="plain", micro_batch=2, chunk_size=10)
         problem = classification(loss=loss, observables=None)
-        sampling = Sampling(problem, settings_of(problem, memory="plain", micro_batch=2,
+        engine = Engine(problem, settings_of(problem, memory="plain", micro_batch=2,
                                                  chunk_size=10))  # fmt: skip
         sizes.clear()
-        next(sampling.observed_draws(0, 1))
+        next(engine.observed_draws(0, 1))
         assert s.pass_size == 2 and replace(s, micro_batch=None).pass_size == 10
         assert {size for graph, size in sizes if graph} == {2, 1}  # of mini-batches of 5
         assert {size for graph, size in sizes if not graph} == {10, 5}  # of 20 items, 5 queries
@@ -380,9 +380,9 @@ class TestRefusals:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             problem = classification(model=filled(Reentrant()))
-            sampling = Sampling(problem, settings_of(problem))
+            engine = Engine(problem, settings_of(problem))
             with pytest.raises(RuntimeError, match=r"'shared.*' came in several parts"):
-                for _ in sampling.positions(0, 1, sampling.start(0, 1)):
+                for _ in engine.positions(0, 1, engine.start(0, 1)):
                     pass
 
     def test_a_weight_that_moves_while_the_graph_still_needs_it_is_noticed(self):
@@ -465,14 +465,14 @@ class TestOnAGPU:
         if memory == "lean":
             narrow = {"gradient_precision": "bfloat16", "loss_precision": "bfloat16"}
         s = settings_of(self.problem(), memory=memory, device="cuda", draws=20, **narrow)
-        sampling = Sampling(self.problem(), s)
+        engine = Engine(self.problem(), s)
         recorder = BlockRecorder(range(1), num_draws=20, distance_limit=1e6)
-        draws = sampling.observed_draws(0, 1)
+        draws = engine.observed_draws(0, 1)
         first, train, query = next(draws)  # the first step may set up libraries
-        recorder.add(train, query, sampling.distance_squared(first.params))
+        recorder.add(train, query, engine.distance_squared(first.params))
         with no_waiting():
             for draw, train, query in draws:
-                recorder.add(train, query, sampling.distance_squared(draw.params))
+                recorder.add(train, query, engine.distance_squared(draw.params))
         block = recorder.block()
         assert block is not None and block.num_draws == 20 and block.train.isfinite().all()
 
@@ -486,13 +486,13 @@ class TestOnAGPU:
             x, y = normal(4, 2048, seed=1).float(), integers(3, 4, seed=2)
             problem = bif.Problem(model, losses.cross_entropy, train=(x, y), queries=(x, y))
             s = settings_of(problem, batch_size=2, chunk_size=4, memory=memory)
-            sampling = Sampling(problem, s)
-            start = sampling.start(0, 1)
+            engine = Engine(problem, s)
+            start = engine.start(0, 1)
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            for _ in sampling.positions(0, 1, start, last_step=3):
+            for _ in engine.positions(0, 1, start, last_step=3):
                 pass
             peaks[memory] = torch.cuda.max_memory_allocated() - before
-            del sampling, start, problem, model, layers
+            del engine, start, problem, model, layers
         assert peaks["plain"] > 12 * leaf
         assert peaks["fused"] < 5 * leaf

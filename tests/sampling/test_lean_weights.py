@@ -16,7 +16,7 @@ from bif.calibration.peak_memory import PeakBytes
 from bif.problem.items import Items
 from bif.samplers import SGLD
 from bif.sampling import stochastic_rounding
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.fused_step import StreamedGradient, walk_fused
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.posterior import LocalPosterior
@@ -180,23 +180,23 @@ class TestLaw:
         exact: dict[str, Any] = {"gradient_precision": "float32", "loss_precision": "float32"}
         for memory, s in (("lean", given), ("fused", replace(given, memory="fused", **exact))):
             whole = problem()
-            sampling = Sampling(whole, bif.calibrate(whole, s).settings)
+            engine = Engine(whole, bif.calibrate(whole, s).settings)
             sums: dict[str, Tensor] = {}
             squares: dict[str, Tensor] = {}
             count = 0
-            for position in sampling.positions(0, 1, sampling.start(0, 1)):
+            for position in engine.positions(0, 1, engine.start(0, 1)):
                 if position.step < 50:
                     continue
                 count += 1
                 for name, leaf in position.state.params.items():
-                    x = leaf.double() - sampling.posterior.center[name].double()
+                    x = leaf.double() - engine.posterior.center[name].double()
                     sums[name] = sums.get(name, torch.zeros_like(x)) + x
                     squares[name] = squares.get(name, torch.zeros_like(x)) + x.square()
             found[memory] = {
                 n: float((squares[n] / count - (sums[n] / count) ** 2).mean()) for n in sums
             }
             if memory == "lean":
-                shares = rounding_shares(sampling.posterior.center, 1.6e-5)
+                shares = rounding_shares(engine.posterior.center, 1.6e-5)
         matrices = [n for n in found["lean"] if n.endswith("weight")]
         assert shares.keys() == set(matrices) and min(shares.values()) > 0.08
         for name, share in shares.items():
@@ -219,10 +219,10 @@ class TestMemory:
         whole = bif.Problem(model, losses.cross_entropy, train=(x, y), queries=(x, y))
         weights = 24 * 256 * 256
         with PeakBytes() as count:
-            sampling = Sampling(whole, bif.calibrate(whole, LEAN).settings)
-            start, before = sampling.start(0, 1), count.now
+            engine = Engine(whole, bif.calibrate(whole, LEAN).settings)
+            start, before = engine.start(0, 1), count.now
             count.peak = before
-            for _ in sampling.positions(0, 1, start, last_step=3):
+            for _ in engine.positions(0, 1, start, last_step=3):
                 pass
         # The user's own model, 2 bytes a weight, is w*, and was there before.
         assert before < 2.2 * weights
@@ -230,13 +230,13 @@ class TestMemory:
 
     def test_matrices_and_w_star_are_narrow_and_vectors_as_they_were(self):
         whole = problem()
-        sampling = Sampling(whole, bif.calibrate(whole, LEAN).settings)
-        for params in (sampling.posterior.center, sampling.start(0, 1).state.params):
+        engine = Engine(whole, bif.calibrate(whole, LEAN).settings)
+        for params in (engine.posterior.center, engine.start(0, 1).state.params):
             for name, leaf in params.items():
                 assert leaf.dtype == (BF16 if name.endswith("weight") else torch.float32)
         for name, leaf in whole.center().items():
             torch.testing.assert_close(
-                sampling.posterior.center[name].float(), leaf, rtol=2.0**-8, atol=0
+                engine.posterior.center[name].float(), leaf, rtol=2.0**-8, atol=0
             )
 
 
@@ -268,7 +268,7 @@ class TestRefusals:
         with pytest.raises(
             ValueError, match=r"noise of a step, 0.0001 .* below its rounding .* '\d.weight', 0.00"
         ):
-            Sampling(whole, bif.calibrate(whole, replace(LEAN, step_size=1e-8)).settings)
+            Engine(whole, bif.calibrate(whole, replace(LEAN, step_size=1e-8)).settings)
 
     def test_the_step_that_it_asks_for_is_enough(self):
         leaves = {"w": normal(50, 50, seed=0).to(BF16)}

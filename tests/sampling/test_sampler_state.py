@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bif import calibrate
 from bif.samplers import BAOAB, SGLD, SGNHT, RMSpropSGLD
-from bif.sampling.engine import Sampling, Start
+from bif.sampling.engine import Engine, Start
 from bif.sampling.rng import BlockNoise
 from bif.sampling.sampler_state import restored, state_tensors
 from bif.types import HasParams, Params, Sampler
@@ -162,15 +162,15 @@ GRADIENTS: dict[str, Mapping[str, Any]] = {
 LAST = 7
 
 
-def machinery(**changed: Any) -> Sampling:
+def machinery(**changed: Any) -> Engine:
     given = {"chains": 2, "draws": LAST, "burn_in": 1, "thin": 1, **changed}
     problem = classification()
-    return Sampling(problem, calibrate(problem, replace(TINY, **given)).settings)
+    return Engine(problem, calibrate(problem, replace(TINY, **given)).settings)
 
 
-def saved_at_every_step(sampling: Sampling, start: Start, num_chains: int) -> list[Any]:
+def saved_at_every_step(engine: Engine, start: Start, num_chains: int) -> list[Any]:
     found = []
-    for position in sampling.positions(0, num_chains, start, last_step=LAST):
+    for position in engine.positions(0, num_chains, start, last_step=LAST):
         saved = start.saved(position)
         losses = {} if position.losses is None else {"losses": position.losses}
         found.append((position.step, bits({**saved, **losses}), saved))
@@ -184,9 +184,9 @@ def saved_at_every_step(sampling: Sampling, start: Start, num_chains: int) -> li
 )
 def test_a_walk_taken_up_anew_at_every_step_is_the_unbroken_walk(sampler, gradient, oracle):
     given = {"sampler": sampler, "gradient": gradient, "oracle": oracle, **GRADIENTS[gradient]}
-    sampling = machinery(**given)
+    engine = machinery(**given)
     num_chains = 1 if oracle == "live" else 2
-    unbroken = saved_at_every_step(sampling, sampling.start(0, num_chains), num_chains)
+    unbroken = saved_at_every_step(engine, engine.start(0, num_chains), num_chains)
     assert [step for step, _, _ in unbroken] == list(range(LAST + 1))
     assert len({found["sampler/params/0.weight"] for _, found, _ in unbroken}) == LAST + 1
 
@@ -203,13 +203,13 @@ def test_a_walk_taken_up_anew_at_every_step_is_the_unbroken_walk(sampler, gradie
 
 @pytest.mark.parametrize("step", [0, 3, 6])
 def test_numbers_of_another_device_are_drawn_afresh_from_the_saved_weights(step):
-    sampling = machinery()
-    unbroken = saved_at_every_step(sampling, sampling.start(0, 2), 2)
+    engine = machinery()
+    unbroken = saved_at_every_step(engine, engine.start(0, 2), 2)
     saved = {n: x for n, x in unbroken[step][2].items() if n != "noise"}
     runs = []
     for _ in range(2):
-        start = sampling.resumed(0, 2, saved, step=step, same_device=False)
-        runs.append(saved_at_every_step(sampling, start, 2))
+        start = engine.resumed(0, 2, saved, step=step, same_device=False)
+        runs.append(saved_at_every_step(engine, start, 2))
     first, again = runs
     name = "sampler/params/0.weight"
     assert first[0][1][name] == unbroken[step][1][name]
@@ -218,12 +218,12 @@ def test_numbers_of_another_device_are_drawn_afresh_from_the_saved_weights(step)
 
 
 def test_masked_weights_stay_where_they_are_after_a_restart():
-    sampling = machinery(movable=("2.*",))
-    start = sampling.start(0, 2)
-    saved = saved_at_every_step(sampling, start, 2)[-1][2]
+    engine = machinery(movable=("2.*",))
+    start = engine.start(0, 2)
+    saved = saved_at_every_step(engine, start, 2)[-1][2]
     assert {n for n in saved if n.startswith("sampler/params")} == {
         "sampler/params/2.weight", "sampler/params/2.bias",
     }  # fmt: skip
-    state: HasParams = sampling.resumed(0, 2, saved, step=LAST, same_device=True).state
+    state: HasParams = engine.resumed(0, 2, saved, step=LAST, same_device=True).state
     center = dict(network().named_parameters())
     assert set(state.params) < set(center)

@@ -25,7 +25,7 @@ import torch
 import bif
 from bif import cli
 from bif.sampling.chain import Position
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store import BlockStore
 from bif.store.folder import Buffer, LocalFolder
 from broken_runs import (
@@ -171,18 +171,18 @@ class TestDivergedChains:
     @pytest.fixture(autouse=True)
     def poisoned(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Chain 1 becomes NaN at the step of its second draw."""
-        positions = Sampling.positions
+        positions = Engine.positions
 
-        def disturbed(sampling: Sampling, block: int, *given: Any, **more: Any) -> Iterator[
+        def disturbed(engine: Engine, block: int, *given: Any, **more: Any) -> Iterator[
             Position[Any]
         ]:  # fmt: skip
-            for position in positions(sampling, block, *given, **more):
+            for position in positions(engine, block, *given, **more):
                 if block == 0 and position.step == 4:
                     for leaf in position.state.params.values():
                         leaf[1] = float("nan")
                 yield position
 
-        monkeypatch.setattr(Sampling, "positions", disturbed)
+        monkeypatch.setattr(Engine, "positions", disturbed)
 
     @pytest.mark.parametrize("share", [0.4, 0.9])
     def test_a_resumed_run_remembers_them(self, whole, tmp_path, share):

@@ -16,7 +16,7 @@ from bif.calibration.measured_mass import make_engine
 from bif.estimate.diagnostics import reliability
 from bif.estimate.traces import LossTraces
 from bif.problem.problem import Problem
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import wait_for
 from bif.sampling.settings import RunSettings, Settings
 
@@ -258,16 +258,16 @@ def timed_again(problem: Problem, settings: RunSettings, budget: float, pace: Pa
     return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
 
 
-def _timed(sampling: Sampling, chains: int, budget: float | None) -> tuple[float, float]:
+def _timed(engine: Engine, chains: int, budget: float | None) -> tuple[float, float]:
     """Seconds of a step and of a record, the first of each left out; few if they are long."""
-    start = sampling.start(0, chains)
+    start = engine.start(0, chains)
     longest = math.inf if budget is None else _TIMED_SHARE * budget
     marks, records = [], []
-    for position in sampling.positions(0, chains, start, last_step=_TIMED_STEPS):
-        wait_for(sampling.device)
+    for position in engine.positions(0, chains, start, last_step=_TIMED_STEPS):
+        wait_for(engine.device)
         marks.append(time.perf_counter())
-        sampling.observed(position)
-        wait_for(sampling.device)
+        engine.observed(position)
+        wait_for(engine.device)
         records.append(time.perf_counter() - marks[-1])
         marks[-1] += records[-1]
         if len(marks) > 2 and marks[-1] - marks[0] > longest:
@@ -276,12 +276,12 @@ def _timed(sampling: Sampling, chains: int, budget: float | None) -> tuple[float
     return max(min(gaps), 1e-7), min(records[1:])
 
 
-def short_traces(sampling: Sampling, chains: int) -> LossTraces:
+def short_traces(engine: Engine, chains: int) -> LossTraces:
     """Traces of a run's first chains, whole blocks of them, in memory."""
     train, query = [], []
-    size = sampling.settings.block_size
+    size = engine.settings.block_size
     for block in range(chains // size):
-        drawn = [(a.cpu(), b.cpu()) for _, a, b in sampling.observed_draws(block, size)]
+        drawn = [(a.cpu(), b.cpu()) for _, a, b in engine.observed_draws(block, size)]
         train.append(torch.stack([a for a, _ in drawn], dim=1))
         query.append(torch.stack([b for _, b in drawn], dim=1))
     return LossTraces.from_arrays(torch.cat(train), torch.cat(query))

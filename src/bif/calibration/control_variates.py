@@ -16,7 +16,7 @@ from bif.calibration.budget import Aim, Goal, TooSmallBudget, affordable, choose
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.steps import choose_steps
 from bif.problem.problem import Problem
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.sampler_checks import HEAT, heat
 from bif.sampling.settings import RunSettings, Settings
 from bif.types import Params
@@ -123,12 +123,12 @@ def _largest_batch(
 def _heat_away_from_center(problem: Problem, settings: RunSettings) -> float:
     """Share by which gradient noise widens the draws, one burn-in away from w*."""
     few = replace(settings, draws=2, chains=2, block_size=2)
-    sampling = make_engine(problem, few)
-    return heat(sampling, _one_burn_in_away(sampling))
+    engine = make_engine(problem, few)
+    return heat(engine, _one_burn_in_away(engine))
 
 
-def _one_burn_in_away(sampling: Sampling) -> Params:
+def _one_burn_in_away(engine: Engine) -> Params:
     """Weights of one chain, `[1, *shape]`."""
-    burn_in = sampling.settings.burn_in
-    *_, last = sampling.positions(0, 2, sampling.start(0, 2), last_step=burn_in)
+    burn_in = engine.settings.burn_in
+    *_, last = engine.positions(0, 2, engine.start(0, 2), last_step=burn_in)
     return {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}

@@ -22,7 +22,7 @@ from bif.calibration.short_trajectory import careful_walk
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device
 from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import KroneckerMass, whitened_product
@@ -67,10 +67,10 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
     return kept[key]
 
 
-def make_engine(problem: Problem, settings: RunSettings) -> Sampling:
+def make_engine(problem: Problem, settings: RunSettings) -> Engine:
     """Build the engine of complete settings, with the mass that they ask for."""
     white = settings.mass == "kronecker"
-    return Sampling(problem, settings, mass=measured_mass(problem, settings) if white else None)
+    return Engine(problem, settings, mass=measured_mass(problem, settings) if white else None)
 
 
 def whitened_curvature(problem: Problem, settings: Settings) -> float:

@@ -20,7 +20,7 @@ from bif.calibration.peak_memory import PeakBytes
 from bif.problem.items import Items, batch_leaves
 from bif.problem.problem import Problem
 from bif.problem.weights import NARROW
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import run_device, wait_for
 from bif.sampling.fused_step import ROWS_OF
 from bif.sampling.movable_weights import moving
@@ -255,20 +255,20 @@ def refuse_unfit(problem: Problem, settings: Settings) -> None:
         )
 
 
-def refuse_overflow(found: Plan, sampling: Sampling) -> None:
+def refuse_overflow(found: Plan, engine: Engine) -> None:
     """Raise where the peak exceeds what is free on the device beside what is there already.
 
     Raises:
         ValueError: It does, with the bytes.
     """
-    if sampling.device.type != "cuda":
+    if engine.device.type != "cuda":
         return
     w = found.weights
     there = w.weights + w.center + found.items
-    free = _free_bytes(sampling.device)
+    free = _free_bytes(engine.device)
     if found.peak - there > free:
         raise ValueError(
-            f"the run needs {as_bytes(found.peak - there)} besides what is on {sampling.device}, "
+            f"the run needs {as_bytes(found.peak - there)} besides what is on {engine.device}, "
             f"where {as_bytes(free)} are free. {found.in_words()[0]}. Lower chunk_size (and "
             "batch_size or micro_batch), have the model recompute its activations, or use another "
             "memory."
@@ -280,21 +280,21 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def forecast_live(sampling: Sampling) -> Plan:
+def forecast_live(engine: Engine) -> Plan:
     """Measure passes of a few items, and a few steps and draws from w*.
 
     Args:
-        sampling: Of a live module; its next start is at w* as ever.
+        engine: Of a live module; its next start is at w* as ever.
     """
-    problem, s, oracle = sampling.problem, sampling.settings, sampling.oracle
+    problem, s, oracle = engine.problem, engine.settings, engine.oracle
     weights = weight_bytes(problem, s)
     assert isinstance(oracle, LiveOracle)
-    groups = [sampling.train, *sampling.candidates, *sampling.queries]
-    sampling.start(0, 1)
+    groups = [engine.train, *engine.candidates, *engine.queries]
+    engine.start(0, 1)
     a_step = problem.num_train if s.gradient == "full" else s.batch_size or problem.num_train
     a_pass = min(a_step, s.pass_size or a_step)
-    backward = _line(a_pass, problem, lambda count: _backward(sampling, oracle, count))
-    forward = _line(s.chunk_size, problem, lambda count: _forward(sampling, oracle, count))
+    backward = _line(a_pass, problem, lambda count: _backward(engine, oracle, count))
+    forward = _line(s.chunk_size, problem, lambda count: _forward(engine, oracle, count))
     return Plan(
         weights,
         sum(_bytes_of(items) for items in groups),
@@ -302,26 +302,26 @@ def forecast_live(sampling: Sampling) -> Plan:
         forward,
         s,
         problem.num_train,
-        *_pace(sampling),
-        replays=oracle.replays and sampling.device.type == "cuda",
+        *_pace(engine),
+        replays=oracle.replays and engine.device.type == "cuda",
     )
 
 
-def _backward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
+def _backward(engine: Engine, oracle: LiveOracle, count: int) -> None:
     """A step's pass; in the place of a fused step its room is taken and given back."""
 
     def take(name: str, gradient: Tensor) -> None:
-        if sampling.settings.memory != "plain":
-            room = _step_bytes(sampling.posterior.center[name], sampling.settings)
+        if engine.settings.memory != "plain":
+            room = _step_bytes(engine.posterior.center[name], engine.settings)
             torch.empty(room, dtype=torch.uint8, device=gradient.device)
 
-    oracle.stream(sampling.train.first(count), sampling.weights[:count], take)
+    oracle.stream(engine.train.first(count), engine.weights[:count], take)
 
 
-def _forward(sampling: Sampling, oracle: LiveOracle, count: int) -> None:
+def _forward(engine: Engine, oracle: LiveOracle, count: int) -> None:
     params = oracle.live_params()
-    for function in {o.recorded for o in sampling.problem.observables} | {sampling.problem.loss}:
-        sampling.oracle.values(function, params, sampling.train.first(count))
+    for function in {o.recorded for o in engine.problem.observables} | {engine.problem.loss}:
+        engine.oracle.values(function, params, engine.train.first(count))
 
 
 def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -> Pass:
@@ -346,16 +346,16 @@ def _bytes_of(items: Items) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in batch_leaves(items.data).values())
 
 
-def _pace(sampling: Sampling) -> tuple[float, float, float]:
+def _pace(engine: Engine) -> tuple[float, float, float]:
     """Seconds of warm-up, of a step and of a record."""
     steps, records = [], []
     mark = time.perf_counter()
-    for position in sampling.positions(0, 1, sampling.start(0, 1), last_step=_TIMED_STEPS):
-        wait_for(sampling.device)
+    for position in engine.positions(0, 1, engine.start(0, 1), last_step=_TIMED_STEPS):
+        wait_for(engine.device)
         steps.append(time.perf_counter() - mark)
         mark = time.perf_counter()
-        sampling.observed(position)
-        wait_for(sampling.device)
+        engine.observed(position)
+        wait_for(engine.device)
         records.append(time.perf_counter() - mark)
         mark = time.perf_counter()
     # In "plain" the gradient comes before a position, in the others after it.

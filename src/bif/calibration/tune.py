@@ -215,9 +215,9 @@ class _Pilots:
         complete = self._calibrated(nbeta, gamma)
         # Burn-in is careful, and what is left of it after half is small beside the pilot's noise.
         brief = replace(complete.settings, burn_in=complete.settings.burn_in // 2)
-        sampling = make_engine(self._problem, brief)
+        engine = make_engine(self._problem, brief)
         sampled = time.perf_counter()
-        traces = short_traces(sampling, complete.settings.chains)
+        traces = short_traces(engine, complete.settings.chains)
         ended = time.perf_counter()
         value, agreement = self._judged(traces)
         times = self._times(traces.total_draws, ended - sampled)

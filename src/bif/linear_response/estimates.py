@@ -116,7 +116,7 @@ def sampled(
     """
     means, changes, moments = BatchMeans(), BatchMeans(), Moments()
     for moment in pairs.walk(
-        pairs.sampling.sampler,
+        pairs.engine.sampler,
         pairs.noise(),
         start=pairs.start(len(h_K)),
         queries=queries,

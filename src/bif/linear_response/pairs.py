@@ -22,7 +22,7 @@ from bif import tensors
 from bif.linear_response.bregman import bregman_divergence
 from bif.problem.items import Items
 from bif.problem.problem import Problem
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import make_oracle, make_posterior
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.sampling.rng import BlockNoise, ShuffledOrder, generator
@@ -94,24 +94,24 @@ class Pairs:
         num_replicates: int,
         num_mirrors: int,
     ) -> None:
-        self.sampling = Sampling(problem, settings)
+        self.engine = Engine(problem, settings)
         self.settings = settings
         self.num_replicates, self.num_mirrors = num_replicates, num_mirrors
-        self.device = self.sampling.device
-        (asked,) = self.sampling.asked
+        self.device = self.engine.device
+        (asked,) = self.engine.asked
         self.queries = asked.groups
         self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, [])
         if curvature == "bregman":
             self.posterior = make_posterior(problem, around_center(settings))
             self._oracle = make_oracle(bregman_problem(problem, settings), settings, [])
         else:
-            self.posterior, self._oracle = self.sampling.posterior, self.sampling.oracle
+            self.posterior, self._oracle = self.engine.posterior, self.engine.oracle
         self._brings_losses = curvature == "hessian"
         self.losses_are_free = (
             curvature == "hessian"
             and settings.gradient == "full"
             and settings.gradient_brings_losses
-            and not self.sampling.candidates
+            and not self.engine.candidates
         )
         """Whether the losses of all scored items fall out of every step."""
 
@@ -169,7 +169,7 @@ class Pairs:
 
     def responses(self, moment: Moment, h_K: Tensor) -> tuple[Tensor, Tensor]:
         """`(l₊ - l₋) / (2h)` `[K, R, N]`, the mean of mirrors, and all losses `[C, N]`."""
-        losses = self.sampling.observe_train(moment.params, moment.losses)
+        losses = self.engine.observe_train(moment.params, moment.losses)
         axes = (len(h_K), 2, self.num_mirrors, self.num_replicates, -1)
         signs = losses.double().view(axes).mean(dim=2)
         return (signs[:, 0] - signs[:, 1]) / (2 * h_K.view(-1, 1, 1)), losses
@@ -216,7 +216,7 @@ class Pairs:
         return max(1, s.chunk_size * s.block_size // num_chains)
 
     def _gradient(self, num_chains: int) -> Gradient:
-        s, train, weights = self.settings, self.sampling.train, self.sampling.weights
+        s, train, weights = self.settings, self.engine.train, self.engine.weights
         full = FullGradient(
             self._oracle, train, chunk_size=self._chunk(num_chains), train_weights=weights
         )

@@ -134,12 +134,12 @@ def attributed(
     calibration = _calibrated(problem, requested, folder, say if show_progress else None)
     settings = calibration.settings
     refuse_unfit(problem, settings)
-    sampling = make_engine(problem, settings)
-    sizes = forecast(problem, sampling.posterior, settings, keep)
+    engine = make_engine(problem, settings)
+    sizes = forecast(problem, engine.posterior, settings, keep)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
     if settings.oracle == "live" and not (folder and folder.begun):
-        planned = forecast_live(sampling)
-        refuse_overflow(planned, sampling)
+        planned = forecast_live(engine)
+        refuse_overflow(planned, engine)
         sizes_in_words += planned.in_words()
     if show_progress:
         say(sizes_in_words)
@@ -148,17 +148,17 @@ def attributed(
     with Writer() as writer:
         # Of several blocks, as an interrupted run has that was given chains, none may end alone.
         goal = calibration.goal if len(blocks) == 1 else None
-        recording = Recording(sampling, keep, folder, commit_every, blocks, writer, goal)
+        recording = Recording(engine, keep, folder, commit_every, blocks, writer, goal)
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
-            recording.notes += refuse_other_losses(folder, sampling)
+            recording.notes += refuse_other_losses(folder, engine)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
                 "goal": asdict(calibration.goal) if calibration.goal else None,
                 "blocks": [[b.start, b.stop] for b in blocks],
-                "hardware": hardware(sampling.device),
+                "hardware": hardware(engine.device),
                 "arrays": folder.manifest.get("arrays") or recording.arrays,
             })  # fmt: skip
         recording.run(show_progress=show_progress)

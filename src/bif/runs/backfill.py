@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.store import BlockStore, Commit, DamagedRun
 from bif.types import Params
 
@@ -23,14 +23,14 @@ class ReplayDeparts(RuntimeError):
     """The same steps gave other losses than those recorded."""
 
 
-def missing(sampling: Sampling, store: BlockStore, num_draws: int) -> dict[str, int]:
+def missing(engine: Engine, store: BlockStore, num_draws: int) -> dict[str, int]:
     """Arrays that lack some of the block's draws, and how many they have."""
-    lengths = {n: store.traces.good_length(n, num_draws) for n in sampling.panels.names}
+    lengths = {n: store.traces.good_length(n, num_draws) for n in engine.panels.names}
     return {name: length for name, length in lengths.items() if length < num_draws}
 
 
 def fill(
-    sampling: Sampling, store: BlockStore, commit: Commit, block: int, chains: range
+    engine: Engine, store: BlockStore, commit: Commit, block: int, chains: range
 ) -> Iterator[int]:
     """Observe every group that lacks committed draws, and write it as long as the others.
 
@@ -40,14 +40,14 @@ def fill(
     Raises:
         ReplayDeparts: Without kept weights, on another device or with other versions.
     """
-    lacking = missing(sampling, store, commit.draws)
+    lacking = missing(engine, store, commit.draws)
     if not lacking:
         return
     start = first = min(lacking.values())
     waiting: list[dict[str, Tensor]] = []
-    for index, params in _draws(sampling, store, commit, block, chains, start=start):
+    for index, params in _draws(engine, store, commit, block, chains, start=start):
         if index >= start:
-            waiting.append({n: sampling.observe_panel(n, params).cpu() for n in lacking})
+            waiting.append({n: engine.observe_panel(n, params).cpu() for n in lacking})
         if waiting and (len(waiting) == _DRAWS_AT_ONCE or index == commit.draws - 1):
             _append(store, waiting, start=first, have=lacking)
             store.amend(commit)
@@ -66,7 +66,7 @@ def _append(
 
 
 def _draws(
-    sampling: Sampling,
+    engine: Engine,
     store: BlockStore,
     commit: Commit,
     block: int,
@@ -75,34 +75,34 @@ def _draws(
     start: int,
 ) -> Iterator[tuple[int, Params]]:
     """Draws, at least from `start` on: index and weights `[C, *shape]` on the device."""
-    if has_weights(sampling, store, commit.draws):
-        yield from _kept(sampling, store, range(start, commit.draws))
+    if has_weights(engine, store, commit.draws):
+        yield from _kept(engine, store, range(start, commit.draws))
         return
-    s = sampling.settings
-    positions = sampling.positions(
+    s = engine.settings
+    positions = engine.positions(
         block,
         len(chains),
-        sampling.start(block, len(chains)),
+        engine.start(block, len(chains)),
         last_step=s.burn_in + (commit.draws - 1) * s.thin,
     )
     for position in positions:
-        index = sampling.draw_at(position.step)
+        index = engine.draw_at(position.step)
         if index is None:
             continue
         if position.losses is not None or index % _DRAWS_AT_ONCE == 0 or index == commit.draws - 1:
-            losses = sampling.observe_train(position.state.params, position.losses)
-            _compare(losses[:, : sampling.panels.train[0]].cpu(), store, index)
+            losses = engine.observe_train(position.state.params, position.losses)
+            _compare(losses[:, : engine.panels.train[0]].cpu(), store, index)
         yield index, position.state.params
 
 
-def has_weights(sampling: Sampling, store: BlockStore, num_draws: int) -> bool:
+def has_weights(engine: Engine, store: BlockStore, num_draws: int) -> bool:
     """Whether the weights of all these draws were kept."""
-    count = len(sampling.posterior.center)
+    count = len(engine.posterior.center)
     return all(store.weights.length(f"weight-{i}") >= num_draws for i in range(count))
 
 
-def _kept(sampling: Sampling, store: BlockStore, draws: range) -> Iterator[tuple[int, Params]]:
-    center = sampling.posterior.center
+def _kept(engine: Engine, store: BlockStore, draws: range) -> Iterator[tuple[int, Params]]:
+    center = engine.posterior.center
     for first in range(draws.start, draws.stop, _DRAWS_AT_ONCE):
         stop = min(first + _DRAWS_AT_ONCE, draws.stop)
         leaves: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from bif import tensors
 from bif.estimate.covariance import estimate_covariance
 from bif.estimate.independence import shuffled
 from bif.estimate.traces import LossTraces
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.item_gradients import signed_products
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
@@ -20,7 +20,7 @@ MOST_DRAWS = 4096
 """Of the Gaussian ball: its draws are independent, and a control need be no sharper."""
 
 
-def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarray], list[str]]:
+def controls(engine: Engine, traces: LossTraces) -> tuple[dict[str, np.ndarray], list[str]]:
     """Scores `[A, Q, N]` of every control, signed like the BIF, and what could not be had.
 
     * `nbeta_0`: `-Cov(l_i, phi)` over draws from `N(w*, 1/gamma)`, a ball that knows nothing of the
@@ -30,23 +30,23 @@ def controls(sampling: Sampling, traces: LossTraces) -> tuple[dict[str, np.ndarr
       and the errors of the run.
 
     Args:
-        sampling: The run's machinery.
+        engine: The run's machinery.
         traces: Of the surviving chains.
     """
-    problem, gamma = sampling.problem, sampling.settings.gamma
+    problem, gamma = engine.problem, engine.settings.gamma
     shape = (len(problem.observables), problem.num_queries, problem.num_scored)
     found = {"shuffled": _scores(shuffled(traces), shape)}
     missing = []
     if not gamma:
         missing.append("control nbeta_0: without gamma there is no ball around w*")
     else:
-        found["nbeta_0"] = _scores(_ball(sampling, traces.total_draws, gamma), shape)
+        found["nbeta_0"] = _scores(_ball(engine, traces.total_draws, gamma), shape)
         product = np.full(shape, np.nan, np.float32)
         try:
             problem.refuse_tokens("it")
             for a, observable in enumerate(problem.observables):
                 values = signed_products(
-                    problem, observable.function, movable=sampling.settings.movable
+                    problem, observable.function, movable=engine.settings.movable
                 )
                 product[a, :, : problem.num_train] = values.numpy() / gamma
             found["gradient_product"] = product
@@ -60,19 +60,19 @@ def _scores(traces: LossTraces, shape: tuple[int, ...]) -> np.ndarray:
     return value.reshape(shape).float().cpu().numpy()
 
 
-def _ball(sampling: Sampling, draws: int, gamma: float) -> LossTraces:
+def _ball(engine: Engine, draws: int, gamma: float) -> LossTraces:
     """Traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
-    chains = 1 if isinstance(sampling.oracle, LiveOracle) else sampling.settings.block_size
+    chains = 1 if isinstance(engine.oracle, LiveOracle) else engine.settings.block_size
     rounds = max(2, -(-min(draws, MOST_DRAWS) // chains))
-    source = generator(sampling.settings.seed, 0, "control", device=sampling.device)
-    noise = BlockNoise(source, sampling.posterior.masks)
+    source = generator(engine.settings.seed, 0, "control", device=engine.device)
+    noise = BlockNoise(source, engine.posterior.masks)
     train, query = [], []
     with torch.no_grad():
         for _ in range(rounds):
-            params = tensors.stacked(sampling.posterior.center, chains)
+            params = tensors.stacked(engine.posterior.center, chains)
             tensors.add_(params, noise.normal(params), 1 / sqrt(gamma))
-            train.append(sampling.observe_train(params).cpu())
-            query.append(sampling.observe_queries(params).cpu())
+            train.append(engine.observe_train(params).cpu())
+            query.append(engine.observe_queries(params).cpu())
     # One long chain: every draw is independent of every other.
     joined = [torch.cat(parts).unsqueeze(0) for parts in (train, query)]
     return LossTraces.from_arrays(*joined)

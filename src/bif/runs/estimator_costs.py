@@ -18,7 +18,7 @@ from bif.linear_response.request import of_observable
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.runs.respond import respond
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.factory import wait_for
 from bif.sampling.settings import Settings
 
@@ -48,9 +48,9 @@ def measure_costs(
     alone = of_observable(problem, observable)
     requested = (settings or Settings()).with_draws(_PILOT_DRAWS)
     calibrated = calibrate(alone, requested).settings
-    sampling = make_engine(alone, calibrated)
+    engine = make_engine(alone, calibrated)
     groups = list(alone.query_groups.values())
-    items, chosen, _ = pilot_queries(groups, sampling.query_center)
+    items, chosen, _ = pilot_queries(groups, engine.query_center)
     few = alone.extended()
     few.query_groups = {"pilot": Items(items.take(chosen))}
     of_pairs = calibrated
@@ -59,16 +59,16 @@ def measure_costs(
     return _fluctuation(make_engine(few, calibrated)), _response(few, of_pairs, h)
 
 
-def _fluctuation(sampling: Sampling) -> Cost:
-    chains = sampling.settings.block_size
+def _fluctuation(engine: Engine) -> Cost:
+    chains = engine.settings.block_size
     train, query, started = [], [], time.perf_counter()
-    for draw, losses, values in sampling.observed_draws(0, chains):
+    for draw, losses, values in engine.observed_draws(0, chains):
         if draw.index == 0:
-            wait_for(sampling.device)
+            wait_for(engine.device)
             started = time.perf_counter()
         train.append(losses)
         query.append(values)
-    wait_for(sampling.device)
+    wait_for(engine.device)
     seconds = time.perf_counter() - started
     traces = LossTraces.from_arrays(torch.stack(train, dim=1), torch.stack(query, dim=1))
     error = estimate_covariance(traces).standard_error

@@ -52,8 +52,8 @@ def concluded(
         RuntimeError: Fewer than two chains survive.
         KeyboardInterrupt: It was stopped before there was anything to estimate from.
     """
-    sampling, settings, keep = recording.sampling, calibration.settings, recording.keep
-    problem, traces = sampling.problem, recording.traces()
+    engine, settings, keep = recording.engine, calibration.settings, recording.keep
+    problem, traces = engine.problem, recording.traces()
     fix = Remedies.of(settings, identity, problem.num_train)
     known = [warning for warning in calibration.warnings if warning.startswith(RUN_OFF)]
     warnings = _warnings(recording, settings, "" if known else f": {fix.smaller_step()}")
@@ -66,17 +66,17 @@ def concluded(
             f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
             f"with errors needs two: {said}.{advice}"
         )
-    dataset = described(_scores(recording, traces, settings.nbeta, top), sampling).assign_attrs(
+    dataset = described(_scores(recording, traces, settings.nbeta, top), engine).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
     if settings.controls:
-        found, missing = controls(sampling, traces)
+        found, missing = controls(engine, traces)
         warnings += missing
         axes = ("observable", "query", "train")
         dataset = dataset.assign({f"control_{name}": (axes, x) for name, x in found.items()})
-    center = sampling.train_center.double()
+    center = engine.train_center.double()
     if keep == "sums":
-        center = center[subset_of(sampling.panels).train]
+        center = center[subset_of(engine.panels).train]
     diagnostics = diagnose(
         traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
     )
@@ -107,16 +107,16 @@ def concluded(
         "warnings": [*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         "complete": not recording.interrupted,
         "versions": {"bif": __version__, **versions()},
-        "hardware": hardware(sampling.device),
-        "device": str(sampling.device),
+        "hardware": hardware(engine.device),
+        "device": str(engine.device),
         "num_train": problem.num_train,
         "num_queries": problem.num_queries,
-        "num_moving_weights": sampling.posterior.num_moving,
+        "num_moving_weights": engine.posterior.num_moving,
         "num_weights": sum(leaf.numel() for leaf in problem.parameters().values()),
         "weight_types": sorted(
-            {str(x.dtype).removeprefix("torch.") for x in sampling.posterior.center.values()}
+            {str(x.dtype).removeprefix("torch.") for x in engine.posterior.center.values()}
         ),
-        "panels": asdict(sampling.panels),
+        "panels": asdict(engine.panels),
         "left_out": sorted({*recording.diverged, *recording.taken_along}),
     }
     scores = influence_of(dataset, None if keep == "sums" else traces)
@@ -125,8 +125,8 @@ def concluded(
 
 def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | None) -> xr.Dataset:
     """All scores, or the strongest of every row."""
-    sampling = recording.sampling
-    problem = sampling.problem
+    engine = recording.engine
+    problem = engine.problem
     observables: dict[str, str | None] = {o.name: o.better for o in problem.observables}
     if top is not None:
         return strongest_dataset(
@@ -138,12 +138,12 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
             query_groups=problem.query_group_names,
             train_ids=problem.scored_ids,
             num_train=problem.num_train,
-            device=sampling.device,
+            device=engine.device,
         )
     covariance = (
         recording.covariance()
         if recording.keep == "sums"
-        else estimate_covariance(traces, device=sampling.device)
+        else estimate_covariance(traces, device=engine.device)
     )
     return influence_dataset(
         covariance,

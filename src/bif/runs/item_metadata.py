@@ -10,7 +10,7 @@ import numpy as np
 
 from bif.problem.columns import Columns
 from bif.problem.items import Items
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,7 +19,7 @@ Side = Literal["train", "query"]
 _AXES = ("row", "column", "channel")
 
 
-def described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
+def described(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
     """Add what is known of the items behind rows and columns.
 
     Where tokens have columns of their own, `train_item` and `train_token` say whose they are and
@@ -29,13 +29,13 @@ def described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
 
     Args:
         dataset: Scores from `influence_dataset`.
-        sampling: The run's machinery.
+        engine: The run's machinery.
     """
-    problem = sampling.problem
+    problem = engine.problem
     shape = (len(problem.observables), problem.num_queries)
     dataset = dataset.assign(
-        train_center_loss=("train", sampling.train_center.numpy()),
-        query_center=(("observable", "query"), sampling.query_center.reshape(shape).numpy()),
+        train_center_loss=("train", engine.train_center.numpy()),
+        query_center=(("observable", "query"), engine.query_center.reshape(shape).numpy()),
     )
     dataset = dataset.assign_coords(through=("observable", problem.proxy_names))
     if problem.candidate_groups:
@@ -48,7 +48,7 @@ def described(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
     if problem.query_by_token:
         names = problem.by_item().query_group_names
         dataset = dataset.assign_coords(query_parent_group=("query_parent", names))
-    return _with_pictures(dataset, sampling)
+    return _with_pictures(dataset, engine)
 
 
 def _of_items(
@@ -80,8 +80,8 @@ def _of_items(
     return dataset.assign_coords({f"{axis}_{n}": (axis, values) for n, values in texts.items()})
 
 
-def _with_pictures(dataset: xr.Dataset, sampling: Sampling) -> xr.Dataset:
-    problem = sampling.problem
+def _with_pictures(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
+    problem = engine.problem
     sides = (
         ("train", problem.scored_groups, problem.train_by_token),
         ("query", problem.query_groups, problem.query_by_token),

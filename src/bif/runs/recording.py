@@ -24,7 +24,7 @@ from bif.runs.block_recorder import BlockRecorder, Segment, below
 from bif.runs.retention import Keep, subset_of
 from bif.runs.writer import Writer
 from bif.sampling.chain import Position
-from bif.sampling.engine import Sampling, Start
+from bif.sampling.engine import Engine, Start
 from bif.sampling.posterior_identities import IdentitySums
 from bif.sampling.sampler_checks import Checks, check, not_measured
 from bif.sampling.sampler_state import on_host
@@ -45,7 +45,7 @@ class Recording:
     """One run's chains as far as they have come.
 
     Args:
-        sampling: The machinery.
+        engine: The machinery.
         keep: What is kept of the draws.
         folder: Where it is kept, or None: in memory only.
         commit_every: Seconds from one commit to the next.
@@ -54,7 +54,7 @@ class Recording:
         goal: Where to end before the last draw, for chains of one block.
     """
 
-    sampling: Sampling
+    engine: Engine
     keep: Keep
     folder: RunFolder | None
     commit_every: float
@@ -77,7 +77,7 @@ class Recording:
     """What the draws of all blocks say of the sampler."""
 
     def __post_init__(self) -> None:
-        center = self.sampling.mean_train_loss(self.sampling.train_center[None])
+        center = self.engine.mean_train_loss(self.engine.train_center[None])
         self.identities = IdentitySums(
             self.blocks[-1].stop, center_loss=0.0 if center is None else float(center)
         )
@@ -93,7 +93,7 @@ class Recording:
             OSError: The folder cannot be written to; what was committed stays.
             KeyboardInterrupt: Ctrl-C while new groups were observed.
         """
-        s = self.sampling.settings
+        s = self.engine.settings
         bar = ProgressBar(
             s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
         )
@@ -161,13 +161,13 @@ class Recording:
     @property
     def arrays(self) -> list[str]:
         """Names of the arrays that are recorded."""
-        panels = self.sampling.panels
+        panels = self.engine.panels
         return ["train_loss-0", "query_value-0"] if self.keep == "sums" else panels.names
 
     @property
     def weight_arrays(self) -> list[str]:
         """Names of the arrays of weights that are recorded."""
-        count = len(self.sampling.posterior.center) if self.keep == "weights" else 0
+        count = len(self.engine.posterior.center) if self.keep == "weights" else 0
         return [f"weight-{i}" for i in range(count)]
 
     @property
@@ -184,7 +184,7 @@ class Recording:
 
     def progress_in_words(self) -> str:
         """For the message of a run that stops."""
-        s = self.sampling.settings
+        s = self.engine.settings
         return f"after {self.taken:,} of {(s.chains or 0) * (s.draws or 0):,} draws"
 
 
@@ -197,7 +197,7 @@ class _BlockRun:
 
     def __init__(self, whole: Recording, index: int, bar: ProgressBar, wish: Wish) -> None:
         self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
-        self.sampling, self.chains = whole.sampling, whole.blocks[index]
+        self.engine, self.chains = whole.engine, whole.blocks[index]
         self.store = whole.folder.block(index) if whole.folder else None
         self.recorder = self._recorder()
         whole.recorders.append(self.recorder)
@@ -216,7 +216,7 @@ class _BlockRun:
         self._began = self._committed = time.monotonic()
         self._patience = self.whole.commit_every
         end: HasParams | None = None
-        complete = self.recorder.taken >= (self.sampling.settings.draws or 0)
+        complete = self.recorder.taken >= (self.engine.settings.draws or 0)
         if complete:
             end = start.state
         elif self.wish.signal is None:
@@ -231,7 +231,7 @@ class _BlockRun:
         if found and not anew:
             return Checks.from_dict(found)
         try:
-            checks = check(self.sampling, end)
+            checks = check(self.engine, end)
         except torch.OutOfMemoryError:
             checks = not_measured()
             self.whole.note("there was no memory left to look at the sampler: its gates are open")
@@ -242,12 +242,12 @@ class _BlockRun:
     def _walk(self, start: Start) -> HasParams | None:
         """The state at the last draw, if it was reached."""
         position: Position | None = None
-        for position in self.sampling.positions(self.index, len(self.chains), start):
-            index = self.sampling.draw_at(position.step)
+        for position in self.engine.positions(self.index, len(self.chains), start):
+            index = self.engine.draw_at(position.step)
             if index is not None and index >= self.recorder.taken:
                 self._record(position)
             stops = self.wish.signal is not None or self.recorder.all_diverged
-            ends = position.step == self.sampling.last_step or (not stops and self._goal_reached())
+            ends = position.step == self.engine.last_step or (not stops and self._goal_reached())
             if self.store and (stops or ends or self._commit_due()):
                 self._commit(self.store, start, position)
             if stops:
@@ -270,31 +270,31 @@ class _BlockRun:
 
     def _record(self, position: Position) -> None:
         params = position.state.params
-        train, query = self.sampling.observed(position)
+        train, query = self.engine.observed(position)
         if position.gradient is not None:
             with torch.no_grad():
                 self.whole.identities.add(
-                    self.chains.start, self.sampling.posterior, state=position.state,
-                    gradient=position.gradient, mean_loss=self.sampling.mean_train_loss(train),
+                    self.chains.start, self.engine.posterior, state=position.state,
+                    gradient=position.gradient, mean_loss=self.engine.mean_train_loss(train),
                 )  # fmt: skip
         self.recorder.add(
             train,
             query,
-            self.sampling.distance_squared(params),
+            self.engine.distance_squared(params),
             params if self.whole.keep == "weights" else None,
         )
         self.bar.advance(len(self.chains))
 
     def _recorder(self) -> BlockRecorder:
-        s = self.sampling.settings
+        s = self.engine.settings
         sums = subset = None
         if self.whole.keep == "sums":
             sums = BlockSums(self.chains, num_chains=self.whole.blocks[-1].stop)
-            subset = subset_of(self.sampling.panels)
+            subset = subset_of(self.engine.panels)
         return BlockRecorder(
             self.chains,
             num_draws=s.draws,
-            distance_limit=self.sampling.distance_limit(),
+            distance_limit=self.engine.distance_limit(),
             sums=sums,
             subset=subset,
         )
@@ -305,18 +305,18 @@ class _BlockRun:
         if self.store:
             found = self.store.usable(recorded_arrays(self.whole), self.whole.weight_arrays)
         if found is None or self.store is None:
-            return self.sampling.start(self.index, len(self.chains))
+            return self.engine.start(self.index, len(self.chains))
         commit, saved = found
         self._serial, self._seconds_before = commit.serial, commit.seconds
         self.whole.seconds_before += commit.seconds
         self._committed_step = commit.step
-        here = hardware(self.sampling.device)
+        here = hardware(self.engine.device)
         if dict(commit.hardware) != here:
             self.whole.note(other_hardware(commit.hardware, here))
         traces = None
         if commit.draws:
             if self.whole.keep != "sums":
-                filling = fill(self.sampling, self.store, commit, self.index, self.chains)
+                filling = fill(self.engine, self.store, commit, self.index, self.chains)
                 for _ in filling:
                     if self.wish.signal is not None:
                         raise _Unfinished
@@ -324,10 +324,10 @@ class _BlockRun:
             traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
         self.recorder.restore(
             traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
-            device=self.sampling.device,
+            device=self.engine.device,
         )  # fmt: skip
         self.whole.identities.restore(self.chains, saved.get("identities"))
-        return self.sampling.resumed(
+        return self.engine.resumed(
             self.index,
             len(self.chains),
             saved,
@@ -358,13 +358,13 @@ class _BlockRun:
             draws=self.recorder.recorded,
             diverged=dict(self.recorder.diverged),
             seconds=self._seconds_before + self._seconds(),
-            hardware=hardware(self.sampling.device),
+            hardware=hardware(self.engine.device),
         )
-        panels = self.sampling.panels
+        panels = self.engine.panels
         if self.whole.keep == "sums" and segment is not None:
             panels = Panels((segment.train.shape[2],), (segment.query.shape[2],), 1)
         ready = None
-        if self.sampling.device.type == "cuda":
+        if self.engine.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
         self.whole.writer.submit(_write, store, commit, panels, segment, state, ready)

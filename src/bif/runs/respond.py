@@ -198,7 +198,7 @@ def responded(
     blocks = list(blocks_of_queries(pairs.queries, s.block_size // pairs.chains_per_pair))
     stages = Stages(folder, pairs.device, since=started)
     if folder and run:
-        stages.notes += refuse_other_losses(run, pairs.sampling)
+        stages.notes += refuse_other_losses(run, pairs.engine)
         folder.begin()
         run.update({
             "settings": s.as_dict(),
@@ -261,7 +261,7 @@ def _perturbation(
     pairs: Pairs, h: float | None, clock: Clock, start: Params | None
 ) -> tuple[Perturbation, Tensor]:
     """As given, or as a pilot chooses; and every query's h `[Q]`."""
-    groups, values_Q = pairs.queries, pairs.sampling.query_center
+    groups, values_Q = pairs.queries, pairs.engine.query_center
     if h is not None:
         given = torch.full((len(values_Q),), h, dtype=torch.float64)
         return Perturbation(h, float("nan"), True, ()), given
@@ -354,11 +354,11 @@ class _Gathered:
 
     def dataset(self, pairs: Pairs, *, calibrated: RunSettings) -> xr.Dataset:
         """The result as users see it."""
-        problem, cold = pairs.sampling.problem, not self._num_blocks
+        problem, cold = pairs.engine.problem, not self._num_blocks
         nbeta = calibrated.nbeta
         if cold:
-            self.items[0], self.items[1] = pairs.sampling.train_center, float("nan")
-            self.query[0] = pairs.sampling.query_center
+            self.items[0], self.items[1] = pairs.engine.train_center, float("nan")
+            self.query[0] = pairs.engine.query_center
         covariance = Covariance(
             value=-self.response,
             standard_error=self.standard_error,
@@ -390,10 +390,10 @@ class _Gathered:
 
 def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
     """Add values at w* and labels."""
-    problem = pairs.sampling.problem
+    problem = pairs.engine.problem
     dataset = dataset.assign(
-        train_center_loss=("train", pairs.sampling.train_center.numpy()),
-        query_center=(("observable", "query"), pairs.sampling.query_center[None].numpy()),
+        train_center_loss=("train", pairs.engine.train_center.numpy()),
+        query_center=(("observable", "query"), pairs.engine.query_center[None].numpy()),
     ).assign_coords(through=("observable", problem.proxy_names))
     for side, groups in (
         ("train", list(problem.scored_groups.values())),

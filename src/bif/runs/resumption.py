@@ -6,7 +6,7 @@ from math import sqrt
 
 from bif import store
 from bif.problem.provenance import hardware
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles.precision import rounding
 from bif.sampling.settings import RunSettings
 
@@ -31,7 +31,7 @@ def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[st
     return settings, tuple(folder.manifest.get("explanations", []))
 
 
-def refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str]:
+def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
     """The losses at w* tell of changes that no fingerprint sees.
 
     Returns:
@@ -40,8 +40,8 @@ def refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str
     Raises:
         FolderInUse: The run was begun with others.
     """
-    now = dict(zip(sampling.panels.names, sampling.center_values(), strict=True))
-    same = folder.manifest.get("hardware") == hardware(sampling.device)
+    now = dict(zip(engine.panels.names, engine.center_values(), strict=True))
+    same = folder.manifest.get("hardware") == hardware(engine.device)
     said = []
     try:
         kept = folder.center_values()
@@ -65,10 +65,10 @@ def refuse_other_losses(folder: store.RunFolder, sampling: Sampling) -> list[str
                 f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
                 "something that the model, the data or the loss depend on has changed."
             )
-    gradient = sampling.center_gradient()
+    gradient = engine.center_gradient()
     if "gradient" in kept:
         then = kept["gradient"]
-        unit = rounding(sampling.train_center.dtype, *sampling.settings.precisions)
+        unit = rounding(engine.train_center.dtype, *engine.settings.precisions)
         tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
         if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
             raise store.FolderInUse(

@@ -65,7 +65,7 @@ class Asked:
     readers: list[TokenReader]
 
 
-class Sampling:
+class Engine:
     """The machinery of one run.
 
     Args:

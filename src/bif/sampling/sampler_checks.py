@@ -13,7 +13,7 @@ from bif import tensors
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
 from bif.sampling.center_gradient import center_gradient
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import whitened_product
 from bif.sampling.oracles import LiveOracle
@@ -78,33 +78,33 @@ class Checks:
         return cls(**{name: math.nan if x is None else float(x) for name, x in values.items()})
 
 
-def check(sampling: Sampling, state: HasParams) -> Checks:
+def check(engine: Engine, state: HasParams) -> Checks:
     """Look at a block where it ended.  Costs a few dozen gradients of four chains.
 
     Args:
-        sampling: The run's machinery.
+        engine: The run's machinery.
         state: The sampler's at the block's last position; left as it is.
     """
-    params, s = state.params, sampling.settings.plain()
-    if s != sampling.settings:  # shapes not worth compiling, or weights too coarse to look at
-        sampling = Sampling(sampling.problem, s, mass=sampling.mass)
-        params = {n: leaf.to(sampling.posterior.center[n].dtype) for n, leaf in params.items()}
+    params, s = state.params, engine.settings.plain()
+    if s != engine.settings:  # shapes not worth compiling, or weights too coarse to look at
+        engine = Engine(engine.problem, s, mass=engine.mass)
+        params = {n: leaf.to(engine.posterior.center[n].dtype) for n, leaf in params.items()}
     velocity = getattr(state, "velocity", None)
     with torch.no_grad():
-        virial = _virial(sampling, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
+        virial = _virial(engine, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
         kinetic = torch.full_like(virial, math.nan)
         if velocity is not None:
-            kinetic = tensors.squared_norm(velocity) / sampling.posterior.num_moving
-        curvature = _curvature(sampling, params)
+            kinetic = tensors.squared_norm(velocity) / engine.posterior.num_moving
+        curvature = _curvature(engine, params)
         first = _first(params, 1)
         return Checks(
             *_mean_and_error(virial),
             *_mean_and_error(kinetic),
             curvature,
             s.traits.step_share(s.step_size, curvature),
-            heat(sampling, first),
-            _center_gradient(sampling),
-            _randomness(sampling, first),
+            heat(engine, first),
+            _center_gradient(engine),
+            _randomness(engine, first),
         )
 
 
@@ -125,78 +125,76 @@ def _first(params: Params, count: int) -> Params:
     return {name: leaf[: max(1, count)] for name, leaf in params.items()}
 
 
-def _full(
-    sampling: Sampling, items: Items | None = None, weights: Tensor | None = None
-) -> Gradient:
-    s = sampling.settings
+def _full(engine: Engine, items: Items | None = None, weights: Tensor | None = None) -> Gradient:
+    s = engine.settings
     return FullGradient(
-        sampling.oracle,
-        sampling.train if items is None else items,
-        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
-        train_weights=sampling.weights if weights is None else weights,
+        engine.oracle,
+        engine.train if items is None else items,
+        chunk_size=len(engine.train) if s.oracle == "live" else s.chunk_size,
+        train_weights=engine.weights if weights is None else weights,
     )
 
 
-def _force(sampling: Sampling, params: Params) -> Params:
+def _force(engine: Engine, params: Params) -> Params:
     """`∇U` with all items."""
-    gradient = _full(sampling)(params, 0).gradient
-    return sampling.posterior.potential_gradient_(tensors.copied(gradient), params)
+    gradient = _full(engine)(params, 0).gradient
+    return engine.posterior.potential_gradient_(tensors.copied(gradient), params)
 
 
-def _virial(sampling: Sampling, params: Params) -> Tensor:
-    posterior = sampling.posterior
+def _virial(engine: Engine, params: Params) -> Tensor:
+    posterior = engine.posterior
     away = posterior.displacement(params)
-    return tensors.inner(away, _force(sampling, params)) / posterior.num_moving
+    return tensors.inner(away, _force(engine, params)) / posterior.num_moving
 
 
-def _curvature(sampling: Sampling, params: Params) -> float:
-    n = sampling.problem.num_train
-    source = generator(0, 0, "probe", device=sampling.device)
-    noise = BlockNoise(source, sampling.posterior.masks)
+def _curvature(engine: Engine, params: Params) -> float:
+    n = engine.problem.num_train
+    source = generator(0, 0, "probe", device=engine.device)
+    noise = BlockNoise(source, engine.posterior.masks)
     count = min(n, _CURVATURE_ITEMS)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
     few = _first(
         params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * tensors.num_elements(params)))
     )
-    places = chosen.to(sampling.device)
-    gradient = _full(sampling, Items(sampling.train.take(places)), sampling.weights[places])
-    product = _potential_product(sampling, gradient, few)
+    places = chosen.to(engine.device)
+    gradient = _full(engine, Items(engine.train.take(places)), engine.weights[places])
+    product = _potential_product(engine, gradient, few)
     found = largest_eigenvalue(product, noise.normal(few), iterations=_CURVATURE_ITERATIONS)
     found = found[found.isfinite()]
     return float(found.max()) if len(found) else math.nan
 
 
 def _potential_product(
-    sampling: Sampling, gradient: Gradient, params: Params
+    engine: Engine, gradient: Gradient, params: Params
 ) -> Callable[[Params], Params]:
     """`x -> U'' x` in the sampler's coordinates."""
-    posterior = sampling.posterior
+    posterior = engine.posterior
     product = hessian_product(gradient, params, posterior.masks)
-    return whitened_product(product, posterior, sampling.mass)
+    return whitened_product(product, posterior, engine.mass)
 
 
-def heat(sampling: Sampling, one: Params) -> float:
+def heat(engine: Engine, one: Params) -> float:
     """Share by which gradient noise widens the draws in the direction in which it is largest.
 
     By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known,
     infinity where gradients are not finite.
 
     Args:
-        sampling: The run's.
+        engine: The run's.
         one: The weights of one chain, leaves `[1, *shape]`.
     """
-    s = sampling.settings
+    s = engine.settings
     if s.gradient == "full":
         return 0.0
     batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
     if s.traits.least_divisor is not None or batches < _FEWEST_BATCHES:
         return math.nan
-    exact = tensors.copied(_full(sampling)(one, 0).gradient)
-    noise = tensors.difference(_batch_gradients(sampling, one, batches), exact)
-    for name, mask in sampling.posterior.masks.items():
+    exact = tensors.copied(_full(engine)(one, 0).gradient)
+    noise = tensors.difference(_batch_gradients(engine, one, batches), exact)
+    for name, mask in engine.posterior.masks.items():
         noise[name] = noise[name] * mask
-    if sampling.mass is not None:
-        noise = sampling.mass.to_velocity(noise)
+    if engine.mass is not None:
+        noise = engine.mass.to_velocity(noise)
     rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
     if not rows.isfinite().all():
         return math.inf
@@ -209,44 +207,44 @@ def heat(sampling: Sampling, one: Params) -> float:
         return 0.0
     direction = direction / length
     variance = s.nbeta**2 * float((other @ direction).square().mean())
-    k = _curvature_along(sampling, one, direction)
+    k = _curvature_along(engine, one, direction)
     return s.traits.heat(s.step_size, s.friction, k, variance)
 
 
-def _batch_gradients(sampling: Sampling, one: Params, count: int) -> Params:
+def _batch_gradients(engine: Engine, one: Params, count: int) -> Params:
     """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
-    s = sampling.settings
-    if isinstance(sampling.oracle, LiveOracle):
-        epoch = sampling.problem.num_train // s.mini_batch
-        gradient = sampling.gradient(_PROBE_BLOCK, 1)
+    s = engine.settings
+    if isinstance(engine.oracle, LiveOracle):
+        epoch = engine.problem.num_train // s.mini_batch
+        gradient = engine.gradient(_PROBE_BLOCK, 1)
         parts = [tensors.copied(gradient(one, step * epoch).gradient) for step in range(count)]
         return {name: torch.cat([part[name] for part in parts]) for name in one}
     many = tensors.stacked(tensors.chain(one, 0), count)
-    return sampling.gradient(_PROBE_BLOCK, count)(many, 0).gradient
+    return engine.gradient(_PROBE_BLOCK, count)(many, 0).gradient
 
 
-def _curvature_along(sampling: Sampling, one: Params, direction: Tensor) -> float:
+def _curvature_along(engine: Engine, one: Params, direction: Tensor) -> float:
     """`xᵀU''x` in the sampler's coordinates, at least that of the Gaussian."""
     sizes = [leaf.numel() for leaf in one.values()]
     parts = direction.split(sizes)
     u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
-    found = float(tensors.inner(u, _potential_product(sampling, _full(sampling), one)(u)))
-    least = 0.0 if sampling.mass is not None else sampling.posterior.gamma
+    found = float(tensors.inner(u, _potential_product(engine, _full(engine), one)(u)))
+    least = 0.0 if engine.mass is not None else engine.posterior.gamma
     return max(least, found)
 
 
-def _center_gradient(sampling: Sampling) -> float:
-    s = sampling.settings
+def _center_gradient(engine: Engine) -> float:
+    s = engine.settings
     return center_gradient(
-        sampling.oracle, sampling.posterior, sampling.train, sampling.weights,
-        chunk_size=len(sampling.train) if s.oracle == "live" else s.chunk_size,
+        engine.oracle, engine.posterior, engine.train, engine.weights,
+        chunk_size=len(engine.train) if s.oracle == "live" else s.chunk_size,
     )  # fmt: skip
 
 
-def _randomness(sampling: Sampling, one: Params) -> float:
+def _randomness(engine: Engine, one: Params) -> float:
     """Items whose loss is drawn anew at every call, as by dropout, give themselves away."""
-    few = sampling.train.first(64)
+    few = engine.train.first(64)
     items = Items(few)
-    first, second = (sampling.observe(sampling.problem.loss, one, items) for _ in range(2))
+    first, second = (engine.observe(engine.problem.loss, one, items) for _ in range(2))
     change = (first - second).abs()
     return float(change.nan_to_num(0.0).max())
