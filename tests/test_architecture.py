@@ -194,16 +194,14 @@ def written_files(source: str) -> list[str]:
 
 def compared_samplers(source: str) -> list[str]:
     """Comparisons with a sampler's name, or with the start of one."""
-    heads = {name.partition("_")[0] for name in SAMPLERS}
     found = []
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Compare | ast.Call):
-            continue
-        method = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
-        if isinstance(node, ast.Compare) or method in ("startswith", "removesuffix"):
-            words = {str(n.value) for n in ast.walk(node) if isinstance(n, ast.Constant)}
-            if heads & {word.partition("_")[0] for word in words}:
-                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        start = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".startswith")
+        if isinstance(node, ast.Compare) or start:
+            words = [str(n.value) for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            starts = [w for w in words for s in SAMPLERS if start and w[2:] and s.startswith(w)]
+            if starts or {*words} & SAMPLERS.keys():
+                found.append(ast.unparse(node))
     return found
 
 
