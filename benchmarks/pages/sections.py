@@ -1,0 +1,192 @@
+"""The rows of every benchmark as a table: which columns, what they are called, what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.pages.runs import newest_of_sizes, where
+from bif.benchmark import SETTINGS
+from bif.benchmark.judge import chosen, verdict
+
+
+class Section(NamedTuple):
+    """What the rows of a benchmark are, and their columns, `KEY` or `KEY=LABEL`, apart by ` | `."""
+
+    about: str
+    columns: str
+
+
+_JUDGED = "reliability | rhat_max | verdict"
+_SHORT = f"lds | ci_low | ci_high | chosen | {_JUDGED} | seconds"
+_SCALING = (
+    "shape | method | num_items | num_queries | how | layout=memory | "
+    "seconds_a_draw=seconds a draw | target=target | tflops=TFLOP/s | share_of_bf16_peak | "
+    "peak_memory_gib | forecast_gib | warm_up_seconds=warm-up | fit_seconds=fit | "
+    "score_seconds=scores | seconds=seconds of an attribution | reason"
+)
+_DURABILITY = (
+    "pair | draws | seconds_memory=seconds, sums in memory | "
+    "seconds_disk=seconds, traces on disk | overhead | overhead_error=± | "
+    "overhead_to_scores=to the scores | overhead_without_setup=without set-up | "
+    "traces_mib=traces, MiB"
+)
+LABELS = {
+    "ci_high": "to", "ci_low": "95 % from", "ess_median": "effective draws",
+    "forecast_gib": "forecast GiB", "lds": "LDS", "lds_loss": "LDS, loss",
+    "lds_margin": "LDS, margin", "num_items": "items", "num_queries": "queries",
+    "num_train": "items", "peak_memory_gib": "peak GiB", "rhat_max": "R-hat",
+    "step_size": "step", "target": "retrained from", "verdict": "trusted",
+}  # fmt: skip
+"""Of keys that are not their own label with spaces."""
+SECTIONS = {
+    "small": Section(
+        "LDS of the loss on twelve small sets by retraining on halves, the BIF given only the "
+        "weight decay. In short: [docs/calibration.md](../../docs/calibration.md).",
+        "set | num_train | train_loss | target | told | method | lds | ci_low | ci_high | "
+        "minus_bif | minus_bif_low=95 % from | minus_bif_high=to | chosen | "
+        f"{_JUDGED} | seconds",
+    ),
+    "small-dampings": Section(
+        "The same for the BIF alone, by the two yardsticks whose geometric mean the default "
+        "damping is.",
+        f"set | target | yardstick=gamma/nbeta | {_SHORT}",
+    ),
+    "small-temperatures": Section(
+        "The same for the BIF alone, at several temperatures and the default damping.",
+        f"set | target | times_n=nbeta/n | {_SHORT}",
+    ),
+    "draws": Section(
+        "Draws a second on the Fashion-MNIST network, 6,000 items and 200 queries. FLOPs are "
+        "counted as 6 a weight and item in steps and 2 in recording. Steps are timed: nothing is "
+        "scored, so there is nothing to trust.",
+        "sampler | how | chains | draws_per_second=draws/s | tflops=TFLOP/s | "
+        "share_of_bf16_peak | peak_memory_gib | loss_error_rms=loss error, rms | "
+        "loss_error_relative=relative | loss_error_max=largest | mean_loss | mean_loss_error=± | "
+        "mean_loss_float32=in float32 | mean_loss_float32_error=±",
+    ),
+    "elsewhere": Section(
+        "Problems retrained from the other place than where `retrained_from` got its widths: the "
+        "defaults, and what either answer would give.",
+        f"setting | target | told | lds | draws | ess_median | {_JUDGED} | seconds",
+    ),
+    "converged": Section(
+        'Healthy and sick runs on the digits network of `bif demo`, for the docs page "Is my run '
+        'converged?".',
+        "run | trusted | failed=gates that failed | rhat_max | ess_median | reliability | "
+        "drift_removed=detrending | drift_common=drift | chains_shared_variance=independence | "
+        "virial | kinetic=temperature | step_share=step | heat=gradient noise | "
+        "significant_share=certain signs | significant_share_null=with nothing to find",
+    ),
+    "coverage": Section(
+        "95 % intervals by automatic settings where U is not quadratic, against exact answers: "
+        "shares that hold the truth, with errors that cluster by run. Trusted is the share of a "
+        "few runs of their own. Rows of 16 and 32 chains are of samplers without momentum.",
+        "problem | nbeta asked | sampler | mass | nbeta | gamma | step_size | chains | draws | "
+        "coverage | coverage_error=± | self_coverage=of self-influence | self_coverage_error=± | "
+        "slope=slope on the truth | self_ratio=self-influence over the truth | rhat=R-hat | "
+        "lost_chains=chains lost | trusted | failed=gates that failed | refused | "
+        "no_reference=no reference, R-hat",
+    ),
+    "healthy": Section(
+        "Problems with nothing wrong, with default settings: none may be refused.",
+        "problem | items | weights | trusted | failed=gates that failed | rhat_max | "
+        "reliability | ess_median | virial | mass | step_size | seconds",
+    ),
+    "remedies": Section(
+        "Runs that fail a gate, and every alternative of its message followed to the letter, up "
+        "to four times.",
+        "gate | planted | remedy | works | times=after | last=the last of them | "
+        "then fails=what fails then | mass before=mass | mass then=then",
+    ),
+    "mixing": Section(
+        "The same posterior by different chains, each for as many seconds with its calibration; "
+        "LDS by networks retrained on halves of the items.",
+        "how=chains | effective_per_second=effective draws a second | ess_median | draws | "
+        "reliability | rhat_max | lds_loss | lds_margin | verdict | seconds | failed=why not",
+    ),
+    "tuning": Section(
+        "nbeta and gamma by the defaults, by what networks are retrained from, by `bif.tune` with "
+        "its retraining and pilots in the seconds, and as they were best in the sweep.",
+        "budget=seconds | name=calibrated by | nbeta/n | lds_loss | lds_margin | lds=LDS, mean | "
+        f"draws | ess_median | {_JUDGED}",
+    ),
+    "sweep": Section(
+        "Calibration beside the best of a sweep at the same wall-clock; the best is chosen by "
+        "what is reported, so it is flattered.",
+        "name=how | lds | share_of_best=share of the best | sampler | step | nbeta/n | "
+        f"damping=gamma/own | ess_median | {_JUDGED} | seconds",
+    ),
+    "scaling": Section(
+        "Cost of a draw of SGLD against model size, GPT-NeoX with random weights, 144 sequences "
+        "of 512 tokens scored at every draw and a step on 16 between draws. In words and "
+        "pictures: [docs/scaling.md](../../docs/scaling.md).",
+        _SCALING,
+    ),
+    "scaling-items": Section("The same against items and queries.", _SCALING),
+    "scaling-1b": Section("EK-FAC at 1B beside the BIF, on another card.", _SCALING),
+    "durability-demo": Section(
+        "What it costs that nothing is lost, `bif demo`: the run on disk with all traces, beside "
+        "the same with sums in memory; overheads as shares of the latter.",
+        _DURABILITY,
+    ),
+    "durability-fashion": Section(
+        "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 queries.",
+        _DURABILITY,
+    ),
+}
+
+
+def sections(name: str, *, on_its_page: bool = False) -> list[str]:
+    """Return the newest runs of a benchmark, of every setting and size, as headings and tables.
+
+    Args:
+        name: In `SECTIONS`.
+        on_its_page: Headings do without it, and say what the settings are.
+    """
+    files = [f"{name}-{s}" for s in SETTINGS] if name in ("mixing", "tuning", "sweep") else [name]
+    about, columns = SECTIONS[name]
+    lines = []
+    for run in (run for file in files for run in newest_of_sizes(file)):
+        title = run["benchmark"].removeprefix(f"{name}-" if on_its_page else "")
+        setting = [run["about"], ""] if on_its_page else []
+        lines += ["", f"## {title}, {run['date']}", "", *setting, about, "", where(run), ""]
+        lines += rows_as_table(run["rows"], columns)
+    return lines
+
+
+def rows_as_table(rows: Sequence[Mapping[str, Any]], columns: str) -> list[str]:
+    """Return rows as a table, of the columns those that any row has."""
+    rows = [in_words(row) for row in rows]
+    named = {key: label for key, _, label in (c.partition("=") for c in columns.split(" | "))}
+    keys = [key for key in named if any(cell(row.get(key)) not in ("–", "") for row in rows)]
+    labels = [named[key] or LABELS.get(key, key.replace("_", " ")) for key in keys]
+    return table(labels, [[cell(row.get(key)) or "–" for key in keys] for row in rows])
+
+
+def in_words(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with what its table says of its run and its choice."""
+    found = {**row, "verdict": verdict(row)}
+    if "choice" in row:
+        found["chosen"] = chosen(row["choice"], row.get("at_edge", ()))
+    return found
+
+
+def table(labels: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return cells as a table."""
+    lines = [[text.replace("|", "\\|") for text in row] for row in (labels, *rows)]
+    lines.insert(1, ["---"] * len(labels))
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table has it."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
