@@ -5,8 +5,8 @@ report included: the baseline's in memory, the other's on disk.  Runs take turns
 are paired; after each the traces on disk are read back and give the same scores.  One overhead is
 of the whole run; one leaves out what a run of four draws takes, mostly compiling.
 
-    python benchmarks/durability.py --out benchmarks/results
-    python benchmarks/durability.py --data DIR --out benchmarks/results --device cuda
+    python -m benchmarks.durability --out benchmarks/results
+    python -m benchmarks.durability --data DIR --out benchmarks/results --device cuda
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import parser, print_table, write
 
 import bif
+from benchmarks import throughput
+from benchmarks.common import parser, print_table, write
 from bif import store
+from bif.cli.digits_demo import RECIPE, digits
 from bif.estimate import estimate_covariance
 from bif.problem.identity import identity
 from bif.runs.attribute import attributed
@@ -32,27 +34,18 @@ from bif.runs.run import Run
 
 
 def demo(arguments: Any) -> tuple[bif.Problem, bif.Settings]:
-    """The problem and settings of `bif demo`."""
-    from bif.cli.digits_demo import RECIPE, digits
-
+    """Return the problem and settings of `bif demo`."""
     chosen = bif.Settings(seed=arguments.seed, weight_decay=RECIPE.weight_decay)
     return digits(arguments.seed).problem, chosen
 
 
 def fashion(arguments: Any) -> tuple[bif.Problem, bif.Settings]:
-    """BAOAB on the Fashion-MNIST network, as `draws.py` has it."""
-    from draws import settings
-    from fashion import problem
-
-    made = problem(
-        arguments.data, num_train=arguments.num_train, num_queries=200, device=arguments.device,
-        seed=arguments.seed,
-    )  # fmt: skip
-    chosen = settings(
+    """Return BAOAB on the Fashion-MNIST network, as `throughput` has it."""
+    chosen = throughput.settings(
         "baoab", arguments.num_train, chains=arguments.chains, draws=arguments.draws, fast=True,
         device=arguments.device,
     )  # fmt: skip
-    return made, chosen
+    return throughput.fashion(arguments), chosen
 
 
 def timed(
