@@ -5,8 +5,8 @@ part of a bank; beside it the defaults alone, the same told what networks are re
 `bif.tune` (its retrained networks and pilots counted in the seconds).  The best of the sweep is
 chosen by what is reported, so it is flattered.
 
-    python benchmarks/sweep.py digits --seconds 45 --out benchmarks/results
-    python benchmarks/sweep.py concrete --seconds 45 --data DIR --out benchmarks/results
+    python -m benchmarks.sweep digits --seconds 45 --out benchmarks/results
+    python -m benchmarks.sweep concrete --seconds 45 --data DIR --out benchmarks/results
 
 `--share K/N` runs every N-th entry of the grid only, from the K-th, so that several devices of one
 kind can divide it; `--join` makes one file of theirs, with `--unfinished` also where entries are
@@ -19,19 +19,26 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import parser, print_table, write
-from judging import add_banks, how_retrained, judged, reported_part
 
 import bif
-from bif import store
+from benchmarks.common import (
+    add_banks,
+    how_retrained,
+    judge,
+    parser,
+    print_table,
+    read,
+    reported_part,
+    write,
+    write_json,
+)
 from bif.bank import BankPart, Plan, retrained
 from bif.benchmark import SETTINGS, Task, named_task
 
@@ -119,13 +126,9 @@ def main() -> None:
     if arguments.add:
         rows = again(arguments.add, arguments.seconds)
     if first == 0:
-        rows.append({"name": "defaults", **judged(task, within, part)})
-        print(rows[-1], flush=True)
-        told = replace(within, retrained_from=task.targets[-1])
-        rows.append({"name": "retrained_from", **judged(task, told, part)})
-        print(rows[-1], flush=True)
-        rows.append({"name": "tuned", **judged_tuned(task, within, part)})
-        print(rows[-1], flush=True)
+        for name, way in ways(task, within).items():
+            rows.append({"name": name, **judge_way(task, way, part)})
+            print(rows[-1], flush=True)
     settings_of_grid = list(grid())[first : arguments.limit : every]
     if arguments.add:  # the best one once more
         best = max((r for r in rows if r["name"] == "sweep"), key=lambda r: r.get("lds", 0.0))
@@ -133,7 +136,7 @@ def main() -> None:
         rows.remove(best)
     for found in settings_of_grid:
         settings = swept(task, within, found, usual)
-        rows.append({"name": "sweep", **found, **judged(task, settings, part)})
+        rows.append({"name": "sweep", **found, **judge(task, settings, part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task)
     print_table(summary(rows))
@@ -145,7 +148,7 @@ def joined(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: Shares of different runs, or not all of the grid.
     """
-    shares = [json.loads(file.read_text(encoding="utf-8")) for file in arguments.join]
+    shares = [read(file) for file in arguments.join]
     rows = [row for share in shares for row in share["sweep"]]
     same = ("benchmark", "date", "budget", "seed", "versions", "hardware", "about")
     first = shares[0]
@@ -163,9 +166,7 @@ def joined(arguments: argparse.Namespace) -> None:
     commands = "; ".join(share["command"] for share in shares)
     content = {**first, "benchmark": file_name(arguments), "command": commands,
                "rows": summary(rows), "sweep": rows}  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{content['benchmark']}-{first['date']}.json"
-    path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out / f"{content['benchmark']}-{first['date']}.json", content)
     print_table(content["rows"])
 
 
@@ -175,19 +176,28 @@ def again(file: Path, seconds: float) -> list[dict[str, Any]]:
     Raises:
         ValueError: It gave its runs other seconds.
     """
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = read(file)
     if earlier["budget"] != seconds:
         raise ValueError(f"{file} gave {earlier['budget']:g} s to each run, not {seconds:g}.")
     return [row for row in earlier["sweep"] if row["name"] == "sweep"]
 
 
-def judged_tuned(task: Task, within: bif.Settings, part: BankPart) -> dict[str, Any]:
-    """A run by `tuned` settings, or why there is none."""
+def ways(task: Task, within: bif.Settings) -> dict[str, Callable[[], bif.Settings]]:
+    """Return the ways to be calibrated, each to be called when its time begins."""
+    return {
+        "defaults": lambda: within,
+        "retrained_from": lambda: replace(within, retrained_from=task.targets[-1]),
+        "tuned": lambda: tuned(task, within),
+    }
+
+
+def judge_way(task: Task, way: Callable[[], bif.Settings], part: BankPart) -> dict[str, Any]:
+    """Return what a run by a way's settings is worth, or why there is none."""
     try:
-        settings = tuned(task, within)
+        settings = way()
     except ValueError as error:  # nothing of the budget is left
         return {"failed": str(error)}
-    return judged(task, settings, part)
+    return judge(task, settings, part)
 
 
 def tuned(task: Task, within: bif.Settings) -> bif.Settings:
