@@ -1,4 +1,4 @@
-"""What every benchmark shares: arguments, provenance, one dated JSON file, a table."""
+"""What benchmarks share: options, one dated JSON file, a table, networks that judge scores."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ import datetime
 import json
 import os
 import platform
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 import bif
 from bif import store
+from bif.bank import BankPart, retrained
+from bif.benchmark import Task
+from bif.evaluate import lds
 from bif.problem.provenance import versions
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
 RESULTS = Path(__file__).parent / "results"
 
+# --- Options and files ----------------------------------------------------------------------------
+
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    made = argparse.ArgumentParser(description=description)
+    """Return the options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--data", type=Path, help="folder with the standard data files")
     made.add_argument("--out", type=Path, required=True, help="folder for the JSON file")
     made.add_argument("--device", default="cpu")
@@ -38,7 +49,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def side_by_side(
     work: Callable[[Asked], Found], items: Sequence[Asked], jobs: int
 ) -> Iterator[Found]:
-    """Results in order, each by a process of one thread if there are several at a time."""
+    """Yield results in order, each by a process of one thread if there are several at a time."""
     if jobs == 1:
         yield from map(work, items)
         return
@@ -47,7 +58,7 @@ def side_by_side(
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The machine in words."""
+    """Return the machine in words."""
     facts: dict[str, Any] = {
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -60,67 +71,55 @@ def hardware(device: str) -> dict[str, Any]:
     return facts
 
 
-def write(name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any]],
-          **further: Any) -> Path:  # fmt: skip
+def write(
+    name: str, arguments: argparse.Namespace, rows: Sequence[dict[str, Any]], **further: Any
+) -> Path:
     """Write `NAME-DATE.json` with the rows, the command, versions, hardware and seed."""
     date = datetime.date.today().isoformat()
     content = {
         "benchmark": name,
         "date": date,
-        "command": " ".join(["python", *_portable(sys.argv)]),
+        "command": " ".join(["python", *_portable(sys.orig_argv[1:])]),
         "seed": arguments.seed,
         "versions": versions(),
         "hardware": hardware(arguments.device),
         **further,
         "rows": list(rows),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"{name}-{date}.json"
+    return write_json(arguments.out / f"{name}-{date}.json", content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a file of results, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(store.plain(content), indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def trust(run: bif.Run) -> dict[str, Any]:
-    """What a row of results says of its run: R-hat, reliability, trusted, gates that failed."""
-    figures = {name: run.summary[name] for name in ("rhat_max", "reliability", "trusted")}
-    return {**figures, "failed_gates": run.failed_gates}
-
-
-def newest(name: str) -> dict[str, Any] | None:
-    """The newest committed run of a benchmark."""
-    runs = every(name)
-    return runs[-1] if runs else None
-
-
-def every(name: str) -> list[dict[str, Any]]:
-    """All committed runs of a benchmark, in the order of their dates."""
-    files = sorted(RESULTS.glob(f"{name}-????-??-??.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
-def newest_of_sizes(name: str) -> list[dict[str, Any]]:
-    """The newest run of a benchmark, and of each size that has files `NAME-SIZE-DATE.json`."""
-    found = (re.fullmatch(r"-(\d+)-\d{4}(-\d\d){2}", file.stem.removeprefix(name))
-             for file in RESULTS.glob(f"{name}-*.json"))  # fmt: skip
-    sizes = sorted({int(match[1]) for match in found if match})
-    runs = [newest(name), *(newest(f"{name}-{size}") for size in sizes)]
-    return [run for run in runs if run is not None]
-
-
-def machine(run: dict[str, Any]) -> str:
-    """Where it ran."""
-    hardware = run["hardware"]
-    return hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
-
-
 def _portable(words: Sequence[str]) -> list[str]:
-    """The command without folders of this machine."""
-    named = {"--data": "DIR", "--out": "DIR", "--banks": "BANKS", "--add": "FILE"}
+    """Return a command without folders of this machine."""
+    named = {"--data": "DIR", "--out": "DIR", "--references": "DIR", "--banks": "BANKS",
+             "--add": "FILE"}  # fmt: skip
     return [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Read a file of results."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def every(name: str) -> list[dict[str, Any]]:
+    """Read all committed runs of a benchmark, in the order of their dates."""
+    return [read(file) for file in sorted(RESULTS.glob(f"{name}-????-??-??.json"))]
+
+
+def newest(name: str) -> dict[str, Any] | None:
+    """Read the newest committed run of a benchmark."""
+    return next(reversed(every(name)), None)
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as aligned text, one column a key."""
+    """Print rows as aligned text, one column a key."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys] + [[_cell(row.get(key, "")) for key in keys] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
@@ -130,3 +129,103 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- What judges ----------------------------------------------------------------------------------
+
+
+def trust(run: bif.Run) -> dict[str, Any]:
+    """Return what a row says of its run: R-hat, reliability, trusted, gates that failed."""
+    figures = {name: run.summary[name] for name in ("rhat_max", "reliability", "trusted")}
+    return {**figures, "failed_gates": run.failed_gates}
+
+
+def add_banks(options: argparse.ArgumentParser) -> None:
+    """Add the option that keeps what was retrained for the next run."""
+    options.add_argument("--banks", type=Path, help="folder to keep banks in, or to find them in")
+
+
+@contextmanager
+def folder_of_banks(banks: Path | None, name: str) -> Iterator[str]:
+    """Yield where banks are found or kept; a folder that goes away if none was named."""
+    if banks:
+        yield str(banks / name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def how_retrained(task: Task) -> dict[str, Any]:
+    """Return where a task's networks start from, and how many are stacked."""
+    return {"networks_per_stack": task.networks_per_stack, "target": task.targets[-1]}
+
+
+def reported_part(task: Task, banks: Path | None, **changed: Any) -> BankPart:
+    """Return the reported part of a task's bank, without a tuning part.
+
+    Args:
+        task: Its setting.
+        banks: The folder of `--banks`.
+        changed: Of its plan.
+    """
+    plan = replace(task.plan, num_tuning_subsets=0, **changed)
+    if task.targets[-1] == "checkpoint":
+        plan = replace(plan, seeds=1)
+    out = banks / f"{task.name}-reported" if banks else None
+    bank = retrained(task.problem, None, task.retraining, plan, **how_retrained(task), out=out)
+    return bank.reported
+
+
+def judge(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:
+    """Return a run's LDS of every outcome, draws, effective draws, trust and seconds."""
+    started = time.perf_counter()
+    try:
+        run = bif.attribute(task.problem, settings)
+    except (ValueError, RuntimeError) as error:  # no time for it, or chains that diverged
+        return {"failed": str(error)[:500], "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    values = run.influence.dataset["influence"]
+    row: dict[str, Any] = {}
+    for name in (observable.name for observable in task.problem.observables):
+        scores, outcomes = values.sel(observable=name).values, part.outcomes[name]
+        row[f"lds_{name}"] = lds(scores, part.masks, outcomes, num_bootstrap=1).mean
+    row["lds"] = sum(row.values()) / len(row)
+    figures = {name: run.summary[name] for name in ("draws", "chains", "ess_median")}
+    figures["nbeta"] = run.manifest["settings"]["nbeta"]
+    return {**row, **figures, **trust(run), "seconds": seconds}
+
+
+# --- Problems and time ----------------------------------------------------------------------------
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    """Return numbers of a standard normal law."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def minimise_(
+    parameters: Iterable[nn.Parameter | Tensor], objective: Callable[[], Tensor], **given: Any
+) -> None:
+    """Move parameters to a minimum by L-BFGS.
+
+    Args:
+        parameters: What moves.
+        objective: A number of them.
+        given: To the optimizer.
+    """
+    optimizer = torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **given)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = objective()
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.zero_grad()
+
+
+def wait(device: torch.device | str) -> None:
+    """Wait until everything asked of a device is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

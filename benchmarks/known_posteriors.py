@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bif
+from benchmarks.common import minimise_
 from bif.types import Batch, Target
 
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -306,17 +307,11 @@ def _flat(
 def _minimum(losses: Losses, start: Tensor, x: Tensor, y: Tensor, *, ridge: float = 0.0) -> Tensor:
     """w* by Newton's method from L-BFGS, to rounding."""
     w = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [w], max_iter=5000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = losses(w.unsqueeze(0), x, y).mean() + ridge * w.square().sum()
-        value.backward()
-        return value
+    def objective() -> Tensor:
+        return losses(w.unsqueeze(0), x, y).mean() + ridge * w.square().sum()
 
-    optimizer.step(closure)
+    minimise_([w], objective, max_iter=5000, tolerance_grad=1e-12, tolerance_change=0)
     return w.detach()
 
 

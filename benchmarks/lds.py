@@ -1,12 +1,12 @@
 """LDS of every method on the settings of `bif lds`.
 
 One dated JSON file a setting: rows, curves, what was tuned, plan, versions and hardware.
-`tables.py` makes tables and plots of them; `bif lds SETTING` does all of it in any folder.
+`benchmarks.pages` makes tables and plots of them; `bif lds SETTING` does all of it in any folder.
 
-    python benchmarks/lds.py logistic digits --out benchmarks/results
-    python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda
-    python benchmarks/lds.py cifar --data DIR --out benchmarks/results --device cuda --banks BANKS
-    python benchmarks/lds.py fashion --data DIR --out benchmarks/results --device cuda \
+    python -m benchmarks.lds logistic digits --out benchmarks/results
+    python -m benchmarks.lds fashion --data DIR --out benchmarks/results --device cuda
+    python -m benchmarks.lds cifar --data DIR --out benchmarks/results --device cuda --banks BANKS
+    python -m benchmarks.lds fashion --data DIR --out benchmarks/results --device cuda \
         --sizes 500 1000 2000 6000 20000
 
 `--by-default` runs the BIF given nothing but the weight decay, and EK-FAC, into a file of its own,
@@ -18,15 +18,10 @@ The file is written anew after every method that takes long: a run cut short lea
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import parser, write
-
+from benchmarks.common import add_banks, folder_of_banks, parser, read, write
 from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
@@ -34,7 +29,7 @@ BY_DEFAULT = ("ekfac", "bif_default")
 
 
 def measure(setting: str, arguments: argparse.Namespace) -> None:
-    """A setting from end to end."""
+    """Measure a setting from end to end."""
     task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
     name = f"lds-{setting}-default" if arguments.by_default else f"lds-{setting}"
 
@@ -44,34 +39,23 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
             unsuited=results.unsuited, tuned=results.tuned,
         )  # fmt: skip
 
-    with banks(arguments, setting) as folder:
+    with folder_of_banks(arguments.banks, setting) as folder:
         results = benchmark(
             task, out=folder, methods=BY_DEFAULT if arguments.by_default else arguments.methods,
-            fractions=arguments.fractions,
-            after_each=save, show_progress=True,
+            fractions=arguments.fractions, after_each=save, show_progress=True,
         )  # fmt: skip
     print(table(results.rows), flush=True)
     print(save(results), flush=True)
 
 
-@contextmanager
-def banks(arguments: argparse.Namespace, setting: str) -> Iterator[str]:
-    """Where banks are found or kept; a folder that nobody needs afterwards if nothing is said."""
-    if arguments.banks:
-        yield str(arguments.banks / setting)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
 def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
-    """The same with several numbers of train items; the file is written anew after each."""
+    """Measure several numbers of train items; the file is written anew after each."""
     rows, about = earlier(arguments.add, arguments.sizes) if arguments.add else ([], {})
     for size in arguments.sizes:
         task = named_task(
             setting, arguments.data, device=arguments.device, seed=arguments.seed, size=size
         )
-        with banks(arguments, f"{setting}-{size}") as folder:
+        with folder_of_banks(arguments.banks, f"{setting}-{size}") as folder:
             results = benchmark(task, out=folder, methods=arguments.methods, show_progress=True)
         rows += [{**row, "num_train": size} for row in results.rows]
         about[str(size)] = results.about
@@ -80,11 +64,11 @@ def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
 
 
 def earlier(file: Path, sizes: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows and facts of an earlier file, of other sizes than are asked for now.
+    """Return rows and facts of an earlier file, of other sizes than are asked for now.
 
     Each size keeps the hardware and the versions that it was run with, among its facts.
     """
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read(file)
     rows = [row for row in found["rows"] if row["num_train"] not in sizes]
     about = {size: facts for size, facts in found["about"].items() if int(size) not in sizes}
     return rows, about
@@ -95,7 +79,7 @@ def main() -> None:
     options.add_argument("settings", nargs="+", choices=SETTINGS)
     options.add_argument("--methods", nargs="+")
     options.add_argument("--by-default", action="store_true")
-    options.add_argument("--banks", type=Path, help="folder to keep banks in, or to find them in")
+    add_banks(options)
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])
     options.add_argument("--add", type=Path, help="file of --sizes whose other sizes are kept")

@@ -3,8 +3,8 @@
 The same posterior (nbeta and gamma of `bif lds SETTING`) by different chains, each for so many
 seconds with its calibration, judged by networks retrained on other subsets than it was tuned on.
 
-    python benchmarks/mixing.py digits --seconds 30 --out benchmarks/results
-    python benchmarks/mixing.py fashion --seconds 30 --data DIR --out DIR --device cuda
+    python -m benchmarks.mixing digits --seconds 30 --out benchmarks/results
+    python -m benchmarks.mixing fashion --seconds 30 --data DIR --out DIR --device cuda
 """
 
 from __future__ import annotations
@@ -12,20 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from common import parser, print_table, write
-from judging import add_banks, judged, reported_part
-from perturbed import PerturbAndOptimise
-from refreshed import Refreshed
-
 import bif
+from benchmarks.common import add_banks, judge, parser, print_table, reported_part, write
 from bif.benchmark import SETTINGS, named_task
-from bif.losses import cross_entropy
 
-STEPS = (8, 16, 32, 64)
-"""To the minimum of a perturbed potential."""
-BATCHES, CHAINS, FRICTION = (64, 128), 16, 10.0
-"""Of control variates whose anchor is the last draw; friction in units of that of full gradients:
-the noise of gradients is kept as long as velocities are."""
 WAYS: dict[str, dict[str, Any]] = {
     "BAOAB, Kronecker mass": {"mass": "kronecker"},
     "BAOAB, unit mass": {"mass": "identity"},
@@ -53,30 +43,12 @@ def main() -> None:
         budget=arguments.seconds, seed=arguments.seed,
     )  # fmt: skip
     rows = []
-
-    def add(name: str, row: dict[str, Any]) -> None:
+    for name, way in WAYS.items():
+        row = {"how": name, **judge(task, replace(base, **way), part)}
         if row.get("ess_median"):
             row["effective_per_second"] = row["ess_median"] / row["seconds"]
-        rows.append({"how": name, **row})
-        print(rows[-1], flush=True)
-
-    for name, way in WAYS.items():
-        add(name, judged(task, replace(base, **way), part))
-    complete = bif.calibrate(task.problem, replace(base, budget=None, mass="kronecker")).settings
-    assert complete.friction is not None
-    often = replace(
-        complete, friction=FRICTION * complete.friction, chains=CHAINS, block_size=CHAINS
-    )
-    for batch_size in BATCHES:
-        made = Refreshed(task.problem, often, batch_size)
-        row = made.judged(part, seconds=arguments.seconds)
-        add(f"BAOAB, Kronecker mass, refreshed control variates of {batch_size}", row)
-    if task.problem.loss is cross_entropy:
-        complete = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
-        for steps in STEPS:
-            made = PerturbAndOptimise(task.problem, complete, steps)
-            row = made.judged(part, seconds=arguments.seconds)
-            add(f"perturb and optimise, {steps} steps", row)
+        rows.append(row)
+        print(row, flush=True)
     print_table(rows)
     write(
         f"mixing-{arguments.setting}", arguments, rows, about=task.about, target=task.targets[-1],

@@ -108,6 +108,12 @@ def missing_files(page: Path) -> list[str]:
     return sorted(path for path in spoken_of if not (ROOT / path).exists())
 
 
+def unknown_benchmarks(page: Path) -> list[str]:
+    """Benchmarks that a page tells to run and that are not there."""
+    told = set(re.findall(r"\bpython -m (benchmarks[\w.]*\w)", page.read_text("utf-8")))
+    return sorted(name for name in told if importlib.util.find_spec(name) is None)
+
+
 @each_page
 def test_relative_links_lead_somewhere(page: Path):
     assert broken_links(page) == []
@@ -116,6 +122,11 @@ def test_relative_links_lead_somewhere(page: Path):
 @each_page
 def test_every_name_of_the_package_in_a_page_exists(page: Path):
     assert unknown_names(page) == []
+
+
+@each_page
+def test_every_benchmark_of_a_page_exists(page: Path):
+    assert unknown_benchmarks(page) == []
 
 
 @each_page

@@ -1,37 +1,37 @@
-"""The pure parts of `benchmarks/language.py`, and the whole on a corpus of a few lines."""
+"""The pure parts of `benchmarks.language`, and the whole on a corpus of a few lines."""
 
 from __future__ import annotations
 
-import importlib
 import json
+import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
 
+from benchmarks.language import __main__ as language
+from benchmarks.language import corpus, paraphrases
+from benchmarks.language.word_pairs import (
+    bootstrap,
+    class_of,
+    matched_pairs,
+    p_value,
+    stem,
+    tokens_of,
+)
+from benchmarks.scaling.neox import Shape, network
 
-@pytest.fixture
-def load(monkeypatch):
-    """Imports a file of the folder, which is no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
-
-def words(load, text, item=0, first=0):
+def words(text, item=0, first=0):
     """Tokens of a text whose pieces are words with the space before them."""
-    pieces = [
-        p for p in load("re").split(r"(?= )|(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)", text) if p
-    ]
-    return load("word_pairs").tokens_of(pieces, [first + i for i in range(len(pieces))], item)
+    pieces = [p for p in re.split(r"(?= )|(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)", text) if p]
+    return tokens_of(pieces, [first + i for i in range(len(pieces))], item)
 
 
-def test_tokens_are_the_beginnings_of_words_with_a_column(load):
-    tokens_of = load("word_pairs").tokens_of
+def test_tokens_are_the_beginnings_of_words_with_a_column():
     found = tokens_of(["The", " cat", "s", " (", "cats", ")", " The"], [-1, 0, 1, 2, 3, 4, 5], 7)
     # "s" goes on with a word, and the first piece has no column.
     assert [(t.word, t.column) for t in found] == [
@@ -48,15 +48,13 @@ def test_tokens_are_the_beginnings_of_words_with_a_column(load):
 @pytest.mark.parametrize(
     ("one", "other"), [("walks", "walked"), ("Dog", "dogs"), ("making", "makes"), ("Ann", "Ann's")]
 )
-def test_variants_share_a_stem(load, one, other):
-    stem = load("word_pairs").stem
+def test_variants_share_a_stem(one, other):
     assert stem(one) == stem(other)
 
 
-def test_pairs_have_one_class_or_none(load):
-    class_of = load("word_pairs").class_of
-    query = words(load, 'he saw Ann and Ann said " the dog ( big ) " ran')
-    train = words(load, 'she met Tom and Tom said " his dogs ( huge ) " and the dog', item=1)
+def test_pairs_have_one_class_or_none():
+    query = words('he saw Ann and Ann said " the dog ( big ) " ran')
+    train = words('she met Tom and Tom said " his dogs ( huge ) " and the dog', item=1)
 
     def of(a, b, which=0):
         one = [t for t in query if t.word == a][which]
@@ -69,13 +67,12 @@ def test_pairs_have_one_class_or_none(load):
     assert of("big", "huge") == [""] and of("he", "she") == [""]
 
 
-def test_controls_are_of_the_same_text_and_as_frequent(load):
-    matched_pairs = load("word_pairs").matched_pairs
-    query = words(load, "once a dog ran")
+def test_controls_are_of_the_same_text_and_as_frequent():
+    query = words("once a dog ran")
     texts = ["one dog sat by one cat", "two dogs and a hen met a dog"]
     train, first = [], 0
     for i, text in enumerate(texts):
-        own = words(load, text, item=i, first=first)
+        own = words(text, item=i, first=first)
         first += len(own)
         train += own
     by_column = {t.column: t for t in train}
@@ -95,8 +92,7 @@ def test_controls_are_of_the_same_text_and_as_frequent(load):
     assert len(matched_pairs(query, train, most=1, seed=0)["same word"]) == 1
 
 
-def test_the_bootstrap_covers_the_mean_and_is_as_wide_as_theory(load):
-    bootstrap = load("word_pairs").bootstrap
+def test_the_bootstrap_covers_the_mean_and_is_as_wide_as_theory():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
     found = bootstrap(values, seed=0, resamples=4000)
     assert found.mean == pytest.approx(values.mean()) and found.texts == 400
@@ -107,39 +103,30 @@ def test_the_bootstrap_covers_the_mean_and_is_as_wide_as_theory(load):
         bootstrap([], seed=0)
 
 
-def test_a_p_value_counts_the_permutations_that_are_as_far_from_zero(load):
-    p_value = load("word_pairs").p_value
+def test_a_p_value_counts_the_permutations_that_are_as_far_from_zero():
     assert p_value(0.5, [0.1, -0.5, 0.4, 0.6]) == pytest.approx(3 / 5)
     assert p_value(-2.0, [0.1, -0.5, 0.4]) == pytest.approx(1 / 4)
 
 
-def test_a_pairs_difference_is_that_of_its_columns(load):
-    difference, similar = load("language")._difference, np.arange(12.0).reshape(3, 4) ** 2
+def test_a_pairs_difference_is_that_of_its_columns():
+    difference, similar = language._difference, np.arange(12.0).reshape(3, 4) ** 2
     pairs = np.array([[0, 3, 1], [2, 0, 2]])
     assert difference(similar, pairs) == pytest.approx(((9 - 1) + (64 - 100)) / 2)
     order = np.array([1, 0, 3, 2])
     assert difference(similar, pairs, order) == pytest.approx(((4 - 0) + (81 - 121)) / 2)
 
 
-def test_a_paraphrase_has_other_words_names_and_order_and_is_always_the_same(load):
-    p = load("paraphrases")
+def test_a_paraphrase_has_other_words_names_and_order_and_is_always_the_same():
     text = "One day, Lily saw a big house. She told Lily it was small. The end."
-    other = p.paraphrase(text)
+    other = paraphrases.paraphrase(text)
     assert other == "She told Nora it was little. One day, Nora noticed a large home. The end."
-    assert p.paraphrase(text) == other
-    assert p.shared_words(text, text) == 1 and p.shared_words(text, other) == 0
+    assert paraphrases.paraphrase(text) == other
+    assert paraphrases.shared_words(text, text) == 1 and paraphrases.shared_words(text, other) == 0
 
 
-def test_ranks_count_from_the_most_helpful(load):
-    ranks = load("paraphrases").ranks
+def test_ranks_count_from_the_most_helpful():
     scores = np.array([[-3.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 2.0, 5.0]])
-    assert ranks(scores, [0, 1, 2]).tolist() == [1, 2.5, 3]
-
-
-def test_wilsons_interval_is_that_of_the_textbook(load):
-    low, high = load("paraphrases").wilson(8, 10)
-    assert (low, high) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert load("paraphrases").wilson(0, 5)[0] == pytest.approx(0, abs=1e-12)
+    assert paraphrases.ranks(scores, [0, 1, 2]).tolist() == [1, 2.5, 3]
 
 
 @pytest.fixture
@@ -167,8 +154,7 @@ def corpus_folder(tmp_path):
     return tmp_path
 
 
-def test_documents_are_paragraphs_and_whole_stories_by_turns(load, corpus_folder):
-    corpus = load("corpus")
+def test_documents_are_paragraphs_and_whole_stories_by_turns(corpus_folder):
     found = corpus.documents(corpus_folder)
     assert len(found) == 120 and [d.source for d in found[:4]].count("wiki") == 2
     assert all("@" not in d.text and "=" not in d.text for d in found)
@@ -178,28 +164,28 @@ def test_documents_are_paragraphs_and_whole_stories_by_turns(load, corpus_folder
     assert some == corpus.spread(found, 7, seed=0)
 
 
-def test_training_lowers_the_loss_and_depends_on_the_seed_alone(load):
-    corpus = load("corpus")
+def test_training_lowers_the_loss_and_depends_on_the_seed_alone():
     ids = torch.randint(20, (16, 12), generator=torch.Generator().manual_seed(0))
     items = {"input_ids": ids, "labels": ids.clone()}
 
+    def small_gpt():
+        return network(Shape("GPT", 1, 32, 1, 20), length=12, seed=1, device="cpu",
+                       dtype=torch.float32)  # fmt: skip
+
     def after(seed, steps=25):
-        model = corpus.gpt(20, width=32, layers=1, length=12, seed=1)
+        model = small_gpt()
         torch.manual_seed(steps)
         corpus.train_(model, items, steps=steps, batch_size=4, rate=0.01, seed=seed)
         return model, corpus.loss_a_token(model, items, size=5)
 
-    before = corpus.loss_a_token(corpus.gpt(20, width=32, layers=1, length=12, seed=1), items)
+    before = corpus.loss_a_token(small_gpt(), items)
     (one, low), (two, _), (other, _) = after(0), after(0), after(1)
     assert low < before - 0.5
     weights = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (one, two, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_the_benchmark_trains_attributes_and_writes_rows(
-    load, monkeypatch, tmp_path, capsys, corpus_folder
-):
-    language = load("language")
+def test_the_benchmark_trains_attributes_and_writes_rows(monkeypatch, tmp_path, corpus_folder):
     options = (
         "language.py --tiny --only tokens planted --steps 5 --draws 6 --width 16 "
         "--layers 1 --pieces 300 --length 48 --token-items 6 --token-queries 3 --planted 2 "
@@ -224,55 +210,3 @@ def test_the_benchmark_trains_attributes_and_writes_rows(
     monkeypatch.setattr(sys, "argv", options)
     with pytest.raises(SystemExit):
         language.parsed(["--out", "anywhere"])
-
-
-def test_the_page_of_results_has_their_numbers_or_says_that_there_are_none(load):
-    language_page, tables = load("language_page").language_page, load("tables")
-    given = {"where": lambda run: "here", "cell": tables.cell, "lds_table": lambda rows: "LDS",
-             "pictured": False}  # fmt: skip
-    assert "Not measured on a GPU yet" in language_page([], **given)
-    about = {"weights": 3_800_000, "documents": 5000, "training_steps": 300,
-             "training_seconds": 12.0, "train_loss": 2.5, "held_out_loss": 3.125,
-             "gap": 0.625}  # fmt: skip
-    rows = [
-        {"part": "tokens", "pairs": "same word", "columns": "scores", "minus_matched": 0.25},
-        {"part": "planted", "method": "bif", "first": 0.75},
-        {"part": "lds", "method": "bif", "reliability": 0.25, "ess_median": 1000.0},
-    ]
-    runs = [{"rows": part, "about": about, "tiny": False} for part in (rows[:2], rows[2:])]
-    page = language_page(runs, **given)
-    for words in ("3,800,000 weights", "0.625 nats", "same word", "0.25", "0.75", "LDS"):
-        assert words in page
-    assert "1,000 effective draws" in page and "it takes about 3,000." in page
-    small = {**runs[1], "about": {**about, "weights": 2000}}
-    assert page.count("nats") == 1 and language_page([*runs, small], **given).count("nats") == 2
-    tiny = language_page([{"rows": rows, "about": about, "tiny": True}], **given)
-    assert "Not measured" in tiny and "3,800,000" not in tiny
-
-
-def test_the_picture_has_a_panel_for_each_part_that_was_run(load):
-    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    of_interval = {"ci_low": 0.1, "ci_high": 0.4}
-    rows = [
-        {"part": "tokens", "pairs": "variant", "columns": "shuffled", "minus_matched": 0.2},
-        {"part": "lds", "method": "ekfac", "lds": 0.3},
-    ]
-    rows = [{**row, **of_interval} for row in rows]
-    widths = []
-    for some in (rows[:1], rows):
-        picture = load("language_page").language_picture([{"rows": some, "about": {"weights": 7}}])
-        assert picture.startswith(b"\x89PNG")
-        widths.append(int.from_bytes(picture[16:20], "big"))
-    assert widths[1] == pytest.approx(2 * widths[0], abs=2)
-
-
-def test_rows_of_two_runs_are_joined_where_their_networks_are_the_same(load):
-    with_rows = load("tables").with_rows
-    first = {"seed": 0, "sizes": {"width": 64}, "about": {"weights": 1}, "command": "a",
-             "rows": [{"method": "ekfac", "lds": 0.5}]}  # fmt: skip
-    later = {**first, "command": "b", "rows": [{"method": "ekfac", "lds": 0.6}, {"method": "bif"}]}
-    joined = with_rows(first, later)
-    assert joined["rows"] == [{"method": "ekfac", "lds": 0.5}, {"method": "bif"}]
-    assert (joined["command"], joined["earlier_commands"]) == ("b", ["a"])
-    with pytest.raises(ValueError, match="differ in 'sizes'"):
-        with_rows(first, {**later, "sizes": {"width": 65}})

@@ -1,35 +1,25 @@
-"""`benchmarks/small.py`: its sets, and its rows on one of them with a bank of a few networks."""
+"""`benchmarks.calibration.small`: rows of one of its sets, with a bank of a few networks."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+
 import bif
+from benchmarks import lds
+from benchmarks.calibration import small
+from benchmarks.common import folder_of_banks
 from bif.bank import Plan
 from bif.benchmark.harness import banks_of
 
-pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-NAMES = tuple(
-    "cancer wine digits diabetes noisy friedman moons heavy swiss blobs multi linear".split()
-)
-
 
 @pytest.fixture
-def small(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("small")
-
-
-@pytest.fixture
-def quick(small, monkeypatch):
+def quick(monkeypatch):
     """Few networks of few steps, and runs of few draws."""
     monkeypatch.setattr(small, "STEPS", 20)
     monkeypatch.setattr(
@@ -45,22 +35,7 @@ def quick(small, monkeypatch):
     return asked
 
 
-def test_the_docstring_s_table_is_what_is_run(small):
-    joined = small.__doc__.replace("\\\n", "")
-    table = re.findall(r"^\| (\w+)(?:: [^|]*)? \| (\d+), (\d+), (\d+) \| (\S+) (\w+) \| (\S+) \| "
-                       r"(\S+) \|$", joined, re.MULTILINE)  # fmt: skip
-    assert [row[0] for row in table] == list(small.SETS) == list(NAMES)
-    for name, train, queries, tuning, widths, activation, rate, decay in table:
-        chosen = small.SETS[name]
-        parts = small.split(chosen, 0, "cpu")
-        assert [len(x) for x, _ in parts] == [int(train), int(queries), int(tuning)]
-        inputs, hidden, _ = (int(width) for width in widths.split("-"))
-        assert parts[0][0].shape[1] == inputs and chosen.hidden == hidden
-        assert chosen.activation.__name__.lower() == activation.lower()
-        assert (chosen.rate, chosen.weight_decay) == (float(rate), float(decay))
-
-
-def test_every_rival_stands_beside_a_run_that_was_told_the_weight_decay_alone(small, quick):
+def test_every_rival_stands_beside_a_run_that_was_told_the_weight_decay_alone(quick):
     task = small.small_task("wine", device="cpu", seed=0)
     banks, _ = banks_of(task)
     rows = small.measured(task, banks, small.METHODS)
@@ -78,7 +53,7 @@ def test_every_rival_stands_beside_a_run_that_was_told_the_weight_decay_alone(sm
     assert by["exact_ggn@bif"]["choice"]["damping"] == pytest.approx(damping)
 
 
-def test_a_temperature_is_in_units_of_the_items(small, quick):
+def test_a_temperature_is_in_units_of_the_items(quick):
     task = small.small_task("wine", device="cpu", seed=0)
     (row, _) = small.measured(
         small.at_temperature(task, 4.0), banks_of(task)[0], ["bif"], times_n=4.0
@@ -87,20 +62,17 @@ def test_a_temperature_is_in_units_of_the_items(small, quick):
     assert row["times_n"] == row["choice"]["nbeta/n"] == 4.0
 
 
-def test_banks_are_found_again(small, quick, tmp_path):
-    task = small.small_task("wine", device="cpu", seed=0)
-    with small.folder_of(tmp_path, "wine") as folder:
-        banks_of(task, folder)
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("bank.json")}
-    again = small.small_task("wine", device="cpu", seed=0)
-    with small.folder_of(tmp_path, "wine") as folder:
-        banks_of(again, folder)
-    assert len(before) == 2
-    assert all(file.stat().st_mtime_ns == when for file, when in before.items())
+def test_banks_are_found_again(quick, tmp_path):
+    def written() -> dict:
+        with folder_of_banks(tmp_path, "wine") as folder:
+            banks_of(small.small_task("wine", device="cpu", seed=0), folder)
+        return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("bank.json")}
+
+    before = written()
+    assert len(before) == 2 and written() == before
 
 
-def test_the_default_of_a_setting_has_a_file_of_its_own(small, quick, monkeypatch, tmp_path):
-    lds = importlib.import_module("lds")
+def test_the_default_of_a_setting_has_a_file_of_its_own(quick, monkeypatch, tmp_path):
     task = replace(small.small_task("wine", device="cpu", seed=0), settings=(bif.Settings(
         nbeta=900.0, gamma=9.0, weight_decay=1e-3, chains=4, draws=20
     ),))  # fmt: skip

@@ -1,10 +1,8 @@
-"""What a refused run says to do, followed to the letter by `benchmarks/remedies.py`."""
+"""What a refused run says to do, followed to the letter by `benchmarks/converged/remedies.py`."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import bif
+from benchmarks.converged import remedies
 from bif.curvature.extreme_eigenvalues import largest_eigenvalue
 from small_problems import normal
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SLOW = pytest.mark.slow
 pytestmark = pytest.mark.xdist_group("remedies")
 
 
-@pytest.fixture
-def remedies(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("remedies")
-
-
-def test_alternatives_are_read_out_of_a_message_and_what_was_given_is_not(remedies):
+def test_alternatives_are_read_out_of_a_message_and_what_was_given_is_not():
     message = (
         "diverged with step_size=0.1, and were left out. Set step_size=5e-05, mass='kronecker' and "
         "thin=4, or set batch_size=None, or train on"
@@ -56,7 +48,7 @@ def test_alternatives_are_read_out_of_a_message_and_what_was_given_is_not(remedi
         pytest.param("U curves downwards", "weights that were not trained", marks=SLOW),
     ],
 )
-def test_every_remedy_that_is_printed_works(remedies, gate, planted):
+def test_every_remedy_that_is_printed_works(gate, planted):
     (case,) = [c for c in remedies.CASES if (c.gate, c.planted) == (gate, planted)]
     rows = list(remedies.followed(case))
     assert rows
@@ -64,7 +56,7 @@ def test_every_remedy_that_is_printed_works(remedies, gate, planted):
         assert row["fails"] and row.get("works") and row["times"] <= 2, row
 
 
-def test_every_gate_has_a_case_or_is_said_to_have_no_setting_that_helps(remedies):
+def test_every_gate_has_a_case_or_is_said_to_have_no_setting_that_helps():
     named = {case.gate for case in remedies.CASES} | set(remedies.NOT_FOLLOWED)
     healthy = bif.attribute(remedies.line(), replace(remedies.FEW, chains=4, draws=10))
     assert {gate["name"] for gate in healthy.manifest["gates"]} <= named
@@ -94,7 +86,7 @@ def test_items_that_are_fitted_perfectly_get_a_ball_in_which_chains_mix(items):
     assert run.summary["trusted"]
 
 
-def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said(remedies):
+def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said():
     problem, few = fitted_perfectly(80), bif.Settings(chains=8, draws=20)
     found = bif.calibrate(problem, few)
     assert any("with less, chains that start at w* run off" in x for x in found.explanations)
@@ -107,7 +99,7 @@ def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said(remedie
     assert not bif.attribute(problem, replace(small, **remedy)).summary["diverged_chains"]
 
 
-def test_fewer_than_three_items_are_told_that_they_have_no_reliability(remedies):
+def test_fewer_than_three_items_are_told_that_they_have_no_reliability():
     run = bif.attribute(fitted_perfectly(2), bif.Settings(chains=8, draws=100))
     (reason,) = [g["reason"] for g in run.manifest["gates"] if g["name"] == "reliability"]
     assert "it takes at least three train items" in reason and not remedies.printed(reason)

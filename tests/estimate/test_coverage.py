@@ -210,8 +210,8 @@ def test_the_benchmark_of_coverage_holds_by_every_sampler_and_mass(tmp_path):
     """100 runs a row of posteriors that quadrature knows; its long runs take too long here."""
     words = ["--problems", "logistic", "unit", "quartic", "student", "poisson", "--calls", "0",
              "--samplers", "baoab", "sgld", "sgnht", "--out", str(tmp_path)]  # fmt: skip
-    script = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
-    subprocess.run([sys.executable, str(script), *words], check=True)
+    script = [sys.executable, "-m", "benchmarks.converged.coverage"]
+    subprocess.run([*script, *words], check=True, cwd=Path(__file__).parents[2])
     (file,) = tmp_path.glob("coverage-*.json")
     rows = json.loads(file.read_text())["rows"]
     assert not [row["refused"] for row in rows if "refused" in row]

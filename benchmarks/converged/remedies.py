@@ -5,8 +5,8 @@ NAME=VALUE`: each is read out of the message and given besides what the run was 
 the gate fails again, so is what its message says then, up to four times.  A row says whether the
 gate passes, after how many times, and what else fails then.
 
-    python benchmarks/remedies.py --out benchmarks/results
-    python benchmarks/remedies.py --gates step divergence --out DIR
+    python -m benchmarks.converged.remedies --out benchmarks/results
+    python -m benchmarks.converged.remedies --gates step divergence --out DIR
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from common import parser, print_table, write
 from torch import Tensor, nn
 
 import bif
+from benchmarks.common import minimise_, normal, parser, print_table, write
 from bif.runs.cross_check import check_on_disk
 from bif.sampling.rng import ShuffledOrder
 from bif.types import Batch
@@ -54,25 +54,6 @@ def squared(model: nn.Module, batch: Batch) -> Tensor:
     return 0.5 * (model(x)[:, 0] - y).square()
 
 
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _fitted(model: nn.Module, mean_loss: Callable[[], Tensor]) -> nn.Module:
-    """At a minimum."""
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = mean_loss()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    optimizer.zero_grad()
-    return model
-
-
 def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) -> bif.Problem:
     """A regression on six inputs, of curvatures from 1 to .01, at its minimum.
 
@@ -81,8 +62,8 @@ def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) ->
         items: To train on.
         weight: Of every item in training.
     """
-    x = _normal(items, 6, seed=1) * torch.logspace(0, -1, 6)
-    y = x @ torch.linspace(3, -3, 6) + _normal(items, seed=2)
+    x = normal(items, 6, seed=1) * torch.logspace(0, -1, 6)
+    y = x @ torch.linspace(3, -3, 6) + normal(items, seed=2)
     H = x.T @ x / items + decay * torch.eye(6)
     model = nn.Linear(6, 1, bias=False)
     with torch.no_grad():
@@ -95,8 +76,8 @@ def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) ->
 
 def network(*, trained: bool = True) -> bif.Problem:
     """80 items, a tanh network of 33 weights."""
-    x = _normal(80, 2, seed=3)
-    y = 3 * torch.sin(2 * x[:, 0]) + _normal(80, seed=4)
+    x = normal(80, 2, seed=3)
+    y = 3 * torch.sin(2 * x[:, 0]) + normal(80, seed=4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -106,7 +87,7 @@ def network(*, trained: bool = True) -> bif.Problem:
         return squared(model, (x, y)).mean() + decay
 
     if trained:
-        _fitted(model, mean_loss)
+        minimise_(model.parameters(), mean_loss, max_iter=500)
     return bif.Problem(model, squared, train=(x, y), queries=(x[:5] + 0.1, y[:5]))
 
 
@@ -128,9 +109,9 @@ def of_unit(model: nn.Module, batch: Batch) -> Tensor:
 def unit() -> bif.Problem:
     """25 items of one tanh unit at its minimum, three weights: U is no quadratic."""
     x = torch.linspace(-2, 2, 25, dtype=torch.float64)
-    y = 3 * torch.tanh(1.5 * x - 0.4) + _normal(25, seed=6).double()
+    y = 3 * torch.tanh(1.5 * x - 0.4) + normal(25, seed=6).double()
     model = Weights(1.5, -0.4, 3.0)
-    _fitted(model, lambda: of_unit(model, (x, y)).mean())
+    minimise_(model.parameters(), lambda: of_unit(model, (x, y)).mean(), max_iter=500)
     query = torch.tensor([-2.5, -0.5, 0.3, 1.0, 2.5]).double()
     return bif.Problem(model, of_unit, train=(x, y), queries=(query, 2.5 * query.sign()))
 
@@ -152,8 +133,8 @@ def to_one_well(model: nn.Module, batch: Batch) -> Tensor:
 
 def two_modes() -> bif.Problem:
     """1,000 items, five of which see the weight with two wells, as the queries do."""
-    x = _normal(1000, 3, seed=1).double()
-    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + _normal(1000, seed=2).double()
+    x = normal(1000, 3, seed=1).double()
+    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + normal(1000, seed=2).double()
     fit = torch.linalg.lstsq(x, y.unsqueeze(1)).solution[:, 0]
     sees = torch.zeros(1000, dtype=torch.float64)
     sees[torch.arange(5) * 190 + 17] = 1
@@ -179,10 +160,10 @@ def flat_to_items(*, seen: float = 1.0) -> bif.Problem:
     Args:
         seen: How much queries depend on the others.
     """
-    x = _normal(60, 3, seed=3).double()
-    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + _normal(60, seed=4).double()
+    x = normal(60, 3, seed=3).double()
+    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + normal(60, seed=4).double()
     fit = torch.linalg.lstsq(x, y.unsqueeze(1)).solution[:, 0]
-    inputs = seen * _normal(3, 3, seed=5).double()
+    inputs = seen * normal(3, 3, seed=5).double()
     query = torch.cat([inputs, 0.2 * torch.ones(3, 1).double()], dim=1)
     return bif.Problem(
         Weights(*fit.tolist(), 0.0), of_seen, train=(x, y), queries=(query, torch.ones(3).double())

@@ -7,14 +7,13 @@ are calls of `bif.attribute` of their own: their gates tell whether they are tru
 intervals whether stacking changes anything.  On a GPU, where a stack holds more chains, all is
 computed in float32.
 
-    python benchmarks/coverage.py --references DIR --jobs 16 --parts 4 --out benchmarks/results
-    python benchmarks/coverage.py --problems unit quartic --samplers baoab --table --out DIR
+    python -m benchmarks.converged.coverage --references DIR --jobs 16 --parts 4 --out DIR
+    python -m benchmarks.converged.coverage --problems unit quartic --samplers baoab --out DIR
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -30,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import parser, print_table, write
-from known_posteriors import PROBLEMS, Known, Reference, reference
 
 import bif
+from benchmarks.common import parser, print_table, read, write
+from benchmarks.known_posteriors import PROBLEMS, Known, Reference, reference
 from bif.estimate import convergence, estimate_influence
 from bif.estimate.traces import LossTraces, TraceBlock
 from bif.sampling.samplers import SAMPLERS, Traits
@@ -115,7 +114,7 @@ def main() -> None:
 
 def kept(file: Path, asked: Sequence[Cell]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of an earlier file that are not asked for anew, and how they came about."""
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read(file)
     anew = [about(cell) for cell in asked]
     rows = [row for row in found["rows"] if {k: row[k] for k in anew[0]} not in anew]
     how = ("command", "date", "seed", "versions", "hardware")

@@ -1,38 +1,20 @@
 """Small sets, given only the weight decay: the BIF beside what is simpler, by retraining.
 
-Twelve sets, each with an MLP of one hidden layer, standardised inputs (and targets, if numbers),
-trained by 800 steps of gradient descent on all items (momentum .9, cosine, seed `--seed`).  The
-first five decided about the default temperature, the first eight about the default damping; nothing
-was chosen on the last four.
-
-| set | items, queries, tuning queries | network | rate | weight decay |
-| --- | --- | --- | --- | --- |
-| cancer: breast cancer, nearly separable | 300, 150, 75 | 30-16-2 tanh | .1 | .001 |
-| wine | 90, 50, 30 | 13-16-3 tanh | .1 | .001 |
-| digits: the first 900 of scikit-learn's | 400, 150, 75 | 64-32-10 ReLU | .1 | .001 |
-| diabetes | 250, 100, 50 | 10-16-1 tanh | .03 | .01 |
-| noisy: three classes of `make_classification`, 15 % of labels drawn anew | 350, 120, 60 | \
-20-24-3 ReLU | .1 | .003 |
-| friedman: `make_friedman1`, noise of deviation 1 | 250, 120, 60 | 10-24-1 tanh | .03 | .001 |
-| moons: `make_moons`, noise .2, 10 % of labels flipped | 250, 120, 60 | 2-16-2 tanh | .1 | .001 |
-| heavy: Gaussian inputs, noise of Student's law with 2.5 degrees of freedom | 300, 130, 65 | \
-8-24-1 tanh | .03 | .001 |
-| swiss: place along `make_swiss_roll`, noise .5 | 300, 120, 60 | 3-24-1 tanh | .03 | .001 |
-| blobs: five, in 4 dimensions, deviation 5 | 300, 120, 60 | 4-16-5 tanh | .1 | .001 |
-| multi: five classes of `make_classification`, 2 % of labels drawn anew | 350, 120, 60 | \
-15-32-5 ReLU | .1 | .0003 |
-| linear: `make_regression`, noise of deviation 50 | 200, 120, 60 | 10-16-1 ReLU | .03 | .003 |
+Twelve sets (`SETS`), each with an MLP of one hidden layer, standardised inputs (and targets, if
+numbers), trained by 800 steps of gradient descent on all items (momentum .9, cosine, seed
+`--seed`).  The first five decided about the default temperature, the first eight about the default
+damping; nothing was chosen on the last four.
 
 A bank a set: 100 half-subsets × 3 seeds from scratch, and from the checkpoint (where whole batches
 leave nothing to a seed); rivals are tuned on 24 other subsets and on the tuning queries, by the
-mean of both targets (of the checkpoint alone in rows with `told`).  Rows with `told`
-are of runs that were told `retrained_from="checkpoint"`; all
-others know nothing but the weight decay.  `exact_ggn@bif` is influence by the exact Gauss-Newton
-matrix at the damping of the BIF's own run, gamma/nbeta and the weight decay.
+mean of both targets (of the checkpoint alone in rows with `told`).  Rows with `told` are of runs
+that were told `retrained_from="checkpoint"`; all others know nothing but the weight decay.
+`exact_ggn@bif` is influence by the exact Gauss-Newton matrix at the damping of the BIF's own run,
+gamma/nbeta and the weight decay.
 
-    python benchmarks/small.py --banks BANKS --out benchmarks/results
-    python benchmarks/small.py --banks BANKS --nbeta .1 .25 1 4 10 100 --out benchmarks/results
-    python benchmarks/small.py --banks BANKS --dampings largest leftover --out benchmarks/results
+    python -m benchmarks.calibration.small --banks BANKS --out benchmarks/results
+    python -m benchmarks.calibration.small --banks BANKS --nbeta .1 .25 1 4 10 100 --out DIR
+    python -m benchmarks.calibration.small --banks BANKS --dampings largest leftover --out DIR
 
 With `--nbeta` only the BIF is run, at so many times n and the default damping, with `--dampings` at
 the default temperature and one of the two yardsticks whose geometric mean the default damping is
@@ -44,26 +26,29 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import parser, print_table, side_by_side, write
-from judging import add_banks
 from sklearn import datasets
 from torch import Tensor, nn
 
 import bif
+from benchmarks.common import (
+    add_banks,
+    folder_of_banks,
+    parser,
+    print_table,
+    side_by_side,
+    write,
+)
 from bif.bank import Bank, Plan
 from bif.benchmark import Task
 from bif.benchmark.harness import banks_of
-from bif.benchmark.judge import rows as judged_rows
+from bif.benchmark.judge import rows as rows_by_retraining
 from bif.benchmark.methods import Judge, Scored, all_methods
 from bif.evaluate import Recipe, train
 from bif.losses import cross_entropy, squared_error
@@ -78,7 +63,10 @@ Arrays = Any
 
 @dataclass(frozen=True)
 class SmallSet:
-    """A set of items, its split and its network; see the table above."""
+    """A set of items, its split and its network, an MLP of one hidden layer.
+
+    Half as many tuning queries as queries, 30 at least, come from the set too.
+    """
 
     data: Callable[[], Arrays]
     num_train: int
@@ -90,33 +78,9 @@ class SmallSet:
     weight_decay: float
 
 
-def swiss_roll() -> Arrays:
-    return datasets.make_swiss_roll(500, noise=0.5, random_state=0)
-
-
-def blobs() -> Arrays:
-    return datasets.make_blobs(500, 4, centers=5, cluster_std=5.0, random_state=0)  # type: ignore[return-value]
-
-
-def five_classes() -> Arrays:
-    return datasets.make_classification(
-        600, 15, n_informative=6, n_classes=5, n_clusters_per_class=1, flip_y=0.02, random_state=0
-    )
-
-
-def noisy_line() -> Arrays:
-    return datasets.make_regression(400, 10, noise=50.0, random_state=0)
-
-
 def first_digits() -> Arrays:
     x, y = datasets.load_digits(return_X_y=True)
     return x[:900], y[:900]
-
-
-def noisy_classes() -> Arrays:
-    return datasets.make_classification(
-        700, 20, n_informative=8, n_classes=3, flip_y=0.15, random_state=0
-    )
 
 
 def flipped_moons() -> Arrays:
@@ -134,28 +98,45 @@ def heavy_tails() -> Arrays:
 
 SETS = {
     "cancer": SmallSet(
-        lambda: datasets.load_breast_cancer(return_X_y=True), 300, 150, 16, nn.Tanh,
-        cross_entropy, 0.1, 1e-3,
+        partial(datasets.load_breast_cancer, return_X_y=True),
+        300, 150, 16, nn.Tanh, cross_entropy, 0.1, 1e-3,
     ),
     "wine": SmallSet(
-        lambda: datasets.load_wine(return_X_y=True), 90, 50, 16, nn.Tanh, cross_entropy, 0.1, 1e-3
+        partial(datasets.load_wine, return_X_y=True), 90, 50, 16, nn.Tanh, cross_entropy, 0.1, 1e-3
     ),
     "digits": SmallSet(first_digits, 400, 150, 32, nn.ReLU, cross_entropy, 0.1, 1e-3),
     "diabetes": SmallSet(
-        lambda: datasets.load_diabetes(return_X_y=True), 250, 100, 16, nn.Tanh, squared_error,
-        0.03, 1e-2,
+        partial(datasets.load_diabetes, return_X_y=True),
+        250, 100, 16, nn.Tanh, squared_error, 0.03, 1e-2,
     ),
-    "noisy": SmallSet(noisy_classes, 350, 120, 24, nn.ReLU, cross_entropy, 0.1, 3e-3),
+    "noisy": SmallSet(
+        partial(datasets.make_classification, 700, 20, n_informative=8, n_classes=3, flip_y=0.15,
+                random_state=0),
+        350, 120, 24, nn.ReLU, cross_entropy, 0.1, 3e-3,
+    ),
     "friedman": SmallSet(
-        lambda: datasets.make_friedman1(450, 10, noise=1.0, random_state=0), 250, 120, 24, nn.Tanh,
-        squared_error, 0.03, 1e-3,
+        partial(datasets.make_friedman1, 450, 10, noise=1.0, random_state=0),
+        250, 120, 24, nn.Tanh, squared_error, 0.03, 1e-3,
     ),
     "moons": SmallSet(flipped_moons, 250, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3),
     "heavy": SmallSet(heavy_tails, 300, 130, 24, nn.Tanh, squared_error, 0.03, 1e-3),
-    "swiss": SmallSet(swiss_roll, 300, 120, 24, nn.Tanh, squared_error, 0.03, 1e-3),
-    "blobs": SmallSet(blobs, 300, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3),
-    "multi": SmallSet(five_classes, 350, 120, 32, nn.ReLU, cross_entropy, 0.1, 3e-4),
-    "linear": SmallSet(noisy_line, 200, 120, 16, nn.ReLU, squared_error, 0.03, 3e-3),
+    "swiss": SmallSet(
+        partial(datasets.make_swiss_roll, 500, noise=0.5, random_state=0),
+        300, 120, 24, nn.Tanh, squared_error, 0.03, 1e-3,
+    ),
+    "blobs": SmallSet(
+        partial(datasets.make_blobs, 500, 4, centers=5, cluster_std=5.0, random_state=0),
+        300, 120, 16, nn.Tanh, cross_entropy, 0.1, 1e-3,
+    ),
+    "multi": SmallSet(
+        partial(datasets.make_classification, 600, 15, n_informative=6, n_classes=5,
+                n_clusters_per_class=1, flip_y=0.02, random_state=0),
+        350, 120, 32, nn.ReLU, cross_entropy, 0.1, 3e-4,
+    ),
+    "linear": SmallSet(
+        partial(datasets.make_regression, 400, 10, noise=50.0, random_state=0),
+        200, 120, 16, nn.ReLU, squared_error, 0.03, 3e-3,
+    ),
 }  # fmt: skip
 
 
@@ -257,18 +238,8 @@ def measured(
         loss = float(task.problem.loss(task.problem.model, task.problem.train.data).mean())
     return [
         {"set": task.name, "num_train": n, "train_loss": loss, **facts, **row}
-        for row in judged_rows(found, banks, rival="bif")
+        for row in rows_by_retraining(found, banks, rival="bif")
     ]
-
-
-@contextmanager
-def folder_of(banks: Path | None, name: str) -> Iterator[str]:
-    """Where a set's banks are found or kept; a folder that goes away if none was named."""
-    if banks:
-        yield str(banks / name)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -280,7 +251,6 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options.add_argument("--nbeta", nargs="+", type=float, help="temperatures, in units of n")
     options.add_argument("--dampings", nargs="+", choices=("largest", "leftover"))
@@ -304,7 +274,7 @@ def rows_of(
     """All rows of a set, or those of the BIF in another way."""
     name, way = asked
     task = small_task(name, device=arguments.device, seed=arguments.seed)
-    with folder_of(arguments.banks, name) as folder:
+    with folder_of_banks(arguments.banks, name) as folder:
         banks, _ = banks_of(task, folder)
     if isinstance(way, float):
         return measured(at_temperature(task, way), banks, ["bif"], times_n=way)

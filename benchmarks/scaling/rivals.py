@@ -1,4 +1,4 @@
-"""devinterp and EK-FAC by kronfluence on the sequences of `scaling.py`; both only if installed."""
+"""devinterp and EK-FAC by kronfluence on the same sequences; both only if installed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from neox import Shape, network
 from torch import Tensor, nn
+
+from benchmarks.common import wait
+from benchmarks.scaling.neox import Shape, network
 
 VERSIONS = {"devinterp": "2.0.1", "kronfluence": "1.0.1"}
 
@@ -87,7 +89,7 @@ def devinterp_cost(
                 num_init_loss_batches=1, device=device,
                 output_path=Path(folder) / "samples.zarr",
             )  # fmt: skip
-            _wait(device)
+            wait(device)
             return time.perf_counter() - before
 
     with _peak(device) as found, within(limit):
@@ -155,7 +157,7 @@ def ekfac_cost(
             "factors", Rows(train), per_device_batch_size=batch,
             factor_args=factor_arguments.smart_low_precision_factor_arguments(),
         )  # fmt: skip
-        _wait(device)
+        wait(device)
         fit = time.perf_counter() - started
         analyzer.compute_pairwise_scores(
             "scores", "factors", Rows(queries), Rows(train),
@@ -163,7 +165,7 @@ def ekfac_cost(
             per_device_train_batch_size=batch,
             score_args=score_arguments.smart_low_precision_score_arguments(),
         )  # fmt: skip
-        _wait(device)
+        wait(device)
         seconds = time.perf_counter() - started
     return {
         "fit_seconds": fit,
@@ -207,8 +209,3 @@ def _quiet() -> Iterator[None]:
     """Without the progress bars of others."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()

@@ -3,28 +3,25 @@
 One row a run with its figures and the gates that failed, and a picture of its traces, drawn by the
 library's own report.
 
-    python benchmarks/converged.py --out benchmarks/results --pictures docs/images
+    python -m benchmarks.converged.traces --out benchmarks/results --pictures docs/images
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from common import parser, print_table, write
 
 import bif
+from benchmarks.common import parser, print_table, write
+from benchmarks.converged.remedies import shared_mini_batches
 from bif.cli import digits_demo
 from bif.report import plots
-from bif.sampling.rng import ShuffledOrder
 
-HEALTHY = bif.Settings(weight_decay=1e-3, gamma=50.0, chains=16, draws=200)
+HEALTHY = bif.Settings(nbeta=1000.0, gamma=50.0, weight_decay=1e-3, chains=16, draws=200)
 NOISY = replace(HEALTHY, gradient="minibatch", batch_size=100, step_size=0.02, burn_in=200)
 RUNS: dict[str, bif.Settings] = {
     "healthy": HEALTHY,
@@ -42,34 +39,8 @@ FIGURES = (
 )  # fmt: skip
 
 
-@contextmanager
-def mini_batches(*, shared: bool) -> Iterator[None]:
-    """Every chain of a block sees the first one's mini-batches."""
-    own = ShuffledOrder.indices
-
-    def first(self: ShuffledOrder, step: int) -> torch.Tensor:
-        return own(self, step)[:1].expand(self.num_chains, -1)
-
-    if shared:
-        ShuffledOrder.indices = first
-    try:
-        yield
-    finally:
-        ShuffledOrder.indices = own
-
-
-def row(name: str, run: bif.Run) -> dict[str, Any]:
-    """A run's figures, and the gates that failed."""
-    return {
-        "run": name,
-        "trusted": run.summary["trusted"],
-        "failed": ", ".join(run.failed_gates) or "none",
-        **{figure: run.summary[figure] for figure in FIGURES},
-    }
-
-
 def picture(run: bif.Run) -> str:
-    """The traces of the mean loss, as the report draws them, with the page's colours filled in."""
+    """Draw the traces of the mean loss as the report does, with the page's colours filled in."""
     shown = run.diagnostics
     svg = plots.traces(
         np.asarray(shown["mean_loss"].values, dtype=float),
@@ -82,13 +53,16 @@ def picture(run: bif.Run) -> str:
 
 def main() -> None:
     options = parser(__doc__ or "")
+    options.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     options.add_argument("--pictures", type=Path, help="folder for SVG files")
-    arguments: argparse.Namespace = options.parse_args()
+    arguments = options.parse_args()
     problem, rows = digits_demo.digits(arguments.seed).problem, []
-    for name, settings in RUNS.items():
-        with mini_batches(shared=name == "shared mini-batches"):
-            run = bif.attribute(problem, replace(settings, seed=arguments.seed))
-        rows.append(row(name, run))
+    for name in arguments.runs:
+        with shared_mini_batches() if name == "shared mini-batches" else nullcontext():
+            run = bif.attribute(problem, replace(RUNS[name], seed=arguments.seed))
+        row: dict[str, Any] = {"run": name, "trusted": run.summary["trusted"]}
+        row["failed"] = ", ".join(run.failed_gates) or "none"
+        rows.append({**row, **{figure: run.summary[figure] for figure in FIGURES}})
         print_table(rows[-1:])
         if arguments.pictures:
             arguments.pictures.mkdir(parents=True, exist_ok=True)

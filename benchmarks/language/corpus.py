@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,44 +66,6 @@ def tokenizer_of(texts: Iterable[str], *, pieces: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
 
 
-def gpt(vocabulary: int, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
-    """A GPT-NeoX with fresh weights; attention by torch's own kernels."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 32), intermediate_size=4 * width,
-        max_position_embeddings=length, use_cache=False, tie_word_embeddings=False,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPTNeoXForCausalLM(config).eval()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a training went.
-
-    Attributes:
-        steps: Number of updates.
-        seconds: They took.
-        train_loss: Nats a token, after training.
-        held_out_loss: Of other documents.
-    """
-
-    steps: int
-    seconds: float
-    train_loss: float
-    held_out_loss: float
-
-    @property
-    def gap(self) -> float:
-        """Nats a token by which other documents are worse."""
-        return self.held_out_loss - self.train_loss
-
-
 def train_(
     model: nn.Module, items: Batch, *, steps: int, batch_size: int, rate: float, seed: int
 ) -> None:
@@ -156,20 +116,6 @@ def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:
             total += float(next_token(model, batch).double().sum())
             count += int((batch["labels"][:, 1:] != -100).sum())
     return total / count
-
-
-def trained(
-    model: nn.Module, items: Batch, held_out: Batch, *, steps: int, batch_size: int, rate: float,
-    seed: int,
-) -> Trained:  # fmt: skip
-    """Train in place and say how it went; a thousand items measure the loss."""
-    started = time.perf_counter()
-    train_(model, items, steps=steps, batch_size=batch_size, rate=rate, seed=seed)
-    some = {name: leaf[:1000] for name, leaf in items.items()}
-    return Trained(
-        steps, time.perf_counter() - started, loss_a_token(model, some),
-        loss_a_token(model, held_out),
-    )  # fmt: skip
 
 
 def spread(found: Sequence[Document], count: int, *, seed: int) -> list[Document]:

@@ -3,8 +3,8 @@
 Small models of many kinds, trained to a minimum of what the library is told of, attributed with
 default settings.  A row says what was refused and by which gate.
 
-    python benchmarks/healthy.py --out benchmarks/results
-    python benchmarks/healthy.py --problems "an LSTM" --seeds 5 --out DIR
+    python -m benchmarks.converged.healthy --out benchmarks/results
+    python -m benchmarks.converged.healthy --problems "an LSTM" --seeds 5 --out DIR
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import parser, print_table, side_by_side, write
 from torch import Tensor, nn
 
 import bif
+from benchmarks.common import minimise_, normal, parser, print_table, side_by_side, write
 from bif.types import Batch
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -73,18 +73,7 @@ def _train(asked: Healthy, *, warm_up: int = 200) -> None:
         adam.zero_grad()
         objective().backward()
         adam.step()
-    newton = torch.optim.LBFGS(
-        model.parameters(), max_iter=400, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        newton.zero_grad()
-        value = objective()
-        value.backward()
-        return value
-
-    newton.step(closure)
-    newton.zero_grad()
+    minimise_(model.parameters(), objective, max_iter=400, history_size=20)
 
 
 def squared(model: nn.Module, batch: Batch) -> Tensor:
@@ -174,22 +163,18 @@ def _digits(count: int, *, pictures: bool = False) -> tuple[tuple[Tensor, Tensor
     return train, queries
 
 
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def _linear_targets(count: int, inputs: int, outputs: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Targets with noise of variance 1, so that a squared error is a log-likelihood."""
-    x = _normal(count + 20, inputs, seed=1)
-    y = 2 * x @ _normal(inputs, outputs, seed=2) + _normal(count + 20, outputs, seed=3)
+    x = normal(count + 20, inputs, seed=1)
+    y = 2 * x @ normal(inputs, outputs, seed=2) + normal(count + 20, outputs, seed=3)
     return (x[:count], y[:count]), (x[count:], y[count:])
 
 
 def _classes(count: int, inputs: int, classes: int, *, flipped: float = 0.0, seed: int = 0):
     """Classes by the largest of noisy linear functions."""
-    x = _normal(count + 20, inputs, seed=seed)
-    scores = 1.5 * x @ _normal(inputs, classes, seed=seed + 1)
-    y = (scores + _normal(count + 20, classes, seed=seed + 2)).argmax(dim=1)
+    x = normal(count + 20, inputs, seed=seed)
+    scores = 1.5 * x @ normal(inputs, classes, seed=seed + 1)
+    y = (scores + normal(count + 20, classes, seed=seed + 2)).argmax(dim=1)
     wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < flipped
     y = torch.where(wrong, (y + 1) % classes, y)
     return (x[:count], y[:count]), (x[count:], y[count:])
@@ -228,7 +213,7 @@ def _ridge() -> Healthy:
 
 
 def _counts() -> Healthy:
-    x = _normal(320, 3, seed=5)
+    x = normal(320, 3, seed=5)
     rate = (x @ torch.tensor([0.5, -0.4, 0.2]) + 0.6).exp()
     y = torch.poisson(rate, generator=torch.Generator().manual_seed(6))
     return Healthy(nn.Linear(3, 1), (x[:300], y[:300]), (x[300:], y[300:]), poisson, bif.Settings())
@@ -236,7 +221,7 @@ def _counts() -> Healthy:
 
 def _curve() -> Healthy:
     x = torch.linspace(-2, 2, 160).unsqueeze(1)
-    y = (2 * x).sin() / 0.3 + _normal(160, 1, seed=4)
+    y = (2 * x).sin() / 0.3 + normal(160, 1, seed=4)
     asked = slice(None, None, 16)
     return Healthy(_mlp(1, 8, 1, nn.Tanh()), (x, y), (x[asked], y[asked]), squared)
 
@@ -252,8 +237,8 @@ def _digits_silu() -> Healthy:
 
 
 def _sequences() -> Healthy:
-    x = _normal(220, 7, 3, seed=8)
-    y = (x.cumsum(1)[:, -1, 0] + 0.5 * _normal(220, seed=9) > 0).long()
+    x = normal(220, 7, 3, seed=8)
+    y = (x.cumsum(1)[:, -1, 0] + 0.5 * normal(220, seed=9) > 0).long()
     return Healthy(LastState(), (x[:200], y[:200]), (x[200:], y[200:]))
 
 
@@ -265,7 +250,7 @@ def _tokens() -> Healthy:
 
 def _bags() -> Healthy:
     words = torch.randint(0, 30, (420, 8), generator=torch.Generator().manual_seed(2))
-    y = ((words < 15).float().mean(1) + 0.15 * _normal(420, seed=7) > 0.5).long()
+    y = ((words < 15).float().mean(1) + 0.15 * normal(420, seed=7) > 0.5).long()
     model = nn.Sequential(nn.EmbeddingBag(30, 4), nn.Linear(4, 2))
     return Healthy(model, (words[:400], y[:400]), (words[400:], y[400:]))
 
@@ -273,7 +258,7 @@ def _bags() -> Healthy:
 def _normalised() -> Healthy:
     train, queries = _classes(300, 8, 3)
     norm = nn.BatchNorm1d(10)
-    norm(_normal(300, 10, seed=3))  # running figures of something
+    norm(normal(300, 10, seed=3))  # running figures of something
     return Healthy(
         nn.Sequential(nn.Linear(8, 10), norm, nn.Tanh(), nn.Linear(10, 3)), train, queries
     )

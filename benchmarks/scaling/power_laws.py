@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import linregress
+
+COST = "seconds"
 
 
 class PowerLaw(NamedTuple):
@@ -29,31 +34,19 @@ class PowerLaw(NamedTuple):
     points: int
 
     def at(self, x: float) -> float:
-        """y."""
+        """Return y."""
         return self.factor * x**self.exponent
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """Least squares in logarithms.
-
-    Raises:
-        ValueError: Fewer than two different x, or numbers that are not above 0.
-    """
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if a.shape != b.shape or len(np.unique(a)) < 2 or not (a > 0).all() or not (b > 0).all():
-        raise ValueError(f"no power law goes through x = {list(x)} and y = {list(y)}.")
-    a, b = np.log(a), np.log(b)
-    spread = float(((a - a.mean()) ** 2).sum())
-    slope = float(((a - a.mean()) * (b - b.mean())).sum() / spread)
-    level = float(b.mean() - slope * a.mean())
-    left = b - level - slope * a
-    free = len(a) - 2
-    error = math.sqrt(float((left**2).sum()) / free / spread) if free else math.nan
-    return PowerLaw(math.exp(level), slope, error, float(min(x)), float(max(x)), len(a))
+    """Fit a power law by least squares in logarithms, through two different x at least."""
+    line: Any = linregress(np.log(x), np.log(y))
+    error = float(line.stderr) if len(x) > 2 else math.nan
+    return PowerLaw(math.exp(line.intercept), float(line.slope), error, min(x), max(x), len(x))
 
 
 def crossing(one: PowerLaw, other: PowerLaw) -> float:
-    """The x where both give the same y; infinity for laws that are parallel, or nearly so."""
+    """Return the x where both give the same y; infinity for laws that are nearly parallel."""
     apart = one.exponent - other.exponent
     if abs(apart) < 1e-9:
         return math.inf
@@ -62,47 +55,41 @@ def crossing(one: PowerLaw, other: PowerLaw) -> float:
 
 
 def fitted(
-    rows: Sequence[Mapping[str, Any]], *, along: str, fixed: Sequence[str], cost: str = "seconds"
+    rows: Sequence[Mapping[str, Any]], *, along: str, fixed: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Power laws of every method's cost along one quantity, and where they cross.
+    """Fit every method's seconds along one quantity, and find where the laws cross.
 
     Args:
-        rows: With `method`, `along`, `fixed` and `cost`; those without a cost play no part.
+        rows: With `method`, `along`, `fixed` and seconds; those without seconds play no part.
         along: What the cost depends on, such as "weights".
-        fixed: What must be equal: the largest group of rows with the same values is taken.
-        cost: What is fitted.
+        fixed: What must be equal: the values that most different `along` have are taken.
 
     Returns:
         One row a method, and one a pair of methods.
     """
-    measured = [row for row in rows if row.get(cost)]
-    groups: dict[tuple[Any, ...], set[Any]] = {}
-    for row in measured:
-        groups.setdefault(tuple(row.get(f) for f in fixed), set()).add(row.get(along))
-    if not groups:
+    measured = [row for row in rows if row.get(COST)]
+    sizes = Counter(at for at, _ in {(_at(row, fixed), row[along]) for row in measured})
+    if not sizes:
         return [], []
-    at = max(groups, key=lambda key: len(groups[key]))
-    own = [row for row in measured if tuple(row.get(f) for f in fixed) == at]
+    at = max(dict.fromkeys(_at(row, fixed) for row in measured), key=lambda key: sizes[key])
     laws: dict[str, PowerLaw] = {}
-    for method in dict.fromkeys(str(row["method"]) for row in own):
-        best: dict[float, float] = {}
-        for row in own:
-            if row["method"] == method:
-                x = float(row[along])
-                best[x] = min(float(row[cost]), best.get(x, math.inf))
+    for method in dict.fromkeys(str(row["method"]) for row in measured if _at(row, fixed) == at):
+        own = [row for row in measured if _at(row, fixed) == at and row["method"] == method]
+        # Written from the slowest on: the fastest of each size stays.
+        best = {float(row[along]): row[COST] for row in sorted(own, key=lambda row: -row[COST])}
         if len(best) > 1:
             laws[method] = power_law(list(best), list(best.values()))
     named = dict(zip(fixed, at, strict=True))
     exponents = [{"along": along, "method": m, **law._asdict(), **named} for m, law in laws.items()]
-    return exponents, [_meeting(along, a, b, laws) for a, b in _pairs(list(laws))]
+    return exponents, [_meeting(along, a, b, laws) for a, b in combinations(laws, 2)]
 
 
-def _pairs(names: list[str]) -> list[tuple[str, str]]:
-    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+def _at(row: Mapping[str, Any], fixed: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in fixed)
 
 
 def _meeting(along: str, a: str, b: str, laws: Mapping[str, PowerLaw]) -> dict[str, Any]:
-    """Where two laws meet, and who is cheaper beyond."""
+    """Return where two laws meet, and who is cheaper beyond."""
     one, other = laws[a], laws[b]
     x = crossing(one, other)
     low, high = max(one.lowest, other.lowest), min(one.highest, other.highest)

@@ -1,4 +1,4 @@
-"""LDS of fine-tuning a language model: rows as those of `lds.py`."""
+"""LDS of fine-tuning a language model: rows as those of `benchmarks.lds`."""
 
 from __future__ import annotations
 

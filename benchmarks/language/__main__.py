@@ -7,8 +7,8 @@ A BPE and a GPT are trained on WikiText-2 and TinyStories. Then, with error bars
 * `planted`: a passage copied into the training text, looked for by its paraphrase.
 * `lds`: fine-tuning on half-subsets, predicted by the BIF, the response estimator and EK-FAC.
 
-    python benchmarks/language.py --data DIR --out benchmarks/results --device cuda
-    python benchmarks/language.py --data DIR --out results --tiny
+    python -m benchmarks.language --data DIR --out benchmarks/results --device cuda
+    python -m benchmarks.language --data DIR --out results --tiny
 """
 
 from __future__ import annotations
@@ -23,22 +23,16 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from common import parser, print_table, trust, write
-from corpus import (
-    Trained,
-    documents,
-    gpt,
-    spread,
-    tokenizer_of,
-    train_,
-    trained,
-)
-from language_lds import METHODS, lds_rows
-from paraphrases import paraphrase, ranks, shared_words, wilson
+from scipy.stats import binomtest
 from torch import nn
-from word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 
 import bif
+from benchmarks.common import parser, print_table, trust, write
+from benchmarks.language.corpus import documents, loss_a_token, spread, tokenizer_of, train_
+from benchmarks.language.fine_tuning import METHODS, lds_rows
+from benchmarks.language.paraphrases import paraphrase, ranks, shared_words
+from benchmarks.language.word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
+from benchmarks.scaling.neox import Shape, network
 from bif import baselines
 from bif.language import Document, language_problem
 from bif.linear_response.pairs import Curvature
@@ -91,23 +85,33 @@ class Text:
             **given,
         )  # fmt: skip
 
-    def model(self) -> tuple[nn.Module, Trained]:
-        """The GPT, trained on the train documents and the planted ones, all of their text."""
+    def model(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Train a GPT on the train documents and the planted ones, all of their text.
+
+        Returns:
+            The model, and how it went; a thousand items measure the train loss.
+        """
         a = self.arguments
-        model = gpt(
-            len(self.tokenizer), width=a.width, layers=a.layers, length=a.length, seed=a.seed
-        ).to(a.device)
-        whole = self.problem(
-            model, [*self.train, *self.planted], self.queries, long="split"
-        )  # fmt: skip
-        device = torch.device(a.device)
-        groups = [whole.train, *whole.query_groups.values()]
-        items, others = (group.to(device) for group in groups)
-        how = trained(
-            model, items.first(len(items)), others.first(len(others)), steps=a.steps,
-            batch_size=64, rate=a.rate, seed=a.seed,
-        )  # fmt: skip
-        return model, how
+        shape = Shape("GPT", a.layers, a.width, max(1, a.width // 32), len(self.tokenizer))
+        made = network(shape, length=a.length, seed=a.seed, device="cpu", dtype=torch.float32)
+        model = made.to(a.device)
+        whole = self.problem(model, [*self.train, *self.planted], self.queries, long="split")
+        items, others = (
+            group.to(torch.device(a.device)) for group in (whole.train, whole.query_groups["query"])
+        )
+        started = time.perf_counter()
+        train_(
+            model, items.first(len(items)), steps=a.steps, batch_size=64, rate=a.rate, seed=a.seed
+        )
+        seconds = time.perf_counter() - started
+        train_loss = loss_a_token(model, items.first(min(1000, len(items))))
+        held_out_loss = loss_a_token(model, others.first(len(others)))
+        return model, {
+            "weights": sum(p.numel() for p in model.parameters()), "documents": len(self.train),
+            "held_out": len(self.held_out), "training_steps": a.steps, "training_seconds": seconds,
+            "train_loss": train_loss, "held_out_loss": held_out_loss,
+            "gap": held_out_loss - train_loss,
+        }  # fmt: skip
 
 
 def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
@@ -191,7 +195,7 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
         for query, places in (("paraphrase", own), ("another passage's", np.roll(own, 1))):
             rank = ranks(scores, places.tolist())
             first = int((rank == 1).sum())
-            low, high = wilson(first, len(rank))
+            low, high = binomtest(first, len(rank)).proportion_ci(method="wilson")
             rows.append(
                 {
                     "part": "planted", "method": method, "query": query,
@@ -245,7 +249,6 @@ def _about(run: bif.Run) -> dict[str, Any]:
 
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     made.add_argument("--methods", nargs="+", choices=METHODS, help="of `lds`, in their order")
     made.add_argument("--tiny", action="store_true", help="sizes for a minute on a CPU")
@@ -296,13 +299,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     a = parsed()
     text = Text(a)
-    model, how = text.model()
-    about = {
-        "weights": sum(p.numel() for p in model.parameters()),
-        "documents": len(text.train), "held_out": len(text.held_out),
-        "training_steps": how.steps, "training_seconds": how.seconds,
-        "train_loss": how.train_loss, "held_out_loss": how.held_out_loss, "gap": how.gap,
-    }  # fmt: skip
+    model, about = text.model()
     print_table([about])
     sizes = {name: getattr(a, name) for name in DEFAULTS}
     makers = {"tokens": token_rows, "planted": planted_rows, "lds": fine_tuning_rows}

@@ -6,8 +6,8 @@ tokens are scored at every draw, with one SGLD step of batch 16 between draws: f
 sequences at every draw; EK-FAC by kronfluence is fitted to the 128 and scores them for the 16.
 A rival goes up to the largest shape that it finishes within `--limit` seconds.
 
-    python benchmarks/scaling.py --out benchmarks/results --device cuda
-    python benchmarks/scaling.py --out benchmarks/results --device cuda --sweep 70M \
+    python -m benchmarks.scaling --out benchmarks/results --device cuda
+    python -m benchmarks.scaling --out benchmarks/results --device cuda --sweep 70M \
         --items 128 256 512 1024 --queries 16 64 256 --name scaling-items
 
 `--add FILE` begins with the rows of an earlier file of the same device, so that a run may be cut
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, print_table, write
-from neox import PYTHIA, SHAPES, Room, Shape, network, rooms, sequences
-from power_laws import fitted
-from scaling_rivals import TooLong, devinterp_cost, ekfac_cost, missing
 
 import bif
+from benchmarks.common import parser, print_table, read, wait, write
+from benchmarks.scaling.neox import PYTHIA, SHAPES, Room, Shape, network, rooms, sequences
+from benchmarks.scaling.power_laws import fitted
+from benchmarks.scaling.rivals import TooLong, devinterp_cost, ekfac_cost, missing
 from bif.calibration.memory_plan import forecast_live
 from bif.language.linear_loss import chunked_next_token
 from bif.runs.block_recorder import BlockRecorder
@@ -99,11 +98,11 @@ def bif_cost(
     draws = engine.observed_draws(0, 1)
 
     def take(count: int) -> float:
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         for draw, train, query in islice(draws, count):
             recorder.add(train, query, engine.distance_squared(draw.params))
-        _wait(device)
+        wait(device)
         return time.perf_counter() - started
 
     warm_up = take(_WARM_UP)
@@ -223,7 +222,7 @@ class Measuring:
         self.rows: list[dict[str, Any]] = []
         self._commands: list[str] = []
         if arguments.add is not None:
-            earlier = json.loads(arguments.add.read_text(encoding="utf-8"))
+            earlier = read(arguments.add)
             self.rows = earlier["rows"]
             self._commands = [*earlier.get("earlier_commands", []), earlier["command"]]
         self._beyond: dict[str, str] = {}
@@ -314,14 +313,8 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=PYTHIA)
     made.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--seconds", type=float, default=6.0, help="of timed draws, a row of bif")

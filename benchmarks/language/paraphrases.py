@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 _GROUPS = (
     "big large huge", "small little tiny", "happy glad", "said told", "started began",
@@ -57,14 +58,5 @@ def ranks(scores: np.ndarray, places: Sequence[int]) -> np.ndarray:
         scores: `[Q, N]`; the lowest are the most helpful for a loss.
         places: A column for each row.
     """
-    own = scores[np.arange(len(scores)), np.asarray(places)][:, None]
-    return 1 + (scores < own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927)."""
-    z, share = 1.959964, successes / trials
-    middle = share + z * z / (2 * trials)
-    half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
-    scale = 1 + z * z / trials
-    return float((middle - half) / scale), float((middle + half) / scale)
+    places_Q = np.asarray(places)[:, None]
+    return np.take_along_axis(rankdata(scores, axis=1), places_Q, axis=1)[:, 0]

@@ -1,0 +1,1 @@
+"""What defaults are worth, judged by retraining."""

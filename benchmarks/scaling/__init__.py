@@ -1,0 +1,1 @@
+"""Cost against the size of a language model, the items and the queries."""
