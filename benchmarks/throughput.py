@@ -34,10 +34,10 @@ import torch
 
 import bif
 from benchmarks.common import parser, print_table, wait, write
+from bif import tensors
 from bif.benchmark import named_task
 from bif.calibration.calibrate import calibrate
 from bif.runs.block_recorder import BlockRecorder
-from bif.sampling import tensors
 from bif.sampling.engine import Sampling
 from bif.sampling.oracles import SequentialOracle, StackedOracle
 

@@ -81,7 +81,7 @@ SECTIONS = {
     "coverage": Section(
         "95 % intervals by automatic settings where U is not quadratic, against exact answers: "
         "shares that hold the truth, with errors that cluster by run. Trusted is the share of a "
-        "few runs of their own. Rows of 16 and 32 chains are of samplers without momentum.",
+        "few runs of their own. Rows of 60 draws are of samplers without momentum.",
         "problem | nbeta asked | sampler | mass | nbeta | gamma | step_size | chains | draws | "
         "coverage | coverage_error=± | self_coverage=of self-influence | self_coverage_error=± | "
         "slope=slope on the truth | self_ratio=self-influence over the truth | rhat=R-hat | "

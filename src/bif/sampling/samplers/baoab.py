@@ -47,7 +47,7 @@ class BAOAB:
     traits: ClassVar[Traits] = Traits(
         underdamped=True,
         # Positions have no discretisation bias on quadratics.  Where U is none, the steepest of
-        # many directions are biased, and the losses hardly (`benchmarks/coverage.py`).
+        # many directions are biased, and the losses hardly (`benchmarks/converged/coverage.py`).
         default_step=0.8,
         takes_mass=True,
         adaptive=False,
