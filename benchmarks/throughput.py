@@ -38,8 +38,9 @@ from bif import tensors
 from bif.benchmark import named_task
 from bif.calibration.calibrate import calibrate
 from bif.runs.block_recorder import BlockRecorder
-from bif.sampling.engine import Sampling
+from bif.sampling.engine import Engine
 from bif.sampling.oracles import SequentialOracle, StackedOracle
+from bif.sampling.settings import RunSettings
 
 PEAK_BF16, PEAK_TF32 = 989e12, 494e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
@@ -97,19 +98,18 @@ def settings(
     )  # fmt: skip
 
 
-def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float]:
+def library_speed(made: bif.Problem, chosen: RunSettings) -> tuple[float, float]:
     """Return draws a second, and peak memory in GiB."""
     device = chosen.device or "cpu"
-    sampling = Sampling(made, chosen)
-    assert chosen.chains is not None and chosen.draws is not None
+    engine = Engine(made, chosen)
     recorder = BlockRecorder(
         range(chosen.chains), num_draws=chosen.draws, distance_limit=float("inf")
     )
-    draws = sampling.observed_draws(0, chosen.chains)
+    draws = engine.observed_draws(0, chosen.chains)
 
     def record() -> None:
         draw, train, query = next(draws)
-        recorder.add(train, query, sampling.distance_squared(draw.params))
+        recorder.add(train, query, engine.distance_squared(draw.params))
 
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -120,15 +120,14 @@ def library_speed(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float
     return chosen.chains * count / seconds, peak
 
 
-def plain_loop_speed(made: bif.Problem, chosen: bif.Settings, *, draws: int) -> float:
+def plain_loop_speed(made: bif.Problem, chosen: RunSettings, *, draws: int) -> float:
     """Return draws a second of one module a chain, float32 with TF32 products, two in turn."""
     device, n = chosen.device or "cpu", made.num_train
     models = [copy.deepcopy(made.model).to(device) for _ in range(2)]
     center = [p.detach().clone() for p in made.model.parameters()]
     x, y = made.train.data
     qx, qy = next(iter(made.query_groups.values())).data
-    assert chosen.step_size and chosen.friction and chosen.thin
-    assert chosen.nbeta is not None and chosen.gamma is not None
+    assert chosen.friction is not None
     step, nbeta, gamma = chosen.step_size, chosen.nbeta, chosen.gamma
     kept = exp(-chosen.friction * step)
     velocities = [[torch.randn_like(p) for p in m.parameters()] for m in models]
@@ -171,12 +170,11 @@ def plain_loop_speed(made: bif.Problem, chosen: bif.Settings, *, draws: int) -> 
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def loss_deviation(made: bif.Problem, chosen: bif.Settings) -> dict[str, float]:
+def loss_deviation(made: bif.Problem, chosen: RunSettings) -> dict[str, float]:
     """Compare recorded losses with float32 at the same weights, at a draw well away from w*."""
-    assert chosen.chains is not None
     few = replace(chosen, draws=6, thin=20)
-    recorded = Sampling(made, few)
-    exact = Sampling(made, replace(few, gradient_precision="float32", loss_precision="float32",
+    recorded = Engine(made, few)
+    exact = Engine(made, replace(few, gradient_precision="float32", loss_precision="float32",
                                    compiled=False))  # fmt: skip
     *_, (draw, train, query) = recorded.observed_draws(0, chosen.chains)
     got = torch.cat([train, query], dim=1)
@@ -191,19 +189,18 @@ def loss_deviation(made: bif.Problem, chosen: bif.Settings) -> dict[str, float]:
     }
 
 
-def stationary_mean(made: bif.Problem, chosen: bif.Settings) -> tuple[float, float]:
+def stationary_mean(made: bif.Problem, chosen: RunSettings) -> tuple[float, float]:
     """Return the mean train loss of the stationary chains, and its standard error between them."""
-    assert chosen.chains is not None and chosen.draws is not None
     long = replace(chosen, draws=chosen.draws + 40)
-    sampling, means = Sampling(made, long), []
-    for draw, train, _ in sampling.observed_draws(0, chosen.chains):
+    engine, means = Engine(made, long), []
+    for draw, train, _ in engine.observed_draws(0, chosen.chains):
         if draw.index >= 40:
             means.append(train.double().mean(dim=1))
     chain_means = torch.stack(means).mean(dim=0).cpu().numpy()
     return float(chain_means.mean()), float(chain_means.std(ddof=1) / np.sqrt(len(chain_means)))
 
 
-def accuracy(made: bif.Problem, chosen: bif.Settings) -> dict[str, float]:
+def accuracy(made: bif.Problem, chosen: RunSettings) -> dict[str, float]:
     """Compare recorded losses, and the chains' mean loss, with those in float32."""
     exact = replace(
         chosen, gradient_precision="float32", loss_precision="float32", compiled=False, seed=1

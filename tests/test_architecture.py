@@ -358,3 +358,7 @@ def test_importing_bif_imports_nothing_heavy():
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names_are_frozen(module: str):
     assert sorted(importlib.import_module(module).__all__) == sorted(PUBLIC[module].split())
+
+
+def test_dir_of_the_package_shows_its_public_names():
+    assert dir(importlib.import_module("bif")) == sorted(PUBLIC["bif"].split())

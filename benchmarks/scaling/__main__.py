@@ -36,6 +36,7 @@ from bif.language.linear_loss import chunked_next_token
 from bif.runs.block_recorder import BlockRecorder
 from bif.sampling.engine import Engine
 from bif.sampling.oracles import LiveOracle
+from bif.sampling.settings import RunSettings
 
 PEAK_BF16 = 989e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
@@ -62,8 +63,9 @@ def sampling_of(
         train={"input_ids": ids[:items]},
         queries={"input_ids": ids[items:]},
     )
-    settings = bif.Settings(
-        oracle="live", memory=room.memory, sampler="sgld", gradient="minibatch",
+    settings = RunSettings(
+        movable=("*",), block_size=1, oracle="live", memory=room.memory, sampler="sgld",
+        gradient="minibatch",
         batch_size=min(BATCH, items), micro_batch=min(BATCH, items), chunk_size=arguments.chunk,
         nbeta=float(items), gamma=1e5, burn_in=0, thin=1, chains=2, draws=10**6,
         # Its size costs nothing; norms' scales near 1 in bfloat16 refuse a smaller one.

@@ -60,3 +60,8 @@ __all__ = [
     "samplers",
     "tune",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone."""
+    return __all__
