@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bif.problem.functional import ItemFunction
-from bif.problem.items import Items, map_batch
+from bif.problem.items import Items, to_device
 from bif.problem.problem import Problem, chosen_observable
 
 
@@ -142,7 +142,7 @@ def _inputs_of(problem: Problem, model: nn.Module, module: nn.Module, items: Ite
 
 def _run(problem: Problem, model: nn.Module, batch: Any) -> None:
     with torch.no_grad():
-        ItemFunction(model, problem.loss)(map_batch(lambda leaf: leaf.to(problem.device), batch))
+        ItemFunction(model, problem.loss)(to_device(batch, problem.device))
 
 
 def _classes(items: Items) -> Tensor:

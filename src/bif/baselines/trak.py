@@ -14,7 +14,7 @@ from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch
+from bif.problem.items import to_device
 from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 from bif.types import Batch, ItemLoss
@@ -159,7 +159,7 @@ def _values(problem: Problem, function: ItemLoss) -> Iterator[Tensor]:
     of_items = ItemFunction(problem.evaluation_copy(problem.device), function)
     for _, batch in problem.train.chunks(256):
         with torch.no_grad():
-            yield of_items(map_batch(lambda leaf: leaf.to(problem.device), batch))
+            yield of_items(to_device(batch, problem.device))
 
 
 def _with_model(problem: Problem, model: nn.Module) -> Problem:

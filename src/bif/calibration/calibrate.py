@@ -19,7 +19,7 @@ from bif.calibration.pilot import WARNING, Pilot, pilot
 from bif.calibration.preflight import first_look
 from bif.calibration.steps import OPEN_DRAWS, choose_steps, relaxation_steps, smallest_curvature
 from bif.calibration.temperature import default_nbeta
-from bif.problem.items import batch_leaves, map_batch
+from bif.problem.items import batch_leaves, to_device
 from bif.problem.problem import Problem
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.movable_weights import with_movable
@@ -187,7 +187,7 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
         device = run_device(problem, settings)
         model = problem.evaluation_copy(device)
         pair = tensors.stacked(moving_center(problem, settings), 2)
-        batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+        batch = to_device(problem.train.first(2), device)
         refusal = vmap_refusal(
             model,
             problem.loss,
@@ -273,7 +273,7 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
     model = problem.evaluation_copy(device)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    batch = map_batch(lambda leaf: leaf.to(device), problem.train.first(2))
+    batch = to_device(problem.train.first(2), device)
     count = len(next(iter(batch_leaves(batch).values())))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {

@@ -12,7 +12,7 @@ from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.steps import CRITICAL_FRICTION, LOW_FRICTION
 from bif.linear_response.pairs import bregman_problem
 from bif.linear_response.request import Request
-from bif.problem.items import map_batch
+from bif.problem.items import to_device
 from bif.problem.problem import Problem
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.oracles import vmap_refusal
@@ -67,7 +67,7 @@ def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Setti
         problem.evaluation_copy(device),
         problem.observables[0].recorded,
         params=tensors.stacked(moving_center(problem, settings), 2),
-        batch=map_batch(lambda leaf: leaf.to(torch.device(device)), groups[0].first(1)),
+        batch=to_device(groups[0].first(1), torch.device(device)),
         per_chain=True,
     )
     if refusal is None:

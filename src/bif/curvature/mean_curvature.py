@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bif.curvature.library import curvlinops_module
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch
+from bif.problem.items import to_device
 from bif.problem.problem import Problem
 from bif.types import Batch
 
@@ -102,13 +102,13 @@ def shares(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
         share = (weights[part] / problem.num_train).to(device=like.device)
         yield (
             share.to(torch.promote_types(like.dtype, torch.float32)),
-            map_batch(lambda leaf: leaf.to(problem.device), batch),
+            to_device(batch, problem.device),
         )
 
 
 def example(problem: Problem) -> Batch:
     """The first train items, on the problem's device."""
-    return map_batch(lambda leaf: leaf.to(problem.device), problem.train.first(3))
+    return to_device(problem.train.first(3), problem.device)
 
 
 class RootedOutputs(nn.Module):

@@ -16,10 +16,10 @@ from bif.evaluate.training import (
     StackTrainer,
     check_per_item,
     num_rows,
-    to_device,
     values_of_stack,
 )
 from bif.problem.functional import ItemFunction
+from bif.problem.items import to_device
 from bif.problem.weights import copied, widen_
 from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target

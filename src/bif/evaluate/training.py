@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bif.evaluate.recipe import Recipe
 from bif.problem.functional import ItemFunction
-from bif.problem.items import batch_leaves, map_batch
+from bif.problem.items import batch_leaves, map_batch, to_device
 from bif.problem.weights import copied, narrow_types, wide, widen_
 from bif.types import Batch, ItemLoss, Target
 
@@ -268,8 +268,3 @@ def num_rows(batch: Batch, name: str) -> int:
     if len(lengths) != 1 or lengths[0] == 0:
         raise ValueError(f"{name} hold tensors of lengths {lengths}; expected one, above 0.")
     return lengths[0]
-
-
-def to_device(batch: Batch, device: torch.device) -> Any:
-    """Returns the batch with every tensor on `device`."""
-    return map_batch(lambda t: t.to(device), batch)

@@ -37,6 +37,11 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     )
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor on a device."""
+    return map_batch(lambda leaf: leaf.to(device), batch)
+
+
 def batch_leaves(batch: Batch, path: str = "batch") -> dict[str, Tensor]:
     """The tensors of a batch by their path, such as `batch['x']` or `batch[0]`."""
     if isinstance(batch, Tensor):
@@ -168,7 +173,7 @@ class Items:
         moved.__dict__.update(self.__dict__)
         moved._device = device
         if not isinstance(self.data, Dataset):
-            moved.data = map_batch(lambda leaf: leaf.to(device), self.data)
+            moved.data = to_device(self.data, device)
         return moved
 
     def widened(self) -> Items:

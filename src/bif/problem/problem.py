@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bif.problem.columns import Columns, Tokens, num_columns
-from bif.problem.items import Items, as_items, batch_leaves, map_batch
+from bif.problem.items import Items, as_items, batch_leaves, to_device
 from bif.problem.literals import require_literal
 from bif.problem.losses import margin
 from bif.problem.proxy import Proxy, default_proxy
@@ -412,8 +412,7 @@ class Problem:
 
     def _probe_functions(self) -> None:
         model = self.evaluation_copy(self.device)
-        to_device = lambda leaf: leaf.to(self.device)  # noqa: E731
-        train_batch = map_batch(to_device, self.train.first(3))
+        train_batch = to_device(self.train.first(3), self.device)
         check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
         self._check_padding(self.loss, model, self.train, "loss", "train items")
         if self.train_by_token:
@@ -425,7 +424,7 @@ class Problem:
         queries = [("query", name, items) for name, items in self.query_groups.items()]
         others = [("candidate", name, items) for name, items in self.candidate_groups.items()]
         for kind, group, items in queries + others:
-            batch = map_batch(to_device, items.first(3))
+            batch = to_device(items.first(3), self.device)
             got = _structure(batch)
             if got != expected:
                 raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from bif.problem.functional import ItemFunction
-from bif.problem.items import Items, map_batch
+from bif.problem.items import Items, map_batch, to_device
 from bif.problem.problem import Problem
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Batch, ItemLoss, Params
@@ -109,7 +109,7 @@ def item_gradient_chunks(
     together = vmap(grad(value), in_dims=(None, 0))
     stacked = True
     for _, batch in items.chunks(chunk_size or rows_that_fit(params)):
-        batch = map_batch(lambda leaf: leaf.to(problem.device), batch)
+        batch = to_device(batch, problem.device)
         if stacked:
             try:
                 rows = together(params, batch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bif.problem.items import Items, batch_leaves, map_batch
+from bif.problem.items import Items, batch_leaves, map_batch, to_device
 from bif.problem.losses import at_least_float32
 from bif.problem.proxy import Proxy
 from bif.sampling.observe_tokens import ByToken
@@ -64,7 +64,7 @@ class CenteredItems(Items):
         return self._joined(self._items.first(count), slice(count))
 
     def to(self, device: torch.device) -> CenteredItems:
-        figures = map_batch(lambda leaf: leaf.to(device), self._figures)
+        figures = to_device(self._figures, device)
         return CenteredItems(self._items.to(device), figures)
 
     def _joined(self, batch: Batch, where: slice | Tensor) -> Batch:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
-from bif.evaluate.training import Network, num_rows, stream, to_device
+from bif.evaluate.training import Network, num_rows, stream
 from bif.problem.code import code_fingerprint
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch, randomness_restored
+from bif.problem.items import map_batch, randomness_restored, to_device
 from bif.problem.problem import Problem
 from bif.problem.weights import copied, widen_
 from bif.types import Batch, Target
