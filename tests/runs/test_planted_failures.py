@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bif
@@ -303,19 +302,6 @@ def test_losses_that_never_move_are_refused():
 # --- Chains ---------------------------------------------------------------------------------------
 
 
-def test_dropout_that_stays_on_is_refused():
-    def noisy(model: nn.Module, batch: Batch) -> Tensor:
-        x, y = batch
-        return squared(model, (F.dropout(x, 0.2, training=len(x) > 3), y))
-
-    x, y = INPUTS, TARGETS
-    settings = bif.Settings(chains=4, draws=40, oracle="sequential")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bif.Problem, "_probe", lambda self: None)  # as if no item had shown it
-        problem = bif.Problem(Weights(*[0.1] * 5), noisy, train=(x, y), queries=(x[:2], y[:2]))
-    assert "random" in refusal(problem, settings)
-
-
 def test_chains_that_hardly_move_are_refused():
     settings = bif.Settings(
         nbeta=200.0, gamma=4.0, step_size=0.002, friction=4.0, burn_in=0, thin=1, chains=16
@@ -372,17 +358,3 @@ def test_chains_that_begin_far_off_and_have_no_burn_in_are_refused():
         draws=60,
     )  # fmt: skip
     assert "burn_in" in refusal(line_of_200(away=3.0), settings)
-
-
-def test_rmsprop_sgld_as_published_which_samples_another_law_is_refused():
-    settings = bif.Settings(
-        sampler="rmsprop_sgld",
-        nbeta=200.0,
-        gamma=100.0,
-        step_size=1e-4,
-        burn_in=50,
-        thin=2,
-        chains=8,
-        draws=50,
-    )
-    assert "rmsprop_sgld" in refusal(line_of_200(), settings)
