@@ -348,8 +348,8 @@ class TestRefusals:
     def test_choices_that_do_not_exist(self):
         problem = classification()
         for given, message in (
-            ({"fisher_type": "exact"}, "fisher_type must be 'type-2', 'mc' or 'empirical'"),
-            ({"other_layers": "ignore"}, "other_layers must be 'refuse' or 'leave_out'"),
+            ({"fisher_type": "exact"}, "fisher_type is 'exact': expected one of type-2, mc"),
+            ({"other_layers": "ignore"}, "other_layers is 'ignore': expected one of refuse"),
             ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
             ({"movable": ["head.*"]}, "matches no parameter"),
             ({"movable": ["0.weight[0:2]"]}, r"movable has slices of \['0.weight'\]"),

@@ -74,8 +74,8 @@ class TestRepresentations:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"kind": "euclidean"}, "kind must be 'cosine' or 'dot'"),
-            ({"labels": "same"}, "labels 'ignore' or 'match'"),
+            ({"kind": "euclidean"}, "kind is 'euclidean': expected one of cosine, dot"),
+            ({"labels": "same"}, "labels is 'same': expected one of ignore"),
             ({"layer": "9"}, r"no layer '9'; the model has \['0', '1', '2'\]"),
         ],
     )

@@ -169,7 +169,7 @@ class TestProjection:
 
     @pytest.mark.parametrize(
         ("given", "message"),
-        [({"dimension": 0}, "at least 1, got 0"), ({"kind": "sparse"}, "got 'sparse'")],
+        [({"dimension": 0}, "at least 1, got 0"), ({"kind": "sparse"}, "projection is 'sparse'")],
     )
     def test_bad_settings_are_refused(self, given, message):
         settings = {"dimension": 4, "kind": "gaussian", **given}

@@ -123,7 +123,7 @@ def test_a_common_shift_of_all_outcomes_changes_nothing():
 def test_helpfulness_flips_what_should_be_low_and_refuses_what_has_no_direction():
     assert np.array_equal(helpfulness(SCORES, "lower"), -SCORES)
     assert np.array_equal(helpfulness(SCORES[0], "higher"), SCORES[:1])
-    with pytest.raises(ValueError, match="better is None; expected 'lower'"):
+    with pytest.raises(ValueError, match="better is None: expected one of lower"):
         helpfulness(SCORES, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"scores have shape \(\)"):
         helpfulness(1.0, "lower")

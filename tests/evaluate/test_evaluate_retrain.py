@@ -409,8 +409,8 @@ def test_the_precision_of_products_is_put_back(precision):
         ({"seeds": [1, 1]}, "expected at least one, all different"),
         ({"seeds": [0, 1], "init": "checkpoint"}, "2 seeds, but training from the checkpoint"),
         ({"networks_per_stack": 0}, "networks_per_stack is 0"),
-        ({"precision": "bfloat16"}, 'precision is \'bfloat16\'; expected "float32" or "tf32"'),
-        ({"init": "random"}, 'init is \'random\'; expected "scratch" or "checkpoint"'),
+        ({"precision": "bfloat16"}, "precision is 'bfloat16': expected one of float32, tf32"),
+        ({"init": "random"}, "init is 'random': expected one of scratch, checkpoint"),
         ({"model": nn.Tanh()}, "no parameter that requires gradients"),
         (
             {"recipe": Recipe(steps=1, learning_rate=0.1, batch_size=8)},

@@ -16,6 +16,7 @@ from bif.curvature.fisher import FisherType, squared_fisher
 from bif.curvature.library import curvlinops_module
 from bif.curvature.mean_curvature import example
 from bif.curvature.outputs import Criterion
+from bif.problem.literals import require_literal
 from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import rows_that_fit, signed_products, trained
 from bif.sampling.posterior import LocalPosterior
@@ -106,10 +107,7 @@ class EKFAC:
                 outputs for "type-2".
             ImportError: The extra `baselines` is not installed.
         """
-        if fisher_type not in ("type-2", "mc", "empirical"):
-            raise ValueError(
-                f"fisher_type must be 'type-2', 'mc' or 'empirical', got {fisher_type!r}."
-            )
+        require_literal("fisher_type", fisher_type, FisherType)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
         posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))

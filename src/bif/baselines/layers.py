@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bif.problem.functional import ItemFunction
+from bif.problem.literals import require_literal
 from bif.types import Batch, ItemLoss
 
 OtherLayers = Literal["refuse", "leave_out"]
@@ -41,8 +42,7 @@ def kronecker_layers(
     Raises:
         ValueError: Such weights and "refuse", naming each and why; no layer at all.
     """
-    if other_layers not in ("refuse", "leave_out"):
-        raise ValueError(f"other_layers must be 'refuse' or 'leave_out', got {other_layers!r}.")
+    require_literal("other_layers", other_layers, OtherLayers)
     calls, reached = _one_pass(model, loss, example)
     owners = _owners(model)
     found: dict[str, list[str]] = {}

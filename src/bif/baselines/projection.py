@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bif.problem.literals import require_literal
+
 ProjectionKind = Literal["rademacher", "gaussian"]
 
 _BLOCK = 8192
@@ -37,8 +39,7 @@ class Projection:
     ) -> None:
         if dimension < 1:
             raise ValueError(f"the dimension of a projection must be at least 1, got {dimension}.")
-        if kind not in ("rademacher", "gaussian"):
-            raise ValueError(f"projection must be 'rademacher' or 'gaussian', got {kind!r}.")
+        require_literal("projection", kind, ProjectionKind)
         self._num_weights, self._dimension = num_weights, dimension
         self._kind, self._seed, self._like = kind, seed, like.new_empty(0)
         self._keep = num_weights * dimension * like.element_size() <= _KEPT_BYTES

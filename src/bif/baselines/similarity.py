@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device
+from bif.problem.literals import require_literal
 from bif.problem.problem import Problem, chosen_observable
+
+Kind = Literal["cosine", "dot"]
+Labels = Literal["ignore", "match"]
 
 
 def representation_similarity(
     problem: Problem,
     *,
     observable: str | None = None,
-    kind: Literal["cosine", "dot"] = "cosine",
+    kind: Kind = "cosine",
     layer: str | None = None,
-    labels: Literal["ignore", "match"] = "ignore",
+    labels: Labels = "ignore",
 ) -> Tensor:
     """Similarity of the hidden representations of query and item, signed for the observable.
 
@@ -43,11 +47,8 @@ def representation_similarity(
         ValueError: An observable of which neither lower nor higher is better; no such layer, no
             Linear layer; another `kind` or `labels`; no classes to match.
     """
-    if kind not in ("cosine", "dot") or labels not in ("ignore", "match"):
-        raise ValueError(
-            "kind must be 'cosine' or 'dot' and labels 'ignore' or 'match', got "
-            f"kind={kind!r}, labels={labels!r}."
-        )
+    require_literal("kind", kind, Kind)
+    require_literal("labels", labels, Labels)
     sign = _sign(problem, observable)
     model = problem.evaluation_copy(problem.device)
     module = _last_linear(problem, model) if layer is None else _submodule(model, layer)

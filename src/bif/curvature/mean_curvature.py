@@ -13,6 +13,7 @@ from bif.curvature.library import curvlinops_module
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
+from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.types import Batch
 
@@ -43,6 +44,7 @@ def curvature_operator(
         ValueError: Another `curvature`; a loss that cannot be split for "ggn".
         ImportError: The extra `baselines` is not installed.
     """
+    require_literal("curvature", curvature, Curvature)
     curvlinops = curvlinops_module()
     model = trainable_copy(problem)
     if curvature == "hessian":
@@ -52,12 +54,10 @@ def curvature_operator(
             ({"weights": share, "batch": batch}, torch.zeros_like(share))
             for share, batch in shares(problem, chunk_size)
         ]
-    elif curvature == "ggn":
+    else:
         split = SplitLoss(model, problem.loss, example(problem), criterion)
         kind, wrapped, total = curvlinops.GGNLinearOperator, RootedOutputs(model, split), _Half()
         data = rooted_data(problem, split, chunk_size=chunk_size)
-    else:
-        raise ValueError(f"curvature must be 'hessian' or 'ggn', got {curvature!r}.")
     return kind(
         wrapped,
         total,

@@ -13,6 +13,7 @@ from torch.func import grad, hessian, jvp, vmap
 
 from bif.problem import losses
 from bif.problem.items import map_batch
+from bif.problem.literals import require_literal
 from bif.problem.losses import at_least_float32, per_item
 from bif.types import Batch, ItemLoss
 
@@ -44,10 +45,8 @@ class SplitLoss:
     def __init__(
         self, model: nn.Module, loss: ItemLoss, example: Batch, criterion: Criterion | None = None
     ) -> None:
-        if criterion not in (None, "cross_entropy", "squared_error"):
-            raise ValueError(
-                f"criterion must be 'cross_entropy', 'squared_error' or None, got {criterion!r}."
-            )
+        if criterion is not None:
+            require_literal("criterion", criterion, Criterion)
         self._model, self._loss, self._wrapped = model, loss, False
         outputs = self._check(example)
         self.kind = criterion or _known(loss) or self._dense_if_small(outputs)

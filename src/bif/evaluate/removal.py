@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from bif.evaluate.resampling import intervals, require_finite, resample_counts
+from bif.problem.literals import require_literal
 from bif.types import Better
 
 
@@ -100,11 +101,7 @@ def helpfulness(scores: Any, better: Better) -> np.ndarray:
     Raises:
         ValueError: If `better` is neither, or scores are not finite or have other axes.
     """
-    if better not in get_args(Better):
-        raise ValueError(
-            f"better is {better!r}; expected 'lower' (a loss) or 'higher' (a margin): without it "
-            "nothing is helpful."
-        )
+    require_literal("better", better, Better)  # without it nothing is helpful
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim not in (1, 2) or scores.size == 0:
         raise ValueError(f"scores have shape {scores.shape}; expected [Q, N] or [N].")

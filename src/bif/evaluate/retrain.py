@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from bif.evaluate.training import (
 )
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
+from bif.problem.literals import require_literal
 from bif.problem.weights import copied, widen_
 from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
@@ -113,9 +114,7 @@ class Retrainer:
         device: torch.device | str | None,
         precision: MatmulPrecision,
     ) -> None:
-        known: tuple[str, ...] = get_args(MatmulPrecision)
-        if precision not in known:
-            raise ValueError(f'precision is {precision!r}; expected "float32" or "tf32".')
+        require_literal("precision", precision, MatmulPrecision)
         self._trainer = StackTrainer(model, loss, items, recipe, init, device)
         self._recipe = recipe
         self._precision: MatmulPrecision = precision

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bif.evaluate.recipe import Recipe
 from bif.problem.functional import ItemFunction
 from bif.problem.items import batch_leaves, map_batch, to_device
+from bif.problem.literals import require_literal
 from bif.problem.weights import copied, narrow_types, wide, widen_
 from bif.types import Batch, ItemLoss, Target
 
@@ -81,8 +82,7 @@ class StackTrainer:
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
             raise ValueError("The model has no parameter that requires gradients; none to train.")
-        if init not in ("scratch", "checkpoint"):
-            raise ValueError(f'init is {init!r}; expected "scratch" or "checkpoint".')
+        require_literal("init", init, Target)
         if init == "scratch":
             _check_resettable(model)
         self.device = torch.device(device) if device is not None else trainable[0].device

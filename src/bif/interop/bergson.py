@@ -24,12 +24,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bif.interop.scores import ImportedScores, Sign, Tokens, as_signed, check_tokens
+from bif.interop.scores import ImportedScores, Sign, Tokens, as_signed
 from bif.interop.tensor_files import from_numpy
+from bif.problem.literals import require_literal
 from bif.store import DamagedRun, Folder, folder_at
 from bif.store.results import read_json
 
 INFO, SCORES, OFFSETS, CONFIG = "info.json", "scores.bin", "offsets.npy", "config.yaml"
+Precision = Literal["float32", "float64"]
 _FORMATS = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 
 # So read both bergson's `load_scores_loss_signed` and its `recall`: without a config the second
@@ -61,7 +63,7 @@ def read_bergson_scores(
         ValueError: If files do not fit together, scores are unfinished or of tokens, or the sign
             cannot be told.
     """
-    check_tokens(tokens)
+    require_literal("tokens", tokens, Tokens)
     folder = folder_at(path)
     if not holds_bergson_scores(folder):
         raise FileNotFoundError(f"{folder} has no {SCORES} and {INFO}; pass a score folder.")
@@ -85,7 +87,7 @@ def read_bergson_scores(
 
 
 def write_bergson_scores(
-    path: str | Path, scores: Any, *, precision: Literal["float32", "float64"] = "float32"
+    path: str | Path, scores: Any, *, precision: Precision = "float32"
 ) -> None:
     """Writes scores as a folder that bergson's `validate` and `recall` read.
 
@@ -101,8 +103,7 @@ def write_bergson_scores(
         FileExistsError: If there is something already.
         ValueError: If scores are not finite, also after rounding, or not [Q, N].
     """
-    if precision not in ("float32", "float64"):
-        raise ValueError(f"precision is {precision!r}; expected 'float32' or 'float64'.")
+    require_literal("precision", precision, Precision)
     folder = folder_at(path)
     if folder.names():
         raise FileExistsError(f"{folder} holds files: choose another folder, or empty it first.")

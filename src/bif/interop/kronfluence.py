@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bif.interop.scores import ImportedScores, Tokens, check_tokens, parent_and_name
+from bif.interop.scores import ImportedScores, Tokens, parent_and_name
 from bif.interop.tensor_files import from_safetensors
+from bif.problem.literals import require_literal
 from bif.store import DamagedRun, Folder, folder_at
 from bif.store.results import read_json
 
@@ -59,7 +60,7 @@ def read_kronfluence_scores(
         ValueError: If partitions are missing, scores are of tokens, train gradients were
             aggregated, or files do not fit together.
     """
-    check_tokens(tokens)
+    require_literal("tokens", tokens, Tokens)
     if measurement_sign not in (1, -1):
         raise ValueError(f"measurement_sign is {measurement_sign}; expected 1 or -1.")
     folder, name = folder_at(path), WHOLE

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from bif.problem.literals import require_literal
 from bif.store import Folder, folder_at
 from bif.types import Better
 
@@ -93,16 +94,9 @@ def as_signed(scores: Any, sign: Sign, better: Better) -> np.ndarray:
             f"sign is {sign!r}; expected 'loss' (positive = the observable rises with the item, "
             "as here) or 'helpful' (positive = the item helps). A file does not say which."
         )
-    if better not in get_args(Better):
-        raise ValueError(f"better is {better!r}; expected 'lower' (a loss) or 'higher' (a margin).")
+    require_literal("better", better, Better)
     scores = np.asarray(scores).astype(np.float64)
     return -scores if sign == "helpful" and better == "lower" else scores
-
-
-def check_tokens(tokens: Tokens) -> None:
-    """Raises a ValueError unless `tokens` is one of the known."""
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"tokens is {tokens!r}; expected 'refuse' or 'sum'.")
 
 
 def parent_and_name(path: str | Path | Folder) -> tuple[Folder, str]:

@@ -231,9 +231,9 @@ def diverged(start: nn.Module | None, items: Batch, seed: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"target": "fresh"}, ValueError, "target is 'fresh'; expected \"scratch\""),
+        ({"target": "fresh"}, ValueError, "target is 'fresh': expected one of scratch"),
         ({"networks_per_stack": 0}, ValueError, "networks_per_stack is 0; expected at least 1"),
-        ({"precision": "bfloat16"}, ValueError, "precision is 'bfloat16'; expected"),
+        ({"precision": "bfloat16"}, ValueError, "precision is 'bfloat16': expected"),
         ({"tuning_queries": None}, ValueError, "tuning_queries is None and .* is 3"),
         ({"plan": Plan(num_subsets=2)}, ValueError, "tuning_queries are given and .* is 0"),
         ({"tuning_queries": TUNING[0]}, ValueError, "query group 'tuning'"),

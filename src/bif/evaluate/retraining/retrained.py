@@ -24,6 +24,7 @@ from bif.evaluate.retraining.progress import networks_shown
 from bif.evaluate.retraining.trainers import FunctionTrainer, RecipeTrainer, Trainer, TrainFunction
 from bif.evaluate.training import Network
 from bif.problem.items import Items
+from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.store.signals import termination_raises
@@ -324,8 +325,7 @@ def _complete(out: str | Path, manifest: dict[str, Any], plan: Plan) -> Bank | N
 
 
 def _check(problem: Problem, target: str, networks_per_stack: int) -> None:
-    if target not in ("scratch", "checkpoint"):
-        raise ValueError(f'target is {target!r}; expected "scratch" or "checkpoint".')
+    require_literal("target", target, Target)
     if networks_per_stack < 1:
         raise ValueError(f"networks_per_stack is {networks_per_stack}; expected at least 1.")
     if problem.train_weights is not None:
