@@ -84,7 +84,7 @@ class Pilot:
 
 
 def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
-    """gamma, and the largest curvature of the mean loss at w* or where a short pilot run goes.
+    """Choose gamma, and find the largest curvature of the mean loss where chains will go.
 
     The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
     and from a generator of its own; the walk only makes the step safer, and where a budget is short
@@ -95,162 +95,229 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
         settings: With nbeta.
         said: Gets a line for each choice.
     """
-    device = run_device(problem, settings)
-    settings = settings.plain()
-    posterior = make_posterior(problem, replace(settings, gamma=settings.gamma or 1.0))
-    oracle = make_oracle(problem, settings, list(posterior.center))
-    chains = num_pilot_chains(settings, posterior)
-    noise = BlockNoise(generator(0, 0, "probe", device=device), posterior.masks)
-    order = torch.randperm(problem.num_train, generator=torch.Generator().manual_seed(0))
-    whole = _Looked.at(problem, order[:_PILOT_ITEMS], posterior, device)
+    probe = _Probe(problem, settings.plain())
+    center = probe.look_at_center()
+    gamma, there = _choose_gamma(probe, center, said)
+    gamma, count, seen = _walk(probe, center, gamma, there, said)
+    if seen is None:
+        return Pilot(gamma, there, center.seconds, center.seconds_of_chain)
+    few = probe.items(count)
+    found = [probe.largest(few, place, _LOOK_ITERATIONS) for place in seen]
+    away = max((x for x in found if x < math.inf), default=center.largest)
+    said.append(
+        f"largest curvature of the mean loss: {center.largest:.4g} at w*, {away:.4g} along a walk "
+        f"of {STEPS} steps ({probe.num_chains} chains, {count} items)"
+    )
+    largest = max(there, away)
+    if probe.settings.gradient != "full":
+        largest = _largest_of_batches(probe, seen[-1], largest, said)
+    return Pilot(gamma, largest, center.seconds, center.seconds_of_chain)
 
-    def measure(
-        looked: _Looked,
-        params: Params,
-        iterations: int = _CENTER_ITERATIONS,
-        noise: BlockNoise = noise,
+
+@dataclass(frozen=True)
+class _Center:
+    """What w* tells.
+
+    Attributes:
+        largest: Curvature of the mean loss.
+        smallest: The same; below 0 where the training objective curves downwards.
+        seconds: Of a gradient of the walk's chains, over the items that are looked at.
+        seconds_of_chain: Of a gradient of one chain alone over all train items.
+    """
+
+    largest: float
+    smallest: float
+    seconds: float
+    seconds_of_chain: float
+
+
+class _Probe:
+    """A few chains over a few items, with random numbers of their own."""
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        self.problem, self.settings = problem, settings
+        self.device = run_device(problem, settings)
+        self.posterior = self.held(settings.gamma or 1.0)
+        self.oracle = make_oracle(problem, settings, list(self.posterior.center))
+        self.num_chains = num_pilot_chains(settings, self.posterior)
+        self.noise = BlockNoise(generator(0, 0, "probe", device=self.device), self.posterior.masks)
+        order = torch.Generator().manual_seed(0)
+        self.order = torch.randperm(problem.num_train, generator=order)
+        self.whole = self.items(_PILOT_ITEMS)
+        self.params = tensors.stacked(self.posterior.center, self.num_chains)
+        self.one = {name: leaf[:1] for name, leaf in self.params.items()}
+
+    def held(self, gamma: float) -> LocalPosterior:
+        """Return the posterior with this gamma."""
+        return make_posterior(self.problem, replace(self.settings, gamma=gamma))
+
+    def items(self, count: int) -> _Looked:
+        """Return so many of the train items, the same at every call."""
+        return self.at(self.order[:count])
+
+    def at(self, places: Tensor) -> _Looked:
+        """Return train items by their positions."""
+        return _Looked.at(self.problem, places, self.posterior, self.device)
+
+    def largest(
+        self, looked: _Looked, params: Params, iterations: int, noise: BlockNoise | None = None
     ) -> float:
-        gradient = looked.gradient(oracle, settings)
+        """Return the largest curvature of items' mean loss at the weights of any chain."""
         found = largest_curvature(
-            gradient, params, direction=noise.normal(params), masks=posterior.masks,
+            looked.gradient(self.oracle, self.settings), params,
+            direction=(noise or self.noise).normal(params), masks=self.posterior.masks,
             iterations=iterations,
         )  # fmt: skip
         return float(found.max())
 
-    params = tensors.stacked(posterior.center, chains)
-    one = {name: leaf[:1] for name, leaf in params.items()}
-    of_all = whole.gradient(oracle, settings)
-    alone = _seconds_of_gradient(of_all, one)
-    of_chain = alone * problem.num_train / len(whole.items)
-    if settings.budget is not None:
-        _refuse_small_budget(float(settings.budget), alone, of_chain, settings.gamma is None)
-    at_center = measure(whole, one)
-    seconds = chains * alone
-    if settings.budget is None or 2 * seconds < _TIMED_SHARE * float(settings.budget):
-        seconds = _seconds_of_gradient(of_all, params)  # stacks are faster than that
-    nbeta = settings.nbeta or 0.0
-    bound = torch.tensor([at_center], dtype=torch.float64, device=device)
-    least = float(
-        smallest_curvature(
-            of_all, one, direction=noise.normal(one), masks=posterior.masks, largest=bound
+    def look_at_center(self) -> _Center:
+        """Measure curvatures and seconds at w*.
+
+        Raises:
+            ValueError: A budget in which not even these fit.
+        """
+        budget = None if self.settings.budget is None else float(self.settings.budget)
+        gradient = self.whole.gradient(self.oracle, self.settings)
+        alone = _seconds_of_gradient(gradient, self.one)
+        of_chain = alone * self.problem.num_train / len(self.whole.items)
+        if budget is not None:
+            _refuse_small_budget(budget, alone, of_chain, self.settings.gamma is None)
+        largest = self.largest(self.whole, self.one, _CENTER_ITERATIONS)
+        seconds = self.num_chains * alone
+        if budget is None or 2 * seconds < _TIMED_SHARE * budget:
+            seconds = _seconds_of_gradient(gradient, self.params)  # stacks are faster than that
+        smallest = smallest_curvature(
+            gradient, self.one, direction=self.noise.normal(self.one), masks=self.posterior.masks,
+            largest=torch.tensor([largest], dtype=torch.float64, device=self.device),
+        )  # fmt: skip
+        return _Center(largest, float(smallest), seconds, of_chain)
+
+    def leftover(self, largest: float) -> float:
+        """Return `leftover_curvature` by all items in float32; NaN where there are too many."""
+        problem, settings = self.problem, self.settings
+        if problem.num_train > _MOST_ITEMS:
+            return math.nan
+        exact = replace(settings, gradient_precision="float32")
+        like = next(iter(self.posterior.center.values()))
+        gradient = FullGradient(
+            make_oracle(problem, exact, list(self.posterior.center)),
+            problem.train.to(self.device),
+            chunk_size=settings.chunk_size or 1,
+            train_weights=item_weights(problem, like).to(self.device),
         )
-    )
-    downwards = -nbeta * (least + settings.weight_decay)
-    gamma, there = settings.gamma, at_center
-    if gamma is None:
-        leftover = _leftover(problem, settings, posterior, one, largest=at_center)
-        damping, why = usual_damping(at_center, leftover)
-        gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
-        if nbeta and gamma and len(whole.items) >= FEWEST_ITEMS:
-            first = range(min(NUM_ITEMS, len(whole.items)))
-            gradients = gradient_sketches(oracle, one, whole.items, first, masks=posterior.masks)
-            gradients = gradients * whole.weights.mean().sqrt().cpu()
-            raised, words = _raised(gradients, gamma / nbeta, settings, problem.num_train)
-            gamma, why = raised * gamma, why + words
-        if downwards > gamma:
-            gamma += downwards
-            why += (
-                f", and {downwards:.4g} more, since the training objective curves downwards by as "
-                "much at w*, which is no minimum"
-            )
-        least_gamma = narrowest_gamma(posterior)
-        wide = gamma < _NEARLY * least_gamma
-        if gamma < least_gamma:
-            gamma = least_gamma
-            why += (
-                f", raised: with this gamma chains stay within {_WIDEST:g} |w*|. Give gamma for "
-                "another ball"
-            )
-        if wide:
-            source = generator(0, 0, "probe", device=device, counter="ball")
-            own = BlockNoise(source, posterior.masks)
-            ball = tensors.add_(tensors.copied(params), own.normal(params), gamma**-0.5)
-            in_the_ball = measure(whole, ball, _LOOK_ITERATIONS, own)
-            if _FLAT * at_center < in_the_ball < float("inf"):
-                there = in_the_ball
-                gamma = max(gamma, max(nbeta, 1.0) * there / SHARE)
-                why = (
-                    "the train items are fitted perfectly, so that the loss is flat at w* (largest "
-                    f"curvature {at_center:.2g}) and sets no scale: damping gamma/nbeta = largest "
-                    f"curvature as far away as chains would go, {there:.2g}, / {SHARE:g}. Give "
-                    "gamma for another ball"
-                )
+        return leftover_curvature(gradient, self.posterior, self.one, largest=largest)
+
+
+def _choose_gamma(probe: _Probe, center: _Center, said: list[str]) -> tuple[float, float]:
+    """Return gamma, given or chosen, and the largest curvature that sets the walk's step."""
+    nbeta = probe.settings.nbeta or 0.0
+    downwards = -nbeta * (center.smallest + probe.settings.weight_decay)
+    given = probe.settings.gamma
+    if given is None:
+        gamma, there, why = _default_gamma(probe, center, downwards)
         said.append(f"gamma = {gamma:.4g}: {why}")
-    elif downwards > gamma:
+        return gamma, there
+    if downwards > given:
         said.append(
             f"{WARNING}U curves downwards at w*: its smallest curvature there is "
-            f"{gamma - downwards:.4g}, for the mean loss has {least:.4g}. The chains leave w* for "
-            f"another place. Set gamma=None, which adds {downwards:.4g} to its default, or set "
-            f"gamma={2 * downwards:.3g}, or train on to a minimum"
+            f"{given - downwards:.4g}, for the mean loss has {center.smallest:.4g}. The chains "
+            f"leave w* for another place. Set gamma=None, which adds {downwards:.4g} to its "
+            f"default, or set gamma={2 * downwards:.3g}, or train on to a minimum"
         )
-    posterior = make_posterior(problem, replace(settings, gamma=gamma))
-    k_max = nbeta * (there + settings.weight_decay) + gamma
-    count = _walked_items(len(whole.items), seconds, settings)
-    few = whole if count == len(whole.items) else _Looked.at(
-        problem, order[:count], posterior, device
-    )  # fmt: skip
-    gradient = few.gradient(oracle, settings)
-    # Away from w* the curvature can be larger: a careful walk goes there and looks.
-    seen = careful_walk(posterior, gradient=gradient, params=params, noise=noise, k_max=k_max)
-    tighter = gamma
-    if seen is None:
-        # Over all items, so that what is found is the same on any machine.
-        for _ in range(_TIGHTER):
-            tighter = 10 * tighter or 1.0
-            held = make_posterior(problem, replace(settings, gamma=tighter))
-            k_max = nbeta * (there + settings.weight_decay) + tighter
-            seen = careful_walk(held, gradient=of_all, params=params, noise=noise, k_max=k_max)
-            if seen is not None:
-                break
+    return given, center.largest
+
+
+def _default_gamma(probe: _Probe, center: _Center, downwards: float) -> tuple[float, float, str]:
+    """Return gamma, the largest curvature that sets the walk's step, and the reason."""
+    nbeta = probe.settings.nbeta or 0.0
+    damping, why = usual_damping(center.largest, probe.leftover(center.largest))
+    gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
+    if nbeta and gamma and len(probe.whole.items) >= FEWEST_ITEMS:
+        raised, words = _raised(probe, gamma / nbeta)
+        gamma, why = raised * gamma, why + words
+    if downwards > gamma:
+        gamma += downwards
+        why += (
+            f", and {downwards:.4g} more, since the training objective curves downwards by as "
+            "much at w*, which is no minimum"
+        )
+    least = narrowest_gamma(probe.posterior)
+    wide = gamma < _NEARLY * least
+    if gamma < least:
+        gamma = least
+        why += (
+            f", raised: with this gamma chains stay within {_WIDEST:g} |w*|. Give gamma for "
+            "another ball"
+        )
+    if wide:
+        in_the_ball = _curvature_in_the_ball(probe, gamma)
+        if _FLAT * center.largest < in_the_ball < math.inf:
+            why = (
+                "the train items are fitted perfectly, so that the loss is flat at w* (largest "
+                f"curvature {center.largest:.2g}) and sets no scale: damping gamma/nbeta = largest "
+                f"curvature as far away as chains would go, {in_the_ball:.2g}, / {SHARE:g}. Give "
+                "gamma for another ball"
+            )
+            return max(gamma, max(nbeta, 1.0) * in_the_ball / SHARE), in_the_ball, why
+    return gamma, center.largest, why
+
+
+def _curvature_in_the_ball(probe: _Probe, gamma: float) -> float:
+    """Return the largest curvature of the mean loss where the Gaussian of this gamma goes."""
+    source = generator(0, 0, "probe", device=probe.device, counter="ball")
+    noise = BlockNoise(source, probe.posterior.masks)
+    ball = tensors.add_(tensors.copied(probe.params), noise.normal(probe.params), gamma**-0.5)
+    return probe.largest(probe.whole, ball, _LOOK_ITERATIONS, noise)
+
+
+def _walk(
+    probe: _Probe, center: _Center, gamma: float, there: float, said: list[str]
+) -> tuple[float, int, list[Params] | None]:
+    """Walk away from w*, where the curvature can be larger; with a larger gamma if chains run off.
+
+    Returns:
+        gamma, the items that were seen, and the places; None if chains run off all the same.
+    """
+    settings, decay = probe.settings, probe.settings.weight_decay
+    nbeta = settings.nbeta or 0.0
+
+    def walked(looked: _Looked, gamma: float) -> list[Params] | None:
+        return careful_walk(
+            probe.held(gamma), gradient=looked.gradient(probe.oracle, settings),
+            params=probe.params, noise=probe.noise, k_max=nbeta * (there + decay) + gamma,
+        )  # fmt: skip
+
+    count = _walked_items(len(probe.whole.items), center.seconds, settings)
+    seen, tighter = walked(probe.items(count), gamma), gamma
+    for _ in range(_TIGHTER):
+        if seen is not None:
+            break
+        tighter = 10 * tighter or 1.0
+        seen = walked(probe.whole, tighter)  # what is found is the same on any machine
     if seen is None or (tighter > gamma and settings.gamma is not None):
         said += [
             f"{WARNING}{RUN_OFF} with every step that was tried: the loss is far from quadratic "
             f"there. Set gamma={tighter:.3g}, or train on to a minimum",
-            f"largest curvature of the mean loss: {at_center:.4g} at w*, unknown away from it",
+            f"largest curvature of the mean loss: {center.largest:.4g} at w*, unknown away from it",
         ]
-        return Pilot(gamma, there, seconds, of_chain)
+        return gamma, count, None
     if tighter > gamma:
         said.append(f"gamma = {tighter:.4g}: with less, {RUN_OFF} with every step that was tried")
-        gamma = tighter
-    found = [measure(few, place, _LOOK_ITERATIONS) for place in seen]
-    away = max((x for x in found if x < float("inf")), default=at_center)
+    return tighter, count, seen
+
+
+def _largest_of_batches(probe: _Probe, params: Params, largest: float, said: list[str]) -> float:
+    """Return the largest curvature of the mean loss of a few mini-batches, or `largest`."""
+    batch = probe.settings.batch_size or 1
+    parts = probe.order[: batch * min(_BATCHES, probe.problem.num_train // batch)].split(batch)
+    found = max(probe.largest(probe.at(part), params, _LOOK_ITERATIONS) for part in parts)
+    if not largest < found < math.inf:
+        return largest
     said.append(
-        f"largest curvature of the mean loss: {at_center:.4g} at w*, {away:.4g} along a walk of "
-        f"{STEPS} steps ({chains} chains, {count} items)"
+        f"largest curvature of a mini-batch's mean loss: {found:.4g}, in {len(parts)} of {batch} "
+        "items"
     )
-    largest = max(there, away)
-    if settings.gradient != "full":
-        batch = settings.batch_size or 1
-        parts = order[: batch * min(_BATCHES, problem.num_train // batch)].split(batch)
-        of_batches = max(
-            measure(_Looked.at(problem, part, posterior, device), seen[-1], _LOOK_ITERATIONS)
-            for part in parts
-        )
-        if largest < of_batches < float("inf"):
-            said.append(
-                f"largest curvature of a mini-batch's mean loss: {of_batches:.4g}, in "
-                f"{len(parts)} of {batch} items"
-            )
-            largest = of_batches
-    return Pilot(gamma, largest, seconds, of_chain)
-
-
-def _leftover(
-    problem: Problem, settings: Settings, posterior: LocalPosterior, center: Params, *,
-    largest: float,
-) -> float:  # fmt: skip
-    """`leftover_curvature` by all items in float32; NaN where there are too many."""
-    if problem.num_train > _MOST_ITEMS:
-        return math.nan
-    exact = replace(settings, gradient_precision="float32")
-    device = run_device(problem, settings)
-    gradient = FullGradient(
-        make_oracle(problem, exact, list(posterior.center)),
-        problem.train.to(device),
-        chunk_size=settings.chunk_size or 1,
-        train_weights=item_weights(problem, next(iter(posterior.center.values()))).to(device),
-    )
-    return leftover_curvature(gradient, posterior, center, largest=largest)
+    return found
 
 
 def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamma: bool) -> None:
@@ -327,11 +394,16 @@ def narrowest_gamma(posterior: LocalPosterior) -> float:
     return posterior.num_moving / (_WIDEST**2 * square) if square > 0 else 1e-8
 
 
-def _raised(
-    gradients_IK: Tensor, damping: float, settings: Settings, num_train: int
-) -> tuple[float, str]:
-    """A factor on the usual damping, and the reason for one above 1."""
-    found = dampings(gradients_IK, usual=damping + settings.weight_decay, num_train=num_train)
+def _raised(probe: _Probe, damping: float) -> tuple[float, str]:
+    """Return a factor on the usual damping, and the reason for one above 1."""
+    items, weights = probe.whole
+    first = range(min(NUM_ITEMS, len(items)))
+    gradients_IK = gradient_sketches(
+        probe.oracle, probe.one, items, first, masks=probe.posterior.masks
+    )
+    gradients_IK = gradients_IK * weights.mean().sqrt().cpu()
+    usual = damping + probe.settings.weight_decay
+    found = dampings(gradients_IK, usual=usual, num_train=probe.problem.num_train)
     best = best_damping(found)
     if best.factor == 1:
         return 1.0, ""
