@@ -55,7 +55,7 @@ def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
     arguments: argparse.Namespace, pairs: bif.Settings,
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
-    """Every method on the bank of fine-tuned networks; tuned on other subsets and queries.
+    """Judge every method by fine-tuned networks, tuned on other subsets and queries.
 
     Yields, after each method, the rows of all so far.
 
@@ -68,53 +68,24 @@ def lds_rows(
     """
     groups = dict(problem.query_groups)
     tuning = groups.pop("tuning")
-    problem = problem.asking(groups)
     plan = Plan(
         num_subsets=arguments.lds_subsets, seeds=arguments.lds_seeds,
         num_tuning_subsets=max(8, arguments.lds_subsets // 3), tuning_seeds=1,
     )  # fmt: skip
-    n = problem.num_train
-
-    def task_of(*settings: bif.Settings) -> Task:
-        return Task(
-            "fine-tuning", problem, tuning, train, plan, settings=settings,
-            response_steps=arguments.response_steps,
-        )  # fmt: skip
-
-    usual = bif.calibrate(problem, replace(settings, nbeta=float(n))).settings.gamma
-    assert usual is not None
-
-    def at(of: bif.Settings, nbeta: float, damping: float) -> bif.Settings:
-        return replace(of, nbeta=nbeta * n, gamma=nbeta * damping * usual)
-
-    candidates = [at(settings, *c) for c in _CANDIDATES]
-    task = task_of(*candidates)
-    noisy = task_of(*(_by_mini_batches(s, n) for s in candidates))
-    paired = task_of(at(pairs, *_OF_PAIRS))
-    bank = retrained(problem, tuning, train, plan, target="scratch", show_progress=True)
+    task = Task(
+        "fine-tuning", problem.asking(groups), tuning, train, plan, settings=(settings,),
+        response_steps=arguments.response_steps,
+    )  # fmt: skip
+    bank = retrained(task.problem, tuning, train, plan, target="scratch", show_progress=True)
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
     judged = Judge([bank.tuning])
-    responses = Responses(
-        dampings=tuple(arguments.response_dampings),
-        curvatures=tuple(arguments.response_curvatures),
-    )
-    known = all_methods()
-    methods: list[tuple[Any, Task]] = [
-        (known["random"], paired),
-        (known["gradient_product"], paired),
-        (known["gradient_cosine"], paired),
-        (FittedMethod("ekfac", _ekfac, _SCALES), paired),
-        (Fluctuation("bif"), task),
-        (responses, paired),
-        (Fluctuation("bif_minibatch"), noisy),
-    ]
-    by_name = {method.name: (method, own) for method, own in methods}
+    methods = _methods(task, pairs, arguments)
     found: list[Scored] = []
     for name in arguments.methods or METHODS:
-        method, own = by_name[name]
+        method, settings_of_it = methods[name]
         try:
-            made = method.run(own, judged, found)
+            made = method.run(replace(task, settings=settings_of_it), judged, found)
         except (Unsuited, ValueError, RuntimeError, NotImplementedError) as reason:
             print(f"{method.name}: not here. {reason}", flush=True)
             continue
@@ -123,3 +94,31 @@ def lds_rows(
         tuned = [scored.tuned for scored in found]
         rows = judge.rows(found, [bank])
         yield [{"part": "lds", **r, "tuned": t} for r, t in zip(rows, tuned, strict=True)]
+
+
+def _methods(
+    task: Task, pairs: bif.Settings, arguments: argparse.Namespace
+) -> dict[str, tuple[Any, tuple[bif.Settings, ...]]]:
+    """Return every method by name, with the settings between which it is tuned."""
+    (settings,), n = task.settings, task.problem.num_train
+    usual = bif.calibrate(task.problem, replace(settings, nbeta=float(n))).settings.gamma
+    assert usual is not None
+
+    def at(of: bif.Settings, nbeta: float, damping: float) -> bif.Settings:
+        return replace(of, nbeta=nbeta * n, gamma=nbeta * damping * usual)
+
+    candidates = tuple(at(settings, *c) for c in _CANDIDATES)
+    noisy = tuple(_by_mini_batches(s, n) for s in candidates)
+    paired = (at(pairs, *_OF_PAIRS),)
+    responses = Responses(
+        dampings=tuple(arguments.response_dampings),
+        curvatures=tuple(arguments.response_curvatures),
+    )
+    plain = ("random", "gradient_product", "gradient_cosine")
+    return {
+        **{name: (all_methods()[name], paired) for name in plain},
+        "ekfac": (FittedMethod("ekfac", _ekfac, _SCALES), paired),
+        "bif": (Fluctuation("bif"), candidates),
+        "bif_response": (responses, paired),
+        "bif_minibatch": (Fluctuation("bif_minibatch"), noisy),
+    }

@@ -94,7 +94,7 @@ def test_controls_are_of_the_same_text_and_as_frequent():
 
 def test_the_bootstrap_covers_the_mean_and_is_as_wide_as_theory():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    found = bootstrap(values, seed=0, resamples=4000)
+    found = bootstrap(values.tolist(), seed=0, resamples=4000)
     assert found.mean == pytest.approx(values.mean()) and found.texts == 400
     width = 2 * 1.96 * values.std() / 20
     # Percentiles of 4,000 resamples: 3 % of the width each.
