@@ -25,7 +25,7 @@ def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
     `sqrt(a min(a, r))` of two yardsticks: a fiftieth of the largest curvature at w*, `a`, and the
     leftover curvature `r`; at least a thousandth of the largest, so that chains can mix.  `a` alone
     is too large where training went on to its minimum, and with `r` alone some chains do not mix:
-    docs/calibration.md has both.
+    docs/calibration-measured.md has both.
 
     Args:
         largest: Curvature of the mean loss at w*.

@@ -21,7 +21,7 @@ on other items end near it, as the draws of a cold posterior do, and those retra
 nearer still."""
 SHORT_OF_A_MINIMUM: dict[Target | None, float] = {"scratch": 0.25, None: 1.0, "checkpoint": 40.0}
 """Where training stopped short of one, networks retrained from scratch end elsewhere, as draws of a
-warm posterior do.  All of it is measured, not derived: see docs/calibration.md.
+warm posterior do.  All of it is measured, not derived: see docs/calibration-measured.md.
 """
 FAR = 2.0
 """Squared gradient at w*, in units of its sampling noise, above which w* is no minimum."""
