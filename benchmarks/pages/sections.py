@@ -42,7 +42,8 @@ LABELS = {
 SECTIONS = {
     "small": Section(
         "LDS of the loss on twelve small sets by retraining on halves, the BIF given only the "
-        "weight decay. In short: [docs/calibration-measured.md](../../docs/calibration-measured.md).",
+        "weight decay. In short: "
+        "[docs/calibration-measured.md](../../docs/calibration-measured.md).",
         "set | num_train | train_loss | target | told | method | lds | ci_low | ci_high | "
         "minus_bif | minus_bif_low=95 % from | minus_bif_high=to | chosen | "
         f"{_JUDGED} | seconds",

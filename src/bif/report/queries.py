@@ -63,10 +63,10 @@ def _decorative(tag: str) -> str:
 
 
 def _legend(source: Source) -> str:
-    parts = ["its score with standard error", "its label", "its id"]
+    parts = ["its score with standard error", "label", "id"]
     if not any(source.train.labels):
-        parts.remove("its label")
-    return f"With each training item stand {join_words(parts)}."
+        parts.remove("label")
+    return f"Each training item is shown with {join_words(parts)}."
 
 
 def _toolbar(source: Source) -> str:
