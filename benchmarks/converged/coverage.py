@@ -296,16 +296,16 @@ def stacked(
 def ending_at_traces() -> Iterator[None]:
     """Runs end with what they recorded: what is said of thousands of chains costs most of a run."""
     module: Any = sys.modules["bif.runs.attribute"]
-    concluded = module.concluded
+    conclude = module.conclude
 
     def recorded(_: Any, recording: Any, **__: Any) -> SimpleNamespace:
         return SimpleNamespace(traces=recording.traces())
 
-    module.concluded = recorded
+    module.conclude = recorded
     try:
         yield
     finally:
-        module.concluded = concluded
+        module.conclude = conclude
 
 
 def cut(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:

@@ -16,7 +16,7 @@ from bif.problem.identity import identity
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
-from bif.runs.finalize import concluded
+from bif.runs.finalize import conclude
 from bif.runs.recording import Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.runs.retention import (
@@ -163,7 +163,7 @@ def attributed(
             })  # fmt: skip
         recording.run(show_progress=show_progress)
         calibration = _ended(calibration, recording.ended_at)
-        run = concluded(
+        run = conclude(
             calibration,
             recording,
             top=top,

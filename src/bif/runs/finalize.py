@@ -23,13 +23,12 @@ from bif.runs.recording import Recording
 from bif.runs.retention import subset_of
 from bif.runs.run import Run
 from bif.runs.summary import figures_of, judge, short_of
-from bif.sampling.settings import RunSettings
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def concluded(
+def conclude(
     calibration: Calibration,
     recording: Recording,
     *,
@@ -38,7 +37,7 @@ def concluded(
     started: float,
     forecast: Sequence[str],
 ) -> Run:
-    """Estimates from what has been recorded.
+    """Make a run of what has been recorded: scores, diagnostics, figures, gates.
 
     Args:
         calibration: Complete settings and why they were chosen.
@@ -52,20 +51,12 @@ def concluded(
         RuntimeError: Fewer than two chains survive.
         KeyboardInterrupt: It was stopped before there was anything to estimate from.
     """
-    engine, settings, keep = recording.engine, calibration.settings, recording.keep
-    problem, traces = engine.problem, recording.traces()
-    fix = Remedies.of(settings, identity, problem.num_train)
-    known = [warning for warning in calibration.warnings if warning.startswith(RUN_OFF)]
-    warnings = _warnings(recording, settings, "" if known else f": {fix.smaller_step()}")
+    engine, settings = recording.engine, calibration.settings
+    traces = recording.traces()
+    fix = Remedies.of(settings, identity, engine.problem.num_train)
+    warnings = _warnings(recording, calibration, fix)
     if traces.num_chains < 2:
-        if recording.interrupted and recording.folder is not None:
-            raise KeyboardInterrupt(recording.progress_in_words())
-        advice = "" if recording.diverged else " Let it run longer."
-        said = "; ".join([*known, *warnings])
-        raise RuntimeError(
-            f"only {traces.num_chains} of {settings.chains} chains survived, and a covariance "
-            f"with errors needs two: {said}.{advice}"
-        )
+        raise _too_few_chains(recording, calibration, warnings)
     dataset = described(_scores(recording, traces, settings.nbeta, top), engine).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
@@ -75,18 +66,16 @@ def concluded(
         axes = ("observable", "query", "train")
         dataset = dataset.assign({f"control_{name}": (axes, x) for name, x in found.items()})
     center = engine.train_center.double()
-    if keep == "sums":
+    if recording.keep == "sums":
         center = center[subset_of(engine.panels).train]
     diagnostics = diagnose(
         traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
     )
-    figures = figures_of(
-        traces, diagnostics, thin=settings.thin or 1, seconds=time.perf_counter() - started
-    )
+    seconds = time.perf_counter() - started
+    figures = figures_of(traces, diagnostics, thin=settings.thin, seconds=seconds)
     judged = judge(
-        traces, figures, checks=recording.looked_at, diverged=len(recording.diverged),
-        fix=fix,
-    )  # fmt: skip
+        traces, figures, checks=recording.looked_at, diverged=len(recording.diverged), fix=fix
+    )
     warnings += short_of(calibration.reliability, figures, fix)
     summary = {
         "trusted": judged.trusted,
@@ -98,13 +87,24 @@ def concluded(
     }
     manifest = {
         "identity": dict(identity),
-        "keep": keep,
         "top": top,
         "settings": settings.as_dict(),
         "explanations": list(calibration.explanations),
         "forecast": list(forecast),
         "gates": [gate.as_dict() for gate in judged.gates],
         "warnings": [*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
+        **_facts(recording),
+    }
+    scores = influence_of(dataset, None if recording.keep == "sums" else traces)
+    return Run(scores, traces, diagnostics, summary, manifest)
+
+
+def _facts(recording: Recording) -> dict[str, Any]:
+    """Return what a manifest says of a recording, whatever came out."""
+    engine = recording.engine
+    problem, center = engine.problem, engine.posterior.center
+    return {
+        "keep": recording.keep,
         "complete": not recording.interrupted,
         "versions": {"bif": __version__, **versions()},
         "hardware": hardware(engine.device),
@@ -113,14 +113,29 @@ def concluded(
         "num_queries": problem.num_queries,
         "num_moving_weights": engine.posterior.num_moving,
         "num_weights": sum(leaf.numel() for leaf in problem.parameters().values()),
-        "weight_types": sorted(
-            {str(x.dtype).removeprefix("torch.") for x in engine.posterior.center.values()}
-        ),
+        "weight_types": sorted({str(x.dtype).removeprefix("torch.") for x in center.values()}),
         "panels": asdict(engine.panels),
         "left_out": sorted({*recording.diverged, *recording.taken_along}),
     }
-    scores = influence_of(dataset, None if keep == "sums" else traces)
-    return Run(scores, traces, diagnostics, summary, manifest)
+
+
+def _too_few_chains(
+    recording: Recording, calibration: Calibration, warnings: Sequence[str]
+) -> BaseException:
+    """Return what to raise where fewer than two chains survive."""
+    if recording.interrupted and recording.folder is not None:
+        return KeyboardInterrupt(recording.progress_in_words())
+    advice = "" if recording.diverged else " Let it run longer."
+    said = "; ".join([*_run_off(calibration), *warnings])
+    return RuntimeError(
+        f"only {recording.traces().num_chains} of {calibration.settings.chains} chains survived, "
+        f"and a covariance with errors needs two: {said}.{advice}"
+    )
+
+
+def _run_off(calibration: Calibration) -> list[str]:
+    """Return the warning of calibration that chains run off, if it gave one."""
+    return [warning for warning in calibration.warnings if warning.startswith(RUN_OFF)]
 
 
 def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | None) -> xr.Dataset:
@@ -158,8 +173,10 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
     )
 
 
-def _warnings(recording: Recording, settings: RunSettings, advice: str) -> list[str]:
-    said = []
+def _warnings(recording: Recording, calibration: Calibration, fix: Remedies) -> list[str]:
+    """Return what a reader should know of the chains, beside calibration's own warnings."""
+    settings, said = calibration.settings, []
+    advice = "" if _run_off(calibration) else f": {fix.smaller_step()}"
     if recording.diverged:
         lost = sorted(recording.diverged)
         first = settings.burn_in + min(recording.diverged.values()) * settings.thin

@@ -77,18 +77,33 @@ def gates(
         diverged: Chains that were left out.
         fix: Remedies in numbers; in general words without.
     """
-    chains, ess = int(figures["chains"]), float(figures["ess_median"])
-    # Independent moments of a chain: with few of them a ratio of variances is rough.
-    moments = ess / chains if ess > 0 else math.nan
-    rough = _ERRORS * math.sqrt(2 / moments) if moments > 0 else 0.0
     found = [
+        *_of_stationarity(figures, moving, fix),
+        *_of_independence(figures, together, fix),
+        _of_divergence(int(figures["chains"]), diverged, fix),
+    ]
+    if "reliability" in figures:
+        found.append(_agreement(float(figures["reliability"]), fix))
+    if fix.settings is not None and (bias := fix.settings.traits.bias) is not None:
+        found.append(Gate("sampler", math.nan, 0.0, True, f"{fix.settings.sampler} {bias}"))
+    unsettled = any(gate.failed for gate in found if gate.name in ("mixing", "drift"))
+    sampled = [] if checks is None else _of_the_sampler(checks, fix, unsettled=unsettled)
+    biased = any(gate.failed for gate in sampled if gate.name in _BIASES) and not unsettled
+    return [*found, _of_outliers(moving, fix, biased=biased), *sampled]
+
+
+def _of_stationarity(
+    figures: Mapping[str, float | int], moving: Drift, fix: Remedies
+) -> list[Gate]:
+    """Return the gates of mixing and drift."""
+    rhat = float(figures["rhat_max"])
+    return [
         _gate(
             "mixing",
-            float(figures["rhat_max"]),
+            rhat,
             RHAT,
             "R-hat is {value:.3f} for some items' losses or queries: the chains have not mixed, "
-            "and drift looks like influence. "
-            f"{_for_longer_chains(_excess(float(figures['rhat_max'])), fix)}",
+            f"and drift looks like influence. {_for_longer_chains(_excess(rhat), fix)}",
             "R-hat is not defined: no loss moves, or chains have fewer than 4 draws. Look at the "
             f"loss, or {fix.more_draws()}",
         ),
@@ -110,6 +125,18 @@ def gates(
             "the share of the covariances that lies in straight lines is not defined: no loss or "
             "no query moves. Look at the loss",
         ),
+    ]
+
+
+def _of_independence(
+    figures: Mapping[str, float | int], together: Independence, fix: Remedies
+) -> list[Gate]:
+    """Return the gates of what chains have in common."""
+    chains, ess = int(figures["chains"]), float(figures["ess_median"])
+    # Independent moments of a chain: with few of them a ratio of variances is rough.
+    moments = ess / chains if ess > 0 else math.nan
+    rough = _ERRORS * math.sqrt(2 / moments) if moments > 0 else 0.0
+    return [
         _gate(
             "independence",
             together.shared,
@@ -125,33 +152,38 @@ def gates(
             f"chains {together.twins[0]} and {together.twins[1]} are the same (correlation "
             "{value:.3f}): one of them counts for nothing. Give every run a seed of its own",
         ),
-        _gate(
-            "divergence",
-            diverged / (chains + diverged) if chains + diverged else 0.0,
-            DIVERGED,
-            f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
-            f"selection. {alternatives(fix.smaller_step())}",
-        ),
     ]
-    if "reliability" in figures:
-        found.append(_agreement(float(figures["reliability"]), fix))
-    if fix.settings is not None and (bias := fix.settings.traits.bias) is not None:
-        found.append(Gate("sampler", math.nan, 0.0, True, f"{fix.settings.sampler} {bias}"))
-    unsettled = any(gate.failed for gate in found if gate.name in ("mixing", "drift"))
-    sampled = [] if checks is None else _of_the_sampler(checks, fix, unsettled=unsettled)
-    mended = [fix.longer_chains(), fix.tighter_ball()]
-    if any(gate.failed for gate in sampled if gate.name in _BIASES) and not unsettled:
-        mended = [fix.all_items()] if fix.is_noisy else [fix.smaller_step()]
-    found.append(
-        _gate(
-            "outliers",
-            float(len(moving.outliers)),
-            0.0,
-            f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
-            f"or sit in another basin. {alternatives(*mended)}",
-        )
+
+
+def _of_divergence(chains: int, diverged: int, fix: Remedies) -> Gate:
+    """Return the gate of the chains that were left out."""
+    return _gate(
+        "divergence",
+        diverged / (chains + diverged) if chains + diverged else 0.0,
+        DIVERGED,
+        f"{diverged} chains diverged, {{value:.0%}} of all: those that are left are a "
+        f"selection. {alternatives(fix.smaller_step())}",
     )
-    return found + sampled
+
+
+def _of_outliers(moving: Drift, fix: Remedies, *, biased: bool) -> Gate:
+    """Return the gate of chains apart from the rest.
+
+    Args:
+        moving: Drift of the traces.
+        fix: Remedies.
+        biased: Whether chains that have settled fail a gate of the sampler's law.
+    """
+    mended = [fix.longer_chains(), fix.tighter_ball()]
+    if biased:
+        mended = [fix.all_items()] if fix.is_noisy else [fix.smaller_step()]
+    return _gate(
+        "outliers",
+        float(len(moving.outliers)),
+        0.0,
+        f"chains {list(moving.outliers)} have another level or slope than the rest: they drift "
+        f"or sit in another basin. {alternatives(*mended)}",
+    )
 
 
 def _agreement(reliability: float, fix: Remedies) -> Gate:
