@@ -88,14 +88,7 @@ def _picture(
         if axis != "fraction":
             panel.set_xscale("log")
         if axis == "seconds":
-            low, high = panel.get_xlim()
-            for budget, words in ((10, "10 s"), (60, "1 min"), (600, "10 min")):
-                if low < budget < high:
-                    panel.axvline(budget, lw=0.8, ls=":", color="#9ca3af")
-                    panel.annotate(
-                        words, (budget, 1.0), xycoords=("data", "axes fraction"), ha="center",
-                        va="bottom", fontsize=7, color="#6b7280", annotation_clip=False,
-                    )  # fmt: skip
+            _mark_budgets(panel)
         panel.set_title(f"{title}: {outcome}, retrained from {target}", fontsize=10, pad=14)
         panel.set_xlabel(_AXES[axis])
         panel.grid(alpha=0.25)
@@ -105,6 +98,18 @@ def _picture(
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
+
+
+def _mark_budgets(panel: Any) -> None:
+    """Draw a line at 10 seconds, a minute and ten, where they lie on the axis."""
+    low, high = panel.get_xlim()
+    for budget, words in ((10, "10 s"), (60, "1 min"), (600, "10 min")):
+        if low < budget < high:
+            panel.axvline(budget, lw=0.8, ls=":", color="#9ca3af")
+            panel.annotate(
+                words, (budget, 1.0), xycoords=("data", "axes fraction"), ha="center",
+                va="bottom", fontsize=7, color="#6b7280", annotation_clip=False,
+            )  # fmt: skip
 
 
 def _is(entry: Mapping[str, Any], method: str, target: str, outcome: str) -> bool:

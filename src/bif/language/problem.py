@@ -73,23 +73,14 @@ def language_problem(
         ValueError: Tokenizer and model of different vocabularies; a context shorter than
             `max_length`; documents without a token that counts or with an unknown label.
     """
-    if not hasattr(model, "config"):
-        raise TypeError(
-            f"expected a model of transformers, got {type(model).__name__}: use bif.Problem with "
-            "bif.language.Sequences."
-        )
+    _refuse_foreign(model)
     for name, value, literal in (
         ("task", task or "causal", Task), ("long", long, Long), ("reduction", reduction, Reduction),
     ):  # fmt: skip
         require_literal(name, value, literal)
     chosen = task or task_of(model)
     limit = context_length(model, tokenizer)
-    if max_length is not None and limit is not None and max_length > limit:
-        raise ValueError(
-            f"max_length is {max_length}, and the model reads at most {limit} tokens at once: "
-            "lower max_length; long='split' keeps what is beyond it as further items."
-        )
-    length = max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+    length = _passage_length(max_length, limit)
     classes = cast(Any, model).config.label2id if chosen == "classification" else {}
     install()
     maker = RowMaker(tokenizer, chosen, classes or {}, seed)
@@ -125,6 +116,32 @@ def language_problem(
         problem = posed(default_loss(chosen, reduction))
     problem.notes = (*notes, *_tied_noted(model))
     return problem
+
+
+def _refuse_foreign(model: nn.Module) -> None:
+    if not hasattr(model, "config"):
+        raise TypeError(
+            f"expected a model of transformers, got {type(model).__name__}: use bif.Problem with "
+            "bif.language.Sequences."
+        )
+
+
+def _passage_length(max_length: int | None, limit: int | None) -> int:
+    """Return the tokens of a passage.
+
+    Args:
+        max_length: As asked for.
+        limit: The model's context, if it has one.
+
+    Raises:
+        ValueError: More than the model reads.
+    """
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ValueError(
+            f"max_length is {max_length}, and the model reads at most {limit} tokens at once: "
+            "lower max_length; long='split' keeps what is beyond it as further items."
+        )
+    return max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
 
 
 def _without_all_logits(

@@ -200,20 +200,9 @@ def _agreement(reliability: float, fix: Remedies) -> Gate:
 
 
 def _of_the_sampler(checks: Checks, fix: Remedies, *, unsettled: bool) -> list[Gate]:
+    """Return the gates of the sampler's law; figures that do not apply have none."""
     underdamped = not math.isnan(checks.kinetic)
-    found = []
-    if not math.isnan(checks.step_share):
-        limit = STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED
-        found.append(
-            _gate(
-                "step",
-                checks.step_share,
-                limit,
-                f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along "
-                f"the chains, where the step is {{value:.0%}} of the way to the edge of stability. "
-                f"{alternatives(_step_for(checks.step_share / limit, fix))}",
-            )
-        )
+    found = [] if math.isnan(checks.step_share) else [_of_the_step(checks, fix, underdamped)]
     found += _identity(
         "virial",
         checks.virial,
@@ -224,19 +213,7 @@ def _of_the_sampler(checks: Checks, fix: Remedies, *, unsettled: bool) -> list[G
         unsettled=unsettled,
     )
     if not math.isnan(checks.dilation):
-        # A ratio of second moments, far noisier than the virial where many weights hardly move the
-        # loss: its noise has a share.
-        limit, away = IDENTITY + 3 * _or_zero(checks.dilation_error), abs(checks.dilation - 1)
-        found.append(
-            _gate(
-                "dilation",
-                away,
-                limit,
-                f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as "
-                "under the posterior: the step biases the draws. "
-                f"{alternatives(_step_for(away / IDENTITY, fix))}",
-            )
-        )
+        found.append(_of_dilation(checks, fix))
     if underdamped:
         found += _identity(
             "temperature",
@@ -257,17 +234,44 @@ def _of_the_sampler(checks: Checks, fix: Remedies, *, unsettled: bool) -> list[G
                 f"too hot. {alternatives(*_for_less_noise(checks.heat / HEAT, fix))}",
             )
         )
-    found.append(
-        _gate(
-            "randomness",
-            checks.randomness,
-            RANDOMNESS,
-            "an item's loss changes by {value:.2g} from one evaluation to the next: dropout or "
-            "another random layer is on, and its noise enters the covariances. Switch it off",
-            "whether losses are drawn anew at each evaluation could not be measured",
-        )
+    return [*found, _of_randomness(checks)]
+
+
+def _of_the_step(checks: Checks, fix: Remedies, underdamped: bool) -> Gate:
+    limit = STEP_UNDERDAMPED if underdamped else STEP_OVERDAMPED
+    return _gate(
+        "step",
+        checks.step_share,
+        limit,
+        f"the step is too large: the curvature of U reaches {checks.curvature:.4g} along "
+        f"the chains, where the step is {{value:.0%}} of the way to the edge of stability. "
+        f"{alternatives(_step_for(checks.step_share / limit, fix))}",
     )
-    return found
+
+
+def _of_dilation(checks: Checks, fix: Remedies) -> Gate:
+    # A ratio of second moments, far noisier than the virial where many weights hardly move the
+    # loss: its noise has a share.
+    limit, away = IDENTITY + 3 * _or_zero(checks.dilation_error), abs(checks.dilation - 1)
+    return _gate(
+        "dilation",
+        away,
+        limit,
+        f"the mean loss varies {checks.dilation:.3g} times as much with (w - w*)·∇U as "
+        "under the posterior: the step biases the draws. "
+        f"{alternatives(_step_for(away / IDENTITY, fix))}",
+    )
+
+
+def _of_randomness(checks: Checks) -> Gate:
+    return _gate(
+        "randomness",
+        checks.randomness,
+        RANDOMNESS,
+        "an item's loss changes by {value:.2g} from one evaluation to the next: dropout or "
+        "another random layer is on, and its noise enters the covariances. Switch it off",
+        "whether losses are drawn anew at each evaluation could not be measured",
+    )
 
 
 def _identity(
