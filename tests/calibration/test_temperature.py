@@ -157,7 +157,7 @@ class TestDistanceFromAMinimum:
     def test_of_some_of_many_items_it_is_that_of_all(self, monkeypatch):
         away = torch.full((3,), 3.0).double()
         # eight tell the noise within a third
-        monkeypatch.setattr("bif.calibration.temperature._PARTS", 32)
+        monkeypatch.setattr("bif.sampling.center_gradient._PARTS", 32)
         whole = self.distance(away)
         monkeypatch.setattr("bif.calibration.temperature._AT_ONCE", 128)
         assert whole > 10 * FAR and 0.5 < self.distance(away) / whole < 2

@@ -36,7 +36,7 @@ def calibrate_pairs(problem: Problem, request: Request) -> Calibration:
         )
     each = 2 * request.num_mirrors * request.replicates
     if s.mass == "kronecker":  # its steps are in units of other coordinates
-        s = replace(s, step_size=None, friction=None, burn_in=None, thin=None)
+        s = s.reopened(step_size=None, friction=None, burn_in=None, thin=None)
     # The perturbation's size is chosen by the step of unit mass.
     chains = each * max(len(items) for items in problem.query_groups.values())
     s = replace(s, mass="identity", chains=chains)

@@ -189,7 +189,7 @@ def _response_slope(problem: Problem, run: Run, settings: Settings) -> Ratio:
     few = problem.asking({"chosen": Items(group.take(chosen))})
     responses = [
         torch.as_tensor(
-            respond(few, replace(settings, draws=None, chains=None, block_size=None,
+            respond(few, settings.reopened(draws=None, chains=None, block_size=None,
                                  seed=settings.seed + 2 + r),
                     steps=(settings.draws or 0) * (settings.thin or 1)).scores
         )

@@ -188,9 +188,13 @@ class Settings:
             return replace(self, compiled=False, memory="plain", **exact)
         return replace(self, compiled=False)
 
+    def reopened(self, **changes: Any) -> Settings:
+        """Return settings with changes, of which those that are None are chosen anew."""
+        return Settings(**{**self.as_dict(), **changes})
+
     def with_draws(self, draws: int | None) -> Settings:
         """So many draws, whatever `reliability` or `budget` would choose."""
-        return replace(self, draws=draws, reliability=None, budget=None)
+        return self.reopened(draws=draws, reliability=None, budget=None)
 
     def _refuse_memory(self) -> None:
         """Raise where the live module's settings contradict others."""
@@ -293,7 +297,10 @@ class RunSettings(Settings):
     def __post_init__(self) -> None:
         names = [name for name in _of_every_run() if getattr(self, name) is None]
         if names:
-            raise ValueError(f"settings of a run leave nothing open, got None for {names}.")
+            raise ValueError(
+                f"settings of a run leave nothing open, got None for {names}: use "
+                f"settings.reopened({names[0]}=None), which calibration completes anew."
+            )
         super().__post_init__()
 
     @classmethod

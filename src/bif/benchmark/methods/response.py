@@ -102,7 +102,7 @@ class Automatic:
             )  # fmt: skip
             with measured(device) as pilots:
                 fluctuation, response = measure_costs(
-                    task.problem, replace(settings, chains=None), observable=outcome.name
+                    task.problem, settings.reopened(chains=None), observable=outcome.name
                 )
                 choice = choose_estimator(
                     task.problem.num_queries, fluctuation=fluctuation, response=response
@@ -163,7 +163,9 @@ def _candidates(
     """Settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
-        chainless = replace(settings.with_draws(None), chains=None, block_size=None)
+        chainless = settings.reopened(
+            draws=None, reliability=None, budget=None, chains=None, block_size=None
+        )
         warm.append(_Candidate(chainless, 1.0, task.response_steps))
         if settings.nbeta and settings.gamma is not None:
             for factor in dampings:

@@ -59,14 +59,14 @@ def task(
         network, cross_entropy, parts["train"].data, recipe(num_train), seed=seed, device=device
     )
     num_weights = sum(p.numel() for p in model.parameters())
-    engine = settings(
+    chosen = settings(
         num_train, NBETA, draws=650, seed=seed, device=device, weight_decay=WEIGHT_DECAY
     )
     if device.startswith("cuda"):
         # Compiled, chain after chain, a gradient takes about half of the time that a stack takes.
         # Draws as many as the time allows: a fixed number failed the gate of mixing.
-        engine = replace(
-            engine.with_draws(None), oracle="sequential", compiled=True, chunk_size=num_train,
+        chosen = replace(
+            chosen.with_draws(None), oracle="sequential", compiled=True, chunk_size=num_train,
             thin=None, budget=SECONDS,
         )  # fmt: skip
     return Task(
@@ -75,7 +75,7 @@ def task(
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
-        settings=(engine,),
+        settings=(chosen,),
         methods=METHODS,
         about=f"CIFAR-10, {num_train:,} train images, ResNet-9 with GroupNorm, widths "
         f"{'-'.join(map(str, widths))}, {num_weights:,} weights.",
