@@ -102,7 +102,7 @@ def test_case_8_leave_one_out_follows_from_the_derivative_and_the_leverage_exact
         plain = predicted * (1 - leverage)
         assert ((plain - shift).abs() <= STANDARD_ERRORS * error).all()
 
-    # Engine without the item with the largest residual, by the same random numbers.
+    # Sampling without the item with the largest residual, by the same random numbers.
     worst = int(residual.abs().argmax())
     dropped = case.run(without_j[worst])
     moved = dropped.traces.blocks[0].query - full.traces.blocks[0].query

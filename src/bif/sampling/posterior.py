@@ -166,7 +166,7 @@ def choose(
     for name in chosen:
         if not center[name].is_floating_point() or center[name].dtype.itemsize < 2:
             raise ValueError(
-                f"parameter {name!r} is {center[name].dtype}, which cannot be sampled. Engine "
+                f"parameter {name!r} is {center[name].dtype}, which cannot be sampled. Sampling "
                 "needs floating-point weights: load the model unquantised, or leave the parameter "
                 "out with movable=[…]."
             )

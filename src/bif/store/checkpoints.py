@@ -42,7 +42,7 @@ class Commit:
         step: The step that comes next.
         draws: Draws in the arrays.
         diverged: Chains to the draw at which they diverged.
-        seconds: Engine time so far.
+        seconds: Sampling time so far.
         hardware: On what.
         state_check: CRC-32 of the state file.
         place: Of which run and block.

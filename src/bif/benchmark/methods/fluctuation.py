@@ -87,12 +87,12 @@ class Fluctuation:
     ) -> list[Scored]:
         """The same run cut short: scores from the first draws of every chain."""
         longest = run.traces.shortest
-        engine = min(float(run.summary["sampling_seconds"]), cost.seconds)
+        sampling = min(float(run.summary["sampling_seconds"]), cost.seconds)
         points = []
         for draws in np.unique(np.geomspace(min(8, longest), longest, _POINTS).astype(int)):
             traces = run.traces.truncated(int(draws))
             matrices = asked.matrices(_scores_of(traces, asked.problem), outcome)
-            shortened = cost.seconds - engine * (1 - draws / longest)
+            shortened = cost.seconds - sampling * (1 - draws / longest)
             seconds = whole.tuning_seconds + shortened
             points.append(
                 replace(

@@ -118,8 +118,8 @@ class Automatic:
                 )  # fmt: skip
                 continue
             # As exact as the fluctuations' own run, and no longer than asked for.
-            engine = own.cost.seconds - own.tuning_seconds
-            error = fluctuation.standard_error * (fluctuation.seconds / engine) ** 0.5
+            sampling = own.cost.seconds - own.tuning_seconds
+            error = fluctuation.standard_error * (fluctuation.seconds / sampling) ** 0.5
             enough = max(response.steps // 4, response.steps_to(error))
             steps = min(task.response_steps, enough)
             candidate = _Candidate(settings.with_draws(None), 1.0, steps)
