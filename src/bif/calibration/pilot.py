@@ -98,15 +98,14 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     probe = _Probe(problem, settings.plain())
     center = probe.look_at_center()
     gamma, there = _choose_gamma(probe, center, said)
-    gamma, count, seen = _walk(probe, center, gamma, there, said)
+    gamma, few, seen = _walk(probe, center, gamma, there, said)
     if seen is None:
         return Pilot(gamma, there, center.seconds, center.seconds_of_chain)
-    few = probe.items(count)
     found = [probe.largest(few, place, _LOOK_ITERATIONS) for place in seen]
     away = max((x for x in found if x < math.inf), default=center.largest)
     said.append(
         f"largest curvature of the mean loss: {center.largest:.4g} at w*, {away:.4g} along a walk "
-        f"of {STEPS} steps ({probe.num_chains} chains, {count} items)"
+        f"of {STEPS} steps ({probe.num_chains} chains, {len(few.items)} items)"
     )
     largest = max(there, away)
     if probe.settings.gradient != "full":
@@ -272,7 +271,7 @@ def _curvature_in_the_ball(probe: _Probe, gamma: float) -> float:
 
 def _walk(
     probe: _Probe, center: _Center, gamma: float, there: float, said: list[str]
-) -> tuple[float, int, list[Params] | None]:
+) -> tuple[float, _Looked, list[Params] | None]:
     """Walk away from w*, where the curvature can be larger; with a larger gamma if chains run off.
 
     Returns:
@@ -288,7 +287,8 @@ def _walk(
         )  # fmt: skip
 
     count = _walked_items(len(probe.whole.items), center.seconds, settings)
-    seen, tighter = walked(probe.items(count), gamma), gamma
+    few = probe.whole if count == len(probe.whole.items) else probe.items(count)
+    seen, tighter = walked(few, gamma), gamma
     for _ in range(_TIGHTER):
         if seen is not None:
             break
@@ -300,10 +300,10 @@ def _walk(
             f"there. Set gamma={tighter:.3g}, or train on to a minimum",
             f"largest curvature of the mean loss: {center.largest:.4g} at w*, unknown away from it",
         ]
-        return gamma, count, None
+        return gamma, few, None
     if tighter > gamma:
         said.append(f"gamma = {tighter:.4g}: with less, {RUN_OFF} with every step that was tried")
-    return tighter, count, seen
+    return tighter, few, seen
 
 
 def _largest_of_batches(probe: _Probe, params: Params, largest: float, said: list[str]) -> float:
