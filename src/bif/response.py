@@ -4,8 +4,9 @@
 fluctuations of a run.
 """
 
-from bif.calibration.estimator_choice import Choice, Cost, choose_estimator
+from bif.calibration.estimator_choice import Cost, choose_estimator
 from bif.runs.estimator_costs import measure_costs
 from bif.runs.respond import Response, respond
+from bif.sampling.choices import Choice
 
 __all__ = ["Choice", "Cost", "Response", "choose_estimator", "measure_costs", "respond"]

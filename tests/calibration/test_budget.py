@@ -18,6 +18,7 @@ import bif
 from bif.calibration import budget
 from bif.calibration.budget import Aim, Pace, choose_draws, measure_pace
 from bif.runs.recording import _BlockRun
+from bif.sampling.choices import Choices
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.settings import RunSettings
 from complete_settings import complete
@@ -50,14 +51,14 @@ def chosen(
     budget: float | str | None = None,
     **given: object,
 ) -> tuple[RunSettings, str]:
-    said: list[str] = []
+    choices = Choices()
     aim = Aim.of(replace(OPEN, reliability=reliability, budget=budget))
     assert aim is not None
     settings, _ = choose_draws(
         classification(), replace(COMPLETE, **given), aim,
-        relaxation=relaxation, said=said, started=0.0,
+        relaxation=relaxation, choices=choices, started=0.0,
     )  # fmt: skip
-    return settings, " ".join(said)
+    return settings, " ".join(map(str, choices))
 
 
 @pytest.mark.usefixtures("paced", "clock")

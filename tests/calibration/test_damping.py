@@ -12,6 +12,7 @@ from bif import losses
 from bif.calibration.damping import FLATTEST, SHARE, leftover_curvature, usual_damping
 from bif.calibration.pilot import pilot
 from bif.problem.items import Items
+from bif.sampling.choices import Choices
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.posterior import LocalPosterior
@@ -128,7 +129,7 @@ def test_it_is_the_same_in_any_chunks_weights_clock_and_budget(monkeypatch):
     for seconds in (1e-6, 1e-3):
         monkeypatch.setattr("bif.calibration.pilot._seconds_of_gradient", lambda *_, s=seconds: s)
         budgeted = bif.Settings(nbeta=100.0, budget=600.0, oracle="stacked", chunk_size=N)
-        assert pilot(problem, budgeted, []).gamma == pytest.approx(gamma, rel=1e-6)
+        assert pilot(problem, budgeted, Choices()).gamma == pytest.approx(gamma, rel=1e-6)
 
 
 def test_noise_of_mini_batches_leaves_the_part_of_the_largest_curvature():

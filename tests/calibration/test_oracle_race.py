@@ -10,6 +10,7 @@ import pytest
 import bif
 from bif import Settings
 from bif.calibration.oracle_race import seconds_of_gradient
+from bif.sampling.choices import Choices
 from small_problems import classification
 
 # the package has a function of that name
@@ -17,15 +18,16 @@ calibrate = importlib.import_module("bif.calibration.calibrate")
 
 
 def chosen(monkeypatch, *, alone: float, free: Settings | None = None) -> tuple[Settings, list]:
-    """What is taken where a stack takes a second, and what is said about it."""
+    """Return what is chosen where a stack takes a second, and the choices' lines."""
     free = free or Settings(gradient="full")
     problem = classification()
-    stacked = calibrate._choose_oracle(problem, free, [])
-    stacked = calibrate._choose_chunk(problem, stacked, [])
+    stacked = calibrate._choose_oracle(problem, free, Choices())
+    stacked = calibrate._choose_chunk(problem, stacked, Choices())
     seconds = {"stacked": 1.0, "sequential": alone}
     monkeypatch.setattr(calibrate, "seconds_of_gradient", lambda problem, s: seconds[s.oracle])
-    said: list[str] = []
-    return calibrate._faster_oracle(problem, free, stacked, said), said
+    choices = Choices()
+    found = calibrate._faster_oracle(problem, free, stacked, choices)
+    return found, list(map(str, choices))
 
 
 def test_a_clearly_faster_chain_by_chain_is_taken_with_as_many_chains(monkeypatch):
@@ -52,7 +54,9 @@ def test_mini_batches_and_compiled_chains_are_not_timed(monkeypatch, free):
 def test_a_gradient_is_timed(oracle):
     problem = classification()
     free = Settings(oracle=oracle, gradient="full")
-    settings = calibrate._choose_chunk(problem, calibrate._choose_oracle(problem, free, []), [])
+    settings = calibrate._choose_chunk(
+        problem, calibrate._choose_oracle(problem, free, Choices()), Choices()
+    )
     assert seconds_of_gradient(problem, settings) > 0
 
 

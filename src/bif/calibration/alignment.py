@@ -22,8 +22,10 @@ FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)
 """By which the usual damping may be raised."""
 EFFECTIVE_DRAWS = 4000
 """Of a default run: about a third of its draws."""
-NUM_ITEMS, FEWEST_ITEMS = 48, 8
-"""That are looked at, and of fewer nothing is said."""
+NUM_ITEMS = 48
+"""Items whose gradients are compared."""
+FEWEST_ITEMS = 8
+"""Items below which nothing is compared."""
 _NEARLY = 0.02
 """Share of the best quality that is given for less damping."""
 _SKETCHED = 2**20

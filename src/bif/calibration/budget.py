@@ -16,6 +16,7 @@ from bif.calibration.measured_mass import make_engine
 from bif.estimate.diagnostics import reliability
 from bif.estimate.traces import LossTraces
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.engine import Engine
 from bif.sampling.factory import wait_for
 from bif.sampling.settings import RunSettings, Settings
@@ -81,8 +82,8 @@ class TooSmallBudget(ValueError):
         needed: Seconds that would do.
     """
 
-    def __init__(self, said: str, *, pace: Pace, needed: float) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, *, pace: Pace, needed: float) -> None:
+        super().__init__(message)
         self.pace, self.needed = pace, needed
 
 
@@ -113,7 +114,7 @@ def choose_draws(
     aim: Aim,
     *,
     relaxation: float,
-    said: list[str],
+    choices: Choices,
     started: float,
     of_chain: float = 0.0,
 ) -> tuple[RunSettings, Goal | None]:
@@ -128,7 +129,7 @@ def choose_draws(
         settings: Complete, with whatever draws.
         aim: What the draws are for.
         relaxation: Steps in which the slowest direction forgets.
-        said: Gets a line for each choice.
+        choices: Gets what is chosen.
         started: By `time.perf_counter`; what has been spent since is taken from the budget.
         of_chain: Seconds of a gradient of one chain, 0 where they are not known: a stack whose
             timing would outlast its share of a budget is not timed.
@@ -160,10 +161,12 @@ def choose_draws(
         expected = min(draws, max(least, needed))
         why.append("the run ends where it has it")
     if chosen.chains != asked:
-        said.append(f"chains = {chosen.chains}: {asked} do not come to an end within the budget")
-    said.append(
-        f"draws = {'at most ' if goal else ''}{draws} of each chain: {'; '.join(why)}. Forecast: "
-        + _forecast(chosen, pace, expected)
+        reason = f"{asked} do not come to an end within the budget"
+        choices.choose("chains", chosen.chains, reason)
+    choices.choose(
+        "draws",
+        f"{'at most ' if goal else ''}{draws} of each chain",
+        f"{'; '.join(why)}. Forecast: {_forecast(chosen, pace, expected)}",
     )
     return replace(chosen, draws=draws), goal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil, inf
 
@@ -15,12 +15,13 @@ from bif.calibration.budget import Aim, Goal, TooSmallBudget, choose_draws
 from bif.calibration.control_variates import fall_back
 from bif.calibration.measured_mass import whitened_curvature
 from bif.calibration.oracle_race import seconds_of_gradient
-from bif.calibration.pilot import WARNING, Pilot, pilot
+from bif.calibration.pilot import Pilot, pilot
 from bif.calibration.preflight import first_look
 from bif.calibration.steps import OPEN_DRAWS, choose_steps, relaxation_steps, smallest_curvature
 from bif.calibration.temperature import default_nbeta
 from bif.problem.items import batch_leaves, to_device
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choice, Choices
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.oracles import vmap_refusal
@@ -37,10 +38,10 @@ _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings with nothing left open, and a line of explanation for each choice."""
+    """Settings with nothing left open, and the choices that led there."""
 
     settings: RunSettings
-    explanations: tuple[str, ...]
+    choices: tuple[Choice, ...]
     reliability: float | None = None
     """What was aimed at, if anything."""
     goal: Goal | None = None
@@ -49,34 +50,14 @@ class Calibration:
     """Largest of the mean loss where the chains go, if it was measured or given."""
 
     @property
+    def explanations(self) -> tuple[str, ...]:
+        """A line for each choice."""
+        return tuple(map(str, self.choices))
+
+    @property
     def warnings(self) -> list[str]:
-        """The explanations that a reader should see beside the result."""
-        return [
-            line.removeprefix(WARNING) for line in self.explanations if line.startswith(WARNING)
-        ]
-
-
-class _Told(list[str]):
-    """Explanations that are handed on as they come."""
-
-    def __init__(self, lines: Iterable[str], tell: Callable[[list[str]], None] | None) -> None:
-        super().__init__(lines)
-        self._tell = tell
-        self._hand_on(list(self))
-
-    def append(self, line: str) -> None:
-        super().append(line)
-        self._hand_on([line])
-
-    def __iadd__(self, lines: Iterable[str]) -> _Told:
-        fresh = list(lines)
-        self.extend(fresh)
-        self._hand_on(fresh)
-        return self
-
-    def _hand_on(self, lines: list[str]) -> None:
-        if self._tell is not None and lines:
-            self._tell(lines)
+        """What a reader should see beside the result."""
+        return [choice.reason for choice in self.choices if choice.is_warning]
 
 
 def calibrate(
@@ -106,29 +87,31 @@ def calibrate(
             than the data; a budget too small to converge.
     """
     started = time.perf_counter()
-    said: list[str] = _Told([*problem.notes, *problem.proxies_in_words], tell)
+    choices = Choices(tell)
+    for note in (*problem.notes, *problem.proxies_in_words):
+        choices.remark(note)
     target, aim = settings.reliability, Aim.of(settings)
-    left_open, settings = settings.gradient is None, _with_gradient(settings, said)
-    settings = with_movable(problem, _with_precisions(problem, settings, said), said)
+    left_open, settings = settings.gradient is None, _with_gradient(settings, choices)
+    settings = with_movable(problem, _with_precisions(problem, settings, choices), choices)
     if settings.draws is None and aim is None:
         settings = replace(settings, draws=DEFAULT_DRAWS)
-        said.append(f"draws = {DEFAULT_DRAWS} of each chain: the default")
+        choices.choose("draws", f"{DEFAULT_DRAWS} of each chain", "the default")
     free = settings
-    settings = _choose_oracle(problem, settings, said)
-    settings = _choose_chunk(problem, settings, said)
-    first_look(problem, settings, said)
+    settings = _choose_oracle(problem, settings, choices)
+    settings = _choose_chunk(problem, settings, choices)
+    first_look(problem, settings, choices)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if aim is not None and free.oracle is None and run_device(problem, free).type == "cuda":
-        settings = _faster_oracle(problem, free, settings, said)
+        settings = _faster_oracle(problem, free, settings, choices)
     chosen, relaxation, curvature, of_chain = _choose_posterior_and_steps(
-        problem, settings, curvature, said
+        problem, settings, curvature, choices
     )
     if aim is None:
-        return Calibration(chosen, tuple(said), target, None, curvature)
+        return Calibration(chosen, tuple(choices), target, None, curvature)
     on_cpu = run_device(problem, chosen).type == "cpu"  # stacks on a GPU are faster than that
     try:
         complete, goal = choose_draws(
-            problem, chosen, aim, relaxation=relaxation, said=said, started=started,
+            problem, chosen, aim, relaxation=relaxation, choices=choices, started=started,
             of_chain=of_chain if on_cpu else 0.0,
         )  # fmt: skip
     except TooSmallBudget as too_small:
@@ -138,9 +121,9 @@ def calibrate(
         asked = replace(asked, nbeta=chosen.nbeta, gamma=chosen.gamma, retrained_from=None)
         k_max = _largest_curvature(chosen, curvature)
         complete, goal = fall_back(
-            problem, asked, aim, too_small, k_max=k_max, said=said, started=started
+            problem, asked, aim, too_small, k_max=k_max, choices=choices, started=started
         )
-    return Calibration(complete, tuple(said), target, goal, curvature)
+    return Calibration(complete, tuple(choices), target, goal, curvature)
 
 
 def refuse_unusable(problem: Problem, settings: Settings) -> None:
@@ -149,29 +132,31 @@ def refuse_unusable(problem: Problem, settings: Settings) -> None:
     Raises:
         ValueError: As `calibrate`, but for a budget that is too small.
     """
-    said: list[str] = []
-    settings = _with_precisions(problem, _with_gradient(settings, said), said)
-    settings = _choose_oracle(problem, with_movable(problem, settings, said), said)
-    first_look(problem, _choose_chunk(problem, settings, said), said)
+    choices = Choices()
+    settings = _with_precisions(problem, _with_gradient(settings, choices), choices)
+    settings = _choose_oracle(problem, with_movable(problem, settings, choices), choices)
+    first_look(problem, _choose_chunk(problem, settings, choices), choices)
 
 
-def _with_gradient(settings: Settings, said: list[str]) -> Settings:
+def _with_gradient(settings: Settings, choices: Choices) -> Settings:
     if settings.gradient is not None:
         return settings
-    said.append("gradient = full: the losses of all items come with it, and nothing of it is noise")
+    choices.choose(
+        "gradient", "full", "the losses of all items come with it, and nothing of it is noise"
+    )
     return replace(settings, gradient="full")
 
 
-def _with_precisions(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+def _with_precisions(problem: Problem, settings: Settings, choices: Choices) -> Settings:
     on_gpu = run_device(problem, settings).type == "cuda"
     default = "bfloat16" if settings.memory == "lean" else "tf32" if on_gpu else "float32"
     precisions = settings.gradient_precision or default, settings.loss_precision or default
     given = settings.gradient_precision, settings.loss_precision
     if on_gpu and settings.memory != "lean" and None in given:
-        said.append(
-            f"precision = {precisions[0]} of gradients, {precisions[1]} of losses: on a GPU "
-            "faster than float32, which is to be asked for"
-        )
+        choices.choose(
+            "precision", f"{precisions[0]} of gradients, {precisions[1]} of losses",
+            "on a GPU faster than float32, which is to be asked for",
+        )  # fmt: skip
     return replace(settings, gradient_precision=precisions[0], loss_precision=precisions[1])
 
 
@@ -181,7 +166,7 @@ def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:
     return settings.nbeta * (of_mean_loss + settings.weight_decay) + settings.gamma
 
 
-def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+def _choose_oracle(problem: Problem, settings: Settings, choices: Choices) -> Settings:
     oracle = settings.oracle
     if oracle in (None, "stacked"):
         device = run_device(problem, settings)
@@ -202,20 +187,22 @@ def _choose_oracle(problem: Problem, settings: Settings, said: list[str]) -> Set
                 "oracle='sequential', which runs one chain after another and takes any model."
             )
         oracle = "sequential" if refusal else "stacked"
-        said.append(
-            f"oracle = sequential: vmap cannot take the model ({refusal})"
+        choices.choose(
+            "oracle",
+            oracle,
+            f"vmap cannot take the model ({refusal})"
             if refusal
-            else "oracle = stacked: all chains of a block step as one operation"
+            else "all chains of a block step as one operation",
         )
     chains = settings.chains or {"stacked": 64, "sequential": 8, "live": 4}[oracle]
     block = 1 if oracle == "live" else min(chains, settings.block_size or 64)
     if settings.chains is None:
-        said.append(f"chains = {chains}: the default for {oracle} chains")
+        choices.choose("chains", chains, f"the default for {oracle} chains")
     return replace(settings, oracle=oracle, chains=chains, block_size=block)
 
 
 def _faster_oracle(
-    problem: Problem, free: Settings, stacked: Settings, said: list[str]
+    problem: Problem, free: Settings, stacked: Settings, choices: Choices
 ) -> Settings:
     """The same chains one after another, where the device is faster at that.
 
@@ -226,23 +213,23 @@ def _faster_oracle(
     """
     if (stacked.oracle, stacked.gradient, stacked.compiled) != ("stacked", "full", False):
         return stacked
-    words: list[str] = []
+    of_chunk = Choices()
     alone = _choose_chunk(
-        problem, replace(stacked, oracle="sequential", chunk_size=free.chunk_size), words
+        problem, replace(stacked, oracle="sequential", chunk_size=free.chunk_size), of_chunk
     )
     together, one_by_one = (seconds_of_gradient(problem, s) for s in (stacked, alone))
     if one_by_one > _FASTER * together:
         return stacked
-    said[:] = [line for line in said if not line.startswith(("oracle =", "chunk_size ="))]
-    said += [
-        f"oracle = sequential: a gradient of a few chains takes {one_by_one:.3g} s one after "
+    choices.forget("oracle", "chunk_size")
+    choices.choose(
+        "oracle", "sequential", f"a gradient of a few chains takes {one_by_one:.3g} s one after "
         f"another, {together:.3g} s stacked",
-        *words,
-    ]
+    )  # fmt: skip
+    choices.extend(of_chunk)
     return alone
 
 
-def _choose_chunk(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+def _choose_chunk(problem: Problem, settings: Settings, choices: Choices) -> Settings:
     device = run_device(problem, settings)
     if settings.chunk_size is None:
         assert settings.block_size is not None
@@ -253,10 +240,10 @@ def _choose_chunk(problem: Problem, settings: Settings, said: list[str]) -> Sett
         # Equal chunks, so that the last one is not a sliver with kernels of its own.
         chunk = ceil(problem.num_train / ceil(problem.num_train / chunk))
         settings = replace(settings, chunk_size=chunk)
-        said.append(
-            f"chunk_size = {chunk}: {per_item / 1024:.1f} KiB of activations an item and chain, "
-            f"{at_once} chains at once, {budget / 2**20:.0f} MiB for them on {device.type}"
-        )
+        choices.choose(
+            "chunk_size", chunk, f"{per_item / 1024:.1f} KiB of activations an item and chain, "
+            f"{at_once} chains at once, {budget / 2**20:.0f} MiB for them on {device.type}",
+        )  # fmt: skip
     if settings.gradient != "full":
         batch = settings.batch_size or min(problem.num_train, 128)
         if batch > problem.num_train:
@@ -293,7 +280,7 @@ def _activation_bytes(problem: Problem, device: torch.device) -> int:
 
 
 def _choose_posterior_and_steps(
-    problem: Problem, settings: Settings, curvature: float | None, said: list[str]
+    problem: Problem, settings: Settings, curvature: float | None, choices: Choices
 ) -> tuple[RunSettings, float, float | None, float]:
     """Complete settings, steps of the slowest direction to forget, curvature, seconds.
 
@@ -302,7 +289,7 @@ def _choose_posterior_and_steps(
     chosen = settings
     if settings.nbeta is None:
         chosen, why = default_nbeta(problem, settings)
-        said.append(f"nbeta = {chosen.nbeta:g}: {why}")
+        choices.choose("nbeta", f"{chosen.nbeta:g}", why)
     needed = [settings.gamma, settings.step_size, settings.burn_in, settings.thin]
     if None not in (needed + [settings.friction] if settings.traits.underdamped else needed):
         given = RunSettings.completing(
@@ -311,17 +298,17 @@ def _choose_posterior_and_steps(
         relaxation = relaxation_steps(given, max(smallest_curvature(given), 1e-12))
         return given, relaxation, curvature, 0.0
     if curvature is None or chosen.gamma is None:
-        found = pilot(problem, chosen, said)
+        found = pilot(problem, chosen, choices)
     else:
         found = Pilot(chosen.gamma, curvature, 0.0, 0.0)
-        said.append(f"largest curvature of the mean loss: {curvature:.4g}, as given")
-    chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, said)
-    complete, relaxation = choose_steps(problem, chosen, k_max, said)
+        choices.remark(f"largest curvature of the mean loss: {curvature:.4g}, as given")
+    chosen, k_max = _choose_mass(problem, replace(chosen, gamma=found.gamma), found, choices)
+    complete, relaxation = choose_steps(problem, chosen, k_max, choices)
     return complete, relaxation, found.curvature, found.seconds_of_chain
 
 
 def _choose_mass(
-    problem: Problem, settings: Settings, found: Pilot, said: list[str]
+    problem: Problem, settings: Settings, found: Pilot, choices: Choices
 ) -> tuple[Settings, float]:
     """The mass, and the largest curvature of U in its coordinates.
 
@@ -348,26 +335,29 @@ def _choose_mass(
         return replace(s, mass="identity"), k_max
     expected = _MASS_TIMES * found.seconds
     if s.budget is not None and expected > _MASS_SHARE * float(s.budget):
-        said.append(
-            f"mass = identity: measuring another would take about {expected:,.0f} s of a budget of "
-            f"{float(s.budget):,.0f} s"
-        )
+        choices.choose(
+            "mass", "identity", f"measuring another would take about {expected:,.0f} s of a budget "
+            f"of {float(s.budget):,.0f} s",
+        )  # fmt: skip
         return replace(s, mass="identity"), k_max
     round_max = whitened_curvature(problem, s)
     if round_max == inf:
-        said.append(
-            "mass = identity: in the coordinates of a Kronecker mass chains run off w* with every "
-            "step that was tried"
-        )
+        choices.choose(
+            "mass", "identity", "in the coordinates of a Kronecker mass chains run off w* with "
+            "every step that was tried",
+        )  # fmt: skip
         return replace(s, mass="identity"), k_max
     plain, white = replace(s, mass="identity"), replace(s, mass="kronecker")
-    steps = [choose_steps(problem, x, k, [])[1] for x, k in ((plain, k_max), (white, round_max))]
+    steps = [
+        choose_steps(problem, x, k, Choices())[1] for x, k in ((plain, k_max), (white, round_max))
+    ]
     words = (
         f"the slowest direction forgets in {steps[0]:,.0f} steps with unit mass, in "
         f"{steps[1]:,.0f} in the coordinates of a Kronecker mass"
     )
     if steps[0] <= steps[1]:
-        said.append(f"mass = identity: {words}")
+        choices.choose("mass", "identity", words)
         return plain, k_max
-    said.append(f"mass = kronecker: {words}, where curvatures of U go up to {round_max:.3g}")
+    words += f", where curvatures of U go up to {round_max:.3g}"
+    choices.choose("mass", "kronecker", words)
     return white, round_max

@@ -16,6 +16,7 @@ from bif.calibration.budget import Aim, Goal, TooSmallBudget, affordable, choose
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.steps import choose_steps
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.engine import Engine
 from bif.sampling.sampler_checks import HEAT, heat
 from bif.sampling.settings import RunSettings, Settings
@@ -24,8 +25,7 @@ from bif.types import Params
 _SHARES = (4, 6, 8, 12, 16, 24, 32)
 """Of the train items that a mini-batch may be, from the least noisy on."""
 _SMALLEST = 32
-_CHOSEN_ANEW = ("gradient = ", "mass = ", "step_size = ", "friction = ", "relaxation of ",
-                "burn_in = ", "thin = ")  # fmt: skip
+_CHOSEN_ANEW = ("gradient", "mass", "step_size", "friction", "relaxation", "burn_in", "thin")
 _OF_ITS_OWN = 1.5
 """What a mini-batch of each chain's own costs, against items that all chains share."""
 
@@ -37,7 +37,7 @@ def fall_back(
     too_small: TooSmallBudget,
     *,
     k_max: float,
-    said: list[str],
+    choices: Choices,
     started: float,
 ) -> tuple[RunSettings, Goal | None]:
     """Complete settings with control variates, by the largest mini-batch that fits the budget.
@@ -48,7 +48,7 @@ def fall_back(
         aim: What the draws are for.
         too_small: What full gradients were refused with.
         k_max: Largest curvature of U.
-        said: Gets a line for each choice.
+        choices: Gets what is chosen.
         started: By `time.perf_counter`, when calibration began.
 
     Raises:
@@ -57,11 +57,12 @@ def fall_back(
     """
     if settings.mass not in (None, "identity"):
         raise too_small
-    lines = [
-        "gradient = control_variate: with full gradients the budget is too small to converge, by "
-        f"{too_small.needed:,.0f} s to {aim.budget or 0:,.0f} s"
-    ]
-    found = _largest_batch(problem, settings, aim.budget or 0.0, too_small, k_max=k_max, said=lines)
+    anew, budget = Choices(), aim.budget or 0.0
+    anew.choose(
+        "gradient", "control_variate", "with full gradients the budget is too small to converge, "
+        f"by {too_small.needed:,.0f} s to {budget:,.0f} s",
+    )  # fmt: skip
+    found = _largest_batch(problem, settings, budget, too_small, k_max=k_max, choices=anew)
     if found is None:
         raise too_small
     chosen, relaxation = found
@@ -78,11 +79,12 @@ def fall_back(
             pace=too_small.pace,
             needed=too_small.needed,
         )
-    lines.append(f"gradient noise widens the draws by {widened:.1%} in its worst direction")
+    anew.remark(f"gradient noise widens the draws by {widened:.1%} in its worst direction")
     complete, goal = choose_draws(
-        problem, chosen, aim, relaxation=relaxation, said=lines, started=started
+        problem, chosen, aim, relaxation=relaxation, choices=anew, started=started
     )
-    said[:] = [line for line in said if not line.startswith(_CHOSEN_ANEW)] + lines
+    choices.forget(*_CHOSEN_ANEW)
+    choices.extend(anew)
     return complete, goal
 
 
@@ -93,7 +95,7 @@ def _largest_batch(
     too_small: TooSmallBudget,
     *,
     k_max: float,
-    said: list[str],
+    choices: Choices,
 ) -> tuple[RunSettings, float] | None:
     """The settings of the largest mini-batch whose forecast fits, and the steps to forget."""
     n, pace = problem.num_train, too_small.pace
@@ -101,9 +103,9 @@ def _largest_batch(
         batch = ceil(n / share)
         if batch < _SMALLEST:
             return None
-        lines: list[str] = []
+        of_steps = Choices()
         asked = replace(settings, gradient="control_variate", batch_size=batch, mass="identity")
-        chosen, relaxation = choose_steps(problem, asked, k_max, lines)
+        chosen, relaxation = choose_steps(problem, asked, k_max, of_steps)
         # A backward pass costs two forward ones, and a draw now needs a forward pass of its own.
         cheaper = replace(
             pace,
@@ -114,8 +116,8 @@ def _largest_batch(
             affordable(chosen, budget, cheaper, fewest_draws(chosen, relaxation))
         except TooSmallBudget:
             continue
-        said.append(f"batch_size = {batch}: the largest share of the {n} items that fits")
-        said += lines
+        choices.choose("batch_size", batch, f"the largest share of the {n} items that fits")
+        choices.extend(of_steps)
         return chosen, relaxation
     return None
 

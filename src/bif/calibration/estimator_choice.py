@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Estimator = Literal["fluctuation", "response"]
+from bif.sampling.choices import Choice
 
 
 class Cost(NamedTuple):
@@ -28,15 +28,8 @@ class Cost(NamedTuple):
         return ceil(self.steps * (self.standard_error / standard_error) ** 2)
 
 
-class Choice(NamedTuple):
-    """An estimator, and why, in one line."""
-
-    estimator: Estimator
-    reason: str
-
-
 def choose_estimator(num_queries: int, *, fluctuation: Cost, response: Cost) -> Choice:
-    """The estimator that reaches a given error sooner, for this many queries.
+    """Return the estimator that reaches a given error sooner, for this many queries.
 
     Errors of both fall as 1/sqrt(seconds), so what counts is `v = seconds · standard_error²`.  One
     fluctuation run serves all queries, `v_f`; a response needs two chains a query,
@@ -47,6 +40,9 @@ def choose_estimator(num_queries: int, *, fluctuation: Cost, response: Cost) -> 
         num_queries: To be scored.
         fluctuation: Of a pilot of `bif.attribute`.
         response: Of a pilot of `bif.respond`.
+
+    Returns:
+        Its name as the value, and why.
 
     Raises:
         ValueError: Numbers that are not positive and finite.
@@ -62,10 +58,11 @@ def choose_estimator(num_queries: int, *, fluctuation: Cost, response: Cost) -> 
         raise ValueError(f"num_queries is {num_queries}: expected at least 1.")
     shared = fluctuation.seconds * fluctuation.standard_error**2
     each = response.seconds * response.standard_error**2 / response.num_queries
-    estimator: Estimator = "response" if num_queries * each < shared else "fluctuation"
+    estimator = "response" if num_queries * each < shared else "fluctuation"
     crossing = shared / each if each else float("inf")
     return Choice(
+        "estimator",
         estimator,
-        f"{estimator}: one fluctuation run serves all queries, and for the same error it takes as "
+        f"one fluctuation run serves all queries, and for the same error it takes as "
         f"long as responses of {crossing:.3g} queries; there are {num_queries}",
     )

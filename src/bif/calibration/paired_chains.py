@@ -14,6 +14,7 @@ from bif.linear_response.pairs import bregman_problem
 from bif.linear_response.request import Request
 from bif.problem.items import to_device
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.oracles import vmap_refusal
 from bif.sampling.settings import Settings
@@ -26,8 +27,8 @@ def calibrate_pairs(problem: Problem, request: Request) -> Calibration:
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a loss without a known
             Bregman divergence; what `calibrate` raises.
     """
-    said: list[str] = []
-    s = _with_oracle(problem, request.settings, said)
+    choices = Choices()
+    s = _with_oracle(problem, request.settings, choices)
     if request.cold:  # losses at the two ends of a pair differ by little
         s = replace(
             s,
@@ -41,23 +42,23 @@ def calibrate_pairs(problem: Problem, request: Request) -> Calibration:
     chains = each * max(len(items) for items in problem.query_groups.values())
     s = replace(s, mass="identity", chains=chains)
     found = calibrate(problem, s)
-    said += found.explanations
+    choices.extend(found.choices)
     if request.curvature == "bregman":
         # The same posterior, but a step for its own largest curvature.
         other = bregman_problem(problem, s)
         s = replace(s, nbeta=found.settings.nbeta, gamma=found.settings.gamma)
         found = calibrate(other, replace(s, oracle=found.settings.oracle))
-        said += [f"Bregman divergence: {line}" for line in found.explanations]
+        choices.extend(found.choices, under="Bregman divergence")
     settings = found.settings
     if request.cold and request.settings.friction is None:
         assert settings.friction is not None
         critical = settings.friction * CRITICAL_FRICTION / LOW_FRICTION
         settings = replace(settings, friction=critical)
-        said.append(f"friction = {critical:.4g}: critical, for a descent")
-    return Calibration(settings, tuple(said))
+        choices.choose("friction", critical, "critical, for a descent")
+    return Calibration(settings, tuple(choices))
 
 
-def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Settings:
+def _with_oracle(problem: Problem, settings: Settings, choices: Choices) -> Settings:
     """Sequential chains where vmap cannot take the gradient of each chain's own query."""
     if settings.oracle == "sequential":
         return settings
@@ -77,5 +78,6 @@ def _with_oracle(problem: Problem, settings: Settings, said: list[str]) -> Setti
             f"the gradient of the observable cannot be stacked by torch.func.vmap: {refusal}. Use "
             "oracle='sequential', which runs one chain after another and takes any model."
         )
-    said.append(f"oracle = sequential: vmap cannot take the observable's gradient ({refusal})")
+    reason = f"vmap cannot take the observable's gradient ({refusal})"
+    choices.choose("oracle", "sequential", reason)
     return replace(settings, oracle="sequential")

@@ -23,6 +23,7 @@ from bif.calibration.short_trajectory import LOOKS, STEPS, careful_walk
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import Oracle
@@ -32,7 +33,6 @@ from bif.sampling.settings import Settings
 from bif.types import Params
 
 RUN_OFF = "chains that start at w* run off"
-WARNING = "warning: "
 """Begins an explanation that is one."""
 
 _PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
@@ -83,7 +83,7 @@ class Pilot:
     seconds_of_chain: float
 
 
-def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
+def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
     """Choose gamma, and find the largest curvature of the mean loss where chains will go.
 
     The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
@@ -93,23 +93,23 @@ def pilot(problem: Problem, settings: Settings, said: list[str]) -> Pilot:
     Args:
         problem: What is to be attributed.
         settings: With nbeta.
-        said: Gets a line for each choice.
+        choices: Gets what is chosen.
     """
     probe = _Probe(problem, settings.plain())
     center = probe.look_at_center()
-    gamma, there = _choose_gamma(probe, center, said)
-    gamma, few, seen = _walk(probe, center, gamma, there, said)
+    gamma, there = _choose_gamma(probe, center, choices)
+    gamma, few, seen = _walk(probe, center, gamma, there, choices)
     if seen is None:
         return Pilot(gamma, there, center.seconds, center.seconds_of_chain)
     found = [probe.largest(few, place, _LOOK_ITERATIONS) for place in seen]
     away = max((x for x in found if x < math.inf), default=center.largest)
-    said.append(
+    choices.remark(
         f"largest curvature of the mean loss: {center.largest:.4g} at w*, {away:.4g} along a walk "
         f"of {STEPS} steps ({probe.num_chains} chains, {len(few.items)} items)"
     )
     largest = max(there, away)
     if probe.settings.gradient != "full":
-        largest = _largest_of_batches(probe, seen[-1], largest, said)
+        largest = _largest_of_batches(probe, seen[-1], largest, choices)
     return Pilot(gamma, largest, center.seconds, center.seconds_of_chain)
 
 
@@ -207,18 +207,18 @@ class _Probe:
         return leftover_curvature(gradient, self.posterior, self.one, largest=largest)
 
 
-def _choose_gamma(probe: _Probe, center: _Center, said: list[str]) -> tuple[float, float]:
+def _choose_gamma(probe: _Probe, center: _Center, choices: Choices) -> tuple[float, float]:
     """Return gamma, given or chosen, and the largest curvature that sets the walk's step."""
     nbeta = probe.settings.nbeta or 0.0
     downwards = -nbeta * (center.smallest + probe.settings.weight_decay)
     given = probe.settings.gamma
     if given is None:
         gamma, there, why = _default_gamma(probe, center, downwards)
-        said.append(f"gamma = {gamma:.4g}: {why}")
+        choices.choose("gamma", gamma, why)
         return gamma, there
     if downwards > given:
-        said.append(
-            f"{WARNING}U curves downwards at w*: its smallest curvature there is "
+        choices.warn(
+            f"U curves downwards at w*: its smallest curvature there is "
             f"{given - downwards:.4g}, for the mean loss has {center.smallest:.4g}. The chains "
             f"leave w* for another place. Set gamma=None, which adds {downwards:.4g} to its "
             f"default, or set gamma={2 * downwards:.3g}, or train on to a minimum"
@@ -270,7 +270,7 @@ def _curvature_in_the_ball(probe: _Probe, gamma: float) -> float:
 
 
 def _walk(
-    probe: _Probe, center: _Center, gamma: float, there: float, said: list[str]
+    probe: _Probe, center: _Center, gamma: float, there: float, choices: Choices
 ) -> tuple[float, _Looked, list[Params] | None]:
     """Walk away from w*, where the curvature can be larger; with a larger gamma if chains run off.
 
@@ -295,25 +295,28 @@ def _walk(
         tighter = 10 * tighter or 1.0
         seen = walked(probe.whole, tighter)  # what is found is the same on any machine
     if seen is None or (tighter > gamma and settings.gamma is not None):
-        said += [
-            f"{WARNING}{RUN_OFF} with every step that was tried: the loss is far from quadratic "
-            f"there. Set gamma={tighter:.3g}, or train on to a minimum",
-            f"largest curvature of the mean loss: {center.largest:.4g} at w*, unknown away from it",
-        ]
+        choices.warn(
+            f"{RUN_OFF} with every step that was tried: the loss is far from quadratic there. Set "
+            f"gamma={tighter:.3g}, or train on to a minimum"
+        )
+        choices.remark(
+            f"largest curvature of the mean loss: {center.largest:.4g} at w*, unknown away from it"
+        )
         return gamma, few, None
     if tighter > gamma:
-        said.append(f"gamma = {tighter:.4g}: with less, {RUN_OFF} with every step that was tried")
+        why = f"with less, {RUN_OFF} with every step that was tried"
+        choices.choose("gamma", tighter, why)
     return tighter, few, seen
 
 
-def _largest_of_batches(probe: _Probe, params: Params, largest: float, said: list[str]) -> float:
+def _largest_of_batches(probe: _Probe, params: Params, largest: float, choices: Choices) -> float:
     """Return the largest curvature of the mean loss of a few mini-batches, or `largest`."""
     batch = probe.settings.batch_size or 1
     parts = probe.order[: batch * min(_BATCHES, probe.problem.num_train // batch)].split(batch)
     found = max(probe.largest(probe.at(part), params, _LOOK_ITERATIONS) for part in parts)
     if not largest < found < math.inf:
         return largest
-    said.append(
+    choices.remark(
         f"largest curvature of a mini-batch's mean loss: {found:.4g}, in {len(parts)} of {batch} "
         "items"
     )

@@ -13,6 +13,7 @@ from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, batch_leaves, randomness_restored
 from bif.problem.losses import cross_entropy, margin
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.factory import run_device
 from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import autocast
@@ -44,7 +45,7 @@ class _Group:
         return f"{ids}{more}"
 
 
-def first_look(problem: Problem, settings: Settings, said: list[str]) -> None:
+def first_look(problem: Problem, settings: Settings, choices: Choices) -> None:
     """Evaluate every train item, candidate and query at w* in two passes, and compare these.
 
     The second pass takes gradients besides, where the run has room for them, and says how many
@@ -53,7 +54,7 @@ def first_look(problem: Problem, settings: Settings, said: list[str]) -> None:
     Args:
         problem: What is to be attributed.
         settings: With oracle and chunk size.
-        said: Gets what is to be said.
+        choices: Gets remarks on what was found.
 
     Raises:
         ValueError: A value that is NaN or infinite, or differs between the passes; an item on which
@@ -62,7 +63,8 @@ def first_look(problem: Problem, settings: Settings, said: list[str]) -> None:
     known = _looked.setdefault(problem, {})
     if settings.movable not in known:
         known[settings.movable] = _look(problem, settings)
-    said += known[settings.movable]
+    for remark in known[settings.movable]:
+        choices.remark(remark)
 
 
 def _look(problem: Problem, settings: Settings) -> tuple[str, ...]:

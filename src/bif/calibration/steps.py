@@ -10,6 +10,7 @@ from math import ceil, sqrt
 
 from bif.calibration.damping import FLATTEST
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choices
 from bif.sampling.settings import RunSettings, Settings
 
 ROUND_STEP = 0.6
@@ -51,7 +52,7 @@ def _burn_in_times(settings: Settings) -> int:
 
 
 def choose_steps(
-    problem: Problem, settings: Settings, k_max: float, said: list[str]
+    problem: Problem, settings: Settings, k_max: float, choices: Choices
 ) -> tuple[RunSettings, float]:
     """Choose step size, friction, burn-in and thinning from the extreme curvatures of U.
 
@@ -59,7 +60,7 @@ def choose_steps(
         problem: What is to be attributed.
         settings: Complete but for these; open draws are for `choose_draws` to choose.
         k_max: Largest curvature of U in the coordinates of the mass.
-        said: Gets a line for each choice.
+        choices: Gets what is chosen.
 
     Returns:
         Complete settings, and the steps in which the slowest direction forgets.
@@ -79,18 +80,19 @@ def choose_steps(
             f"{2 / sqrt(k_max):.4g}"
         )
         if settings.friction is None:
-            said.append(
-                f"friction = {friction:.4g}: in round coordinates, where curvatures are about 1"
+            choices.choose(
+                "friction",
+                friction,
+                "in round coordinates, where curvatures are about 1"
                 if white
-                else f"friction = {friction:.4g}: {damped:g} sqrt(smallest curvature of U, "
-                f"{k_min:.4g})"
+                else f"{damped:g} sqrt(smallest curvature of U, {k_min:.4g})",
             )
     else:
         friction = settings.friction
         step = settings.step_size or length / k_max
         why = f"{length:g} / largest curvature of U, {k_max:.4g}"
     if settings.step_size is None:
-        said.append(f"step_size = {step:.4g}: {why}")
+        choices.choose("step_size", step, why)
     slowest = settings.traits.relaxation_steps(step, friction, k_min)
     times, burn_in = _burn_in_times(settings), burn_in_steps(settings, slowest)
     part, words = (4, "a fourth") if white else (3, "a third")
@@ -102,11 +104,11 @@ def choose_steps(
         by_cost = ceil(problem.num_train / (passes * settings.batch_size))
         if by_cost > thin:
             thin, reason = by_cost, "steps that cost as much as the draw's own pass over the data"
-    said.append(f"relaxation of the slowest direction: {slowest:.1f} steps")
+    choices.choose("relaxation", f"{slowest:.1f} steps", "in the slowest direction")
     if settings.burn_in is None:
-        said.append(f"burn_in = {burn_in}: {times} relaxation times")
+        choices.choose("burn_in", burn_in, f"{times} relaxation times")
     if settings.thin is None:
-        said.append(f"thin = {thin}: {reason}")
+        choices.choose("thin", thin, reason)
     chosen = RunSettings.completing(
         settings,
         step_size=step,

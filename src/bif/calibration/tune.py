@@ -25,6 +25,7 @@ from bif.evaluate import lds, predict
 from bif.evaluate.retraining import BankPart
 from bif.problem.items import Items
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings
 from bif.types import Batch
 
@@ -66,11 +67,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings with nbeta and gamma, what was tried, and a line for each choice."""
+    """Settings with nbeta and gamma, what was tried, and what was chosen."""
 
     settings: Settings
     tried: tuple[Tried, ...]
-    explanations: tuple[str, ...]
+    choices: tuple[Choice, ...]
 
 
 def tune(
@@ -131,21 +132,22 @@ def tune(
     best = _climb(
         lambda step: pilots.run(start.nbeta, start.gamma * DAMPING_FACTOR**step), may_go_on
     )
-    said = [
-        f"tried nbeta = {p.nbeta:g}, gamma = {p.gamma:.4g}: LDS {p.lds:.3f} on the tuning part, "
-        f"forecast {p.forecast:.3f} ({p.seconds:.1f} s)"
-        for p in pilots.tried
-    ]
-    said.append(
-        f"nbeta = {best.nbeta:g}, gamma = {best.gamma:.4g}: the best forecast of "
+    choices = Choices()
+    for p in pilots.tried:
+        choices.remark(
+            f"tried nbeta = {p.nbeta:g}, gamma = {p.gamma:.4g}: LDS {p.lds:.3f} on the tuning "
+            f"part, forecast {p.forecast:.3f} ({p.seconds:.1f} s)"
+        )
+    choices.choose(
+        "nbeta, gamma", f"{best.nbeta:g}, {best.gamma:.4g}", "the best forecast of "
         f"{len(pilots.tried)} candidates, by {part.num_networks} retrained networks and "
-        f"{len(part.query_ids)} queries"
-    )
+        f"{len(part.query_ids)} queries",
+    )  # fmt: skip
     chosen = replace(settings, nbeta=best.nbeta, gamma=best.gamma)
     if settings.budget is not None:
         spent = time.perf_counter() - started
         chosen = replace(chosen, budget=max(float(settings.budget) - spent, 1e-3))
-    return Tuned(chosen, tuple(pilots.tried), tuple(said))
+    return Tuned(chosen, tuple(pilots.tried), tuple(choices))
 
 
 def forecast(value: float, reliability: float, times: float) -> float:
@@ -192,7 +194,7 @@ class _Pilots:
         self._curvatures: dict[tuple[float, float], float] = {}  # by nbeta and gamma
 
     def default_damping(self, nbeta: float) -> float:
-        """The ratio of gamma to nbeta where nothing is said: it depends on w* alone."""
+        """The ratio of gamma to nbeta where nothing is given: it depends on w* alone."""
         complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta))
         gamma = complete.settings.gamma
         assert complete.curvature is not None

@@ -10,6 +10,7 @@ import tyro
 from bif import store
 from bif.cli.language import Language, posed
 from bif.problem.problem import Problem
+from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings
 
 
@@ -38,12 +39,12 @@ class Calibrate:
 
         store.refuse_foreign_calibration(self.out)
         problem, settings = posed(self.target, self.language, self.settings, query=self.query)
-        said: tuple[str, ...] = ()
+        choices = Choices(_tell)
         if self.bank is not None:
-            settings, said = _tuned(problem, settings, self.bank)
-        _tell(said)
+            settings, tuned = _tuned(problem, settings, self.bank)
+            choices.extend(tuned)
         found = calibrate(problem, settings, tell=_tell)
-        found = replace(found, explanations=(*said, *found.explanations))
+        found = replace(found, choices=(*choices, *found.choices))
         store.write_calibration(
             self.out, settings=found.settings.as_dict(), explanations=found.explanations
         )
@@ -55,7 +56,9 @@ def _tell(lines: Iterable[str]) -> None:
         print(line, flush=True)
 
 
-def _tuned(problem: Problem, settings: Settings, folder: str) -> tuple[Settings, tuple[str, ...]]:
+def _tuned(
+    problem: Problem, settings: Settings, folder: str
+) -> tuple[Settings, tuple[Choice, ...]]:
     """Settings with nbeta and gamma by the tuning part of a bank."""
     from bif.calibration.tune import tune
     from bif.evaluate.retraining import load
@@ -73,7 +76,7 @@ def _tuned(problem: Problem, settings: Settings, folder: str) -> tuple[Settings,
         )
     (queries,) = problem.query_groups.values()
     found = tune(problem, settings, part=part, queries=queries)
-    return found.settings, found.explanations
+    return found.settings, found.choices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from bif.runs.retention import (
 )
 from bif.runs.run import Run, load
 from bif.runs.writer import Writer
+from bif.sampling.choices import Choice
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
 from bif.terminal import as_bytes, say
@@ -203,13 +204,11 @@ def _calibrated(
     begun = chosen_before(folder)
     if folder is None or begun is None:
         return calibrate(problem, requested, tell=tell)
-    settings, explanations = begun
+    settings, choices = begun
     if tell is not None:
-        tell(list(explanations))
+        tell([str(choice) for choice in choices])
     goal = folder.manifest.get("goal") if requested.reliability is not None else None
-    return Calibration(
-        settings, explanations, requested.reliability, Goal(**goal) if goal else None
-    )
+    return Calibration(settings, choices, requested.reliability, Goal(**goal) if goal else None)
 
 
 def _ended(calibration: Calibration, draws: int | None) -> Calibration:
@@ -217,11 +216,11 @@ def _ended(calibration: Calibration, draws: int | None) -> Calibration:
     goal, most = calibration.goal, calibration.settings.draws
     if draws is None or goal is None:
         return calibration
-    said = f"draws = {draws} of at most {most}: the reliability of {goal.reliability:g} is reached"
+    reason = f"the reliability of {goal.reliability:g} is reached"
     return replace(
         calibration,
         settings=replace(calibration.settings, draws=draws),
-        explanations=(*calibration.explanations, said),
+        choices=(*calibration.choices, Choice("draws", f"{draws} of at most {most}", reason)),
         goal=None,
     )
 

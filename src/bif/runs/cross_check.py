@@ -123,9 +123,9 @@ def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run
     """The run with further gates and the figures behind them; those of the same name go."""
     names = {gate.name for gate in added}
     there = [Gate(**gate) for gate in run.manifest.get("gates", [])]
-    stale = {gate.said for gate in there if gate.name in names}
+    stale = {gate.as_warning for gate in there if gate.name in names}
     gates = [*(gate for gate in there if gate.name not in names), *added]
-    warnings = [gate.said for gate in added if gate.failed]
+    warnings = [gate.as_warning for gate in added if gate.failed]
     warnings += [w for w in run.manifest["warnings"] if w not in stale]
     trusted = not any(gate.failed for gate in gates)
     return replace(

@@ -126,10 +126,10 @@ def _too_few_chains(
     if recording.interrupted and recording.folder is not None:
         return KeyboardInterrupt(recording.progress_in_words())
     advice = "" if recording.diverged else " Let it run longer."
-    said = "; ".join([*_run_off(calibration), *warnings])
+    why = "; ".join([*_run_off(calibration), *warnings])
     return RuntimeError(
         f"only {recording.traces().num_chains} of {calibration.settings.chains} chains survived, "
-        f"and a covariance with errors needs two: {said}.{advice}"
+        f"and a covariance with errors needs two: {why}.{advice}"
     )
 
 
@@ -175,21 +175,21 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
 
 def _warnings(recording: Recording, calibration: Calibration, fix: Remedies) -> list[str]:
     """Return what a reader should know of the chains, beside calibration's own warnings."""
-    settings, said = calibration.settings, []
+    settings, found = calibration.settings, list[str]()
     advice = "" if _run_off(calibration) else f": {fix.smaller_step()}"
     if recording.diverged:
         lost = sorted(recording.diverged)
         first = settings.burn_in + min(recording.diverged.values()) * settings.thin
         named = ", ".join(str(chain) for chain in lost[:8]) + (", …" if len(lost) > 8 else "")
-        said.append(
+        found.append(
             f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
             f"{first} with step_size={settings.step_size:.4g}, and were left out{advice}"
         )
     if recording.taken_along:
-        said.append(
+        found.append(
             f"chains {recording.taken_along} were left out too: they shared their sums with one "
             "that diverged; --keep traces would have kept them"
         )
     if recording.interrupted:
-        said.append(f"interrupted {recording.progress_in_words()}: the result is partial")
-    return said + list(dict.fromkeys(recording.notes))
+        found.append(f"interrupted {recording.progress_in_words()}: the result is partial")
+    return found + list(dict.fromkeys(recording.notes))

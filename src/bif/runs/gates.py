@@ -48,8 +48,8 @@ class Gate:
     reason: str
 
     @property
-    def said(self) -> str:
-        """As a warning."""
+    def as_warning(self) -> str:
+        """Return the line for a reader who should not trust the run."""
         return f"not trusted, {self.name}: {self.reason}"
 
     def as_dict(self) -> dict[str, object]:

@@ -71,14 +71,14 @@ def merge(folders: Sequence[str | Path]) -> Run:
         "diverged_chains": [],
         "merged_runs": len(runs),
     }
-    said = [
+    earlier = [
         f"seed {seed}: {warning}"
         for seed, run in zip(seeds, runs, strict=True)
         for warning in run.manifest["warnings"]
     ]
     manifest = _joint_manifest(runs, seeds) | {
         "gates": [gate.as_dict() for gate in judged.gates],
-        "warnings": [*judged.reasons, *judged.warnings, *said],
+        "warnings": [*judged.reasons, *judged.warnings, *earlier],
         "left_out": [],
     }
     return Run(influence_of(scores, traces), traces, diagnostics, summary, manifest)

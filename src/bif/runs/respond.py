@@ -340,17 +340,21 @@ class _Gathered:
                 f"the chains of all {problem.num_queries} queries diverged ({perturbation}): "
                 f"{advice}."
             )
-        said = []
+        found = []
         if not perturbation.accepted:
-            said.append(f"finite h may bias the scores: {perturbation}. Run longer, or raise gamma")
+            found.append(
+                f"finite h may bias the scores: {perturbation}. Run longer, or raise gamma"
+            )
         if lost.any():
-            said.append(f"chains of {_names(problem, lost)} diverged; their rows are NaN: {advice}")
+            found.append(
+                f"chains of {_names(problem, lost)} diverged; their rows are NaN: {advice}"
+            )
         if self.unsettled.any():
-            said.append(
+            found.append(
                 f"the minima for {_names(problem, self.unsettled)} were not reached to 1 % in "
                 f"{self.num_steps} steps: raise steps, or gamma"
             )
-        return said
+        return found
 
     def dataset(self, pairs: Pairs, *, calibrated: RunSettings) -> xr.Dataset:
         """The result as users see it."""

@@ -6,6 +6,7 @@ from math import sqrt
 
 from bif import store
 from bif.problem.provenance import hardware
+from bif.sampling.choices import Choice
 from bif.sampling.engine import Engine
 from bif.sampling.oracles.precision import rounding
 from bif.sampling.settings import RunSettings
@@ -15,8 +16,8 @@ _SAME = 1e3
 order."""
 
 
-def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[str, ...]] | None:
-    """The complete settings and their explanations when the run was begun; None before that.
+def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[Choice, ...]] | None:
+    """Return the complete settings and choices of a run that was begun; None before that.
 
     Raises:
         DamagedRun: The manifest's settings are none.
@@ -28,26 +29,28 @@ def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[st
         settings = RunSettings.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
-    return settings, tuple(folder.manifest.get("explanations", []))
+    return settings, tuple(map(Choice.from_line, folder.manifest.get("explanations", [])))
 
 
 def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
-    """The losses at w* tell of changes that no fingerprint sees.
+    """Compare losses and gradients at w* with those of a run that was begun.
+
+    They tell of changes that no fingerprint sees.
 
     Returns:
-        What is to be said where there is nothing to compare with.
+        Notes for the reader where there is nothing to compare with.
 
     Raises:
         FolderInUse: The run was begun with others.
     """
     now = dict(zip(engine.panels.names, engine.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(engine.device)
-    said = []
+    notes = []
     try:
         kept = folder.center_values()
     except store.DamagedRun as error:
         kept = {}
-        said.append(
+        notes.append(
             f"when the run went on, its losses at w* could not be compared with those that it was "
             f"begun with ({error})"
         )
@@ -76,4 +79,4 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
                 "losses agree: something that the loss or the model depend on has changed."
             )
     folder.keep_center_values({**now, "gradient": gradient})
-    return said
+    return notes

@@ -132,9 +132,9 @@ def memory_of_host() -> int:
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
     """The forecast, for people."""
-    said = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
+    lines = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
     if on_disk:
         files = [f"{n} {as_bytes(sizes[n])}" for n in ("traces", "weights", "checkpoints")
                  if sizes[n]]  # fmt: skip
-        said.append(f"on disk, before compression: {', '.join(files)}")
-    return said
+        lines.append(f"on disk, before compression: {', '.join(files)}")
+    return lines

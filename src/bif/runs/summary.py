@@ -46,7 +46,7 @@ class Judgement:
     @property
     def reasons(self) -> list[str]:
         """Of the gates that failed."""
-        return [gate.said for gate in self.gates if gate.failed]
+        return [gate.as_warning for gate in self.gates if gate.failed]
 
 
 def judge(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bif.problem.problem import Problem
 from bif.problem.weights import NARROW
+from bif.sampling.choices import Choices
 from bif.sampling.posterior import LocalPosterior, choose
 from bif.sampling.settings import Settings
 
@@ -42,8 +43,8 @@ def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool 
     return found
 
 
-def with_movable(problem: Problem, settings: Settings, said: list[str]) -> Settings:
-    """Settings with the weights that move, named; said is how many of how many, and why."""
+def with_movable(problem: Problem, settings: Settings, choices: Choices) -> Settings:
+    """Return settings that name the weights that move, and record how many do, and why."""
     found, parameters = moving(problem, settings.movable), problem.parameters()
     num = LocalPosterior(
         {name: parameters[name] for name in found}, 1.0, 1.0, found, copies_center=False
@@ -63,23 +64,26 @@ def with_movable(problem: Problem, settings: Settings, said: list[str]) -> Setti
         why = f"{of_frozen} and stay: name them in movable to move them"
     else:
         why = "all that there are" if num == total else "all but padding rows"
-    said.append(f"movable = {num:,} of {total:,} weights: {why}")
+    choices.choose("movable", f"{num:,} of {total:,} weights", why)
     held = [name for name in problem.padding_rows if isinstance(found.get(name, True), Tensor)]
     if held and num < total:
         row = problem.padding_rows[held[0]]
-        said.append(
+        choices.remark(
             f"padding rows stay: {', '.join(held)} have gradients of zero there by construction "
             f"(padding_idx); name a row, {held[0]}[{row}:{row + 1}], to move it"
         )
     if problem.narrow_types and settings.memory != "lean":
         narrow = " and ".join(problem.narrow_types)
-        said.append(
-            f"weights = float32: the model's {narrow} is too coarse for the steps of a chain "
-            "(memory='lean' alone keeps matrices in bfloat16)"
-            if any(parameters[name].dtype in NARROW for name in found)
-            else f"what stays is {narrow}, and is read as float32 of the same values; what moves "
-            "keeps the model's own type"
-        )
+        if any(parameters[name].dtype in NARROW for name in found):
+            choices.choose(
+                "weights", "float32", f"the model's {narrow} is too coarse for the steps of a "
+                "chain (memory='lean' alone keeps matrices in bfloat16)",
+            )  # fmt: skip
+        else:
+            choices.remark(
+                f"what stays is {narrow}, and is read as float32 of the same values; what moves "
+                "keeps the model's own type"
+            )
     if settings.movable is not None:
         return settings
     whole = len(problem.trainable) == len(parameters)

@@ -107,8 +107,8 @@ class Automatic:
                 choice = choose_estimator(
                     task.problem.num_queries, fluctuation=fluctuation, response=response
                 )
-            facts = {"estimator": choice.estimator}
-            if choice.estimator == "fluctuation":
+            facts = {"estimator": choice.value}
+            if choice.value == "fluctuation":
                 made.append(
                     replace(
                         own, method=self.name, cost=own.cost.also(pilots), curve=(),
