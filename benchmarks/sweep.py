@@ -217,7 +217,7 @@ def tuned(task: Task, within: bif.Settings) -> bif.Settings:
         raise ValueError(f"retraining alone took {spent:.1f} of {within.budget:g} s.")
     left = replace(within, budget=within.budget - spent)
     found = bif.tune(task.problem, left, part=bank.tuning, queries=task.tuning_queries)
-    for line in found.explanations:
+    for line in map(str, found.choices):
         print(line, flush=True)
     print(f"{spent:.1f} s of retraining, {found.settings.budget:.1f} s left", flush=True)
     return found.settings

@@ -33,7 +33,7 @@ import torch
 import bif
 from benchmarks.common import parser, print_table, read, write
 from benchmarks.known_posteriors import PROBLEMS, Known, Reference, reference
-from bif.estimate import convergence, estimate_influence
+from bif.estimate import ScoreAxes, convergence, estimate_influence
 from bif.estimate.traces import LossTraces, TraceBlock
 from bif.sampling.samplers import SAMPLERS, Traits
 
@@ -322,10 +322,11 @@ def judged(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, floa
     """A run's own scores and intervals against the truth."""
     queries, items = exact.scores.shape
     traces = traces.selected(train=np.arange(items), query=np.arange(queries))
-    found = estimate_influence(
-        traces, nbeta=nbeta, observables={"loss": "lower"},
-        query_ids=[str(q) for q in range(queries)], train_ids=[str(i) for i in range(items)],
+    axes = ScoreAxes(
+        observables={"loss": "lower"}, query_ids=[str(q) for q in range(queries)],
+        train_ids=[str(i) for i in range(items)], nbeta=nbeta,
     )  # fmt: skip
+    found = estimate_influence(traces, axes)
     return {**against(found, exact), "chains": traces.num_chains}
 
 

@@ -110,7 +110,7 @@ class TestTune:
         found = tuned()
         best = max(found.tried, key=lambda t: t.forecast)
         assert (found.settings.nbeta, found.settings.gamma) == (best.nbeta, best.gamma)
-        assert len(found.explanations) == len(found.tried) + 1
+        assert len(found.choices) == len(found.tried) + 1
         assert len(found.tried) >= 3
         assert len({(t.nbeta, t.gamma) for t in found.tried}) == len(found.tried)
 

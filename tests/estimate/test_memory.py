@@ -17,7 +17,7 @@ import resource, sys
 import torch
 torch.set_num_threads(2)
 from bif import LossTraces
-from bif.estimate import estimate_influence
+from bif.estimate import ScoreAxes, estimate_influence
 from bif.estimate.traces import TraceBlock
 
 num_train, num_queries, blocks = map(int, sys.argv[1:])
@@ -33,10 +33,12 @@ parts = [
 ]
 got = estimate_influence(
     LossTraces(tuple(parts)),
-    nbeta=1.0,
-    observables={"loss": "lower"},
-    query_ids=[str(q) for q in range(num_queries)],
-    train_ids=[str(i) for i in range(num_train)],
+    ScoreAxes(
+        observables={"loss": "lower"},
+        query_ids=[str(q) for q in range(num_queries)],
+        train_ids=[str(i) for i in range(num_train)],
+        nbeta=1.0,
+    ),
 )
 assert got["influence"].shape == (1, num_queries, num_train)
 # Independent N(0, 1): the error of a covariance is 1 / sqrt(degrees of freedom).

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from bif import Influence, LossTraces
-from bif.estimate import estimate_covariance, estimate_influence
+from bif.estimate import ScoreAxes, estimate_covariance, estimate_influence
 from bif.estimate.traces import TraceBlock
 from small_problems import normal
 
@@ -29,11 +29,13 @@ def traces() -> LossTraces:
 def dataset(given: LossTraces | None = None, **changed: object) -> xr.Dataset:
     return estimate_influence(
         given or traces(),
-        nbeta=4.0,
-        observables=OBSERVABLES,
-        query_ids=QUERIES,
-        train_ids=IDS,
-        **changed,  # type: ignore[arg-type]
+        ScoreAxes(
+            observables=OBSERVABLES,
+            query_ids=QUERIES,
+            train_ids=IDS,
+            nbeta=4.0,
+            **changed,  # type: ignore[arg-type]
+        ),
     )
 
 
@@ -64,8 +66,8 @@ class TestEstimate:
         rising = torch.linspace(0, 1, 50).repeat(2, 1)[..., None]
         got = estimate_influence(
             LossTraces.from_arrays(rising, rising),
-            nbeta=1.0, observables={"loss": "lower"}, query_ids=["q"], train_ids=["z"],
-        )  # fmt: skip
+            ScoreAxes(observables={"loss": "lower"}, query_ids=["q"], train_ids=["z"], nbeta=1.0),
+        )
         assert got["influence"].item() < 0  # losses that rise and fall together: helpful
         assert got["correlation"].item() == pytest.approx(-1, abs=1e-6)
 

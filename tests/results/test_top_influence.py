@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import bif
+from bif.estimate import ScoreAxes
 from bif.estimate import strongest_influences as found
 from bif.interop import read_scores
-from bif.results.top_influence import StrongestInfluence, influence_of, strongest_dataset
+from bif.results.excerpt import excerpt
+from bif.results.top_influence import strongest_dataset
 from bif.store import FolderInUse
 from largest_tensor import largest_tensor
 from small_problems import nothing_measured
@@ -74,7 +76,7 @@ def pair() -> tuple[bif.Run, bif.Run]:
 @pytest.mark.parametrize("changed", PROBLEMS.values(), ids=PROBLEMS)
 def test_rankings_are_those_of_all_scores(changed: dict[str, Any], unresolved: bool):
     whole, kept = (called(run, trusted=True) for run in both(**changed))
-    assert isinstance(kept.influence, StrongestInfluence)
+    assert kept.influence.kept == K
     names = [str(o) for o in whole.influence.dataset["observable"].values]
     ids, listed = whole.influence.dataset["train_id"].values.tolist(), 0
     for name in names:
@@ -125,10 +127,10 @@ def test_sums_over_tokens_come_from_the_traces(pair, side):
     assert labels["train_id"].values.tolist() == ["a", "b", "c"]
 
 
-def test_a_part_has_all_its_scores(pair):
-    whole, kept = pair
-    rows, columns = [5, 1], [7, 0, 3]
-    part = kept.influence.part(query=rows, train=columns)
+@pytest.mark.parametrize("made_with", [0, 1], ids=["all scores", "top"])
+def test_a_part_has_all_its_scores(pair, made_with):
+    whole, rows, columns = pair[0], [5, 1], [7, 0, 3]
+    part = pair[made_with].influence.part(query=rows, train=columns)
     for name in SCORES:
         expected = whole.influence.dataset[name].values[:, rows][:, :, columns]
         np.testing.assert_allclose(part.dataset[name].values, expected, rtol=1e-6)
@@ -165,12 +167,13 @@ class TestMemory:
             again = strongest_dataset(
                 run.traces,
                 2,
-                nbeta=60.0,
-                observables={"loss": "lower"},
-                query_ids=asked.query_ids,
-                query_groups=None,
-                train_ids=asked.scored_ids,
-                num_train=60,
+                ScoreAxes(
+                    observables={"loss": "lower"},
+                    query_ids=asked.query_ids,
+                    train_ids=asked.scored_ids,
+                    nbeta=60.0,
+                    num_train=60,
+                ),
             )
         np.testing.assert_allclose(again["influence"], run.influence.dataset["influence"])
         assert 0 < seen[0] <= max(25 * (20 + 2), asked.num_queries * 8) < pairs / 8
@@ -178,9 +181,8 @@ class TestMemory:
     def test_a_page_is_an_excerpt_of_whole_items(self, monkeypatch):
         asked = problem(train=texts(60, seed=1), queries=texts(60, seed=5))
         run = bif.attribute(asked, replace(TINY, chains=2, draws=3), top=2)
-        assert isinstance(run.influence, StrongestInfluence)
-        monkeypatch.setattr("bif.results.top_influence._MOST_PAIRS", 400)
-        few = run.influence.excerpt().dataset
+        monkeypatch.setattr("bif.results.excerpt._MOST_PAIRS", 400)
+        few = excerpt(run.influence).dataset
         assert few.sizes["query"] * few.sizes["train"] <= 400
         assert 1 <= few.sizes["query_parent"] <= 8 and few.sizes["train_parent"] > 1
         for side in ("query", "train"):
@@ -199,7 +201,7 @@ class TestRunsOnDisk:
     def test_they_are_read_as_they_were_written(self, tmp_path: Path):
         made = bif.attribute(problem(), SETTINGS, top=K, out=tmp_path / "run")
         read = bif.load(tmp_path / "run")
-        assert isinstance(read.influence, StrongestInfluence)
+        assert read.influence.kept == K
         for name in made.influence.dataset.variables:
             np.testing.assert_array_equal(
                 read.influence.dataset[name].values, made.influence.dataset[name].values
@@ -263,24 +265,19 @@ class TestBadInput:
             pair[1].influence.top(0, 5)
 
     def test_without_traces_sums_and_parts_are_refused(self, pair):
-        alone = influence_of(pair[1].influence.dataset)
-        assert isinstance(alone, StrongestInfluence)
+        alone = bif.Influence(pair[1].influence.dataset)
         assert alone.top(0, K) == pair[1].influence.top(0, K)
         for ask in (alone.by_item, lambda: alone.part(query=[0], train=[0])):
             with pytest.raises(ValueError, match="need the traces"):
                 ask()
 
-    def test_whole_items_have_no_sums_over_tokens(self):
+    def test_whole_items_are_left_as_they_are(self):
         kept = bif.attribute(problem(tokens=None), TINY, top=K)
-        with pytest.raises(ValueError, match="columns and rows are items already"):
-            kept.influence.by_item()
+        assert kept.influence.by_item() is kept.influence
 
-    def test_the_wrong_kind_of_dataset_is_refused(self, pair, tmp_path: Path):
-        whole, kept = (run.influence.dataset for run in pair)
-        with pytest.raises(ValueError, match="the strongest scores of every query only"):
-            bif.Influence(kept)
-        with pytest.raises(ValueError, match="holds all scores: use bif.Influence"):
-            StrongestInfluence(whole)
+    def test_a_file_of_scores_is_refused_where_the_strongest_alone_are_kept(
+        self, pair, tmp_path: Path
+    ):
         pair[1].save(tmp_path / "run")
         with pytest.raises(ValueError, match="keeps the strongest scores of every query only"):
             read_scores(tmp_path / "run")

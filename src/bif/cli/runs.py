@@ -226,7 +226,6 @@ class Show:
 
     def run(self) -> None:
         from bif.results.influence import Influence
-        from bif.results.top_influence import influence_of
 
         folder = store.folder_at(self.folder)
         if folder.is_file(store.SCORES):
@@ -245,7 +244,7 @@ class Show:
         _print_summary(run["summary"], run["manifest"])
         # Results of earlier versions say so in the summary alone.
         trusted = int(bool(run["summary"].get("trusted", True)))
-        self._rank(influence_of(run["influence"].assign_attrs(trusted=trusted)))
+        self._rank(Influence(run["influence"].assign_attrs(trusted=trusted)))
 
     def _rank(self, influence: Influence) -> None:
         print(harmless(influence))

@@ -7,7 +7,7 @@ from bif.estimate.covariance import (
     GroupSums,
     estimate_covariance,
 )
-from bif.estimate.dataset import estimate_influence, influence_dataset, summed_influence
+from bif.estimate.dataset import ScoreAxes, estimate_influence, influence_dataset, summed_influence
 from bif.estimate.diagnostics import convergence, diagnose, reliability, reliability_by_draws
 from bif.estimate.sums import BlockSums
 from bif.estimate.top_k import (
@@ -20,6 +20,7 @@ from bif.estimate.top_k import (
 
 __all__ = [
     "BlockSums",
+    "ScoreAxes",
     "ClosedGroup",
     "Covariance",
     "CovarianceSums",

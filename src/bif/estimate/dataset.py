@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,19 +24,76 @@ SIGN = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreAxes:
+    """Names of the rows and columns of scores, and the posterior that they are of.
+
+    Attributes:
+        observables: A names to "lower", "higher" or None, in the order of the query columns.
+        query_ids: Q names.
+        train_ids: N names.
+        nbeta: Of the posterior that was sampled.
+        query_groups: Q names of groups; all "query" if None.
+        num_train: n, the items that the posterior was sampled with; N unless candidates, which
+            are scored only, are among the columns.
+    """
+
+    observables: Mapping[str, str | None]
+    query_ids: Sequence[str] | np.ndarray
+    train_ids: Sequence[str] | np.ndarray
+    nbeta: float
+    query_groups: Sequence[str] | np.ndarray | None = None
+    num_train: int | None = None
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> ScoreAxes:
+        """Return the axes of a dataset of scores."""
+        better = [str(b) or None for b in dataset["better"].values]
+        return cls(
+            observables=dict(zip(map(str, dataset["observable"].values), better, strict=True)),
+            query_ids=dataset["query_id"].values,
+            query_groups=dataset["query_group"].values,
+            train_ids=dataset["train_id"].values,
+            nbeta=float(dataset.attrs["nbeta"]),
+            num_train=int(dataset.attrs["num_train"]),
+        )
+
+    @property
+    def scale(self) -> float:
+        """`nbeta / n`, which makes a derivative by an item's weight of an influence."""
+        return self.nbeta / self._num_train
+
+    @property
+    def _num_train(self) -> int:
+        return len(self.train_ids) if self.num_train is None else self.num_train
+
+    def rows(self, *, num_chains: int, num_draws: int) -> xr.Dataset:
+        """Return a dataset of the rows' names, with what is known of the run behind the scores."""
+        import xarray as xr
+
+        groups = ["query"] * len(self.query_ids) if self.query_groups is None else self.query_groups
+        return xr.Dataset(
+            coords={
+                "observable": list(self.observables),
+                "better": ("observable", [b or "" for b in self.observables.values()]),
+                "query_id": ("query", _texts(self.query_ids)),
+                "query_group": ("query", _texts(groups)),
+            },
+            attrs={
+                "sign": SIGN, "nbeta": float(self.nbeta), "num_train": self._num_train,
+                "num_chains": num_chains, "num_draws": num_draws,
+            },
+        )  # fmt: skip
+
+
 def estimate_influence(
     traces: LossTraces,
+    axes: ScoreAxes,
     *,
-    nbeta: float,
-    observables: Mapping[str, str | None],
-    query_ids: Sequence[str] | np.ndarray,
-    train_ids: Sequence[str] | np.ndarray,
-    query_groups: Sequence[str] | np.ndarray | None = None,
-    num_train: int | None = None,
     num_groups: int = DEFAULT_GROUPS,
     device: torch.device | None = None,
 ) -> xr.Dataset:
-    """Influence from loss traces.
+    """Return influence estimated from loss traces.
 
     `influence[a, q, i] = -Cov(l_i, phi_aq)`,
     `derivative = -(nbeta / n) * Cov(l_i, phi_aq)`, which is `dE[phi_aq] / d rho_i`,
@@ -43,13 +101,7 @@ def estimate_influence(
 
     Args:
         traces: Query columns observable-major, `[C, D, A·Q]`.
-        nbeta: Of the posterior that was sampled.
-        observables: Names to "lower", "higher" or None, in the order of the columns.
-        query_ids: Q names.
-        train_ids: N names.
-        query_groups: Q group names.
-        num_train: n, the items that the posterior was sampled with; N unless candidates, which
-            are scored only, are among the columns.
+        axes: Names of rows and columns.
         num_groups: Groups of chains behind the standard errors.
         device: Where to do the arithmetic.
 
@@ -59,82 +111,37 @@ def estimate_influence(
     """
     return influence_dataset(
         estimate_covariance(traces, num_groups=num_groups, device=device),
-        nbeta=nbeta,
-        observables=observables,
-        query_ids=query_ids,
-        train_ids=train_ids,
-        query_groups=query_groups,
-        num_train=len(train_ids) if num_train is None else num_train,
+        axes,
         num_chains=traces.num_chains,
         num_draws=traces.total_draws,
     )
 
 
 def influence_dataset(
-    covariance: Covariance,
-    *,
-    nbeta: float,
-    observables: Mapping[str, str | None],
-    query_ids: Sequence[str] | np.ndarray,
-    train_ids: Sequence[str] | np.ndarray,
-    query_groups: Sequence[str] | np.ndarray | None,
-    num_train: int,
-    num_chains: int,
-    num_draws: int,
+    covariance: Covariance, axes: ScoreAxes, *, num_chains: int, num_draws: int
 ) -> xr.Dataset:
-    """A covariance `[A·Q, N]` of queries with train items as the result that users see.
+    """Return a covariance `[A·Q, N]` of queries with train items as the result that users see.
 
-    Args: as for `estimate_influence`; `num_chains` and `num_draws` are those behind it.
+    Args:
+        covariance: Of query columns with train columns.
+        axes: Names of rows and columns.
+        num_chains: Behind the covariance.
+        num_draws: Of all these chains.
     """
-    queries = _queries(observables, query_ids, query_groups)
-    attrs = _attrs(nbeta, num_train, num_chains, num_draws)
-    return _filled(queries, covariance, attrs, train_ids)
+    rows = axes.rows(num_chains=num_chains, num_draws=num_draws)
+    return _filled(rows, covariance, rows.attrs, axes.train_ids)
 
 
 def axes_dataset(
-    found: StrongestInfluences,
-    *,
-    nbeta: float,
-    observables: Mapping[str, str | None],
-    query_ids: Sequence[str] | np.ndarray,
-    train_ids: Sequence[str] | np.ndarray,
-    query_groups: Sequence[str] | np.ndarray | None,
-    num_train: int,
-    num_chains: int,
-    num_draws: int,
+    found: StrongestInfluences, axes: ScoreAxes, *, num_chains: int, num_draws: int
 ) -> xr.Dataset:
-    """What `influence_dataset` says of rows and columns, without the scores of their pairs.
+    """Return what `influence_dataset` says of rows and columns, without the scores of their pairs.
 
     Args: as for `influence_dataset`.
     """
-    queries = _queries(observables, query_ids, query_groups)
-    attrs = _attrs(nbeta, num_train, num_chains, num_draws)
-    return _with_axes(queries, found, {**attrs, "error_quantile": found.error_quantile}, train_ids)
-
-
-def _queries(
-    observables: Mapping[str, str | None],
-    query_ids: Sequence[str] | np.ndarray,
-    query_groups: Sequence[str] | np.ndarray | None,
-) -> xr.Dataset:
-    import xarray as xr
-
-    return xr.Dataset(
-        coords={
-            "observable": list(observables),
-            "better": ("observable", [b or "" for b in observables.values()]),
-            "query_id": ("query", _texts(query_ids)),
-            "query_group": (
-                "query",
-                _texts(["query"] * len(query_ids) if query_groups is None else query_groups),
-            ),
-        }
-    )
-
-
-def _attrs(nbeta: float, num_train: int, num_chains: int, num_draws: int) -> dict[str, object]:
-    return {"sign": SIGN, "nbeta": float(nbeta), "num_train": num_train,
-            "num_chains": num_chains, "num_draws": num_draws}  # fmt: skip
+    rows = axes.rows(num_chains=num_chains, num_draws=num_draws)
+    attrs = {**rows.attrs, "error_quantile": found.error_quantile}
+    return _with_axes(rows, found, attrs, axes.train_ids)
 
 
 def summed_influence(

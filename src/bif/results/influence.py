@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from bif.estimate.dataset import SIGN
+from bif.estimate.dataset import SIGN, summed_influence
 from bif.estimate.traces import LossTraces
 from bif.problem.columns import Tokens
 from bif.problem.problem import observable_position
@@ -22,86 +22,39 @@ from bif.results.group_sums import (
     summed,
     with_items,
 )
-from bif.results.ranking import Ranking, Score
+from bif.results.ranking import Listed, Ranking, ranked, strongest_of_row
+from bif.results.top_influence import KIND_AXES, KINDS, refuse_vast_sums
 from bif.store import load_dataset, save_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from bif.estimate.top_k import Strongest, TopInfluences
-
 
 class Influence:
     """Influence scores as an `xarray.Dataset` with methods for the usual questions.
 
+    Each method is one question, and so there are many.
+
     Args:
         dataset: `influence`, `derivative`, `correlation`, `standard_error` on
             (`observable`, `query`, `train`), with coordinates `query_id`, `query_group`,
-            `train_id`; see the docs page "Scale and sign".
-        traces: The traces behind it, where at hand: sums over groups then get errors.
+            `train_id`; see the docs page "Scale and sign".  Of a run made with `top`, on
+            (`observable`, `query`, `kind`, `side`, `rank`) with `column`, positions on `train`.
+        traces: The traces behind it, where at hand: sums over groups then get errors, and scores
+            that were not kept can be had.
     """
 
     def __init__(self, dataset: xr.Dataset, traces: LossTraces | None = None) -> None:
         missing = {"influence", "derivative", "correlation", "standard_error"} - set(dataset)
         if missing:
             raise ValueError(f"not an influence dataset: it lacks {sorted(missing)}.")
-        self._refuse_layout(dataset)
         self.dataset = dataset
         self.traces = traces
 
-    def top(
-        self,
-        query: str | int,
-        k: int = 10,
-        *,
-        observable: str | None = None,
-        unresolved: bool = False,
-    ) -> Ranking:
-        """The k most positive and the k most negative items of a query.
-
-        Items whose sign is not certain at 95 % are left out and counted, unless asked for.  About
-        one in twenty items without any influence passes; scores without errors all do.  Of a run
-        that is not trusted no sign is certain.
-
-        Args:
-            query: A query's id, or its position.
-            k: Items on either side.
-            observable: The first one by default.
-            unresolved: List the strongest items whether their sign is certain or not.
-
-        Raises:
-            KeyError: No such query or observable.
-        """
-        name = self._observable(observable)
-        position = self._position(query)
-        scores = self.dataset["influence"].sel(observable=name).isel(query=position).values
-        errors = self.dataset["standard_error"].sel(observable=name).isel(query=position).values
-        order = np.argsort(scores, kind="stable")
-        labels = self.dataset.coords.get("train_text", self.dataset.coords.get("train_label"))
-        quantile = self.error_quantile if self.trusted else float("inf")
-
-        def score(i: int) -> Score:
-            label = None if labels is None else str(labels.values[i])
-            train_id = str(self.dataset["train_id"].values[i])
-            return Score(train_id, float(scores[i]), float(errors[i]), label, quantile)
-
-        open_ = self._uncertain(scores, errors)
-        strongest = [i for i in order[::-1][:k] if scores[i] > 0]
-        strongest += [i for i in order[:k] if scores[i] < 0]
-        left_out = [] if unresolved else [i for i in strongest if open_[i]]
-        listed = order if unresolved else order[~open_[order]]
-        return Ranking(
-            query_id=str(self.dataset["query_id"].values[position]),
-            observable=name,
-            better=str(self.dataset["better"].sel(observable=name).values),
-            positive=tuple(score(i) for i in listed[::-1][:k] if scores[i] > 0),
-            negative=tuple(score(i) for i in listed[:k] if scores[i] < 0),
-            unresolved=len(left_out),
-            draws_to_resolve=self._draws_to_resolve(np.abs(scores[left_out]) / errors[left_out])
-            if left_out
-            else 0.0,
-            trusted=self.trusted,
-        )
+    @property
+    def kept(self) -> int | None:
+        """How many train columns each query has either way; None where all scores are kept."""
+        return self.dataset.sizes.get("rank")
 
     @property
     def trusted(self) -> bool:
@@ -113,42 +66,77 @@ class Influence:
         """Half-width of a 95 % interval in standard errors: Student's t of the groups of chains."""
         return float(self.dataset.attrs.get("error_quantile", 2.0))
 
+    def top(
+        self,
+        query: str | int,
+        k: int | None = None,
+        *,
+        observable: str | None = None,
+        unresolved: bool = False,
+    ) -> Ranking:
+        """Return the k most positive and the k most negative items of a query.
+
+        Items whose sign is not certain at 95 % are left out and counted, unless asked for.  About
+        one in twenty items without any influence passes; scores without errors all do.  Of a run
+        that is not trusted no sign is certain.
+
+        Args:
+            query: A query's id, or its position.
+            k: Items on either side; 10 by default, or all that were kept if that is less.
+            observable: The first one by default.
+            unresolved: List the strongest items whether their sign is certain or not.
+
+        Raises:
+            KeyError: No such query or observable.
+            ValueError: More than were kept.
+        """
+        kept, position = self.kept, self._position(query)
+        k = min(10, kept or 10) if k is None else k
+        if kept is not None and k > kept:
+            raise ValueError(
+                f"the run kept the {kept} strongest either way, and {k} were asked for: "
+                f"run.top_k({k}) finds them from the traces."
+            )
+        names = [str(n) for n in self.dataset["observable"].values]
+        name = names[observable_position(names, observable)]
+        row = self.dataset.sel(observable=name).isel(query=position)
+        score, error = row["influence"].values, row["standard_error"].values
+        if kept is None:
+            sure = ~(np.abs(score) <= self.error_quantile * error)
+            strongest = strongest_of_row(score, error, k)
+            certain = strongest_of_row(np.where(sure, score, np.nan), error, k)
+        else:
+            certain, strongest = (
+                [
+                    Listed(row["column"].values[at], score[at], error[at])
+                    for at in ((kind, side, slice(k)) for side in (0, 1))
+                ]
+                for kind in range(len(KINDS))
+            )
+        return ranked(
+            self.dataset, position, name, certain=certain, strongest=strongest,
+            unresolved=unresolved,
+        )  # fmt: skip
+
     def interval(self) -> tuple[xr.DataArray, xr.DataArray]:
-        """Lower and upper end of the 95 % interval of every score, `[A, Q, N]` each."""
+        """Return the lower and upper end of the 95 % interval of every score, `[A, Q, N]` each."""
         score, error = self.dataset["influence"], self.dataset["standard_error"]
         return score - self.error_quantile * error, score + self.error_quantile * error
 
     def resolved(self) -> xr.DataArray:
-        """Whether the sign of every score is certain at 95 %, bool `[A, Q, N]`.
+        """Return whether the sign of every score is certain at 95 %, bool `[A, Q, N]`.
 
         Of a run that is not trusted, none.
         """
         error = self.dataset["standard_error"]
         return (abs(self.dataset["influence"]) > self.error_quantile * error) & self.trusted
 
-    def _uncertain(self, scores: np.ndarray, errors: np.ndarray) -> np.ndarray:
-        """Which of some scores have no certain sign; one without an error counts as certain."""
-        return (np.abs(scores) <= self.error_quantile * errors) | (not self.trusted)
-
-    def _draws_to_resolve(self, ratios: np.ndarray) -> float:
-        """Further draws until the weakest of these scores, in standard errors, is resolved.
-
-        Infinite for a run that is not trusted: draws alone do not mend it.
-        """
-        if not self.trusted:
-            return float("inf")
-        draws = float(self.dataset.attrs.get("num_draws", np.nan))
-        smallest = float(ratios.min())
-        if not smallest > 0:
-            return float("inf")
-        return draws * ((self.error_quantile / smallest) ** 2 - 1)
-
     def self_influence(self) -> xr.DataArray:
-        """`-Var(l_i)` of every train item, `[N]`: how freely its loss moves."""
+        """Return `-Var(l_i)` of every train item, `[N]`: how freely its loss moves."""
         return self.dataset["self_influence"]
 
     def sum_over(self, groups: Sequence[str] | Mapping[str, Sequence[int]]) -> Influence:
-        """Influence of groups of train items: the sums of their items' influences.
+        """Return the influence of groups of train items: the sums of their items' influences.
 
         The errors of sums need the traces, for the items' errors are correlated; without traces
         (a loaded result) they are NaN.
@@ -158,34 +146,43 @@ class Influence:
 
         Returns:
             The same kind of result, with groups in the place of train items.
+
+        Raises:
+            ValueError: The strongest scores alone are kept, and the traces are not at hand.
         """
         members = members_of(groups, self.dataset.sizes["train"])
-        return Influence(*summed(self.dataset, self.traces, train=members))
+        scores, traces = self._summable(self.dataset.sizes["query"], len(members))
+        return Influence(*summed(scores, traces, train=members))
 
     def by_item(self, side: Tokens = "both") -> Influence:
-        """Influence of and on whole items, where tokens have columns: the sums over their tokens.
+        """Return the influence of and on whole items, where tokens have columns.
 
-        Exactly the scores of a run without token columns, where the masks leave out no token with a
-        loss.  Errors, as of all sums, need the traces.
+        The sums over their tokens: exactly the scores of a run without token columns, where the
+        masks leave out no token with a loss.  Errors, as of all sums, need the traces.
 
         Args:
             side: Whose tokens are summed: those of "train" items, of the "query" items, or "both".
 
         Returns:
             The same kind of result; a side without token columns is left as it is.
+
+        Raises:
+            ValueError: The strongest scores alone are kept, and the traces are not at hand.
         """
         sides: list[Side] = [s for s in get_args(Side) if side in (s, "both")]
         members = {s: columns_of_items(self.dataset, s) for s in sides}
         if all(m is None for m in members.values()):
             return self
-        dataset, traces = summed(self.dataset, self.traces, **members)
+        size = {s: len(members.get(s) or ()) or self.dataset.sizes[s] for s in get_args(Side)}
+        scores, traces = self._summable(size["query"], size["train"])
+        dataset, traces = summed(scores, traces, **members)
         for s in sides:
             if members[s] is not None:
                 dataset = with_items(dataset, self.dataset, s)
         return Influence(dataset, traces)
 
     def by_group(self, labels: str | Sequence[str] = "group") -> Influence:
-        """Influence of sources: the sums over the train items, or tokens, of each.
+        """Return the influence of sources: the sums over the train items, or tokens, of each.
 
         Args:
             labels: A name for every train item (or column), or which of their texts names it:
@@ -199,6 +196,34 @@ class Influence:
             ValueError: Another number of names than there are items.
         """
         return self.sum_over(named_sources(self.dataset, labels))
+
+    def part(
+        self, *, query: Sequence[int] | np.ndarray, train: Sequence[int] | np.ndarray
+    ) -> Influence:
+        """Return all scores of some queries and some train columns.
+
+        Args:
+            query: Positions of queries (or of their tokens).
+            train: Positions of train columns.
+
+        Raises:
+            ValueError: The strongest scores alone are kept, and the traces are not at hand.
+        """
+        rows, columns = np.asarray(query, dtype=int), np.asarray(train, dtype=int)
+        scores, traces = self._summable(len(rows), len(columns))
+        scores = scores.isel(query=rows, train=columns)
+        for side in get_args(Side):
+            if f"{side}_item" in scores.coords:
+                of_part = scores[f"{side}_parent_id"].isin(np.unique(scores[f"{side}_item"].values))
+                scores = scores.isel({f"{side}_parent": np.flatnonzero(of_part.values)})
+        if traces is not None:
+            first = np.arange(scores.sizes["observable"])[:, None] * self.dataset.sizes["query"]
+            traces = traces.selected(train=columns, query=(first + rows).ravel())
+        if self.kept is None or traces is None:
+            return Influence(scores, traces)
+        dataset, _ = summed_influence(scores, traces, None)
+        lost = [n for n in scores.data_vars if n not in dataset]  # pictures
+        return Influence(dataset.assign(scores[lost].data_vars), traces)
 
     def save(self, path: str | Path) -> Path:
         """Write `influence.zarr` (or any other folder name); an existing one is refused."""
@@ -219,8 +244,9 @@ class Influence:
             f"{o}{f' through the {p}' if p else ''} ({b or 'no'} better)"
             for o, b, p in zip(names, better_of, proxies, strict=True)
         )
+        part = "" if self.kept is None else f"The {self.kept} strongest either way of every query. "
         return (
-            f"Influence of {sizes['train']} train items on {sizes['query']} queries; "
+            f"{part}Influence of {sizes['train']} train items on {sizes['query']} queries; "
             f"observables: {better}\n{SIGN}"
         )
 
@@ -230,16 +256,17 @@ class Influence:
             self.dataset._repr_html_()
         )
 
-    def _refuse_layout(self, dataset: xr.Dataset) -> None:
-        if "rank" in dataset.dims:
+    def _summable(self, num_rows: int, num_columns: int) -> tuple[xr.Dataset, LossTraces | None]:
+        """Return what sums and parts of that size start from: all scores, or names and traces."""
+        if self.kept is None:
+            return self.dataset, self.traces
+        if self.traces is None:
             raise ValueError(
-                "the dataset holds the strongest scores of every query only, of a run with top=…: "
-                "use bif.load(folder).influence."
+                "the strongest scores alone are kept here, and sums and other scores need the "
+                "traces: use the run itself, bif.load(folder).influence."
             )
-
-    def _observable(self, name: str | None) -> str:
-        names = [str(n) for n in self.dataset["observable"].values]
-        return names[observable_position(names, name)]
+        refuse_vast_sums(self.dataset.sizes["observable"] * num_rows, num_columns)
+        return self.dataset.drop_dims(KIND_AXES), self.traces
 
     def _position(self, query: str | int) -> int:
         ids = [str(i) for i in self.dataset["query_id"].values]
@@ -253,35 +280,3 @@ class Influence:
         if query not in ids:
             raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
         return ids.index(query)
-
-
-def rankings(influence: Influence, found: TopInfluences, *, observable: str) -> list[Ranking]:
-    """What `top_influences` found for every query of a result, with names and labels."""
-    dataset = influence.dataset
-    quantile = found.error_quantile if influence.trusted else float("inf")
-    labels = dataset.coords.get("train_text", dataset.coords.get("train_label"))
-    names = dataset["train_id"].values
-    draws = float(dataset.attrs.get("num_draws", np.nan))
-    better = str(dataset["better"].sel(observable=observable).values)
-
-    def scores(side: Strongest, row: int) -> tuple[Score, ...]:
-        parts = (x[row].tolist() for x in (side.column, side.influence, side.standard_error))
-        return tuple(
-            Score(
-                str(names[i]), score, error, None if labels is None else str(labels.values[i]),
-                quantile,
-            )
-            for i, score, error in zip(*parts, strict=True) if i >= 0
-        )  # fmt: skip
-
-    return [
-        Ranking(
-            str(query), observable, better,
-            positive=scores(found.positive, row), negative=scores(found.negative, row),
-            unresolved=int(found.left_out[row]),
-            draws_to_resolve=draws * ((found.error_quantile / float(found.weakest[row])) ** 2 - 1)
-            if found.left_out[row] else 0.0,
-            trusted=influence.trusted,
-        )
-        for row, query in enumerate(dataset["query_id"].values)
-    ]  # fmt: skip

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,6 @@ class Ranking:
     draws_to_resolve: float = float("nan")
     trusted: bool = True
 
-    def unlisted(self) -> Ranking:
-        """The same without the items, which are counted instead."""
-        count = len(self.positive) + len(self.negative)
-        more = float("inf") if count else 0.0
-        return replace(self, positive=(), negative=(), unresolved=count, draws_to_resolve=more)
-
     @property
     def helpful(self) -> tuple[Score, ...]:
         """Items that move the observable the better way as they gain weight."""
@@ -110,3 +109,87 @@ class Ranking:
                 f"not certain{remedy}"
             )
         return "\n".join(lines)
+
+
+class Listed(NamedTuple):
+    """Train columns of one sign, strongest first, `[k]` each; -1 and NaN where there are fewer."""
+
+    column: np.ndarray
+    influence: np.ndarray
+    standard_error: np.ndarray
+
+
+def strongest_of_row(score_N: np.ndarray, error_N: np.ndarray, k: int) -> list[Listed]:
+    """Return the k most positive and the k most negative scores of a row; NaN ones are passed."""
+    order = np.argsort(score_N, kind="stable")
+    up, down = order[::-1], order
+    columns = up[score_N[up] > 0][:k], down[score_N[down] < 0][:k]
+    return [Listed(i, score_N[i], error_N[i]) for i in columns]
+
+
+def ranked(
+    dataset: xr.Dataset,
+    position: int,
+    observable: str,
+    *,
+    certain: Sequence[Listed],
+    strongest: Sequence[Listed],
+    unresolved: bool,
+) -> Ranking:
+    """Name what was found for a query, and count what is left out.
+
+    Args:
+        dataset: An influence dataset.
+        position: Of the query.
+        observable: Its name.
+        certain: Columns whose sign is certain, positive and negative ones.
+        strongest: The same, whether their sign is certain or not.
+        unresolved: List the strongest, whatever their sign.
+    """
+    trusted = bool(dataset.attrs.get("trusted", True))
+    quantile = float(dataset.attrs.get("error_quantile", 2.0)) if trusted else np.inf
+    labels = dataset.coords.get("train_text", dataset.coords.get("train_label"))
+    names = dataset["train_id"].values
+    num_draws = float(dataset.attrs.get("num_draws", np.nan))
+
+    def scores(side: Listed) -> tuple[Score, ...]:
+        return tuple(
+            Score(
+                str(names[i]), float(score), float(error),
+                None if labels is None else str(labels.values[i]), quantile,
+            )
+            for i, score, error in zip(*side, strict=True) if i >= 0
+        )  # fmt: skip
+
+    column, score, error = (np.concatenate(x) for x in zip(*strongest, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(score) / error
+    # A score without an error counts as certain, unless the run is not trusted.
+    open_ = ratio[(column >= 0) & ((ratio <= quantile) | (not trusted))]
+    if unresolved:
+        open_ = open_[:0]
+    shown = strongest if unresolved else certain if trusted else ()
+    positive, negative = (scores(side) for side in shown) if shown else ((), ())
+    return Ranking(
+        query_id=str(dataset["query_id"].values[position]),
+        observable=observable,
+        better=str(dataset["better"].sel(observable=observable).values),
+        positive=positive,
+        negative=negative,
+        unresolved=len(open_),
+        draws_to_resolve=_draws_to_resolve(open_, num_draws, quantile),
+        trusted=trusted,
+    )
+
+
+def _draws_to_resolve(ratios: np.ndarray, num_draws: float, quantile: float) -> float:
+    """Return further draws until the weakest of these scores, in standard errors, is resolved.
+
+    Infinite for a run that is not trusted, whose quantile is: draws alone do not mend it.
+    """
+    if not len(ratios):
+        return 0.0
+    smallest = float(ratios.min())
+    if not smallest > 0 or quantile == np.inf:
+        return float("inf")
+    return num_draws * ((quantile / smallest) ** 2 - 1)

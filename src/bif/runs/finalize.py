@@ -16,9 +16,10 @@ from bif.estimate.dataset import influence_dataset
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.problem.provenance import hardware, versions
-from bif.results.top_influence import influence_of, strongest_dataset
+from bif.results.influence import Influence
+from bif.results.top_influence import strongest_dataset
 from bif.runs.controls import controls
-from bif.runs.item_metadata import described
+from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.recording import Recording
 from bif.runs.retention import subset_of
 from bif.runs.run import Run
@@ -57,7 +58,7 @@ def conclude(
     warnings = _warnings(recording, calibration, fix)
     if traces.num_chains < 2:
         raise _too_few_chains(recording, calibration, warnings)
-    dataset = described(_scores(recording, traces, settings.nbeta, top), engine).assign_attrs(
+    dataset = describe_items(_scores(recording, traces, settings.nbeta, top), engine).assign_attrs(
         gamma=settings.gamma, complete=int(not recording.interrupted)
     )
     if settings.controls:
@@ -95,7 +96,7 @@ def conclude(
         "warnings": [*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         **_facts(recording),
     }
-    scores = influence_of(dataset, None if recording.keep == "sums" else traces)
+    scores = Influence(dataset, None if recording.keep == "sums" else traces)
     return Run(scores, traces, diagnostics, summary, manifest)
 
 
@@ -139,38 +140,17 @@ def _run_off(calibration: Calibration) -> list[str]:
 
 
 def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | None) -> xr.Dataset:
-    """All scores, or the strongest of every row."""
-    engine = recording.engine
-    problem = engine.problem
-    observables: dict[str, str | None] = {o.name: o.better for o in problem.observables}
+    """Return all scores, or the strongest of every row."""
+    device, axes = recording.engine.device, score_axes(recording.engine.problem, nbeta)
     if top is not None:
-        return strongest_dataset(
-            traces,
-            top,
-            nbeta=nbeta,
-            observables=observables,
-            query_ids=problem.query_ids,
-            query_groups=problem.query_group_names,
-            train_ids=problem.scored_ids,
-            num_train=problem.num_train,
-            device=engine.device,
-        )
+        return strongest_dataset(traces, top, axes, device=device)
     covariance = (
         recording.covariance()
         if recording.keep == "sums"
-        else estimate_covariance(traces, device=engine.device)
+        else estimate_covariance(traces, device=device)
     )
-    return influence_dataset(
-        covariance,
-        nbeta=nbeta,
-        observables=observables,
-        query_ids=problem.query_ids,
-        query_groups=problem.query_group_names,
-        train_ids=problem.scored_ids,
-        num_train=problem.num_train,
-        num_chains=traces.num_chains,
-        num_draws=traces.total_draws,
-    )
+    counts = {"num_chains": traces.num_chains, "num_draws": traces.total_draws}
+    return influence_dataset(covariance, axes, **counts)
 
 
 def _warnings(recording: Recording, calibration: Calibration, fix: Remedies) -> list[str]:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bif.estimate.dataset import ScoreAxes
 from bif.problem.columns import Columns
 from bif.problem.items import Items
+from bif.problem.problem import Problem
+from bif.results.group_sums import Side
 from bif.sampling.engine import Engine
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Side = Literal["train", "query"]
 _AXES = ("row", "column", "channel")
 
 
-def described(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
+def score_axes(problem: Problem, nbeta: float) -> ScoreAxes:
+    """Return the names of the rows and columns of a problem's scores."""
+    return ScoreAxes(
+        observables={o.name: o.better for o in problem.observables},
+        query_ids=problem.query_ids,
+        query_groups=problem.query_group_names,
+        train_ids=problem.scored_ids,
+        nbeta=nbeta,
+        num_train=problem.num_train,
+    )
+
+
+def describe_items(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
     """Add what is known of the items behind rows and columns.
 
     Where tokens have columns of their own, `train_item` and `train_token` say whose they are and

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bif import store
-from bif.estimate.dataset import estimate_influence
+from bif.estimate.dataset import ScoreAxes, estimate_influence
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
-from bif.results.top_influence import influence_of, strongest_dataset
+from bif.results.influence import Influence
+from bif.results.top_influence import strongest_dataset
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 _MAY_DIFFER = {"settings.seed", "settings.chains", "settings.draws", "settings.device"}
 _OF_THE_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
@@ -55,7 +56,10 @@ def merge(folders: Sequence[str | Path]) -> Run:
         )
     traces = _renumbered([run.traces for run in runs])
     first = runs[0].influence.dataset
-    scores = _scores(traces, first, runs[0].manifest.get("top"))
+    axes, top = ScoreAxes.of(first), tops[0]
+    scores = (
+        estimate_influence(traces, axes) if top is None else strongest_dataset(traces, top, axes)
+    )
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
     scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
     diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
@@ -81,26 +85,7 @@ def merge(folders: Sequence[str | Path]) -> Run:
         "warnings": [*judged.reasons, *judged.warnings, *earlier],
         "left_out": [],
     }
-    return Run(influence_of(scores, traces), traces, diagnostics, summary, manifest)
-
-
-def _scores(traces: LossTraces, first: xr.Dataset, top: int | None) -> xr.Dataset:
-    """Of all chains, under the names of the first run."""
-    observables: dict[str, str | None] = {
-        str(o): str(b) or None
-        for o, b in zip(first["observable"].values, first["better"].values, strict=True)
-    }
-    given: dict[str, Any] = {
-        "nbeta": float(first.attrs["nbeta"]),
-        "observables": observables,
-        "query_ids": first["query_id"].values,
-        "query_groups": first["query_group"].values,
-        "train_ids": first["train_id"].values,
-        "num_train": int(first.attrs["num_train"]),
-    }
-    if top is None:
-        return estimate_influence(traces, **given)
-    return strongest_dataset(traces, top, **given)
+    return Run(Influence(scores, traces), traces, diagnostics, summary, manifest)
 
 
 def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:

@@ -29,6 +29,7 @@ from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
 from bif.runs.block_recorder import below
+from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.sampling.settings import RunSettings, Settings
@@ -359,7 +360,6 @@ class _Gathered:
     def dataset(self, pairs: Pairs, *, calibrated: RunSettings) -> xr.Dataset:
         """The result as users see it."""
         problem, cold = pairs.engine.problem, not self._num_blocks
-        nbeta = calibrated.nbeta
         if cold:
             self.items[0], self.items[1] = pairs.engine.train_center, float("nan")
             self.query[0] = pairs.engine.query_center
@@ -374,39 +374,13 @@ class _Gathered:
             num_groups=pairs.num_replicates,
         )
         num_chains = problem.num_queries * pairs.chains_per_pair
-        dataset = influence_dataset(
-            covariance,
-            nbeta=nbeta,
-            observables={o.name: o.better for o in problem.observables},
-            query_ids=problem.query_ids,
-            query_groups=problem.query_group_names,
-            train_ids=problem.scored_ids,
-            num_train=problem.num_train,
-            num_chains=num_chains,
-            num_draws=num_chains * self._records,
-        )
+        axes, num_draws = score_axes(problem, calibrated.nbeta), num_chains * self._records
+        dataset = influence_dataset(covariance, axes, num_chains=num_chains, num_draws=num_draws)
         # Its errors have been widened already: two of them hold 95 %.
         dataset.attrs["error_quantile"] = 2.0
         if cold:  # without a spread there is no correlation
             dataset["correlation"] = dataset["correlation"] * np.nan
-        return _described(dataset, pairs)
-
-
-def _described(dataset: xr.Dataset, pairs: Pairs) -> xr.Dataset:
-    """Add values at w* and labels."""
-    problem = pairs.engine.problem
-    dataset = dataset.assign(
-        train_center_loss=("train", pairs.engine.train_center.numpy()),
-        query_center=(("observable", "query"), pairs.engine.query_center[None].numpy()),
-    ).assign_coords(through=("observable", problem.proxy_names))
-    for side, groups in (
-        ("train", list(problem.scored_groups.values())),
-        ("query", list(problem.query_groups.values())),
-    ):
-        if all(items.labels is not None for items in groups):
-            labels = np.concatenate([np.asarray(items.labels) for items in groups])
-            dataset = dataset.assign_coords({f"{side}_label": (side, labels)})
-    return dataset
+        return describe_items(dataset, pairs.engine)
 
 
 def _advice(settings: RunSettings) -> str:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from bif import store
-from bif.estimate.top_k import top_influences
+from bif.estimate.top_k import Strongest, strongest_influences
 from bif.estimate.traces import LossTraces, TraceBlock
 from bif.problem.array_layout import Panels, joined
 from bif.problem.problem import observable_position
+from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
-from bif.results.influence import Influence, rankings
-from bif.results.ranking import Ranking
-from bif.results.top_influence import StrongestInfluence, influence_of
+from bif.results.influence import Influence
+from bif.results.ranking import Listed, Ranking, ranked
 from bif.runs.retention import subset_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Run:
         trusted = int(bool(self.summary.get("trusted", True)))
         if self.influence.dataset.attrs.get("trusted") != trusted:
             dataset = self.influence.dataset.assign_attrs(trusted=trusted)
-            object.__setattr__(self, "influence", influence_of(dataset, self.influence.traces))
+            object.__setattr__(self, "influence", Influence(dataset, self.influence.traces))
 
     @property
     def failed_gates(self) -> list[str]:
@@ -84,14 +84,16 @@ class Run:
         first = position * dataset.sizes["query"]
         rows = np.arange(first, first + dataset.sizes["query"])
         columns = np.arange(self.traces.blocks[0].train.shape[2])
-        found = top_influences(
-            self.traces.selected(train=columns, query=rows), k,
-            unresolved=unresolved or not self.influence.trusted,
-        )  # fmt: skip
+        found = strongest_influences(self.traces.selected(train=columns, query=rows), k)
         return [
-            ranking if unresolved or ranking.trusted else ranking.unlisted()
-            for ranking in rankings(self.influence, found, observable=names[position])
-        ]
+            ranked(
+                dataset, query, names[position],
+                certain=[_row(side, query) for side in found.certain],
+                strongest=[_row(side, query) for side in found.strongest],
+                unresolved=unresolved,
+            )
+            for query in range(dataset.sizes["query"])
+        ]  # fmt: skip
 
     def save(
         self,
@@ -158,8 +160,8 @@ class Run:
         from bif.report import render_report, render_token_report
 
         scores, manifest = self.influence, dict(self.manifest)
-        if isinstance(scores, StrongestInfluence):
-            scores = scores.excerpt()
+        if scores.kept is not None:
+            scores = excerpt(scores)
         dataset = scores.dataset
         if not {"train_item", "query_item"} & set(dataset.coords):
             return render_report(
@@ -213,9 +215,14 @@ def load(folder: str | Path) -> Run:
     traces, damage = _traces(place, manifest)
     manifest = {**manifest, "warnings": [*manifest.get("warnings", []), *damage]}
     whole = manifest.get("keep") != "sums" and bool(traces.blocks)
-    influence = influence_of(found["influence"], traces if whole else None)
+    influence = Influence(found["influence"], traces if whole else None)
     summary = {n: float("nan") if v is None else v for n, v in found["summary"].items()}
     return Run(influence, traces, found["diagnostics"], summary, manifest)
+
+
+def _row(side: Strongest, row: int) -> Listed:
+    parts = (side.column, side.influence, side.standard_error)
+    return Listed(*(part[row].numpy() for part in parts))
 
 
 def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTraces, list[str]]:
