@@ -133,3 +133,34 @@ def padding_rows(model: nn.Module) -> dict[str, int]:
         for name, parameter in model.named_parameters()
         if id(parameter) in rows and uses[id(parameter)] == 1
     }
+
+
+def load_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Write another checkpoint's weights into a model, in its own types and places.
+
+    Args:
+        model: Changed in place.
+        weights: Every parameter, and the buffers that differ, by name.
+
+    Raises:
+        ValueError: A parameter is missing, a name is not the model's, or a shape is another.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    own |= dict(model.named_buffers(remove_duplicate=False))
+    missing = [name for name, _ in model.named_parameters() if name not in weights]
+    unknown = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} {list(leaf.shape)} instead of {list(own[name].shape)}"
+        for name, leaf in weights.items()
+        if name in own and leaf.shape != own[name].shape
+    ]
+    wrong = {"lacks": missing, "has unknown": unknown, "has other shapes:": shapes}
+    for what, names in wrong.items():
+        if names:
+            raise ValueError(
+                f"the checkpoint {what} {', '.join(names[:5])} ({len(names)} in all): expected the "
+                f"weights of the same {type(model).__name__}."
+            )
+    with torch.no_grad():
+        for name, leaf in weights.items():
+            own[name].copy_(leaf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from bif import tensors
 from bif.problem.array_layout import Panels
 from bif.problem.items import Items
 from bif.problem.problem import Observable, Problem
+from bif.problem.weights import load_weights_
 from bif.sampling.chain import Position, draw_index, walk
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, make_sampler, run_device
 from bif.sampling.fused_step import StreamedGradient, walk_fused
@@ -101,8 +102,31 @@ class Engine:
         self.panels = Panels.of(problem)
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
+        self._look_at_center()
+
+    def recentre(self, weights: Params) -> None:
+        """Move w* to another checkpoint of the model.
+
+        Oracle, items, mass and whatever was compiled or captured stay; the problem's own model is
+        not touched.
+
+        Args:
+            weights: Every parameter of the model, and the buffers that differ, by name `[*shape]`.
+
+        Raises:
+            ValueError: Names or shapes that are not the model's; losses that are NaN or infinite.
+        """
+        load_weights_(self.oracle.model, weights)
+        center = {
+            n: weights[n].detach().to(like, copy=True) for n, like in self.posterior.center.items()
+        }
+        self.posterior = replace(self.posterior, center=center, copies_center=False)
+        self._look_at_center()
+
+    def _look_at_center(self) -> None:
+        """Evaluate all items at w*."""
         alone = self._start(1)
-        self.asked = [self._asked(observable, alone) for observable in problem.observables]
+        self.asked = [self._asked(observable, alone) for observable in self.problem.observables]
         self.train_center = self.observe_train(alone)[0].cpu()
         self.query_center = self.observe_queries(alone)[0].cpu()
         self._refuse_bad_losses()

@@ -54,7 +54,7 @@ class LiveOracle:
         value_precision: Precision = "float32",
         use_compile: bool = False,
     ) -> None:
-        self._model = model
+        self.model = model
         self._compiled = use_compile and not compile_blocks_(model)
         self._loss = self._made(loss)
         self._values: dict[ItemLoss, Callable[[Batch], Tensor]] = {}
@@ -93,7 +93,7 @@ class LiveOracle:
             return self._values[function](batch)
 
     def _made(self, function: ItemLoss) -> Callable[[Batch], Tensor]:
-        of_items = ItemFunction(self._model, function)
+        of_items = ItemFunction(self.model, function)
         return compiled(of_items) if self._compiled else of_items
 
     def gradient(

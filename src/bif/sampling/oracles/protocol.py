@@ -20,7 +20,12 @@ class Oracle(Protocol):
 
     `per_chain` says whether the batch has a chain axis of its own, `[C, B, …]`, or all chains see
     the same items, `[B, …]`.
+
+    Attributes:
+        model: The module whose own weights stand wherever `params` names none.
     """
+
+    model: nn.Module
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         """`function` of every item, `[C, B]`, at the exact precision; batch `[B, …]`."""

@@ -34,7 +34,7 @@ class SequentialOracle:
         value_precision: Precision = "float32",
         use_compile: bool = False,
     ) -> None:
-        self._model = model
+        self.model = model
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._memory = SharedMemory()
@@ -44,7 +44,7 @@ class SequentialOracle:
         self._values: dict[ItemLoss, Replayed] = {}
 
     def _made(self, function: ItemLoss, precision: Precision) -> Callable[[Params, Batch], Tensor]:
-        one_chain = of_one_chain(self._model, function, precision)
+        one_chain = of_one_chain(self.model, function, precision)
         return compiled(one_chain) if self._compiled else one_chain
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:

@@ -42,7 +42,7 @@ class StackedOracle:
         value_precision: Precision = "float32",
         use_compile: bool = False,
     ) -> None:
-        self._model = model
+        self.model = model
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
         self._compiled = use_compile
         self._memory = SharedMemory()
@@ -57,7 +57,7 @@ class StackedOracle:
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if function not in self._values:
-            one_chain = of_one_chain(self._model, function, self._precision[1])
+            one_chain = of_one_chain(self.model, function, self._precision[1])
             made = _values_of_stack(one_chain, use_compile=self._compiled)
             self._values[function] = Replayed(made, self._memory)
         with torch.no_grad(), matmul_precision(self._precision[1]):
