@@ -120,7 +120,7 @@ class TestRuns:
     @pytest.mark.parametrize("unresolved", [True, False])
     @pytest.mark.parametrize("trusted", [True, False])
     def test_rankings_of_every_query_token_are_those_of_influence(self, run, unresolved, trusted):
-        run = replace(run, summary={**run.summary, "trusted": trusted})
+        run = replace(run, summary=replace(run.summary, trusted=trusted))
         found = run.top_k(4, unresolved=unresolved)
         dataset = run.influence.dataset
         assert [r.query_id for r in found] == dataset["query_id"].values.tolist()

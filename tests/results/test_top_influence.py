@@ -50,7 +50,7 @@ def both(**changed: Any) -> tuple[bif.Run, bif.Run]:
 
 def called(run: bif.Run, *, trusted: bool) -> bif.Run:
     """The same run, whatever its gates said."""
-    return replace(run, summary={**run.summary, "trusted": trusted})
+    return replace(run, summary=replace(run.summary, trusted=trusted))
 
 
 def test_of_an_untrusted_run_the_strongest_are_counted_and_listed_only_when_asked_for():

@@ -19,6 +19,7 @@ from bif.estimate.diagnostics import convergence, diagnose
 from bif.estimate.traces import LossTraces
 from bif.report import render_report
 from bif.runs.gates import Gate
+from bif.runs.records import Summary
 from bif.runs.summary import figures_of, judge
 from bif.sampling.rng import ShuffledOrder
 from bif.sampling.sampler_checks import Checks, not_measured
@@ -170,10 +171,10 @@ def autoregressive(chains: int, draws: int, items: int, *, kept: float = 0.8, se
 def judged(train: torch.Tensor) -> set[str]:
     traces = LossTraces.from_arrays(train, train[..., :3] + 0.1)
     ess, rhat = convergence(traces)
-    figures = {
-        "rhat_max": float(np.nanmax(rhat)), "ess_median": float(np.nanmedian(ess)),
-        "chains": len(train), "draws": train[..., 0].numel(),
-    }  # fmt: skip
+    figures = Summary(
+        rhat_max=float(np.nanmax(rhat)), ess_median=float(np.nanmedian(ess)),
+        chains=len(train), draws=train[..., 0].numel(),
+    )  # fmt: skip
     return {gate.name for gate in judge(traces, figures).gates if gate.failed}
 
 
@@ -218,7 +219,7 @@ def test_chains_shorter_than_their_memory():
 def test_a_gate_that_could_not_be_measured_fails_and_says_so():
     nothing = not_measured()
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
-    figures = {"rhat_max": 1.0, "ess_median": 800.0, "chains": 8, "draws": 1600}
+    figures = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600)
     found = judge(traces, figures, checks=nothing)
     undecided = {g.name: g.reason for g in found.gates if g.failed}
     assert set(undecided) == {"virial", "randomness"}
@@ -228,8 +229,7 @@ def test_a_gate_that_could_not_be_measured_fails_and_says_so():
 
 def test_no_figure_that_is_not_a_number_passes():
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
-    figures = {"rhat_max": np.nan, "ess_median": np.nan, "chains": 8, "draws": 1600,
-               "reliability": np.nan}  # fmt: skip
+    figures = Summary(chains=8, draws=1600)
     failures = {g.name for g in judge(traces, figures).gates if g.failed}
     assert failures == {"mixing", "reliability"}
 
@@ -281,7 +281,7 @@ def test_a_sampler_that_does_not_sample_the_posterior_says_so():
 def test_no_noise_excuses_an_identity_that_is_missed(figures, fails):
     fine = Checks(1.0, 0.01, 1.0, 0.01, 1.0, 0.2, 0.0, 0.1, 0.0, 1.0, 0.01)
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
-    about = {"rhat_max": 1.0, "ess_median": 800.0, "chains": 8, "draws": 1600}
+    about = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600)
     found = judge(traces, about, checks=replace(fine, **figures))
     assert {g.name for g in found.gates if g.failed} == fails
 

@@ -79,5 +79,5 @@ def test_a_saved_run_is_replaced_only_where_asked_for(tmp_path):
 
 def test_warnings_are_printed_with_the_run():
     run = bif.attribute(classification(), TINY)
-    warned = replace(run, manifest={**run.manifest, "warnings": ["mind the gap"]})
+    warned = replace(run, manifest=replace(run.manifest, warnings=["mind the gap"]))
     assert repr(warned).endswith("\nwarning: mind the gap")

@@ -122,27 +122,23 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
 def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run:
     """The run with further gates and the figures behind them; those of the same name go."""
     names = {gate.name for gate in added}
-    there = [Gate(**gate) for gate in run.manifest.get("gates", [])]
+    there = [Gate(**gate) for gate in run.manifest.gates]
     stale = {gate.as_warning for gate in there if gate.name in names}
     gates = [*(gate for gate in there if gate.name not in names), *added]
     warnings = [gate.as_warning for gate in added if gate.failed]
-    warnings += [w for w in run.manifest["warnings"] if w not in stale]
+    warnings += [w for w in run.manifest.warnings if w not in stale]
     trusted = not any(gate.failed for gate in gates)
     return replace(
         run,
-        summary={**run.summary, "trusted": trusted, **figures},
-        manifest={
-            **run.manifest,
-            "gates": [gate.as_dict() for gate in gates],
-            "warnings": warnings,
-        },  # fmt: skip
+        summary=run.summary.with_entries(trusted=trusted, **figures),
+        manifest=replace(run.manifest, gates=[gate.as_dict() for gate in gates], warnings=warnings),
     )
 
 
 def _settings_of(problem: Problem, run: Run) -> RunSettings:
     problem.refuse_tokens("a cross-check")
-    settings = RunSettings.from_dict(run.manifest["settings"])
-    if run.manifest["keep"] == "sums" or not run.traces.blocks:
+    settings = RunSettings.from_dict(run.manifest.settings)
+    if run.manifest.keep == "sums" or not run.traces.blocks:
         raise ValueError("the run keeps sums: cross-checks need the traces of all items.")
     if settings.traits.adaptive:
         raise ValueError(
@@ -156,7 +152,7 @@ def _settings_of(problem: Problem, run: Run) -> RunSettings:
 
 
 def _remedies(problem: Problem, run: Run) -> Remedies:
-    identity = run.manifest["identity"]
+    identity = run.manifest.identity
     return Remedies.of(_settings_of(problem, run), identity, problem.num_train)
 
 

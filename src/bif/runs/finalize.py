@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from bif import __version__
@@ -21,6 +21,7 @@ from bif.results.top_influence import strongest_dataset
 from bif.runs.controls import controls
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.recording import Recording
+from bif.runs.records import Manifest
 from bif.runs.retention import subset_of
 from bif.runs.run import Run
 from bif.runs.summary import figures_of, judge, short_of
@@ -77,25 +78,25 @@ def conclude(
     judged = judge(
         traces, figures, checks=recording.looked_at, diverged=len(recording.diverged), fix=fix
     )
-    warnings += short_of(calibration.reliability, figures, fix)
-    summary = {
-        "trusted": judged.trusted,
-        **figures,
-        **judged.figures,
-        "sampling_seconds": recording.seconds_before + recording.seconds,
-        "complete": not recording.interrupted,
-        "diverged_chains": sorted(recording.diverged),
-    }
-    manifest = {
-        "identity": dict(identity),
-        "top": top,
-        "settings": settings.as_dict(),
-        "explanations": list(calibration.explanations),
-        "forecast": list(forecast),
-        "gates": [gate.as_dict() for gate in judged.gates],
-        "warnings": [*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
+    warnings += short_of(calibration.reliability, figures.reliability, fix)
+    summary = replace(
+        figures,
+        trusted=judged.trusted,
+        sampling_seconds=recording.seconds_before + recording.seconds,
+        complete=not recording.interrupted,
+        diverged_chains=sorted(recording.diverged),
+        others=judged.figures,
+    )
+    manifest = Manifest(
+        identity=dict(identity),
+        top=top,
+        settings=settings.as_dict(),
+        explanations=calibration.explanations,
+        forecast=forecast,
+        gates=[gate.as_dict() for gate in judged.gates],
+        warnings=[*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         **_facts(recording),
-    }
+    )
     scores = Influence(dataset, None if recording.keep == "sums" else traces)
     return Run(scores, traces, diagnostics, summary, manifest)
 

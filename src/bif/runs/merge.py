@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bif import store
 from bif.estimate.dataset import ScoreAxes, estimate_influence
@@ -13,6 +13,7 @@ from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.results.influence import Influence
 from bif.results.top_influence import strongest_dataset
+from bif.runs.records import Manifest
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
 
@@ -42,13 +43,13 @@ def merge(folders: Sequence[str | Path]) -> Run:
     runs = [load(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         _refuse_unfit(str(folder), run, str(folders[0]), runs[0])
-    seeds = [run.manifest["settings"]["seed"] for run in runs]
+    seeds = [run.manifest.settings["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(
             f"the runs have the seeds {seeds}: equal seeds give the same draws, which would be "
             "counted twice. Give every run a --seed of its own."
         )
-    tops = [run.manifest.get("top") for run in runs]
+    tops = [run.manifest.top for run in runs]
     if len(set(tops)) > 1:
         raise ValueError(
             f"the runs were made with top {', '.join(map(str, tops))}: give every run the same "
@@ -61,30 +62,29 @@ def merge(folders: Sequence[str | Path]) -> Run:
         estimate_influence(traces, axes) if top is None else strongest_dataset(traces, top, axes)
     )
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
-    scores.attrs = {**first.attrs, **scores.attrs, "complete": int(_all(runs, "complete"))}
+    complete = all(run.manifest.complete for run in runs)
+    scores.attrs = {**first.attrs, **scores.attrs, "complete": int(complete)}
     diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))
-    seconds = sum(float(run.summary["seconds"]) for run in runs)
-    thin = int(runs[0].manifest["settings"]["thin"])
+    seconds = sum(run.summary.seconds for run in runs)
+    thin = int(runs[0].manifest.settings["thin"])
     figures = figures_of(traces, diagnostics, thin=thin, seconds=seconds)
     judged = judge(traces, figures)
-    summary = {
-        "trusted": judged.trusted and all(bool(run.summary["trusted"]) for run in runs),
-        **figures,
-        **judged.figures,
-        "complete": _all(runs, "complete"),
-        "diverged_chains": [],
-        "merged_runs": len(runs),
-    }
+    summary = replace(
+        figures,
+        trusted=judged.trusted and all(run.summary.trusted for run in runs),
+        complete=complete,
+        others={**judged.figures, "merged_runs": len(runs)},
+    )
     earlier = [
         f"seed {seed}: {warning}"
         for seed, run in zip(seeds, runs, strict=True)
-        for warning in run.manifest["warnings"]
+        for warning in run.manifest.warnings
     ]
-    manifest = _joint_manifest(runs, seeds) | {
-        "gates": [gate.as_dict() for gate in judged.gates],
-        "warnings": [*judged.reasons, *judged.warnings, *earlier],
-        "left_out": [],
-    }
+    manifest = replace(
+        _joint_manifest(runs, seeds),
+        gates=[gate.as_dict() for gate in judged.gates],
+        warnings=[*judged.reasons, *judged.warnings, *earlier],
+    )
     return Run(Influence(scores, traces), traces, diagnostics, summary, manifest)
 
 
@@ -119,22 +119,19 @@ def _renumbered(runs: Sequence[LossTraces]) -> LossTraces:
     return LossTraces(tuple(blocks))
 
 
-def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+def _joint_manifest(runs: Sequence[Run], seeds: Sequence[int]) -> Manifest:
+    """Return what the first run says of all, with every seed and chain."""
     first = runs[0].manifest
-    identity, settings = dict(first["identity"]), dict(first["settings"])
+    identity, settings = dict(first.identity), {**first.settings, "seed": list(seeds)}
     identity["settings"] = {**identity["settings"], "seed": list(seeds)}
-    settings |= {"seed": list(seeds), "chains": sum(run.traces.num_chains for run in runs)}
-    named = ("keep", "versions", "device", "num_train", "num_queries", "num_moving_weights",
-             "num_weights", "weight_types", "panels", "explanations", "hardware")  # fmt: skip
-    return {
-        **{name: first[name] for name in named if name in first},
-        "keep": "traces",
-        "top": first.get("top"),
-        "identity": identity,
-        "settings": settings,
-        "complete": _all(runs, "complete"),
-    }
-
-
-def _all(runs: Sequence[Run], name: str) -> bool:
-    return all(bool(run.manifest[name]) for run in runs)
+    settings["chains"] = sum(run.traces.num_chains for run in runs)
+    return replace(
+        first,
+        keep="traces",
+        identity=identity,
+        settings=settings,
+        complete=all(run.manifest.complete for run in runs),
+        forecast=(),
+        left_out=(),
+        others={},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
 from bif.results.influence import Influence
 from bif.results.ranking import Listed, Ranking, ranked
+from bif.runs.records import NAN, Manifest, Summary
 from bif.runs.retention import subset_of
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ class Run:
     influence: Influence
     traces: LossTraces
     diagnostics: xr.Dataset
-    summary: Mapping[str, Any]
-    manifest: Mapping[str, Any]
+    summary: Summary
+    manifest: Manifest
 
     def __post_init__(self) -> None:
         """The scores carry the verdict along: those of an untrusted run have no certain sign."""
-        trusted = int(bool(self.summary.get("trusted", True)))
+        trusted = int(bool(self.summary.trusted))
         if self.influence.dataset.attrs.get("trusted") != trusted:
             dataset = self.influence.dataset.assign_attrs(trusted=trusted)
             object.__setattr__(self, "influence", Influence(dataset, self.influence.traces))
@@ -56,7 +57,7 @@ class Run:
     @property
     def failed_gates(self) -> list[str]:
         """Names of the gates that failed, none of a run that is trusted."""
-        return [gate["name"] for gate in self.manifest.get("gates", ()) if gate["failed"]]
+        return [gate["name"] for gate in self.manifest.gates if gate["failed"]]
 
     def top_k(
         self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
@@ -77,7 +78,7 @@ class Run:
             ValueError: The run keeps sums, not traces.
         """
         dataset = self.influence.dataset
-        if self.manifest["keep"] == "sums" or not self.traces.blocks:
+        if self.manifest.keep == "sums" or not self.traces.blocks:
             raise ValueError("the run keeps sums: top_k needs the traces of all items.")
         names = [str(name) for name in dataset["observable"].values]
         position = observable_position(names, observable)
@@ -118,14 +119,14 @@ class Run:
         place = store.folder_at(folder)
         store.refuse_occupied(place, overwrite=overwrite)
         manifest = {
-            "identity": self.manifest["identity"],
-            "keep": self.manifest["keep"],
-            "top": self.manifest.get("top"),
+            "identity": self.manifest.identity,
+            "keep": self.manifest.keep,
+            "top": self.manifest.top,
         }
         with store.open_run(place, manifest, on_existing="replace") as opened:
             opened.begin()
-            panels = Panels(**self.manifest["panels"])
-            if self.manifest["keep"] == "sums":
+            panels = Panels(**self.manifest.panels)
+            if self.manifest.keep == "sums":
                 first = self.traces.blocks[0]
                 panels = Panels((first.train.shape[2],), (first.query.shape[2],), 1)
             for index, block in enumerate(self.traces.blocks):
@@ -182,18 +183,18 @@ class Run:
 
     def __repr__(self) -> str:
         s, m = self.summary, self.manifest
-        trusted = "" if s.get("trusted", True) else "NOT TRUSTED, see the warnings\n"
+        trusted = "" if s.trusted else "NOT TRUSTED, see the warnings\n"
         moved = ""
-        if "num_weights" in m:  # of this version
+        if m.num_weights:  # earlier versions did not say
             moved = (
-                f"{m['num_moving_weights']:,} of {m['num_weights']:,} weights move, held in "
-                f"{' and '.join(m['weight_types'])}\n"
+                f"{m.num_moving_weights:,} of {m.num_weights:,} weights move, held in "
+                f"{' and '.join(m.weight_types)}\n"
             )
         return (
-            f"{trusted}{self.influence!r}\n{moved}{s['draws']} draws of {s['chains']} chains in "
-            f"{s['seconds']:.1f} s; reliability {s['reliability']:.3f}, R-hat at most "
-            f"{s['rhat_max']:.3f}, effective sample size {s['ess_median']:.0f} (median)"
-            + "".join(f"\nwarning: {warning}" for warning in m["warnings"])
+            f"{trusted}{self.influence!r}\n{moved}{s.draws} draws of {s.chains} chains in "
+            f"{s.seconds:.1f} s; reliability {s.reliability:.3f}, R-hat at most "
+            f"{s.rhat_max:.3f}, effective sample size {s.ess_median:.0f} (median)"
+            + "".join(f"\nwarning: {warning}" for warning in m.warnings)
         )
 
 
@@ -211,12 +212,12 @@ def load(folder: str | Path) -> Run:
     """
     place = store.folder_at(folder)
     found = store.read_run(place)
-    manifest = found["manifest"]
+    manifest = Manifest.read(found["manifest"])
     traces, damage = _traces(place, manifest)
-    manifest = {**manifest, "warnings": [*manifest.get("warnings", []), *damage]}
-    whole = manifest.get("keep") != "sums" and bool(traces.blocks)
+    manifest = replace(manifest, warnings=[*manifest.warnings, *damage])
+    whole = manifest.keep != "sums" and bool(traces.blocks)
     influence = Influence(found["influence"], traces if whole else None)
-    summary = {n: float("nan") if v is None else v for n, v in found["summary"].items()}
+    summary = Summary.read({n: NAN if v is None else v for n, v in found["summary"].items()})
     return Run(influence, traces, found["diagnostics"], summary, manifest)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from bif.estimate.independence import independence, significant_pairs
 from bif.estimate.stationarity import drift
 from bif.estimate.traces import LossTraces
 from bif.runs.gates import Gate, gates
+from bif.runs.records import Summary
 from bif.sampling.sampler_checks import Checks
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Judgement:
 
 def judge(
     traces: LossTraces,
-    figures: Mapping[str, float | int],
+    figures: Summary,
     *,
     checks: Checks | None = None,
     diverged: int = 0,
@@ -96,8 +96,8 @@ def judge(
 
 def figures_of(
     traces: LossTraces, diagnostics: xr.Dataset, *, thin: int, seconds: float
-) -> dict[str, float | int]:
-    """The figures of a run in one number each.
+) -> Summary:
+    """Return the figures of a run, without a verdict yet.
 
     Args:
         traces: Of the surviving chains.
@@ -108,21 +108,20 @@ def figures_of(
     names = ("rhat", "train_rhat", "query_rhat")
     rhat = np.concatenate([diagnostics[name].values for name in names])
     ess_median = _or_nan(np.nanmedian, diagnostics["ess"].values)
-    return {
-        "draws": traces.total_draws,
-        "chains": traces.num_chains,
-        "seconds": seconds,
-        "draws_per_second": traces.total_draws / seconds,
-        "ess_median": ess_median,
-        "autocorrelation_steps": thin * traces.total_draws / ess_median,
-        "rhat_max": _or_nan(np.nanmax, rhat),
-        "reliability": reliability(traces),
-    }
+    return Summary(
+        draws=traces.total_draws,
+        chains=traces.num_chains,
+        seconds=seconds,
+        draws_per_second=traces.total_draws / seconds,
+        ess_median=ess_median,
+        autocorrelation_steps=thin * traces.total_draws / ess_median,
+        rhat_max=_or_nan(np.nanmax, rhat),
+        reliability=reliability(traces),
+    )
 
 
-def short_of(target: float | None, figures: Mapping[str, float | int], fix: Remedies) -> list[str]:
-    """Where the reliability that was aimed at was not reached, and with how many draws it is."""
-    found = float(figures["reliability"])
+def short_of(target: float | None, found: float, fix: Remedies) -> list[str]:
+    """Return a warning where the reliability aimed at was not reached, with the draws it needs."""
     if target is None or not found < target:
         return []
     share = target * (1 - found) / ((1 - target) * found) if found > 0 else math.inf

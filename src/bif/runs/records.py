@@ -1,0 +1,120 @@
+"""What a run says of itself: the manifest, `run.json`, and the figures, `summary.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Mapping[str, Any]):
+    """A dataclass that reads as the mapping that is written of it.
+
+    Attributes:
+        others: Entries without a field, as other versions or other parts of the library have them.
+    """
+
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Self:
+        """Return the record of a mapping; what it lacks keeps its default."""
+        known = {f.name for f in fields(cls)} - {"others"}
+        others = {n: v for n, v in found.items() if n not in known}
+        return cls(**{n: v for n, v in found.items() if n in known}, others=others)
+
+    def with_entries(self, **entries: Any) -> Self:
+        """Return a record with some entries replaced or added."""
+        return self.read({**self, **entries})
+
+    def __getitem__(self, name: str) -> Any:
+        own = name in self.__dataclass_fields__ and name != "others"
+        return getattr(self, name) if own else self.others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (f.name for f in fields(self) if f.name != "others")
+        yield from self.others
+
+    def __len__(self) -> int:
+        return len(fields(self)) - 1 + len(self.others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Record):
+    """A run in one number each.
+
+    Attributes:
+        trusted: Whether no gate failed.
+        complete: Whether it was sampled to its end.
+        draws: Of all surviving chains together.
+        chains: That survived.
+        seconds: Of everything.
+        draws_per_second: Over all these seconds.
+        sampling_seconds: Of the chains alone.
+        ess_median: Effective sample size of the items' losses.
+        autocorrelation_steps: Steps to an independent draw, by that.
+        rhat_max: Of items, queries and the mean loss.
+        reliability: Correlation of the scores with those of another such run.
+        diverged_chains: That were left out.
+    """
+
+    trusted: bool = True
+    complete: bool = True
+    draws: int = 0
+    chains: int = 0
+    seconds: float = NAN
+    draws_per_second: float = NAN
+    sampling_seconds: float = NAN
+    ess_median: float = NAN
+    autocorrelation_steps: float = NAN
+    rhat_max: float = NAN
+    reliability: float = NAN
+    diverged_chains: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """What made a run and what was found about it.
+
+    Attributes:
+        identity: Fingerprints of problem and settings as they were asked for.
+        keep: "traces", "sums" or "weights".
+        top: How many scores of every row are kept either way; None for all.
+        settings: Complete.
+        explanations: A line for each choice.
+        forecast: Of memory and disk, in words.
+        gates: All that were looked at, with value, limit and verdict.
+        warnings: What a reader should see beside the result.
+        complete: Whether it was sampled to its end.
+        versions: Of bif and what it computes with.
+        hardware: Of the device.
+        device: Its name.
+        num_train: Train items of the posterior; num_queries: queries.
+        num_moving_weights: Weights that the chains move; num_weights: of the model.
+        weight_types: Of the weights that move.
+        panels: Columns of the traces by groups.
+        left_out: Chains that are no part of the scores.
+    """
+
+    identity: Mapping[str, Any]
+    keep: str = "traces"
+    top: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    explanations: Sequence[str] = ()
+    forecast: Sequence[str] = ()
+    gates: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+    complete: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    device: str = ""
+    num_train: int = 0
+    num_queries: int = 0
+    num_moving_weights: int = 0
+    num_weights: int = 0
+    weight_types: Sequence[str] = ()
+    panels: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Sequence[int] = ()
