@@ -173,7 +173,7 @@ def judged(train: torch.Tensor) -> set[str]:
     ess, rhat = convergence(traces)
     figures = Summary(
         rhat_max=float(np.nanmax(rhat)), ess_median=float(np.nanmedian(ess)),
-        chains=len(train), draws=train[..., 0].numel(),
+        chains=len(train), draws=train[..., 0].numel(), reliability=1.0,
     )  # fmt: skip
     return {gate.name for gate in judge(traces, figures).gates if gate.failed}
 
@@ -219,7 +219,7 @@ def test_chains_shorter_than_their_memory():
 def test_a_gate_that_could_not_be_measured_fails_and_says_so():
     nothing = not_measured()
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
-    figures = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600)
+    figures = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600, reliability=1.0)
     found = judge(traces, figures, checks=nothing)
     undecided = {g.name: g.reason for g in found.gates if g.failed}
     assert set(undecided) == {"virial", "randomness"}
@@ -281,7 +281,7 @@ def test_a_sampler_that_does_not_sample_the_posterior_says_so():
 def test_no_noise_excuses_an_identity_that_is_missed(figures, fails):
     fine = Checks(1.0, 0.01, 1.0, 0.01, 1.0, 0.2, 0.0, 0.1, 0.0, 1.0, 0.01)
     traces = LossTraces.from_arrays(*[autoregressive(8, 200, 10)] * 2)
-    about = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600)
+    about = Summary(rhat_max=1.0, ess_median=800.0, chains=8, draws=1600, reliability=1.0)
     found = judge(traces, about, checks=replace(fine, **figures))
     assert {g.name for g in found.gates if g.failed} == fails
 
