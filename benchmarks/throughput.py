@@ -178,7 +178,9 @@ def loss_deviation(made: bif.Problem, chosen: RunSettings) -> dict[str, float]:
                                    compiled=False))  # fmt: skip
     *_, (draw, train, query) = recorded.observed_draws(0, chosen.chains)
     got = torch.cat([train, query], dim=1)
-    want = torch.cat([exact.observe_train(draw.params), exact.observe_queries(draw.params)], dim=1)
+    want = torch.cat(
+        [exact.observer.train(draw.params), exact.observer.queries(draw.params)], dim=1
+    )
     error = (got - want).double()
     return {
         "loss_error_max": float(error.abs().max()),

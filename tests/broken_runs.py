@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import cli
-from bif.runs import recording
+from bif.runs import block_run
 from bif.sampling.engine import Engine
 from bif.store import BlockStore, DamagedRun, FolderInUse, arrays
 from bif.store.folder import LocalFolder
@@ -92,11 +92,11 @@ def attribute(
 def small_shards_and_no_pictures() -> Iterator[None]:
     """Commits as often as asked for, train losses in chunks of one draw and shards of two."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "_COMMIT_SHARE", 0)
+        patch.setattr(block_run, "_COMMIT_SHARE", 0)
         patch.setattr(arrays, "_CHUNK_BYTES", 2 * 20 * 8)
         patch.setattr(arrays, "_SHARD_BYTES", 2 * 2 * 20 * 8)
         patch.setattr("bif.report.render_report", lambda *_, **__: "<html></html>")
-        patch.setattr(recording, "check", nothing_measured)
+        patch.setattr(block_run, "check", nothing_measured)
         yield
 
 

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without a look at their sampler."""
-    monkeypatch.setattr("bif.runs.recording.check", nothing_measured)
+    monkeypatch.setattr("bif.runs.block_run.check", nothing_measured)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 import bif
 from bif.calibration import budget
 from bif.calibration.budget import Aim, Pace, choose_draws, measure_pace
-from bif.runs.recording import _BlockRun
+from bif.runs.block_run import BlockRun
 from bif.sampling.choices import Choices
 from bif.sampling.oracles import StackedOracle
 from bif.sampling.settings import RunSettings
@@ -253,14 +253,14 @@ class TestGoal:
 
 def stop_after_some_draws(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Ctrl-C at a draw."""
-    record = _BlockRun._record
+    record = BlockRun._record
 
-    def recorded(self: _BlockRun, position: object) -> None:
+    def recorded(self: BlockRun, position: object) -> None:
         record(self, position)  # type: ignore[arg-type]
         if self.recorder.taken == count:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(_BlockRun, "_record", recorded)
+    monkeypatch.setattr(BlockRun, "_record", recorded)
 
 
 def test_a_run_on_disk_keeps_its_choice_and_can_be_extended(tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 import bif
 from bif import Settings, cli, store
-from bif.runs import recording
+from bif.runs import block_run
 from broken_runs import assert_same
 
 pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
@@ -144,7 +144,7 @@ class TestRun:
         self, folder, quick, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(demo, "digits", quick)
-        monkeypatch.setattr(recording, "_COMMIT_SHARE", 0)
+        monkeypatch.setattr(block_run, "_COMMIT_SHARE", 0)
         commit, out = store.BlockStore.commit, tmp_path / "out"
 
         def full(self: store.BlockStore, which: store.Commit, **given: Any) -> None:

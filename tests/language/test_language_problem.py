@@ -62,7 +62,7 @@ def losses_of(problem, **changed):
     from bif.sampling.engine import Engine
 
     settings = complete(replace(SETTINGS, nbeta=1.0, oracle="stacked", block_size=2, **changed))
-    return Engine(problem, settings).train_center
+    return Engine(problem, settings).observer.train_center
 
 
 def next_token_loss(made, ids, *, start):

@@ -63,7 +63,7 @@ class TestWhatIsRecorded:
         problem = regression(num_outputs)
         run = sampled(problem)
         params = near(run.posterior.center, 3)
-        recorded = run.observe_queries(params)
+        recorded = run.observer.queries(params)
         x, y = problem.query_groups["query"].data
         with torch.no_grad():
             center = problem.model(x)
@@ -80,9 +80,9 @@ class TestWhatIsRecorded:
         run = sampled(problem)
         batch = problem.query_groups["query"].data
         ones = torch.ones(5, dtype=torch.float64)
-        (asked,) = run.asked
+        (asked,) = run.observer.asked
         values = loss(problem.model, batch)
-        torch.testing.assert_close(run.query_center, values.detach(), rtol=1e-14, atol=0)
+        torch.testing.assert_close(run.observer.query_center, values.detach(), rtol=1e-14, atol=0)
         parameters = list(problem.model.parameters())
         expected = torch.autograd.grad(values, parameters, ones)
         copy = problem.evaluation_copy(problem.device).requires_grad_(True)
@@ -105,7 +105,7 @@ class TestWhatIsRecorded:
             gradient = torch.autograd.grad(value, list(model.parameters()))
             away = [params[n] - p.detach() for n, p in model.named_parameters()]
             change = sum((g * d).flatten(1).sum(1) for g, d in zip(gradient, away, strict=True))
-            recorded = run.observe_queries(params)[:, q]
+            recorded = run.observer.queries(params)[:, q]
             torch.testing.assert_close(recorded, value.detach() + change, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("oracle", ["stacked", "sequential", "live"])
@@ -131,10 +131,10 @@ class TestWhatIsRecorded:
         whole = sampled(classification(observables=observables))
         other = sampled(classification(observables=observables, **given), chunk_size=2)
         params = near(whole.posterior.center, 1)
-        expected = whole.observe_queries(params)
+        expected = whole.observer.queries(params)
         if how == "not stackable":
             params = {f"inner.{name}": leaf for name, leaf in params.items()}
-        torch.testing.assert_close(other.observe_queries(params), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(other.observer.queries(params), expected, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("tokens", [None, "query", "both"])
     def test_a_proxy_of_tokens_has_a_value_for_each(self, tokens):
@@ -148,14 +148,14 @@ class TestWhatIsRecorded:
                        bif.Observable("nats", bif.losses.next_token)]  # fmt: skip
         problem = of_texts("both" if tokens is None else tokens, observables=observables)
         run = sampled(problem if tokens else problem.by_item())
-        recorded, nats = run.observe_queries(near(run.posterior.center, 2)).chunk(2, dim=1)
-        value, center = run.query_center.chunk(2)
+        recorded, nats = run.observer.queries(near(run.posterior.center, 2)).chunk(2, dim=1)
+        value, center = run.observer.query_center.chunk(2)
         if tokens:
             expected = value + center**2 * (nats - center)
             torch.testing.assert_close(recorded, expected, rtol=1e-12, atol=1e-12)
             return
         by_token = (
-            sampled(problem).observe_queries(near(run.posterior.center, 2)).chunk(2, dim=1)[0]
+            sampled(problem).observer.queries(near(run.posterior.center, 2)).chunk(2, dim=1)[0]
         )
         counts = problem.query_columns.item
         sums = torch.stack([by_token[:, counts == q].sum(1) for q in range(3)], dim=1)

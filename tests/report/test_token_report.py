@@ -36,7 +36,7 @@ def attacking(num_items: int, *, seed: int, **about: Any) -> bif.Items:
 
 def run_of(tokens: Any = "both", **changed: Any) -> bif.Run:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bif.runs.recording.check", nothing_measured)
+        patch.setattr("bif.runs.block_run.check", nothing_measured)
         return bif.attribute(problem(tokens, **changed), SETTINGS)
 
 

@@ -68,7 +68,7 @@ def test_of_an_untrusted_run_the_strongest_are_counted_and_listed_only_when_aske
 @pytest.fixture(scope="module")
 def pair() -> tuple[bif.Run, bif.Run]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bif.runs.recording.check", nothing_measured)
+        patch.setattr("bif.runs.block_run.check", nothing_measured)
         return both()
 
 

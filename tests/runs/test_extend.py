@@ -19,7 +19,9 @@ from bif import Problem, Settings, losses, store
 from bif.calibration.calibrate import calibrate
 from bif.problem.items import as_items
 from bif.runs.backfill import ReplayDeparts, _kept
+from bif.sampling.center_gradient import gradient_sums
 from bif.sampling.engine import Engine
+from bif.sampling.observer import Observer
 from bif.sampling.oracles import StackedOracle
 from bif.store.arrays import DrawArrays
 from bif.store.signals import Preempted
@@ -35,11 +37,11 @@ MINIBATCH: dict[str, Any] = {"gradient": "minibatch", "batch_size": 6}
 @contextmanager
 def counted_gradients() -> Iterator[list[int]]:
     """The steps at which a gradient was asked for; that at w*, which is compared, is none."""
-    gradient, of_center, seen = StackedOracle.gradient, Engine.center_gradient, []
+    gradient, seen = StackedOracle.gradient, []
 
-    def uncounted(self: Engine) -> torch.Tensor:
+    def uncounted(engine: Engine) -> torch.Tensor:
         before = len(seen)
-        found = of_center(self)
+        found = gradient_sums(engine)
         del seen[before:]
         return found
 
@@ -49,23 +51,23 @@ def counted_gradients() -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StackedOracle, "gradient", counting)
-        patch.setattr(Engine, "center_gradient", uncounted)
+        patch.setattr("bif.runs.resumption.gradient_sums", uncounted)
         yield seen
 
 
 @contextmanager
 def observation_stops(*, after: int) -> Iterator[None]:
     """SIGTERM while new groups are observed at old draws: at the one after `after` others."""
-    observe, done = Engine.observe_panel, []
+    observe, done = Observer.panel, []
 
-    def stopping(self: Engine, *args: Any) -> Tensor:
+    def stopping(self: Observer, *args: Any) -> Tensor:
         done.append(1)
         if len(done) == after + 1:
             signal.raise_signal(signal.SIGTERM)
         return observe(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "observe_panel", stopping)
+        patch.setattr(Observer, "panel", stopping)
         with pytest.raises(Preempted):
             yield
     assert len(done) > after

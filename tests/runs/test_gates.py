@@ -350,7 +350,7 @@ def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("bif.runs.recording.check", full)
+    monkeypatch.setattr("bif.runs.block_run.check", full)
     run = bif.attribute(classification(), replace(HEALTHY, draws=20))
     assert any("no memory left to look" in warning for warning in run.manifest["warnings"])
     assert "randomness" in failed(run) and run.summary["virial"] > 0

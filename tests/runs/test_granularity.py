@@ -27,7 +27,7 @@ SIDES = ["train", "query", "both"]
 @pytest.fixture(scope="module")
 def runs() -> dict[Any, bif.Run]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bif.runs.recording.check", nothing_measured)
+        patch.setattr("bif.runs.block_run.check", nothing_measured)
         return {tokens: bif.attribute(problem(tokens), TINY) for tokens in (None, *SIDES)}
 
 

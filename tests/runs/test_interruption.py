@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses, store
-from bif.runs import recording
+from bif.runs import block_run
 from broken_runs import assert_same
 from small_problems import TINY, classification
 
@@ -98,7 +98,7 @@ class TestInterruption:
     def test_with_a_folder_the_same_call_goes_on_to_the_last_bit(
         self, tmp_path, monkeypatch, share
     ):
-        monkeypatch.setattr(recording, "_COMMIT_SHARE", 0)  # commits after every step
+        monkeypatch.setattr(block_run, "_COMMIT_SHARE", 0)  # commits after every step
         out, plain = tmp_path / "out", bif.attribute(PROBLEM, self.SETTINGS)
         num_calls = pressed_after(math.inf, lambda: bif.attribute(PROBLEM, self.SETTINGS))
 

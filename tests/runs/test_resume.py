@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import Settings, losses, store
-from bif.runs.recording import _BlockRun
+from bif.runs.block_run import BlockRun
 from bif.runs.retention import Keep
 from bif.types import Batch
 from same_bits import assert_same_run, assert_same_scores, preempted, signalled, without_page
@@ -45,13 +45,13 @@ def _no_page_and_no_fuse() -> Iterator[None]:
 
 @pytest.fixture
 def commits_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_BlockRun, "_commit_due", lambda self: True)
+    monkeypatch.setattr(BlockRun, "_commit_due", lambda self: True)
 
 
 @pytest.fixture
 def commits_at_every_sixth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = count()
-    monkeypatch.setattr(_BlockRun, "_commit_due", lambda self: next(steps) % 6 == 0)
+    monkeypatch.setattr(BlockRun, "_commit_due", lambda self: next(steps) % 6 == 0)
 
 
 @cache
@@ -155,7 +155,7 @@ class TestWhatIsKept:
 @pytest.mark.parametrize("keep", ["traces", "sums", "weights"])
 def test_commits_change_no_bit(tmp_path, monkeypatch, keep):
     often = bif.attribute(classification(), LONG, out=tmp_path / "often", keep=keep)
-    monkeypatch.setattr(_BlockRun, "_commit_due", lambda self: False)
+    monkeypatch.setattr(BlockRun, "_commit_due", lambda self: False)
     once = bif.attribute(classification(), LONG, out=tmp_path / "once", keep=keep)
     assert_same_run(often, once)
 

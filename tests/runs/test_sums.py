@@ -28,7 +28,7 @@ from bif.estimate.covariance import (
 from bif.estimate.sums import BlockSums
 from bif.estimate.traces import LossTraces
 from bif.runs.block_recorder import BlockRecorder, Subset
-from bif.runs.recording import Recording, deal
+from bif.runs.recording import Context, Recording, deal
 from bif.runs.retention import Keep, forecast
 from bif.runs.writer import Writer
 from bif.sampling.engine import Engine
@@ -49,7 +49,7 @@ def recorded(keep: Keep, *, chains: int, block_size: int) -> Recording:
     settings = replace(MANY, chains=chains, block_size=block_size)
     engine = Engine(problem, calibrate(problem, settings).settings)
     with Writer() as writer:
-        recording = Recording(engine, keep, None, 1e9, deal(chains, block_size), writer)
+        recording = Recording(Context(engine, keep, None, 1e9, deal(chains, block_size), writer))
         recording.run(show_progress=False)
     return recording
 

@@ -13,7 +13,7 @@ import torch
 
 import bif
 from bif import Settings, losses
-from bif.runs import recording
+from bif.runs import block_run
 from bif.runs.block_recorder import BlockRecorder
 from bif.sampling.engine import Engine
 from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory, _Graph
@@ -133,7 +133,7 @@ def test_a_run_that_was_cut_short_goes_on_to_the_last_bit(tmp_path, monkeypatch,
 
     whole = bif.attribute(classification(), settings, out=tmp_path / "whole", keep=keep)
     with monkeypatch.context() as patch:
-        patch.setattr(recording, "_COMMIT_SHARE", 0)
+        patch.setattr(block_run, "_COMMIT_SHARE", 0)
         patch.setattr(BlockStore, "commit", full)
         with pytest.raises(OSError, match="disk full"):
             bif.attribute(

@@ -43,7 +43,7 @@ def test_an_engine_that_moved_draws_what_one_built_there_draws(oracle):
     moved, there = built(first, oracle), built(second, oracle)
     list(moved.observed_draws(0, 1))
     moved.recentre(second.state_dict())
-    assert torch.equal(moved.train_center, there.train_center)
+    assert torch.equal(moved.observer.train_center, there.observer.train_center)
     for ours, theirs in zip(moved.observed_draws(0, 1), there.observed_draws(0, 1), strict=True):
         for a, b in zip(ours[1:], theirs[1:], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

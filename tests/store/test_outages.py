@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import bif
 from bank_cases import bank, bits
 from bif.bank import load
-from bif.runs import recording
+from bif.runs import block_run
 from bif.store import BlockStore, FilesFailed, folder_at, load_dataset, open_run
 from bif.store import folder as folder_module
 from broken_runs import SETTINGS, assert_same, attribute
@@ -213,4 +213,4 @@ def test_no_outage_costs_a_network_of_a_bank():
 
 
 def test_the_cases_are_of_the_size_that_they_say():
-    assert recording._COMMIT_SHARE == 0 and (SETTINGS.chains, SETTINGS.block_size) == (4, 2)
+    assert block_run._COMMIT_SHARE == 0 and (SETTINGS.chains, SETTINGS.block_size) == (4, 2)

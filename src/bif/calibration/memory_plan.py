@@ -289,7 +289,7 @@ def forecast_live(engine: Engine) -> Plan:
     problem, s, oracle = engine.problem, engine.settings, engine.oracle
     weights = weight_bytes(problem, s)
     assert isinstance(oracle, LiveOracle)
-    groups = [engine.train, *engine.candidates, *engine.queries]
+    groups = [*engine.observer.scored_items, *engine.observer.query_items]
     engine.start(0, 1)
     a_step = problem.num_train if s.gradient == "full" else s.batch_size or problem.num_train
     a_pass = min(a_step, s.pass_size or a_step)
@@ -315,13 +315,13 @@ def _backward(engine: Engine, oracle: LiveOracle, count: int) -> None:
             room = _step_bytes(engine.posterior.center[name], engine.settings)
             torch.empty(room, dtype=torch.uint8, device=gradient.device)
 
-    oracle.stream(engine.train.first(count), engine.weights[:count], take)
+    oracle.stream(engine.observer.train_items.first(count), engine.weights[:count], take)
 
 
 def _forward(engine: Engine, oracle: LiveOracle, count: int) -> None:
     params = oracle.live_params()
     for function in {o.recorded for o in engine.problem.observables} | {engine.problem.loss}:
-        engine.oracle.values(function, params, engine.train.first(count))
+        engine.oracle.values(function, params, engine.observer.train_items.first(count))
 
 
 def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -> Pass:

@@ -98,7 +98,7 @@ class Pairs:
         self.settings = settings
         self.num_replicates, self.num_mirrors = num_replicates, num_mirrors
         self.device = self.engine.device
-        (asked,) = self.engine.asked
+        (asked,) = self.engine.observer.asked
         self.queries = asked.groups
         self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, [])
         if curvature == "bregman":
@@ -111,7 +111,7 @@ class Pairs:
             curvature == "hessian"
             and settings.gradient == "full"
             and settings.gradient_brings_losses
-            and not self.engine.candidates
+            and len(self.engine.observer.scored_items) == 1
         )
         """Whether the losses of all scored items fall out of every step."""
 
@@ -169,7 +169,7 @@ class Pairs:
 
     def responses(self, moment: Moment, h_K: Tensor) -> tuple[Tensor, Tensor]:
         """`(l₊ - l₋) / (2h)` `[K, R, N]`, the mean of mirrors, and all losses `[C, N]`."""
-        losses = self.engine.observe_train(moment.params, moment.losses)
+        losses = self.engine.observer.train(moment.params, moment.losses)
         axes = (len(h_K), 2, self.num_mirrors, self.num_replicates, -1)
         signs = losses.double().view(axes).mean(dim=2)
         return (signs[:, 0] - signs[:, 1]) / (2 * h_K.view(-1, 1, 1)), losses
@@ -216,7 +216,7 @@ class Pairs:
         return max(1, s.chunk_size * s.block_size // num_chains)
 
     def _gradient(self, num_chains: int) -> Gradient:
-        s, train, weights = self.settings, self.engine.train, self.engine.weights
+        s, train, weights = self.settings, self.engine.observer.train_items, self.engine.weights
         full = FullGradient(
             self._oracle, train, chunk_size=self._chunk(num_chains), train_weights=weights
         )

@@ -17,7 +17,7 @@ from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
 from bif.runs.finalize import conclude
-from bif.runs.recording import Recording, deal
+from bif.runs.recording import Context, Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.runs.retention import (
     Keep,
@@ -149,7 +149,8 @@ def attributed(
     with Writer() as writer:
         # Of several blocks, as an interrupted run has that was given chains, none may end alone.
         goal = calibration.goal if len(blocks) == 1 else None
-        recording = Recording(engine, keep, folder, commit_every, blocks, writer, goal)
+        context = Context(engine, keep, folder, commit_every, blocks, writer, goal)
+        recording = Recording(context)
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
             _refuse_full_disk(folder, sizes)
@@ -160,7 +161,7 @@ def attributed(
                 "goal": asdict(calibration.goal) if calibration.goal else None,
                 "blocks": [[b.start, b.stop] for b in blocks],
                 "hardware": hardware(engine.device),
-                "arrays": folder.manifest.get("arrays") or recording.arrays,
+                "arrays": folder.manifest.get("arrays") or context.arrays,
             })  # fmt: skip
         recording.run(show_progress=show_progress)
         calibration = _ended(calibration, recording.ended_at)
@@ -173,7 +174,7 @@ def attributed(
             forecast=sizes_in_words,
         )
     if folder is not None and not recording.interrupted:
-        folder.update({"arrays": recording.arrays, "goal": None})
+        folder.update({"arrays": context.arrays, "goal": None})
     return run
 
 

@@ -47,7 +47,7 @@ def fill(
     waiting: list[dict[str, Tensor]] = []
     for index, params in _draws(engine, store, commit, block, chains, start=start):
         if index >= start:
-            waiting.append({n: engine.observe_panel(n, params).cpu() for n in lacking})
+            waiting.append({n: engine.observer.panel(n, params).cpu() for n in lacking})
         if waiting and (len(waiting) == _DRAWS_AT_ONCE or index == commit.draws - 1):
             _append(store, waiting, start=first, have=lacking)
             store.amend(commit)
@@ -90,7 +90,7 @@ def _draws(
         if index is None:
             continue
         if position.losses is not None or index % _DRAWS_AT_ONCE == 0 or index == commit.draws - 1:
-            losses = engine.observe_train(position.state.params, position.losses)
+            losses = engine.observer.train(position.state.params, position.losses)
             _compare(losses[:, : engine.panels.train[0]].cpu(), store, index)
         yield index, position.state.params
 

@@ -71,8 +71,8 @@ def _ball(engine: Engine, draws: int, gamma: float) -> LossTraces:
         for _ in range(rounds):
             params = tensors.stacked(engine.posterior.center, chains)
             tensors.add_(params, noise.normal(params), 1 / sqrt(gamma))
-            train.append(engine.observe_train(params).cpu())
-            query.append(engine.observe_queries(params).cpu())
+            train.append(engine.observer.train(params).cpu())
+            query.append(engine.observer.queries(params).cpu())
     # One long chain: every draw is independent of every other.
     joined = [torch.cat(parts).unsqueeze(0) for parts in (train, query)]
     return LossTraces.from_arrays(*joined)

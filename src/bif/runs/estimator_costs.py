@@ -50,7 +50,7 @@ def measure_costs(
     calibrated = calibrate(alone, requested).settings
     engine = make_engine(alone, calibrated)
     groups = list(alone.query_groups.values())
-    items, chosen, _ = pilot_queries(groups, engine.query_center)
+    items, chosen, _ = pilot_queries(groups, engine.observer.query_center)
     few = alone.extended()
     few.query_groups = {"pilot": Items(items.take(chosen))}
     of_pairs = calibrated

@@ -53,7 +53,7 @@ def conclude(
         RuntimeError: Fewer than two chains survive.
         KeyboardInterrupt: It was stopped before there was anything to estimate from.
     """
-    engine, settings = recording.engine, calibration.settings
+    engine, settings = recording.context.engine, calibration.settings
     traces = recording.traces()
     fix = Remedies.of(settings, identity, engine.problem.num_train)
     warnings = _warnings(recording, calibration, fix)
@@ -67,8 +67,8 @@ def conclude(
         warnings += missing
         axes = ("observable", "query", "train")
         dataset = dataset.assign({f"control_{name}": (axes, x) for name, x in found.items()})
-    center = engine.train_center.double()
-    if recording.keep == "sums":
+    center = engine.observer.train_center.double()
+    if recording.context.keep == "sums":
         center = center[subset_of(engine.panels).train]
     diagnostics = diagnose(
         traces, center_mean_loss=float(center.mean()), diverged=sorted(recording.diverged)
@@ -97,16 +97,16 @@ def conclude(
         warnings=[*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         **_facts(recording),
     )
-    scores = Influence(dataset, None if recording.keep == "sums" else traces)
+    scores = Influence(dataset, None if recording.context.keep == "sums" else traces)
     return Run(scores, traces, diagnostics, summary, manifest)
 
 
 def _facts(recording: Recording) -> dict[str, Any]:
     """Return what a manifest says of a recording, whatever came out."""
-    engine = recording.engine
+    engine = recording.context.engine
     problem, center = engine.problem, engine.posterior.center
     return {
-        "keep": recording.keep,
+        "keep": recording.context.keep,
         "complete": not recording.interrupted,
         "versions": {"bif": __version__, **versions()},
         "hardware": hardware(engine.device),
@@ -125,7 +125,7 @@ def _too_few_chains(
     recording: Recording, calibration: Calibration, warnings: Sequence[str]
 ) -> BaseException:
     """Return what to raise where fewer than two chains survive."""
-    if recording.interrupted and recording.folder is not None:
+    if recording.interrupted and recording.context.folder is not None:
         return KeyboardInterrupt(recording.progress_in_words())
     advice = "" if recording.diverged else " Let it run longer."
     why = "; ".join([*_run_off(calibration), *warnings])
@@ -142,12 +142,15 @@ def _run_off(calibration: Calibration) -> list[str]:
 
 def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | None) -> xr.Dataset:
     """Return all scores, or the strongest of every row."""
-    device, axes = recording.engine.device, score_axes(recording.engine.problem, nbeta)
+    device, axes = (
+        recording.context.engine.device,
+        score_axes(recording.context.engine.problem, nbeta),
+    )
     if top is not None:
         return strongest_dataset(traces, top, axes, device=device)
     covariance = (
         recording.covariance()
-        if recording.keep == "sums"
+        if recording.context.keep == "sums"
         else estimate_covariance(traces, device=device)
     )
     counts = {"num_chains": traces.num_chains, "num_draws": traces.total_draws}

@@ -48,8 +48,8 @@ def describe_items(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
     problem = engine.problem
     shape = (len(problem.observables), problem.num_queries)
     dataset = dataset.assign(
-        train_center_loss=("train", engine.train_center.numpy()),
-        query_center=(("observable", "query"), engine.query_center.reshape(shape).numpy()),
+        train_center_loss=("train", engine.observer.train_center.numpy()),
+        query_center=(("observable", "query"), engine.observer.query_center.reshape(shape).numpy()),
     )
     dataset = dataset.assign_coords(through=("observable", problem.proxy_names))
     if problem.candidate_groups:

@@ -262,7 +262,7 @@ def _perturbation(
     pairs: Pairs, h: float | None, clock: Clock, start: Params | None
 ) -> tuple[Perturbation, Tensor]:
     """As given, or as a pilot chooses; and every query's h `[Q]`."""
-    groups, values_Q = pairs.queries, pairs.engine.query_center
+    groups, values_Q = pairs.queries, pairs.engine.observer.query_center
     if h is not None:
         given = torch.full((len(values_Q),), h, dtype=torch.float64)
         return Perturbation(h, float("nan"), True, ()), given
@@ -361,8 +361,8 @@ class _Gathered:
         """The result as users see it."""
         problem, cold = pairs.engine.problem, not self._num_blocks
         if cold:
-            self.items[0], self.items[1] = pairs.engine.train_center, float("nan")
-            self.query[0] = pairs.engine.query_center
+            self.items[0], self.items[1] = pairs.engine.observer.train_center, float("nan")
+            self.query[0] = pairs.engine.observer.query_center
         covariance = Covariance(
             value=-self.response,
             standard_error=self.standard_error,

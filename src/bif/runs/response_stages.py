@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bif.problem.provenance import hardware
-from bif.runs.recording import other_hardware
+from bif.runs.block_run import other_hardware
 from bif.store import Commit, ScoresFolder
 
 

@@ -6,6 +6,7 @@ from math import sqrt
 
 from bif import store
 from bif.problem.provenance import hardware
+from bif.sampling.center_gradient import gradient_sums
 from bif.sampling.choices import Choice
 from bif.sampling.engine import Engine
 from bif.sampling.oracles.precision import rounding
@@ -43,7 +44,7 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
     Raises:
         FolderInUse: The run was begun with others.
     """
-    now = dict(zip(engine.panels.names, engine.center_values(), strict=True))
+    now = dict(zip(engine.panels.names, engine.observer.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(engine.device)
     notes = []
     try:
@@ -68,10 +69,10 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
                 f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
                 "something that the model, the data or the loss depend on has changed."
             )
-    gradient = engine.center_gradient()
+    gradient = gradient_sums(engine)
     if "gradient" in kept:
         then = kept["gradient"]
-        unit = rounding(engine.train_center.dtype, *engine.settings.precisions)
+        unit = rounding(engine.observer.train_center.dtype, *engine.settings.precisions)
         tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
         if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
             raise store.FolderInUse(

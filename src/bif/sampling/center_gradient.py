@@ -9,10 +9,13 @@ from torch import Tensor
 
 from bif import tensors
 from bif.problem.items import Items
+from bif.sampling.engine import Engine
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import Oracle
 from bif.sampling.posterior import LocalPosterior
 
+_GRADIENT_ITEMS = 32
+"""Train items whose gradient at w* is compared when a run goes on."""
 _PARTS = 8
 """Parts of the items; the spread of their gradients is the sampling noise."""
 
@@ -56,3 +59,26 @@ def center_gradient(
     force = posterior.potential_gradient_(tensors.copied(mean), center)
     square = float(tensors.squared_norm(force)) / nbeta**2
     return square / noise if noise > 0 else math.nan
+
+
+def gradient_sums(engine: Engine) -> Tensor:
+    """Return the norm and two sums of every moving leaf's gradient at w*, `[L, 3]`.
+
+    They tell one gradient from another.  Of a few train items; empty where steps leave no room
+    for a gradient of their own.
+    """
+    s, train = engine.settings, engine.observer.train_items
+    if s.memory != "plain":
+        return torch.empty(0, 3, dtype=torch.float64)
+    num = min(_GRADIENT_ITEMS, s.chunk_size, len(train))
+    chosen = torch.linspace(0, len(train) - 1, num, device=engine.device).long()
+    gradient, _ = engine.oracle.gradient(
+        engine.center(1), train.take(chosen), engine.weights[chosen], per_chain=False
+    )
+    rows = []
+    for leaf in gradient.values():
+        x = leaf.detach().reshape(-1).double()
+        waves = torch.cos(torch.arange(len(x), device=x.device, dtype=torch.float64))
+        mean, wave = x.sum() / len(x) ** 0.5, x @ waves / len(x) ** 0.5  # at most the norm
+        rows.append(torch.stack([x.norm(), mean, wave]))
+    return torch.stack(rows).cpu()

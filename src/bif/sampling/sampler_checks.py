@@ -16,6 +16,7 @@ from bif.sampling.center_gradient import center_gradient
 from bif.sampling.engine import Engine
 from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import whitened_product
+from bif.sampling.observe import observe
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
 from bif.types import Gradient, HasParams, Params
@@ -129,8 +130,8 @@ def _full(engine: Engine, items: Items | None = None, weights: Tensor | None = N
     s = engine.settings
     return FullGradient(
         engine.oracle,
-        engine.train if items is None else items,
-        chunk_size=len(engine.train) if s.oracle == "live" else s.chunk_size,
+        engine.observer.train_items if items is None else items,
+        chunk_size=len(engine.observer.train_items) if s.oracle == "live" else s.chunk_size,
         train_weights=engine.weights if weights is None else weights,
     )
 
@@ -157,7 +158,9 @@ def _curvature(engine: Engine, params: Params) -> float:
         params, min(_CURVATURE_CHAINS, _MOST_NUMBERS // (4 * tensors.num_elements(params)))
     )
     places = chosen.to(engine.device)
-    gradient = _full(engine, Items(engine.train.take(places)), engine.weights[places])
+    gradient = _full(
+        engine, Items(engine.observer.train_items.take(places)), engine.weights[places]
+    )
     product = _potential_product(engine, gradient, few)
     found = largest_eigenvalue(product, noise.normal(few), iterations=_CURVATURE_ITERATIONS)
     found = found[found.isfinite()]
@@ -236,15 +239,18 @@ def _curvature_along(engine: Engine, one: Params, direction: Tensor) -> float:
 def _center_gradient(engine: Engine) -> float:
     s = engine.settings
     return center_gradient(
-        engine.oracle, engine.posterior, engine.train, engine.weights,
-        chunk_size=len(engine.train) if s.oracle == "live" else s.chunk_size,
+        engine.oracle, engine.posterior, engine.observer.train_items, engine.weights,
+        chunk_size=len(engine.observer.train_items) if s.oracle == "live" else s.chunk_size,
     )  # fmt: skip
 
 
 def _randomness(engine: Engine, one: Params) -> float:
     """Items whose loss is drawn anew at every call, as by dropout, give themselves away."""
-    few = engine.train.first(64)
+    few = engine.observer.train_items.first(64)
     items = Items(few)
-    first, second = (engine.observe(engine.problem.loss, one, items) for _ in range(2))
+    size = engine.settings.chunk_size
+    first, second = (
+        observe(engine.oracle, engine.problem.loss, one, items, chunk_size=size) for _ in range(2)
+    )
     change = (first - second).abs()
     return float(change.nan_to_num(0.0).max())

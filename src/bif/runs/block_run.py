@@ -1,0 +1,266 @@
+"""Run one block of chains: record its draws, commit them, go on where a commit left it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.estimate.sums import BlockSums
+from bif.problem.array_layout import Panels, joined
+from bif.problem.provenance import hardware
+from bif.runs.backfill import fill
+from bif.runs.block_recorder import BlockRecorder, Segment, below
+from bif.runs.retention import subset_of
+from bif.sampling.chain import Position
+from bif.sampling.engine import Start
+from bif.sampling.limits import distance_limit
+from bif.sampling.sampler_checks import Checks, check, not_measured
+from bif.sampling.sampler_state import on_host
+from bif.store import BlockStore, Commit
+from bif.store.signals import Wish
+from bif.terminal import ProgressBar
+from bif.types import HasParams, Params
+
+if TYPE_CHECKING:
+    from bif.runs.recording import Recording
+
+_FRESH_BYTES = 512 * 2**20
+_COMMIT_SHARE = 50
+"""A commit's cost is at most about one part in this many of the time."""
+_NEXT_LOOK = 1.1
+"""Draws at the next look at the goal, in units of those at the last."""
+
+
+class Unfinished(Exception):
+    """A wish to stop came while new groups were observed at old draws."""
+
+
+class BlockRun:
+    """One block of a recording on its way."""
+
+    def __init__(self, whole: Recording, index: int, bar: ProgressBar, wish: Wish) -> None:
+        self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
+        self.context = context = whole.context
+        self.engine, self.chains = context.engine, context.blocks[index]
+        self.store = context.folder.block(index) if context.folder else None
+        self.recorder = self._recorder()
+        whole.recorders.append(self.recorder)
+        self._seconds_before = 0.0
+        self._serial = 0
+        self._committed_step: int | None = None
+        self._next_look = context.goal.fewest if context.goal else 0
+
+    def run(self) -> None:
+        """From where the block stands to its last draw, or to a wish to stop.
+
+        Where the wish came before, what the block has is read and no more: it is part of a result.
+        """
+        start = self._start()
+        self.bar.advance(self.recorder.taken * len(self.chains))
+        self._began = self._committed = time.monotonic()
+        self._patience = self.context.commit_every
+        end: HasParams | None = None
+        complete = self.recorder.taken >= (self.engine.settings.draws or 0)
+        if complete:
+            end = start.state
+        elif self.wish.signal is None:
+            end = self._walk(start)
+        if self.index == 0 and end is not None and not self.recorder.all_diverged:
+            self.whole.checks = self._checked(end, anew=not complete)
+
+    def _checked(self, end: HasParams, *, anew: bool) -> Checks:
+        """What the sampler's state at the last draw tells, or told when the block ended."""
+        folder = self.context.folder
+        found = folder.manifest.get("checks") if folder else None
+        if found and not anew:
+            return Checks.from_dict(found)
+        try:
+            checks = check(self.engine, end)
+        except torch.OutOfMemoryError:
+            checks = not_measured()
+            self.whole.note("there was no memory left to look at the sampler: its gates are open")
+        if folder:
+            folder.update({"checks": asdict(checks)})
+        return checks
+
+    def _walk(self, start: Start) -> HasParams | None:
+        """The state at the last draw, if it was reached."""
+        position: Position | None = None
+        for position in self.engine.positions(self.index, len(self.chains), start):
+            index = self.engine.draw_at(position.step)
+            if index is not None and index >= self.recorder.taken:
+                self._record(position)
+            stops = self.wish.signal is not None or self.recorder.all_diverged
+            ends = position.step == self.engine.last_step or (not stops and self._goal_reached())
+            if self.store and (stops or ends or self._commit_due()):
+                self._commit(self.store, start, position)
+            if stops:
+                return None
+            if ends:
+                break
+        return position.state if position else None
+
+    def _goal_reached(self) -> bool:
+        """Whether the run may end here; looks again after a tenth more draws."""
+        goal, taken = self.context.goal, self.recorder.taken
+        if goal is None or taken < self._next_look:
+            return False
+        self._next_look = ceil(_NEXT_LOOK * taken)
+        self.recorder.settle()
+        if not self.whole.current_reliability() >= goal.reliability:
+            return False
+        self.whole.ended_at = taken
+        return True
+
+    def _record(self, position: Position) -> None:
+        params = position.state.params
+        train, query = self.engine.observed(position)
+        if position.gradient is not None:
+            with torch.no_grad():
+                self.whole.identities.add(
+                    self.chains.start, self.engine.posterior, state=position.state,
+                    gradient=position.gradient, mean_loss=self.engine.mean_train_loss(train),
+                )  # fmt: skip
+        self.recorder.add(
+            train,
+            query,
+            self.engine.distance_squared(params),
+            params if self.context.keep == "weights" else None,
+        )
+        self.bar.advance(len(self.chains))
+
+    def _recorder(self) -> BlockRecorder:
+        s = self.engine.settings
+        sums = subset = None
+        if self.context.keep == "sums":
+            sums = BlockSums(self.chains, num_chains=self.context.blocks[-1].stop)
+            subset = subset_of(self.engine.panels)
+        return BlockRecorder(
+            self.chains,
+            num_draws=s.draws,
+            distance_limit=distance_limit(self.engine),
+            sums=sums,
+            subset=subset,
+        )
+
+    def _start(self) -> Start:
+        """At w*, or where the newest whole commit left the block."""
+        found = None
+        if self.store:
+            found = self.store.usable(self.context.committed_arrays, self.context.weight_arrays)
+        if found is None or self.store is None:
+            return self.engine.start(self.index, len(self.chains))
+        commit, saved = found
+        self._serial, self._seconds_before = commit.serial, commit.seconds
+        self.whole.seconds_before += commit.seconds
+        self._committed_step = commit.step
+        here = hardware(self.engine.device)
+        if dict(commit.hardware) != here:
+            self.whole.note(other_hardware(commit.hardware, here))
+        traces = None
+        if commit.draws:
+            if self.context.keep != "sums":
+                filling = fill(self.engine, self.store, commit, self.index, self.chains)
+                for _ in filling:
+                    if self.wish.signal is not None:
+                        raise Unfinished
+            names = self.context.arrays
+            traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
+        self.recorder.restore(
+            traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
+            device=self.engine.device,
+        )  # fmt: skip
+        self.whole.identities.restore(self.chains, saved.get("identities"))
+        return self.engine.resumed(
+            self.index,
+            len(self.chains),
+            saved,
+            step=commit.step,
+            same_device=commit.hardware.get("device") == here["device"],
+        )
+
+    def _commit_due(self) -> bool:
+        waited = time.monotonic() - self._committed
+        return waited > self._patience or self.recorder.fresh_bytes > _FRESH_BYTES
+
+    def _commit(self, store: BlockStore, start: Start, position: Position) -> None:
+        """Hand everything up to here to the writing thread."""
+        began = time.monotonic()
+        self.recorder.settle()
+        segment = self.recorder.drain()
+        if segment is None and position.step == self._committed_step:
+            return
+        state = {
+            **start.saved(position),
+            **{f"recorder/{n}": x for n, x in self.recorder.state().items()},
+            "identities": self.whole.identities.state(self.chains),
+        }
+        self._serial += 1
+        commit = Commit(
+            serial=self._serial,
+            step=position.step,
+            draws=self.recorder.recorded,
+            diverged=dict(self.recorder.diverged),
+            seconds=self._seconds_before + self._seconds(),
+            hardware=hardware(self.engine.device),
+        )
+        panels = self.engine.panels
+        if self.context.keep == "sums" and segment is not None:
+            panels = Panels((segment.train.shape[2],), (segment.query.shape[2],), 1)
+        ready = None
+        if self.engine.device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        self.context.writer.submit(_write, store, commit, panels, segment, state, ready)
+        self._committed_step = position.step
+        self._committed = time.monotonic()
+        self._patience = max(self.context.commit_every, _COMMIT_SHARE * (self._committed - began))
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _write(
+    store: BlockStore,
+    commit: Commit,
+    panels: Panels,
+    segment: Segment | None,
+    state: Mapping[str, Tensor],
+    ready: torch.cuda.Event | None,
+) -> None:
+    traces: Mapping[str, np.ndarray] = {}
+    weights: dict[str, np.ndarray] = {}
+    if segment is not None:
+        traces = panels.split(segment.train, segment.query)
+        weights = weight_arrays(segment.weights)
+    store.commit(commit, traces=traces, weights=weights, state=on_host(state, ready))
+
+
+def weight_arrays(weights: Params) -> dict[str, np.ndarray]:
+    """Leaves by their position, so that no name of a parameter becomes a path."""
+    return {
+        f"weight-{i}": (
+            leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
+        ).numpy()
+        for i, leaf in enumerate(weights.values())
+    }
+
+
+def other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What a run says that was begun elsewhere."""
+    changed = [
+        f"{name} {then.get(name, 'unknown')} then, {now[name]} now"
+        for name in now
+        if then.get(name) != now[name]
+    ]
+    return (
+        f"the run was begun elsewhere ({'; '.join(changed)}): it is equal in law to one that was "
+        "not interrupted, but not to the last bit"
+    )
