@@ -48,7 +48,7 @@ def picture(run: bif.Run) -> str:
         center=float(shown["center_mean_loss"]),
         marked=[],
     )
-    return plots.as_file(svg)
+    return plots.standalone_svg(svg)
 
 
 def main() -> None:

@@ -130,11 +130,11 @@ class TestContent:
         whole = sum(
             d["columns"] * len(d["query"]["influence"]) for b in blocks(page_of(run)) for d in b
         )
-        monkeypatch.setattr("bif.report.passages.MOST_CELLS", whole // 3)
+        monkeypatch.setattr("bif.report.passages.MAX_CELLS", whole // 3)
         page = page_of(run)
         fewer = sum(d["columns"] * len(d["query"]["influence"]) for b in blocks(page) for d in b)
         assert 0 < fewer <= whole // 3
-        assert picked.MOST_CELLS * 4 < 5e6  # bytes
+        assert picked.MAX_CELLS * 4 < 5e6  # bytes
 
     def test_text_without_a_column_is_there_and_is_not_shaded(self, page):
         first = texts(3, seed=5).tokens

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NUM_SUSPECTS = 24
-_LONGEST_LIST = 20
+_MAX_LISTED = 20
 
 
 def suspects_section(source: Source, *, summary: Mapping) -> str:
@@ -36,7 +36,7 @@ def suspects_section(source: Source, *, summary: Mapping) -> str:
             f" The truth is known here: {plural(moved, 'label')} had been moved to another class, "
             f"and {hits} of the {len(order)} items below are among them."
         )
-    tiles = "".join(_suspect(source, i) for i in order)
+    tiles = "".join(_suspect_tile(source, i) for i in order)
     shape = "items" if source.train.images is not None else "items rows"
     return (
         '<section aria-labelledby="suspects"><h2 id="suspects">Suspected wrong labels</h2>'
@@ -82,7 +82,7 @@ def _gates(manifest: Mapping) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(gate.get("name"))}</th>'
         f"<td>{number(gate.get('value'))}</td><td>{number(gate.get('limit'))}</td>"
-        f"<td>{_verdict(gate)}</td></tr>"
+        f"<td>{_gate_verdict(gate)}</td></tr>"
         for gate in listed
     )
     if not rows:
@@ -95,7 +95,7 @@ def _gates(manifest: Mapping) -> str:
     )
 
 
-def _verdict(gate: Mapping) -> str:
+def _gate_verdict(gate: Mapping) -> str:
     if gate.get("failed"):
         return '<span class="verdict poor">failed</span>'
     known = finite(gate.get("value")) is not None
@@ -112,9 +112,9 @@ def provenance_section(manifest: Mapping) -> str:
         if key in ("explanations", "gates", "warnings"):
             continue
         if isinstance(value, Mapping) and value:
-            parts.append((str(key), list(_flat(value))))
+            parts.append((str(key), list(_flatten(value))))
         else:
-            single.append((str(key), _plain(value)))
+            single.append((str(key), _plain_text(value)))
     if single:
         parts.append(("run", single))
     details = "".join(
@@ -130,7 +130,7 @@ def provenance_section(manifest: Mapping) -> str:
     )
 
 
-def _suspect(source: Source, i: int) -> str:
+def _suspect_tile(source: Source, i: int) -> str:
     suspects = source.suspects
     assert suspects is not None
     truth, kind = "", "unknown"
@@ -237,23 +237,23 @@ def _histogram(
     )
 
 
-def _flat(tree: Mapping, prefix: str = "") -> list[tuple[str, str]]:
+def _flatten(tree: Mapping, prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{name}.")
+            rows += _flatten(value, f"{name}.")
         else:
-            rows.append((name, _plain(value)))
+            rows.append((name, _plain_text(value)))
     return rows
 
 
-def _plain(value: object) -> str:
+def _plain_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(_plain(v) for v in value[:_LONGEST_LIST])
-        more = f" … ({len(value):,} in all)" if len(value) > _LONGEST_LIST else ""
+        shown = ", ".join(_plain_text(v) for v in value[:_MAX_LISTED])
+        more = f" … ({len(value):,} in all)" if len(value) > _MAX_LISTED else ""
         return f"{shown}{more}" or MISSING
     if value is None or value == "" or value == {}:
         return MISSING

@@ -29,7 +29,7 @@ ESS_GATES = (400.0, 100.0)
 """Median effective sample size over items: good from the first, poor below the second."""
 
 
-def warnings(
+def warnings_box(
     source: Source, *, diagnostics: xr.Dataset, summary: Mapping, manifest: Mapping
 ) -> str:
     """Return the warnings of a run as one box, empty if there are none."""
@@ -113,11 +113,15 @@ def trust_line(summary: Mapping) -> str:
     reliability, rhat, ess = (summary.get(k) for k in ("reliability", "rhat_max", "ess_median"))
     seconds = finite(summary.get("seconds"))
     trusted = summary.get("trusted")
-    tiles = [] if trusted is None else [("Trusted", "yes" if trusted else "no", _yes(trusted))]
+    tiles = (
+        []
+        if trusted is None
+        else [("Trusted", "yes" if trusted else "no", _trust_verdict(trusted))]
+    )
     tiles += [
-        ("Reliability", number(reliability), _judge(reliability, RELIABILITY_GATES, sign=1)),
-        ("R-hat, largest", number(rhat, digits=4), _judge(rhat, RHAT_GATES, sign=-1)),
-        ("ESS, median", count(ess), _judge(ess, ESS_GATES, sign=1)),
+        ("Reliability", number(reliability), _gate_verdict(reliability, RELIABILITY_GATES, sign=1)),
+        ("R-hat, largest", number(rhat, digits=4), _gate_verdict(rhat, RHAT_GATES, sign=-1)),
+        ("ESS, median", count(ess), _gate_verdict(ess, ESS_GATES, sign=1)),
         ("Draws", count(summary.get("draws")), ""),
         ("Chains", count(summary.get("chains")), ""),
         ("Seconds", MISSING if seconds is None else number(seconds), ""),
@@ -131,11 +135,11 @@ def trust_line(summary: Mapping) -> str:
     return f'<dl class="trust">{cells}</dl>'
 
 
-def reading(source: Source) -> str:
+def reading_section(source: Source) -> str:
     """Return the section on signs, scale and errors."""
     rows = []
     for name, better, share in zip(
-        source.observables, source.better, source.resolved(), strict=True
+        source.observables, source.better, source.clear_shares(), strict=True
     ):
         direction, below, above = {
             "lower": ("lower", "helpful", "harmful"),
@@ -189,11 +193,11 @@ def _complete(*flags: object) -> bool:
     return all(flag is None or bool(flag) for flag in flags)
 
 
-def _yes(trusted: object) -> str:
+def _trust_verdict(trusted: object) -> str:
     return "good" if trusted else "poor"
 
 
-def _judge(value: object, gates: tuple[float, float], *, sign: int) -> str:
+def _gate_verdict(value: object, gates: tuple[float, float], *, sign: int) -> str:
     x = finite(value)
     if x is None:
         return ""

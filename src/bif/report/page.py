@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bif.report.controls import controls_section
 from bif.report.evidence import diagnostics_section, provenance_section, suspects_section
 from bif.report.markup import escape
-from bif.report.overview import headline, reading, trust_line, warnings
+from bif.report.overview import headline, reading_section, trust_line, warnings_box
 from bif.report.queries import queries_section
 from bif.report.source import choose_queries, find_queries, read_source
 
@@ -61,15 +61,15 @@ def render_report(
     else:
         chosen = find_queries(source, queries)
         how = f"{len(chosen)} of {len(source.query):,} queries, as asked for."
-    return assembled(
+    return assemble_page(
         script="script.js",
         styles=("style.css",),
         manifest=manifest,
-        warnings=warnings(source, diagnostics=diagnostics, summary=summary, manifest=manifest),
+        warnings=warnings_box(source, diagnostics=diagnostics, summary=summary, manifest=manifest),
         headline=headline(source, summary=summary),
         trust=trust_line(summary),
         sections=[
-            reading(source),
+            reading_section(source),
             queries_section(source, chosen=chosen, top=top, how=how),
             suspects_section(source, summary=summary),
             controls_section(source),
@@ -79,7 +79,7 @@ def render_report(
     )
 
 
-def assembled(
+def assemble_page(
     *,
     script: str,
     styles: Sequence[str],
@@ -100,14 +100,14 @@ def assembled(
         trust: How far to trust it.
         sections: The rest, in order; empty ones leave no trace.
     """
-    code = _asset(script)
+    code = _read_asset(script)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     version = manifest.get("versions")
     version = version.get("bif") if isinstance(version, Mapping) else None
-    return Template(_asset("page.html")).substitute(
+    return Template(_read_asset("page.html")).substitute(
         script=code,
         script_hash=digest,
-        style="\n".join(_asset(name) for name in styles),
+        style="\n".join(_read_asset(name) for name in styles),
         warnings=warnings,
         headline=headline,
         trust=trust,
@@ -125,6 +125,6 @@ def _how_chosen(shown: int, total: int) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     text = (resources.files("bif.report") / name).read_text(encoding="utf-8")
     return text.replace("\r\n", "\n").strip()

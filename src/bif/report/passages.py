@@ -15,10 +15,10 @@ from bif.report.markup import (
     shared_exponent,
     unit_text,
 )
-from bif.report.shading import data_block, largest_of, listed, packed, shaded_text
-from bif.report.token_source import MOST_CELLS, TokenSource
+from bif.report.shading import data_block, largest_score, pack_scores, score_list, shaded_text
+from bif.report.token_source import MAX_CELLS, TokenSource
 
-_MOST_SOURCES = 12
+_MAX_SOURCES = 12
 
 
 def reader_section(source: TokenSource, *, chosen: Sequence[int], top: int) -> str:
@@ -26,7 +26,7 @@ def reader_section(source: TokenSource, *, chosen: Sequence[int], top: int) -> s
     shown, cells = [], 0
     articles = []
     for query in chosen:
-        kept = _kept(source, query, top=top, room=MOST_CELLS - cells, first=not shown)
+        kept = _choose_passages(source, query, top=top, room=MAX_CELLS - cells, first=not shown)
         if kept is None:
             break
         cells += source.num_cells(query, kept[0] + kept[1])
@@ -59,7 +59,7 @@ def sources_section(source: TokenSource, *, chosen: Sequence[int]) -> str:
     )
     rows = list(chosen)
     strength = np.abs(np.nan_to_num(score[rows])).max(axis=0, initial=0.0)
-    order = np.argsort(-strength, kind="stable")[:_MOST_SOURCES]
+    order = np.argsort(-strength, kind="stable")[:_MAX_SOURCES]
     exponent = shared_exponent([float(score[q, s]) for q in rows for s in order])
     heads = "".join(f'<th scope="col">{escape(names[s])}</th>' for s in order)
     body = "".join(
@@ -86,12 +86,14 @@ def _source_cell(source: TokenSource, score: float, error: float, exponent: int)
     return f'<td class="{tone if sure else ""}">{text}<small> ± {spread}</small></td>'
 
 
-def _kept(
+def _choose_passages(
     source: TokenSource, query: int, *, top: int, room: int, first: bool
 ) -> tuple[list[int], list[int]] | None:
     """Passages of both signs, fewer where they would not fit; None if none of them does."""
     for count in range(top, 0, -1):
-        sides = [source.foremost(query, sign=s * source.helpful_sign, top=count) for s in (1, -1)]
+        sides = [
+            source.top_passages(query, sign=s * source.helpful_sign, top=count) for s in (1, -1)
+        ]
         if source.num_cells(query, sides[0] + sides[1]) <= room or (first and count == 1):
             return sides[0], sides[1]
     return None
@@ -100,14 +102,14 @@ def _kept(
 def _query(source: TokenSource, query: int, kept: tuple[list[int], list[int]]) -> str:
     items, o = source.items, source.observable
     passages = kept[0] + kept[1]
-    of_first = source.of_passages.at(source.queries.columns[query], passages[:1])
+    of_first = source.of_passages.select(source.queries.columns[query], passages[:1])
     values = of_first.influence.ravel()
     if not passages:
         values = np.full(len(source.queries.columns[query]), np.nan)
     certain = of_first.certain.ravel() if passages else np.zeros(len(values), bool)
     text = shaded_text(
         source.queries, query, values, certain,
-        largest=largest_of([values]), helpful_sign=source.helpful_sign,
+        largest=largest_score([values]), helpful_sign=source.helpful_sign,
     )  # fmt: skip
     block = data_block([_data(source, query, p) for p in passages])
     label = f" · label {escape(items.query.labels[query])}" if items.query.labels[query] else ""
@@ -130,8 +132,8 @@ def _passage_lists(source: TokenSource, query: int, kept: tuple[list[int], list[
     row = items.score[o, query]
     passages = kept[0] + kept[1]
     exponent = shared_exponent([float(row[p]) for p in passages])
-    shades = [source.on_queries.at([query], source.passages.columns[p]) for p in passages]
-    largest = largest_of([s.influence for s in shades])
+    shades = [source.on_queries.select([query], source.passages.columns[p]) for p in passages]
+    largest = largest_score([s.influence for s in shades])
     unit = f"; scores {unit_text(exponent)}" if exponent else ""
     titles = {
         "": ("Passages that lower it", "Passages that raise it"),
@@ -179,9 +181,9 @@ def _passage(
 def _data(source: TokenSource, query: int, passage: int) -> dict[str, object]:
     rows, columns = source.queries.columns[query], source.passages.columns[passage]
     return {
-        **packed(source.on_tokens.at(rows, columns)),
-        "query": listed(source.of_passages.at(rows, [passage])),
-        "train": listed(source.on_queries.at([query], columns)),
+        **pack_scores(source.on_tokens.select(rows, columns)),
+        "query": score_list(source.of_passages.select(rows, [passage])),
+        "train": score_list(source.on_queries.select([query], columns)),
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from bif.extras import needs_extra
 
-_SMALL = 64
+_SMALL_SIDE = 64
 """Pictures up to this many pixels a side stay as they are; larger ones shrink to twice it."""
 
 
@@ -37,9 +37,9 @@ def image_tag(pixels: np.ndarray, *, alt: str) -> str:
     with needs_extra("report", "Pictures in the report need Pillow"):
         from PIL import Image
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    small = max(picture.size) <= _SMALL
+    small = max(picture.size) <= _SMALL_SIDE
     if not small:
-        picture.thumbnail((2 * _SMALL, 2 * _SMALL))
+        picture.thumbnail((2 * _SMALL_SIDE, 2 * _SMALL_SIDE))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

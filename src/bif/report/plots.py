@@ -14,7 +14,7 @@ from bif.extras import needs_extra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LINE_POINTS = 8000
+_MAX_LINE_POINTS = 8000
 """Points drawn over all chains of the trace plot: keeps the page small."""
 
 # Colours that nothing else uses; each becomes a variable of the page's style sheet.
@@ -29,7 +29,7 @@ def traces(
 
     `center` is the loss at the trained weights (NaN: not drawn); chains in `marked` stand out.
     """
-    stride = max(1, mean_loss.size // _LINE_POINTS)
+    stride = max(1, mean_loss.size // _MAX_LINE_POINTS)
     opacity = float(np.clip(4 / max(1, len(mean_loss)), 0.3, 0.9))
 
     mean_loss = np.where(np.isfinite(mean_loss), mean_loss, np.nan)
@@ -94,7 +94,7 @@ def histogram(values: np.ndarray, *, name: str, mark: float) -> str:
     return _svg(draw, re.sub(r"\W", "", name).lower())
 
 
-def as_file(svg: str) -> str:
+def standalone_svg(svg: str) -> str:
     """Return a plot of this module as a file of its own, in the page's colours on white."""
     colours = "--muted:#57606a;--line:#d8dee4;--blue:#1a66b0;--orange:#bc4c00"
     opening = (

@@ -17,7 +17,7 @@ from bif.report.markup import (
     unit_text,
 )
 from bif.report.pictures import image_tag
-from bif.report.source import Items, Source, ranked
+from bif.report.source import Items, Source, top_k
 
 
 def queries_section(source: Source, *, chosen: Sequence[int], top: int, how: str) -> str:
@@ -51,13 +51,13 @@ def _chooser(source: Source, chosen: Sequence[int]) -> str:
         label = source.query.labels[q]
         words = f"<b>{escape(label)}</b> " if label else ""
         entries.append(
-            f'<li><a href="#query-{q}">{_decorative(picture(source.query, q))}'
+            f'<li><a href="#query-{q}">{_without_alt(picture(source.query, q))}'
             f"<span>{words}<small>{escape(source.query.ids[q])}</small></span></a></li>"
         )
     return f'<nav aria-label="Queries"><ul class="chooser">{"".join(entries)}</ul></nav>'
 
 
-def _decorative(tag: str) -> str:
+def _without_alt(tag: str) -> str:
     """Empty the alternative text of a picture that stands beside its own words."""
     return tag[: tag.index(' alt="')] + ' alt="">' if tag else ""
 
@@ -94,7 +94,7 @@ def _query(source: Source, q: int, *, top: int) -> str:
     title = f"Query {escape(query.ids[q])}"
     under = " · ".join(part for part in (label, group) if part)
     values = "".join(
-        f'<tr><th scope="row">{escape(name)}{_through(source, o)}</th>'
+        f'<tr><th scope="row">{escape(name)}{_proxy_note(source, o)}</th>'
         f"<td>{number(source.query_center[o, q])}</td>"
         f"<td>{number(source.query_mean[o, q])}</td></tr>"
         for o, name in enumerate(source.observables)
@@ -108,7 +108,7 @@ def _query(source: Source, q: int, *, top: int) -> str:
 <div class="observables">{observables}</div></article>"""
 
 
-def _through(source: Source, o: int) -> str:
+def _proxy_note(source: Source, o: int) -> str:
     """Return what an observable was recorded through: its mean is then linearised."""
     proxy = source.through[o]
     return f" <small>through the {escape(proxy)}</small>" if proxy else ""
@@ -141,8 +141,8 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
     # Of a run that is not trusted the strongest are shown, and none is called certain.
     clear = source.clear(score, error) | (not source.trusted)
     certain = np.where(clear, score, 0.0)
-    picked = [ranked(certain, sign=sign, top=top) for sign, *_ in plans]
-    strongest = [ranked(score, sign=sign, top=top) for sign, *_ in plans]
+    picked = [top_k(certain, sign=sign, top=top) for sign, *_ in plans]
+    strongest = [top_k(score, sign=sign, top=top) for sign, *_ in plans]
     left_out = [sum(not clear[i] for i in items) for items in strongest]
     shown = [i for items in picked for i in items]
     exponent = shared_exponent([float(score[i]) for i in shown])

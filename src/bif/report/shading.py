@@ -12,12 +12,12 @@ import numpy as np
 from bif.report.markup import escape, number
 from bif.report.token_source import Scores, Texts
 
-_STRONGEST = 45
+_LARGEST_SHADE = 45
 """Per cent of the tone behind the strongest token: its text keeps its contrast."""
-_FULL = 32767
+_INT16_MAX = 32767
 
 
-def largest_of(values: Sequence[np.ndarray]) -> float:
+def largest_score(values: Sequence[np.ndarray]) -> float:
     """The largest score among several texts, by which all of them are shaded."""
     return max((float(np.nanmax(np.abs(v))) for v in values if np.isfinite(v).any()), default=0.0)
 
@@ -65,7 +65,7 @@ def _shade(value: float, largest: float, helpful_sign: int) -> tuple[str, int]:
     if not np.isfinite(value) or not largest:
         return "", 0
     tone = "blue" if value * helpful_sign > 0 else "orange"
-    return tone, round(_STRONGEST * min(1.0, abs(value) / largest))
+    return tone, round(_LARGEST_SHADE * min(1.0, abs(value) / largest))
 
 
 def data_block(content: Any) -> str:
@@ -74,11 +74,11 @@ def data_block(content: Any) -> str:
     return f'<script type="application/json">{text}</script>'
 
 
-def packed(scores: Scores) -> dict[str, Any]:
+def pack_scores(scores: Scores) -> dict[str, Any]:
     """Pairs of tokens `[R, C]`: influence to 1/32767 of its largest, correlation to 1/127."""
     influence = np.nan_to_num(scores.influence.astype(np.float64))
     scale = float(np.abs(influence).max(initial=0.0))
-    whole = np.round(influence / (scale or 1.0) * _FULL).astype("<i2")
+    whole = np.round(influence / (scale or 1.0) * _INT16_MAX).astype("<i2")
     correlation = np.nan_to_num(scores.correlation).clip(-1, 1)
     return {
         "scale": float(f"{scale:.6g}"),
@@ -89,7 +89,7 @@ def packed(scores: Scores) -> dict[str, Any]:
     }
 
 
-def listed(scores: Scores) -> dict[str, Any]:
+def score_list(scores: Scores) -> dict[str, Any]:
     """One row or column of scores, to four digits."""
     influence, correlation = (
         [float(f"{x:.4g}") for x in np.nan_to_num(values).ravel().astype(np.float64)]

@@ -88,7 +88,7 @@ class Source:
         """
         return ~(np.abs(score) <= self.error_quantile * error) & self.trusted
 
-    def resolved(self) -> np.ndarray:
+    def clear_shares(self) -> np.ndarray:
         """Return, per observable [O], the share of scores whose sign is certain."""
         shares = np.full(len(self.observables), np.nan)
         for o in range(len(self.observables)):
@@ -223,7 +223,7 @@ def find_queries(source: Source, queries: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(position[name] for name in queries))
 
 
-def ranked(score: np.ndarray, *, sign: int, top: int) -> list[int]:
+def top_k(score: np.ndarray, *, sign: int, top: int) -> list[int]:
     """Return the at most `top` items of a row [N] whose score has this sign, strongest first."""
     signed = np.where(np.isfinite(score), score * sign, -np.inf)
     order = np.argsort(-signed, kind="stable")[:top]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bif.report.evidence import diagnostics_section, provenance_section
 from bif.report.markup import count, escape, plural, setting
-from bif.report.overview import excerpt_line, proxy_line, reading, trust_line, warnings
-from bif.report.page import assembled
+from bif.report.overview import excerpt_line, proxy_line, reading_section, trust_line, warnings_box
+from bif.report.page import assemble_page
 from bif.report.passages import reader_section, sources_section
 from bif.report.source import choose_queries, find_queries
 from bif.report.token_source import TokenSource, read_token_source
@@ -60,17 +60,17 @@ def render_token_report(
     source = read_token_source(influence, summed, observable=observable)
     items = source.items
     chosen = choose_queries(items) if queries is None else find_queries(items, queries)
-    return assembled(
+    return assemble_page(
         script="tokens.js",
         styles=("style.css", "tokens.css"),
         manifest=manifest,
-        warnings=warnings(items, diagnostics=diagnostics, summary=summary, manifest=manifest),
+        warnings=warnings_box(items, diagnostics=diagnostics, summary=summary, manifest=manifest),
         headline=_headline(source, summary=summary),
         trust=trust_line(summary),
         sections=[
             reader_section(source, chosen=chosen, top=top),
             sources_section(source, chosen=chosen),
-            reading(items),
+            reading_section(items),
             diagnostics_section(diagnostics, summary=summary, manifest=manifest),
             provenance_section(manifest),
         ],

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bif.report.source import Source, ranked, read_source
+from bif.report.source import Source, read_source, top_k
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MOST_CELLS = 1_000_000
+MAX_CELLS = 1_000_000
 """Pairs of tokens on one page, four bytes each in its text."""
 Side = Literal["train", "query"]
 SUMS = ("train", "query", "both")
@@ -31,7 +31,7 @@ class Scores:
     correlation: np.ndarray
     certain: np.ndarray
 
-    def at(self, rows: Sequence[int], columns: Sequence[int]) -> Scores:
+    def select(self, rows: Sequence[int], columns: Sequence[int]) -> Scores:
         """Some rows and columns."""
         where = np.ix_(list(rows), list(columns))
         return Scores(self.influence[where], self.correlation[where], self.certain[where])
@@ -89,9 +89,9 @@ class TokenSource:
         """The sign of helpful scores; of those that lower the observable if none is better."""
         return 1 if self.better == "higher" else -1
 
-    def foremost(self, query: int, *, sign: int, top: int) -> list[int]:
+    def top_passages(self, query: int, *, sign: int, top: int) -> list[int]:
         """Passages with the strongest scores of one sign on a whole query."""
-        return ranked(self.items.score[self.observable, query], sign=sign, top=top)
+        return top_k(self.items.score[self.observable, query], sign=sign, top=top)
 
     def num_cells(self, query: int, passages: Sequence[int]) -> int:
         """Pairs of columns of a query and some passages."""
