@@ -47,7 +47,7 @@ def documents(texts=TEXTS, **fields):
     ]
 
 
-def posed(kind, *, train=TEXTS, queries=TEXTS[:2], made=None, **given):
+def problem_with(kind, *, train=TEXTS, queries=TEXTS[:2], made=None, **given):
     made = made or model(kind)
     if kind == "gpt2 classifier":
         made.config.pad_token_id = 2  # type: ignore[union-attr]
@@ -75,9 +75,11 @@ class TestLosses:
     @pytest.mark.parametrize("kind", STYLES)
     def test_padding_batch_size_and_order_change_nothing(self, kind):
         made, tokens = model(kind), tokenizer(style=STYLES[kind])
-        whole = losses_of(posed(kind, made=made), chunk_size=6)
+        whole = losses_of(problem_with(kind, made=made), chunk_size=6)
         for size in (1, 2, 4):
-            assert (losses_of(posed(kind, made=made), chunk_size=size) - whole).abs().max() < 1e-10
+            assert (
+                losses_of(problem_with(kind, made=made), chunk_size=size) - whole
+            ).abs().max() < 1e-10
         for order in ([5, 4, 3, 2, 1, 0], [2, 4], [3]):
             given = [documents()[i] for i in order]
             problem = language_problem(made, tokens, train=given, queries=given)
@@ -86,7 +88,7 @@ class TestLosses:
     @pytest.mark.parametrize("kind", CAUSAL)
     def test_a_causal_loss_is_that_of_transformers_on_the_document_alone(self, kind):
         made, tokens = model(kind), tokenizer(style=STYLES[kind])
-        got = losses_of(posed(kind, made=made))
+        got = losses_of(problem_with(kind, made=made))
         for text, loss in zip(TEXTS, got, strict=True):
             ids = torch.tensor([tokens(text)["input_ids"]])
             assert abs(loss - next_token_loss(made, ids, start=1)) < 1e-10
@@ -94,7 +96,7 @@ class TestLosses:
     def test_a_classifier_has_the_cross_entropy_of_transformers(self):
         for kind in ("classifier", "gpt2 classifier"):
             made, tokens = model(kind), tokenizer(style=STYLES[kind])
-            got = losses_of(posed(kind, made=made))
+            got = losses_of(problem_with(kind, made=made))
             for i, text in enumerate(TEXTS):
                 ids = torch.tensor([tokens(text)["input_ids"]])
                 expected = made(ids, labels=torch.tensor([i % 2])).loss
@@ -102,7 +104,7 @@ class TestLosses:
 
     def test_a_masked_loss_is_of_the_masked_tokens(self):
         made = model("bert")
-        problem = posed("bert", made=made)
+        problem = problem_with("bert", made=made)
         batch = problem.train.first(6)
         logits = made(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         logp = torch.log_softmax(logits, dim=-1)
@@ -127,7 +129,7 @@ class TestLosses:
         assert abs(losses_of(problem)[0] - expected) < 1e-10
 
     def test_no_document_sees_another(self):
-        problem = posed("gpt2")
+        problem = problem_with("gpt2")
         batch = problem.train.first(6)
         alone = [
             per_item(
@@ -138,9 +140,9 @@ class TestLosses:
         assert (torch.cat(alone) - losses_of(problem)).abs().max() < 1e-10
 
     def test_another_loss_may_be_given(self):
-        mean = posed("gpt2", loss=bif.losses.next_token_mean)
+        mean = problem_with("gpt2", loss=bif.losses.next_token_mean)
         counted = (mean.train.data["labels"] != -100).sum(dim=1)
-        assert (losses_of(mean) * counted - losses_of(posed("gpt2"))).abs().max() < 1e-10
+        assert (losses_of(mean) * counted - losses_of(problem_with("gpt2"))).abs().max() < 1e-10
 
 
 class TestRuns:
@@ -163,9 +165,9 @@ class TestRuns:
 
     def test_stacked_and_sequential_chains_agree(self):
         scores = [
-            bif.attribute(posed("llama"), replace(SETTINGS, oracle=oracle)).influence.dataset[
-                "influence"
-            ]
+            bif.attribute(
+                problem_with("llama"), replace(SETTINGS, oracle=oracle)
+            ).influence.dataset["influence"]
             for oracle in ("stacked", "sequential")
         ]
         assert abs(scores[0] - scores[1]).max() < 1e-10
@@ -173,14 +175,14 @@ class TestRuns:
     def test_minibatches(self):
         settings = replace(SETTINGS, gradient="minibatch", batch_size=2)
         assert np.isfinite(
-            bif.attribute(posed("gpt2"), settings).influence.dataset["influence"]
+            bif.attribute(problem_with("gpt2"), settings).influence.dataset["influence"]
         ).all()
 
     def test_the_model_is_left_as_it_was(self):
         made = model("gpt2").train()
         before = {n: x.clone() for n, x in made.state_dict().items()}
         config = made.config.to_json_string()  # type: ignore[union-attr]
-        bif.attribute(posed("gpt2", made=made), SETTINGS)
+        bif.attribute(problem_with("gpt2", made=made), SETTINGS)
         assert made.training and made.config.to_json_string() == config  # type: ignore[union-attr]
         assert all(torch.equal(x, before[n]) for n, x in made.state_dict().items())
 
@@ -193,7 +195,7 @@ def test_texts_and_records_are_documents():
     expected = ["mine", *(f"train-{i}" for i in range(2, len(TEXTS) + 1)), "last"]
     assert problem.train.ids.tolist() == expected
     assert problem.query_ids.tolist() == ["q-1", "q-2"]
-    torch.testing.assert_close(losses_of(problem)[:-1], losses_of(posed("gpt2")))
+    torch.testing.assert_close(losses_of(problem)[:-1], losses_of(problem_with("gpt2")))
 
 
 @pytest.mark.parametrize(
@@ -214,13 +216,13 @@ def test_what_is_no_document_is_told_what_to_pass(given, error, message):
 def test_torch_says_nothing_of_attention_in_a_stack():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        bif.attribute(posed("gpt2"), replace(SETTINGS, oracle="stacked"))
+        bif.attribute(problem_with("gpt2"), replace(SETTINGS, oracle="stacked"))
     assert not [str(w.message) for w in said if "scaled_dot_product" in str(w.message)]
 
 
 class TestNotes:
     def test_tied_weights_are_sampled_as_one_and_said(self):
-        problem = posed("gpt2", made=model("gpt2", tie_word_embeddings=True))
+        problem = problem_with("gpt2", made=model("gpt2", tie_word_embeddings=True))
         note = "lm_head.weight and transformer.wte.weight are one and are sampled as one"
         assert any(note in line for line in problem.notes)
         assert "lm_head.weight" not in problem.center()
@@ -228,15 +230,15 @@ class TestNotes:
         assert any(note in line for line in run.manifest["explanations"])
         frozen = model("gpt2", tie_word_embeddings=True)
         frozen.get_parameter("transformer.wte.weight").requires_grad_(False)
-        assert not any("tied" in line for line in posed("gpt2", made=frozen).notes)
-        untied = posed("neox", made=model("neox", tie_word_embeddings=False))
+        assert not any("tied" in line for line in problem_with("gpt2", made=frozen).notes)
+        untied = problem_with("neox", made=model("neox", tie_word_embeddings=False))
         assert not any("tied" in line for line in untied.notes)
 
     def test_the_choice_of_length_cuts_and_padding_are_said(self):
-        notes = posed("gpt2").notes
+        notes = problem_with("gpt2").notes
         assert f"max_length = {CONTEXT} tokens: the model's context" in notes
         assert any("its end-of-sequence pads, and no loss reads it" in line for line in notes)
-        cut = posed("gpt2", max_length=4).notes
+        cut = problem_with("gpt2", max_length=4).notes
         assert any(n.startswith("train: 4 of 6 documents are longer than 4 tokens") for n in cut)
         assert any(n.startswith("query: 2 of 2 documents") for n in cut)
 
@@ -244,7 +246,7 @@ class TestNotes:
 class TestRefusals:
     def test_a_context_shorter_than_max_length(self):
         with pytest.raises(ValueError, match="max_length is 25, and the model reads at most 24"):
-            posed("gpt2", max_length=25)
+            problem_with("gpt2", max_length=25)
 
     def test_positions_that_are_counted_from_the_padding_token_on(self):
         import transformers
@@ -267,7 +269,7 @@ class TestRefusals:
         small = model("llama")
         small.resize_token_embeddings(200)  # type: ignore[operator]
         with pytest.raises(ValueError, match="different vocabularies: document 'd0' has token 2"):
-            posed("llama", made=small)
+            problem_with("llama", made=small)
 
     def test_a_classifier_that_takes_another_token_for_padding(self):
         with pytest.raises(ValueError, match="set model.config.pad_token_id = 2"):
@@ -423,16 +425,16 @@ class TestComponents:
         moved = {n: 0.3 * masks[n] * normal(*masks[n].shape, seed=1) for n in masks}
         with torch.no_grad():
             parameters[output].mul_(~masks[output])
-            deaf = losses_of(posed(kind, made=made))
+            deaf = losses_of(problem_with(kind, made=made))
             for name in own:
                 parameters[name].add_(moved[name])
-            assert (losses_of(posed(kind, made=made)) - deaf).abs().max() < 1e-12
+            assert (losses_of(problem_with(kind, made=made)) - deaf).abs().max() < 1e-12
             parameters[output].add_(moved[output])
-            assert (losses_of(posed(kind, made=made)) - deaf).abs().max() > 1e-3
+            assert (losses_of(problem_with(kind, made=made)) - deaf).abs().max() > 1e-3
 
     def test_a_run_moves_the_head_alone(self):
         movable = movable_weights(model("llama"), heads=parse_heads(["0.3"]))
-        run = bif.attribute(posed("llama"), replace(SETTINGS, movable=movable))
+        run = bif.attribute(problem_with("llama"), replace(SETTINGS, movable=movable))
         assert run.manifest["num_moving_weights"] == 4 * 4 * 16
 
     @pytest.mark.parametrize(
@@ -467,7 +469,7 @@ class TestLargeVocabularies:
     @pytest.mark.parametrize("reduction", ["sum", "mean"])
     @pytest.mark.parametrize("kind", CAUSAL)
     def test_their_losses_are_those_of_all_logits(self, kind, reduction):
-        problem = posed(kind, reduction=reduction)
+        problem = problem_with(kind, reduction=reduction)
         assert problem.loss is CHUNKED[reduction]
         assert any("330 pieces are computed" in note for note in problem.notes)
         batch = problem.train.first(6)
@@ -481,19 +483,19 @@ class TestLargeVocabularies:
     def test_another_head_keeps_all_logits_and_the_run_says_why(self):
         made = model("gpt2")
         made.lm_head = nn.Sequential(made.lm_head)  # type: ignore[union-attr]
-        problem = posed("gpt2", made=made)
+        problem = problem_with("gpt2", made=made)
         assert problem.loss is bif.losses.next_token
         assert any("no linear head of its own" in note for note in problem.notes)
 
     def test_other_tasks_and_losses_of_ones_own_stay(self):
-        assert posed("bert").loss is default_loss("masked", "sum")
-        assert posed("gpt2", loss=bif.losses.next_token).loss is bif.losses.next_token
+        assert problem_with("bert").loss is default_loss("masked", "sum")
+        assert problem_with("gpt2", loss=bif.losses.next_token).loss is bif.losses.next_token
 
     def test_other_mistakes_are_still_told(self):
         with pytest.raises(ValueError, match="tokens is 'all'"):
-            posed("gpt2", tokens="all")
+            problem_with("gpt2", tokens="all")
 
 
 def test_small_vocabularies_keep_all_logits():
-    assert posed("gpt2").loss is bif.losses.next_token
-    assert posed("gpt2", reduction="mean").loss is bif.losses.next_token_mean
+    assert problem_with("gpt2").loss is bif.losses.next_token
+    assert problem_with("gpt2", reduction="mean").loss is bif.losses.next_token_mean

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bif.language.linear_loss import Head, chunked_next_token, linear_cross_entropy
+from bif.language.linear_loss import LinearHead, chunked_next_token, linear_cross_entropy
 from bif.losses import next_token
 from small_problems import filled, integers, normal, stack_near
 
@@ -101,7 +101,7 @@ def test_masked_tokens_are_exactly_zero():
 def test_the_size_of_a_chunk_changes_nothing(logits_at_once):
     hidden, linear = normal(18, D, seed=0).requires_grad_(), filled(nn.Linear(D, V))
     targets = integers(V, 18, seed=1)
-    head = Head(nn.Identity(), linear)  # type: ignore[arg-type]
+    head = LinearHead(nn.Identity(), linear)  # type: ignore[arg-type]
     whole = nn.functional.cross_entropy(linear(hidden), targets, reduction="none")
     got = linear_cross_entropy(hidden, targets, head, logits_at_once=logits_at_once)
     torch.testing.assert_close(got, whole, **EXACT)

@@ -50,12 +50,12 @@ def test_losses_of_rows_are_those_of_torch_and_masked_ones_are_0(dtype, scale):
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_slopes_are_the_gradient_of_the_weighted_losses(dtype, scale):
-    from bif.language.row_kernels import row_losses, slopes_
+    from bif.language.row_kernels import logit_gradients_, row_losses
 
     logits, targets, exact, _ = rows(dtype, scale)
     factors = normal(M, seed=2).to(DEVICE)
     _, normalisers = row_losses(logits, targets, scale=scale)
-    got = slopes_(logits.clone(), targets, normalisers, factors, scale=scale)
+    got = logit_gradients_(logits.clone(), targets, normalisers, factors, scale=scale)
     hot = torch.zeros_like(exact).scatter_(1, targets.clamp(min=0).unsqueeze(1), 1.0)
     expected = (exact.exp() - hot) * (factors.double() * scale * (targets >= 0)).unsqueeze(1)
     assert got.dtype == dtype
@@ -66,7 +66,7 @@ def test_slopes_are_the_gradient_of_the_weighted_losses(dtype, scale):
 @pytest.mark.skipif(INTERPRETED, reason="takes a device of its own")
 def test_a_causal_model_has_the_same_losses_and_gradients_by_kernels(monkeypatch):
     from bif.language import linear_loss
-    from bif.language.linear_loss import Head, linear_cross_entropy
+    from bif.language.linear_loss import LinearHead, linear_cross_entropy
 
     linear = torch.nn.Linear(32, V, bias=False).cuda()
     hidden = normal(50, 32, seed=3).float().cuda().requires_grad_()
@@ -74,7 +74,9 @@ def test_a_causal_model_has_the_same_losses_and_gradients_by_kernels(monkeypatch
     targets[::5] = -100
 
     def found():
-        losses = linear_cross_entropy(hidden, targets, Head(linear, linear), logits_at_once=16 * V)
+        losses = linear_cross_entropy(
+            hidden, targets, LinearHead(linear, linear), logits_at_once=16 * V
+        )
         (losses * torch.arange(50, device="cuda")).sum().backward()
         grads = [hidden.grad, linear.weight.grad]
         hidden.grad = linear.weight.grad = None

@@ -86,10 +86,10 @@ def movable_weights(
         and (name in trained or not is_adapter)
     ]
     if named_heads:
-        regions = [region for head in named_heads for region in _of_head(model, head)]
+        regions = [region for head in named_heads for region in _head_slices(model, head)]
         found = [r for r in regions if r.partition("[")[0] in chosen]
     elif layers:
-        prefixes = tuple(f"{_of_layer(model, layer)}." for layer in layers)
+        prefixes = tuple(f"{_layer_name(model, layer)}." for layer in layers)
         found = [name for name in chosen if name.startswith(prefixes)]
     else:
         found = chosen
@@ -130,7 +130,7 @@ def parse_heads(words: Iterable[str]) -> list[Head]:
     return found
 
 
-def _of_layer(model: nn.Module, layer: int) -> str:
+def _layer_name(model: nn.Module, layer: int) -> str:
     """The name of a layer: of an entry of the one list of as many modules as there are layers."""
     number = int(_config(model).num_hidden_layers)
     if not 0 <= layer < number:
@@ -147,9 +147,9 @@ def _of_layer(model: nn.Module, layer: int) -> str:
     return f"{stacks[0]}.{layer}"
 
 
-def _of_head(model: nn.Module, head: Head) -> list[str]:
+def _head_slices(model: nn.Module, head: Head) -> list[str]:
     """Slices of the weights of one head."""
-    prefix, config = _of_layer(model, head.layer), _config(model)
+    prefix, config = _layer_name(model, head.layer), _config(model)
     number = int(config.num_attention_heads)
     if not 0 <= head.head < number:
         raise ValueError(
@@ -162,8 +162,8 @@ def _of_head(model: nn.Module, head: Head) -> list[str]:
         for name, module in model.named_modules():
             if name.startswith(f"{prefix}.") and name.endswith(f".{end}"):
                 mine = head.head * num_kv // number if kind in ("k", "v") else head.head
-                places = _places(mine, size, number, layout)
-                regions += _regions(name, module, kind, places)
+                places = _output_ranges(mine, size, number, layout)
+                regions += _projection_slices(name, module, kind, places)
     if not regions:
         raise ValueError(
             f"the attention of {type(model).__name__} is not known: name its weights by movable "
@@ -172,7 +172,7 @@ def _of_head(model: nn.Module, head: Head) -> list[str]:
     return regions
 
 
-def _places(head: int, size: int, number: int, layout: str) -> list[tuple[int, int]]:
+def _output_ranges(head: int, size: int, number: int, layout: str) -> list[tuple[int, int]]:
     """Where a head's outputs are among those of a projection."""
     if layout == "by_head":
         return [(3 * head * size, 3 * (head + 1) * size)]
@@ -180,7 +180,9 @@ def _places(head: int, size: int, number: int, layout: str) -> list[tuple[int, i
     return [((c * number + head) * size, (c * number + head + 1) * size) for c in range(copies)]
 
 
-def _regions(name: str, module: nn.Module, kind: Kind, places: list[tuple[int, int]]) -> list[str]:
+def _projection_slices(
+    name: str, module: nn.Module, kind: Kind, places: list[tuple[int, int]]
+) -> list[str]:
     # transformers' Conv1D keeps [inputs, outputs], torch's Linear [outputs, inputs].
     columns = (type(module).__name__ == "Conv1D") != (kind == "o")
     spans = [f":,{a}:{b}" if columns else f"{a}:{b}" for a, b in places]

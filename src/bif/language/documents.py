@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_FORMATS = "'messages', 'prompt' and 'completion', or 'text'"
+_TEXT_FIELDS = "'messages', 'prompt' and 'completion', or 'text'"
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def as_documents(given: Documents, name: str) -> list[Document]:
                 "or a record such as {'prompt': …, 'completion': …}. Token ids of your own are "
                 "bif.language.Sequences in a bif.Problem."
             )
-        found.append(document_of(record, id=f"{name}-{number}", place=place))
+        found.append(document_from_record(record, id=f"{name}-{number}", place=place))
     return found
 
 
-def document_of(record: Mapping[str, Any], *, id: str, place: str) -> Document:
+def document_from_record(record: Mapping[str, Any], *, id: str, place: str) -> Document:
     """A document from the fields of a record.
 
     `messages` go before `prompt` and `completion`, these before `text`; `id`, `source` and `label`
@@ -113,7 +113,8 @@ def _text(given: Mapping[str, Any], name: str, place: str, *, may_be_empty: bool
     if name not in given:
         found = ", ".join(map(repr, given)) or "none"
         raise ValueError(
-            f"{place}: the field {name!r} is missing: expected {_FORMATS}; the fields are {found}."
+            f"{place}: the field {name!r} is missing: expected {_TEXT_FIELDS}; "
+            f"the fields are {found}."
         )
     value = given[name]
     if not isinstance(value, str):

@@ -32,7 +32,7 @@ LOGITS_AT_ONCE = 2**26
 _IGNORED = -100
 _TILE = 128
 """Rows of a matrix that libraries multiply at a time."""
-_compared: WeakSet[nn.Module] = WeakSet()
+_checked_models: WeakSet[nn.Module] = WeakSet()
 """Models whose logits have been found to be those of `Head`."""
 
 
@@ -61,11 +61,11 @@ def chunked_next_token(
         TypeError: A batch without token ids.
     """
     refuse_other_than_texts(batch)
-    inner = _unwrapped(model)
+    inner = _base_model(model)
     head = linear_head(inner)
-    if inner not in _compared and not _is_transformed():
+    if inner not in _checked_models and not _is_transformed():
         _refuse_another_head(inner, head, batch)
-        _compared.add(inner)
+        _checked_models.add(inner)
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = next_targets(batch)
     hidden = head.hidden_states(ids, mask)[:, :-1]
@@ -83,7 +83,7 @@ def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Head:
+class LinearHead:
     """The last map of a causal language model: `cap · tanh(scale · (W h + b) / cap)`.
 
     Args:
@@ -110,7 +110,7 @@ class Head:
             return self.base(input_ids=ids, use_cache=False).last_hidden_state
 
 
-def linear_head(model: nn.Module) -> Head:
+def linear_head(model: nn.Module) -> LinearHead:
     """The head of a causal language model of transformers.
 
     Raises:
@@ -130,11 +130,11 @@ def linear_head(model: nn.Module) -> Head:
     scale = getattr(config, "logit_scale", None) or 1 / (
         getattr(config, "logits_scaling", None) or 1
     )
-    return Head(base, linear, float(scale), getattr(config, "final_logit_softcapping", None))
+    return LinearHead(base, linear, float(scale), getattr(config, "final_logit_softcapping", None))
 
 
 def linear_cross_entropy(
-    hidden: Tensor, targets: Tensor, head: Head, *, logits_at_once: int = LOGITS_AT_ONCE
+    hidden: Tensor, targets: Tensor, head: LinearHead, *, logits_at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
     """`-log softmax(head(hidden))[target]`, nats, `[M]`; 0 where the target is -100.
 
@@ -149,13 +149,13 @@ def linear_cross_entropy(
     tokens = max(1, logits_at_once // linear.weight.shape[0])
     if tokens > _TILE:  # products of matrices come in tiles: the last is to be a whole one
         tokens -= tokens % _TILE
-    form = _Form(tokens, dtype, head.scale, head.cap)
+    form = _LogitMap(tokens, dtype, head.scale, head.cap)
     losses, _ = _LinearCrossEntropy.apply(hidden, linear.weight, linear.bias, targets, form)  # type: ignore[misc]
     return losses
 
 
 @dataclass(frozen=True)
-class _Form:
+class _LogitMap:
     """How logits come from hidden states: tokens at a time, compute type, scale and cap."""
 
     tokens: int
@@ -176,7 +176,7 @@ class _Form:
             logits = self.cap * torch.tanh(logits / self.cap)
         return at_least_float32(logits)
 
-    def slope(self, logits: Tensor) -> Tensor | float:
+    def derivative(self, logits: Tensor) -> Tensor | float:
         """Derivative of `logits` by `W h + b`."""
         if not self.cap:
             return self.scale
@@ -190,7 +190,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: _Form
+        hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, form: _LogitMap
     ) -> tuple[Tensor, Tensor]:
         losses, normalisers = [], []
         counted = targets != _IGNORED
@@ -223,7 +223,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
-        form: _Form = ctx.form
+        form: _LogitMap = ctx.form
         to_hidden, to_weight, to_bias = [], None, None
         factors = (gradients[0] * (targets != _IGNORED)).unsqueeze(1)
         places = targets.clamp(min=0).unsqueeze(1)
@@ -234,16 +234,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for part in form.chunks(len(targets)):
                 inputs = hidden[part].to(form.dtype)
                 if kernels is not None:
-                    by_logits = by_map = kernels.slopes_(
+                    by_logits = by_map = kernels.logit_gradients_(
                         inputs @ narrow.T, targets[part], normaliser[part], gradients[0][part],
                         scale=form.scale,
                     )  # fmt: skip
                 else:
                     logits = form.logits(inputs, narrow, shift)
-                    slope = form.slope(logits)
+                    derivative = form.derivative(logits)
                     by_logits = logits.sub_(normaliser[part].unsqueeze(1)).exp_()  # the softmax
                     by_logits.scatter_add_(1, places[part], -torch.ones_like(factors[part]))
-                    by_map = by_logits.mul_(factors[part]).mul_(slope).to(form.dtype)
+                    by_map = by_logits.mul_(factors[part]).mul_(derivative).to(form.dtype)
                 to_hidden.append((by_map @ narrow).to(hidden.dtype))
                 # Sums over many chunks are taken in float32 or wider.
                 if ctx.needs_input_grad[1]:
@@ -259,7 +259,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _kernels(hidden: Tensor, bias: Tensor | None, form: _Form) -> Any:
+def _kernels(hidden: Tensor, bias: Tensor | None, form: _LogitMap) -> Any:
     """Kernels for rows of logits, where there are any for this device and head."""
     fits = bias is None and not form.cap and form.dtype.itemsize <= 4
     if not fits or hidden.device.type != "cuda" or _is_transformed():
@@ -275,7 +275,7 @@ def _sum(total: Tensor | None, part: Tensor) -> Tensor:
     return at_least_float32(part) if total is None else total.add_(part)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _base_model(model: nn.Module) -> nn.Module:
     """The model of transformers inside a PEFT model, its adapters in place."""
     inside = getattr(model, "get_base_model", None)
     return model if inside is None else inside()
@@ -286,7 +286,7 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
-def _refuse_another_head(model: nn.Module, head: Head, batch: Batch) -> None:
+def _refuse_another_head(model: nn.Module, head: LinearHead, batch: Batch) -> None:
     """Raise unless the model's own logits are those of `head`, on the first tokens of an item."""
     ids = batch["input_ids"][:1, :8]
     linear = head.linear
@@ -294,7 +294,7 @@ def _refuse_another_head(model: nn.Module, head: Head, batch: Batch) -> None:
         expected = model(input_ids=ids, use_cache=False).logits.double()
         hidden = head.hidden_states(ids, None)
         bias = None if linear.bias is None else linear.bias.to(hidden.dtype)
-        form = _Form(1, hidden.dtype, head.scale, head.cap)
+        form = _LogitMap(1, hidden.dtype, head.scale, head.cap)
         got = form.logits(hidden[0], linear.weight.to(hidden.dtype), bias).double()
     gap, size = float((got - expected[0]).abs().max()), float(expected.abs().max())
     if not gap <= 0.05 * size:

@@ -16,7 +16,7 @@ from bif.language.passages import Task
 from bif.language.rows import padding_token
 from bif.problem.literals import require_literal
 
-_ADAPTER = "adapter_model.safetensors"
+_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load_model(
         ValueError: A task that cannot be told, or is none of the three; a regression or
             multi-label head; an adapter that adds tokens.
     """
-    transformers = _transformers()
+    transformers = _import_transformers()
     if task is not None:
         require_literal("task", task, Task)
     _refuse_missing_folder(name, "model")
@@ -65,7 +65,7 @@ def load_model(
             f"no model with a tokenizer at {str(name)!r}: expected a folder written by "
             f"save_pretrained, or a name on the hub. {_first_line(error)}"
         ) from error
-    chosen = task or _task_of(config, name)
+    chosen = task or _task_of_config(config, name)
     loader = {
         "causal": transformers.AutoModelForCausalLM,
         "masked": transformers.AutoModelForMaskedLM,
@@ -88,7 +88,7 @@ def load_model(
         model.config.pad_token_id = padding_token(tokenizer)  # decoders look for the last token
     model.config.use_cache = False
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = _load_adapter(model, adapter)
     return LanguageModel(model.eval(), tokenizer, chosen)
 
 
@@ -99,7 +99,7 @@ def task_of(model: nn.Module) -> Task:
         ValueError: It cannot be told.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return _task_named(type(base).__name__)
+    return _task_of_architecture(type(base).__name__)
 
 
 def context_length(model: nn.Module, tokenizer: Any) -> int | None:
@@ -116,13 +116,13 @@ def context_length(model: nn.Module, tokenizer: Any) -> int | None:
     return min(known) if known else None
 
 
-def _task_of(config: Any, name: str | Path) -> Task:
+def _task_of_config(config: Any, name: str | Path) -> Task:
     for architecture in config.architectures or []:
-        return _task_named(architecture)
+        return _task_of_architecture(architecture)
     raise ValueError(f"the configuration of {str(name)!r} names no architecture: pass task.")
 
 
-def _task_named(architecture: str) -> Task:
+def _task_of_architecture(architecture: str) -> Task:
     from transformers.models.auto import modeling_auto as auto
 
     for task, names in (
@@ -149,13 +149,13 @@ def _refuse_other_heads(config: Any) -> None:
         )
 
 
-def _with_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
+def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
     with needs_extra("lm", "adapters are loaded by peft"):
         import peft
     _refuse_missing_folder(adapter, "adapter")
-    if Path(adapter).is_dir() and not (Path(adapter) / _ADAPTER).is_file():
+    if Path(adapter).is_dir() and not (Path(adapter) / _ADAPTER_FILE).is_file():
         raise FileNotFoundError(
-            f"no {_ADAPTER} in {str(adapter)!r}: expected a folder written by peft. Pickled "
+            f"no {_ADAPTER_FILE} in {str(adapter)!r}: expected a folder written by peft. Pickled "
             "weights can run code and are refused."
         )
     try:
@@ -197,7 +197,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _transformers() -> Any:
+def _import_transformers() -> Any:
     with needs_extra("lm", "language models are loaded by transformers"):
         import transformers
     return transformers

@@ -31,7 +31,7 @@ class Passage:
     is_part: bool = False
 
 
-def passages(
+def tokenize_documents(
     documents: Sequence[Document],
     tokenizer: Any,
     *,
@@ -66,12 +66,12 @@ def passages(
     window = _Window.of(tokenizer, task=task, max_length=max_length, append_eos=append_eos)
     found: list[Passage] = []
     num_cut = num_lost = num_tokens = num_doubled = 0
-    for document, body, counts, has_prefix in _bodies(documents, tokenizer, window):
+    for document, body, counts, has_prefix in _tokenize(documents, tokenizer, window):
         num_doubled += has_prefix
         num_tokens += len(body)
         if long == "truncate":
-            num_cut += len(body) > window.room(document)
-            num_lost += max(0, len(body) - window.room(document))
+            num_cut += len(body) > window.capacity(document)
+            num_lost += max(0, len(body) - window.capacity(document))
         parts = window.parts(document, body, counts, long=long)
         whole = len(parts) == 1
         kept = [
@@ -80,7 +80,7 @@ def passages(
                 document,
                 tokens,
                 counted,
-                is_part=not whole or len(body) > window.room(document),
+                is_part=not whole or len(body) > window.capacity(document),
             )
             for i, (tokens, counted) in enumerate(parts)
             if any(counted)
@@ -93,20 +93,20 @@ def passages(
             )
         num_cut += long == "split" and not whole
         found += kept
-    said = _said(
+    notes = _describe_cuts(
         long, documents=len(documents), cut=num_cut, lost=num_lost, tokens=num_tokens,
         passages=len(found), max_length=max_length,
     )  # fmt: skip
     if num_doubled:
         pieces = "".join(tokenizer.convert_ids_to_tokens(list(window.prefix)))
-        said.append(
+        notes.append(
             f"{num_doubled:,} of {len(documents):,} documents begin with {pieces}, which the "
             "tokenizer puts before a text: it stands there once"
         )
-    return found, said
+    return found, notes
 
 
-def _said(
+def _describe_cuts(
     long: Long, *, documents: int, cut: int, lost: int, tokens: int, passages: int, max_length: int
 ) -> list[str]:
     if not cut:
@@ -128,7 +128,7 @@ class _Window:
 
     @classmethod
     def of(cls, tokenizer: Any, *, task: Task, max_length: int, append_eos: bool) -> _Window:
-        prefix, suffix = _added(tokenizer)
+        prefix, suffix = _special_tokens(tokenizer)
         if append_eos and task == "causal" and not suffix:
             if tokenizer.eos_token_id is None:
                 raise ValueError(
@@ -145,7 +145,7 @@ class _Window:
             )
         return window
 
-    def held(self, body: list[int]) -> tuple[int, int]:
+    def num_special(self, body: list[int]) -> tuple[int, int]:
         """How many tokens of a text are those that the tokenizer adds before and behind it.
 
         A rendered chat template has its beginning of sequence already, and is given no other.
@@ -156,7 +156,7 @@ class _Window:
         holds_suffix = after and tuple(body[-after:]) == self.suffix
         return before, after if holds_suffix and len(body) - before > after else 0
 
-    def room(self, document: Document) -> int:
+    def capacity(self, document: Document) -> int:
         """Tokens of a document's own in one passage."""
         if document.messages:  # the chat template adds its own
             return self.max_length
@@ -168,13 +168,13 @@ class _Window:
         """Tokens and flags of each passage."""
         around = ((), ()) if document.messages else (self.prefix, self.suffix)
         before, after = around[0], () if self.is_causal else around[1]
-        room = self.room(document)
+        capacity = self.capacity(document)
         # Without a token in front the first of each part cannot be predicted: parts share one.
         shared = 1 if self.is_causal and not before else 0
-        starts = range(0, max(1, len(body) - shared), room - shared) if long == "split" else [0]
+        starts = range(0, max(1, len(body) - shared), capacity - shared) if long == "split" else [0]
         found = []
         for start in starts:
-            part = slice(start, start + room)
+            part = slice(start, start + capacity)
             flags = counts[part]
             if shared:
                 flags = [False] * len(flags[:1]) + flags[1:]
@@ -183,7 +183,7 @@ class _Window:
         return found
 
 
-def _bodies(
+def _tokenize(
     documents: Sequence[Document], tokenizer: Any, window: _Window
 ) -> Iterator[tuple[Document, list[int], list[bool], bool]]:
     """Each document's own tokens and which count, before anything is cut.
@@ -203,7 +203,7 @@ def _bodies(
             counts[start:stop] = [True] * (stop - start)
         num_before = 0
         if not document.messages:
-            num_before, num_after = window.held(body)
+            num_before, num_after = window.num_special(body)
             body = body[num_before : len(body) - num_after]
             counts = counts[num_before : len(counts) - num_after]
             if window.is_causal:
@@ -223,12 +223,12 @@ def _spans(document: Document, tokenizer: Any) -> tuple[str, list[tuple[str, str
             "them: set tokenizer.chat_template, or give 'prompt' and 'completion'."
         )
     turns = [dict(turn) for turn in document.messages]
-    whole, parts = _rendered(tokenizer, turns, document), []
+    whole, parts = _render(tokenizer, turns, document), []
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        before = _rendered(tokenizer, turns[:i], document, begins_answer=True) if i else ""
-        upto = _rendered(tokenizer, turns[: i + 1], document)
+        before = _render(tokenizer, turns[:i], document, begins_answer=True) if i else ""
+        upto = _render(tokenizer, turns[: i + 1], document)
         if not (upto.startswith(before) and whole.startswith(upto)):
             raise ValueError(
                 f"{document.where}: the chat template renders turn {i} otherwise as the "
@@ -239,7 +239,7 @@ def _spans(document: Document, tokenizer: Any) -> tuple[str, list[tuple[str, str
     return whole, parts
 
 
-def _rendered(
+def _render(
     tokenizer: Any, turns: list[dict[str, str]], document: Document, *, begins_answer: bool = False
 ) -> str:
     try:
@@ -252,7 +252,7 @@ def _rendered(
         ) from error
 
 
-def _added(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the tokenizer puts before and behind a text."""
     alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])

@@ -11,12 +11,12 @@ from bif.language.documents import Documents, as_documents
 from bif.language.linear_loss import LOGITS_AT_ONCE, NoLinearHead
 from bif.language.losses import CHUNKED, Reduction, default_loss
 from bif.language.models import context_length, task_of
-from bif.language.passages import Long, Passage, Task, passages
+from bif.language.passages import Long, Passage, Task, tokenize_documents
 from bif.language.rows import RowMaker, padding_token
 from bif.language.sequences import Sequences
 from bif.problem.columns import Tokens
 from bif.problem.literals import require_literal
-from bif.problem.packed_sequences import install
+from bif.problem.packed_sequences import patch_mask_search
 from bif.problem.problem import Problem
 from bif.problem.weights import trainable
 from bif.types import ItemLoss
@@ -82,14 +82,14 @@ def language_problem(
     limit = context_length(model, tokenizer)
     length = _passage_length(max_length, limit)
     classes = cast(Any, model).config.label2id if chosen == "classification" else {}
-    install()
+    patch_mask_search()
     maker = RowMaker(tokenizer, chosen, classes or {}, seed)
     _refuse_other_padding(model, tokenizer, chosen)
-    notes = [*_lengths_noted(max_length, length, limit), *_padding_noted(tokenizer)]
+    notes = [*_note_length(max_length, length, limit), *_note_padding(tokenizer)]
 
     def items(given: Documents, name: str) -> Sequences:
         documents = as_documents(given, name)
-        found, said = passages(
+        found, said = tokenize_documents(
             documents, tokenizer, task=chosen, max_length=length, long=long, append_eos=append_eos
         )
         _refuse_other_vocabulary(model, tokenizer, found)
@@ -103,18 +103,18 @@ def language_problem(
         "candidates": {n: items(d, n) for n, d in candidates.items()} if candidates else None,
     }
 
-    def posed(loss: ItemLoss) -> Problem:
+    def make_problem(loss: ItemLoss) -> Problem:
         return Problem(model, loss, **data, tied_weights="share", tokens=tokens)
 
     pieces = cast(Any, model).get_input_embeddings().weight.shape[0]
     if loss is not None:
-        problem = posed(loss)
+        problem = make_problem(loss)
     elif chosen == "causal" and pieces >= LARGE_VOCABULARY:
-        problem, said = _without_all_logits(posed, pieces, reduction)
+        problem, said = _chunked_problem(make_problem, pieces, reduction)
         notes.append(said)
     else:
-        problem = posed(default_loss(chosen, reduction))
-    problem.notes = (*notes, *_tied_noted(model))
+        problem = make_problem(default_loss(chosen, reduction))
+    problem.notes = (*notes, *_note_tied(model))
     return problem
 
 
@@ -144,16 +144,16 @@ def _passage_length(max_length: int | None, limit: int | None) -> int:
     return max_length or min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
 
 
-def _without_all_logits(
-    posed: Callable[[ItemLoss], Problem], pieces: int, reduction: Reduction
+def _chunked_problem(
+    make_problem: Callable[[ItemLoss], Problem], pieces: int, reduction: Reduction
 ) -> tuple[Problem, str]:
     """The problem with the chunked loss if the model's head allows it, and what was chosen."""
     try:
-        problem = posed(CHUNKED[reduction])
+        problem = make_problem(CHUNKED[reduction])
     except ValueError as error:
         if not isinstance(error.__cause__, NoLinearHead):
             raise
-        problem = posed(default_loss("causal", reduction))
+        problem = make_problem(default_loss("causal", reduction))
         return problem, f"loss: all {pieces:,} logits of each token at once, for {error.__cause__}"
     tokens = max(1, LOGITS_AT_ONCE // pieces)
     return problem, (
@@ -162,14 +162,14 @@ def _without_all_logits(
     )
 
 
-def _lengths_noted(asked: int | None, length: int, limit: int | None) -> list[str]:
+def _note_length(asked: int | None, length: int, limit: int | None) -> list[str]:
     if asked is not None:
         return []
     why = "the model's context" if length == limit else "the default"
     return [f"max_length = {length} tokens: {why}"]
 
 
-def _padding_noted(tokenizer: Any) -> list[str]:
+def _note_padding(tokenizer: Any) -> list[str]:
     if tokenizer.pad_token_id is not None:
         return []
     if tokenizer.eos_token_id is None:
@@ -177,7 +177,7 @@ def _padding_noted(tokenizer: Any) -> list[str]:
     return ["the tokenizer has no padding token: its end-of-sequence pads, and no loss reads it"]
 
 
-def _tied_noted(model: nn.Module) -> list[str]:
+def _note_tied(model: nn.Module) -> list[str]:
     names, moving = dict[int, list[str]](), trainable(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

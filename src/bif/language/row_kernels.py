@@ -32,7 +32,7 @@ def row_losses(logits: Tensor, targets: Tensor, *, scale: float) -> tuple[Tensor
     return losses, normalisers
 
 
-def slopes_(
+def logit_gradients_(
     logits: Tensor, targets: Tensor, normalisers: Tensor, factors: Tensor, *, scale: float
 ) -> Tensor:
     """`factor · scale · (softmax - [target])`, written over the logits.
@@ -44,7 +44,7 @@ def slopes_(
         factors: Gradients by the losses, `[M]`.
         scale: Factor on the logits.
     """
-    _launch(_slopes_of_row, logits, targets, normalisers, factors.float().contiguous(), scale)
+    _launch(_gradients_of_row, logits, targets, normalisers, factors.float().contiguous(), scale)
     return logits
 
 
@@ -83,7 +83,7 @@ def _losses_of_row(
 
 
 @triton.jit
-def _slopes_of_row(
+def _gradients_of_row(
     logits,
     targets,
     normalisers,

@@ -14,9 +14,9 @@ from torch import Tensor
 from bif.language.passages import Passage, Task, piece_reader
 from bif.language.sequences import Sequences
 
-MASKED_SHARE = 0.15
+MASKED_FRACTION = 0.15
 """Of the tokens of a passage, at least one."""
-_WORDS = 8
+_LABEL_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class RowMaker:
         }
         numbers = [self._class(p) for p in passages] if self.task == "classification" else None
         if numbers is None:
-            labels = [" ".join(text.split()[:_WORDS]) for text in texts]
+            labels = [" ".join(text.split()[:_LABEL_WORDS]) for text in texts]
         else:
             names = {number: name for name, number in self.classes.items()}
             labels = [names.get(number, str(number)) for number in numbers]
@@ -93,7 +93,7 @@ class RowMaker:
             length = len(passage.tokens)
             tokens[row, :length] = torch.tensor(passage.tokens)
             attention[row, :length] = 1
-            places = torch.from_numpy(self._places(passage))
+            places = torch.from_numpy(self._predicted_positions(passage))
             labels[row, places] = tokens[row, places]
             if self.task == "masked":
                 tokens[row, places] = self.tokenizer.mask_token_id
@@ -103,14 +103,14 @@ class RowMaker:
             return {"input_ids": tokens, "labels": labels, "attention_mask": attention}
         return {"input_ids": tokens, "attention_mask": attention}
 
-    def _places(self, passage: Passage) -> np.ndarray:
+    def _predicted_positions(self, passage: Passage) -> np.ndarray:
         """Positions of the tokens that are predicted."""
         counted = np.flatnonzero(passage.counted)
         if self.task != "masked":
             return counted
         digest = hashlib.sha256(f"{self.seed}|{passage.id}".encode()).digest()
         source = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-        number = max(1, round(MASKED_SHARE * len(counted)))
+        number = max(1, round(MASKED_FRACTION * len(counted)))
         return np.sort(source.choice(counted, size=number, replace=False))
 
     def _class(self, passage: Passage) -> int:

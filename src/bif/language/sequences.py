@@ -11,7 +11,7 @@ from torch import Tensor
 from bif.problem.items import Items, map_batch
 from bif.types import Batch
 
-_MULTIPLE = 8
+_LENGTH_MULTIPLE = 8
 """Lengths of batches are rounded up to this: matrix units want it, and fewer lengths compile."""
 
 
@@ -60,30 +60,30 @@ class Sequences(Items):
             )
         order = torch.argsort(self.lengths, descending=True, stable=True)
         self._lengths_by_length = self.lengths[order].tolist()
-        self._by_length, self._back = order, torch.argsort(order)
+        self._length_order, self._inverse_order = order, torch.argsort(order)
 
     def take(self, indices: Tensor) -> Batch:
         """The items at `indices` `[B]` or `[C, B]`; cut where these are on the host."""
         rows = map_batch(lambda leaf: leaf[indices.to(leaf.device)], self.data)
         if indices.device.type != "cpu":
             return rows
-        return self._cut(rows, int(self.lengths[indices].max()), axis=indices.dim())
+        return self._trim(rows, int(self.lengths[indices].max()), axis=indices.dim())
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
         """All items in their own order, at most `size` at a time, each chunk cut."""
         for part, batch in super().chunks(size):
-            yield part, self._cut(batch, int(self.lengths[part].max()))
+            yield part, self._trim(batch, int(self.lengths[part].max()))
 
     def batches(self, size: int) -> Iterator[tuple[slice | Tensor, Batch]]:
         """All items, the longest first, at most `size` at a time."""
         for start in range(0, len(self), size):
-            positions = self._by_length[start : start + size]
+            positions = self._length_order[start : start + size]
             rows = map_batch(lambda leaf, at=positions: leaf[at], self.data)
-            yield positions, self._cut(rows, self._lengths_by_length[start])
+            yield positions, self._trim(rows, self._lengths_by_length[start])
 
     def in_order(self, values: Tensor) -> Tensor:
         """Values `[C, N]` of the items as `batches` brings them, put into the items' own order."""
-        return values.index_select(1, self._back.to(values.device))
+        return values.index_select(1, self._inverse_order.to(values.device))
 
     def first(self, count: int) -> Batch:
         """The first `count` items, uncut: memory measured on them is enough for any others."""
@@ -93,11 +93,14 @@ class Sequences(Items):
         """The same items with tensors on `device`."""
         moved = super().to(device)
         assert isinstance(moved, Sequences)
-        moved._by_length, moved._back = self._by_length.to(device), self._back.to(device)
+        moved._length_order, moved._inverse_order = (
+            self._length_order.to(device),
+            self._inverse_order.to(device),
+        )
         return moved
 
-    def _cut(self, rows: Mapping[str, Tensor], longest: int, *, axis: int = 1) -> Batch:
-        length = min(-(-longest // _MULTIPLE) * _MULTIPLE, self.max_length)
+    def _trim(self, rows: Mapping[str, Tensor], longest: int, *, axis: int = 1) -> Batch:
+        length = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.max_length)
         return {
             name: leaf.narrow(axis, 0, length) if self.data[name].dim() == 2 else leaf
             for name, leaf in rows.items()

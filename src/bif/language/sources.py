@@ -8,11 +8,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from bif.extras import needs_extra
-from bif.language.documents import Document, document_of
+from bif.language.documents import Document, document_from_record
 
 SEPARATOR = "<|endoftext|>"
 """Between the documents of a plain text file."""
-_FILES = (".jsonl", ".json", ".parquet", ".txt", ".text", ".md")
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".text", ".md")
 
 
 def read_documents(source: str | Path, *, limit: int | None = None) -> list[Document]:
@@ -42,10 +42,10 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
         raise ValueError(f"limit is {limit}: expected at least 1 document, or None for all.")
     documents: list[Document] = []
     seen: dict[str, str] = {}
-    for place, number, record in _records(str(source)):
+    for place, number, record in _read_records(str(source)):
         if limit is not None and len(documents) == limit:
             break
-        document = document_of(record, id=f"{group_name(source)}-{number}", place=place)
+        document = document_from_record(record, id=f"{group_name(source)}-{number}", place=place)
         if document.id in seen:
             raise ValueError(
                 f"{place}: the id {document.id!r} is that of {seen[document.id]} too: every "
@@ -60,7 +60,7 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
 
 def group_name(source: str | Path) -> str:
     """What documents of a source are called together: the name of its file or data set."""
-    name, _, _ = _parts(str(source))
+    name, _, _ = _split_source(str(source))
     if Path(name).is_dir():
         return Path(name).name or "documents"
     is_windows = PureWindowsPath(name).drive and not Path(name).exists()
@@ -77,7 +77,7 @@ def group_names(sources: Sequence[str | Path]) -> list[str]:
     found = []
     for name, source in zip(short, map(str, sources), strict=True):
         if short.count(name) > 1:
-            path, configuration, split = _parts(source)
+            path, configuration, split = _split_source(source)
             if not configuration and not split and Path(path).parent.name:
                 name = f"{Path(path).parent.name}-{name}"
             name += f":{configuration}" if configuration else ""
@@ -88,9 +88,9 @@ def group_names(sources: Sequence[str | Path]) -> list[str]:
     return found
 
 
-def _parts(source: str) -> tuple[str, str | None, str | None]:
+def _split_source(source: str) -> tuple[str, str | None, str | None]:
     """Path or name, configuration and split: the latter of what is no existing path alone."""
-    if Path(source).exists() or Path(source).suffix in _FILES:
+    if Path(source).exists() or Path(source).suffix in _SUFFIXES:
         return source, None, None
     name, at, split = source.rpartition("@")
     if not at:
@@ -101,36 +101,36 @@ def _parts(source: str) -> tuple[str, str | None, str | None]:
     return path, configuration or None, split or None
 
 
-def _records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+def _read_records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     """Place, number (from 1) and fields of every record."""
     path = Path(source)
     if path.is_dir():
-        return _numbered(source, _saved(path, split=None))
+        return _number_records(source, _read_saved(path, split=None))
     if path.suffix in (".jsonl", ".json"):
-        return _lines(path)
+        return _read_jsonl(path)
     if path.suffix == ".parquet":
-        return _numbered(source, _parquet(path))
+        return _number_records(source, _read_parquet(path))
     if path.suffix in (".txt", ".text", ".md"):
-        return _texts(path)
-    name, configuration, split = _parts(source)
+        return _read_plain_text(path)
+    name, configuration, split = _split_source(source)
     if Path(name).is_dir():
-        return _numbered(source, _saved(Path(name), split=split))
+        return _number_records(source, _read_saved(Path(name), split=split))
     if path.is_file():
         raise ValueError(f"{source}: expected a file .jsonl, .parquet or .txt, or a data set.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:  # no name of the hub
         raise FileNotFoundError(f"no file or folder {name!r}: expected documents there.")
-    return _numbered(source, _from_hub(name, configuration, split=split))
+    return _number_records(source, _read_from_hub(name, configuration, split=split))
 
 
-def _numbered(
+def _number_records(
     source: str, records: Iterable[Mapping[str, Any]]
 ) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
     for number, record in enumerate(records, start=1):
         yield f"{source}, row {number}", number, record
 
 
-def _lines(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    for number, line in enumerate(_content(path).split("\n"), start=1):
+def _read_jsonl(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -145,13 +145,13 @@ def _lines(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
         yield place, number, record
 
 
-def _texts(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    pieces = (piece.strip() for piece in _content(path).split(SEPARATOR))
+def _read_plain_text(path: Path) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    pieces = (piece.strip() for piece in _read_utf8(path).split(SEPARATOR))
     for number, piece in enumerate((p for p in pieces if p), start=1):
         yield f"{path}, document {number}", number, {"text": piece}
 
 
-def _content(path: Path) -> str:
+def _read_utf8(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}: expected documents there.")
     try:
@@ -163,7 +163,7 @@ def _content(path: Path) -> str:
         ) from error
 
 
-def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
+def _read_parquet(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}: expected documents there.")
     with needs_extra("lm", "parquet files are read by pyarrow"):
@@ -177,21 +177,21 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
         raise ValueError(f"{path} is no parquet file: {error}") from error
 
 
-def _saved(folder: Path, *, split: str | None) -> Iterable[Mapping[str, Any]]:
-    datasets = _datasets()
+def _read_saved(folder: Path, *, split: str | None) -> Iterable[Mapping[str, Any]]:
+    datasets = _import_datasets()
     try:
         found = datasets.load_from_disk(str(folder))
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"the folder {folder} is no data set written by save_to_disk: {error}"
         ) from error
-    return _one_split(found, split=split, name=str(folder))
+    return _choose_split(found, split=split, name=str(folder))
 
 
-def _from_hub(
+def _read_from_hub(
     name: str, configuration: str | None, *, split: str | None
 ) -> Iterable[Mapping[str, Any]]:
-    datasets = _datasets()
+    datasets = _import_datasets()
     try:
         found = datasets.load_dataset(name, configuration, trust_remote_code=False)
     except (FileNotFoundError, ConnectionError, OSError) as error:
@@ -199,10 +199,10 @@ def _from_hub(
             f"{name!r} is no file or folder here, and no data set of the hub could be loaded by "
             f"that name: {error}"
         ) from error
-    return _one_split(found, split=split, name=name)
+    return _choose_split(found, split=split, name=name)
 
 
-def _one_split(found: Any, *, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
+def _choose_split(found: Any, *, split: str | None, name: str) -> Iterable[Mapping[str, Any]]:
     if not isinstance(found, Mapping):
         if split:
             raise ValueError(f"{name} has no splits, got @{split}: leave it out.")
@@ -216,7 +216,7 @@ def _one_split(found: Any, *, split: str | None, name: str) -> Iterable[Mapping[
     return found[split]
 
 
-def _datasets() -> Any:
+def _import_datasets() -> Any:
     with needs_extra("lm", "data sets of Hugging Face are read by datasets"):
         import datasets
     return datasets
