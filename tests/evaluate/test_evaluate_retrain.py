@@ -374,7 +374,7 @@ def test_parameters_that_the_loss_does_not_reach_only_decay():
 
 def test_many_queries_are_measured_in_pieces_that_join(monkeypatch):
     whole = run()
-    monkeypatch.setattr("bif.evaluate.training._QUERIES_AT_ONCE", 2)
+    monkeypatch.setattr("bif.evaluate.training._CHUNK_SIZE", 2)
     pieces = run()
     assert all(np.abs(whole[name] - pieces[name]).max() < 1e-12 for name in OUTCOMES)
 

@@ -124,7 +124,7 @@ def lds(
             are fewer than two subsets, or `num_bootstrap` or `confidence` make no sense.
     """
     predictions = {"": _check_predictions(scores, masks, _mean_over_seeds(outcomes))}
-    return _judged(
+    return _compare(
         predictions, outcomes, num_bootstrap=num_bootstrap, confidence=confidence, seed=seed
     )[0][""]
 
@@ -167,7 +167,7 @@ def compare(
         name: _named_predictions(name, matrix, masks, outcomes_QM)
         for name, matrix in scores.items()
     }
-    return _judged(
+    return _compare(
         predictions, outcomes, against=against, num_bootstrap=num_bootstrap, confidence=confidence,
         seed=seed,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def _mean_over_seeds(outcomes: Any) -> np.ndarray:
     return check_outcomes(outcomes).mean(axis=0).T
 
 
-def _judged(
+def _compare(
     predictions: Mapping[str, np.ndarray],
     outcomes: Any,
     *,

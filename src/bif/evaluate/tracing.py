@@ -77,7 +77,7 @@ def tracing(
         raise ValueError(f"k is {k}; expected 1 to {helpful.shape[1]}, the number of items.")
     per_query = np.array(
         [
-            (auroc(row, marked), *_ranked(row, marked, k))
+            (auroc(row, marked), *_rank_measures(row, marked, k))
             for row, marked in zip(helpful, planted_QN, strict=True)
         ]
     )
@@ -88,7 +88,7 @@ def tracing(
     return Tracing(area, precision, recall, reciprocal, k)
 
 
-def _ranked(helpful: np.ndarray, planted: np.ndarray, k: int) -> tuple[float, float, float]:
+def _rank_measures(helpful: np.ndarray, planted: np.ndarray, k: int) -> tuple[float, float, float]:
     """Average precision, recall at k and reciprocal rank, each the mean over orders of ties."""
     _, block = np.unique(-helpful, return_inverse=True)
     sizes = np.bincount(block)

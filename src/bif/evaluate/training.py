@@ -23,7 +23,7 @@ from bif.problem.literals import require_literal
 from bif.problem.weights import copied, narrow_types, wide, widen_
 from bif.types import Batch, ItemLoss, Target
 
-_QUERIES_AT_ONCE = 1024
+_CHUNK_SIZE = 1024
 
 
 class Network(NamedTuple):
@@ -38,15 +38,15 @@ def values_of_stack(function: ItemFunction, leaves: dict[str, Tensor], batch: Ba
     """Values [G, B] of one batch under every network of the stack, 1,024 items at a time."""
     num_items = len(next(iter(batch_leaves(batch).values())))
     values = []
-    for start in range(0, num_items, _QUERIES_AT_ONCE):
-        part = slice(start, start + _QUERIES_AT_ONCE)
+    for start in range(0, num_items, _CHUNK_SIZE):
+        part = slice(start, start + _CHUNK_SIZE)
         items = map_batch(lambda t, part=part: t[part], batch)
         with torch.no_grad():
-            values.append(_stacked(function, leaves, items, own_batches=False))
+            values.append(_stacked_values(function, leaves, items, own_batches=False))
     return values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
 
-def _stacked(
+def _stacked_values(
     function: ItemFunction, leaves: dict[str, Tensor], batch: Batch, *, own_batches: bool
 ) -> Tensor:
     """Values [G, B]; batch [G, B, …] where networks have batches of their own, else [B, …]."""
@@ -114,13 +114,13 @@ class StackTrainer:
         momenta: list[Tensor | None] = [None for _ in leaves]
         for step, batch in enumerate(self._batches(networks)):
             with torch.enable_grad():
-                loss_GB = _stacked(self._losses, leaves, batch, own_batches=True)
+                loss_GB = _stacked_values(self._losses, leaves, batch, own_batches=True)
                 gradients = torch.autograd.grad(
                     loss_GB.mean(dim=1).sum(), list(leaves.values()), materialize_grads=True
                 )
             with torch.no_grad():
                 if step == 0:
-                    leaves = _laid_out_as(gradients, leaves)
+                    leaves = _match_layout(gradients, leaves)
                     if recipe.momentum:
                         momenta = [torch.zeros_like(leaf) for leaf in leaves.values()]
                 rate = recipe.rate_at(step)
@@ -168,19 +168,19 @@ class StackTrainer:
             position = step % per_epoch
             if position == 0:
                 permutations = torch.stack([torch.randperm(num_kept, generator=g) for g in orders])
-                shuffled = _sent(kept_GN.gather(1, permutations), self.device)
+                shuffled = _move_asynchronously(kept_GN.gather(1, permutations), self.device)
             index = shuffled[:, position * batch_size : (position + 1) * batch_size]
             yield map_batch(lambda t, index=index: t[index], self._items)
 
 
-def _sent(index: Tensor, device: torch.device) -> Tensor:
+def _move_asynchronously(index: Tensor, device: torch.device) -> Tensor:
     """Indices on the device, without waiting for the steps that are under way there."""
     if device.type != "cuda":
         return index.to(device)
     return index.pin_memory().to(device, non_blocking=True)
 
 
-def _laid_out_as(gradients: Sequence[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+def _match_layout(gradients: Sequence[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """The leaves in their gradients' order in memory, where updates run three times as fast."""
     return {
         name: torch.empty_like(gradient).copy_(leaf).requires_grad_()

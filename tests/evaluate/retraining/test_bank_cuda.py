@@ -44,7 +44,7 @@ def test_the_users_function_gets_items_and_start_on_the_gpu_and_its_randomness_i
 
 
 def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
-    problem, true = classification(), training._laid_out_as
+    problem, true = classification(), training._match_layout
     trainer = StackTrainer(
         problem.model, problem.loss, problem.train.data, RECIPE, "scratch", "cuda"
     )
@@ -54,7 +54,7 @@ def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch):
         torch.cuda.set_sync_debug_mode("error")
         return leaves
 
-    monkeypatch.setattr(training, "_laid_out_as", from_here_on)
+    monkeypatch.setattr(training, "_match_layout", from_here_on)
     masks = Plan(num_subsets=3).masks(20)
     try:
         leaves = trainer.fit([Network(mask, 0) for mask in masks])

@@ -61,7 +61,7 @@ def test_no_tuning_subset_is_a_reported_one(plan: Plan, num_items: int):
 
 def test_the_check_of_shared_subsets_can_fail(monkeypatch: pytest.MonkeyPatch):
     plan = Plan(num_subsets=40, num_tuning_subsets=20)
-    monkeypatch.setattr(Plan, "tuning_masks", lambda self, n: self._drawn(n, 20, (0, 1)))
+    monkeypatch.setattr(Plan, "tuning_masks", lambda self, n: self._draw(n, 20, (0, 1)))
     assert num_shared(plan, 8) > 0
 
 

@@ -27,10 +27,10 @@ def load(folder: str | Path) -> Bank:
         DamagedRun: A file is not what was written.
         FolderInUse: The bank was written by another version of bif.
     """
-    return loaded(folder, None)
+    return load_networks(folder, None)
 
 
-def loaded(folder: str | Path, plan: Plan | None) -> Bank:
+def load_networks(folder: str | Path, plan: Plan | None) -> Bank:
     """The networks of `plan`, or all; raises as `load`, also where the plan's are not there."""
     place = store.folder_at(folder)
     manifest = store.BANK.read(place)

@@ -11,8 +11,8 @@ import numpy as np
 
 from bif.evaluate.subsets import leave_out, random_subsets
 
-_MOST_SEEDS = 10**6
-_TUNING = 1
+_MAX_SEEDS = 10**6
+_TUNING_STREAM = 1
 """Stream of the tuning part's subsets; the reported part's come from the seed itself."""
 
 
@@ -77,7 +77,7 @@ class Plan:
         Raises:
             ValueError: Subsets that would be empty or whole, or more than there are.
         """
-        return self._drawn(num_items, self.num_subsets, self.mask_seed)
+        return self._draw(num_items, self.num_subsets, self.mask_seed)
 
     def tuning_masks(self, num_items: int) -> np.ndarray:
         """The tuning part's subsets, bool [M', N], none of which is a reported one.
@@ -91,7 +91,7 @@ class Plan:
             return np.zeros((0, num_items), dtype=bool)
         reported = {mask.tobytes() for mask in self.masks(num_items)}
         num_drawn = min(self._num_distinct(num_items), self.num_subsets + self.num_tuning_subsets)
-        drawn = self._drawn(num_items, num_drawn, (self.mask_seed, _TUNING))
+        drawn = self._draw(num_items, num_drawn, (self.mask_seed, _TUNING_STREAM))
         others = [mask for mask in drawn if mask.tobytes() not in reported]
         if len(others) < self.num_tuning_subsets:
             raise ValueError(
@@ -118,10 +118,10 @@ class Plan:
             num_subsets=max(self.num_subsets, other.num_subsets),
             fraction=self.fraction,
             num_removed=self.num_removed,
-            seeds=_joined(self.seeds, other.seeds),
+            seeds=_union(self.seeds, other.seeds),
             mask_seed=self.mask_seed,
             num_tuning_subsets=max(self.num_tuning_subsets, other.num_tuning_subsets),
-            tuning_seeds=_joined(self.tuning_seeds, other.tuning_seeds),
+            tuning_seeds=_union(self.tuning_seeds, other.tuning_seeds),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Plan:
         except (TypeError, OverflowError) as error:
             raise ValueError(f"no plan: {error}. Pass what Plan.as_dict returned.") from error
 
-    def _drawn(self, num_items: int, num: int, seed: int | tuple[int, ...]) -> np.ndarray:
+    def _draw(self, num_items: int, num: int, seed: int | tuple[int, ...]) -> np.ndarray:
         if self.num_removed is not None:
             return leave_out(num_items, num, num_removed=self.num_removed, seed=seed)
         assert self.fraction is not None  # filled in at the start
@@ -163,17 +163,17 @@ class Plan:
 def _seeds(seeds: tuple[int, ...] | int, name: str) -> tuple[int, ...]:
     """The seeds one by one."""
     if isinstance(seeds, int):
-        listed = tuple(range(seeds)) if seeds <= _MOST_SEEDS else ()
+        listed = tuple(range(seeds)) if seeds <= _MAX_SEEDS else ()
     else:
         listed = tuple(int(seed) for seed in seeds)
     if not listed or len(set(listed)) != len(listed):
         raise ValueError(
             f"{name} are {seeds!r}; expected at least one, all different, and at most "
-            f"{_MOST_SEEDS:,}."
+            f"{_MAX_SEEDS:,}."
         )
     return listed
 
 
-def _joined(mine: Any, more: Any) -> tuple[int, ...]:
+def _union(mine: Any, more: Any) -> tuple[int, ...]:
     """All seeds, each once, in the order of their arrival."""
     return tuple(dict.fromkeys((*mine, *more)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def networks_shown(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar that the yielded function advances by networks, or nothing where `shown` is False."""
     if not shown:
         yield lambda networks: None

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 from bif import store
 from bif.evaluate.retrain import MatmulPrecision, Recipe, check_seeds
 from bif.evaluate.retraining.bank import Bank, BankPart
-from bif.evaluate.retraining.load import loaded
+from bif.evaluate.retraining.load import load_networks
 from bif.evaluate.retraining.parts import PartToTrain, identity, parts_to_train
 from bif.evaluate.retraining.plan import Plan
-from bif.evaluate.retraining.progress import networks_shown
+from bif.evaluate.retraining.progress import progress_bar
 from bif.evaluate.retraining.trainers import FunctionTrainer, RecipeTrainer, Trainer, TrainFunction
 from bif.evaluate.training import Network
 from bif.problem.items import Items
@@ -30,9 +30,9 @@ from bif.problem.provenance import hardware, versions
 from bif.store.signals import termination_raises
 from bif.types import Batch, Target
 
-_SHARE = 0.05
+_RETRAIN_SHARE = 0.05
 """Of the time that is left, at most, to train one network again before going on."""
-_CLOSE = 0.01
+_RELATIVE_TOLERANCE = 0.01
 """Relative distance by which a network that is trained again may differ in any case."""
 _FUNCTION_CHUNK = 16
 """Networks of one seed that are stored together where they are trained one by one."""
@@ -110,10 +110,10 @@ def retrained(
         "hardware": [hardware(trainer.device)],
     }
     trainer.check(parts[0].masks[0], [part.queries for part in parts])
-    work = _Work(problem.train.ids, parts, trainer, plan, manifest)
+    work = _Training(problem.train.ids, parts, trainer, plan, manifest)
     if out is None:
         return work.run(None, show_progress=show_progress)
-    bank = _complete(out, manifest, plan)
+    bank = _load_if_complete(out, manifest, plan)
     if bank is not None:
         return bank
     with termination_raises(), store.open_bank(out, manifest) as folder:
@@ -121,7 +121,7 @@ def retrained(
 
 
 @dataclass
-class _Work:
+class _Training:
     """A bank in the making."""
 
     train_ids: np.ndarray
@@ -135,17 +135,17 @@ class _Work:
         manifest = store.plain(self.manifest)
         stores: list[store.BankPartStore | None] = [None for _ in self.parts]
         if folder is not None:
-            _lengthen(folder, self.plan, hardware(self.trainer.device))
+            _extend_manifest(folder, self.plan, hardware(self.trainer.device))
             manifest = folder.manifest
             stores = [_part_store(folder, part, self.train_ids) for part in self.parts]
-        slots = [_Slots(p, s, manifest) for p, s in zip(self.parts, stores, strict=True)]
+        slots = [_PartOutcomes(p, s, manifest) for p, s in zip(self.parts, stores, strict=True)]
         if folder is not None:
             said = _refuse_other_training(slots, self.trainer, folder.folder)
             if said:
                 folder.update({"notes": [*manifest.get("notes", []), said]})
         total = sum(len(slot.part.seeds) * len(slot.part.masks) for slot in slots)
         missing = sum(len(slot.missing()) for slot in slots)
-        with networks_shown(total, total - missing, shown=show_progress) as advance:
+        with progress_bar(total, total - missing, shown=show_progress) as advance:
             for slot in slots:
                 slot.fill(self.trainer, advance)
         if folder is not None:
@@ -163,7 +163,7 @@ class _Work:
         )
 
 
-class _Slots:
+class _PartOutcomes:
     """The places of one part's networks: outcomes [A, S, M, Q] and seconds [S, M], NaN if empty.
 
     Args:
@@ -200,7 +200,7 @@ class _Slots:
             values = trainer.outcomes(networks, self.part.queries)
             seconds = (time.perf_counter() - began) / len(stack)
             outcomes_AGQ = np.stack([values[name] for name in self.part.queries])
-            for first, last in _runs(stack):
+            for first, last in _consecutive_networks(stack):
                 (s, m), g, count = stack[first], first, last - first
                 self.outcomes[:, s, m : m + count] = outcomes_AGQ[:, g:last]
                 self.seconds[s, m : m + count] = seconds
@@ -223,7 +223,7 @@ class _Slots:
 
 
 def _refuse_other_training(
-    slots: list[_Slots], trainer: Trainer, folder: store.Folder
+    slots: list[_PartOutcomes], trainer: Trainer, folder: store.Folder
 ) -> str | None:
     """Retrain the cheapest network that is there, and refuse to go on where it comes out otherwise.
 
@@ -244,10 +244,10 @@ def _refuse_other_training(
     known = [seconds for seconds, *_ in there if np.isfinite(seconds)]
     seconds, index, s, m = min(there, key=lambda one: (not np.isfinite(one[0]), one[0]))
     cost = seconds * trainer.num_at_once  # one alone takes about as long as its stack did
-    if known and cost > _SHARE * left * float(np.mean(known)):
+    if known and cost > _RETRAIN_SHARE * left * float(np.mean(known)):
         return (
             f"no network was retrained when the bank went on with {left} to train: one takes about "
-            f"{cost:.3g} s, more than {_SHARE:.0%} of what was left"
+            f"{cost:.3g} s, more than {_RETRAIN_SHARE:.0%} of what was left"
         )
     slot = slots[index]
     network = Network(slot.part.masks[m], slot.part.seeds[s], m)
@@ -257,7 +257,7 @@ def _refuse_other_training(
         seeds = slot.outcomes[a, :, m]
         others = seeds if np.isfinite(seeds).all(axis=1).sum() > 1 else slot.outcomes[a, s]
         spread = others[np.isfinite(others).all(axis=1)].std(axis=0)
-        allowed = np.sqrt(np.mean(spread**2)) + _CLOSE * np.sqrt(np.mean(then**2))
+        allowed = np.sqrt(np.mean(spread**2)) + _RELATIVE_TOLERANCE * np.sqrt(np.mean(then**2))
         distance = np.sqrt(np.mean((now - then) ** 2))
         if not distance <= allowed:
             raise store.FolderInUse(
@@ -269,7 +269,7 @@ def _refuse_other_training(
     return None
 
 
-def _runs(stack: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _consecutive_networks(stack: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Stretches `[first, last)` of a stack with one seed and consecutive subsets."""
     keyed = groupby(enumerate(stack), key=lambda item: (item[1][0], item[1][1] - item[0]))
     for _, group in keyed:
@@ -277,7 +277,7 @@ def _runs(stack: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield positions[0], positions[-1] + 1
 
 
-def _lengthen(folder: store.BankFolder, plan: Plan, where: dict[str, str]) -> None:
+def _extend_manifest(folder: store.BankFolder, plan: Plan, where: dict[str, str]) -> None:
     """Enter further subsets and seeds, and where they are trained, before they are."""
     try:
         kept = Plan.from_dict(folder.manifest["plan"])
@@ -313,14 +313,14 @@ def _seeds_of(plan: Plan, part: PartToTrain) -> tuple[int, ...]:
     return seeds
 
 
-def _complete(out: str | Path, manifest: dict[str, Any], plan: Plan) -> Bank | None:
+def _load_if_complete(out: str | Path, manifest: dict[str, Any], plan: Plan) -> Bank | None:
     """The bank in the folder if it is this one and holds these networks; nothing is written."""
     with contextlib.suppress(FileNotFoundError, store.DamagedRun, ValueError):
         found = store.BANK.read(store.folder_at(out))
         if found.get("complete") and not store.differences(
             found["identity"], store.plain(manifest["identity"])
         ):
-            return loaded(out, plan)
+            return load_networks(out, plan)
     return None
 
 

@@ -120,11 +120,11 @@ class FunctionTrainer:
         """Nothing that could be tried in less time than a network takes."""
 
     def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
-        rows = [self._outcomes_of(network, queries) for network in networks]
+        rows = [self._train_and_evaluate(network, queries) for network in networks]
         return {name: np.stack([row[name] for row in rows]) for name in queries}
 
-    def _outcomes_of(self, network: Network, queries: Queries) -> dict[str, np.ndarray]:
-        model = widen_(self._trained(network)).to(self.device).eval()
+    def _train_and_evaluate(self, network: Network, queries: Queries) -> dict[str, np.ndarray]:
+        model = widen_(self._train_network(network)).to(self.device).eval()
         found = {}
         for name, (function, batches) in queries.items():
             of_items = ItemFunction(model, function)
@@ -135,18 +135,18 @@ class FunctionTrainer:
             if found[name].shape != expected:
                 raise ValueError(
                     f"observable {name!r} has shape {found[name].shape} under the network that the "
-                    f"training function returned for {_named(network)}; expected {expected}, one "
+                    f"training function returned for {_label(network)}; expected {expected}, one "
                     "value a query. Return a model that the observables can take."
                 )
             if not np.isfinite(found[name]).all():
                 raise FloatingPointError(
                     f"observable {name!r} is NaN or infinite under the network that the training "
-                    f"function returned for {_named(network)}; expected finite numbers. Lower its "
+                    f"function returned for {_label(network)}; expected finite numbers. Lower its "
                     "learning rate, or see what diverges."
                 )
         return found
 
-    def _trained(self, network: Network) -> nn.Module:
+    def _train_network(self, network: Network) -> nn.Module:
         index = torch.from_numpy(np.flatnonzero(network.mask)).to(self.device)
         items = map_batch(lambda leaf: leaf[index], self._items)
         start = (
@@ -159,7 +159,7 @@ class FunctionTrainer:
             model = self._train(start, items, seed)
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"the training function returned {type(model).__name__} for {_named(network)}; "
+                f"the training function returned {type(model).__name__} for {_label(network)}; "
                 "expected the trained torch.nn.Module."
             )
         return model
@@ -184,7 +184,7 @@ def _refuse_other_functions(train: Any) -> None:
         return
 
 
-def _named(network: Network) -> str:
+def _label(network: Network) -> str:
     return f"subset {network.subset} and seed {network.seed}"
 
 
