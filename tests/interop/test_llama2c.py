@@ -78,7 +78,7 @@ def test_logits_are_those_of_the_reference(tmp_path, header):
 
 
 def test_rows_that_are_not_permuted_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(llama2c, "_halves_apart", lambda weight, num_heads: weight)
+    monkeypatch.setattr(llama2c, "_deinterleave_rows", lambda weight, num_heads: weight)
     arrays = arrays_of(HEADER)
     model = read_llama2c(write_checkpoint(tmp_path / "model.bin", HEADER, arrays))
     difference = np.abs(logits_of(model, TOKENS) - reference_logits(arrays, HEADER, TOKENS)).max()

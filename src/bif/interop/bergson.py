@@ -74,9 +74,9 @@ def read_bergson_scores(
             f"{folder} holds scores of single tokens; pass tokens='sum' to add them up to scores "
             "of items."
         )
-    rows = _rows(folder, info)
+    rows = _read_rows(folder, info)
     if per_token:
-        rows = _summed(folder, rows)
+        rows = _sum_tokens(folder, rows)
     sign = sign or _recorded_sign(folder, info)
     return ImportedScores(
         scores=as_signed(rows.T, sign, "lower"),
@@ -141,7 +141,7 @@ def _layout(num_queries: int, precision: str) -> dict[str, Any]:
     }
 
 
-def _rows(folder: Folder, info: dict[str, Any]) -> np.ndarray:
+def _read_rows(folder: Folder, info: dict[str, Any]) -> np.ndarray:
     """The scores of all rows, float64 [rows, Q]."""
     try:
         num_queries, layout = int(info["num_scores"]), info["dtype"]
@@ -183,7 +183,7 @@ def _as_float(column: np.ndarray, is_bfloat16: bool) -> np.ndarray:
     return column.astype(np.float64)
 
 
-def _summed(folder: Folder, rows: np.ndarray) -> np.ndarray:
+def _sum_tokens(folder: Folder, rows: np.ndarray) -> np.ndarray:
     """Sums of the tokens' rows, [N, Q]."""
     offsets = from_numpy(folder.read(OFFSETS), f"{folder}/{OFFSETS}")["scores"]
     rising = offsets.ndim == 1 and len(offsets) > 1 and bool((np.diff(offsets) >= 0).all())

@@ -68,32 +68,32 @@ def read_kronfluence_scores(
         folder, name = parent_and_name(path)
     if PART.fullmatch(name):
         raise ValueError(f"{path} is one partition of the scores; pass the folder, {folder}.")
-    arguments = _json(folder, "score_arguments.json")
+    arguments = _read_if_there(folder, "score_arguments.json")
     if folder.is_file(name):
-        matrix, metadata = _total(folder, name, tokens)
+        matrix, metadata = _read_total(folder, name, tokens)
         arguments = arguments or metadata
     elif name == WHOLE and holds_kronfluence_scores(folder):
-        matrix = _joined(folder, arguments, tokens)
+        matrix = _join_partitions(folder, arguments, tokens)
     else:
         raise FileNotFoundError(
             f"{folder} has no {name} and no partitions of it; there are {folder.names()[:10]}. "
             "Pass the folder scores_NAME that compute_pairwise_scores wrote."
         )
-    if _says(arguments, "aggregate_train_gradients"):
+    if _is_set(arguments, "aggregate_train_gradients"):
         raise ValueError(
             f"{folder}: the gradients of all train items were summed (aggregate_train_gradients), "
             "so that no item has a score. Compute the scores without it."
         )
-    pooled = _says(arguments, "aggregate_query_gradients")
+    pooled = _is_set(arguments, "aggregate_query_gradients")
     return ImportedScores(
         scores=-float(measurement_sign) * matrix,
-        query_ids=None if pooled else _ids(folder, "query", matrix.shape[0]),
-        train_ids=_ids(folder, "train", matrix.shape[1]),
+        query_ids=None if pooled else _read_ids(folder, "query", matrix.shape[0]),
+        train_ids=_read_ids(folder, "train", matrix.shape[1]),
         source=f"kronfluence's pairwise scores at {folder}, sign turned",
     )
 
 
-def _total(folder: Folder, name: str, tokens: Tokens) -> tuple[np.ndarray, dict[str, str]]:
+def _read_total(folder: Folder, name: str, tokens: Tokens) -> tuple[np.ndarray, dict[str, str]]:
     """The sum over modules, and over tokens, of one file, [Q, N], and its metadata."""
     source = f"{folder}/{name}"
     tensors, metadata = from_safetensors(folder.read(name), source)
@@ -113,12 +113,14 @@ def _total(folder: Folder, name: str, tokens: Tokens) -> tuple[np.ndarray, dict[
     return total, metadata
 
 
-def _joined(folder: Folder, arguments: Mapping[str, Any], tokens: Tokens) -> np.ndarray:
+def _join_partitions(folder: Folder, arguments: Mapping[str, Any], tokens: Tokens) -> np.ndarray:
     """The scores of all partitions: module partitions summed, data partitions side by side."""
     matches = [PART.fullmatch(name) for name in folder.names()]
     there = {(int(m[1]), int(m[2])): m[0] for m in matches if m}
     num_data, num_modules = (
-        _count(arguments.get(f"{kind}_partitions", 1 + max(part[axis] for part in there)), folder)
+        _require_count(
+            arguments.get(f"{kind}_partitions", 1 + max(part[axis] for part in there)), folder
+        )
         for axis, kind in enumerate(("data", "module"))
     )
     inside = sum(d < num_data and m < num_modules for d, m in there)
@@ -132,7 +134,7 @@ def _joined(folder: Folder, arguments: Mapping[str, Any], tokens: Tokens) -> np.
         )
     columns = []
     for d in range(num_data):
-        parts = [_total(folder, there[d, m], tokens)[0] for m in range(num_modules)]
+        parts = [_read_total(folder, there[d, m], tokens)[0] for m in range(num_modules)]
         if len({part.shape for part in parts}) != 1:
             raise ValueError(
                 f"{folder}: module partitions of data partition {d} have shapes "
@@ -147,35 +149,37 @@ def _joined(folder: Folder, arguments: Mapping[str, Any], tokens: Tokens) -> np.
     return np.concatenate(columns, axis=1)
 
 
-def _ids(folder: Folder, kind: Literal["query", "train"], count: int) -> tuple[str, ...] | None:
+def _read_ids(
+    folder: Folder, kind: Literal["query", "train"], count: int
+) -> tuple[str, ...] | None:
     """Indices in the data set; None where the folder does not name the data set."""
-    found = _json(folder, f"{kind}_dataset_metadata.json")
+    found = _read_if_there(folder, f"{kind}_dataset_metadata.json")
     if not found:
         return None
     indices = found.get("indices")
     if indices is None:
-        indices = range(_count(found.get("dataset_size", count), folder))
+        indices = range(_require_count(found.get("dataset_size", count), folder))
     if not isinstance(indices, list | range) or len(indices) != count:
         raise ValueError(
             f"{folder}: the scores have {count} {kind} items, but {kind}_dataset_metadata.json "
-            f"names {_number(indices)}: they do not belong together."
+            f"names {_count_text(indices)}: they do not belong together."
         )
     return tuple(str(index) for index in indices)
 
 
-def _count(found: Any, folder: Folder) -> int:
+def _require_count(found: Any, folder: Folder) -> int:
     if type(found) is not int or found < 1:
         raise DamagedRun(f"{folder}: a json file names {found!r} where a number from 1 on belongs.")
     return found
 
 
-def _number(indices: Any) -> str:
+def _count_text(indices: Any) -> str:
     return str(len(indices)) if isinstance(indices, list | range) else "something else"
 
 
-def _json(folder: Folder, name: str) -> dict[str, Any]:
+def _read_if_there(folder: Folder, name: str) -> dict[str, Any]:
     return read_json(folder, name) if folder.is_file(name) else {}
 
 
-def _says(arguments: Mapping[str, Any], name: str) -> bool:
+def _is_set(arguments: Mapping[str, Any], name: str) -> bool:
     return str(arguments.get(name)) == "True"

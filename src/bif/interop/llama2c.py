@@ -89,11 +89,11 @@ def read_llama2c(path: str | Path) -> nn.Module:
         ImportError: transformers is not installed.
         ValueError: The file is no such checkpoint.
     """
-    content = _content(path)
-    header = _header(content, path)
-    arrays = _arrays(content, header, path)
-    model = _empty(header)
-    state = {name: torch.from_numpy(array) for name, array in _named(arrays, header)}
+    content = _read_bytes(path)
+    header = _parse_header(content, path)
+    arrays = _parse_arrays(content, header, path)
+    model = _new_model(header)
+    state = {name: torch.from_numpy(array) for name, array in _rename_weights(arrays, header)}
     expected = set(dict(model.named_parameters()))
     assert set(state) == expected, sorted(set(state) ^ expected)
     model.load_state_dict(state, strict=False)  # a shared matrix has a second name there
@@ -120,7 +120,7 @@ class Llama2cTokenizer:
             FileNotFoundError: There is no such file.
             ValueError: The file is no such tokenizer.
         """
-        content = _content(path)
+        content = _read_bytes(path)
         pieces, scores = [], []
         place = 4  # behind the length of the longest piece
         try:
@@ -148,7 +148,7 @@ class Llama2cTokenizer:
         # words may be merged one by one.
         whole = " " + text
         words = [whole] if self._crosses_words else re.findall(" [^ ]*", whole)
-        return [_BOS, *(token for word in words for token in self._merged(word))]
+        return [_BOS, *(token for word in words for token in self._cached_merge(word))]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of token ids; up to the first token 1 that is not in front."""
@@ -166,7 +166,7 @@ class Llama2cTokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
     @cached_property
-    def _places(self) -> Mapping[bytes, int]:
+    def _token_ids(self) -> Mapping[bytes, int]:
         return {piece: place for place, piece in reversed(list(enumerate(self.pieces)))}
 
     @cached_property
@@ -174,7 +174,7 @@ class Llama2cTokenizer:
         return any(b" " in piece[1:] for piece in self.pieces)
 
     @cached_property
-    def _merged(self) -> Any:
+    def _cached_merge(self) -> Any:
         return cache(self._merge)
 
     def _merge(self, text: str) -> list[int]:
@@ -182,12 +182,12 @@ class Llama2cTokenizer:
         tokens: list[int] = []
         for character in text:
             encoded = character.encode()
-            known = self._places.get(encoded)
+            known = self._token_ids.get(encoded)
             tokens += [known] if known is not None else [b + _FIRST_BYTE for b in encoded]
         while True:
             best, where = None, -1
             for i in range(len(tokens) - 1):
-                pair = self._places.get(self.pieces[tokens[i]] + self.pieces[tokens[i + 1]])
+                pair = self._token_ids.get(self.pieces[tokens[i]] + self.pieces[tokens[i + 1]])
                 if pair is not None and (best is None or self.scores[pair] > self.scores[best]):
                     best, where = pair, i
             if best is None:
@@ -195,14 +195,14 @@ class Llama2cTokenizer:
             tokens[where : where + 2] = [best]
 
 
-def _content(path: str | Path) -> bytes:
+def _read_bytes(path: str | Path) -> bytes:
     folder, name = parent_and_name(path)
     if not folder.is_file(name):
         raise FileNotFoundError(f"no file {name} in {folder}: pass a file of llama2.c.")
     return folder.read(name)
 
 
-def _header(content: bytes, path: str | Path) -> _Header:
+def _parse_header(content: bytes, path: str | Path) -> _Header:
     if len(content) < 28:
         raise ValueError(f"{path} is no checkpoint of llama2.c: it has {len(content)} bytes.")
     header = _Header(*struct.unpack_from("<7i", content))
@@ -219,7 +219,7 @@ def _header(content: bytes, path: str | Path) -> _Header:
     return header
 
 
-def _arrays(content: bytes, header: _Header, path: str | Path) -> dict[str, np.ndarray]:
+def _parse_arrays(content: bytes, header: _Header, path: str | Path) -> dict[str, np.ndarray]:
     shapes = header.shapes()
     expected = 28 + 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     if len(content) != expected:
@@ -236,7 +236,7 @@ def _arrays(content: bytes, header: _Header, path: str | Path) -> dict[str, np.n
     return arrays
 
 
-def _empty(header: _Header) -> Any:
+def _new_model(header: _Header) -> Any:
     """A network of these sizes, to be filled."""
     with needs_extra("lm", "checkpoints of llama2.c are loaded into transformers' Llama"):
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -261,7 +261,9 @@ def _empty(header: _Header) -> Any:
         return LlamaForCausalLM(config).float()
 
 
-def _named(arrays: Mapping[str, np.ndarray], header: _Header) -> Iterator[tuple[str, np.ndarray]]:
+def _rename_weights(
+    arrays: Mapping[str, np.ndarray], header: _Header
+) -> Iterator[tuple[str, np.ndarray]]:
     """Weights by their names in transformers."""
     yield "model.embed_tokens.weight", arrays["embedding"]
     yield "model.norm.weight", arrays["norm"]
@@ -272,15 +274,15 @@ def _named(arrays: Mapping[str, np.ndarray], header: _Header) -> Iterator[tuple[
         prefix = f"model.layers.{layer}"
         yield f"{prefix}.input_layernorm.weight", arrays["attention_norm"][layer]
         yield f"{prefix}.post_attention_layernorm.weight", arrays["mlp_norm"][layer]
-        yield f"{prefix}.self_attn.q_proj.weight", _halves_apart(own["q"], header.num_heads)
-        yield f"{prefix}.self_attn.k_proj.weight", _halves_apart(own["k"], header.num_kv_heads)
+        yield f"{prefix}.self_attn.q_proj.weight", _deinterleave_rows(own["q"], header.num_heads)
+        yield f"{prefix}.self_attn.k_proj.weight", _deinterleave_rows(own["k"], header.num_kv_heads)
         for name in ("v", "o"):
             yield f"{prefix}.self_attn.{name}_proj.weight", own[name]
         for name in ("gate", "up", "down"):
             yield f"{prefix}.mlp.{name}_proj.weight", own[name]
 
 
-def _halves_apart(weight: np.ndarray, num_heads: int) -> np.ndarray:
+def _deinterleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """In each head the even rows, then the odd ones."""
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)

@@ -73,17 +73,17 @@ def read_scores(
     elif name.endswith(".safetensors"):
         arrays, metadata = from_safetensors(content, source)
         matrix = _only_matrix(arrays, source)
-        ids = {key: _listed(metadata[key], key, source) for key in _IDS if key in metadata}
+        ids = {key: _parse_names(metadata[key], key, source) for key in _IDS if key in metadata}
     elif name.endswith(".csv"):
-        matrix, ids = _from_csv(content, source)
+        matrix, ids = _parse_csv(content, source)
     else:
         raise ValueError(
             f"{path} ends in none of .npy, .npz, .safetensors, .csv; convert it to one of these."
         )
     return ImportedScores(
         scores=as_signed(matrix, sign, better),
-        query_ids=_names(ids.get("query_ids")),
-        train_ids=_names(ids.get("train_ids")),
+        query_ids=_as_names(ids.get("query_ids")),
+        train_ids=_as_names(ids.get("train_ids")),
         source=f"{source}, read as {sign!r}",
     )
 
@@ -100,10 +100,10 @@ def _read_folder(folder: Folder, sign: Sign | None, observable: str | None) -> I
             "folder, a .zarr, or a score folder of kronfluence or bergson."
         )
     _refuse_sign(sign, "our own runs are signed as the BIF")
-    return _from_run(folder, observable)
+    return _read_run(folder, observable)
 
 
-def _from_run(folder: Folder, observable: str | None) -> ImportedScores:
+def _read_run(folder: Folder, observable: str | None) -> ImportedScores:
     dataset = load_dataset(folder, name=INFLUENCE)
     missing = {"derivative", "observable", "query_id", "train_id"} - set(dataset.variables)
     if missing:
@@ -128,7 +128,7 @@ def _from_run(folder: Folder, observable: str | None) -> ImportedScores:
     )
 
 
-def _names(found: Any) -> tuple[str, ...] | None:
+def _as_names(found: Any) -> tuple[str, ...] | None:
     return None if found is None else tuple(str(name) for name in found)
 
 
@@ -153,7 +153,7 @@ def _only_matrix(arrays: Mapping[str, np.ndarray], source: str) -> np.ndarray:
     return found[None] if found.ndim == 1 else found
 
 
-def _listed(text: str, key: str, source: str) -> list[Any]:
+def _parse_names(text: str, key: str, source: str) -> list[Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -163,7 +163,7 @@ def _listed(text: str, key: str, source: str) -> list[Any]:
     return found
 
 
-def _from_csv(content: bytes, source: str) -> tuple[np.ndarray, dict[str, list[str] | None]]:
+def _parse_csv(content: bytes, source: str) -> tuple[np.ndarray, dict[str, list[str] | None]]:
     try:
         lines = [line for line in csv.reader(io.StringIO(content.decode("utf-8-sig"))) if line]
     except (UnicodeDecodeError, csv.Error) as error:

@@ -80,7 +80,7 @@ class BIFExplanations:
         items = as_items(train_dataset)
         self._train = Items(items.take(torch.arange(len(items))))
         self._settings = settings
-        self._known: dict[bytes, Tensor] = {}
+        self._scores_by_content: dict[bytes, Tensor] = {}
         self._self_influence: Tensor | None = None
 
     def explain(self, test_data: Batch, targets: list[int] | Tensor) -> Tensor:
@@ -94,11 +94,11 @@ class BIFExplanations:
         queries = {**test_data, "labels": labels} if isinstance(test_data, dict) else None
         queries = map_batch(lambda x: x.detach(), queries or (test_data, labels))
         names = _fingerprints(queries)
-        new = [row for row, name in enumerate(names) if name not in self._known]
+        new = [row for row, name in enumerate(names) if name not in self._scores_by_content]
         if new:
-            for row, scores in zip(new, self._sampled(queries, new), strict=True):
-                self._known[names[row]] = scores
-        found = torch.stack([self._known[name] for name in names])
+            for row, scores in zip(new, self._sample(queries, new), strict=True):
+                self._scores_by_content[names[row]] = scores
+        found = torch.stack([self._scores_by_content[name] for name in names])
         return found.to(getattr(self, "device", "cpu"))
 
     def self_influence(self, batch_size: int = 32) -> Tensor:
@@ -108,11 +108,11 @@ class BIFExplanations:
             batch_size: Of no use here; quanda passes it.
         """
         if self._self_influence is None:
-            self._sampled(self._train.first(1), [0])
+            self._sample(self._train.first(1), [0])
         assert self._self_influence is not None
         return self._self_influence.to(getattr(self, "device", "cpu"))
 
-    def _sampled(self, queries: Batch, rows: list[int]) -> Tensor:
+    def _sample(self, queries: Batch, rows: list[int]) -> Tensor:
         """Scores [B, N] of these rows, from a run of their own."""
         from bif.calibration.calibrate import calibrate
         from bif.runs.attribute import attribute
@@ -125,7 +125,7 @@ class BIFExplanations:
             queries=map_batch(lambda x: x[torch.tensor(rows)].to(device), queries),
             observables=[self._observable],
         )
-        if not self._known:  # every later call walks with the settings of the first
+        if not self._scores_by_content:  # every later call walks with the settings of the first
             self._settings = calibrate(problem, self._settings or Settings()).settings
         dataset = attribute(problem, self._settings).influence.dataset
         self._self_influence = -_float32(dataset["self_influence"].values)
