@@ -7,20 +7,20 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
-_SECONDS_BETWEEN_RELIABILITIES = 3.0
+_RELIABILITY_PERIOD = 3.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of what follows."""
 
 
-def harmless(text: object) -> str:
+def escape_controls(text: object) -> str:
     """A text whose control characters are written out: a terminal would obey them.
 
     Lines and tabs stay; so does what is merely unusual.
     """
     return "".join(
         c.encode("unicode_escape").decode()
-        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" or c in _TURNING
+        if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" or c in _BIDI_CONTROLS
         else c
         for c in str(text)
     )
@@ -40,7 +40,7 @@ def say(lines: Iterable[str]) -> None:
 
     console = Console(stderr=True, soft_wrap=True)
     for line in lines:
-        console.print(harmless(line), style="dim", markup=False, highlight=False)
+        console.print(escape_controls(line), style="dim", markup=False, highlight=False)
 
 
 class ProgressBar:
@@ -93,7 +93,7 @@ class ProgressBar:
         self._progress.advance(self._task, draws)
         speed = self._progress.tasks[0].speed
         fields = {"speed": f"{speed:,.0f} draws/s"} if speed else {}
-        if time.monotonic() - self._asked > _SECONDS_BETWEEN_RELIABILITIES:
+        if time.monotonic() - self._asked > _RELIABILITY_PERIOD:
             found = self._reliability()
             fields["reliability"] = f"{found:.2f}" if found == found else "– (not mixed yet)"
             self._asked = time.monotonic()

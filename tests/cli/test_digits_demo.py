@@ -200,7 +200,7 @@ def test_over_five_seeds_the_moved_labels_are_found_and_scores_are_reliable():
     for seed in range(5):
         made = demo.digits(seed)
         run = bif.attribute(made.problem, Settings(seed=seed))
-        found = demo.mislabel_figures(run, made)
+        found = demo.mislabel_aurocs(run, made)
         figures.append(found["mislabel_auroc"])
         reliabilities.append(run.summary["reliability"])
         print(seed, found, {k: run.summary[k] for k in ("reliability", "rhat_max", "seconds")})

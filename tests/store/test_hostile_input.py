@@ -17,7 +17,7 @@ import bif
 from bif.runs import retention
 from bif.store import FilesFailed, folder_at
 from bif.store.folder import LocalFolder
-from bif.terminal import harmless
+from bif.terminal import escape_controls
 from command_line import TINY_FLAGS, failed
 from small_problems import TINY, classification
 
@@ -28,8 +28,8 @@ class TestTerminals:
     EVIL = "\x1b]0;mine\x07\x1b[2J\x9b31m\x08\r\u202eeno"
 
     def test_control_characters_are_written_out_and_no_others(self):
-        assert harmless("a\tb\nü 👩‍🔬 ß") == "a\tb\nü 👩‍🔬 ß"
-        assert harmless(self.EVIL) == (r"\x1b]0;mine\x07\x1b[2J\x9b31m\x08\r\u202eeno")
+        assert escape_controls("a\tb\nü 👩‍🔬 ß") == "a\tb\nü 👩‍🔬 ß"
+        assert escape_controls(self.EVIL) == (r"\x1b]0;mine\x07\x1b[2J\x9b31m\x08\r\u202eeno")
 
     def test_what_a_folder_holds_is_shown_without_them(self, tmp_path, call):
         made = classification()

@@ -69,7 +69,7 @@ class Lds:
                 self._task(None), out=self.out, methods=self.methods or None,
                 fractions=self.fractions, show_progress=True,
             )  # fmt: skip
-        _show(self.out)
+        _print_table(self.out)
 
     def _task(self, size: int | None) -> Task:
         from bif.benchmark import Task, named_task
@@ -110,7 +110,7 @@ class Lds:
         )
 
 
-def _show(out: str) -> None:
+def _print_table(out: str) -> None:
     from bif import store
     from bif.benchmark.harness import TABLE
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import tyro
 
 from bif import store
-from bif.cli.language import Language, posed
+from bif.cli.language import Language, pose_problem
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings
@@ -38,12 +38,14 @@ class Calibrate:
         from bif.calibration.calibrate import calibrate
 
         store.refuse_foreign_calibration(self.out)
-        problem, settings = posed(self.target, self.language, self.settings, query=self.query)
-        choices = Choices(_tell)
+        problem, settings = pose_problem(
+            self.target, self.language, self.settings, query=self.query
+        )
+        choices = Choices(_print_lines)
         if self.bank is not None:
-            settings, tuned = _tuned(problem, settings, self.bank)
+            settings, tuned = _tune_with_bank(problem, settings, self.bank)
             choices.extend(tuned)
-        found = calibrate(problem, settings, tell=_tell)
+        found = calibrate(problem, settings, tell=_print_lines)
         found = replace(found, choices=(*choices, *found.choices))
         store.write_calibration(
             self.out, settings=found.settings.as_dict(), explanations=found.explanations
@@ -51,12 +53,12 @@ class Calibrate:
         print(f"written to {self.out.rstrip('/')}/{store.CALIBRATION}")
 
 
-def _tell(lines: Iterable[str]) -> None:
+def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, flush=True)
 
 
-def _tuned(
+def _tune_with_bank(
     problem: Problem, settings: Settings, folder: str
 ) -> tuple[Settings, tuple[Choice, ...]]:
     """Settings with nbeta and gamma by the tuning part of a bank."""
@@ -96,6 +98,6 @@ class Plan:
     def run(self) -> None:
         from bif.calibration.memory_plan import plan
 
-        found = plan(*posed(self.target, self.language, self.settings, query=self.query))
+        found = plan(*pose_problem(self.target, self.language, self.settings, query=self.query))
         for line in found.in_words():
             print(line)

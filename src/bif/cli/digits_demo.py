@@ -126,11 +126,11 @@ def run_demo(
             made.problem, settings, folder=folder, keep=keep, commit_every=commit_every,
             show_progress=True,
         )  # fmt: skip
-        judged(run, made).write(folder, extra=mislabel_figures(run, made))
+        add_known_truth(run, made).write(folder, extra=mislabel_aurocs(run, made))
     return True
 
 
-def judged(run: Run, made: Digits) -> Run:
+def add_known_truth(run: Run, made: Digits) -> Run:
     """The run with suspicion and the known truth beside its scores, for the report."""
     dataset = run.influence.dataset
     dataset["suspicion"] = ("train", suspicion(dataset))
@@ -139,7 +139,7 @@ def judged(run: Run, made: Digits) -> Run:
     return run
 
 
-def mislabel_figures(run: Run, made: Digits) -> dict[str, Any]:
+def mislabel_aurocs(run: Run, made: Digits) -> dict[str, Any]:
     """How well three scores find the moved labels, as areas under the ROC curve.
 
     The scores are the suspicion; the item's loss at w* alone; and the gradient product of the

@@ -15,10 +15,10 @@ from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
-from bif.terminal import harmless
+from bif.terminal import escape_controls
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_OF_A_DISK = _FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_ERRORS = _DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
 
 _USER_ERRORS = (
     ValueError,
@@ -52,12 +52,12 @@ def main() -> None:
             command.run()
         sys.stdout.flush()
     except Preempted as stopped:
-        _leave(
+        _exit_with(
             RESUME_ME,
             f"{stopped}. What was committed is kept: run the same command to go on from there.",
         )
     except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
-        _leave(
+        _exit_with(
             INTERRUPTED,
             f"interrupted {stopped}; what was committed is kept."
             if stopped.args
@@ -65,23 +65,23 @@ def main() -> None:
         )
     except _USER_ERRORS as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        _leave(2, str(message))
+        _exit_with(2, str(message))
     except BrokenPipeError:
         discard_output()  # what is still to come
         sys.exit(READER_GONE)
     except OSError as error:
-        if not isinstance(error, FilesFailed) and error.errno not in _OF_A_DISK:
-            _leave(2, f"{error} ({type(error).__name__})")
-        full = error.errno in _FULL
+        if not isinstance(error, FilesFailed) and error.errno not in _DISK_ERRORS:
+            _exit_with(2, f"{error} ({type(error).__name__})")
+        full = error.errno in _DISK_FULL
         what = "the disk is full" if full else "files could be neither read nor written"
         remedy = "make room" if full else "mend that"
-        _leave(
+        _exit_with(
             FILES_FAILED,
             f"{what} ({error}). What was committed is kept: {remedy}, and run the same command to "
             "go on from there.",
         )
 
 
-def _leave(status: int, message: str) -> NoReturn:
-    print(f"bif: {harmless(message)}", file=sys.stderr)
+def _exit_with(status: int, message: str) -> NoReturn:
+    print(f"bif: {escape_controls(message)}", file=sys.stderr)
     sys.exit(status)

@@ -49,7 +49,7 @@ class Language:
     """Attention heads whose weights move, LAYER.HEAD, such as 3.0 3.1."""
 
 
-def posed(
+def pose_problem(
     target: str | None,
     language: Language,
     settings: Settings,
@@ -94,7 +94,7 @@ def posed(
 
     # Files before the model: they are quick to read, and where most mistakes are.
     train = read_documents(language.train, limit=language.limit)
-    queries, others = _groups(query, language.limit), _groups(candidates, language.limit)
+    queries, others = _read_groups(query, language.limit), _read_groups(candidates, language.limit)
     layers, heads = parse_layers(language.layers), parse_heads(language.heads)
     found = load_model(language.model, adapter=language.adapter, task=language.task)
     if language.adapter or layers or heads:
@@ -117,7 +117,7 @@ def posed(
     return problem, settings
 
 
-def _groups(sources: Sequence[str], limit: int | None) -> dict[str, list[Document]]:
+def _read_groups(sources: Sequence[str], limit: int | None) -> dict[str, list[Document]]:
     from bif.language import read_documents
     from bif.language.sources import group_names
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import tyro
 
 from bif import store
-from bif.cli.language import Language, posed
+from bif.cli.language import Language, pose_problem
 from bif.sampling.settings import Settings
-from bif.terminal import harmless
+from bif.terminal import escape_controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Respond:
         from bif.runs.respond import responded
 
         store.holds_scores(store.folder_at(self.out))  # before a model is loaded
-        problem, settings = posed(
+        problem, settings = pose_problem(
             self.target, self.language, self.settings, query=self.query,
             without_proxies=self.without_proxies,
         )  # fmt: skip
@@ -82,5 +82,5 @@ class Respond:
                 about = response.about()
                 folder.finish(response.influence.dataset, about)
         for warning in about["warnings"]:
-            print(f"warning: {harmless(warning)}")
+            print(f"warning: {escape_controls(warning)}")
         print(f"{about['num_steps']} steps, {about['seconds']:.1f} s; bif show {self.out}")

@@ -10,11 +10,11 @@ import tyro
 
 from bif import store
 from bif.cli.exits import INTERRUPTED
-from bif.cli.language import Language, posed
+from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
 from bif.runs.retention import Keep
 from bif.sampling.settings import Settings
-from bif.terminal import harmless
+from bif.terminal import escape_controls
 
 if TYPE_CHECKING:
     from bif.results.influence import Influence
@@ -45,7 +45,7 @@ class Demo:
             on_existing="replace" if self.overwrite else "resume",
             commit_every=self.commit_every,
         )
-        _announce(self.out, worked=worked)
+        _print_result(self.out, worked=worked)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Attribute:
         from bif.problem.identity import identity
         from bif.runs.attribute import attribute
 
-        problem, settings = posed(
+        problem, settings = pose_problem(
             self.target, self.language, self.settings,
             query=self.query, candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
@@ -117,7 +117,7 @@ class Attribute:
             commit_every=self.commit_every,
             show_progress=True,
         )
-        _announce(self.out, worked=not there)
+        _print_result(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
         from bif.runs.extend import extend
@@ -136,7 +136,7 @@ class Attribute:
                 f"--from goes on with the run's own settings; {', '.join(sorted(given))} cannot be "
                 "changed. Only --draws and --chains can grow."
             )
-        problem, _ = posed(
+        problem, _ = pose_problem(
             self.target, self.language, self.settings,
             query=self.query, candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
@@ -159,7 +159,7 @@ class Attribute:
             commit_every=self.commit_every,
             show_progress=True,
         )
-        _announce(out, worked=True)
+        _print_result(out, worked=True)
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,12 @@ class Check:
     def run(self) -> None:
         from bif.runs.cross_check import check_on_disk
 
-        problem, _ = posed(
+        problem, _ = pose_problem(
             self.target, self.language, Settings(), query=self.query,
             candidates=self.candidates, without_proxies=self.without_proxies,
         )  # fmt: skip
         check_on_disk(self.folder, problem)
-        _announce(self.folder, worked=True)
+        _print_result(self.folder, worked=True)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Merge:
 
         store.refuse_occupied(store.folder_at(self.out), overwrite=self.overwrite)
         merge(self.folders).save(self.out, overwrite=self.overwrite)
-        _announce(self.out, worked=True)
+        _print_result(self.out, worked=True)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Show:
             dataset, about = store.read_scores(folder)
             named = ("estimator", "num_steps", "seconds", "bias")
             _print_summary({name: about.get(name) for name in named}, about)
-            self._rank(Influence(dataset))
+            self._print_ranking(Influence(dataset))
             return
         unfinished = store.unfinished(folder)
         folder = unfinished if unfinished.is_file(store.MANIFEST) else folder
@@ -244,10 +244,10 @@ class Show:
         _print_summary(run["summary"], run["manifest"])
         # Results of earlier versions say so in the summary alone.
         trusted = int(bool(run["summary"].get("trusted", True)))
-        self._rank(Influence(run["influence"].assign_attrs(trusted=trusted)))
+        self._print_ranking(Influence(run["influence"].assign_attrs(trusted=trusted)))
 
-    def _rank(self, influence: Influence) -> None:
-        print(harmless(influence))
+    def _print_ranking(self, influence: Influence) -> None:
+        print(escape_controls(influence))
         ids = self.query or tuple(str(i) for i in influence.dataset["query_id"].values[:3])
         for query in ids:
             print()
@@ -257,10 +257,10 @@ class Show:
                 query, min(self.top, kept), observable=self.observable,
                 unresolved=not influence.trusted,
             )  # fmt: skip
-            print(harmless(shown))
+            print(escape_controls(shown))
 
 
-def _announce(out: str, *, worked: bool) -> None:
+def _print_result(out: str, *, worked: bool) -> None:
     run = store.read_run(out)
     if not worked:
         print(f"{out} already holds this run, complete: nothing to do.")
@@ -277,9 +277,9 @@ def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> N
 
     console = Console(soft_wrap=True)
     for warning in manifest.get("warnings", []):  # type: ignore[attr-defined]
-        console.print("warning:", harmless(warning), style="yellow", markup=False)
+        console.print("warning:", escape_controls(warning), style="yellow", markup=False)
     table = Table(show_header=False, box=None)
     for name, value in summary.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        table.add_row(Text(harmless(name.replace("_", " "))), Text(harmless(shown)))
+        table.add_row(Text(escape_controls(name.replace("_", " "))), Text(escape_controls(shown)))
     console.print(table)
