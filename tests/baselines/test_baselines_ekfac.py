@@ -145,21 +145,21 @@ class TestByHand:
 
     @pytest.mark.parametrize("mutant", ["scale", "damping", "bias"])
     def test_a_wrong_scale_damping_or_bias_is_noticed(self, monkeypatch, mutant):
-        true_data, true_divided = fisher_module.rooted_data, ekfac_module._Layer.divided
+        true_data, true_apply = fisher_module.rooted_data, ekfac_module._Layer.apply_inverse
 
         def scaled(*args: Any, **kw: Any) -> Any:
             return true_data(*args, **{**kw, "scale": 1.0})
 
-        def divided(self: Any, rows: Tensor, damping: float) -> list[Tensor]:
+        def apply_inverse(self: Any, rows: Tensor, damping: float) -> list[Tensor]:
             if mutant == "damping":
-                return true_divided(self, rows, damping**0.5)
-            pieces = true_divided(self, rows, damping)
+                return true_apply(self, rows, damping**0.5)
+            pieces = true_apply(self, rows, damping)
             return [pieces[0], torch.zeros_like(pieces[1])]
 
         if mutant == "scale":
             monkeypatch.setattr(fisher_module, "rooted_data", scaled)
         else:
-            monkeypatch.setattr(ekfac_module._Layer, "divided", divided)
+            monkeypatch.setattr(ekfac_module._Layer, "apply_inverse", apply_inverse)
         with pytest.raises(AssertionError):
             self.test_two_layers_are_their_factors_corrected_eigenvalues_and_exact_damping()
 
@@ -358,7 +358,7 @@ class TestRefusals:
                 EKFAC.fit(problem, **given)  # type: ignore[arg-type]
 
     def test_too_many_outputs_for_type_2(self, monkeypatch):
-        monkeypatch.setattr(fisher_module, "_MOST_OUTPUTS", 2)
+        monkeypatch.setattr(fisher_module, "_MAX_OUTPUTS", 2)
         with pytest.raises(ValueError, match="each of 3 outputs of an item, at most 2: use .*'mc'"):
             EKFAC.fit(classification())
         EKFAC.fit(classification(), fisher_type="mc")

@@ -266,7 +266,7 @@ class TestRefusals:
                                                      ("ggn", "Gauss-Newton matrix")])  # fmt: skip
     def test_too_many_weights(self, monkeypatch, curvature, name):
         module = importlib.import_module("bif.baselines.exact")
-        monkeypatch.setattr(module, "_LARGEST", 42)
+        monkeypatch.setattr(module, "_MAX_WEIGHTS", 42)
         with pytest.raises(ValueError, match=f"{name} of 43 weights does not fit: at most 42"):
             scores_of(ExactInfluence, classification(), damping=1.0, curvature=curvature)
 

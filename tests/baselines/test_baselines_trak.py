@@ -158,9 +158,9 @@ class TestProjection:
 
     def test_blocks_differ_and_give_the_same_kept_or_made_anew(self, monkeypatch):
         module = importlib.import_module("bif.baselines.projection")
-        monkeypatch.setattr(module, "_BLOCK", 7)
+        monkeypatch.setattr(module, "_BLOCK_WEIGHTS", 7)
         kept = Projection(20, 5, kind="gaussian", seed=0, like=self.LIKE)
-        monkeypatch.setattr(module, "_KEPT_BYTES", 0)
+        monkeypatch.setattr(module, "_MAX_KEPT_BYTES", 0)
         anew = Projection(20, 5, kind="gaussian", seed=0, like=self.LIKE)
         eye = torch.eye(20).double()
         assert torch.equal(kept(eye), anew(eye)) and torch.equal(kept(eye), kept(eye))

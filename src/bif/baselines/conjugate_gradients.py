@@ -166,10 +166,10 @@ def conjugate_gradients(
     Raises:
         ValueError: A direction in which the damped curvature is not positive.
     """
-    size = _inner(right, right).sqrt().clamp(min=1e-300)
+    size = _column_products(right, right).sqrt().clamp(min=1e-300)
     solution = torch.zeros_like(right)
     residual, direction = right.clone(), right.clone()
-    squared = _inner(right, right)
+    squared = _column_products(right, right)
     iterations = 0
     while iterations < max_iterations:
         active = (squared.sqrt() > tolerance * size).nonzero().flatten()
@@ -178,20 +178,20 @@ def conjugate_gradients(
         iterations += 1
         along = direction[:, active]
         image = product(along).add_(along, alpha=damping)
-        curved = _inner(along, image)
-        _require_positive(curved, _inner(along, along), damping)
+        curved = _column_products(along, image)
+        _require_positive(curved, _column_products(along, along), damping)
         step = squared[active] / curved
         solution[:, active] += along * step.to(along)
         left = residual[:, active] - image * step.to(along)
         residual[:, active] = left
-        now = _inner(left, left)
+        now = _column_products(left, left)
         direction[:, active] = left + along * (now / squared[active]).to(along)
         squared[active] = now
     final = right - product(solution) - damping * solution
-    return solution, _inner(final, final).sqrt() / size, iterations
+    return solution, _column_products(final, final).sqrt() / size, iterations
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _column_products(a: Tensor, b: Tensor) -> Tensor:
     """Of matching columns, `[K]` float64."""
     return (a * b).sum(dim=0, dtype=torch.float64)
 

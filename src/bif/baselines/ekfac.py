@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bif.baselines.fitted import chosen_damping, require_same_fit
+from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
-from bif.curvature.library import curvlinops_module
-from bif.curvature.mean_curvature import example
+from bif.curvature.library import import_curvlinops
+from bif.curvature.mean_curvature import first_items
 from bif.curvature.outputs import Criterion
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem, chosen_observable
@@ -32,7 +32,7 @@ class _Layer:
     output_vectors: Tensor
     eigenvalues: Tensor
 
-    def divided(self, rows: Tensor, damping: float) -> list[Tensor]:
+    def apply_inverse(self, rows: Tensor, damping: float) -> list[Tensor]:
         """`Q_G ((Q_Gᵀ G Q_A) / (eigenvalues + damping)) Q_Aᵀ`, split as the rows are."""
         out = len(self.output_vectors)
         parts = [rows[:, part].reshape(len(rows), out, -1) for part in self.columns]
@@ -118,13 +118,13 @@ class EKFAC:
             )
         chosen = posterior.center
         model = problem.evaluation_copy(problem.device).requires_grad_()
-        layers = kronecker_layers(model, problem.loss, example(problem), chosen, other_layers)
+        layers = kronecker_layers(model, problem.loss, first_items(problem), chosen, other_layers)
         weights = {n for group in layers.values() for n in group}
         names = [name for name in chosen if name in weights]
         wrapped, data = squared_fisher(problem, model, fisher_type, criterion,
                                  chunk_size or rows_that_fit(chosen))  # fmt: skip
         parameters = dict(model.named_parameters())
-        operator = curvlinops_module().EKFACLinearOperator(
+        operator = import_curvlinops().EKFACLinearOperator(
             wrapped,
             nn.MSELoss(reduction="sum"),
             [parameters[name] for name in names],
@@ -171,7 +171,7 @@ class EKFAC:
         def prepare(rows: Tensor) -> Tensor:
             solved = torch.empty_like(rows)
             for layer, own in zip(self._layers.values(), dampings, strict=True):
-                pieces = layer.divided(rows, own)
+                pieces = layer.apply_inverse(rows, own)
                 for part, piece in zip(layer.columns, pieces, strict=True):
                     solved[:, part] = piece
             return solved
@@ -180,11 +180,11 @@ class EKFAC:
         return signed_products(problem, function, movable=self._names, prepare=prepare)
 
     def _dampings(self, damping: float | None, damping_scale: float | None) -> list[float]:
-        chosen_damping(damping, damping_scale, self.mean_eigenvalue)
+        resolve_damping(damping, damping_scale, self.mean_eigenvalue)
         dampings = []
         for name, layer in self._layers.items():
             mean = float(layer.eigenvalues.mean())
-            own = chosen_damping(damping, damping_scale, mean)
+            own = resolve_damping(damping, damping_scale, mean)
             lowest = float(layer.eigenvalues.min())
             if not lowest + own > torch.finfo(layer.eigenvalues.dtype).eps * mean:
                 raise ValueError(

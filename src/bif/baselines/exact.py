@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from bif.baselines.fitted import chosen_damping, require_same_fit
+from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
 from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
-_LARGEST = 30_000
+_MAX_WEIGHTS = 30_000
 
 
 class ExactInfluence:
@@ -93,7 +93,7 @@ class ExactInfluence:
                 both or neither of the dampings.
         """
         require_same_fit(self._problem, problem)
-        factor = self._damped_factor(chosen_damping(damping, damping_scale, self.mean_eigenvalue))
+        factor = self._damped_factor(resolve_damping(damping, damping_scale, self.mean_eigenvalue))
         blocks = []
         for rows in query_gradient_blocks(problem, chosen_observable(problem, observable).function):
             solved = torch.cholesky_solve(rows.double().T, factor).T
@@ -130,10 +130,10 @@ def dense_curvature(
     """
     center = problem.center()
     count = sum(center[name].numel() for name in problem.trainable)
-    if count > _LARGEST:
+    if count > _MAX_WEIGHTS:
         name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}.get(curvature, curvature)
         raise ValueError(
-            f"the exact {name} of {count:,} weights does not fit: at most {_LARGEST:,}. Use "
+            f"the exact {name} of {count:,} weights does not fit: at most {_MAX_WEIGHTS:,}. Use "
             "ConjugateGradients or EKFAC."
         )
     operator = curvature_operator(problem, curvature, criterion=criterion)

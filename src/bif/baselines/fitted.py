@@ -33,7 +33,7 @@ def require_same_fit(fitted: Problem, problem: Problem) -> None:
         )
 
 
-def chosen_damping(
+def resolve_damping(
     damping: float | None, damping_scale: float | None, mean_eigenvalue: float
 ) -> float:
     """`damping`, or `damping_scale · mean_eigenvalue`; exactly one of the two must be given.

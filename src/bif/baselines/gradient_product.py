@@ -57,9 +57,11 @@ def gradient_cosine(
         ValueError: `movable` matches nothing.
     """
     function = chosen_observable(problem, observable).function
-    return signed_products(problem, function, movable=movable, prepare=_unit, prepare_train=_unit)
+    return signed_products(
+        problem, function, movable=movable, prepare=_unit_rows, prepare_train=_unit_rows
+    )
 
 
-def _unit(rows: Tensor) -> Tensor:
+def _unit_rows(rows: Tensor) -> Tensor:
     """Rows of length 1; those of length 0 stay 0."""
     return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)

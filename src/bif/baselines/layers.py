@@ -43,7 +43,7 @@ def kronecker_layers(
         ValueError: Such weights and "refuse", naming each and why; no layer at all.
     """
     require_literal("other_layers", other_layers, OtherLayers)
-    calls, reached = _one_pass(model, loss, example)
+    calls, reached = _trace_pass(model, loss, example)
     owners = _owners(model)
     found: dict[str, list[str]] = {}
     others: dict[str, str] = {}
@@ -51,7 +51,7 @@ def kronecker_layers(
         if name not in names or name not in reached:
             continue
         places = owners[id(parameter)]
-        reason = _why_not(model, places, calls)
+        reason = _reason_against(model, places, calls)
         if reason is None:
             found.setdefault(places[0], []).append(name)
         else:
@@ -71,7 +71,9 @@ def kronecker_layers(
     return {layer: sorted(weights, key=_bias_last) for layer, weights in found.items()}
 
 
-def _one_pass(model: nn.Module, loss: ItemLoss, example: Batch) -> tuple[dict[str, int], set[str]]:
+def _trace_pass(
+    model: nn.Module, loss: ItemLoss, example: Batch
+) -> tuple[dict[str, int], set[str]]:
     """How often each module ran, and which parameters reached the loss."""
     calls: dict[str, int] = defaultdict(int)
 
@@ -104,7 +106,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return places
 
 
-def _why_not(model: nn.Module, places: list[str], calls: dict[str, int]) -> str | None:
+def _reason_against(model: nn.Module, places: list[str], calls: dict[str, int]) -> str | None:
     """Why a parameter held by these modules has no factors, or None if it has."""
     module = model.get_submodule(places[0])
     kind = type(module).__name__

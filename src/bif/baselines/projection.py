@@ -12,8 +12,8 @@ from bif.problem.literals import require_literal
 
 ProjectionKind = Literal["rademacher", "gaussian"]
 
-_BLOCK = 8192
-_KEPT_BYTES = 2**31
+_BLOCK_WEIGHTS = 8192
+_MAX_KEPT_BYTES = 2**31
 
 
 class Projection:
@@ -42,14 +42,14 @@ class Projection:
         require_literal("projection", kind, ProjectionKind)
         self._num_weights, self._dimension = num_weights, dimension
         self._kind, self._seed, self._like = kind, seed, like.new_empty(0)
-        self._keep = num_weights * dimension * like.element_size() <= _KEPT_BYTES
+        self._keep = num_weights * dimension * like.element_size() <= _MAX_KEPT_BYTES
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, rows: Tensor) -> Tensor:
         """`[B, P]` to `[B, k]`."""
         total = rows.new_zeros(len(rows), self._dimension)
-        for start in range(0, self._num_weights, _BLOCK):
-            total += rows[:, start : start + _BLOCK] @ self._block(start)
+        for start in range(0, self._num_weights, _BLOCK_WEIGHTS):
+            total += rows[:, start : start + _BLOCK_WEIGHTS] @ self._block(start)
         return total
 
     def _block(self, start: int) -> Tensor:
@@ -57,7 +57,7 @@ class Projection:
             return self._kept[start]
         words = np.random.SeedSequence([self._seed, start]).generate_state(2)
         source = torch.Generator(self._like.device).manual_seed(int(words[0]))
-        shape = (min(_BLOCK, self._num_weights - start), self._dimension)
+        shape = (min(_BLOCK_WEIGHTS, self._num_weights - start), self._dimension)
         made = {"dtype": self._like.dtype, "device": self._like.device, "generator": source}
         if self._kind == "gaussian":
             block = torch.randn(shape, **made)

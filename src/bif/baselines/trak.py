@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bif.baselines.fitted import chosen_damping, require_same_fit
+from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
@@ -78,7 +78,7 @@ class TRAK:
             ValueError: A loss that is not known and neither `criterion` nor `output`; models of
                 other weights; a model of several outputs for "squared_error".
         """
-        function, weight = output or _output_of(problem.loss, criterion)
+        function, weight = output or _output_function(problem.loss, criterion)
         center = problem.center()
         params = {name: center[name] for name in problem.trainable}
         count = sum(leaf.numel() for leaf in params.values())
@@ -125,7 +125,7 @@ class TRAK:
         products, weights = [], []
         for one in self._checkpoints:
             mean = float(one.eigenvalues.mean())
-            own = chosen_damping(damping, damping_scale, mean)
+            own = resolve_damping(damping, damping_scale, mean)
             if float(one.eigenvalues[0]) + own <= 1e-12 * float(one.eigenvalues[-1]):
                 raise ValueError(
                     f"ΦᵀΦ is singular: {len(one.features)} items, {len(one.eigenvalues)} "
@@ -184,7 +184,7 @@ def _nonempty(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
     return models
 
 
-def _output_of(loss: ItemLoss, criterion: Criterion | None) -> tuple[ItemLoss, ItemLoss]:
+def _output_function(loss: ItemLoss, criterion: Criterion | None) -> tuple[ItemLoss, ItemLoss]:
     if criterion == "cross_entropy" or (criterion is None and loss is losses.cross_entropy):
         return losses.margin, _one_minus_p
     if criterion == "squared_error" or (criterion is None and loss is losses.squared_error):

@@ -53,7 +53,7 @@ def largest_eigenvalue(
     eigenvalue = shift = torch.zeros_like(largest)
     start = tensors.copied(direction)
     for _ in range(2):
-        for eigenvalue in _powers(product, direction, shift, iterations):
+        for eigenvalue in _power_iteration(product, direction, shift, iterations):
             largest = torch.maximum(largest, eigenvalue)
         # The eigenvalue of largest size may be negative: lifted by its size, the largest leads.
         shift = (-eigenvalue).clamp(min=0)
@@ -82,12 +82,12 @@ def smallest_curvature(
     """
     product = hessian_product(gradient, params, masks)
     smallest = largest.clone()
-    for curvature in _powers(product, direction, -largest, iterations):
+    for curvature in _power_iteration(product, direction, -largest, iterations):
         smallest = torch.minimum(smallest, curvature)
     return smallest
 
 
-def _powers(
+def _power_iteration(
     product: Callable[[Params], Params], direction: Params, shift: Tensor, iterations: int
 ) -> Iterator[Tensor]:
     """Curvatures `[C]` along the directions of a power iteration on `H + shift`."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bif.curvature.mean_curvature import RootedOutputs, example, rooted_data, shares
+from bif.curvature.mean_curvature import RootedOutputs, first_items, rooted_data, weighted_chunks
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
@@ -14,7 +14,7 @@ from bif.problem.problem import Problem
 FisherType = Literal["type-2", "mc", "empirical"]
 """Exact over outputs, sampled, or from the items' own gradients."""
 
-_MOST_OUTPUTS = 1000
+_MAX_OUTPUTS = 1000
 
 
 class _RootLosses(nn.Module):
@@ -46,14 +46,14 @@ def squared_fisher(
     if fisher_type == "empirical":
         data = [
             ({"weights": (share / 2).sqrt(), "batch": batch}, share.new_zeros(len(share), 1))
-            for share, batch in shares(problem, chunk_size)
+            for share, batch in weighted_chunks(problem, chunk_size)
         ]
         return _RootLosses(model, problem), data
-    split = SplitLoss(model, problem.loss, example(problem), criterion)
-    if fisher_type == "type-2" and split.num_outputs > _MOST_OUTPUTS:
+    split = SplitLoss(model, problem.loss, first_items(problem), criterion)
+    if fisher_type == "type-2" and split.num_outputs > _MAX_OUTPUTS:
         raise ValueError(
             f"fisher_type='type-2' needs a backward pass for each of {split.num_outputs:,} outputs "
-            f"of an item, at most {_MOST_OUTPUTS:,}: use fisher_type='mc'."
+            f"of an item, at most {_MAX_OUTPUTS:,}: use fisher_type='mc'."
         )
     return (
         RootedOutputs(model, split),

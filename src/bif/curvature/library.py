@@ -7,7 +7,7 @@ from typing import Any
 from bif.extras import needs_extra
 
 
-def curvlinops_module() -> Any:
+def import_curvlinops() -> Any:
     """The package curvlinops.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif.curvature.library import curvlinops_module
+from bif.curvature.library import import_curvlinops
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
@@ -45,17 +45,17 @@ def curvature_operator(
         ImportError: The extra `baselines` is not installed.
     """
     require_literal("curvature", curvature, Curvature)
-    curvlinops = curvlinops_module()
+    curvlinops = import_curvlinops()
     model = trainable_copy(problem)
     if curvature == "hessian":
         kind, wrapped = curvlinops.HessianLinearOperator, _WeightedLosses(model, problem)
         total: nn.Module = _Sum()
         data = [
             ({"weights": share, "batch": batch}, torch.zeros_like(share))
-            for share, batch in shares(problem, chunk_size)
+            for share, batch in weighted_chunks(problem, chunk_size)
         ]
     else:
-        split = SplitLoss(model, problem.loss, example(problem), criterion)
+        split = SplitLoss(model, problem.loss, first_items(problem), criterion)
         kind, wrapped, total = curvlinops.GGNLinearOperator, RootedOutputs(model, split), _Half()
         data = rooted_data(problem, split, chunk_size=chunk_size)
     return kind(
@@ -89,11 +89,11 @@ def rooted_data(
             {"weights": (scale * share).sqrt(), "batch": batch, "root": split.root(batch)},
             share.new_zeros(len(share), 1),
         )
-        for share, batch in shares(problem, chunk_size)
+        for share, batch in weighted_chunks(problem, chunk_size)
     ]
 
 
-def shares(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
+def weighted_chunks(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
     """`rho_i / n` `[B]` and the batch, on the problem's device."""
     like = next(iter(problem.center().values()))
     weights = problem.train_weights
@@ -106,7 +106,7 @@ def shares(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
         )
 
 
-def example(problem: Problem) -> Batch:
+def first_items(problem: Problem) -> Batch:
     """The first train items, on the problem's device."""
     return to_device(problem.train.first(3), problem.device)
 

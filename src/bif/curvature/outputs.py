@@ -20,7 +20,7 @@ from bif.types import Batch, ItemLoss
 Criterion = Literal["cross_entropy", "squared_error"]
 """How the loss curves in the outputs: as a softmax over the last axis, or output by output."""
 
-_MOST_DENSE = 64
+_MAX_DENSE_OUTPUTS = 64
 
 
 class SplitLoss:
@@ -49,17 +49,17 @@ class SplitLoss:
             require_literal("criterion", criterion, Criterion)
         self._model, self._loss, self._wrapped = model, loss, False
         outputs = self._check(example)
-        self.kind = criterion or _known(loss) or self._dense_if_small(outputs)
+        self.kind = criterion or _known_criterion(loss) or self._require_few_outputs(outputs)
         self.num_outputs = outputs[0].numel()
 
     def outputs(self, batch: Batch) -> Tensor:
         """The model's outputs `[B, …]` where the loss calls it, float32 or wider."""
-        return self._caught(batch)[0]
+        return self._catch_outputs(batch)[0]
 
     def at_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Item losses `[B]` had the model answered with `outputs`."""
         answer = SimpleNamespace(logits=outputs) if self._wrapped else outputs
-        with _answering(self._model, answer):
+        with _answer_with(self._model, answer):
             return at_least_float32(per_item(self._loss(self._model, batch)))
 
     def root(self, batch: Batch) -> Tensor:
@@ -91,7 +91,7 @@ class SplitLoss:
             return (root * outputs).flatten(1)
         return torch.einsum("bij,bi->bj", root, outputs.flatten(1))
 
-    def _caught(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _catch_outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The outputs and the item losses."""
         seen: list[Any] = []
         handle = self._model.register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -118,7 +118,7 @@ class SplitLoss:
         """Raise unless the gradient through the outputs is the gradient."""
         parameters = [p for p in self._model.parameters() if p.requires_grad]
         with torch.enable_grad():
-            outputs, values = self._caught(example)
+            outputs, values = self._catch_outputs(example)
             whole = torch.autograd.grad(
                 values.sum(), parameters, retain_graph=True, allow_unused=True
             )
@@ -137,9 +137,9 @@ class SplitLoss:
             )
         return outputs.detach()
 
-    def _dense_if_small(self, outputs: Tensor) -> str:
+    def _require_few_outputs(self, outputs: Tensor) -> str:
         count = outputs[0].numel()
-        if count > _MOST_DENSE:
+        if count > _MAX_DENSE_OUTPUTS:
             raise ValueError(
                 f"it is unknown how this loss curves in its {count:,} outputs an item: say "
                 "criterion='cross_entropy' (a softmax over the last axis) or "
@@ -197,7 +197,7 @@ class SplitLoss:
             )
 
 
-def _known(loss: ItemLoss) -> str | None:
+def _known_criterion(loss: ItemLoss) -> str | None:
     if loss in (losses.cross_entropy, losses.next_token, losses.next_token_mean):
         return "cross_entropy"
     return "squared_error" if loss is losses.squared_error else None
@@ -224,7 +224,7 @@ def _nonnegative(curvatures: Tensor) -> Tensor:
 
 
 @contextmanager
-def _answering(model: nn.Module, answer: Any) -> Iterator[None]:
+def _answer_with(model: nn.Module, answer: Any) -> Iterator[None]:
     """Within, `model(…)` returns `answer`, whatever it is asked."""
     there = "forward" in model.__dict__
     before = model.__dict__.get("forward")
