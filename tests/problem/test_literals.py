@@ -38,7 +38,7 @@ def test_numbers_of_things_are_whole(given):
         bif.Settings(**given)
 
 
-def posed(**changed):
+def problem_with(**changed):
     data = torch.ones(3, 2), torch.zeros(3, dtype=torch.long)
     return bif.Problem(
         nn.Linear(2, 2),
@@ -54,22 +54,25 @@ odd: Any = str
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: posed(tied_weights="shared"), "tied_weights is 'shared'.*'share' is the nearest"),
-        (lambda: posed(tokens="queries"), "tokens is 'queries'.*'query' is the nearest"),
+        (
+            lambda: problem_with(tied_weights="shared"),
+            "tied_weights is 'shared'.*'share' is the nearest",
+        ),
+        (lambda: problem_with(tokens="queries"), "tokens is 'queries'.*'query' is the nearest"),
         (
             lambda: bif.Observable("x", bif.losses.margin, odd("hihger")),
             "better is 'hihger'.*'higher'",
         ),
         (
-            lambda: bif.attribute(posed(), keep=odd("trace")),
+            lambda: bif.attribute(problem_with(), keep=odd("trace")),
             "keep is 'trace'.*'traces' is",
         ),
         (
-            lambda: bif.attribute(posed(), on_existing=odd("resum")),
+            lambda: bif.attribute(problem_with(), on_existing=odd("resum")),
             "on_existing is 'resum'.*'resume'",
         ),
         (
-            lambda: bif.respond(posed(), curvature=odd("hesian")),
+            lambda: bif.respond(problem_with(), curvature=odd("hesian")),
             "curvature is 'hesian'.*'hessian'",
         ),
     ],

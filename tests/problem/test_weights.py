@@ -24,7 +24,7 @@ from small_problems import TINY, filled, integers, labelled, network
 NAMES = ("influence", "standard_error", "self_influence")
 
 
-def posed(model, *, loss=bif.losses.cross_entropy, train=None, queries=None, **given):
+def problem_with(model, *, loss=bif.losses.cross_entropy, train=None, queries=None, **given):
     return bif.Problem(
         model, loss, train=train or labelled(20, seed=1), queries=queries or labelled(4, seed=2),
         **given,
@@ -53,8 +53,8 @@ class TestFrozenWeights:
         self, oracle
     ):
         settings = replace(TINY, oracle=oracle)
-        run = bif.attribute(posed(with_frozen_backbone()), settings)
-        by_hand = bif.attribute(posed(network()), replace(settings, movable=("2.*",)))
+        run = bif.attribute(problem_with(with_frozen_backbone()), settings)
+        by_hand = bif.attribute(problem_with(network()), replace(settings, movable=("2.*",)))
         require_same_scores(run, by_hand)
         assert run.manifest["num_moving_weights"] == 18
         assert "18 of 43 weights: 2 of 4 parameters are frozen (requires_grad=False) and" in said(
@@ -62,21 +62,21 @@ class TestFrozenWeights:
         )
 
     def test_naming_frozen_weights_moves_them(self):
-        run = bif.attribute(posed(with_frozen_backbone()), replace(TINY, movable=("*",)))
-        require_same_scores(run, bif.attribute(posed(network()), TINY))
+        run = bif.attribute(problem_with(with_frozen_backbone()), replace(TINY, movable=("*",)))
+        require_same_scores(run, bif.attribute(problem_with(network()), TINY))
         assert "43 of 43 weights: as movable names them, 2 frozen ones" in said(run)
 
     def test_of_a_model_that_is_frozen_as_a_whole_all_weights_move_and_the_run_says_so(self):
-        run = bif.attribute(posed(network().requires_grad_(False)), TINY)
-        require_same_scores(run, bif.attribute(posed(network()), TINY))
+        run = bif.attribute(problem_with(network().requires_grad_(False)), TINY)
+        require_same_scores(run, bif.attribute(problem_with(network()), TINY))
         assert "43 of 43 weights: 4 of 4 parameters are frozen" in said(run)
 
     def test_a_response_leaves_frozen_weights_where_they_are(self):
         settings = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=1.0, burn_in=3)
         given = {"settings": settings, "steps": 20, "replicates": 2, "h": 0.1}
-        found = bif.respond(posed(with_frozen_backbone()), **given)
+        found = bif.respond(problem_with(with_frozen_backbone()), **given)
         by_hand = bif.respond(
-            posed(network()), **{**given, "settings": replace(settings, movable=("2.*",))}
+            problem_with(network()), **{**given, "settings": replace(settings, movable=("2.*",))}
         )
         np.testing.assert_array_equal(found.scores, by_hand.scores)
 
@@ -96,8 +96,8 @@ class TestFrozenWeights:
         frozen, head = with_frozen_backbone(), whole[2]
         features = [(whole[:2](x).detach(), y) for x, y in (labelled(20, seed=1),
                                                                labelled(4, seed=2))]  # fmt: skip
-        found = ask(posed(frozen))
-        expected = ask(posed(head, train=features[0], queries=features[1]))
+        found = ask(problem_with(frozen))
+        expected = ask(problem_with(head, train=features[0], queries=features[1]))
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
     def test_names_with_brackets_and_stars_are_taken_literally(self):
@@ -112,7 +112,7 @@ class TestFrozenWeights:
             def forward(self, x):
                 return x @ self.parts["a[0]*"] + self.parts["a0"]
 
-        problem = posed(Named())
+        problem = problem_with(Named())
         run = bif.attribute(problem, TINY)
         assert run.manifest["num_moving_weights"] == 12
         assert list(moving(problem, tuple(run.manifest["settings"]["movable"]))) == ["parts.a[0]*"]
@@ -147,8 +147,10 @@ class TestAdapters:
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
         settings = replace(TINY, oracle="sequential")
-        run = bif.attribute(posed(model, **given), settings)
-        require_same_scores(run, bif.attribute(posed(deepcopy(model).float(), **given), settings))
+        run = bif.attribute(problem_with(model, **given), settings)
+        require_same_scores(
+            run, bif.attribute(problem_with(deepcopy(model).float(), **given), settings)
+        )
         assert "what stays is bfloat16, and is read as float32 of the same values" in said(run)
         assert "too coarse" not in said(run)
         number = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -168,9 +170,9 @@ class TestAdapters:
         if frozen == "everything":
             model.requires_grad_(False)
         settings = replace(TINY, oracle="sequential")
-        run = bif.attribute(posed(model, **given), settings)
+        run = bif.attribute(problem_with(model, **given), settings)
         by_hand = bif.attribute(
-            posed(self.adapted().requires_grad_(True), **given),
+            problem_with(self.adapted().requires_grad_(True), **given),
             replace(settings, movable=("*lora_*",)),
         )
         require_same_scores(run, by_hand)
@@ -222,8 +224,10 @@ class TestNarrowWeights:
     def test_scores_of_narrow_weights_are_those_of_the_same_numbers_in_float32(self, dtype, oracle):
         (model, train, queries), (wide, wide_train, wide_queries) = narrowed(dtype)
         settings = replace(TINY, oracle=oracle)
-        run = bif.attribute(posed(model, train=train, queries=queries), settings)
-        expected = bif.attribute(posed(wide, train=wide_train, queries=wide_queries), settings)
+        run = bif.attribute(problem_with(model, train=train, queries=queries), settings)
+        expected = bif.attribute(
+            problem_with(wide, train=wide_train, queries=wide_queries), settings
+        )
         require_same_scores(run, expected)
         assert f"weights = float32: the model's {str(dtype).removeprefix('torch.')}" in said(run)
 
@@ -247,21 +251,21 @@ class TestNarrowWeights:
 
     def test_the_callers_model_and_data_stay_narrow(self):
         (model, train, queries), _ = narrowed(torch.bfloat16)
-        bif.attribute(posed(model, train=train, queries=queries), TINY)
+        bif.attribute(problem_with(model, train=train, queries=queries), TINY)
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
         assert train[0].dtype == torch.bfloat16
 
     def test_narrow_inputs_of_a_dataset_are_widened_as_they_are_read(self):
         (model, train, queries), (wide, wide_train, wide_queries) = narrowed(torch.bfloat16)
         run = bif.attribute(
-            posed(model, train=torch.utils.data.TensorDataset(*train), queries=queries), TINY
+            problem_with(model, train=torch.utils.data.TensorDataset(*train), queries=queries), TINY
         )
-        expected = bif.attribute(posed(wide, train=wide_train, queries=wide_queries), TINY)
+        expected = bif.attribute(problem_with(wide, train=wide_train, queries=wide_queries), TINY)
         require_same_scores(run, expected)
 
     def test_the_lean_mode_alone_keeps_matrices_in_bfloat16(self):
         (model, train, queries), _ = narrowed(torch.bfloat16)
-        problem = posed(model, train=train, queries=queries)
+        problem = problem_with(model, train=train, queries=queries)
         given = {"oracle": "live", "nbeta": 1.0, "gamma": 1.0}
         lean = bif.Settings(memory="lean", sampler="sgld", **given)
         fused = bif.Settings(memory="fused", **given)
@@ -278,7 +282,7 @@ class TestNarrowWeights:
         )  # fmt: skip
         open_steps = replace(settings, step_size=None, burn_in=None, thin=None, gamma=None)
         for given in (settings, open_steps):
-            run = bif.attribute(posed(model, train=train, queries=queries), given)
+            run = bif.attribute(problem_with(model, train=train, queries=queries), given)
             assert np.isfinite(run.influence.dataset["influence"]).all()
 
     def test_a_loss_that_insists_on_narrow_weights_is_told_what_happened(self):
@@ -289,7 +293,7 @@ class TestNarrowWeights:
             return nn.functional.cross_entropy(model(x.bfloat16()), y, reduction="none")
 
         with pytest.raises(ValueError, match="bfloat16 are sampled as float32.*Cast to"):
-            posed(model, loss=loss, train=train, queries=queries)
+            problem_with(model, loss=loss, train=train, queries=queries)
 
     def test_networks_are_retrained_in_float32(self):
         (model, train, _), _ = narrowed(torch.bfloat16)
@@ -307,7 +311,7 @@ def texts(num, *, seed):
 
 
 def bag(**given):
-    return posed(filled(Bag(**given)), train=texts(20, seed=1), queries=texts(4, seed=3))
+    return problem_with(filled(Bag(**given)), train=texts(20, seed=1), queries=texts(4, seed=3))
 
 
 class TestPaddingRows:
@@ -327,7 +331,7 @@ class TestPaddingRows:
         model: Any = filled(Bag(num_words=3))
         model.map = nn.Linear(4, 3, bias=False).double()
         model.map.weight = model.words.weight
-        problem = posed(
+        problem = problem_with(
             model, train=(integers(3, 9, 5, seed=1), integers(3, 9, seed=2)),
             queries=(integers(3, 2, 5, seed=3), integers(3, 2, seed=4)), tied_weights="share",
         )  # fmt: skip
@@ -356,7 +360,7 @@ class TestPaddingRows:
 
         runs = [
             bif.attribute(
-                posed(filled(kind()), train=texts(20, seed=1), queries=texts(4, seed=3)),
+                problem_with(filled(kind()), train=texts(20, seed=1), queries=texts(4, seed=3)),
                 replace(TINY, oracle=oracle),
             )
             for kind in (Functional, Sparse)
@@ -399,24 +403,24 @@ class TestCopies:
         fresh = deepcopy(make()).double() if make is Keeps else None
         nn.functional.cross_entropy(model(x), y).backward()
         settings = replace(TINY, oracle=oracle)
-        run = bif.attribute(posed(model), settings)
+        run = bif.attribute(problem_with(model), settings)
         assert np.isfinite(run.influence.dataset["influence"]).all()
         if fresh is not None:
             fresh.load_state_dict(model.state_dict())
-            require_same_scores(run, bif.attribute(posed(fresh), settings))
+            require_same_scores(run, bif.attribute(problem_with(fresh), settings))
 
     def test_what_cannot_be_copied_is_named(self):
         model: Any = network()
         model[2].guard = threading.Lock()
         with pytest.raises(TypeError, match=r"cannot be copied.*attribute '2\.guard' \(lock\)"):
-            posed(model)
+            problem_with(model)
 
     def test_weights_of_a_step_are_never_those_of_the_caller(self):
         model = with_frozen_backbone()
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         given = {"nbeta": 20.0, "gradient": "full", "oracle": "stacked", "chunk_size": 20}
         engine = Engine(
-            posed(model), complete(replace(TINY, block_size=4, **given), movable=("2.*",))
+            problem_with(model), complete(replace(TINY, block_size=4, **given), movable=("2.*",))
         )
         positions = [dict(p.state.params) for p in engine.positions(0, 2, engine.start(0, 2))]
         assert all(a.keys() == b.keys() == {"2.weight", "2.bias"} for a, b in pairwise(positions))

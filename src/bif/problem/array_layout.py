@@ -57,7 +57,7 @@ class Panels:
         return {name: x.numpy() for name, x in zip(self.names, parts, strict=True)}
 
 
-def joined(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+def join_panels(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
     """Traces `[C, D, N]` and `[C, D, A·Q]` from the arrays of all groups."""
     train, query = (
         np.concatenate([arrays[name] for name in names], axis=-1)

@@ -48,8 +48,8 @@ _LIBRARIES = tuple(
 )  # fmt: skip
 # Code of bif counts by the path that it had when the first runs were begun: where its file
 # lies now is not part of what a run is.
-_KNOWN_AS = {"bif.problem.losses": "bif.losses", "bif.problem.proxy": "bif.proxy"}
-_OF_EVERY_CLASS = {
+_FINGERPRINT_MODULES = {"bif.problem.losses": "bif.losses", "bif.problem.proxy": "bif.proxy"}
+_CLASS_BOILERPLATE = {
     "__module__", "__dict__", "__weakref__", "__doc__", "__annotations__", "__firstlineno__",
     "__static_attributes__", "__abstractmethods__", "_abc_impl", "__dataclass_fields__",
     "__dataclass_params__", "__orig_bases__", "__parameters__", "__match_args__", "__qualname__",
@@ -61,7 +61,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def code_fingerprint(function: Any) -> str:
     """A function's name and the hash of what it does, as far as that can be read."""
     name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{name}@{_hash(_Reach().text(function))}"
+    return f"{name}@{_hash(_CodeWalk().text(function))}"
 
 
 def model_code(model: nn.Module) -> str:
@@ -69,19 +69,19 @@ def model_code(model: nn.Module) -> str:
 
     Parameters and persistent buffers, which its state holds, do not enter.
     """
-    return _hash(_Reach().of_model(model))
+    return _hash(_CodeWalk().of_model(model))
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-class _Reach:
+class _CodeWalk:
     """One walk through everything that is reachable; what has been seen is named by its number."""
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
-        self._kept: list[Any] = []
+        self._referenced: list[Any] = []
         """So that no number is given twice."""
 
     def text(self, value: Any, *, shared: bool = False) -> str:
@@ -104,10 +104,10 @@ class _Reach:
         if id(value) in self._seen:
             return f"#{self._seen[id(value)]}"
         self._seen[id(value)] = len(self._seen)
-        self._kept.append(value)
-        return self._described(value, shared=shared)
+        self._referenced.append(value)
+        return self._describe(value, shared=shared)
 
-    def _described(self, value: Any, *, shared: bool) -> str:
+    def _describe(self, value: Any, *, shared: bool) -> str:
         if isinstance(value, Tensor):
             return fingerprint(value)
         if isinstance(value, np.ndarray):
@@ -184,9 +184,9 @@ class _Reach:
             said.append(f"{base.__module__}.{base.__qualname__}")
             if not _is_own_class(base):
                 continue
-            declared = _declared(base)
+            declared = _declared_values(base)
             for name, member in sorted(vars(base).items()):
-                if name in _OF_EVERY_CLASS:
+                if name in _CLASS_BOILERPLATE:
                     continue
                 if declared is None or not isinstance(member, (*_PLAIN, str, BaseException)):
                     said.append(f"{name}={self.text(member, shared=True)}")
@@ -223,7 +223,7 @@ class _Reach:
                 said += [self.text(h, shared=True) for h in getattr(module, hooks, {}).values()]
             own = _is_own_class(type(module))
             for attribute, value in sorted(vars(module).items()):
-                if not attribute.startswith("_") and _counts(value, own=own):
+                if not attribute.startswith("_") and _is_code(value, own=own):
                     said.append(f"{attribute}={self.text(value, shared=True)}")
         for hooks in _HOOKS:
             everywhere = getattr(nn.modules.module, f"_global{hooks}", {})
@@ -231,7 +231,7 @@ class _Reach:
         return "\n".join(said)
 
 
-def _counts(value: Any, *, own: bool) -> bool:
+def _is_code(value: Any, *, own: bool) -> bool:
     """Whether an attribute of a module does; what a pass has left there does not."""
     if isinstance(value, Tensor):
         return own and value.grad_fn is None
@@ -250,7 +250,7 @@ def _state(value: Any) -> dict[str, Any]:
     return {**{n: getattr(value, n) for n in slots}, **getattr(value, "__dict__", {})}
 
 
-def _declared(found: type) -> dict[str, str] | None:
+def _declared_values(found: type) -> dict[str, str] | None:
     """Values that a class's body gives its names, as written; None where there is no source."""
     try:
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(found))).body
@@ -305,10 +305,10 @@ def _names_of(code: CodeType, package: str) -> tuple[set[str], set[str], set[str
                     full = importlib.util.resolve_name("." * level + step.argval, package or None)
                     imported.add(full)
             constants.append(step.argval if step.opname.startswith("LOAD_CONST") else None)
-    return names, attributes, {name for name in imported if _of_own_file(name)}
+    return names, attributes, {name for name in imported if _is_own_module(name)}
 
 
-def _of_own_file(module: str) -> bool:
+def _is_own_module(module: str) -> bool:
     with contextlib.suppress(ImportError, ValueError, AttributeError):
         spec = importlib.util.find_spec(module)
         return spec is not None and bool(spec.origin) and _is_own(str(spec.origin))
@@ -350,7 +350,7 @@ def _bytecode(code: CodeType) -> str:
 def _path(found: Any) -> str:
     """The module of a function, as fingerprints know it."""
     module = getattr(found, "__module__", "")
-    return _KNOWN_AS.get(module, module)
+    return _FINGERPRINT_MODULES.get(module, module)
 
 
 def _is_filled(cell: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bif.types import Batch
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 """Shapes that a message lists, at most."""
 
 
@@ -69,7 +69,7 @@ def as_data(data: Any) -> Batch | Dataset[Any]:
     )
 
 
-def collated(rows: Sequence[Any], names: Sequence[str]) -> Batch:
+def collate(rows: Sequence[Any], names: Sequence[str]) -> Batch:
     """Items of a Dataset as a batch.
 
     Raises:
@@ -107,10 +107,10 @@ def refuse_uneven(leaves: Mapping[str, Tensor]) -> None:
     sizes = {path: tuple(leaf.shape[:1]) for path, leaf in leaves.items()}
     if len(set(sizes.values())) == 1 and next(iter(sizes.values())):
         return
-    shown = [f"{path}: {tuple(leaves[path].shape)}" for path in list(sizes)[:_SHOWN]]
-    more = f" and {len(sizes) - _SHOWN:,} more" if len(sizes) > _SHOWN else ""
+    shown = [f"{path}: {tuple(leaves[path].shape)}" for path in list(sizes)[:_MAX_SHOWN]]
+    more = f" and {len(sizes) - _MAX_SHOWN:,} more" if len(sizes) > _MAX_SHOWN else ""
     hint = ""
-    if len(sizes) > _SHOWN:
+    if len(sizes) > _MAX_SHOWN:
         hint = (
             " A list of items one by one becomes a batch by torch.utils.data.default_collate, "
             "where their shapes are the same; pad them else."

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bif.problem.item_data import as_data, collated, refuse_rows, refuse_uneven
+from bif.problem.item_data import as_data, collate, refuse_rows, refuse_uneven
 from bif.problem.weights import wide
 from bif.types import Batch
 
-_LONGEST_NAME = 10_000
+_MAX_LENGTH = 10_000
 """Characters of an id or label."""
-_READ_TWICE = 16
+_NUM_READ_TWICE = 16
 """Items of a Dataset, evenly spread."""
-_TAKEN = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
+_RESERVED_NAMES = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -113,7 +113,7 @@ class Items:
         if len(set(self.ids.tolist())) != self._num:
             raise ValueError("ids repeat: every item needs a name of its own.")
         self.labels = None if labels is None else _text(labels, "labels", self._num)
-        taken = sorted(_TAKEN & set(about or {}))
+        taken = sorted(_RESERVED_NAMES & set(about or {}))
         if taken:
             raise ValueError(f"about names {taken}, which results have already: choose others.")
         # Long texts: an array of fixed-width strings would be as wide as the longest everywhere.
@@ -136,7 +136,7 @@ class Items:
             return map_batch(lambda leaf: leaf[indices], self.data)
         positions = indices.flatten().tolist()
         rows = [self.data[int(i)] for i in positions]
-        batch = collated(rows, [str(self.ids[i]) for i in positions])
+        batch = collate(rows, [str(self.ids[i]) for i in positions])
         batch = map_batch(wide, batch) if self._widens else batch
         return map_batch(
             lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device), batch
@@ -200,7 +200,7 @@ class Items:
 
     def _refuse_augmentation(self) -> None:
         """Read some items twice; rarer changes show as losses, once there is a model."""
-        positions = torch.linspace(0, self._num - 1, min(self._num, _READ_TWICE)).long()
+        positions = torch.linspace(0, self._num - 1, min(self._num, _NUM_READ_TWICE)).long()
         with randomness_restored():
             refuse_rows([self.data[i] for i in positions.tolist()], self.ids[positions].tolist())
             once, again = self.take(positions), self.take(positions)
@@ -239,9 +239,9 @@ def _text(
         values = values.tolist()
     texts = [_storable(value) for value in values]
     longest = max(map(len, texts), default=0)
-    if kind is str and longest > _LONGEST_NAME:  # every entry takes as much as the longest
+    if kind is str and longest > _MAX_LENGTH:  # every entry takes as much as the longest
         raise ValueError(
-            f"{name} has an entry of {longest:,} characters: expected at most {_LONGEST_NAME:,}, a "
+            f"{name} has an entry of {longest:,} characters: expected at most {_MAX_LENGTH:,}, a "
             "name. Long texts are kept beside the scores with about={…}."
         )
     array = np.asarray(texts, dtype=kind)

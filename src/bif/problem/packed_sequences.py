@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 _ONE_TEXT_A_ROW = [False]
-_installed: list[object] = []
+_patched: list[object] = []
 
 
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
     """Inside, no row is looked at; outside, and for other callers, all is as it was."""
     if not torch.compiler.is_compiling():
-        install()
+        patch_mask_search()
     before = _ONE_TEXT_A_ROW[0]
     _ONE_TEXT_A_ROW[0] = True
     try:
@@ -33,10 +33,10 @@ def one_text_a_row() -> Iterator[None]:
         _ONE_TEXT_A_ROW[0] = before
 
 
-def install() -> None:
+def patch_mask_search() -> None:
     """Let transformers' search know of `one_text_a_row`; once, before anything is compiled."""
     # Where transformers was not imported, no model is of it.
-    if _installed or "transformers" not in sys.modules:
+    if _patched or "transformers" not in sys.modules:
         return
     try:
         from transformers import masking_utils
@@ -52,7 +52,7 @@ def install() -> None:
         return None if _ONE_TEXT_A_ROW[0] else search(*arguments, **named)
 
     module.find_packed_sequence_indices = found
-    _installed.append(search)
+    _patched.append(search)
     _let_recordings_pass(module)
 
 

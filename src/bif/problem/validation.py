@@ -14,7 +14,7 @@ from bif.problem.losses import per_item
 from bif.problem.proxy import Proxy
 from bif.types import Batch, ItemLoss
 
-_LOOKED_AT = 16
+_NUM_CHECKED = 16
 """Items of a Dataset."""
 
 
@@ -28,7 +28,7 @@ def check_item_values(
 ) -> None:
     """Raise unless `function(model, batch)` is finite, floating and `[B]` or `[B, T]`."""
     expected = next(iter(batch_leaves(batch).values())).shape[0]
-    values = _tried(function, model, batch, what, where)
+    values = _call(function, model, batch, what, where)
     if not isinstance(values, Tensor):
         raise TypeError(f"the {what} must return a tensor, got {type(values).__name__} on {where}.")
     if values.dim() == 0:
@@ -50,24 +50,24 @@ def check_item_values(
             f"{[str(ids[i]) for i in bad] if len(ids) else bad}: mend the model, the data or the "
             "loss before sampling."
         )
-    again = per_item(_tried(function, model, batch, what, where))
+    again = per_item(_call(function, model, batch, what, where))
     if not torch.allclose(again, per_item(values), rtol=1e-3, atol=1e-5):
         raise ValueError(
-            f"the {what} changes from one evaluation to the next on {where}: {_few(values)}, then "
-            f"{_few(again)}. Its noise would enter every covariance. Dropout or another random "
+            f"the {what} changes from one evaluation to the next on {where}: {_head(values)}, then "
+            f"{_head(again)}. Its noise would enter every covariance. Dropout or another random "
             "layer is on although the model is in evaluation mode: switch it off; or the loss "
             "draws noise, as of diffusion models: draw it once and put it into the batch."
         )
     if expected > 1:
         fewer = map_batch(lambda leaf: leaf[:-1], batch)
-        alone = per_item(_tried(function, model, fewer, what, where))
+        alone = per_item(_call(function, model, fewer, what, where))
         together = per_item(values)[:-1]
         if alone.shape != together.shape or not torch.allclose(
             alone.double(), together.double(), rtol=1e-2, atol=1e-3
         ):
             raise ValueError(
                 f"the {what} of an item changes with the other items of the batch on {where}: "
-                f"{_few(together)} among {expected} items, {_few(alone)} among {expected - 1}. "
+                f"{_head(together)} among {expected} items, {_head(alone)} among {expected - 1}. "
                 "Each item's value must be its own. The usual cause is a shape: [B, 1] - [B] "
                 "broadcasts to [B, B]; squeeze the model's output."
             )
@@ -83,7 +83,7 @@ def check_proxy(
     for part, one in parts.items():
         if part:
             check_item_values(one, model, batch, part, where)
-        values = _tried(one, model, batch, part or what, where)
+        values = _call(one, model, batch, part or what, where)
         widths[part] = values.reshape(len(values), -1).shape[1]
     of_function, of_proxy, of_slope = widths.values()
     if of_slope != of_proxy or of_function not in (1, of_proxy):
@@ -112,7 +112,7 @@ def check_left_padding(
     """
     if not getattr(function, "reads_masks", False):
         return
-    batch = items.data if isinstance(items.data, Mapping) else items.first(_LOOKED_AT)
+    batch = items.data if isinstance(items.data, Mapping) else items.first(_NUM_CHECKED)
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if mask is None or mask.dim() != 2:
         return
@@ -126,13 +126,13 @@ def check_left_padding(
     right = map_batch(
         lambda leaf: leaf.gather(1, places) if leaf.shape == places.shape else leaf, rows
     )
-    left_values = per_item(_tried(function, model, rows, what, where))
-    right_values = per_item(_tried(function, model, right, what, where))
+    left_values = per_item(_call(function, model, rows, what, where))
+    right_values = per_item(_call(function, model, right, what, where))
     if not torch.allclose(left_values, right_values, rtol=1e-4, atol=1e-4):
         raise ValueError(
             f"{where} are padded on the left, and the {what} of item "
-            f"{str(items.ids[int(padded[0])])!r} is {_few(left_values)[0]} there, "
-            f"{_few(right_values)[0]} padded on the right: the model counts positions from the "
+            f"{str(items.ids[int(padded[0])])!r} is {_head(left_values)[0]} there, "
+            f"{_head(right_values)[0]} padded on the right: the model counts positions from the "
             "first column. Pad on the right (tokenizer.padding_side = 'right')."
         )
 
@@ -165,7 +165,7 @@ def check_right_padding(
         name: leaf[:, :length] if leaf.shape[1:] == (longest,) else leaf
         for name, leaf in padded.items()
     }
-    values = [float(per_item(_tried(function, model, b, what, where))) for b in (alone, padded)]
+    values = [float(per_item(_call(function, model, b, what, where))) for b in (alone, padded)]
     if not np.allclose(*values, rtol=1e-4, atol=1e-4):
         raise ValueError(
             f"the {what} of item {str(items.ids[row])!r} is {values[0]:.4g} alone and "
@@ -183,11 +183,11 @@ def probed_shift(
     Raises:
         ValueError: As `token_shift`.
     """
-    values = _tried(function, model, batch, what, where)
+    values = _call(function, model, batch, what, where)
     return token_shift(values, batch, items, what=what, where=where)
 
 
-def _tried(
+def _call(
     function: Callable[[nn.Module, Batch], Tensor],
     model: nn.Module,
     batch: Batch,
@@ -212,5 +212,5 @@ def _tried(
         ) from error
 
 
-def _few(values: Tensor) -> list[float]:
+def _head(values: Tensor) -> list[float]:
     return [float(f"{value:.4g}") for value in values[:3].tolist()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bif.estimate.sums import BlockSums
-from bif.problem.array_layout import Panels, joined
+from bif.problem.array_layout import Panels, join_panels
 from bif.problem.provenance import hardware
 from bif.runs.backfill import fill
 from bif.runs.block_recorder import BlockRecorder, Segment, below
@@ -172,7 +172,7 @@ class BlockRun:
                     if self.wish.signal is not None:
                         raise Unfinished
             names = self.context.arrays
-            traces = joined({n: self.store.traces.read(n, 0, commit.draws) for n in names})
+            traces = join_panels({n: self.store.traces.read(n, 0, commit.draws) for n in names})
         self.recorder.restore(
             traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
             device=self.engine.device,

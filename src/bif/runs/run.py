@@ -14,7 +14,7 @@ from torch import Tensor
 from bif import store
 from bif.estimate.top_k import Strongest, strongest_influences
 from bif.estimate.traces import LossTraces, TraceBlock
-from bif.problem.array_layout import Panels, joined
+from bif.problem.array_layout import Panels, join_panels
 from bif.problem.problem import observable_position
 from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
@@ -259,7 +259,7 @@ def _recorded(
 ) -> tuple[Tensor, Tensor] | None:
     """The traces of a block; where sums are kept, with those of the buffer still open."""
     names = manifest.get("arrays", [])
-    parts = [joined({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
+    parts = [join_panels({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
     commits = block.commits()
     if manifest["keep"] == "sums" and commits and commits[0].draws == draws:
         state = block.state(commits[0])
