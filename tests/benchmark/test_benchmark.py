@@ -16,9 +16,9 @@ from benchmark_cases import SETTINGS, convex
 from bif.bank import BankPart, Plan, load
 from bif.baselines import ExactInfluence
 from bif.benchmark import Proxy, benchmark, benchmark_sizes, judge_file
-from bif.benchmark.harness import ABOUT, RESULTS, TABLE, banks_of, write
-from bif.benchmark.judge import at_edge, budget_table, rows, table, verdict
-from bif.benchmark.measure import measured
+from bif.benchmark.harness import ABOUT, RESULTS, TABLE, retrain_banks, write
+from bif.benchmark.judge import budget_table, names_at_edge, rows, table, verdict
+from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
@@ -41,7 +41,7 @@ def judged():
 
 @cache
 def bank():
-    return banks_of(convex())[0][0]
+    return retrain_banks(convex())[0][0]
 
 
 def tuning():
@@ -190,7 +190,7 @@ class TestBenchmark:
     def test_what_there_is_so_far_is_handed_out_after_long_methods(
         self, monkeypatch, long, expected
     ):
-        monkeypatch.setattr("bif.benchmark.harness._LONG", long)
+        monkeypatch.setattr("bif.benchmark.harness._LONG_SECONDS", long)
         seen: list[int] = []
         methods = ["random", "gradient_product"]
         benchmark(convex(), methods=methods, after_each=lambda found: seen.append(len(found.rows)))
@@ -254,7 +254,7 @@ class TestMeasured:
     def test_seconds_and_memory_are_those_of_the_work(self, monkeypatch):
         ticks = iter([3.0, 5.5])
         monkeypatch.setattr("bif.benchmark.measure.time.perf_counter", lambda: next(ticks))
-        with measured(torch.device("cpu")) as cost:
+        with measure_cost(torch.device("cpu")) as cost:
             # Beyond 32 MiB malloc maps fresh pages; below, it may reuse what earlier work freed.
             kept = np.ones(64 * 2**20 // 8)
         monkeypatch.undo()
@@ -321,16 +321,16 @@ class TestEdges:
     def test_the_smallest_and_the_largest_of_a_grid_are_its_edges(self, chosen, expected):
         tried = candidates("damping", [(0.1, 0.2), (1.0, 0.2), (10.0, 0.2)])
         tried[[0.1, 1.0, 10.0].index(chosen)]["lds"] = 0.5
-        assert at_edge({"damping": chosen}, tried) == expected
+        assert names_at_edge({"damping": chosen}, tried) == expected
 
     def test_an_edge_that_is_no_better_than_the_inside_is_none(self):
         tried = candidates("dimension", [(512, 0.4), (2048, 0.4), (4096, 0.4)])
-        assert at_edge({"dimension": 512}, tried) == []
+        assert names_at_edge({"dimension": 512}, tried) == []
 
     def test_words_and_what_was_never_varied_have_no_edges(self):
         tried = candidates("kind", [("cosine", 0.1), ("dot", 0.2)])
-        assert at_edge({"kind": "dot", "damping": 1.0}, tried) == []
-        assert at_edge({"damping": 1.0}, candidates("damping", [(1.0, 0.2)])) == []
+        assert names_at_edge({"kind": "dot", "damping": 1.0}, tried) == []
+        assert names_at_edge({"damping": 1.0}, candidates("damping", [(1.0, 0.2)])) == []
 
     def test_candidates_that_a_task_refuses_count_as_tried(self):
         class Choosy:
@@ -344,7 +344,7 @@ class TestEdges:
         )
         (found, _) = method.run(convex(), tuning(), [])
         assert found.choice == {"damping": 1.0} and len(found.tuned) == 3
-        assert np.isnan(found.tuned[0]["lds"]) and at_edge(found.choice, found.tuned) == []
+        assert np.isnan(found.tuned[0]["lds"]) and names_at_edge(found.choice, found.tuned) == []
 
     def test_the_harness_and_the_table_say_so(self, monkeypatch):
         said: list[str] = []

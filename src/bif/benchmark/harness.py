@@ -10,7 +10,7 @@ from typing import Any
 
 from bif import store
 from bif.benchmark import judge
-from bif.benchmark.measure import measured
+from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.plots import plots
 from bif.benchmark.task import Task
@@ -20,8 +20,8 @@ from bif.evaluate.retraining import Bank, Plan, retrained
 from bif.problem.provenance import hardware, versions
 from bif.terminal import say
 
-_FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
-_LONG = 5.0
+_RESULT_FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
+_LONG_SECONDS = 5.0
 """Seconds that nobody wants to lose."""
 
 
@@ -84,19 +84,19 @@ def benchmark(
             before anything is trained.
         FolderInUse: `out` holds banks of another task, or results that bif has not made.
     """
-    chosen = _chosen(task, methods)
+    chosen = _choose_methods(task, methods)
     if out is not None:
         _refuse_foreign(store.folder_at(out))
     if any(name.startswith("bif") for name in chosen):
         for settings in task.settings:
             refuse_unusable(task.problem, settings)
-    banks, seconds = banks_of(task, out, show_progress=show_progress)
+    banks, seconds = retrain_banks(task, out, show_progress=show_progress)
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []
     unsuited: dict[str, str] = {}
 
     def results() -> Results:
-        about = {**_about(task, seconds), "unsuited": unsuited}
+        about = {**_task_facts(task, seconds), "unsuited": unsuited}
         return Results(task.name, judge.rows(found, banks), [], unsuited, about, found)
 
     for name in chosen:
@@ -104,29 +104,29 @@ def benchmark(
             found += all_methods()[name].run(task, tuning, found)
         except Unsuited as reason:
             unsuited[name] = str(reason)
-            _say(show_progress, f"{name}: not here. {reason}")
+            _log(show_progress, f"{name}: not here. {reason}")
             continue
         for scored in found:
             if scored.method == name:
-                edges = ", ".join(judge.at_edge(scored.choice, scored.tuned))
+                edges = ", ".join(judge.names_at_edge(scored.choice, scored.tuned))
                 said = f"; tuned to the edge of its grid: {edges}" if edges else ""
-                _say(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s{said}")
+                _log(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s{said}")
         took = sum(scored.cost.seconds for scored in found if scored.method == name)
-        if after_each is not None and took >= _LONG and name != chosen[-1]:
+        if after_each is not None and took >= _LONG_SECONDS and name != chosen[-1]:
             after_each(results())
     whole = results()
     if after_each is not None:
         after_each(whole)
     curves = judge.curves(found, banks)
     for fraction in fractions:
-        curves += _at_fraction(task, fraction, found, out, show_progress=show_progress)
+        curves += _curve_points(task, fraction, found, out, show_progress=show_progress)
     whole = replace(whole, curves=curves)
     if out is not None:
         write(whole, out)
     return whole
 
 
-def banks_of(
+def retrain_banks(
     task: Task, out: str | Path | None = None, *, show_progress: bool = False
 ) -> tuple[list[Bank], dict[str, float]]:
     """The networks that judge a task, one bank a target, and the seconds that each took.
@@ -141,10 +141,10 @@ def banks_of(
     """
     banks, seconds = [], {}
     for target in task.targets:
-        with measured(task.problem.device) as cost:
-            banks.append(_bank(task, task.plan, target, out, show_progress=show_progress))
+        with measure_cost(task.problem.device) as cost:
+            banks.append(_retrain_bank(task, task.plan, target, out, show_progress=show_progress))
         seconds[target] = cost.seconds
-        _say(show_progress, f"bank {target}: {banks[-1].num_networks} networks, "
+        _log(show_progress, f"bank {target}: {banks[-1].num_networks} networks, "
              f"{cost.seconds:.1f} s")  # fmt: skip
     return banks, seconds
 
@@ -178,7 +178,7 @@ def benchmark_sizes(
     abouts: dict[str, Any] = {}
     name = ""
     for size in sizes:
-        _say(show_progress, f"{size:,} train items")
+        _log(show_progress, f"{size:,} train items")
         one = benchmark(
             make(size), out=f"{str(out).rstrip('/')}/{size}", methods=methods,
             fractions=fractions, show_progress=show_progress,
@@ -196,18 +196,18 @@ def write(results: Results, out: str | Path) -> None:
     folder = store.folder_at(out)
     _refuse_foreign(folder)
     pictures = plots(results.rows, results.curves, title=results.task)
-    names = [*_FILES, *(f"{name}.png" for name in pictures)]
+    names = [*_RESULT_FILES, *(f"{name}.png" for name in pictures)]
     _refuse_foreign(folder, names)
     store.mark(folder, names)
-    folder.write(RESULTS, _json(results.rows))
+    folder.write(RESULTS, _encode_json(results.rows))
     about = {**results.about, "curves": results.curves, "tuned": results.tuned}
-    folder.write(ABOUT, _json(about))
+    folder.write(ABOUT, _encode_json(about))
     folder.write(TABLE, judge.table(results.rows).encode())
     for name, picture in pictures.items():
         folder.write(f"{name}.png", picture)
 
 
-def _refuse_foreign(folder: store.Folder, names: Sequence[str] = _FILES) -> None:
+def _refuse_foreign(folder: store.Folder, names: Sequence[str] = _RESULT_FILES) -> None:
     """Raise where there are results that no benchmark has written, before anything is trained."""
     if not store.marked(folder) and folder.is_file(ABOUT):
         try:  # of a version that made no marks
@@ -219,7 +219,7 @@ def _refuse_foreign(folder: store.Folder, names: Sequence[str] = _FILES) -> None
     store.refuse_foreign(folder, names)
 
 
-def _about(task: Task, bank_seconds: dict[str, float]) -> dict[str, Any]:
+def _task_facts(task: Task, bank_seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "task": task.name,
         "about": task.about,
@@ -235,7 +235,7 @@ def _about(task: Task, bank_seconds: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _bank(
+def _retrain_bank(
     task: Task, plan: Plan, target: Any, out: str | Path | None, *, show_progress: bool
 ) -> Bank:
     name = f"bank-{target}" if plan == task.plan else f"bank-{target}-{plan.fraction:g}"
@@ -257,13 +257,13 @@ def _bank(
     )
 
 
-def _at_fraction(
+def _curve_points(
     task: Task, fraction: float, found: Sequence[Scored], out: str | Path | None,
     *, show_progress: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """LDS of the same scores by networks retrained on another fraction of the items."""
     plan = replace(task.plan, fraction=fraction, num_removed=None, num_tuning_subsets=0)
-    banks = [_bank(task, plan, t, out, show_progress=show_progress) for t in task.targets]
+    banks = [_retrain_bank(task, plan, t, out, show_progress=show_progress) for t in task.targets]
     names = ("method", "target", "observable", "lds", "ci_low", "ci_high", "ceiling")
     return [
         {**{name: row[name] for name in names}, "fraction": fraction}
@@ -271,7 +271,7 @@ def _at_fraction(
     ]
 
 
-def _chosen(task: Task, methods: Sequence[str] | None) -> list[str]:
+def _choose_methods(task: Task, methods: Sequence[str] | None) -> list[str]:
     known = list(all_methods())
     chosen = list(methods or task.methods or known)
     unknown = [name for name in chosen if name not in known]
@@ -280,10 +280,10 @@ def _chosen(task: Task, methods: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _say(shown: bool, line: str) -> None:
+def _log(shown: bool, line: str) -> None:
     if shown:
         say([line])
 
 
-def _json(content: Any) -> bytes:
+def _encode_json(content: Any) -> bytes:
     return (json.dumps(store.plain(content), indent=1) + "\n").encode()

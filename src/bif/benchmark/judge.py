@@ -14,7 +14,7 @@ from bif.runs.gates import RHAT
 
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""
-_BUDGETS = (10.0, 60.0, 600.0)
+_BUDGETS_SECONDS = (10.0, 60.0, 600.0)
 """Seconds."""
 
 
@@ -68,7 +68,7 @@ def _row(
         "num_seeds": result.num_seeds,
         "num_queries": result.num_queries,
         "choice": dict(scored.choice),
-        "at_edge": at_edge(scored.choice, scored.tuned),
+        "at_edge": names_at_edge(scored.choice, scored.tuned),
         **scored.facts,
     }
     if against is not None:
@@ -80,7 +80,7 @@ def _row(
     return row
 
 
-def at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> list[str]:
+def names_at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> list[str]:
     """Which numbers of a choice are the smallest or the largest that were tried.
 
     A better value may lie beyond: it was the grid that decided.  Not where one within the grid is
@@ -157,7 +157,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             "",
             f"### {outcome}, retrained from {target}",
             "",
-            f"Ceiling {_cell(own[0]['ceiling'])}; {own[0]['num_subsets']} subsets × "
+            f"Ceiling {_figure(own[0]['ceiling'])}; {own[0]['num_subsets']} subsets × "
             f"{own[0]['num_seeds']} seeds, {own[0]['num_queries']} queries.",
             "",
             f"| method | LDS | 95 % interval | of the ceiling | minus {RIVAL} | 95 % interval | "
@@ -166,12 +166,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in own:
             lines.append(
-                f"| {row['method']} | {_cell(row['lds'])} | {_interval(row, 'ci')} | "
-                f"{_cell(row['share_of_ceiling'])} | {_cell(row.get(f'minus_{RIVAL}'))} | "
-                f"{_interval(row, f'minus_{RIVAL}')} | {_cell(row.get('reliability'))} | "
-                f"{_rhat(row)} | {verdict(row)} | {_cell(row['seconds'])} | "
-                f"{_cell(row['tuning_seconds'])} | {_cell(row['peak_memory_gib'])} | "
-                f"{chosen(row.get('choice', {}), row.get('at_edge', ()))} |"
+                f"| {row['method']} | {_figure(row['lds'])} | {_interval(row, 'ci')} | "
+                f"{_figure(row['share_of_ceiling'])} | {_figure(row.get(f'minus_{RIVAL}'))} | "
+                f"{_interval(row, f'minus_{RIVAL}')} | {_figure(row.get('reliability'))} | "
+                f"{_rhat(row)} | {verdict(row)} | {_figure(row['seconds'])} | "
+                f"{_figure(row['tuning_seconds'])} | {_figure(row['peak_memory_gib'])} | "
+                f"{choice_text(row.get('choice', {}), row.get('at_edge', ()))} |"
             )
     return "\n".join(lines).lstrip("\n") + "\n"
 
@@ -195,8 +195,8 @@ def budget_table(
             "",
             f"### {outcome}, retrained from {target}: LDS within a budget",
             "",
-            "| method | " + " | ".join(_duration(b) for b in _BUDGETS) + " |",
-            "|" + " --- |" * (1 + len(_BUDGETS)),
+            "| method | " + " | ".join(_duration(b) for b in _BUDGETS_SECONDS) + " |",
+            "|" + " --- |" * (1 + len(_BUDGETS_SECONDS)),
         ]
         own = [r for r in rows if (r["target"], r["observable"]) == (target, outcome)]
         for row in sorted(own, key=lambda r: -r["lds"]):
@@ -208,9 +208,9 @@ def budget_table(
             ]
             last = [
                 max((c for c in mine if c["seconds"] <= b), key=lambda c: c["seconds"], default={})
-                for b in _BUDGETS
+                for b in _BUDGETS_SECONDS
             ]
-            cells = " | ".join(_cell(found.get("lds")) for found in last)
+            cells = " | ".join(_figure(found.get("lds")) for found in last)
             lines.append(f"| {row['method']} | {cells} |")
     return "\n".join(lines).lstrip("\n") + "\n"
 
@@ -224,10 +224,10 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def chosen(choice: Mapping[str, Any], edges: Sequence[str]) -> str:
+def choice_text(choice: Mapping[str, Any], edges: Sequence[str]) -> str:
     """A choice in words, numbers at the edge of their grid marked."""
     marked = {name: " (edge of the grid)" if name in edges else "" for name in choice}
-    return ", ".join(f"{n} {_cell(value)}{marked[n]}" for n, value in choice.items()) or "–"
+    return ", ".join(f"{n} {_figure(value)}{marked[n]}" for n, value in choice.items()) or "–"
 
 
 def _rhat(row: Mapping[str, Any]) -> str:
@@ -236,7 +236,7 @@ def _rhat(row: Mapping[str, Any]) -> str:
     return "–" if rhat is None or not np.isfinite(rhat) else f"{rhat:.3f}"
 
 
-def _cell(value: Any) -> str:
+def _figure(value: Any) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "–"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

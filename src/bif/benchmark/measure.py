@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_EVERY = 0.02
+_SAMPLE_SECONDS = 0.02
 _STATM = Path("/proc/self/statm")
 
 
@@ -28,20 +28,20 @@ class Cost:
     seconds: float = 0.0
     peak_memory_gib: float = 0.0
 
-    def also(self, other: Cost) -> Cost:
+    def then(self, other: Cost) -> Cost:
         """Both, one after the other."""
         return Cost(self.seconds + other.seconds, max(self.peak_memory_gib, other.peak_memory_gib))
 
 
 @contextmanager
-def measured(device: torch.device) -> Iterator[Cost]:
+def measure_cost(device: torch.device) -> Iterator[Cost]:
     """The cost of what happens inside, filled in at its end; waits for the device."""
     cost = Cost()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    watch = _Watch()
+    watch = _MemorySampler()
     started = time.perf_counter()
     try:
         with watch:
@@ -54,32 +54,32 @@ def measured(device: torch.device) -> Iterator[Cost]:
         cost.peak_memory_gib = (watch.grown if allocated is None else allocated) / 2**30
 
 
-class _Watch:
+class _MemorySampler:
     """Looks at the process's resident memory until it is told to stop."""
 
     def __init__(self) -> None:
         self.grown = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
 
     def __enter__(self) -> None:
-        self._before = _resident()
+        self._before = _resident_bytes()
         self._thread.start()
 
     def __exit__(self, *raised: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._note()
+        self._sample()
 
-    def _look(self) -> None:
-        while not self._stop.wait(_EVERY):
-            self._note()
+    def _sample_until_stopped(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._sample()
 
-    def _note(self) -> None:
-        self.grown = max(self.grown, _resident() - self._before)
+    def _sample(self) -> None:
+        self.grown = max(self.grown, _resident_bytes() - self._before)
 
 
-def _resident() -> float:
+def _resident_bytes() -> float:
     """Bytes of the process in memory."""
     import resource
 

@@ -35,12 +35,12 @@ class ResNet9(nn.Module):
             )
         first, second, third, last = widths
         self.stages = nn.Sequential(
-            _normalised(3, first),
-            _normalised(first, second, stride=2),
+            _conv_norm_relu(3, first),
+            _conv_norm_relu(first, second, stride=2),
             _Residual(second),
-            _normalised(second, third, stride=2),
+            _conv_norm_relu(second, third, stride=2),
             _Residual(third),
-            _normalised(third, last),
+            _conv_norm_relu(third, last),
         )
         self.linear = nn.Linear(last, 10)
 
@@ -53,13 +53,13 @@ class ResNet9(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = nn.Sequential(_normalised(width, width), _normalised(width, width))
+        self.inner = nn.Sequential(_conv_norm_relu(width, width), _conv_norm_relu(width, width))
 
     def forward(self, images: Tensor) -> Tensor:
         return images + self.inner(images)
 
 
-def _normalised(width_in: int, width: int, *, stride: int = 1) -> nn.Sequential:
+def _conv_norm_relu(width_in: int, width: int, *, stride: int = 1) -> nn.Sequential:
     """A 3×3 convolution with bias, padded by 1, GroupNorm without weights, ReLU."""
     convolution = nn.Conv2d(width_in, width, 3, stride=stride, padding=1)
     return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, width, affine=False), nn.ReLU())

@@ -25,25 +25,25 @@ def plots(
     rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], *, title: str
 ) -> dict[str, bytes]:
     """Name -> PNG, one picture for every axis there is something to show on."""
-    made = {"lds-against-seconds": _picture(rows, curves, "seconds", title=title)}
+    made = {"lds-against-seconds": _draw_panels(rows, curves, "seconds", title=title)}
     for axis, name in (("draws", "draws"), ("ess_median", "effective-draws")):
-        own = [c for c in curves if axis in c and _measured(c, axis)]
+        own = [c for c in curves if axis in c and _is_known(c, axis)]
         if own:
-            made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
+            made[f"lds-against-{name}"] = _draw_panels([], own, axis, title=title)
     for axis, name in (("fraction", "fraction"), ("num_train", "train-items")):
         own = [c for c in curves if axis in c]
         if own:
-            made[f"lds-against-{name}"] = _picture([], own, axis, title=title)
+            made[f"lds-against-{name}"] = _draw_panels([], own, axis, title=title)
     return made
 
 
-def _measured(point: Mapping[str, Any], axis: str) -> bool:
+def _is_known(point: Mapping[str, Any], axis: str) -> bool:
     """Whether its place on the axis is known: of a few draws a chain the effective ones are not."""
     # Underdamped draws can be worth a little more than independent ones, not twice as much.
     return axis != "ess_median" or 0 < point[axis] <= 2 * point.get("draws", point[axis])
 
 
-def _picture(
+def _draw_panels(
     rows: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
     axis: str,
@@ -61,10 +61,10 @@ def _picture(
         for method in dict.fromkeys(e["method"] for e in everything):
             colour = _COLOURS.get(method, "#374151")
             line = sorted(
-                (c for c in everything[len(rows) :] if _is(c, method, target, outcome)),
+                (c for c in everything[len(rows) :] if _matches(c, method, target, outcome)),
                 key=lambda c: c[axis],
             )
-            point = [r for r in rows if _is(r, method, target, outcome)]
+            point = [r for r in rows if _matches(r, method, target, outcome)]
             if line:
                 x = [c[axis] for c in line]
                 panel.plot(x, [c["lds"] for c in line], "-o", color=colour, ms=3.5, label=method)
@@ -112,7 +112,7 @@ def _mark_budgets(panel: Any) -> None:
             )  # fmt: skip
 
 
-def _is(entry: Mapping[str, Any], method: str, target: str, outcome: str) -> bool:
+def _matches(entry: Mapping[str, Any], method: str, target: str, outcome: str) -> bool:
     return (entry["method"], entry["target"], entry["observable"]) == (method, target, outcome)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bif.benchmark.measure import Cost, measured
+from bif.benchmark.measure import Cost, measure_cost
 from bif.benchmark.task import Task
 from bif.evaluate import lds
 from bif.evaluate.retraining import BankPart
@@ -127,24 +127,24 @@ class FittedMethod:
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
-        with measured(device) as fitting:
+        with measure_cost(device) as fitting:
             try:
                 fitted: Fitted = self.fit(task.problem)
             except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
                 raise Unsuited(str(error)) from error
         made = []
         for outcome in task.problem.observables:
-            with measured(device) as tuning:
-                tuned = self._tuned(fitted, task, judge, outcome.name)
+            with measure_cost(device) as tuning:
+                tuned = self._tune(fitted, task, judge, outcome.name)
                 choice = max(tuned, key=_tuning_lds)["choice"]
-            with measured(device) as scoring:
+            with measure_cost(device) as scoring:
                 scores = fitted.scores(task.problem, outcome.name, choice)
             made.append(
                 Scored(
                     self.name,
                     outcome.name,
                     scores,
-                    fitting.also(tuning).also(scoring),
+                    fitting.then(tuning).then(scoring),
                     tuning.seconds,
                     choice,
                     tuned,
@@ -152,9 +152,7 @@ class FittedMethod:
             )
         return made
 
-    def _tuned(
-        self, fitted: Fitted, task: Task, judge: Judge, outcome: str
-    ) -> list[dict[str, Any]]:
+    def _tune(self, fitted: Fitted, task: Task, judge: Judge, outcome: str) -> list[dict[str, Any]]:
         if len(self.candidates) == 1:
             return [{"choice": self.candidates[0], "lds": float("nan")}]
         tuned, refused = [], []

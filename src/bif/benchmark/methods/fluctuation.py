@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bif.benchmark.measure import Cost, measured
+from bif.benchmark.measure import Cost, measure_cost
 from bif.benchmark.methods.base import Judge, Scored
 from bif.benchmark.task import Task
 from bif.estimate.covariance import estimate_covariance
@@ -20,10 +20,10 @@ from bif.runs.attribute import attribute
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
 
-_TUNING = "tuning queries"
-_CHAINS_SHARE, _DRAWS_SHARE = 4, 2
+_TUNING_GROUP = "tuning queries"
+_CHAINS_DIVISOR, _DRAWS_DIVISOR = 4, 2
 """A pilot has these fractions of the run's chains and of their draws: burn-in costs what it has."""
-_POINTS = 12
+_CURVE_POINTS = 12
 """Of the curve over draws."""
 
 
@@ -44,7 +44,7 @@ class Fluctuation:
     hand_set: bool = True
 
     @classmethod
-    def by_default(cls) -> Fluctuation:
+    def with_defaults(cls) -> Fluctuation:
         """What a user gets who says nothing but the weight decay."""
         return cls("bif_default", hand_set=False)
 
@@ -53,45 +53,45 @@ class Fluctuation:
             first = task.settings[0]
             plain = Settings(weight_decay=first.weight_decay, seed=first.seed)
             task = replace(task, settings=(plain,))
-        asked = _Asked(task)
+        asked = _TwoPartProblem(task)
         device = task.problem.device
-        with measured(device) as tuning:
+        with measure_cost(device) as tuning:
             pilots = asked.pilots(judge) if len(task.settings) > 1 else []
         made, runs = [], {}
         for outcome in task.problem.observables:
             settings = asked.best(pilots, outcome.name)
             if settings not in runs:
-                with measured(device) as cost:
+                with measure_cost(device) as cost:
                     run = attribute(asked.problem, settings)
                 runs[settings] = run, cost
             run, cost = runs[settings]
             complete = Settings.from_dict(run.manifest["settings"])
             where = temperatures(complete, task.problem.num_train)
-            matrices = asked.matrices(_values(run.influence.dataset), outcome)
+            matrices = asked.matrices(_scores_by_observable(run.influence.dataset), outcome)
             chosen, tuned = asked.best_proxy(matrices, outcome.name, judge)
             whole = Scored(
                 self.name,
                 outcome.name,
                 matrices[chosen]["reported"],
-                tuning.also(cost),
+                tuning.then(cost),
                 tuning.seconds,
                 {**where, "through": chosen},
                 [*(p.row for p in pilots if p.outcome == outcome.name), *tuned],
-                {**_figures(run), "damping": where["gamma/nbeta"] + complete.weight_decay},
+                {**_run_figures(run), "damping": where["gamma/nbeta"] + complete.weight_decay},
             )
             made.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
         return made
 
     def _curve(
-        self, asked: _Asked, run: Run, whole: Scored, outcome: Observable, cost: Cost
+        self, asked: _TwoPartProblem, run: Run, whole: Scored, outcome: Observable, cost: Cost
     ) -> list[Scored]:
         """The same run cut short: scores from the first draws of every chain."""
         longest = run.traces.shortest
         sampling = min(float(run.summary["sampling_seconds"]), cost.seconds)
         points = []
-        for draws in np.unique(np.geomspace(min(8, longest), longest, _POINTS).astype(int)):
+        for draws in np.unique(np.geomspace(min(8, longest), longest, _CURVE_POINTS).astype(int)):
             traces = run.traces.truncated(int(draws))
-            matrices = asked.matrices(_scores_of(traces, asked.problem), outcome)
+            matrices = asked.matrices(_scores_from_traces(traces, asked.problem), outcome)
             shortened = cost.seconds - sampling * (1 - draws / longest)
             seconds = whole.tuning_seconds + shortened
             points.append(
@@ -116,7 +116,7 @@ class _Pilot:
     row: Mapping[str, Any]
 
 
-class _Asked:
+class _TwoPartProblem:
     """A task's problem with the queries of both parts, and every outcome by all its predictors.
 
     An outcome is predicted by itself and through each of its proxies; all are observables of one
@@ -135,7 +135,7 @@ class _Asked:
                 ways[proxy.name] = replace(outcome, name=name, through=proxy)
             self._predictors[outcome.name] = {way: o.name for way, o in ways.items()}
             observables += ways.values()
-        groups = {**task.problem.query_groups, _TUNING: task.tuning_queries}
+        groups = {**task.problem.query_groups, _TUNING_GROUP: task.tuning_queries}
         self.problem: Problem = task.problem.asking(groups, observables=observables)
 
     def pilots(self, judge: Judge) -> list[_Pilot]:
@@ -143,10 +143,10 @@ class _Asked:
         found = []
         for settings in self._task.settings:
             started = time.perf_counter()
-            run = attribute(self.problem, _pilot(settings))
+            run = attribute(self.problem, _pilot_settings(settings))
             seconds = time.perf_counter() - started
             for outcome in self._task.problem.observables:
-                matrices = self.matrices(_values(run.influence.dataset), outcome)
+                matrices = self.matrices(_scores_by_observable(run.influence.dataset), outcome)
                 through, tuned = self.best_proxy(matrices, outcome.name, judge)
                 best = max(row["lds"] for row in tuned)
                 where = temperatures(settings, self.problem.num_train)
@@ -182,20 +182,20 @@ class _Asked:
         }
 
 
-def _pilot(settings: Settings) -> Settings:
-    chains = max(4, (settings.chains or 64) // _CHAINS_SHARE)
-    draws = max(25, (settings.draws or 200) // _DRAWS_SHARE)
+def _pilot_settings(settings: Settings) -> Settings:
+    chains = max(4, (settings.chains or 64) // _CHAINS_DIVISOR)
+    draws = max(25, (settings.draws or 200) // _DRAWS_DIVISOR)
     block = None if settings.block_size is None else min(chains, settings.block_size)
     return replace(settings.with_draws(draws), chains=chains, block_size=block)
 
 
-def _values(dataset: Any) -> dict[str, np.ndarray]:
+def _scores_by_observable(dataset: Any) -> dict[str, np.ndarray]:
     return {
         str(o): dataset["influence"].sel(observable=o).values for o in dataset.observable.values
     }
 
 
-def _scores_of(traces: LossTraces, problem: Problem) -> dict[str, np.ndarray]:
+def _scores_from_traces(traces: LossTraces, problem: Problem) -> dict[str, np.ndarray]:
     value = -estimate_covariance(traces, device=problem.device).value.cpu().numpy()
     parts = value.reshape(len(problem.observables), problem.num_queries, -1)
     return {o.name: part for o, part in zip(problem.observables, parts, strict=True)}
@@ -211,7 +211,7 @@ def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
     return found
 
 
-def _figures(run: Run) -> dict[str, Any]:
+def _run_figures(run: Run) -> dict[str, Any]:
     """What a row says of its run: how long and how well it sampled, and whether it is trusted."""
     names = ("draws", "ess_median", "rhat_max", "reliability", "sampling_seconds")
     figures = {name: float(run.summary[name]) for name in names if name in run.summary}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bif.benchmark.measure import Cost, measured
+from bif.benchmark.measure import Cost, measure_cost
 from bif.benchmark.methods.base import Judge, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
@@ -47,31 +47,31 @@ class Responses:
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         device = task.problem.device
         candidates = _candidates(task, self.dampings, self.curvatures)
-        few = _first(task.tuning_queries, _TUNING_QUERIES)
+        few = _first_items(task.tuning_queries, _TUNING_QUERIES)
         tuning = task.problem.asking({"tuning": few})
         made = []
         for outcome in task.problem.observables:
-            with measured(device) as pilots:
+            with measure_cost(device) as pilots:
                 tuned = [
                     {
-                        "choice": c.named(task.problem.num_train),
+                        "choice": c.as_choice(task.problem.num_train),
                         "lds": judge(
-                            _filled(_scores(tuning, c, outcome.name)), outcome.name, len(few)
+                            _zero_failed(_scores(tuning, c, outcome.name)), outcome.name, len(few)
                         ),
                     }
                     for c in candidates
                 ]
             best = candidates[int(np.argmax([t["lds"] for t in tuned]))]
-            with measured(device) as cost:
-                scores, failed = _whole(_scores(task.problem, best, outcome.name))
+            with measure_cost(device) as cost:
+                scores, failed = _replace_failed(_scores(task.problem, best, outcome.name))
             made.append(
                 Scored(
                     self.name,
                     outcome.name,
                     scores,
-                    pilots.also(cost),
+                    pilots.then(cost),
                     pilots.seconds,
-                    best.named(task.problem.num_train),
+                    best.as_choice(task.problem.num_train),
                     tuned,
                     failed,
                 )
@@ -100,7 +100,7 @@ class Automatic:
                 s for s in task.settings
                 if temperatures(s, task.problem.num_train).items() <= own.choice.items()
             )  # fmt: skip
-            with measured(device) as pilots:
+            with measure_cost(device) as pilots:
                 fluctuation, response = measure_costs(
                     task.problem, settings.reopened(chains=None), observable=outcome.name
                 )
@@ -111,7 +111,7 @@ class Automatic:
             if choice.value == "fluctuation":
                 made.append(
                     replace(
-                        own, method=self.name, cost=own.cost.also(pilots), curve=(),
+                        own, method=self.name, cost=own.cost.then(pilots), curve=(),
                         tuning_seconds=own.tuning_seconds + pilots.seconds,
                         choice={**own.choice, **facts}, tuned=(),
                     )
@@ -123,15 +123,15 @@ class Automatic:
             enough = max(response.steps // 4, response.steps_to(error))
             steps = min(task.response_steps, enough)
             candidate = _Candidate(settings.with_draws(None), 1.0, steps)
-            with measured(device) as cost:
-                scores, failed = _whole(_scores(task.problem, candidate, outcome.name))
-            named = {**candidate.named(task.problem.num_train), **facts}
+            with measure_cost(device) as cost:
+                scores, failed = _replace_failed(_scores(task.problem, candidate, outcome.name))
+            row_choice = {**candidate.as_choice(task.problem.num_train), **facts}
             # The settings were chosen by the fluctuations' pilots.
-            tuning = pilots.also(Cost(own.tuning_seconds, own.cost.peak_memory_gib))
+            tuning = pilots.then(Cost(own.tuning_seconds, own.cost.peak_memory_gib))
             made.append(
                 Scored(
-                    self.name, outcome.name, scores, tuning.also(cost), tuning.seconds, named, (),
-                    failed,
+                    self.name, outcome.name, scores, tuning.then(cost), tuning.seconds, row_choice,
+                    (), failed,
                 )
             )  # fmt: skip
         return made
@@ -152,9 +152,9 @@ class _Candidate:
             return str(error)
         return ""
 
-    def named(self, num_train: int) -> Mapping[str, Any]:
-        named = {**temperatures(self.settings, num_train), "temperature": self.temperature}
-        return named if self.curvature == "hessian" else {**named, "curvature": self.curvature}
+    def as_choice(self, num_train: int) -> Mapping[str, Any]:
+        choice = {**temperatures(self.settings, num_train), "temperature": self.temperature}
+        return choice if self.curvature == "hessian" else {**choice, "curvature": self.curvature}
 
 
 def _candidates(
@@ -198,20 +198,20 @@ def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray
         return np.full((problem.num_queries, len(problem.scored_ids)), np.nan)
 
 
-def _whole(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+def _replace_failed(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
     """Scores without NaN, and how many queries have failed."""
     failed = np.asarray(~np.isfinite(scores).all(axis=1))
     if failed.all():
         raise Unsuited("all pairs of chains diverged.")
-    return _filled(scores), {"failed_queries": float(failed.sum())}
+    return _zero_failed(scores), {"failed_queries": float(failed.sum())}
 
 
-def _filled(scores: np.ndarray) -> np.ndarray:
+def _zero_failed(scores: np.ndarray) -> np.ndarray:
     """A query whose pairs diverged predicts nothing."""
     whole = np.isfinite(scores).all(axis=1, keepdims=True)
     return np.where(whole, scores, 0.0)
 
 
-def _first(items: Items, count: int) -> Items:
+def _first_items(items: Items, count: int) -> Items:
     chosen = torch.arange(min(count, len(items)))
     return Items(items.take(chosen), ids=items.ids[: len(chosen)].tolist())

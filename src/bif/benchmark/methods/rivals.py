@@ -11,42 +11,42 @@ import torch
 from torch import Tensor
 
 from bif import baselines
-from bif.benchmark.measure import measured
+from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods.base import FittedMethod, Judge, Scored, Unsuited
 from bif.benchmark.task import Task
 from bif.problem.problem import Problem
 
-_SCALES = (
+_DAMPING_SCALES = (
     1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0
 )  # fmt: skip
 """Dampings in units of the mean eigenvalue: well fitted small networks ask for next to none."""
-_PROJECTIONS = (128, 512, 2048, 4096)
-_TRAK_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_TRAK_DIMENSIONS = (128, 512, 2048, 4096)
+_TRAK_DAMPING_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """The same for TRAK, whose largest are next to no curvature at all."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class FittedRival:
     """A fitted rival, asked with a damping or whatever else its `scores` takes."""
 
     fitted: Any
 
     def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
-        return _array(self.fitted.scores(problem, observable=outcome, **choice))
+        return _to_numpy(self.fitted.scores(problem, observable=outcome, **choice))
 
 
 @dataclass(frozen=True)
-class _Plain:
+class _FunctionRival:
     """A rival that is a function of the problem, with nothing to fit."""
 
     function: Callable[..., Tensor]
 
     def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
-        return _array(self.function(problem, observable=outcome, **choice))
+        return _to_numpy(self.function(problem, observable=outcome, **choice))
 
 
 @dataclass(frozen=True)
-class _Projected:
+class _ProjectedTRAK:
     """TRAK for several projections, fitted as they are asked for; small models need none."""
 
     problem: Problem
@@ -59,7 +59,7 @@ class _Projected:
             dimension = None
         if dimension not in self.by_dimension:
             self.by_dimension[dimension] = baselines.TRAK.fit(self.problem, dimension=dimension)
-        return _array(self.by_dimension[dimension].scores(problem, observable=outcome, **given))
+        return _to_numpy(self.by_dimension[dimension].scores(problem, observable=outcome, **given))
 
 
 def _ekfac(problem: Problem) -> baselines.EKFAC:
@@ -84,7 +84,7 @@ class SameDamping:
         dampings = {s.outcome: s.facts["damping"] for s in found if s.method == "bif"}
         if not dampings:
             raise Unsuited("it takes the damping of `bif`: name that before it.")
-        with measured(task.problem.device) as fitting:
+        with measure_cost(task.problem.device) as fitting:
             try:
                 fitted = baselines.ExactInfluence.fit(task.problem, curvature="ggn")
             except (ValueError, torch.OutOfMemoryError) as error:
@@ -92,50 +92,50 @@ class SameDamping:
         made = []
         for outcome, damping in dampings.items():
             choice = {"damping": damping}
-            with measured(task.problem.device) as scoring:
-                scores = _Asked(fitted).scores(task.problem, outcome, choice)
-            made.append(Scored(self.name, outcome, scores, fitting.also(scoring), choice=choice))
+            with measure_cost(task.problem.device) as scoring:
+                scores = FittedRival(fitted).scores(task.problem, outcome, choice)
+            made.append(Scored(self.name, outcome, scores, fitting.then(scoring), choice=choice))
         return made
 
 
-def _array(scores: Tensor) -> np.ndarray:
+def _to_numpy(scores: Tensor) -> np.ndarray:
     return scores.double().cpu().numpy()
 
 
 def rivals() -> dict[str, FittedMethod]:
     """All rivals by name, in the order of the table."""
-    scales = tuple({"damping_scale": scale} for scale in _SCALES)
+    scales = tuple({"damping_scale": scale} for scale in _DAMPING_SCALES)
     projections = tuple(
-        {"dimension": d, "damping_scale": s} for d in _PROJECTIONS for s in _TRAK_SCALES
+        {"dimension": d, "damping_scale": s} for d in _TRAK_DIMENSIONS for s in _TRAK_DAMPING_SCALES
     )
     made = [
-        FittedMethod("random", lambda _: _Plain(baselines.random_scores)),
+        FittedMethod("random", lambda _: _FunctionRival(baselines.random_scores)),
         FittedMethod(
             "representation",
-            lambda _: _Plain(baselines.representation_similarity),
+            lambda _: _FunctionRival(baselines.representation_similarity),
             tuple(
                 {"kind": kind, "labels": labels}
                 for kind in ("cosine", "dot")
                 for labels in ("ignore", "match")
             ),
         ),
-        FittedMethod("gradient_product", lambda _: _Plain(baselines.gradient_product)),
-        FittedMethod("gradient_cosine", lambda _: _Plain(baselines.gradient_cosine)),
-        FittedMethod("trak", lambda problem: _Projected(problem, {}), projections),
-        FittedMethod("ekfac", lambda problem: _Asked(_ekfac(problem)), scales),
+        FittedMethod("gradient_product", lambda _: _FunctionRival(baselines.gradient_product)),
+        FittedMethod("gradient_cosine", lambda _: _FunctionRival(baselines.gradient_cosine)),
+        FittedMethod("trak", lambda problem: _ProjectedTRAK(problem, {}), projections),
+        FittedMethod("ekfac", lambda problem: FittedRival(_ekfac(problem)), scales),
         FittedMethod(
             "cg_ggn",
-            lambda problem: _Asked(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
+            lambda problem: FittedRival(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
             tuple({"damping": d} for d in (1e-3, 1e-2, 3e-2, 0.1, 1.0)),
         ),
         FittedMethod(
             "exact_ggn",
-            lambda problem: _Asked(baselines.ExactInfluence.fit(problem, curvature="ggn")),
+            lambda problem: FittedRival(baselines.ExactInfluence.fit(problem, curvature="ggn")),
             scales,
         ),
         FittedMethod(
             "exact_hessian",
-            lambda problem: _Asked(baselines.ExactInfluence.fit(problem)),
+            lambda problem: FittedRival(baselines.ExactInfluence.fit(problem)),
             scales,
         ),
     ]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bif.benchmark.networks import ResNet9
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.files import found
-from bif.benchmark.tasks.parts import classification, dealt
+from bif.benchmark.tasks.files import find_path
+from bif.benchmark.tasks.parts import classification_problem, split_positions
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.extras import needs_extra
@@ -24,7 +24,7 @@ NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
 EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4
 NBETA = 0.3
 """In train items; nothing of it was tuned."""
-SECONDS = 300.0
+BUDGET = 300.0
 """Of the BIF on a GPU, calibration included."""
 MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -67,11 +67,11 @@ def task(
         # Draws as many as the time allows: a fixed number failed the gate of mixing.
         chosen = replace(
             chosen.with_draws(None), oracle="sequential", compiled=True, chunk_size=num_train,
-            thin=None, budget=SECONDS,
+            thin=None, budget=BUDGET,
         )  # fmt: skip
     return Task(
         "cifar",
-        classification(model, parts),
+        classification_problem(model, parts),
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
@@ -143,11 +143,11 @@ def split(
     Raises:
         FileNotFoundError, ImportError, ValueError: As for `task`.
     """
-    place = found(data, "cifar10", ".")
-    pictures, labels, names = _read(place)
+    place = find_path(data, "cifar10", ".")
+    pictures, labels, names = _read_pictures(place)
     num_train = size or NUM_TRAIN
     share = min(num_train, NUM_TRAIN)
-    chosen_by_part = dealt(
+    chosen_by_part = split_positions(
         len(pictures),
         train=num_train,
         queries=max(1, NUM_QUERIES * share // NUM_TRAIN),
@@ -171,12 +171,12 @@ def split(
     return made
 
 
-def _read(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _read_pictures(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pictures `[N, 32, 32, 3]`, labels `[N]` and the names of the classes."""
-    sheets = sorted(place.glob("cifar10_batch_*.png")) or [found(place, "cifar10_batch_0.png")]
-    labels = np.load(found(place, "labels_first4000_train.npy"), allow_pickle=False)
-    names = found(place, "class_names.txt").read_text(encoding="utf-8").split()
-    pictures = np.concatenate([_sheet(sheet) for sheet in sheets])
+    sheets = sorted(place.glob("cifar10_batch_*.png")) or [find_path(place, "cifar10_batch_0.png")]
+    labels = np.load(find_path(place, "labels_first4000_train.npy"), allow_pickle=False)
+    names = find_path(place, "class_names.txt").read_text(encoding="utf-8").split()
+    pictures = np.concatenate([_read_sheet(sheet) for sheet in sheets])
     if len(labels) != len(pictures):
         raise ValueError(
             f"{place} holds {len(pictures):,} images in {len(sheets)} sheets, but {len(labels):,} "
@@ -185,7 +185,7 @@ def _read(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return pictures, labels, names
 
 
-def _sheet(path: Path) -> np.ndarray:
+def _read_sheet(path: Path) -> np.ndarray:
     """The pictures of one file, whose rows are images of 1,024 pixels."""
     with needs_extra("report", "CIFAR-10's images are PNG files, which Pillow reads"):
         from PIL import ImageFile

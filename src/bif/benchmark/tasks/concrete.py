@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.files import csv, found
+from bif.benchmark.tasks.files import find_path, read_csv
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.problem.items import Items
@@ -71,9 +71,9 @@ def split(data: Path, *, device: str, size: int | None = None) -> dict[str, Item
     Raises:
         FileNotFoundError: `data.csv.gz` or `test_mask.csv.gz` is missing.
     """
-    place = found(data, "uci/concrete", "concrete", ".")
-    table = csv(found(place, "data.csv.gz"))
-    held_out = csv(found(place, "test_mask.csv.gz")).astype(bool)
+    place = find_path(data, "uci/concrete", "concrete", ".")
+    table = read_csv(find_path(place, "data.csv.gz"))
+    held_out = read_csv(find_path(place, "test_mask.csv.gz")).astype(bool)
     rows = np.arange(len(table))
     reported = rows[held_out[:, 0]]
     tuning = rows[held_out[:, 1] & ~held_out[:, 0]]

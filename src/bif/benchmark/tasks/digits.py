@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.parts import classification, dealt
+from bif.benchmark.tasks.parts import classification_problem, split_positions
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.extras import needs_extra
@@ -39,7 +39,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     )  # fmt: skip
     return Task(
         "digits",
-        classification(model, parts),
+        classification_problem(model, parts),
         parts["tuning"],
         replace(CENTER, steps=1500),
         Plan(num_subsets=100, seeds=4, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=1),
@@ -58,7 +58,7 @@ def split(num_train: int, *, seed: int, device: str) -> dict[str, Items]:
     with needs_extra("demo", "the digits come with scikit-learn"):
         from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
-    chosen = dealt(
+    chosen = split_positions(
         len(pixels),
         train=num_train,
         queries=NUM_QUERIES,

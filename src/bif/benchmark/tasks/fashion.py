@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.files import found, idx
-from bif.benchmark.tasks.parts import classification
+from bif.benchmark.tasks.files import find_path, read_idx
+from bif.benchmark.tasks.parts import classification_problem
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.problem.items import Items
@@ -47,7 +47,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     tuning = images(data, "t10k", slice(FIRST_TUNING, FIRST_TUNING + NUM_TUNING_QUERIES), device)
     return Task(
         "fashion" if num_train == NUM_TRAIN else f"fashion-{num_train}",
-        classification(model, {"train": train_items, "queries": queries}),
+        classification_problem(model, {"train": train_items, "queries": queries}),
         tuning,
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=40, tuning_seeds=2),
@@ -82,9 +82,10 @@ def images(data: Path, part: str, chosen: slice, device: str) -> Items:
         FileNotFoundError: A file is missing.
         ValueError: It holds fewer images.
     """
-    place = found(data, "fashion-mnist", ".")
-    pictures = idx(found(place, f"{part}-images-idx3-ubyte.gz"), 16).reshape(-1, 28, 28)[chosen]
-    labels = idx(found(place, f"{part}-labels-idx1-ubyte.gz"), 8)[chosen]
+    place = find_path(data, "fashion-mnist", ".")
+    pixels_file = find_path(place, f"{part}-images-idx3-ubyte.gz")
+    pictures = read_idx(pixels_file, 16).reshape(-1, 28, 28)[chosen]
+    labels = read_idx(find_path(place, f"{part}-labels-idx1-ubyte.gz"), 8)[chosen]
     if len(pictures) != chosen.stop - chosen.start:
         raise ValueError(
             f"{place} holds fewer than {chosen.stop:,} images of {part!r}: ask for a smaller size."

@@ -11,7 +11,7 @@ import numpy as np
 from bif import store
 
 
-def found(folder: Path, *names: str) -> Path:
+def find_path(folder: Path, *names: str) -> Path:
     """The first of `folder/name` that is there: data sets lie in a folder of their own or not.
 
     Raises:
@@ -25,16 +25,16 @@ def found(folder: Path, *names: str) -> Path:
     )
 
 
-def unzipped(path: Path) -> bytes:
+def read_gzip(path: Path) -> bytes:
     """The content of a gzip file."""
     return gzip.decompress(store.folder_at(path.parent).read(path.name))
 
 
-def csv(path: Path) -> np.ndarray:
+def read_csv(path: Path) -> np.ndarray:
     """Numbers of a gzipped file of comma-separated values, one row a line."""
-    return np.loadtxt(BytesIO(unzipped(path)), delimiter=",")
+    return np.loadtxt(BytesIO(read_gzip(path)), delimiter=",")
 
 
-def idx(path: Path, header: int) -> np.ndarray:
+def read_idx(path: Path, header: int) -> np.ndarray:
     """The bytes of a gzipped idx file after its header."""
-    return np.frombuffer(unzipped(path), dtype=np.uint8, offset=header)
+    return np.frombuffer(read_gzip(path), dtype=np.uint8, offset=header)

@@ -8,7 +8,7 @@ from torch import nn
 
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.digits import NUM_TRAIN, split
-from bif.benchmark.tasks.parts import classification
+from bif.benchmark.tasks.parts import classification_problem
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.problem.losses import cross_entropy
@@ -31,7 +31,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     )  # fmt: skip
     return Task(
         "logistic",
-        classification(model, parts),
+        classification_problem(model, parts),
         parts["tuning"],
         RECIPE,
         Plan(num_subsets=100, seeds=1, mask_seed=seed, num_tuning_subsets=24),

@@ -14,7 +14,7 @@ from bif.problem.problem import MARGIN, Observable, Problem
 LOSS = Observable("loss", cross_entropy, "lower")
 
 
-def dealt(total: int, *, train: int, queries: int, tuning: int, seed: int, what: str
+def split_positions(total: int, *, train: int, queries: int, tuning: int, seed: int, what: str
           ) -> dict[str, np.ndarray]:  # fmt: skip
     """Positions of the train items, the reported queries and the tuning queries, shuffled.
 
@@ -40,7 +40,7 @@ def dealt(total: int, *, train: int, queries: int, tuning: int, seed: int, what:
     return dict(zip(("train", "queries", "tuning"), found, strict=False))
 
 
-def classification(model: nn.Module, parts: Mapping[str, Items]) -> Problem:
+def classification_problem(model: nn.Module, parts: Mapping[str, Items]) -> Problem:
     """Loss and margin of a classifier on the reported queries."""
     return Problem(
         model,

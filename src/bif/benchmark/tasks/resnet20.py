@@ -10,8 +10,8 @@ import torch
 from bif.benchmark.networks import ResNet20
 from bif.benchmark.task import Task
 from bif.benchmark.tasks.cifar import METHODS, settings, split
-from bif.benchmark.tasks.files import found
-from bif.benchmark.tasks.parts import classification
+from bif.benchmark.tasks.files import find_path
+from bif.benchmark.tasks.parts import classification_problem
 from bif.evaluate import Recipe
 from bif.evaluate.retraining import Plan
 
@@ -57,7 +57,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     )
     return Task(
         "resnet20",
-        classification(model, parts),
+        classification_problem(model, parts),
         parts["tuning"],
         recipe(num_train // 2),
         Plan(num_subsets=100, seeds=2, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
@@ -86,7 +86,7 @@ def checkpoint(data: Path) -> ResNet20:
         FileNotFoundError: The file is missing.
         ValueError: It holds something else.
     """
-    path = found(found(data, "resnet-cifar10", "."), CHECKPOINT)
+    path = find_path(find_path(data, "resnet-cifar10", "."), CHECKPOINT)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever unpickling meets

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from bif.benchmark.task import Task
-from bif.benchmark.tasks.files import found
-from bif.benchmark.tasks.parts import dealt
+from bif.benchmark.tasks.files import find_path
+from bif.benchmark.tasks.parts import split_positions
 from bif.evaluate import Recipe, train
 from bif.evaluate.retraining import Plan
 from bif.interop.llama2c import Llama2cTokenizer, read_llama2c
@@ -23,9 +23,9 @@ from bif.sampling.settings import Settings
 
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 256, 64, 48
 NUM_TOKENS, BATCH = 128, 32
-FEWEST_QUERIES = 32
+MIN_QUERIES = 32
 """Of a task of fewer train items: a mean over 8 queries tells settings apart by chance."""
-EPOCHS, EPOCHS_AGAIN = 10, 5
+EPOCHS, RETRAIN_EPOCHS = 10, 5
 RECIPE = Recipe(1, 0.03, momentum=0.9, schedule="cosine")
 LOSS = Observable("loss", next_token_mean, "lower")
 """Nats a token.
@@ -73,7 +73,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
             tied_weights="share",
         ),
         parts["tuning"],
-        recipe(num_train // 2, epochs=EPOCHS_AGAIN),
+        recipe(num_train // 2, epochs=RETRAIN_EPOCHS),
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
         targets=("checkpoint",),
         settings=(settings(num_train, seed=seed, device=device),),
@@ -114,7 +114,7 @@ def published(data: Path) -> nn.Module:
     Raises:
         FileNotFoundError, ImportError, ValueError: As for `task`.
     """
-    model: Any = read_llama2c(found(found(data, "stories260K", "."), "stories260K.bin"))
+    model: Any = read_llama2c(find_path(find_path(data, "stories260K", "."), "stories260K.bin"))
     model.set_attn_implementation("sdpa")
     return model
 
@@ -130,18 +130,18 @@ def split(data: Path, *, size: int | None, seed: int, device: str) -> dict[str, 
     Raises:
         FileNotFoundError, ValueError: As for `task`.
     """
-    tokenizer = Llama2cTokenizer.read(found(found(data, "stories260K", "."), "tok512.bin"))
-    path = found(found(data, "tinystories", "."), "tinystories_sample.txt")
+    tokenizer = Llama2cTokenizer.read(find_path(find_path(data, "stories260K", "."), "tok512.bin"))
+    path = find_path(find_path(data, "tinystories", "."), "tinystories_sample.txt")
     # What follows the last separator is cut off.
     pieces = path.read_text(encoding="utf-8", errors="replace").split(SEPARATOR)[:-1]
     stories = list(dict.fromkeys(text for piece in pieces if (text := piece.strip())))
     num_train = size or NUM_TRAIN
     share = min(1.0, num_train / NUM_TRAIN)
-    chosen = dealt(
+    chosen = split_positions(
         len(stories),
         train=num_train,
-        queries=max(min(NUM_QUERIES, FEWEST_QUERIES), int(NUM_QUERIES * share)),
-        tuning=max(min(NUM_TUNING_QUERIES, FEWEST_QUERIES), int(NUM_TUNING_QUERIES * share)),
+        queries=max(min(NUM_QUERIES, MIN_QUERIES), int(NUM_QUERIES * share)),
+        tuning=max(min(NUM_TUNING_QUERIES, MIN_QUERIES), int(NUM_TUNING_QUERIES * share)),
         seed=seed,
         what=f"{path} holds {len(stories):,} different whole stories",
     )
