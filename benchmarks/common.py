@@ -27,8 +27,8 @@ from bif.benchmark import Task
 from bif.evaluate import lds
 from bif.problem.provenance import versions
 
-Asked = TypeVar("Asked")
-Found = TypeVar("Found")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 RESULTS = Path(__file__).parent / "results"
 
 # --- Options and files ----------------------------------------------------------------------------
@@ -47,8 +47,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def side_by_side(
-    work: Callable[[Asked], Found], items: Sequence[Asked], jobs: int
-) -> Iterator[Found]:
+    work: Callable[[Input], Output], items: Sequence[Input], jobs: int
+) -> Iterator[Output]:
     """Yield results in order, each by a process of one thread if there are several at a time."""
     if jobs == 1:
         yield from map(work, items)
@@ -79,7 +79,7 @@ def write(
     content = {
         "benchmark": name,
         "date": date,
-        "command": " ".join(["python", *_portable(sys.orig_argv[1:])]),
+        "command": " ".join(["python", *_without_folders(sys.orig_argv[1:])]),
         "seed": arguments.seed,
         "versions": versions(),
         "hardware": hardware(arguments.device),
@@ -96,7 +96,7 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def _portable(words: Sequence[str]) -> list[str]:
+def _without_folders(words: Sequence[str]) -> list[str]:
     """Return a command without folders of this machine."""
     named = {"--data": "DIR", "--out": "DIR", "--references": "DIR", "--banks": "BANKS",
              "--add": "FILE"}  # fmt: skip
@@ -108,14 +108,14 @@ def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def every(name: str) -> list[dict[str, Any]]:
+def all_runs(name: str) -> list[dict[str, Any]]:
     """Read all committed runs of a benchmark, in the order of their dates."""
     return [read(file) for file in sorted(RESULTS.glob(f"{name}-????-??-??.json"))]
 
 
-def newest(name: str) -> dict[str, Any] | None:
+def newest_run(name: str) -> dict[str, Any] | None:
     """Read the newest committed run of a benchmark."""
-    return next(reversed(every(name)), None)
+    return next(reversed(all_runs(name)), None)
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -134,7 +134,7 @@ def _cell(value: Any) -> str:
 # --- What judges ----------------------------------------------------------------------------------
 
 
-def trust(run: bif.Run) -> dict[str, Any]:
+def trust_figures(run: bif.Run) -> dict[str, Any]:
     """Return what a row says of its run: R-hat, reliability, trusted, gates that failed."""
     figures = {name: run.summary[name] for name in ("rhat_max", "reliability", "trusted")}
     return {**figures, "failed_gates": run.failed_gates}
@@ -146,7 +146,7 @@ def add_banks(options: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def folder_of_banks(banks: Path | None, name: str) -> Iterator[str]:
+def bank_folder(banks: Path | None, name: str) -> Iterator[str]:
     """Yield where banks are found or kept; a folder that goes away if none was named."""
     if banks:
         yield str(banks / name)
@@ -155,7 +155,7 @@ def folder_of_banks(banks: Path | None, name: str) -> Iterator[str]:
         yield folder
 
 
-def how_retrained(task: Task) -> dict[str, Any]:
+def retraining_options(task: Task) -> dict[str, Any]:
     """Return where a task's networks start from, and how many are stacked."""
     return {"networks_per_stack": task.networks_per_stack, "target": task.targets[-1]}
 
@@ -172,7 +172,7 @@ def reported_part(task: Task, banks: Path | None, **changed: Any) -> BankPart:
     if task.targets[-1] == "checkpoint":
         plan = replace(plan, seeds=1)
     out = banks / f"{task.name}-reported" if banks else None
-    bank = retrained(task.problem, None, task.retraining, plan, **how_retrained(task), out=out)
+    bank = retrained(task.problem, None, task.retraining, plan, **retraining_options(task), out=out)
     return bank.reported
 
 
@@ -192,13 +192,13 @@ def judge(task: Task, settings: bif.Settings, part: BankPart) -> dict[str, Any]:
     row["lds"] = sum(row.values()) / len(row)
     figures = {name: run.summary[name] for name in ("draws", "chains", "ess_median")}
     figures["nbeta"] = run.manifest["settings"]["nbeta"]
-    return {**row, **figures, **trust(run), "seconds": seconds}
+    return {**row, **figures, **trust_figures(run), "seconds": seconds}
 
 
 # --- Problems and time ----------------------------------------------------------------------------
 
 
-def normal(*shape: int, seed: int) -> Tensor:
+def standard_normal(*shape: int, seed: int) -> Tensor:
     """Return numbers of a standard normal law."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -225,7 +225,7 @@ def minimise_(
     optimizer.zero_grad()
 
 
-def wait(device: torch.device | str) -> None:
+def synchronize(device: torch.device | str) -> None:
     """Wait until everything asked of a device is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

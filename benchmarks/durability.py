@@ -48,7 +48,7 @@ def fashion(arguments: Any) -> tuple[bif.Problem, bif.Settings]:
     return throughput.fashion(arguments), chosen
 
 
-def timed(
+def time_run(
     made: bif.Problem, chosen: bif.Settings, keep: Keep, folder: Path | None
 ) -> tuple[Run, dict[str, float]]:
     """A run from settings to a folder of results, and its seconds."""
@@ -73,14 +73,16 @@ def main() -> None:
     made, chosen = (fashion if arguments.data else demo)(arguments)
     place = Path(tempfile.mkdtemp(prefix="bif-durability-"))
     few = replace(chosen, draws=4)
-    timed(made, few, "sums", None)  # warm: kernels are in the compiler's cache, files in memory
-    setup = timed(made, few, "sums", None)[1]["seconds"]
+    time_run(made, few, "sums", None)  # warm: kernels are in the compiler's cache, files in memory
+    setup = time_run(made, few, "sums", None)[1]["seconds"]
     rows = []
     for pair in range(arguments.pairs):
         seconds = {}
         for kind in ("memory", "disk") if pair % 2 == 0 else ("disk", "memory"):
             folder = place / str(pair) if kind == "disk" else None
-            run, seconds[kind] = timed(made, chosen, "sums" if folder is None else "traces", folder)
+            run, seconds[kind] = time_run(
+                made, chosen, "sums" if folder is None else "traces", folder
+            )
             if folder is not None:
                 again = estimate_covariance(bif.load(folder).traces).value
                 shape = run.influence.dataset["influence"].shape

@@ -30,11 +30,11 @@ _NEGLIGIBLE = 1e-13
 """Density over the largest at which the grid ends."""
 _CHAINS, _GROUPS, _WARM_UP, _DRAWS = 2048, 64, 200, 500
 _LEAPFROGS, _LENGTH = 5, 1.5
-_AT_ONCE = 2**22
+_MAX_LOSSES = 2**22
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownProblem:
     """A problem with its losses in closed form.
 
     Attributes:
@@ -62,7 +62,7 @@ class Known:
 
     def problem(self) -> bif.Problem:
         """For the library."""
-        single = [tuple(_single(x) for x in part) for part in (self.train, self.queries)]
+        single = [tuple(_to_float32(x) for x in part) for part in (self.train, self.queries)]
         # The references are of the loss itself, not through its margin.
         return bif.Problem(
             self.model, self.loss, train=single[0], queries=single[1]
@@ -92,13 +92,13 @@ class Reference:
     self_error: np.ndarray
     rhat: float
 
-    def same_as(self, other: Reference) -> float:
+    def largest_difference(self, other: Reference) -> float:
         """The largest difference over the root mean square of the scores."""
         scale = float(np.sqrt((self.scores**2).mean()))
         return float(np.abs(self.scores - other.scores).max()) / scale
 
 
-def reference(known: Known, *, nbeta: float, gamma: float, folder: Path | None) -> Reference:
+def reference(known: KnownProblem, *, nbeta: float, gamma: float, folder: Path | None) -> Reference:
     """By quadrature for at most three weights, else by a long run, kept in `folder`."""
     weights = len(known.center)
     if weights in _GRID:
@@ -117,7 +117,7 @@ def reference(known: Known, *, nbeta: float, gamma: float, folder: Path | None) 
     return found
 
 
-def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) -> Reference:
+def quadrature(known: KnownProblem, *, nbeta: float, gamma: float, coarser: int = 1) -> Reference:
     """Sums over a grid that ends where nothing is left of the posterior.
 
     Args:
@@ -134,7 +134,7 @@ def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) ->
                 for a, b in zip(low, high, strict=True)]  # fmt: skip
         points = torch.cartesian_prod(*axes).reshape(-1, d)
         U = torch.cat([known.potential(part, nbeta=nbeta, gamma=gamma)
-                       for part in _parts(points, known)])  # fmt: skip
+                       for part in _chunks(points, known)])  # fmt: skip
         there = U - U.min() < -math.log(_NEGLIGIBLE)
         spacing = (high - low) / (per_axis - 1)
         new_low = points[there].min(dim=0).values - 2 * spacing
@@ -146,7 +146,7 @@ def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) ->
     points, U = points[there], U[there]
     density = torch.exp(U.min() - U)
     density /= density.sum()
-    parts = list(zip(_parts(points, known), density.split(_at_once(known)), strict=True))
+    parts = list(zip(_chunks(points, known), density.split(_chunk_size(known)), strict=True))
     mean_train = torch.stack([p @ known.losses(w, *known.train) for w, p in parts]).sum(0)
     mean_query = torch.stack([p @ known.losses(w, *known.queries) for w, p in parts]).sum(0)
     products = torch.zeros(len(mean_query), len(mean_train), dtype=torch.float64)
@@ -161,7 +161,7 @@ def quadrature(known: Known, *, nbeta: float, gamma: float, coarser: int = 1) ->
 
 
 def long_run(
-    known: Known, *, nbeta: float, gamma: float, draws: int = _DRAWS, seed: int = 0
+    known: KnownProblem, *, nbeta: float, gamma: float, draws: int = _DRAWS, seed: int = 0
 ) -> Reference:
     """Hamiltonian Monte Carlo in coordinates that are round at w*, thousands of chains at once.
 
@@ -216,7 +216,7 @@ def long_run(
 class _Sums:
     """Sums of losses and products of groups of chains."""
 
-    def __init__(self, known: Known, draws: int) -> None:
+    def __init__(self, known: KnownProblem, draws: int) -> None:
         self.known, self.draws = known, draws
         num_train, num_queries = len(known.train[0]), len(known.queries[0])
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
@@ -266,22 +266,22 @@ class _Sums:
         )
 
 
-def _parts(points: Tensor, known: Known) -> tuple[Tensor, ...]:
-    return points.split(_at_once(known))
+def _chunks(points: Tensor, known: KnownProblem) -> tuple[Tensor, ...]:
+    return points.split(_chunk_size(known))
 
 
-def _at_once(known: Known) -> int:
-    return max(1, _AT_ONCE // len(known.train[0]))
+def _chunk_size(known: KnownProblem) -> int:
+    return max(1, _MAX_LOSSES // len(known.train[0]))
 
 
-def _single(x: Tensor) -> Tensor:
+def _to_float32(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x
 
 
 # --- Problems -------------------------------------------------------------------------------------
 
 
-class _Flat(nn.Module):
+class _WeightVector(nn.Module):
     """Weights and nothing else."""
 
     def __init__(self, weights: Tensor) -> None:
@@ -289,19 +289,19 @@ class _Flat(nn.Module):
         self.w = nn.Parameter(weights.float())
 
 
-def _flat(
+def _weight_vector_problem(
     name: str,
     losses: Losses,
     weights: Tensor,
     *,
     train: tuple[Tensor, Tensor],
     queries: tuple[Tensor, Tensor],
-) -> Known:
+) -> KnownProblem:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         (weights,) = model.parameters()
         return losses(weights.unsqueeze(0), *batch)[0]
 
-    return Known(name, _Flat(weights), loss, losses, train, queries)
+    return KnownProblem(name, _WeightVector(weights), loss, losses, train, queries)
 
 
 def _minimum(losses: Losses, start: Tensor, x: Tensor, y: Tensor, *, ridge: float = 0.0) -> Tensor:
@@ -337,14 +337,14 @@ def _unit(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (w[:, 2:] * torch.tanh(w[:, :1] * x + w[:, 1:2]) - y).square()
 
 
-def _pair(x: np.ndarray | list[float], y: np.ndarray | list[float]) -> tuple[Tensor, Tensor]:
+def _as_tensors(x: np.ndarray | list[float], y: np.ndarray | list[float]) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(np.asarray(x, float)), torch.as_tensor(np.asarray(y, float))
 
 
-_QUERIES = _pair([-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0])
+_QUERIES = _as_tensors([-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0])
 
 
-def logistic(kind: str) -> Known:
+def logistic(kind: str) -> KnownProblem:
     """Two weights: at the maximum likelihood, off the minimum, or with 3 of 300 positive."""
     r = np.random.default_rng(4)
     n = 300 if kind == "99:1 classes" else 20
@@ -353,26 +353,26 @@ def logistic(kind: str) -> Known:
     if kind == "99:1 classes":
         y = np.zeros(n)
         y[:3], x[:3] = 1, [1.5, 2.5, -0.5]
-    train = _pair(x, y)
+    train = _as_tensors(x, y)
     weights = _minimum(_logistic, torch.zeros(2).double(), *train, ridge=1e-6)
     if kind == "logistic, off the minimum":
         weights = torch.tensor([-2.0, 1.5])
-    return _flat(kind, _logistic, weights, train=train, queries=_QUERIES)
+    return _weight_vector_problem(kind, _logistic, weights, train=train, queries=_QUERIES)
 
 
-def unit() -> Known:
+def unit() -> KnownProblem:
     """One tanh unit, three weights."""
     r = np.random.default_rng(4)
     x = np.linspace(-2, 2, 25)
     y = 1.2 * np.tanh(1.5 * x - 0.4) + 0.4 * r.normal(size=25)
-    train = _pair(x, y / 0.4)
-    queries = _pair([-2.5, -0.5, 0.3, 1.0, 2.5], np.array([-1.0, 0.0, 0.5, 1.0, 0.0]) / 0.4)
+    train = _as_tensors(x, y / 0.4)
+    queries = _as_tensors([-2.5, -0.5, 0.3, 1.0, 2.5], np.array([-1.0, 0.0, 0.5, 1.0, 0.0]) / 0.4)
     start = torch.tensor([1.5, -0.4, 3.0]).double()
     weights = _minimum(_unit, start, *train)
-    return _flat("tanh unit", _unit, weights, train=train, queries=queries)
+    return _weight_vector_problem("tanh unit", _unit, weights, train=train, queries=queries)
 
 
-def line(kind: str) -> Known:
+def line(kind: str) -> KnownProblem:
     """A line through points under losses that are far from quadratic."""
     r = np.random.default_rng(7)
     x = np.linspace(-1.5, 2, 24)
@@ -382,10 +382,10 @@ def line(kind: str) -> Known:
         losses, y = _student, 0.8 * x + 0.3 + r.standard_t(2, size=24)
     else:
         losses, y = _poisson, r.poisson(np.exp(0.7 * x + 0.2)).astype(float)
-    train = _pair(x, y)
-    queries = _pair([-2.0, -0.5, 0.7, 2.2], [0.0, 1.0, 1.0, 4.0])
+    train = _as_tensors(x, y)
+    queries = _as_tensors([-2.0, -0.5, 0.7, 2.2], [0.0, 1.0, 1.0, 4.0])
     weights = _minimum(losses, torch.tensor([0.5, 0.2]).double(), *train)
-    return _flat(kind, losses, weights, train=train, queries=queries)
+    return _weight_vector_problem(kind, losses, weights, train=train, queries=queries)
 
 
 def _regression_network(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -394,22 +394,22 @@ def _regression_network(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (torch.einsum("knh,kh->kn", hidden, second) + last - y).square()
 
 
-def regression_network() -> Known:
+def regression_network() -> KnownProblem:
     """A tanh network of 13 weights, for networks retrained from scratch."""
     r = np.random.default_rng(3)
     x = np.linspace(-2, 2, 40)
-    train = _pair(x, (np.sin(1.7 * x) + 0.3 * r.normal(size=40)) / 0.3)
-    queries = _pair([-2.2, -1.0, 0.2, 1.3, 2.3], np.array([0.5, -1.0, 0.0, 0.6, -1.0]) / 0.3)
+    train = _as_tensors(x, (np.sin(1.7 * x) + 0.3 * r.normal(size=40)) / 0.3)
+    queries = _as_tensors([-2.2, -1.0, 0.2, 1.3, 2.3], np.array([0.5, -1.0, 0.0, 0.6, -1.0]) / 0.3)
     start = torch.as_tensor(r.normal(size=13))
     weights = _minimum(_regression_network, start, *train, ridge=1e-4)
     model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
-    _fill(model, weights)
+    _set_weights(model, weights)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         x, y = batch
         return 0.5 * (model(x.unsqueeze(1)).squeeze(1) - y).square()
 
-    return Known(
+    return KnownProblem(
         "tanh network, from scratch", model, loss, _regression_network, train, queries, "scratch"
     )
 
@@ -423,7 +423,7 @@ def _softmax_network(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (logits.logsumexp(2, keepdim=True) - logits.gather(2, chosen)).squeeze(2)
 
 
-def softmax_network() -> Known:
+def softmax_network() -> KnownProblem:
     """Two classes that overlap, 2-3-2, 17 weights."""
     r = np.random.default_rng(5)
     angle = r.uniform(0, np.pi, 60)
@@ -436,17 +436,17 @@ def softmax_network() -> Known:
     start = torch.as_tensor(r.normal(size=17))
     weights = _minimum(_softmax_network, start, *train, ridge=1e-3)
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
-    _fill(model, weights)
-    return Known(
+    _set_weights(model, weights)
+    return KnownProblem(
         "softmax network", model, bif.losses.cross_entropy, _softmax_network, train, queries
     )
 
 
-def _fill(model: nn.Module, weights: Tensor) -> None:
+def _set_weights(model: nn.Module, weights: Tensor) -> None:
     torch.nn.utils.vector_to_parameters(weights.float(), model.parameters())
 
 
-PROBLEMS: dict[str, Callable[[], Known]] = {
+PROBLEMS: dict[str, Callable[[], KnownProblem]] = {
     "logistic": lambda: logistic("logistic"),
     "off-minimum": lambda: logistic("logistic, off the minimum"),
     "imbalance": lambda: logistic("99:1 classes"),

@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import add_banks, folder_of_banks, parser, read, write
+from benchmarks.common import add_banks, bank_folder, parser, read, write
 from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
@@ -39,7 +39,7 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
             unsuited=results.unsuited, tuned=results.tuned,
         )  # fmt: skip
 
-    with folder_of_banks(arguments.banks, setting) as folder:
+    with bank_folder(arguments.banks, setting) as folder:
         results = benchmark(
             task, out=folder, methods=BY_DEFAULT if arguments.by_default else arguments.methods,
             fractions=arguments.fractions, after_each=save, show_progress=True,
@@ -50,12 +50,12 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
 
 def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
     """Measure several numbers of train items; the file is written anew after each."""
-    rows, about = earlier(arguments.add, arguments.sizes) if arguments.add else ([], {})
+    rows, about = keep_earlier_rows(arguments.add, arguments.sizes) if arguments.add else ([], {})
     for size in arguments.sizes:
         task = named_task(
             setting, arguments.data, device=arguments.device, seed=arguments.seed, size=size
         )
-        with folder_of_banks(arguments.banks, f"{setting}-{size}") as folder:
+        with bank_folder(arguments.banks, f"{setting}-{size}") as folder:
             results = benchmark(task, out=folder, methods=arguments.methods, show_progress=True)
         rows += [{**row, "num_train": size} for row in results.rows]
         about[str(size)] = results.about
@@ -63,7 +63,7 @@ def measure_sizes(setting: str, arguments: argparse.Namespace) -> None:
         print(write(f"lds-{setting}-sizes", arguments, rows, curves=rows, about=about), flush=True)
 
 
-def earlier(file: Path, sizes: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def keep_earlier_rows(file: Path, sizes: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return rows and facts of an earlier file, of other sizes than are asked for now.
 
     Each size keeps the hardware and the versions that it was run with, among its facts.

@@ -30,12 +30,12 @@ import torch
 import bif
 from benchmarks.common import (
     add_banks,
-    how_retrained,
     judge,
     parser,
     print_table,
     read,
     reported_part,
+    retraining_options,
     write,
     write_json,
 )
@@ -56,20 +56,22 @@ def grid() -> Iterator[dict[str, Any]]:
         yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
 
 
-class Usual(NamedTuple):
+class DefaultPosterior(NamedTuple):
     """nbeta that calibration takes, and its gamma/nbeta, which is the same at any temperature."""
 
     nbeta: float
     damping: float
 
 
-def usual_posterior(task: Task, base: bif.Settings) -> Usual:
+def default_posterior(task: Task, base: bif.Settings) -> DefaultPosterior:
     chosen = bif.calibrate(task.problem, replace(base, budget=None, mass="identity")).settings
     assert chosen.nbeta is not None and chosen.gamma is not None
-    return Usual(chosen.nbeta, chosen.gamma / chosen.nbeta)
+    return DefaultPosterior(chosen.nbeta, chosen.gamma / chosen.nbeta)
 
 
-def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: Usual) -> bif.Settings:
+def settings_of_entry(
+    task: Task, base: bif.Settings, found: dict[str, Any], default: DefaultPosterior
+) -> bif.Settings:
     """Settings of an entry of the grid; its step is a share of the one that calibration takes.
 
     Args:
@@ -78,9 +80,12 @@ def swept(task: Task, base: bif.Settings, found: dict[str, Any], usual: Usual) -
         found: The entry.
         usual: nbeta and gamma/nbeta of an entry of 1 and 1.
     """
-    nbeta = found["nbeta/n"] * usual.nbeta
+    nbeta = found["nbeta/n"] * default.nbeta
     settings = replace(
-        base, sampler=found["sampler"], nbeta=nbeta, gamma=nbeta * found["damping"] * usual.damping
+        base,
+        sampler=found["sampler"],
+        nbeta=nbeta,
+        gamma=nbeta * found["damping"] * default.damping,
     )
     if found["step"] == 1.0:
         return settings
@@ -105,7 +110,7 @@ def main() -> None:
     options.add_argument("--unfinished", action="store_true", help="join what there is of the grid")
     arguments = options.parse_args()
     if arguments.join:
-        joined(arguments)
+        join_shares(arguments)
         return
     first, every = (int(part) for part in arguments.share.split("/"))
     if arguments.add and every > 1:
@@ -121,10 +126,10 @@ def main() -> None:
     within = replace(base, budget=arguments.seconds)
 
     # Before the first row, which would pay alone for what a process does once.
-    usual = usual_posterior(task, within)
+    default = default_posterior(task, within)
     rows: list[dict[str, Any]] = []
     if arguments.add:
-        rows = again(arguments.add, arguments.seconds)
+        rows = earlier_grid_rows(arguments.add, arguments.seconds)
     if first == 0:
         for name, way in ways(task, within).items():
             rows.append({"name": name, **judge_way(task, way, part)})
@@ -135,14 +140,14 @@ def main() -> None:
         settings_of_grid = [g for g in settings_of_grid if g.items() <= best.items()]
         rows.remove(best)
     for found in settings_of_grid:
-        settings = swept(task, within, found, usual)
+        settings = settings_of_entry(task, within, found, default)
         rows.append({"name": "sweep", **found, **judge(task, settings, part)})
         print(rows[-1], flush=True)
         save(rows, arguments, task)
     print_table(summary(rows))
 
 
-def joined(arguments: argparse.Namespace) -> None:
+def join_shares(arguments: argparse.Namespace) -> None:
     """One file of several shares: the first one's, with the rows of all.
 
     Raises:
@@ -164,13 +169,13 @@ def joined(arguments: argparse.Namespace) -> None:
             f"{len(list(grid()))} once, or with --unfinished at most once."
         )
     commands = "; ".join(share["command"] for share in shares)
-    content = {**first, "benchmark": file_name(arguments), "command": commands,
+    content = {**first, "benchmark": benchmark_name(arguments), "command": commands,
                "rows": summary(rows), "sweep": rows}  # fmt: skip
     write_json(arguments.out / f"{content['benchmark']}-{first['date']}.json", content)
     print_table(content["rows"])
 
 
-def again(file: Path, seconds: float) -> list[dict[str, Any]]:
+def earlier_grid_rows(file: Path, seconds: float) -> list[dict[str, Any]]:
     """The grid's rows of an earlier run.
 
     Raises:
@@ -187,7 +192,7 @@ def ways(task: Task, within: bif.Settings) -> dict[str, Callable[[], bif.Setting
     return {
         "defaults": lambda: within,
         "retrained_from": lambda: replace(within, retrained_from=task.targets[-1]),
-        "tuned": lambda: tuned(task, within),
+        "tuned": lambda: tune_within(task, within),
     }
 
 
@@ -200,7 +205,7 @@ def judge_way(task: Task, way: Callable[[], bif.Settings], part: BankPart) -> di
     return judge(task, settings, part)
 
 
-def tuned(task: Task, within: bif.Settings) -> bif.Settings:
+def tune_within(task: Task, within: bif.Settings) -> bif.Settings:
     """Settings by retrained networks, with what is left of the budget.
 
     Raises:
@@ -209,7 +214,7 @@ def tuned(task: Task, within: bif.Settings) -> bif.Settings:
     started = time.perf_counter()
     plan = Plan(num_subsets=1, seeds=1, num_tuning_subsets=TUNING_SUBSETS, tuning_seeds=1)
     bank = retrained(
-        task.problem, task.tuning_queries, task.retraining, plan, **how_retrained(task)
+        task.problem, task.tuning_queries, task.retraining, plan, **retraining_options(task)
     )
     spent = time.perf_counter() - started
     assert bank.tuning is not None and isinstance(within.budget, float)
@@ -232,7 +237,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**r, "share_of_best": r["lds"] / best} for r in shown]
 
 
-def file_name(arguments: argparse.Namespace) -> str:
+def benchmark_name(arguments: argparse.Namespace) -> str:
     """Without its date: of the setting, and of its size where that is given."""
     size = [] if arguments.size is None else [str(arguments.size)]
     return "-".join(["sweep", arguments.setting, *size])
@@ -241,7 +246,7 @@ def file_name(arguments: argparse.Namespace) -> str:
 def save(rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task) -> None:
     """The table, and the whole sweep beside it."""
     write(
-        file_name(arguments), arguments, summary(rows), about=task.about,
+        benchmark_name(arguments), arguments, summary(rows), about=task.about,
         target=task.targets[-1], budget=arguments.seconds, sweep=rows,
         threads=torch.get_num_threads(),
     )  # fmt: skip

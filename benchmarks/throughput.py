@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 import bif
-from benchmarks.common import parser, print_table, wait, write
+from benchmarks.common import parser, print_table, synchronize, write
 from bif import tensors
 from bif.benchmark import named_task
 from bif.calibration.calibrate import calibrate
@@ -57,11 +57,11 @@ def seconds_of(
     """Return the seconds of `count` calls, after some that are not counted."""
     for _ in range(warm_up):
         run()
-    wait(device)
+    synchronize(device)
     started = perf_counter()
     for _ in range(count):
         run()
-    wait(device)
+    synchronize(device)
     return perf_counter() - started
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 import bif
 from benchmarks.common import (
     add_banks,
-    folder_of_banks,
+    bank_folder,
     parser,
     print_table,
     side_by_side,
@@ -47,7 +47,7 @@ from benchmarks.common import (
 )
 from bif.bank import Bank, Plan
 from bif.benchmark import Task
-from bif.benchmark.harness import banks_of
+from bif.benchmark.harness import retrain_banks
 from bif.benchmark.judge import rows as rows_by_retraining
 from bif.benchmark.methods import Judge, Scored, all_methods
 from bif.evaluate import Recipe, train
@@ -152,7 +152,7 @@ def small_task(name: str, *, device: str, seed: int) -> Task:
     recipe = Recipe(
         STEPS, chosen.rate, momentum=0.9, weight_decay=chosen.weight_decay, schedule="cosine"
     )
-    model = trained(network, chosen.loss, parts[0], recipe, seed=seed, device=device)
+    model = train_single_threaded(network, chosen.loss, parts[0], recipe, seed=seed, device=device)
     return Task(
         name,
         bif.Problem(model, chosen.loss, train=parts[0], queries=parts[1]),
@@ -178,7 +178,7 @@ def split(chosen: SmallSet, seed: int, device: str) -> list[tuple[Tensor, Tensor
     return [(x[places], y[places]) for places in order[: sum(sizes)].split(sizes)]
 
 
-def trained(
+def train_single_threaded(
     network: nn.Module, loss: ItemLoss, items: tuple[Tensor, Tensor], recipe: Recipe, *,
     seed: int, device: str,
 ) -> nn.Module:  # fmt: skip
@@ -205,14 +205,14 @@ def by_yardstick(task: Task, name: str) -> Task:
     if any(words in why for words in ("so nearly orthogonal", "more, since", "raised:")):
         raise ValueError(f"{task.name}: gamma is more than the default damping: {why}")
     assert chosen.nbeta and chosen.gamma
-    default, leftover = chosen.gamma / chosen.nbeta, leftover_of(task, settings.weight_decay)
+    default, leftover = chosen.gamma / chosen.nbeta, leftover_curvature(task, settings.weight_decay)
     largest = max(default, default**2 / leftover)  # the default is sqrt(a min(a, r))
     damping = largest if name == "largest" else min(largest, leftover)
     at = replace(settings, nbeta=chosen.nbeta, gamma=chosen.nbeta * damping)
     return replace(task, settings=(at,))
 
 
-def leftover_of(task: Task, weight_decay: float) -> float:
+def leftover_curvature(task: Task, weight_decay: float) -> float:
     """`|H g| / |g|` by double backward."""
     model = copy.deepcopy(task.problem.model).requires_grad_()
     weights = list(model.parameters())
@@ -225,7 +225,7 @@ def leftover_of(task: Task, weight_decay: float) -> float:
     return (squares[0] / squares[1]) ** 0.5
 
 
-def measured(
+def measure_rows(
     task: Task, banks: Sequence[Bank], methods: Sequence[str], **facts: Any
 ) -> list[dict[str, Any]]:
     """A row a method and target, `minus_bif` its paired difference with the BIF."""
@@ -242,7 +242,7 @@ def measured(
     ]
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
+def short_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row in few figures, for the terminal."""
     names = ("set", "times_n", "yardstick", "told", "target", "method", "lds", "minus_bif_low",
              "minus_bif_high", "seconds", "rhat_max", "trusted", "failed_gates")  # fmt: skip
@@ -264,7 +264,7 @@ def main() -> None:
     asked = [(name, way) for name in arguments.sets for way in ways]
     for found in side_by_side(partial(rows_of, arguments), asked, arguments.jobs):
         rows += found
-        print_table([shown(row) for row in found])
+        print_table([short_row(row) for row in found])
         write(kind, arguments, rows, plan=PLAN.as_dict(), threads=torch.get_num_threads())
 
 
@@ -274,18 +274,18 @@ def rows_of(
     """All rows of a set, or those of the BIF in another way."""
     name, way = asked
     task = small_task(name, device=arguments.device, seed=arguments.seed)
-    with folder_of_banks(arguments.banks, name) as folder:
-        banks, _ = banks_of(task, folder)
+    with bank_folder(arguments.banks, name) as folder:
+        banks, _ = retrain_banks(task, folder)
     if isinstance(way, float):
-        return measured(at_temperature(task, way), banks, ["bif"], times_n=way)
+        return measure_rows(at_temperature(task, way), banks, ["bif"], times_n=way)
     if isinstance(way, str):
-        return measured(by_yardstick(task, way), banks, ["bif"], yardstick=way)
+        return measure_rows(by_yardstick(task, way), banks, ["bif"], yardstick=way)
     told = replace(
         task, targets=("checkpoint",),
         settings=(replace(task.settings[0], retrained_from="checkpoint"),),
     )  # fmt: skip
     stay = [bank for bank in banks if bank.target == "checkpoint"]
-    return measured(task, banks, METHODS) + measured(told, stay, METHODS, told="checkpoint")
+    return measure_rows(task, banks, METHODS) + measure_rows(told, stay, METHODS, told="checkpoint")
 
 
 if __name__ == "__main__":

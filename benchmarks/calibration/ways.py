@@ -25,8 +25,8 @@ from typing import Any, get_args
 import torch
 
 import bif
-from benchmarks.common import add_banks, newest, parser, print_table, read, reported_part, write
-from benchmarks.sweep import grid, judge_way, swept, usual_posterior, ways
+from benchmarks.common import add_banks, newest_run, parser, print_table, read, reported_part, write
+from benchmarks.sweep import default_posterior, grid, judge_way, settings_of_entry, ways
 from bif.benchmark import SETTINGS, Task, named_task
 from bif.calibration.temperature import untempered
 from bif.types import Target
@@ -36,14 +36,14 @@ Ways = dict[str, Callable[[], bif.Settings]]
 
 def ways_and_best(task: Task, within: bif.Settings) -> Ways:
     """Return the ways of a sweep, and what was best of the newest whole one."""
-    run = newest(f"sweep-{task.name}")
+    run = newest_run(f"sweep-{task.name}")
     tried = [row for row in run["sweep"] if row["name"] == "sweep"] if run else []
     if len(tried) < len(list(grid())):  # of an unfinished sweep the best is not known
         return ways(task, within)
     best = max(tried, key=lambda r: r.get("lds", 0))
 
     def best_of_the_sweep() -> bif.Settings:
-        return swept(task, within, best, usual_posterior(task, within))
+        return settings_of_entry(task, within, best, default_posterior(task, within))
 
     return {**ways(task, within), "best of the sweep": best_of_the_sweep}
 

@@ -32,7 +32,7 @@ import torch
 
 import bif
 from benchmarks.common import parser, print_table, read, write
-from benchmarks.known_posteriors import PROBLEMS, Known, Reference, reference
+from benchmarks.known_posteriors import PROBLEMS, KnownProblem, Reference, reference
 from bif.estimate import ScoreAxes, convergence, estimate_influence
 from bif.estimate.traces import LossTraces, TraceBlock
 from bif.sampling.samplers import SAMPLERS, Traits
@@ -42,11 +42,11 @@ CHAINS = 64
 _FEW_DRAWS = 60
 """Of chains without velocities, which forget in ten to a hundred times the steps; they run at the
 default temperature alone."""
-_NUMBERS = 2**26
+_MAX_LOSSES = 2**26
 """Losses that a stack of runs may record."""
-_LONG_RUN = 1.02
+_MAX_REFERENCE_RHAT = 1.02
 """R-hat above which a long run is no reference."""
-_LOOKED_AT = 8
+_NUM_RHATS = 8
 """Stacked runs whose R-hat is computed."""
 TEMPERATURES = ("default", "n")
 MASSES = ("auto", "identity", "kronecker")
@@ -67,7 +67,7 @@ class Cell:
         """What the sampler declares of itself."""
         return SAMPLERS[self.sampler].traits
 
-    def settings(self, known: Known) -> bif.Settings:
+    def settings(self, known: KnownProblem) -> bif.Settings:
         """With everything else left open."""
         given = self.nbeta != "default"
         factor = float(self.nbeta.removesuffix("n") or 1) if given else 1.0
@@ -99,29 +99,31 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="print means over the problems")
     arguments = options.parse_args()
     asked = list(cells(arguments))
-    rows, earlier = kept(arguments.add, asked) if arguments.add else ([], {})
+    rows, earlier = keep_earlier_rows(arguments.add, asked) if arguments.add else ([], {})
     with ProcessPoolExecutor(
         arguments.jobs, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
-        for row in measured(pool, asked, arguments):
+        for row in measure_cells(pool, asked, arguments):
             rows.append(row)
             print(_short(row), flush=True)
             write("coverage", arguments, rows, **earlier)
     print_table([_short(row) for row in rows])
     if arguments.table:
-        print_table(means(rows))
+        print_table(mean_coverage(rows))
 
 
-def kept(file: Path, asked: Sequence[Cell]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def keep_earlier_rows(
+    file: Path, asked: Sequence[Cell]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of an earlier file that are not asked for anew, and how they came about."""
     found = read(file)
-    anew = [about(cell) for cell in asked]
+    anew = [key_columns(cell) for cell in asked]
     rows = [row for row in found["rows"] if {k: row[k] for k in anew[0]} not in anew]
     how = ("command", "date", "seed", "versions", "hardware")
     return rows, {"earlier": [*found.get("earlier", []), {name: found[name] for name in how}]}
 
 
-def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def mean_coverage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every way to sample, the mean and the least coverage over the problems."""
     found = []
     ways = dict.fromkeys((row["nbeta asked"], row["sampler"], row["mass asked"]) for row in rows)
@@ -153,29 +155,29 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                     yield Cell(problem, nbeta, sampler, mass, arguments.device)
 
 
-def measured(
+def measure_cells(
     pool: Executor, asked: Sequence[Cell], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """The rows in the order in which they end; what is refused, or has no reference, says so."""
     ready = [
-        Prepared(cell, *found)
-        for cell, found in zip(asked, pool.map(chosen_for, asked), strict=True)
+        Row(cell, *found)
+        for cell, found in zip(asked, pool.map(choose_settings, asked), strict=True)
     ]
     exact = _references(pool, ready, arguments.references)
     bounds = np.linspace(0, arguments.seeds, arguments.parts + 1).astype(int)
-    running: dict[Future[Any], Prepared] = {}
+    running: dict[Future[Any], Row] = {}
     found: dict[Cell, list[Any]] = {}
     for this in ready:
         if this.refused:
-            yield {**about(this.cell), "refused": this.refused}
+            yield {**key_columns(this.cell), "refused": this.refused}
             continue
         truth, first = exact[_key(this)], arguments.seed
-        if truth.rhat > _LONG_RUN:
-            yield {**about(this.cell), "no_reference": truth.rhat}
+        if truth.rhat > _MAX_REFERENCE_RHAT:
+            yield {**key_columns(this.cell), "no_reference": truth.rhat}
             continue
-        running[pool.submit(called, this, truth, first + 10_000, arguments.calls)] = this
+        running[pool.submit(run_calls, this, truth, first + 10_000, arguments.calls)] = this
         for start, stop in pairwise(bounds):
-            running[pool.submit(part_of, this, truth, first + start, stop - start)] = this
+            running[pool.submit(run_part, this, truth, first + start, stop - start)] = this
         found[this.cell] = []
     for future in as_completed(running):
         this = running[future]
@@ -185,14 +187,14 @@ def measured(
             found[this.cell].append(future.result())
         except (ValueError, RuntimeError) as error:  # a run that the library refused
             del found[this.cell]
-            yield {**about(this.cell), "refused": str(error)}
+            yield {**key_columns(this.cell), "refused": str(error)}
             continue
         if len(found[this.cell]) == arguments.parts + 1:
             yield _row(this, exact[_key(this)], found[this.cell], asked=arguments.seeds)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Row:
     """A row with what the library chose for it, or with the words in which it refused."""
 
     cell: Cell
@@ -200,7 +202,7 @@ class Prepared:
     refused: str = ""
 
 
-def chosen_for(cell: Cell) -> tuple[bif.Settings, str]:
+def choose_settings(cell: Cell) -> tuple[bif.Settings, str]:
     """Automatic settings, or the reason why there are none."""
     known = PROBLEMS[cell.problem]()
     asked = cell.settings(known)
@@ -210,12 +212,12 @@ def chosen_for(cell: Cell) -> tuple[bif.Settings, str]:
         return asked, str(error)
 
 
-def _key(this: Prepared) -> tuple[str, float, float]:
+def _key(this: Row) -> tuple[str, float, float]:
     return this.cell.problem, this.settings.nbeta or 0.0, this.settings.gamma or 0.0
 
 
 def _references(
-    pool: Executor, ready: Sequence[Prepared], folder: Path | None
+    pool: Executor, ready: Sequence[Row], folder: Path | None
 ) -> dict[tuple[str, float, float], Reference]:
     """The exact answers of all posteriors that occur."""
     keys = list(dict.fromkeys(_key(this) for this in ready if not this.refused))
@@ -228,41 +230,41 @@ def exact_answer(key: tuple[str, float, float], folder: Path | None) -> Referenc
     return reference(PROBLEMS[problem](), nbeta=nbeta, gamma=gamma, folder=folder)
 
 
-def part_of(
-    this: Prepared, exact: Reference, seed: int, count: int
+def run_part(
+    this: Row, exact: Reference, seed: int, count: int
 ) -> tuple[list[dict[str, float]], list[float], float]:
     """Some stacked runs of a row: what they cover, the R-hat of the first ones, seconds."""
     began = time.perf_counter()
     problem = PROBLEMS[this.cell.problem]().problem()
     chosen = replace(this.settings, device=this.cell.device)
-    runs = list(stacked(problem, chosen, count=count, seed=int(seed)))
+    runs = list(run_stacked(problem, chosen, count=count, seed=int(seed)))
     nbeta = this.settings.nbeta or 0.0
-    rhats = [largest_rhat(run) for run in runs[:_LOOKED_AT]]
-    return [judged(run, exact, nbeta) for run in runs], rhats, time.perf_counter() - began
+    rhats = [largest_rhat(run) for run in runs[:_NUM_RHATS]]
+    return [judge_run(run, exact, nbeta) for run in runs], rhats, time.perf_counter() - began
 
 
-def called(this: Prepared, exact: Reference, seed: int, count: int) -> dict[str, Any]:
+def run_calls(this: Row, exact: Reference, seed: int, count: int) -> dict[str, Any]:
     """Whole calls of the library with everything left open: trust and coverage."""
     known = PROBLEMS[this.cell.problem]()
     problem = known.problem()
     settings = replace(this.cell.settings(known), device=this.cell.device)
     runs = [bif.attribute(problem, replace(settings, seed=seed + s)) for s in range(count)]
-    return _of_calls(runs, exact)
+    return summarise_calls(runs, exact)
 
 
-def _row(this: Prepared, exact: Reference, found: Sequence[Any], *, asked: int) -> dict[str, Any]:
+def _row(this: Row, exact: Reference, found: Sequence[Any], *, asked: int) -> dict[str, Any]:
     parts = [part for part in found if isinstance(part, tuple)]
     (calls,) = (part for part in found if isinstance(part, dict))
     chosen, cell = this.settings, this.cell
     runs = [run for part in parts for run in part[0]]
     rhats = [rhat for part in parts for rhat in part[1]]
     return {
-        **about(cell),
+        **key_columns(cell),
         "nbeta": chosen.nbeta, "gamma": chosen.gamma, "mass": chosen.mass,
         "step_size": chosen.step_size, "burn_in": chosen.burn_in, "thin": chosen.thin,
         "chains": CHAINS, "draws": chosen.draws,
         "reference_rhat": exact.rhat,
-        **figures(runs, asked=asked * CHAINS),
+        **summarise_runs(runs, asked=asked * CHAINS),
         "rhat": float(np.median(rhats)) if rhats else float("nan"),
         "device": cell.device,
         **calls,
@@ -270,30 +272,30 @@ def _row(this: Prepared, exact: Reference, found: Sequence[Any], *, asked: int) 
     }  # fmt: skip
 
 
-def about(cell: Cell) -> dict[str, Any]:
+def key_columns(cell: Cell) -> dict[str, Any]:
     """What was asked for."""
     return {"problem": cell.problem, "nbeta asked": cell.nbeta, "sampler": cell.sampler,
             "mass asked": cell.mass}  # fmt: skip
 
 
-def stacked(
+def run_stacked(
     problem: bif.Problem, chosen: bif.Settings, *, count: int, seed: int
 ) -> Iterator[LossTraces]:
     """Independent runs, cut from blocks of many."""
     assert chosen.draws is not None and chosen.chains is not None
     columns = problem.num_train + problem.num_queries
-    at_once = max(1, min(count, _NUMBERS // (chosen.chains * chosen.draws * columns)))
+    at_once = max(1, min(count, _MAX_LOSSES // (chosen.chains * chosen.draws * columns)))
     for start in range(0, count, at_once):
         runs = min(at_once, count - start)
         number = chosen.chains * runs
         together = replace(chosen, chains=number, block_size=number, seed=seed + start)
-        with ending_at_traces():
+        with stop_at_traces():
             traces = bif.attribute(problem, together).traces
-        yield from cut(traces, runs, chosen.chains)
+        yield from split_runs(traces, runs, chosen.chains)
 
 
 @contextmanager
-def ending_at_traces() -> Iterator[None]:
+def stop_at_traces() -> Iterator[None]:
     """Runs end with what they recorded: what is said of thousands of chains costs most of a run."""
     module: Any = sys.modules["bif.runs.attribute"]
     conclude = module.conclude
@@ -308,7 +310,7 @@ def ending_at_traces() -> Iterator[None]:
         module.conclude = conclude
 
 
-def cut(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:
+def split_runs(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:
     """Runs of so many chains each, less those that diverged."""
     for run in range(count if traces.blocks else 0):
         (block,) = traces.blocks
@@ -318,7 +320,7 @@ def cut(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:
             yield LossTraces((TraceBlock(tuple(range(len(rows))), part.train, part.query),))
 
 
-def judged(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, float]:
+def judge_run(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, float]:
     """A run's own scores and intervals against the truth."""
     queries, items = exact.scores.shape
     traces = traces.selected(train=np.arange(items), query=np.arange(queries))
@@ -327,7 +329,7 @@ def judged(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, floa
         train_ids=[str(i) for i in range(items)], nbeta=nbeta,
     )  # fmt: skip
     found = estimate_influence(traces, axes)
-    return {**against(found, exact), "chains": traces.num_chains}
+    return {**compare_with_exact(found, exact), "chains": traces.num_chains}
 
 
 def largest_rhat(traces: LossTraces) -> float:
@@ -337,7 +339,7 @@ def largest_rhat(traces: LossTraces) -> float:
     return max(float(np.nanmax(convergence(part)[1])) for part in parts)
 
 
-def against(found: Any, exact: Reference) -> dict[str, float]:
+def compare_with_exact(found: Any, exact: Reference) -> dict[str, float]:
     """Coverage, scale and error of a dataset of scores."""
     scores = found["influence"].values[0].astype(float)
     error = found["standard_error"].values[0].astype(float)
@@ -355,7 +357,7 @@ def against(found: Any, exact: Reference) -> dict[str, float]:
     }
 
 
-def figures(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]:
+def summarise_runs(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]:
     """Of independent runs: means with intervals that cluster by run, medians of scales."""
     left = sum(run["chains"] for run in runs)
     found: dict[str, float] = {"runs": len(runs), "lost_chains": 1 - left / asked}
@@ -372,11 +374,11 @@ def figures(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]
     return found
 
 
-def _of_calls(calls: Sequence[bif.Run], exact: Reference) -> dict[str, Any]:
+def summarise_calls(calls: Sequence[bif.Run], exact: Reference) -> dict[str, Any]:
     """Trust, and the coverage of whole calls."""
     if not calls:
         return {}
-    parts = [against(run.influence.dataset, exact) for run in calls]
+    parts = [compare_with_exact(run.influence.dataset, exact) for run in calls]
     failed = {gate["name"] for run in calls for gate in run.manifest["gates"] if gate["failed"]}
     return {
         "trusted": float(np.mean([bool(run.summary["trusted"]) for run in calls])),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bif
-from benchmarks.common import minimise_, normal, parser, print_table, side_by_side, write
+from benchmarks.common import minimise_, parser, print_table, side_by_side, standard_normal, write
 from bif.types import Batch
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -31,7 +31,7 @@ FIGURES = ("trusted", "rhat_max", "reliability", "ess_median", "virial", "virial
 
 
 @dataclass(frozen=True)
-class Healthy:
+class HealthyProblem:
     """A model to be trained, and what is asked of it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Healthy:
         )  # fmt: skip
 
 
-def _train(asked: Healthy, *, warm_up: int = 200) -> None:
+def _train(asked: HealthyProblem, *, warm_up: int = 200) -> None:
     """Adam on all items, then L-BFGS to a minimum of mean loss and weight decay."""
     model, decay = asked.model.eval(), asked.settings.weight_decay
     weights = torch.ones(len(asked.train[0])) if asked.weights is None else asked.weights
@@ -94,7 +94,7 @@ def huber(model: nn.Module, batch: Batch) -> Tensor:
     return F.huber_loss(model(x), y, reduction="none").sum(dim=1)
 
 
-class LastState(nn.Module):
+class LSTMClassifier(nn.Module):
     """Classes from the last state of an LSTM."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class LastState(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
-class Attending(nn.Module):
+class AttentionClassifier(nn.Module):
     """Classes from one layer of attention over tokens."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class Attending(nn.Module):
         return self.head(h.mean(dim=1))
 
 
-class Residual(nn.Module):
+class ResidualClassifier(nn.Module):
     """Two layers beside a skip, normalised."""
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -165,144 +165,150 @@ def _digits(count: int, *, pictures: bool = False) -> tuple[tuple[Tensor, Tensor
 
 def _linear_targets(count: int, inputs: int, outputs: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Targets with noise of variance 1, so that a squared error is a log-likelihood."""
-    x = normal(count + 20, inputs, seed=1)
-    y = 2 * x @ normal(inputs, outputs, seed=2) + normal(count + 20, outputs, seed=3)
+    x = standard_normal(count + 20, inputs, seed=1)
+    y = 2 * x @ standard_normal(inputs, outputs, seed=2) + standard_normal(
+        count + 20, outputs, seed=3
+    )
     return (x[:count], y[:count]), (x[count:], y[count:])
 
 
 def _classes(count: int, inputs: int, classes: int, *, flipped: float = 0.0, seed: int = 0):
     """Classes by the largest of noisy linear functions."""
-    x = normal(count + 20, inputs, seed=seed)
-    scores = 1.5 * x @ normal(inputs, classes, seed=seed + 1)
-    y = (scores + normal(count + 20, classes, seed=seed + 2)).argmax(dim=1)
+    x = standard_normal(count + 20, inputs, seed=seed)
+    scores = 1.5 * x @ standard_normal(inputs, classes, seed=seed + 1)
+    y = (scores + standard_normal(count + 20, classes, seed=seed + 2)).argmax(dim=1)
     wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(seed)) < flipped
     y = torch.where(wrong, (y + 1) % classes, y)
     return (x[:count], y[:count]), (x[count:], y[count:])
 
 
-def _iris(settings: bif.Settings) -> Healthy:
+def _iris(settings: bif.Settings) -> HealthyProblem:
     train, queries = _set("iris", 120)
-    return Healthy(nn.Linear(4, 3), train, queries, settings=settings)
+    return HealthyProblem(nn.Linear(4, 3), train, queries, settings=settings)
 
 
-def _iris_network() -> Healthy:
+def _iris_network() -> HealthyProblem:
     train, queries = _set("iris", 120)
     settings = bif.Settings(weight_decay=DECAY, retrained_from="checkpoint")
-    return Healthy(_mlp(4, 8, 3, nn.Tanh()), train, queries, settings=settings)
+    return HealthyProblem(_mlp(4, 8, 3, nn.Tanh()), train, queries, settings=settings)
 
 
-def _wine() -> Healthy:
+def _wine() -> HealthyProblem:
     train, queries = _set("wine", 140)
-    return Healthy(_mlp(13, 10, 3, nn.GELU()), train, queries)
+    return HealthyProblem(_mlp(13, 10, 3, nn.GELU()), train, queries)
 
 
-def _convolution() -> Healthy:
+def _convolution() -> HealthyProblem:
     train, queries = _digits(200, pictures=True)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(36, 10))
-    return Healthy(model, train, queries)
+    return HealthyProblem(model, train, queries)
 
 
-def _linear() -> Healthy:
+def _linear() -> HealthyProblem:
     train, queries = _linear_targets(200, 6, 1)
-    return Healthy(nn.Linear(6, 1), train, queries, squared, bif.Settings())
+    return HealthyProblem(nn.Linear(6, 1), train, queries, squared, bif.Settings())
 
 
-def _ridge() -> Healthy:
+def _ridge() -> HealthyProblem:
     train, queries = _set("diabetes", 250)
-    return Healthy(nn.Linear(10, 1), train, queries, squared, bif.Settings(weight_decay=0.05))
+    return HealthyProblem(
+        nn.Linear(10, 1), train, queries, squared, bif.Settings(weight_decay=0.05)
+    )
 
 
-def _counts() -> Healthy:
-    x = normal(320, 3, seed=5)
+def _counts() -> HealthyProblem:
+    x = standard_normal(320, 3, seed=5)
     rate = (x @ torch.tensor([0.5, -0.4, 0.2]) + 0.6).exp()
     y = torch.poisson(rate, generator=torch.Generator().manual_seed(6))
-    return Healthy(nn.Linear(3, 1), (x[:300], y[:300]), (x[300:], y[300:]), poisson, bif.Settings())
+    return HealthyProblem(
+        nn.Linear(3, 1), (x[:300], y[:300]), (x[300:], y[300:]), poisson, bif.Settings()
+    )
 
 
-def _curve() -> Healthy:
+def _curve() -> HealthyProblem:
     x = torch.linspace(-2, 2, 160).unsqueeze(1)
-    y = (2 * x).sin() / 0.3 + normal(160, 1, seed=4)
+    y = (2 * x).sin() / 0.3 + standard_normal(160, 1, seed=4)
     asked = slice(None, None, 16)
-    return Healthy(_mlp(1, 8, 1, nn.Tanh()), (x, y), (x[asked], y[asked]), squared)
+    return HealthyProblem(_mlp(1, 8, 1, nn.Tanh()), (x, y), (x[asked], y[asked]), squared)
 
 
-def _cancer() -> Healthy:
+def _cancer() -> HealthyProblem:
     train, queries = _set("breast_cancer", 300)
-    return Healthy(_mlp(30, 6, 2, nn.ReLU()), train, queries)
+    return HealthyProblem(_mlp(30, 6, 2, nn.ReLU()), train, queries)
 
 
-def _digits_silu() -> Healthy:
+def _digits_silu() -> HealthyProblem:
     train, queries = _digits(300)
-    return Healthy(_mlp(64, 8, 10, nn.SiLU()), train, queries)
+    return HealthyProblem(_mlp(64, 8, 10, nn.SiLU()), train, queries)
 
 
-def _sequences() -> Healthy:
-    x = normal(220, 7, 3, seed=8)
-    y = (x.cumsum(1)[:, -1, 0] + 0.5 * normal(220, seed=9) > 0).long()
-    return Healthy(LastState(), (x[:200], y[:200]), (x[200:], y[200:]))
+def _sequences() -> HealthyProblem:
+    x = standard_normal(220, 7, 3, seed=8)
+    y = (x.cumsum(1)[:, -1, 0] + 0.5 * standard_normal(220, seed=9) > 0).long()
+    return HealthyProblem(LSTMClassifier(), (x[:200], y[:200]), (x[200:], y[200:]))
 
 
-def _tokens() -> Healthy:
+def _tokens() -> HealthyProblem:
     tokens = torch.randint(0, 12, (148, 6), generator=torch.Generator().manual_seed(3))
     y = (tokens < 4).sum(dim=1).clamp(1, 3) - 1
-    return Healthy(Attending(), (tokens[:128], y[:128]), (tokens[128:], y[128:]))
+    return HealthyProblem(AttentionClassifier(), (tokens[:128], y[:128]), (tokens[128:], y[128:]))
 
 
-def _bags() -> Healthy:
+def _bags() -> HealthyProblem:
     words = torch.randint(0, 30, (420, 8), generator=torch.Generator().manual_seed(2))
-    y = ((words < 15).float().mean(1) + 0.15 * normal(420, seed=7) > 0.5).long()
+    y = ((words < 15).float().mean(1) + 0.15 * standard_normal(420, seed=7) > 0.5).long()
     model = nn.Sequential(nn.EmbeddingBag(30, 4), nn.Linear(4, 2))
-    return Healthy(model, (words[:400], y[:400]), (words[400:], y[400:]))
+    return HealthyProblem(model, (words[:400], y[:400]), (words[400:], y[400:]))
 
 
-def _normalised() -> Healthy:
+def _normalised() -> HealthyProblem:
     train, queries = _classes(300, 8, 3)
     norm = nn.BatchNorm1d(10)
-    norm(normal(300, 10, seed=3))  # running figures of something
-    return Healthy(
+    norm(standard_normal(300, 10, seed=3))  # running figures of something
+    return HealthyProblem(
         nn.Sequential(nn.Linear(8, 10), norm, nn.Tanh(), nn.Linear(10, 3)), train, queries
     )
 
 
-def _several_outputs() -> Healthy:
+def _several_outputs() -> HealthyProblem:
     train, queries = _linear_targets(120, 5, 3)
-    return Healthy(_mlp(5, 6, 3, nn.Tanh()), train, queries, squared)
+    return HealthyProblem(_mlp(5, 6, 3, nn.Tanh()), train, queries, squared)
 
 
-def _weighted() -> Healthy:
+def _weighted() -> HealthyProblem:
     train, queries = _classes(200, 5, 2, seed=11)
     weights = 0.5 + 2 * torch.rand(200, generator=torch.Generator().manual_seed(1))
-    return Healthy(nn.Linear(5, 2), train, queries, weights=weights)
+    return HealthyProblem(nn.Linear(5, 2), train, queries, weights=weights)
 
 
-def _groups() -> Healthy:
+def _groups() -> HealthyProblem:
     train, queries = _classes(400, 6, 3, seed=21)
     parts = {"first": tuple(q[:8] for q in queries), "second": tuple(q[8:] for q in queries)}
-    return Healthy(_mlp(6, 6, 3, nn.Softplus()), train, parts)
+    return HealthyProblem(_mlp(6, 6, 3, nn.Softplus()), train, parts)
 
 
-def _many() -> Healthy:
+def _many() -> HealthyProblem:
     train, queries = _classes(1500, 6, 2, seed=31)
-    return Healthy(_mlp(6, 6, 2, nn.ELU()), train, queries)
+    return HealthyProblem(_mlp(6, 6, 2, nn.ELU()), train, queries)
 
 
-def _few() -> Healthy:
+def _few() -> HealthyProblem:
     train, queries = _classes(40, 2, 2, seed=41)
-    return Healthy(_mlp(2, 4, 2, nn.Tanh()), train, queries)
+    return HealthyProblem(_mlp(2, 4, 2, nn.Tanh()), train, queries)
 
 
-def _flipped() -> Healthy:
+def _flipped() -> HealthyProblem:
     train, queries = _classes(350, 5, 3, flipped=0.15, seed=51)
-    return Healthy(Residual(5, 3), train, queries)
+    return HealthyProblem(ResidualClassifier(5, 3), train, queries)
 
 
-def _outliers() -> Healthy:
+def _outliers() -> HealthyProblem:
     train, queries = _linear_targets(150, 4, 1)
     train[1][::10] += 8
-    return Healthy(nn.Linear(4, 1), train, queries, huber, bif.Settings())
+    return HealthyProblem(nn.Linear(4, 1), train, queries, huber, bif.Settings())
 
 
-PROBLEMS: dict[str, Callable[[], Healthy]] = {
+PROBLEMS: dict[str, Callable[[], HealthyProblem]] = {
     "iris, softmax": lambda: _iris(bif.Settings(weight_decay=DECAY)),
     "wine, GELU": _wine,
     "digits, a convolution": _convolution,
@@ -327,7 +333,7 @@ PROBLEMS: dict[str, Callable[[], Healthy]] = {
 }
 
 
-def row(name: str, made: Healthy, seed: int) -> dict[str, Any]:
+def row(name: str, made: HealthyProblem, seed: int) -> dict[str, Any]:
     """One run's figures, and the gates that failed."""
     started = time.perf_counter()
     about = {"problem": name, "items": len(made.train[0]), "seed": seed}

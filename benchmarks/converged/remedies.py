@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, nn
 
 import bif
-from benchmarks.common import minimise_, normal, parser, print_table, write
+from benchmarks.common import minimise_, parser, print_table, standard_normal, write
 from bif.runs.cross_check import check_on_disk
 from bif.sampling.rng import ShuffledOrder
 from bif.types import Batch
 
-_TIMES = 4
+_MAX_TRIES = 4
 """As often as a user would do as told before giving up."""
 _SETTING = r"\w+=(?:'[^']*'|None|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 _ALTERNATIVE = re.compile(rf"\b[Ss]et ({_SETTING}(?:(?:, | and ){_SETTING})*)")
 
 
-def printed(message: str) -> list[dict[str, Any]]:
+def parse_remedies(message: str) -> list[dict[str, Any]]:
     """The alternatives that a message names, as settings."""
     return [
         {
@@ -62,8 +62,8 @@ def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) ->
         items: To train on.
         weight: Of every item in training.
     """
-    x = normal(items, 6, seed=1) * torch.logspace(0, -1, 6)
-    y = x @ torch.linspace(3, -3, 6) + normal(items, seed=2)
+    x = standard_normal(items, 6, seed=1) * torch.logspace(0, -1, 6)
+    y = x @ torch.linspace(3, -3, 6) + standard_normal(items, seed=2)
     H = x.T @ x / items + decay * torch.eye(6)
     model = nn.Linear(6, 1, bias=False)
     with torch.no_grad():
@@ -76,8 +76,8 @@ def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) ->
 
 def network(*, trained: bool = True) -> bif.Problem:
     """80 items, a tanh network of 33 weights."""
-    x = normal(80, 2, seed=3)
-    y = 3 * torch.sin(2 * x[:, 0]) + normal(80, seed=4)
+    x = standard_normal(80, 2, seed=3)
+    y = 3 * torch.sin(2 * x[:, 0]) + standard_normal(80, seed=4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -99,7 +99,7 @@ class Weights(nn.Module):
         self.w = nn.Parameter(torch.tensor(weights, dtype=torch.float64))
 
 
-def of_unit(model: nn.Module, batch: Batch) -> Tensor:
+def unit_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Half the squared residual of a tanh unit."""
     x, y = batch
     (w,) = model.parameters()
@@ -109,14 +109,14 @@ def of_unit(model: nn.Module, batch: Batch) -> Tensor:
 def unit() -> bif.Problem:
     """25 items of one tanh unit at its minimum, three weights: U is no quadratic."""
     x = torch.linspace(-2, 2, 25, dtype=torch.float64)
-    y = 3 * torch.tanh(1.5 * x - 0.4) + normal(25, seed=6).double()
+    y = 3 * torch.tanh(1.5 * x - 0.4) + standard_normal(25, seed=6).double()
     model = Weights(1.5, -0.4, 3.0)
-    minimise_(model.parameters(), lambda: of_unit(model, (x, y)).mean(), max_iter=500)
+    minimise_(model.parameters(), lambda: unit_loss(model, (x, y)).mean(), max_iter=500)
     query = torch.tensor([-2.5, -0.5, 0.3, 1.0, 2.5]).double()
-    return bif.Problem(model, of_unit, train=(x, y), queries=(query, 2.5 * query.sign()))
+    return bif.Problem(model, unit_loss, train=(x, y), queries=(query, 2.5 * query.sign()))
 
 
-def of_wells(model: nn.Module, batch: Batch) -> Tensor:
+def wells_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Half the squared residual of a line, and of what is marked a weight with wells at ±1."""
     x, y, marked = batch
     (w,) = model.parameters()
@@ -124,7 +124,7 @@ def of_wells(model: nn.Module, batch: Batch) -> Tensor:
     return 0.5 * (x @ w[:-1] - y).square() + marked * well
 
 
-def to_one_well(model: nn.Module, batch: Batch) -> Tensor:
+def one_well_loss(model: nn.Module, batch: Batch) -> Tensor:
     """How far the weight is from one of its wells."""
     x, y, marked = batch
     (w,) = model.parameters()
@@ -133,21 +133,21 @@ def to_one_well(model: nn.Module, batch: Batch) -> Tensor:
 
 def two_modes() -> bif.Problem:
     """1,000 items, five of which see the weight with two wells, as the queries do."""
-    x = normal(1000, 3, seed=1).double()
-    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + normal(1000, seed=2).double()
+    x = standard_normal(1000, 3, seed=1).double()
+    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + standard_normal(1000, seed=2).double()
     fit = torch.linalg.lstsq(x, y.unsqueeze(1)).solution[:, 0]
     sees = torch.zeros(1000, dtype=torch.float64)
     sees[torch.arange(5) * 190 + 17] = 1
     return bif.Problem(
         Weights(*fit.tolist(), 1.0),
-        of_wells,
+        wells_loss,
         train=(x, y, sees),
         queries=(x[:2] + 0.1, y[:2], torch.ones(2, dtype=torch.float64)),
-        observables=[bif.Observable("distance", to_one_well, "lower")],
+        observables=[bif.Observable("distance", one_well_loss, "lower")],
     )
 
 
-def of_seen(model: nn.Module, batch: Batch) -> Tensor:
+def seen_inputs_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Half the squared residual of a line; weights beyond the inputs are not seen."""
     x, y = batch
     (w,) = model.parameters()
@@ -160,13 +160,16 @@ def flat_to_items(*, seen: float = 1.0) -> bif.Problem:
     Args:
         seen: How much queries depend on the others.
     """
-    x = normal(60, 3, seed=3).double()
-    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + normal(60, seed=4).double()
+    x = standard_normal(60, 3, seed=3).double()
+    y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + standard_normal(60, seed=4).double()
     fit = torch.linalg.lstsq(x, y.unsqueeze(1)).solution[:, 0]
-    inputs = seen * normal(3, 3, seed=5).double()
+    inputs = seen * standard_normal(3, 3, seed=5).double()
     query = torch.cat([inputs, 0.2 * torch.ones(3, 1).double()], dim=1)
     return bif.Problem(
-        Weights(*fit.tolist(), 0.0), of_seen, train=(x, y), queries=(query, torch.ones(3).double())
+        Weights(*fit.tolist(), 0.0),
+        seen_inputs_loss,
+        train=(x, y),
+        queries=(query, torch.ones(3).double()),
     )
 
 
@@ -190,7 +193,7 @@ class Case:
     planted: str
     problem: Callable[[], bif.Problem]
     settings: bif.Settings
-    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    fault: Callable[[], AbstractContextManager[None]] = nullcontext
     checked: bool = False
 
 
@@ -285,18 +288,18 @@ class Outcome(NamedTuple):
     messages: list[str]
     mass: str | None
 
-    def says(self, gate: str) -> str:
+    def message_of(self, gate: str) -> str:
         """The message of a gate, or the one that has these words; empty where there is none."""
         own = (m for m in self.messages if m.startswith(f"not trusted, {gate}:"))
         with_words = (m for m in self.messages if " " in gate and gate in m)
         return next(own, None) or next(with_words, "")
 
 
-def outcome(case: Case, settings: bif.Settings) -> Outcome:
+def run_case(case: Case, settings: bif.Settings) -> Outcome:
     """Of one run."""
     problem = case.problem()
     try:
-        with case.around(), tempfile.TemporaryDirectory() as folder:
+        with case.fault(), tempfile.TemporaryDirectory() as folder:
             run = bif.attribute(problem, settings, out=folder if case.checked else None)
             if case.checked:
                 run = check_on_disk(folder, problem)
@@ -307,24 +310,24 @@ def outcome(case: Case, settings: bif.Settings) -> Outcome:
     )
 
 
-def followed(case: Case) -> Iterator[dict[str, Any]]:
+def follow_remedies(case: Case) -> Iterator[dict[str, Any]]:
     """A row for each alternative that the message names; one where there is none."""
-    before = outcome(case, case.settings)
-    message = before.says(case.gate)
+    before = run_case(case, case.settings)
+    message = before.message_of(case.gate)
     about = {"gate": case.gate, "planted": case.planted, "fails": bool(message)}
-    remedies = printed(message)
+    remedies = parse_remedies(message)
     if not remedies:
         yield {**about, "others": ", ".join(before.failed), "printed": message}
     for first in remedies:
         settings, found, tried = case.settings, before, [first]
-        for _ in range(_TIMES):
+        for _ in range(_MAX_TRIES):
             settings = replace(settings, **tried[-1])
-            found = outcome(case, settings)
-            now = printed(found.says(case.gate))
-            if not now or len(tried) == _TIMES:
+            found = run_case(case, settings)
+            now = parse_remedies(found.message_of(case.gate))
+            if not now or len(tried) == _MAX_TRIES:
                 break
             tried.append(next((x for x in now if x.keys() == first.keys()), now[0]))
-        works = not found.says(case.gate) and "error" not in found.failed
+        works = not found.message_of(case.gate) and "error" not in found.failed
         yield {
             **about, "remedy": _words(first), "works": works, "times": len(tried),
             "last": _words(tried[-1]), "then fails": ", ".join(found.failed),
@@ -344,7 +347,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case in CASES:
         if case.gate in arguments.gates:
-            for row in followed(case):
+            for row in follow_remedies(case):
                 rows.append(row)
                 print({k: v for k, v in row.items() if k != "printed"}, flush=True)
     print_table([{k: v for k, v in row.items() if k != "printed"} for row in rows])

@@ -27,8 +27,14 @@ from scipy.stats import binomtest
 from torch import nn
 
 import bif
-from benchmarks.common import parser, print_table, trust, write
-from benchmarks.language.corpus import documents, loss_a_token, spread, tokenizer_of, train_
+from benchmarks.common import parser, print_table, trust_figures, write
+from benchmarks.language.corpus import (
+    documents,
+    loss_a_token,
+    sample_evenly,
+    train_,
+    train_tokenizer,
+)
 from benchmarks.language.fine_tuning import METHODS, lds_rows
 from benchmarks.language.paraphrases import paraphrase, ranks, shared_words
 from benchmarks.language.word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
@@ -50,7 +56,7 @@ def settings(a: argparse.Namespace) -> bif.Settings:
     )  # fmt: skip
 
 
-def for_pairs(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
+def pair_settings(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
     """The same for pairs of chains, which need copies of the weights."""
     # Curvatures span a factor of 50 by the default of gamma: a mass would not pay.
     return replace(
@@ -66,10 +72,10 @@ class Text:
         found = documents(a.data)[: a.documents]
         self.held_out = found[::20]
         self.train = [d for i, d in enumerate(found) if i % 20]
-        self.planted = spread(self.held_out, a.planted, seed=a.seed)
+        self.planted = sample_evenly(self.held_out, a.planted, seed=a.seed)
         planted = {d.id for d in self.planted}
         self.queries = [d for d in self.held_out if d.id not in planted]
-        self.tokenizer = tokenizer_of((d.text for d in self.train), pieces=a.pieces)
+        self.tokenizer = train_tokenizer((d.text for d in self.train), pieces=a.pieces)
         self.arguments = a
 
     @property
@@ -117,15 +123,15 @@ class Text:
 def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     """Pearson correlations of token losses over draws: of belonging pairs minus matched ones."""
     a = text.arguments
-    train = spread(text.train, a.token_items, seed=a.seed)
-    queries = spread(text.queries, a.token_queries, seed=a.seed)
+    train = sample_evenly(text.train, a.token_items, seed=a.seed)
+    queries = sample_evenly(text.queries, a.token_queries, seed=a.seed)
     problem = text.problem(model, train, queries, tokens="both")
     run = bif.attribute(problem, replace(settings(a), nbeta=text.nbeta), show_progress=True)
     similar = -run.influence.dataset["correlation"].values[0]
-    of_train = [token for found in _words(problem.train) for token in found]
+    of_train = [token for found in _tokens_by_item(problem.train) for token in found]
     pairs = [
         matched_pairs(found, of_train, most=a.pairs, seed=a.seed + i)
-        for i, found in enumerate(_words(problem.query_groups["query"]))
+        for i, found in enumerate(_tokens_by_item(problem.query_groups["query"]))
     ]
     source = np.random.default_rng(a.seed)
     orders = [source.permutation(similar.shape[1]) for _ in range(a.permutations)]
@@ -152,7 +158,7 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
                 "ci_low": float(low), "ci_high": float(high), "permutations": len(orders),
             },
         ]  # fmt: skip
-    yield [{**row, **_about(run)} for row in rows]
+    yield [{**row, **_run_figures(run)} for row in rows]
 
 
 def _difference(similar: np.ndarray, pairs: np.ndarray, order: np.ndarray | None = None) -> float:
@@ -163,7 +169,7 @@ def _difference(similar: np.ndarray, pairs: np.ndarray, order: np.ndarray | None
     return float((similar[query, own] - similar[query, control]).mean())
 
 
-def _words(items: bif.Items) -> list[list[Any]]:
+def _tokens_by_item(items: bif.Items) -> list[list[Any]]:
     """Tokens of every item, with their columns."""
     assert items.tokens is not None and items.token_mask is not None
     mask = items.token_mask
@@ -177,7 +183,7 @@ def _words(items: bif.Items) -> list[list[Any]]:
 def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
     """Ranks of planted passages for their paraphrases, and for those of others as a control."""
     a = text.arguments
-    others = spread(text.train, a.passages - len(text.planted), seed=a.seed)
+    others = sample_evenly(text.train, a.passages - len(text.planted), seed=a.seed)
     train = [*text.planted, *others]
     asked = [replace(d, text=paraphrase(d.text), id=f"like-{d.id}") for d in text.planted]
     problem = text.problem(model, train, asked)
@@ -206,7 +212,7 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
                 }
             )  # fmt: skip
             ours = method.startswith("bif")
-            rows[-1] |= _about(run) if ours else {"seconds": gradient_seconds}
+            rows[-1] |= _run_figures(run) if ours else {"seconds": gradient_seconds}
     yield rows
 
 
@@ -214,13 +220,13 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     """LDS of fine-tuning the GPT on half of a few passages that it has not seen."""
     a = text.arguments
     count = a.lds_items + a.lds_queries + a.lds_tuning_queries
-    found = spread(text.queries, count, seed=a.seed + 1)
+    found = sample_evenly(text.queries, count, seed=a.seed + 1)
     order = np.random.default_rng(a.seed).permutation(len(found))
     own, asked, tuning = (
         [found[i] for i in part]
         for part in np.split(order, [a.lds_items, a.lds_items + a.lds_queries])
     )
-    fine_tune = functools.partial(_fine_tuned, model, a.lds_steps, a.lds_rate)
+    fine_tune = functools.partial(_fine_tune, model, a.lds_steps, a.lds_rate)
 
     def train(start: nn.Module | None, items: Any, seed: int) -> nn.Module:
         return fine_tune(items, seed)
@@ -231,19 +237,22 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     groups = {"query": asked, "tuning": tuning}
     problem = text.problem(tuned, own, groups, length=a.lds_length)
     own_settings = replace(settings(a), draws=a.lds_draws)
-    yield from lds_rows(problem, train, own_settings, arguments=a, pairs=for_pairs(own_settings, a))
+    yield from lds_rows(
+        problem, train, own_settings, arguments=a, pairs=pair_settings(own_settings, a)
+    )
 
 
-def _fine_tuned(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
+def _fine_tune(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
     model = copy.deepcopy(base)
     train_(model, items, steps=steps, batch_size=16, rate=rate, seed=seed)
     return model
 
 
-def _about(run: bif.Run) -> dict[str, Any]:
+def _run_figures(run: bif.Run) -> dict[str, Any]:
     """Draws, seconds and trust of a run."""
     return {
-        "draws": run.traces.total_draws, "seconds": float(run.summary["seconds"]), **trust(run),
+        "draws": run.traces.total_draws, "seconds": float(run.summary["seconds"]),
+        **trust_figures(run),
     }  # fmt: skip
 
 
@@ -285,7 +294,7 @@ TINY: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments, each with its default or that of `--tiny`."""
     a = options().parse_args(words)
     for name, value in DEFAULTS.items():
@@ -297,7 +306,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    a = parsed()
+    a = parse_arguments()
     text = Text(a)
     model, about = text.model()
     print_table([about])

@@ -17,9 +17,9 @@ from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.types import Batch
 
 END = "<|endoftext|>"
-_SHORTEST = 160
+_MIN_LENGTH = 160
 """Characters of a document."""
-_JOINED = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", " n't": "n't", " 's": "'s"}
+_DETOKENIZE = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", " n't": "n't", " 's": "'s"}
 
 
 def documents(data: Path) -> list[Document]:
@@ -28,27 +28,27 @@ def documents(data: Path) -> list[Document]:
     for part in ("valid", "test"):
         for line in (data / "wikitext-2" / f"{part}.txt").read_text(encoding="utf-8").split("\n"):
             text = line.strip()
-            if len(text) >= _SHORTEST and not text.startswith("="):
-                for before, after in _JOINED.items():
+            if len(text) >= _MIN_LENGTH and not text.startswith("="):
+                for before, after in _DETOKENIZE.items():
                     text = text.replace(before, after)
                 wiki.append(text)
     whole = (data / "tinystories" / "tinystories_sample.txt").read_text(encoding="utf-8")
     stories = [story.strip() for story in whole.split(END)[:-1]]  # the last is cut off
-    named = {"wiki": wiki, "story": [s for s in stories if len(s) >= _SHORTEST]}
+    named = {"wiki": wiki, "story": [s for s in stories if len(s) >= _MIN_LENGTH]}
     found = {
         source: [Document(text, f"{source}-{i}", source=source) for i, text in enumerate(texts)]
         for source, texts in named.items()
     }
-    return _by_turns(list(found.values()))
+    return _interleave(list(found.values()))
 
 
-def _by_turns(lists: Sequence[list[Document]]) -> list[Document]:
+def _interleave(lists: Sequence[list[Document]]) -> list[Document]:
     """Mixed evenly, whatever their lengths."""
     places = [((i + 0.5) / len(one), d) for one in lists for i, d in enumerate(one)]
     return [d for _, d in sorted(places, key=lambda p: p[0])]
 
 
-def tokenizer_of(texts: Iterable[str], *, pieces: int) -> Any:
+def train_tokenizer(texts: Iterable[str], *, pieces: int) -> Any:
     """A byte-level BPE trained on the texts, as a tokenizer of transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -118,7 +118,7 @@ def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:
     return total / count
 
 
-def spread(found: Sequence[Document], count: int, *, seed: int) -> list[Document]:
+def sample_evenly(found: Sequence[Document], count: int, *, seed: int) -> list[Document]:
     """So many documents at random, as many of each source, in their order."""
     source = np.random.default_rng(seed)
     names = list(dict.fromkeys(d.source for d in found))

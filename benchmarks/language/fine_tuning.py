@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import bif
@@ -15,6 +15,7 @@ from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.methods.fluctuation import Fluctuation
 from bif.benchmark.methods.response import Responses
+from bif.benchmark.methods.rivals import FittedRival
 
 METHODS = (
     "random", "gradient_product", "gradient_cosine", "ekfac", "bif", "bif_response",
@@ -22,28 +23,20 @@ METHODS = (
 )  # fmt: skip
 _CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
 """nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
-_OF_PAIRS = (10.0, 0.2)
-_SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+_PAIR_CANDIDATE = (10.0, 0.2)
+_DAMPING_SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    fitted: baselines.EKFAC
-
-    def scores(self, problem: bif.Problem, outcome: str, choice: Any) -> Any:
-        return self.fitted.scores(problem, observable=outcome, **choice).double().cpu().numpy()
-
-
-def _ekfac(problem: bif.Problem) -> _Asked:
+def _ekfac(problem: bif.Problem) -> FittedRival:
     """EK-FAC on linear layers; embedding and norms are left out, as other tools do."""
-    return _Asked(
+    return FittedRival(
         baselines.EKFAC.fit(
             problem, fisher_type="mc", criterion="cross_entropy", other_layers="leave_out"
         )
     )
 
 
-def _by_mini_batches(settings: bif.Settings, num_train: int) -> bif.Settings:
+def _mini_batch_settings(settings: bif.Settings, num_train: int) -> bif.Settings:
     """SGLD as it is commonly run on language models: mini-batches, and few steps to a draw."""
     return replace(
         settings, sampler="sgld", gradient="minibatch", batch_size=min(32, num_train), mass=None,
@@ -108,8 +101,8 @@ def _methods(
         return replace(of, nbeta=nbeta * n, gamma=nbeta * damping * usual)
 
     candidates = tuple(at(settings, *c) for c in _CANDIDATES)
-    noisy = tuple(_by_mini_batches(s, n) for s in candidates)
-    paired = (at(pairs, *_OF_PAIRS),)
+    noisy = tuple(_mini_batch_settings(s, n) for s in candidates)
+    paired = (at(pairs, *_PAIR_CANDIDATE),)
     responses = Responses(
         dampings=tuple(arguments.response_dampings),
         curvatures=tuple(arguments.response_curvatures),
@@ -117,7 +110,7 @@ def _methods(
     plain = ("random", "gradient_product", "gradient_cosine")
     return {
         **{name: (all_methods()[name], paired) for name in plain},
-        "ekfac": (FittedMethod("ekfac", _ekfac, _SCALES), paired),
+        "ekfac": (FittedMethod("ekfac", _ekfac, _DAMPING_SCALES), paired),
         "bif": (Fluctuation("bif"), candidates),
         "bif_response": (responses, paired),
         "bif_minibatch": (Fluctuation("bif_minibatch"), noisy),

@@ -32,10 +32,10 @@ def paraphrase(text: str) -> str:
     names = dict(zip(again, _NAMES, strict=False))
     sentences = re.split(r"(?<=[.!?])\s+", text.strip())
     turned = [s for i in range(0, len(sentences), 2) for s in reversed(sentences[i : i + 2])]
-    return re.sub(r"[A-Za-z]+", lambda m: _other(m[0], names), " ".join(turned))
+    return re.sub(r"[A-Za-z]+", lambda m: _replacement(m[0], names), " ".join(turned))
 
 
-def _other(word: str, names: Mapping[str, str]) -> str:
+def _replacement(word: str, names: Mapping[str, str]) -> str:
     if word in names:
         return names[word]
     swapped = _SWAPS.get(word.lower(), word)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import RESULTS, every
+from benchmarks.common import RESULTS, all_runs
 from benchmarks.pages import language, lds, scaling, tables
-from benchmarks.pages.runs import where
+from benchmarks.pages.runs import describe_run
 from benchmarks.pages.sections import SECTIONS, sections
 
 ROOT = RESULTS.parents[1]
@@ -25,17 +25,19 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "at a glance": lambda: tables.at_a_glance("docs/results.md"),
     "at a glance, on the page itself": lambda: tables.at_a_glance(""),
     "lds": lambda: lds.results(IMAGES),
-    "sweeps": tables.beside_sweeps,
-    "growing budgets": tables.at_growing_budgets,
-    "told elsewhere": tables.told_elsewhere,
-    "small sets": lambda: [said("small"), "", *tables.small_sets()],
-    "small sets by damping": lambda: [said("small-dampings"), "", *tables.small_dampings()],
-    "small sets by temperature": lambda: [
-        said("small-temperatures"), "", *tables.small_temperatures()
+    "sweeps": tables.calibration_beside_sweeps,
+    "growing budgets": tables.calibration_by_budget,
+    "told elsewhere": tables.retrained_elsewhere,
+    "small sets": lambda: [describe_newest("small"), "", *tables.small_sets()],
+    "small sets by damping": lambda: [
+        describe_newest("small-dampings"), "", *tables.small_dampings()
     ],
-    "remedies followed": lambda: [said("remedies"), "", *tables.remedies_followed()],
+    "small sets by temperature": lambda: [
+        describe_newest("small-temperatures"), "", *tables.small_temperatures()
+    ],
+    "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
-    "language": language.trained,
+    "language": language.training_line,
     **{f"language, {part}": lambda p=part: language.part(p)
        for part in ("tokens", "planted", "lds")},
     **{f"costs of {name}": lambda n=name: scaling.costs(n)
@@ -44,30 +46,30 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"rows of {name}": lambda n=name: sections(n) for name in SECTIONS},
 }  # fmt: skip
 """What can stand between two marks."""
-_MARKED = re.compile(r"<!-- made by benchmarks\.pages: ([^\n]+?) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- made by benchmarks\.pages: ([^\n]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main() -> None:
     lds.draw(IMAGES)
     language.figure().savefig(IMAGES / "language.png", dpi=130)
-    scaling.figure(every("scaling")[-1]).savefig(IMAGES / "scaling-weights.png", dpi=130)
+    scaling.figure(all_runs("scaling")[-1]).savefig(IMAGES / "scaling-weights.png", dpi=130)
     for page in PAGES:
-        page.write_text(filled(page), encoding="utf-8")
+        page.write_text(fill_page(page), encoding="utf-8")
 
 
-def filled(page: Path) -> str:
+def fill_page(page: Path) -> str:
     """Return a page with what belongs between its marks."""
 
     def between(marks: re.Match[str]) -> str:
         lines = "\n".join(TABLES[marks[1]]())
         return f"<!-- made by benchmarks.pages: {marks[1]} -->\n{lines}\n<!-- end -->"
 
-    return _MARKED.sub(between, page.read_text(encoding="utf-8"))
+    return _BLOCK.sub(between, page.read_text(encoding="utf-8"))
 
 
-def said(name: str) -> str:
+def describe_newest(name: str) -> str:
     """Return command and machine of a benchmark's newest run."""
-    return where(every(name)[-1])
+    return describe_run(all_runs(name)[-1])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.pages.runs import Run, of_language, today, where
+from benchmarks.pages.runs import Run, current_command, describe_run, language_runs
 from benchmarks.pages.scaling import COLOURS
 from benchmarks.pages.sections import cell, rows_as_table
 from bif.benchmark import judge
@@ -18,7 +18,7 @@ _COLUMNS = {
     "median_rank | worst_rank=worst | planted | passages=of passages | "
     "shared_runs=runs of 5 words shared | seconds | rhat_max | verdict",
 }
-_PICTURED: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]] = {
+_PANELS: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]] = {
     "tokens": ("correlation minus matched pairs", "minus_matched", ("pairs", "columns"),
                ("columns", "shuffled")),
     "planted": ("share at rank 1", "first", ("method", "query"), ("query", "another passage's")),
@@ -27,9 +27,9 @@ _PICTURED: Mapping[str, tuple[str, str, tuple[str, ...], tuple[str, str] | None]
 """Title, value, label and which rows are controls."""
 
 
-def trained() -> list[str]:
+def training_line() -> list[str]:
     """Return how the model was trained on which most was measured."""
-    return ["", _how_trained(of_language()[0]["about"]), ""]
+    return ["", _how_trained(language_runs()[0]["about"]), ""]
 
 
 def part(name: str) -> list[str]:
@@ -37,10 +37,12 @@ def part(name: str) -> list[str]:
     lines = [""]
     for _, run, rows in _parts(name):
         about = run["about"]
-        if about["weights"] != of_language()[0]["about"]["weights"]:
+        if about["weights"] != language_runs()[0]["about"]["weights"]:
             lines += [_how_trained(about), ""]
-        lines += [where(run), ""]
-        earlier = ", ".join(f"`{today(command)}`" for command in run.get("earlier_commands", ()))
+        lines += [describe_run(run), ""]
+        earlier = ", ".join(
+            f"`{current_command(command)}`" for command in run.get("earlier_commands", ())
+        )
         if earlier:
             lines += [f"Rows of an earlier command on the same networks are in it: {earlier}.", ""]
         if name in _COLUMNS:
@@ -55,7 +57,7 @@ def part(name: str) -> list[str]:
 def _parts(*names: str) -> list[tuple[str, Run, Sequence[Mapping[str, Any]]]]:
     """Return part, run and its rows of the part, in the order of the page."""
     found = [(name, run, [row for row in run["rows"] if row["part"] == name])
-             for name in names for run in of_language()]  # fmt: skip
+             for name in names for run in language_runs()]  # fmt: skip
     return [(name, run, rows) for name, run, rows in found if rows]
 
 
@@ -86,7 +88,7 @@ def figure() -> Any:
     """Draw means and 95 % intervals of all parts that there are, a panel each."""
     from matplotlib.figure import Figure
 
-    parts = _parts(*_PICTURED)
+    parts = _parts(*_PANELS)
     across = min(2, len(parts))
     down = -(-len(parts) // across)
     figure = Figure(figsize=(5.4 * across, 3.4 * down), layout="constrained")
@@ -94,7 +96,7 @@ def figure() -> Any:
     for axes in panels[len(parts) :]:
         axes.remove()
     for axes, (name, run, rows) in zip(panels, parts, strict=False):
-        title, value, label, control = _PICTURED[name]
+        title, value, label, control = _PANELS[name]
         for place, row in enumerate(reversed(rows)):
             grey = control is not None and row[control[0]] == control[1]
             axes.errorbar(

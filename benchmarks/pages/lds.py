@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.common import every
-from benchmarks.pages.runs import Run, newest_of_settings, where, with_whole
+from benchmarks.common import all_runs
+from benchmarks.pages.runs import Run, add_own_size, describe_run, newest_of_settings
 from benchmarks.pages.sections import cell, table
 from benchmarks.pages.tables import by_columns
 from bif.benchmark import judge
 from bif.benchmark.plots import plots
 
-_PICTURED = ("seconds", "draws", "effective-draws", "fraction", "train-items")
+_PLOTTED_AXES = ("seconds", "draws", "effective-draws", "fraction", "train-items")
 
 
 def runs_of_page() -> dict[str, Run]:
     """Return the runs of the page by their titles."""
     runs = newest_of_settings()
-    sizes = {f"{s}-sizes": (whole, every(f"lds-{s}-sizes")) for s, whole in runs.items()}
-    return {**runs, **{t: with_whole(of[-1], whole) for t, (whole, of) in sizes.items() if of}}
+    sizes = {f"{s}-sizes": (whole, all_runs(f"lds-{s}-sizes")) for s, whole in runs.items()}
+    return {**runs, **{t: add_own_size(of[-1], whole) for t, (whole, of) in sizes.items() if of}}
 
 
 def draw(images: Path) -> None:
@@ -42,7 +42,7 @@ def results(images: Path) -> list[str]:
             lines += _by_sizes(run)
         else:
             lines += [judge.table(run["rows"]), judge.budget_table(run["rows"], run["curves"])]
-        for axis in _PICTURED:
+        for axis in _PLOTTED_AXES:
             name = f"lds-{title}-lds-against-{axis}.png"
             if (images / name).exists():
                 words = f"LDS against {axis.replace('-', ' ')}"
@@ -55,8 +55,12 @@ def _preamble(run: Run) -> list[str]:
     about = run["about"].get("about", "")
     further = [f"`{m}` is left out: {why}" for m, why in run.get("unsuited", {}).items()]
     if "default" in run:
-        further.append(f"`bif_default`: {where(run['default'])}")
-    return [*([about, ""] if about else []), where(run), *(x for m in further for x in ("", m))]
+        further.append(f"`bif_default`: {describe_run(run['default'])}")
+    return [
+        *([about, ""] if about else []),
+        describe_run(run),
+        *(x for m in further for x in ("", m)),
+    ]
 
 
 def _by_sizes(run: Run) -> list[str]:

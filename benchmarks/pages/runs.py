@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common import RESULTS, every, newest
+from benchmarks.common import RESULTS, all_runs, newest_run
 from bif.benchmark import SETTINGS
-from bif.benchmark.judge import at_edge
+from bif.benchmark.judge import names_at_edge
 
 Run = dict[str, Any]
-_TODAY = {
+_CURRENT_SCRIPTS = {
     "small": "calibration.small", "tuning": "calibration.ways",
     "elsewhere": "calibration.ways --elsewhere", "coverage": "converged.coverage",
     "healthy": "converged.healthy", "remedies": "converged.remedies",
@@ -21,20 +21,21 @@ _TODAY = {
 """Scripts of earlier versions that have another name now."""
 
 
-def where(run: Mapping[str, Any]) -> str:
+def describe_run(run: Mapping[str, Any]) -> str:
     """Return command, machine and versions of a run in a sentence."""
     versions = run["versions"]
     return (
-        f"`{today(run['command'])}` on {machine(run)}, {run['date']}, PyTorch {versions['torch']}, "
+        f"`{current_command(run['command'])}` on {machine(run)}, {run['date']}, "
+        f"PyTorch {versions['torch']}, "
         f"Python {versions['python']}, seed {run['seed']}."
     )
 
 
-def today(command: str) -> str:
+def current_command(command: str) -> str:
     """Return a command as it is spelled today."""
     return re.sub(
         r"python (?:benchmarks/)?(\w+)\.py",
-        lambda script: f"python -m benchmarks.{_TODAY.get(script[1], script[1])}",
+        lambda script: f"python -m benchmarks.{_CURRENT_SCRIPTS.get(script[1], script[1])}",
         command,
     )
 
@@ -50,40 +51,45 @@ def newest_of_sizes(name: str) -> list[Run]:
     found = (re.fullmatch(r"-(\d+)-\d{4}(-\d\d){2}", file.stem.removeprefix(name))
              for file in RESULTS.glob(f"{name}-*.json"))  # fmt: skip
     sizes = sorted({int(match[1]) for match in found if match})
-    runs = [newest(name), *(newest(f"{name}-{size}") for size in sizes)]
+    runs = [newest_run(name), *(newest_run(f"{name}-{size}") for size in sizes)]
     return [run for run in runs if run is not None]
 
 
 def newest_of_settings() -> dict[str, Run]:
     """Read the newest run of `benchmarks.lds` for every setting that has one."""
-    found = {setting: newest(f"lds-{setting}") for setting in SETTINGS}
+    found = {setting: newest_run(f"lds-{setting}") for setting in SETTINGS}
     return {
-        setting: with_default(with_edges(run), newest(f"lds-{setting}-default"))
+        setting: add_default_rows(add_edges(run), newest_run(f"lds-{setting}-default"))
         for setting, run in found.items()
         if run is not None
     }
 
 
-def of_language() -> list[Run]:
+def language_runs() -> list[Run]:
     """Read the runs of `benchmarks.language`, which divide its parts among them."""
-    large = functools.reduce(with_rows, every("language-lds"))
-    small = with_rows(every("language-lds-small")[-1], every("language-lds-response")[-1])
-    return [every("language")[-1], every("language-planted")[-1], large, small]
+    large = functools.reduce(join_runs, all_runs("language-lds"))
+    small = join_runs(all_runs("language-lds-small")[-1], all_runs("language-lds-response")[-1])
+    return [all_runs("language")[-1], all_runs("language-planted")[-1], large, small]
 
 
-def with_edges(run: Run) -> Run:
+def add_edges(run: Run) -> Run:
     """Say in rows of earlier versions where tuning ended at the edge of its grid."""
     tuned = {(t["method"], t["observable"]): t["tuned"] for t in run.get("tuned", ())}
     return {
         **run,
         "rows": [
-            {"at_edge": at_edge(r["choice"], tuned.get((r["method"], r["observable"]), ())), **r}
+            {
+                "at_edge": names_at_edge(
+                    r["choice"], tuned.get((r["method"], r["observable"]), ())
+                ),
+                **r,
+            }
             for r in run["rows"]
         ],
     }
 
 
-def with_default(run: Run, default: Run | None) -> Run:
+def add_default_rows(run: Run, default: Run | None) -> Run:
     """Add the rows of the BIF's defaults, where these were run on their own."""
     if default is None or any(row["method"] == "bif_default" for row in run["rows"]):
         return run
@@ -91,7 +97,7 @@ def with_default(run: Run, default: Run | None) -> Run:
     return {**run, "rows": [*run["rows"], *own], "default": default}
 
 
-def with_whole(run: Run, whole: Run) -> Run:
+def add_own_size(run: Run, whole: Run) -> Run:
     """Add to a run over sizes the rows of the setting's own size, if on the same hardware."""
     size, known = whole["about"]["num_train"], {row["method"] for row in run["rows"]}
     other_card = whole["hardware"].get("gpu") != run["hardware"].get("gpu")
@@ -101,7 +107,7 @@ def with_whole(run: Run, whole: Run) -> Run:
     return {**run, "rows": [*run["rows"], *own]}
 
 
-def with_rows(run: Run, later: Run) -> Run:
+def join_runs(run: Run, later: Run) -> Run:
     """Add to a later run the rows of an earlier one on the same networks.
 
     Raises:

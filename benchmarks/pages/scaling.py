@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import every
-from benchmarks.pages.runs import Run, today, where
+from benchmarks.common import all_runs
+from benchmarks.pages.runs import Run, current_command, describe_run
 from benchmarks.pages.sections import cell, rows_as_table
 
 COLOURS = {"bif": "#c2410c", "devinterp": "#1d4ed8", "ekfac": "#15803d"}
@@ -21,20 +21,20 @@ _OF_ITEMS = f"method | num_items | num_queries | seconds | {_COLUMNS}"
 
 def costs(name: str) -> list[str]:
     """Return where a run was, what it went on from, and its rows."""
-    run = every(name)[-1]
-    earlier = [f"* `{today(command)}`" for command in run.get("earlier_commands", ())]
+    run = all_runs(name)[-1]
+    earlier = [f"* `{current_command(command)}`" for command in run.get("earlier_commands", ())]
     if earlier:
         said = "Rows of earlier commands on the same kind of machine are in it:"
         earlier = [said, "", *earlier, ""]
     columns = _OF_ITEMS if name == "scaling-items" else _COLUMNS
     picture = ["![Cost against model size](images/scaling-weights.png)", ""]
-    return ["", where(run), "", *earlier, *(picture if name == "scaling" else []),
+    return ["", describe_run(run), "", *earlier, *(picture if name == "scaling" else []),
             *rows_as_table(run["rows"], columns), ""]  # fmt: skip
 
 
 def laws(name: str) -> list[str]:
     """Return exponents and crossing points in sentences."""
-    run = every(name)[-1]
+    run = all_runs(name)[-1]
     lines = [
         "",
         f"Least squares in logarithms through the seconds of a whole attribution: "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.pages.runs import newest_of_sizes, where
+from benchmarks.pages.runs import describe_run, newest_of_sizes
 from bif.benchmark import SETTINGS
-from bif.benchmark.judge import chosen, verdict
+from bif.benchmark.judge import choice_text, verdict
 
 
 class Section(NamedTuple):
@@ -151,25 +151,25 @@ def sections(name: str, *, on_its_page: bool = False) -> list[str]:
     for run in (run for file in files for run in newest_of_sizes(file)):
         title = run["benchmark"].removeprefix(f"{name}-" if on_its_page else "")
         setting = [run["about"], ""] if on_its_page else []
-        lines += ["", f"## {title}, {run['date']}", "", *setting, about, "", where(run), ""]
+        lines += ["", f"## {title}, {run['date']}", "", *setting, about, "", describe_run(run), ""]
         lines += rows_as_table(run["rows"], columns)
     return lines
 
 
 def rows_as_table(rows: Sequence[Mapping[str, Any]], columns: str) -> list[str]:
     """Return rows as a table, of the columns those that any row has."""
-    rows = [in_words(row) for row in rows]
+    rows = [add_words(row) for row in rows]
     named = {key: label for key, _, label in (c.partition("=") for c in columns.split(" | "))}
     keys = [key for key in named if any(cell(row.get(key)) not in ("–", "") for row in rows)]
     labels = [named[key] or LABELS.get(key, key.replace("_", " ")) for key in keys]
     return table(labels, [[cell(row.get(key)) or "–" for key in keys] for row in rows])
 
 
-def in_words(row: Mapping[str, Any]) -> dict[str, Any]:
+def add_words(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with what its table says of its run and its choice."""
     found = {**row, "verdict": verdict(row)}
     if "choice" in row:
-        found["chosen"] = chosen(row["choice"], row.get("at_edge", ()))
+        found["chosen"] = choice_text(row["choice"], row.get("at_edge", ()))
     return found
 
 

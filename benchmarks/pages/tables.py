@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import every
+from benchmarks.common import all_runs
 from benchmarks.pages.runs import machine, newest_of_settings, newest_of_sizes
 from benchmarks.pages.sections import table
 from bif.benchmark import SETTINGS
@@ -50,7 +50,7 @@ def at_a_glance(page: str) -> list[str]:
 
 def small_sets() -> list[str]:
     """Show the BIF given only the weight decay beside what is simpler, with paired differences."""
-    rows = every("small")[-1]["rows"]
+    rows = all_runs("small")[-1]["rows"]
     labels = "set | items | train loss | retrained from".split(" | ")
     labels += [label for name in _RIVALS.values() for label in (name, "BIF minus it, 95 %")]
     labels += "BIF | its nbeta | R-hat | trusted | seconds".split(" | ")
@@ -70,7 +70,7 @@ def small_sets() -> list[str]:
 
 def small_temperatures() -> list[str]:
     """Show the LDS of the BIF on small sets by temperature."""
-    rows = every("small-temperatures")[-1]["rows"]
+    rows = all_runs("small-temperatures")[-1]["rows"]
     factors = sorted({row["times_n"] for row in rows})
     return _best_in_bold(rows, "times_n", {f: f"{f:g} n" for f in factors})
 
@@ -79,11 +79,11 @@ def small_dampings() -> list[str]:
     """Show the same by damping: each yardstick alone, and the default."""
     default = [
         {**row, "yardstick": "default"}
-        for row in every("small")[-1]["rows"]
+        for row in all_runs("small")[-1]["rows"]
         if row["method"] == "bif" and "told" not in row
     ]
     names = {"largest": "a alone", "leftover": "min(a, r) alone", "default": "default"}
-    return _best_in_bold(every("small-dampings")[-1]["rows"] + default, "yardstick", names)
+    return _best_in_bold(all_runs("small-dampings")[-1]["rows"] + default, "yardstick", names)
 
 
 def _best_in_bold(rows: Sequence[Row], by: str, names: Mapping[Any, str]) -> list[str]:
@@ -91,12 +91,12 @@ def _best_in_bold(rows: Sequence[Row], by: str, names: Mapping[Any, str]) -> lis
     for (name, target), own in by_columns(rows, ["set", "target"], by).items():
         best = max(row["lds"] for row in own.values())
         bold = {at: "**{}**" if row["lds"] == best else "{}" for at, row in own.items()}
-        cells = [marked(bold[at].format(figure(own[at]["lds"])), own[at]) for at in names]
+        cells = [mark_untrusted(bold[at].format(figure(own[at]["lds"])), own[at]) for at in names]
         lines.append([name, target, *cells])
     return table(["set", "retrained from", *names.values()], lines)
 
 
-def beside_sweeps() -> list[str]:
+def calibration_beside_sweeps() -> list[str]:
     """Show the ways to be calibrated beside the best of a grid, each with the same seconds."""
     labels = ["setting", "seconds", "on", *_WAYS.values(), "best of the sweep", "its nbeta",
               "its gamma", "settings tried", "came to an end"]  # fmt: skip
@@ -114,12 +114,12 @@ def beside_sweeps() -> list[str]:
     return table(labels, lines)
 
 
-def at_growing_budgets() -> list[str]:
+def calibration_by_budget() -> list[str]:
     """Show the ways to be calibrated, and their share of the best of the sweep."""
     labels = ["setting", "seconds", "on", *_WAYS.values(), "best of the sweep"]
     lines = []
     for setting in SETTINGS:
-        for run in every(f"tuning-{setting}")[-1:]:
+        for run in all_runs(f"tuning-{setting}")[-1:]:
             for (budget,), own in by_columns(run["rows"], ["budget"], "name").items():
                 ways = _ways(own.values(), own["best of the sweep"])
                 lines.append([setting, f"{budget:g}", machine(run), *ways])
@@ -130,24 +130,24 @@ def _ways(rows: Any, best: Row) -> list[str]:
     """Return the LDS of every way and its share of the best, or why there is none; the best."""
     own = {row["name"]: row for row in rows}
     return [
-        within_its_time(own.get(way), lambda r: f" ({r['lds'] / best['lds']:.1%})")
+        figure_or_reason(own.get(way), lambda r: f" ({r['lds'] / best['lds']:.1%})")
         for way in _WAYS
-    ] + [within_its_time(best)]  # fmt: skip
+    ] + [figure_or_reason(best)]  # fmt: skip
 
 
-def told_elsewhere() -> list[str]:
+def retrained_elsewhere() -> list[str]:
     """Show the LDS where a problem is retrained from the other place, by what it is told."""
-    run = every("elsewhere")[-1]
+    run = all_runs("elsewhere")[-1]
     labels = ["setting", "retrained from", "seconds", "on", "defaults", 'told "scratch"',
               'told "checkpoint"']  # fmt: skip
     return table(labels, [
         [setting, target, f"{run['budget']:g}", machine(run),
-         *(within_its_time(own.get(told)) for told in ("nothing", "scratch", "checkpoint"))]
+         *(figure_or_reason(own.get(told)) for told in ("nothing", "scratch", "checkpoint"))]
         for (setting, target), own in by_columns(run["rows"], ["setting", "target"], "told").items()
     ])  # fmt: skip
 
 
-def remedies_followed() -> list[str]:
+def remedies() -> list[str]:
     """Show every alternative that a refused run named, and whether its gate passes with it."""
     labels = ["gate", "what was planted", "what the message says to set", "the gate passes",
               "what fails then"]  # fmt: skip
@@ -155,7 +155,7 @@ def remedies_followed() -> list[str]:
     return table(labels, [
         [row["gate"], row["planted"], f"`{row['remedy']}`" if "remedy" in row else "–",
          times[row["times"]] if row.get("works") else "no", row.get("then fails") or "–"]
-        for row in every("remedies")[-1]["rows"]
+        for row in all_runs("remedies")[-1]["rows"]
     ])  # fmt: skip
 
 
@@ -172,14 +172,14 @@ def by_columns(
     return found
 
 
-def within_its_time(row: Row | None, more: Callable[[Row], str] = lambda _: "") -> str:
+def figure_or_reason(row: Row | None, more: Callable[[Row], str] = lambda _: "") -> str:
     """Return the LDS of a run, or why there is none."""
     if row is None:
         return "–"
-    return marked(figure(row["lds"]) + more(row), row) if "lds" in row else "not in time"
+    return mark_untrusted(figure(row["lds"]) + more(row), row) if "lds" in row else "not in time"
 
 
-def marked(text: str, row: Row) -> str:
+def mark_untrusted(text: str, row: Row) -> str:
     """Return a figure, with a word if its run is not trusted."""
     return f"{text}, not trusted" if verdict(row).startswith("no") else text
 

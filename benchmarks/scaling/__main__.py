@@ -27,10 +27,10 @@ from typing import Any
 import torch
 
 import bif
-from benchmarks.common import parser, print_table, read, wait, write
-from benchmarks.scaling.neox import PYTHIA, SHAPES, Room, Shape, network, rooms, sequences
-from benchmarks.scaling.power_laws import fitted
-from benchmarks.scaling.rivals import TooLong, devinterp_cost, ekfac_cost, missing
+from benchmarks.common import parser, print_table, read, synchronize, write
+from benchmarks.scaling.neox import PYTHIA, SHAPES, Layout, Shape, layouts_of, network, sequences
+from benchmarks.scaling.power_laws import fit_laws
+from benchmarks.scaling.rivals import TooLong, devinterp_cost, ekfac_cost, why_missing
 from bif.calibration.memory_plan import forecast_live
 from bif.language.linear_loss import chunked_next_token
 from bif.runs.block_recorder import BlockRecorder
@@ -47,14 +47,20 @@ METHODS = ("bif", "devinterp", "ekfac")
 _WARM_UP = 5
 
 
-def sampling_of(
-    shape: Shape, room: Room, how: str, arguments: argparse.Namespace, *, items: int, queries: int
+def live_engine(
+    shape: Shape,
+    layout: Layout,
+    how: str,
+    arguments: argparse.Namespace,
+    *,
+    items: int,
+    queries: int,
 ) -> Engine:
     """A live run; what it does not hold itself is given back."""
     length, device = arguments.length, arguments.device
-    dtype = torch.bfloat16 if room.memory == "lean" else torch.float32
+    dtype = torch.bfloat16 if layout.memory == "lean" else torch.float32
     model = network(shape, length=length, seed=arguments.seed, device=device, dtype=dtype)
-    if room.recompute:
+    if layout.recompute:
         model.gradient_checkpointing_enable()
     ids = sequences(shape, items + queries, length=length, seed=arguments.seed).to(device)
     problem = bif.Problem(
@@ -64,17 +70,17 @@ def sampling_of(
         queries={"input_ids": ids[items:]},
     )
     settings = RunSettings(
-        movable=("*",), block_size=1, oracle="live", memory=room.memory, sampler="sgld",
+        movable=("*",), block_size=1, oracle="live", memory=layout.memory, sampler="sgld",
         gradient="minibatch",
         batch_size=min(BATCH, items), micro_batch=min(BATCH, items), chunk_size=arguments.chunk,
         nbeta=float(items), gamma=1e5, burn_in=0, thin=1, chains=2, draws=10**6,
         # Its size costs nothing; norms' scales near 1 in bfloat16 refuse a smaller one.
-        step_size=2e-5 if room.memory == "lean" else 1e-6,
+        step_size=2e-5 if layout.memory == "lean" else 1e-6,
         gradient_precision="bfloat16", loss_precision="bfloat16", compiled=how == "compiled",
         device=device, seed=arguments.seed,
     )  # fmt: skip
     engine = Engine(problem, settings)
-    if room.memory == "plain":  # it has copies of everything
+    if layout.memory == "plain":  # it has copies of everything
         for parameter in model.parameters():
             parameter.data = parameter.data.new_empty(1).expand(parameter.shape)
     return engine
@@ -100,11 +106,11 @@ def bif_cost(
     draws = engine.observed_draws(0, 1)
 
     def take(count: int) -> float:
-        wait(device)
+        synchronize(device)
         started = time.perf_counter()
         for draw, train, query in islice(draws, count):
             recorder.add(train, query, engine.distance_squared(draw.params))
-        wait(device)
+        synchronize(device)
         return time.perf_counter() - started
 
     warm_up = take(_WARM_UP)
@@ -135,23 +141,23 @@ def print_kernels(run: Callable[[], object]) -> None:
     print(kernels.table(sort_by=by, row_limit=25, max_name_column_width=60), flush=True)
 
 
-def measured_bif(
+def measure_bif(
     shape: Shape, how: str, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
     """The first layout that fits, or the reason why none does."""
     capacity = _capacity(arguments.device)
     reasons = []
-    layouts = rooms(shape, batch=BATCH, chunk=arguments.chunk, length=arguments.length)
-    for room in layouts:
-        if arguments.memory not in (None, room.memory):
+    layouts = layouts_of(shape, batch=BATCH, chunk=arguments.chunk, length=arguments.length)
+    for layout in layouts:
+        if arguments.memory not in (None, layout.memory):
             continue
-        name = room.memory + (", recomputed" if room.recompute else "")
-        if room.bytes > capacity and room is not layouts[-1]:
-            reasons.append(f"{name}: about {room.bytes / 2**30:.0f} GiB")
+        name = layout.memory + (", recomputed" if layout.recompute else "")
+        if layout.bytes > capacity and layout is not layouts[-1]:
+            reasons.append(f"{name}: about {layout.bytes / 2**30:.0f} GiB")
             continue
-        about = {"how": how, "layout": name, "expected_gib": room.bytes / 2**30}
+        about = {"how": how, "layout": name, "expected_gib": layout.bytes / 2**30}
         try:
-            engine = sampling_of(shape, room, how, arguments, items=items, queries=queries)
+            engine = live_engine(shape, layout, how, arguments, items=items, queries=queries)
             cost = bif_cost(
                 engine, seconds=arguments.seconds, forecast=arguments.forecast,
                 profile=arguments.profile,
@@ -168,7 +174,7 @@ def measured_bif(
     return {"how": how, "reason": "; ".join(reasons) or "no such layout"}
 
 
-def measured_rival(
+def measure_rival(
     method: str, shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
     """What a rival takes, or the reason why it has no figure."""
@@ -193,7 +199,7 @@ def measured_rival(
         _free()
 
 
-def completed(
+def add_rates(
     row: dict[str, Any], shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
     """With what follows from seconds a draw and the shape."""
@@ -216,7 +222,7 @@ def completed(
     return {**about, **row}
 
 
-class Measuring:
+class Measurement:
     """The rows, written anew after each."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -229,25 +235,25 @@ class Measuring:
             self._commands = [*earlier.get("earlier_commands", []), earlier["command"]]
         self._beyond: dict[str, str] = {}
 
-    def all_of(self, shape: Shape, *, items: int, queries: int) -> None:
+    def measure(self, shape: Shape, *, items: int, queries: int) -> None:
         """Every method on one shape and as many items and queries."""
         a = self.arguments
         for method in a.only:
-            for how in hows(shape, a) if method == "bif" else [""]:
+            for how in modes(shape, a) if method == "bif" else [""]:
                 if method == "bif":
-                    row = measured_bif(shape, how, a, items=items, queries=queries)
+                    row = measure_bif(shape, how, a, items=items, queries=queries)
                 elif self._beyond.get(method):
                     row = {"reason": self._beyond[method]}
-                elif missing(_package(method)):
-                    row = {"reason": missing(_package(method))}
+                elif why_missing(_package(method)):
+                    row = {"reason": why_missing(_package(method))}
                 else:
-                    row = measured_rival(method, shape, a, items=items, queries=queries)
+                    row = measure_rival(method, shape, a, items=items, queries=queries)
                 if row.get("unfinished"):
                     self._beyond[method] = f"not tried: {shape.name} {row['reason']}"
                 self._add({"method": method, **row}, shape, items=items, queries=queries)
 
     def _add(self, row: dict[str, Any], shape: Shape, *, items: int, queries: int) -> None:
-        row = completed(row, shape, self.arguments, items=items, queries=queries)
+        row = add_rates(row, shape, self.arguments, items=items, queries=queries)
         self.rows = [r for r in self.rows if _case(r) != _case(row)] + [row]
         self.rows.sort(key=lambda r: (list(SHAPES).index(r["shape"]), METHODS.index(r["method"])))
         print_table([row])
@@ -264,13 +270,13 @@ def fits(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     axes = ("weights", "num_items", "num_queries")
     for along in axes:
         fixed = [axis for axis in axes if axis != along]
-        some, where = fitted(rows, along=along, fixed=fixed)
+        some, where = fit_laws(rows, along=along, fixed=fixed)
         exponents += some
         crossings += where
     return {"exponents": exponents, "crossings": crossings}
 
 
-def hows(shape: Shape, arguments: argparse.Namespace) -> list[str]:
+def modes(shape: Shape, arguments: argparse.Namespace) -> list[str]:
     """Ways to run the same draws: as asked for, else fewer for larger shapes."""
     if arguments.how:
         return arguments.how
@@ -340,11 +346,11 @@ def options() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = options().parse_args()
-    measuring = Measuring(arguments)
+    measuring = Measurement(arguments)
     started = time.perf_counter()
     for shape, items, queries in cases(arguments):
         print(f"{shape.name}, {items} × {queries}: {time.perf_counter() - started:.0f} s so far")
-        measuring.all_of(shape, items=items, queries=queries)
+        measuring.measure(shape, items=items, queries=queries)
     print_table(measuring.rows)
     for name, found in fits(measuring.rows).items():
         print(name)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 Memory = Literal["plain", "fused", "lean"]
 BYTES_A_WEIGHT: dict[Memory, int] = {"plain": 20, "fused": 8, "lean": 4}
 """Of SGLD, as docs/large-models.md lists them."""
-_OF_A_LAYER = 50
+_LAYER_BYTES = 50
 """Bytes that a layer keeps for its backward pass, a token and unit of width; bfloat16 compute."""
-_OF_A_BORDER = 4
+_CHECKPOINT_BYTES = 4
 """The same where layers are recomputed: the float32 input alone."""
-_FORWARD = 24
+_FORWARD_BYTES = 24
 """Bytes of a forward pass that keeps nothing, a token and unit of width."""
-_HEAD = 2**30
+_HEAD_BYTES = 2**30
 """Chunks of logits."""
 
 
@@ -82,7 +82,7 @@ PYTHIA = [name for name in SHAPES if name[-1] in "MB"]
 
 
 @dataclass(frozen=True)
-class Room:
+class Layout:
     """How a run is laid out in memory, and what it is expected to take.
 
     Attributes:
@@ -96,7 +96,7 @@ class Room:
     bytes: int
 
 
-def rooms(shape: Shape, *, batch: int, chunk: int, length: int) -> list[Room]:
+def layouts_of(shape: Shape, *, batch: int, chunk: int, length: int) -> list[Layout]:
     """Layouts from the fastest to the leanest.
 
     Args:
@@ -111,14 +111,14 @@ def rooms(shape: Shape, *, batch: int, chunk: int, length: int) -> list[Room]:
         ("plain", False), ("fused", False), ("fused", True), ("lean", True)
     ]  # fmt: skip
     for memory, recompute in layouts:
-        kept = _OF_A_BORDER * shape.layers + _OF_A_LAYER if recompute else (
-            _OF_A_LAYER * shape.layers
+        kept = _CHECKPOINT_BYTES * shape.layers + _LAYER_BYTES if recompute else (
+            _LAYER_BYTES * shape.layers
         )  # fmt: skip
         casts = 0 if recompute or memory == "lean" else 2 * w
         backward = kept * d * batch * length + casts
-        forward = _FORWARD * d * chunk * length
-        total = BYTES_A_WEIGHT[memory] * w + max(backward, forward) + _HEAD
-        found.append(Room(memory, recompute, total))
+        forward = _FORWARD_BYTES * d * chunk * length
+        total = BYTES_A_WEIGHT[memory] * w + max(backward, forward) + _HEAD_BYTES
+        found.append(Layout(memory, recompute, total))
     return found
 
 

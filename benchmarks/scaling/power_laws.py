@@ -54,7 +54,7 @@ def crossing(one: PowerLaw, other: PowerLaw) -> float:
     return math.exp(logarithm) if abs(logarithm) < 700 else math.inf
 
 
-def fitted(
+def fit_laws(
     rows: Sequence[Mapping[str, Any]], *, along: str, fixed: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Fit every method's seconds along one quantity, and find where the laws cross.
@@ -81,14 +81,14 @@ def fitted(
             laws[method] = power_law(list(best), list(best.values()))
     named = dict(zip(fixed, at, strict=True))
     exponents = [{"along": along, "method": m, **law._asdict(), **named} for m, law in laws.items()]
-    return exponents, [_meeting(along, a, b, laws) for a, b in combinations(laws, 2)]
+    return exponents, [_crossing_row(along, a, b, laws) for a, b in combinations(laws, 2)]
 
 
 def _at(row: Mapping[str, Any], fixed: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in fixed)
 
 
-def _meeting(along: str, a: str, b: str, laws: Mapping[str, PowerLaw]) -> dict[str, Any]:
+def _crossing_row(along: str, a: str, b: str, laws: Mapping[str, PowerLaw]) -> dict[str, Any]:
     """Return where two laws meet, and who is cheaper beyond."""
     one, other = laws[a], laws[b]
     x = crossing(one, other)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import wait
+from benchmarks.common import synchronize
 from benchmarks.scaling.neox import Shape, network
 
 VERSIONS = {"devinterp": "2.0.1", "kronfluence": "1.0.1"}
@@ -30,7 +30,7 @@ class TooLong(Exception):
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TooLong` after so many seconds, between two operations."""
 
     def end(*_: Any) -> None:
@@ -45,7 +45,7 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def missing(name: str) -> str:
+def why_missing(name: str) -> str:
     """Why a rival cannot be measured, or ""."""
     if importlib.util.find_spec(name) is None:
         return f"not installed: pip install {name}=={VERSIONS[name]}"
@@ -73,7 +73,7 @@ def devinterp_cost(
     bf16 weights, as it takes them; one SGLD step between draws; every sequence is scored in
     batches of `batch`. Two runs of different length take the start and the end out of the figure.
     """
-    with _stand_in_for_datasets():
+    with _datasets_stub():
         from devinterp.slt.sampling import sample  # type: ignore[import-not-found]
 
     length = train.shape[1]
@@ -81,7 +81,7 @@ def devinterp_cost(
     started = time.perf_counter()
 
     def run(draws: int) -> float:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, _without_output():
             before = time.perf_counter()
             sample(
                 model, Rows(train), {"scored": (Rows(scored), len(scored) // batch)}, lr=1e-7,
@@ -89,10 +89,10 @@ def devinterp_cost(
                 num_init_loss_batches=1, device=device,
                 output_path=Path(folder) / "samples.zarr",
             )  # fmt: skip
-            wait(device)
+            synchronize(device)
             return time.perf_counter() - before
 
-    with _peak(device) as found, within(limit):
+    with _peak_memory(device) as found, time_limit(limit):
         run(2)
         short = run(2)
         more = max(2, min(40, int(10 / max(short / 2, 0.01))))  # about 10 seconds of draws
@@ -146,7 +146,12 @@ def ekfac_cost(
             return tracked
 
     batch = batch if shape.num_weights < 5e8 else max(1, batch // 4)
-    with _peak(device) as found, within(limit), tempfile.TemporaryDirectory() as folder, _quiet():
+    with (
+        _peak_memory(device) as found,
+        time_limit(limit),
+        tempfile.TemporaryDirectory() as folder,
+        _without_output(),
+    ):
         task = NextToken()
         analyzer = k.Analyzer(
             "scaling", k.prepare_model(model, task), task, cpu=device == "cpu", disable_tqdm=True,
@@ -157,7 +162,7 @@ def ekfac_cost(
             "factors", Rows(train), per_device_batch_size=batch,
             factor_args=factor_arguments.smart_low_precision_factor_arguments(),
         )  # fmt: skip
-        wait(device)
+        synchronize(device)
         fit = time.perf_counter() - started
         analyzer.compute_pairwise_scores(
             "scores", "factors", Rows(queries), Rows(train),
@@ -165,7 +170,7 @@ def ekfac_cost(
             per_device_train_batch_size=batch,
             score_args=score_arguments.smart_low_precision_score_arguments(),
         )  # fmt: skip
-        wait(device)
+        synchronize(device)
         seconds = time.perf_counter() - started
     return {
         "fit_seconds": fit,
@@ -177,7 +182,7 @@ def ekfac_cost(
 
 
 @contextmanager
-def _stand_in_for_datasets() -> Iterator[None]:
+def _datasets_stub() -> Iterator[None]:
     """devinterp names `datasets.Dataset` as a type alone; any data set of torch will do."""
     if importlib.util.find_spec("datasets") is not None:
         yield
@@ -193,7 +198,7 @@ def _stand_in_for_datasets() -> Iterator[None]:
 
 
 @contextmanager
-def _peak(device: str) -> Iterator[dict[str, float]]:
+def _peak_memory(device: str) -> Iterator[dict[str, float]]:
     """Most memory of the device from here on, filled in at the end."""
     found: dict[str, float] = {}
     if device.startswith("cuda"):
@@ -205,7 +210,7 @@ def _peak(device: str) -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_output() -> Iterator[None]:
     """Without the progress bars of others."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield

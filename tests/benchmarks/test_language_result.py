@@ -159,9 +159,9 @@ def test_documents_are_paragraphs_and_whole_stories_by_turns(corpus_folder):
     assert len(found) == 120 and [d.source for d in found[:4]].count("wiki") == 2
     assert all("@" not in d.text and "=" not in d.text for d in found)
     assert not any(d.text == "cut off" for d in found)
-    some = corpus.spread(found, 7, seed=0)
+    some = corpus.sample_evenly(found, 7, seed=0)
     assert [d.source for d in some].count("wiki") in (3, 4) and len({d.id for d in some}) == 7
-    assert some == corpus.spread(found, 7, seed=0)
+    assert some == corpus.sample_evenly(found, 7, seed=0)
 
 
 def test_training_lowers_the_loss_and_depends_on_the_seed_alone():
@@ -209,4 +209,4 @@ def test_the_benchmark_trains_attributes_and_writes_rows(monkeypatch, tmp_path, 
     assert all(1 <= r["median_rank"] <= 6 for r in by_part["planted"])
     monkeypatch.setattr(sys, "argv", options)
     with pytest.raises(SystemExit):
-        language.parsed(["--out", "anywhere"])
+        language.parse_arguments(["--out", "anywhere"])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks.pages import lds, runs, sections, tables
-from benchmarks.pages.__main__ import PAGES, ROOT, TABLES, filled
+from benchmarks.pages.__main__ import PAGES, ROOT, TABLES, fill_page
 from bif.runs.gates import RHAT
 
 RUN = {
@@ -25,7 +25,7 @@ def cells(line: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_holds_what_the_committed_runs_make(page):
-    assert filled(page) == page.read_text(encoding="utf-8"), "run python -m benchmarks.pages"
+    assert fill_page(page) == page.read_text(encoding="utf-8"), "run python -m benchmarks.pages"
 
 
 def test_every_table_stands_in_a_page():
@@ -71,33 +71,38 @@ def test_edges_are_told_of_files_that_do_not_say_them():
     tuned = [{"choice": {"damping": d}, "lds": d / 100} for d in (0.1, 1.0, 10.0)]
     tuned[1]["lds"] = None  # refused, as a file has it
     run = {**RUN, "rows": [row], "tuned": [{**EKFAC, "tuned": tuned}]}
-    assert runs.with_edges(run)["rows"][0]["at_edge"] == ["damping"]
+    assert runs.add_edges(run)["rows"][0]["at_edge"] == ["damping"]
     said = {**run, "rows": [{**row, "at_edge": []}]}
-    assert runs.with_edges(said)["rows"][0]["at_edge"] == []
+    assert runs.add_edges(said)["rows"][0]["at_edge"] == []
 
 
 def test_the_default_of_a_file_of_its_own_joins_the_rows_and_names_its_command():
     whole = {**RUN, "rows": [EKFAC]}
     alone = {**RUN, "rows": [EKFAC, DEFAULT], "command": "python benchmarks/lds.py --by-default"}
-    joined = runs.with_default(whole, alone)
+    joined = runs.add_default_rows(whole, alone)
     assert joined["rows"] == [EKFAC, DEFAULT]
     said = "`bif_default`: `python -m benchmarks.lds --by-default`"
     assert any(line.startswith(said) for line in lds._preamble(joined))
-    assert runs.with_default(joined, alone) is joined and runs.with_default(whole, None) is whole
+    assert (
+        runs.add_default_rows(joined, alone) is joined
+        and runs.add_default_rows(whole, None) is whole
+    )
 
 
 def test_rows_of_two_runs_are_joined_where_their_networks_are_the_same():
     first = {**RUN, "sizes": {"width": 64}, "rows": [EKFAC], "command": "a"}
     later = {**first, "command": "b", "rows": [{**EKFAC, "lds": 0.6}, DEFAULT]}
-    joined = runs.with_rows(first, later)
+    joined = runs.join_runs(first, later)
     assert joined["rows"] == [EKFAC, DEFAULT]
     assert (joined["command"], joined["earlier_commands"]) == ("b", ["a"])
     with pytest.raises(ValueError, match="differ in 'sizes'"):
-        runs.with_rows(first, {**later, "sizes": {"width": 65}})
+        runs.join_runs(first, {**later, "sizes": {"width": 65}})
 
 
 def test_commands_are_spelled_as_today():
-    assert runs.today("python benchmarks/small.py --sets wine; python draws.py --data DIR") == (
+    assert runs.current_command(
+        "python benchmarks/small.py --sets wine; python draws.py --data DIR"
+    ) == (
         "python -m benchmarks.calibration.small --sets wine; "
         "python -m benchmarks.throughput draws --data DIR"
     )

@@ -13,9 +13,9 @@ import torch
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
 
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling.neox import SHAPES, Shape, network, rooms
-from benchmarks.scaling.power_laws import crossing, fitted, power_law
-from benchmarks.scaling.rivals import TooLong, within
+from benchmarks.scaling.neox import SHAPES, Shape, layouts_of, network
+from benchmarks.scaling.power_laws import crossing, fit_laws, power_law
+from benchmarks.scaling.rivals import TooLong, time_limit
 
 
 @pytest.mark.parametrize("name", ["tiny", "14M", "1.4B", "12B"])
@@ -44,7 +44,7 @@ def test_flops_are_two_a_weight_and_half_of_the_attention():
 
 
 def test_layouts_go_from_the_fastest_to_the_leanest():
-    layouts = rooms(SHAPES["6.9B"], batch=16, chunk=128, length=512)
+    layouts = layouts_of(SHAPES["6.9B"], batch=16, chunk=128, length=512)
     assert [(r.memory, r.recompute) for r in layouts] == [
         ("plain", False), ("fused", False), ("fused", True), ("lean", True)
     ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_exponents_and_crossings_come_from_comparable_rows_alone():
         {"method": "ekfac", "weights": 1e8, "reason": "did not finish", **fixed},
         *rows_of("devinterp", {1e6: 9.0}, **fixed),
     ]
-    exponents, crossings = fitted(rows, along="weights", fixed=["num_items", "num_queries"])
+    exponents, crossings = fit_laws(rows, along="weights", fixed=["num_items", "num_queries"])
     by = {row["method"]: row for row in exponents}
     assert set(by) == {"bif", "ekfac"}  # one point makes no law
     assert by["bif"]["exponent"] == pytest.approx(1)
@@ -95,7 +95,7 @@ def test_exponents_and_crossings_come_from_comparable_rows_alone():
     assert met["crossing"] == pytest.approx(1e7) and met["measured"]
     assert met["cheaper_below"] == "ekfac"
     assert met["ratio_at_lowest"] == pytest.approx(0.1)
-    assert fitted([], along="weights", fixed=[]) == ([], [])
+    assert fit_laws([], along="weights", fixed=[]) == ([], [])
 
 
 def test_the_benchmark_runs_writes_after_each_row_and_says_what_is_not_installed(
@@ -134,8 +134,8 @@ def test_the_benchmark_runs_writes_after_each_row_and_says_what_is_not_installed
 
 
 def test_a_rival_that_takes_too_long_is_stopped():
-    with pytest.raises(TooLong, match="did not finish"), within(0.05):
+    with pytest.raises(TooLong, match="did not finish"), time_limit(0.05):
         while True:
             pass
-    with within(10):
+    with time_limit(10):
         pass

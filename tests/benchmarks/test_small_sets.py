@@ -13,9 +13,9 @@ pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
 import bif
 from benchmarks import lds
 from benchmarks.calibration import small
-from benchmarks.common import folder_of_banks
+from benchmarks.common import bank_folder
 from bif.bank import Plan
-from bif.benchmark.harness import banks_of
+from bif.benchmark.harness import retrain_banks
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def quick(monkeypatch):
 
 def test_every_rival_stands_beside_a_run_that_was_told_the_weight_decay_alone(quick):
     task = small.small_task("wine", device="cpu", seed=0)
-    banks, _ = banks_of(task)
-    rows = small.measured(task, banks, small.METHODS)
+    banks, _ = retrain_banks(task)
+    rows = small.measure_rows(task, banks, small.METHODS)
     assert quick == [bif.Settings(weight_decay=1e-3)]
     assert [(row["target"], row["method"]) for row in rows] == [
         (target, method) for target in ("scratch", "checkpoint") for method in small.METHODS
@@ -55,8 +55,8 @@ def test_every_rival_stands_beside_a_run_that_was_told_the_weight_decay_alone(qu
 
 def test_a_temperature_is_in_units_of_the_items(quick):
     task = small.small_task("wine", device="cpu", seed=0)
-    (row, _) = small.measured(
-        small.at_temperature(task, 4.0), banks_of(task)[0], ["bif"], times_n=4.0
+    (row, _) = small.measure_rows(
+        small.at_temperature(task, 4.0), retrain_banks(task)[0], ["bif"], times_n=4.0
     )
     assert [settings.nbeta for settings in quick] == [360.0]
     assert row["times_n"] == row["choice"]["nbeta/n"] == 4.0
@@ -64,8 +64,8 @@ def test_a_temperature_is_in_units_of_the_items(quick):
 
 def test_banks_are_found_again(quick, tmp_path):
     def written() -> dict:
-        with folder_of_banks(tmp_path, "wine") as folder:
-            banks_of(small.small_task("wine", device="cpu", seed=0), folder)
+        with bank_folder(tmp_path, "wine") as folder:
+            retrain_banks(small.small_task("wine", device="cpu", seed=0), folder)
         return {file: file.stat().st_mtime_ns for file in tmp_path.rglob("bank.json")}
 
     before = written()

@@ -23,10 +23,10 @@ def test_alternatives_are_read_out_of_a_message_and_what_was_given_is_not():
         "diverged with step_size=0.1, and were left out. Set step_size=5e-05, mass='kronecker' and "
         "thin=4, or set batch_size=None, or train on"
     )
-    assert remedies.printed(message) == [
+    assert remedies.parse_remedies(message) == [
         {"step_size": 5e-05, "mass": "kronecker", "thin": 4}, {"batch_size": None}
     ]  # fmt: skip
-    assert remedies.printed("Give every run a seed of its own (seed=0)") == []
+    assert remedies.parse_remedies("Give every run a seed of its own (seed=0)") == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_alternatives_are_read_out_of_a_message_and_what_was_given_is_not():
 )
 def test_every_remedy_that_is_printed_works(gate, planted):
     (case,) = [c for c in remedies.CASES if (c.gate, c.planted) == (gate, planted)]
-    rows = list(remedies.followed(case))
+    rows = list(remedies.follow_remedies(case))
     assert rows
     for row in rows:
         assert row["fails"] and row.get("works") and row["times"] <= 2, row
@@ -94,7 +94,7 @@ def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said():
     small = replace(few, gamma=found.settings.gamma / 10)
     with pytest.raises(RuntimeError, match="only 0 of 8 chains survived") as error:
         bif.attribute(problem, small)
-    (remedy,) = remedies.printed(str(error.value))  # and no smaller step, which would not do
+    (remedy,) = remedies.parse_remedies(str(error.value))  # and no smaller step, which would not do
     assert remedy == {"gamma": pytest.approx(found.settings.gamma, rel=1e-2)}
     assert not bif.attribute(problem, replace(small, **remedy)).summary["diverged_chains"]
 
@@ -102,7 +102,7 @@ def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said():
 def test_fewer_than_three_items_are_told_that_they_have_no_reliability():
     run = bif.attribute(fitted_perfectly(2), bif.Settings(chains=8, draws=100))
     (reason,) = [g["reason"] for g in run.manifest["gates"] if g["name"] == "reliability"]
-    assert "it takes at least three train items" in reason and not remedies.printed(reason)
+    assert "it takes at least three train items" in reason and not remedies.parse_remedies(reason)
 
 
 def test_a_curvature_below_what_float32_can_square_is_none():
