@@ -20,6 +20,17 @@ _MAX_LINE_POINTS = 8000
 # Colours that nothing else uses; each becomes a variable of the page's style sheet.
 _INK, _FAINT, _BLUE, _ORANGE = "#010203", "#010204", "#010205", "#010206"
 _VARIABLES = {_INK: "--muted", _FAINT: "--line", _BLUE: "--blue", _ORANGE: "--orange"}
+_NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_EDITS = {
+    r"<style.*?</style>": "",
+    r'<svg [^>]*(viewBox="[^"]*")[^>]*>': r'<svg \1 aria-hidden="true" focusable="false">',
+    r'<g id="[^"]*"': "<g",
+    r" font-family: [^;\"]*;": "",
+    r"font: ([\d.]+px)[^;\"]*": r"font-size: \1",
+    r"\s*\n\s*": " ",
+}
+"""Edits that no option of matplotlib makes: style, size and font are the page's, and the ids of
+groups, unlike those that are referred to, are not salted."""
 
 
 def traces(
@@ -105,7 +116,7 @@ def standalone_svg(svg: str) -> str:
 
 
 def _svg(draw: Callable[[Axes], None], name: str) -> str:
-    """Return the SVG of one small plot; ids are prefixed with `name`."""
+    """Return the SVG of one small plot; `name` salts the ids that the SVG refers to."""
     with needs_extra("report", "Plots in the report need matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
@@ -134,31 +145,22 @@ def _svg(draw: Callable[[Axes], None], name: str) -> str:
         figure = Figure(figsize=(5.0, 3.1), layout="constrained")
         draw(figure.subplots())
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), name)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+    return _inline(buffer.getvalue())
 
 
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str) -> str:
     """Turn a stand-alone SVG document of matplotlib into an element of the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    opening = f'<svg {box.group(0) if box else ""} aria-hidden="true" focusable="false">'
-    svg = re.sub(r"<svg[^>]*>", opening, svg, count=1)
-    svg = svg.replace("xlink:href=", "href=")
-    svg = re.sub(r'id="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = svg[svg.index("<svg") :].replace("xlink:href=", "href=")
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
-    svg = re.sub(
+    for pattern, replacement in _EDITS.items():
+        svg = re.sub(pattern, replacement, svg, flags=re.S)
+    return re.sub(
         r'\b(d|x|y|transform)="[^"]*"',
         lambda found: re.sub(r"(\.\d)\d+", r"\1", found.group(0)),
         svg,
     )
-    return re.sub(r"\s*\n\s*", " ", svg)
 
 
 def _log_ticks(draws: np.ndarray) -> list[int]:
