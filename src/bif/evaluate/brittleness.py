@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -63,6 +62,12 @@ def brittleness(
         ValueError: If shapes do not fit, sizes do not rise, values are not finite or
             `confidence` makes no sense.
     """
+    from scipy.stats import binomtest
+
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
+        )
     margins_KQ, baseline_Q, sizes_K = _checked(margins, baseline, sizes)
     wrong_KQ = margins_KQ < 0
     first = wrong_KQ.argmax(axis=0)
@@ -73,24 +78,11 @@ def brittleness(
     if num_right == 0:
         unknown = np.full(len(sizes_K), np.nan)
         return Brittleness(sizes_K, smallest, unknown, unknown, unknown, 0)
-    flipped = (smallest[right] <= sizes_K[:, None]).mean(axis=1)
-    return Brittleness(
-        sizes_K, smallest, flipped, *_wilson(flipped, num_right, confidence), num_right
+    num_flipped = (smallest[right] <= sizes_K[:, None]).sum(axis=1)
+    low, high = np.transpose(
+        [binomtest(k, num_right).proportion_ci(confidence, "wilson") for k in num_flipped.tolist()]
     )
-
-
-def _wilson(share: np.ndarray, count: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval: `(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)`."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
-        )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    middle = share + z**2 / (2 * count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    # rounding must not push an end past 0 or 1
-    return np.clip((middle - half) / scale, 0, 1), np.clip((middle + half) / scale, 0, 1)
+    return Brittleness(sizes_K, smallest, num_flipped / num_right, low, high, num_right)
 
 
 def _checked(

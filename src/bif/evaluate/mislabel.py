@@ -27,7 +27,7 @@ def auroc(scores: Any, positives: Any) -> float:
     >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
     0.75
     """
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
     scores = np.asarray(scores, dtype=np.float64)
     positives = np.asarray(positives)
@@ -50,6 +50,5 @@ def auroc(scores: Any, positives: Any) -> float:
             f"positives mark {num_positives} of {positives.size} items; the AUROC needs at "
             "least one positive and one negative item."
         )
-    rank_sum = rankdata(scores)[positives].sum()
-    wins = rank_sum - num_positives * (num_positives + 1) / 2
+    wins = mannwhitneyu(scores[positives], scores[~positives], method="asymptotic").statistic
     return float(wins / (num_positives * num_negatives))
