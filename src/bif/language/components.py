@@ -50,14 +50,14 @@ def movable_weights(
     layers: Iterable[int] = (),
     heads: Iterable[Head | tuple[int, int]] = (),
 ) -> tuple[str, ...]:
-    """Names and slices of the weights that may move, for `Settings.movable`.
+    """Return names and slices of the weights that may move, for `Settings.movable`.
 
     Of a model with an adapter only the adapter's weights.  A head has the rows of the query, key
     and value projections that make it (the key and value rows that several query heads share
     belong to each of them), their biases, and the columns of the output projection that read it.
 
     Args:
-        model: Of transformers or peft.
+        model: A model of transformers or peft.
         names: Globs of parameters; others stay.  By default all that the model does not freeze.
         layers: Only these layers' weights; all, embeddings included, by default.
         heads: Only these heads' weights; not together with `layers`.
@@ -101,7 +101,7 @@ def movable_weights(
 
 
 def parse_layers(words: Iterable[str]) -> list[int]:
-    """Layers from words such as `0` and `3-5`.
+    """Return the layers that words such as `0` and `3-5` name.
 
     Raises:
         ValueError: Anything else.
@@ -116,7 +116,7 @@ def parse_layers(words: Iterable[str]) -> list[int]:
 
 
 def parse_heads(words: Iterable[str]) -> list[Head]:
-    """Heads from words such as `3.0`, layer 3's first.
+    """Return the heads that words such as `3.0`, layer 3's first, name.
 
     Raises:
         ValueError: Anything else.
@@ -131,7 +131,7 @@ def parse_heads(words: Iterable[str]) -> list[Head]:
 
 
 def _layer_name(model: nn.Module, layer: int) -> str:
-    """The name of a layer: of an entry of the one list of as many modules as there are layers."""
+    """Return the name of a layer, an entry of the module list with as many entries as layers."""
     number = int(_config(model).num_hidden_layers)
     if not 0 <= layer < number:
         raise ValueError(f"there is no layer {layer}: the model has layers 0 to {number - 1}.")
@@ -148,7 +148,7 @@ def _layer_name(model: nn.Module, layer: int) -> str:
 
 
 def _head_slices(model: nn.Module, head: Head) -> list[str]:
-    """Slices of the weights of one head."""
+    """Return slices of the weights of one head."""
     prefix, config = _layer_name(model, head.layer), _config(model)
     number = int(config.num_attention_heads)
     if not 0 <= head.head < number:
@@ -173,7 +173,7 @@ def _head_slices(model: nn.Module, head: Head) -> list[str]:
 
 
 def _output_ranges(head: int, size: int, number: int, layout: str) -> list[tuple[int, int]]:
-    """Where a head's outputs are among those of a projection."""
+    """Return where a head's outputs are among those of a projection."""
     if layout == "by_head":
         return [(3 * head * size, 3 * (head + 1) * size)]
     copies = 3 if layout == "by_kind" else 1

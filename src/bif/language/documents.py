@@ -12,16 +12,16 @@ _TEXT_FIELDS = "'messages', 'prompt' and 'completion', or 'text'"
 
 @dataclass(frozen=True)
 class Document:
-    """One document.
+    """A text, or a prompt with its completion, or a conversation.
 
     Attributes:
-        text: What counts; of prompt and completion the completion; "" where there are messages.
-        id: Its name among the others.
-        prompt: What goes before and does not count.
-        messages: A conversation, `{"role": …, "content": …}` each: what the assistant says counts.
+        text: The text whose loss counts; the completion where there is a prompt; "" for messages.
+        id: A name of its own among the documents.
+        prompt: The text before, whose loss does not count.
+        messages: A conversation, `{"role": …, "content": …}` each; the assistant's turns count.
         label: The class, a name or a number, for classification.
-        source: Where it comes from, for sums over sources.
-        place: Where it was read, for errors: "train.jsonl, line 3".
+        source: The origin, for sums over sources.
+        place: The place of the record, for errors: "train.jsonl, line 3".
     """
 
     text: str
@@ -45,11 +45,13 @@ class Document:
 
 
 Documents = Sequence[Document | str | Mapping[str, Any]]
-"""Documents, or what they are made of: texts, or records with the fields of a file's."""
+"""Documents, or their sources: texts, or records with the fields of a file's."""
 
 
 def as_documents(given: Documents, name: str) -> list[Document]:
-    """Documents as they are; texts and records named after their place, `NAME-1`, `NAME-2`, ….
+    """Return documents, made of texts and records where need be.
+
+    What has no id is named after its place, `NAME-1`, `NAME-2`, ….
 
     Raises:
         TypeError: Something else, with what to pass.
@@ -78,14 +80,14 @@ def as_documents(given: Documents, name: str) -> list[Document]:
 
 
 def document_from_record(record: Mapping[str, Any], *, id: str, place: str) -> Document:
-    """A document from the fields of a record.
+    """Return a document from the fields of a record.
 
     `messages` go before `prompt` and `completion`, these before `text`; `id`, `source` and `label`
     are optional; other fields are left alone.
 
     Args:
         record: Fields by name; None counts as missing.
-        id: Its name where the record has none.
+        id: The document's name where the record has none.
         place: Where the record is, for errors.
 
     Raises:

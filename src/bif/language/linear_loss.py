@@ -3,6 +3,11 @@
 `bif.losses.next_token` holds logits `[B, T, V]`, their float32 copy and their gradient: at 50,000
 pieces far more than the model's own activations.  Here the last linear map and the cross-entropy
 are one operation, some tokens at a time, and the backward pass computes their logits again.
+
+Liger-Kernel and Apple's cut-cross-entropy fuse the same for training, in Triton kernels without a
+rule for `torch.func.vmap` and without float64.  Samplers need both, and the CPU: chains are stacked
+by vmap, every token's loss has a gradient factor of its own, and references are in float64.
+`row_kernels` serves a live chain on a GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +33,12 @@ from bif.problem.positions import row_positions
 from bif.types import Batch
 
 LOGITS_AT_ONCE = 2**26
-"""Logits that exist at a time, 256 MiB in float32."""
+"""Number of logits that exist at a time: 256 MiB in float32."""
 _IGNORED = -100
 _TILE = 128
-"""Rows of a matrix that libraries multiply at a time."""
+"""Rows that libraries multiply at a time."""
 _checked_models: WeakSet[nn.Module] = WeakSet()
-"""Models whose logits have been found to be those of `Head`."""
+"""Models whose own logits have been found to be those of their `LinearHead`."""
 
 
 class NoLinearHead(ValueError):
@@ -44,7 +49,7 @@ class NoLinearHead(ValueError):
 def chunked_next_token(
     model: nn.Module, batch: Batch, *, logits_at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
-    """Cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
+    """Return the cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
 
     The same batches and values as `bif.losses.next_token`, for causal language models of
     transformers whose head is a linear map, with a scale or a soft cap if need be.  The head and
@@ -54,7 +59,7 @@ def chunked_next_token(
     Args:
         model: A causal language model of transformers, or one wrapped by PEFT.
         batch: `input_ids` `[B, T]`, and if need be `attention_mask` and `labels`, `[B, T]`.
-        logits_at_once: Numbers of a chunk's logits.
+        logits_at_once: Number of logits of a chunk.
 
     Raises:
         NoLinearHead: A model whose logits are not those of a linear map.
@@ -78,7 +83,7 @@ def chunked_next_token(
 @reads_masks
 @averages(counted_tokens)
 def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean instead of sum over an item's counted tokens, `[B]`."""
+    """Return the mean over an item's counted tokens, `[B]`, in place of their sum."""
     return mean_over_counted(chunked_next_token(model, batch), batch)
 
 
@@ -88,7 +93,7 @@ class LinearHead:
 
     Args:
         base: The model up to the head.
-        linear: W `[V, d]` and b `[V]` or None.
+        linear: The map of W `[V, d]` and b `[V]` or None.
         scale: Factor on the logits.
         cap: Soft bound of the logits, or None.
     """
@@ -99,7 +104,7 @@ class LinearHead:
     cap: float | None = None
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """What the head is applied to, `[B, T, d]`."""
+        """Return the hidden states `[B, T, d]`, to which the head is applied."""
         # Nothing is generated: keys and values of the past would only take room.
         if mask is not None:
             return self.base(
@@ -111,7 +116,7 @@ class LinearHead:
 
 
 def linear_head(model: nn.Module) -> LinearHead:
-    """The head of a causal language model of transformers.
+    """Return the head of a causal language model of transformers.
 
     Raises:
         NoLinearHead: It has none that is known to be a linear map.
@@ -136,13 +141,13 @@ def linear_head(model: nn.Module) -> LinearHead:
 def linear_cross_entropy(
     hidden: Tensor, targets: Tensor, head: LinearHead, *, logits_at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
-    """`-log softmax(head(hidden))[target]`, nats, `[M]`; 0 where the target is -100.
+    """Return `-log softmax(head(hidden))[target]`, nats, `[M]`; 0 where the target is -100.
 
     Args:
         hidden: `[M, d]`.
         targets: `[M]`.
-        head: Its base is not used.
-        logits_at_once: Numbers of a chunk's logits.
+        head: The head, whose base is not used.
+        logits_at_once: Number of logits of a chunk.
     """
     linear, device = head.linear, hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -156,7 +161,7 @@ def linear_cross_entropy(
 
 @dataclass(frozen=True)
 class _LogitMap:
-    """How logits come from hidden states: tokens at a time, compute type, scale and cap."""
+    """The map from hidden states to logits: tokens at a time, type, scale and cap."""
 
     tokens: int
     dtype: torch.dtype
@@ -168,7 +173,7 @@ class _LogitMap:
         return [slice(start, start + self.tokens) for start in starts]
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """`[m, V]`, float32 or wider."""
+        """Return logits `[m, V]`, float32 or wider."""
         logits = hidden @ weight.T if bias is None else torch.addmm(bias, hidden, weight.T)
         if self.scale != 1:
             logits = logits * self.scale
@@ -177,14 +182,14 @@ class _LogitMap:
         return at_least_float32(logits)
 
     def derivative(self, logits: Tensor) -> Tensor | float:
-        """Derivative of `logits` by `W h + b`."""
+        """Return the derivative of `logits` by `W h + b`."""
         if not self.cap:
             return self.scale
         return (1 - (logits / self.cap) ** 2).mul_(self.scale)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Losses `[M]` and log-sum-exps `[M]` from hidden states; keeps no logits."""
+    """An operation from hidden states to losses `[M]` and log-sum-exps `[M]`; keeps no logits."""
 
     generate_vmap_rule = True
 
@@ -260,7 +265,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _kernels(hidden: Tensor, bias: Tensor | None, form: _LogitMap) -> Any:
-    """Kernels for rows of logits, where there are any for this device and head."""
+    """Return kernels for rows of logits, where there are any for this device and head."""
     fits = bias is None and not form.cap and form.dtype.itemsize <= 4
     if not fits or hidden.device.type != "cuda" or _is_transformed():
         return None
@@ -276,13 +281,13 @@ def _sum(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 def _base_model(model: nn.Module) -> nn.Module:
-    """The model of transformers inside a PEFT model, its adapters in place."""
+    """Return the model of transformers inside a PEFT model, its adapters in place."""
     inside = getattr(model, "get_base_model", None)
     return model if inside is None else inside()
 
 
 def _is_transformed() -> bool:
-    """Whether values cannot be looked at, under vmap, grad or compile."""
+    """Return whether values cannot be read: under vmap, grad or compile."""
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 

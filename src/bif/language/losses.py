@@ -25,7 +25,7 @@ from bif.types import Batch, ItemLoss
 
 @reads_masks
 def masked_token(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of every masked token, nats, `[B, T]`; 0 elsewhere.
+    """Return the cross-entropy of every masked token, nats, `[B, T]`; 0 elsewhere.
 
     `batch` has `input_ids`, `attention_mask` and `labels` `[B, T]`, -100 where nothing is masked.
     """
@@ -36,26 +36,29 @@ def masked_token(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def masked_tokens(batch: Batch) -> Tensor:
-    """Tokens of each item that are masked, `[B]`, at least 1."""
+    """Return the number of masked tokens of each item, `[B]`, at least 1."""
     return (batch["labels"] != -100).sum(dim=1).clamp(min=1)
 
 
 @reads_masks
 @averages(masked_tokens)
 def masked_token_mean(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean instead of sum over an item's masked tokens, `[B]`."""
+    """Return the mean over an item's masked tokens, `[B]`, in place of their sum."""
     return masked_token(model, batch).sum(dim=1) / masked_tokens(batch)
 
 
 @reads_masks
 def label_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of the text's class, nats, `[B]`; `batch` has `label` `[B]` besides."""
+    """Return the cross-entropy of the text's class, nats, `[B]`.
+
+    `batch` has `label` `[B]` besides `input_ids` and `attention_mask`.
+    """
     logits = at_least_float32(_logits(model, batch))
     return F.cross_entropy(logits, batch["label"], reduction="none")
 
 
 Reduction = Literal["sum", "mean"]
-"""An item's loss is the sum over its tokens, or their mean."""
+"""How an item's loss is made of its tokens': by their sum, or by their mean."""
 SUMS: dict[Task, ItemLoss] = {
     "causal": next_token,
     "masked": masked_token,
@@ -67,13 +70,14 @@ MEANS: dict[Task, ItemLoss] = {
     "masked": masked_token_mean,
     "classification": label_cross_entropy,
 }
-"""The same per token, each item weighing the same whatever its length."""
+"""The loss of each task, averaged over an item's tokens: each item weighs the same at any
+length."""
 CHUNKED: dict[Reduction, ItemLoss] = {"sum": chunked_next_token, "mean": chunked_next_token_mean}
 """Next-token losses without the logits of the vocabulary."""
 
 
 def default_loss(task: Task, reduction: Reduction) -> ItemLoss:
-    """The cross-entropy of what is predicted, summed or averaged over an item's tokens."""
+    """Return the cross-entropy of what is predicted, summed or averaged over an item's tokens."""
     return (SUMS if reduction == "sum" else MEANS)[task]
 
 

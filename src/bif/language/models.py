@@ -25,8 +25,8 @@ class LanguageModel:
 
     Attributes:
         model: Float32 or wider, in evaluation mode; with an adapter peft's `PeftModel`.
-        tokenizer: Of transformers.
-        task: What it predicts.
+        tokenizer: The tokenizer of transformers.
+        task: The task that the model was trained for.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ def load_model(
     Args:
         name: A folder written by `save_pretrained`, or a name on the Hugging Face hub.
         adapter: A folder written by peft.
-        task: What it predicts; from its configuration by default.
+        task: What the model predicts; read from its configuration by default.
 
     Raises:
         FileNotFoundError: No such model, adapter, or no safetensors in it.
@@ -93,7 +93,7 @@ def load_model(
 
 
 def task_of(model: nn.Module) -> Task:
-    """What a model of transformers predicts, by its class.
+    """Return the task of a model of transformers, known by its class.
 
     Raises:
         ValueError: It cannot be told.
@@ -103,7 +103,7 @@ def task_of(model: nn.Module) -> Task:
 
 
 def context_length(model: nn.Module, tokenizer: Any) -> int | None:
-    """The most tokens that model and tokenizer take at once, None if neither says."""
+    """Return the most tokens that model and tokenizer take at once; None if unknown."""
     config = cast(Any, model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     for name, module in model.named_modules():
@@ -172,7 +172,7 @@ def _load_adapter(model: nn.Module, adapter: str | Path) -> nn.Module:
 
 
 def _refuse_missing_folder(name: str | Path, what: str) -> None:
-    """Before a mistyped path is looked for on the hub."""
+    """Raise where a path has no folder, before it is looked for on the hub."""
     text = str(name)
     no_hub_name = isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if no_hub_name and not Path(name).is_dir():

@@ -17,10 +17,10 @@ class Passage:
     """Tokens of one document, or of a part of it, alone in their attention window.
 
     Attributes:
-        id: The document's; of one that was split "ID/0", "ID/1", ….
-        document: Where it comes from.
+        id: The document's id; "ID/0", "ID/1", … for parts of a document.
+        document: The document that the tokens are of.
         tokens: T token ids, those that the tokenizer adds included.
-        counted: T flags: whose loss counts.
+        counted: T flags: which tokens' losses count.
         is_part: Whether the document is longer.
     """
 
@@ -40,7 +40,7 @@ def tokenize_documents(
     long: Long = "truncate",
     append_eos: bool = False,
 ) -> tuple[list[Passage], list[str]]:
-    """Documents as tokens, at most `max_length` at a time, never two documents in one passage.
+    """Return passages of at most `max_length` tokens, each of one document.
 
     Of a text every token counts that follows another, of prompt and completion those of the
     completion, of a conversation those that the assistant says, in the tokenizer's chat template.
@@ -48,12 +48,13 @@ def tokenize_documents(
 
     Args:
         documents: One or more.
-        tokenizer: Of transformers.
+        tokenizer: The tokenizer of transformers.
         task: In a causal model the first token is not predicted and cannot count.
         max_length: Tokens of a passage, those that the tokenizer adds included.
         long: What becomes of longer documents: "truncate" drops the rest; "split" makes several
             passages, in which every token counts as often as in the whole: once.
-        append_eos: Of causal models: end texts and completions with the end-of-sequence token.
+        append_eos: Whether texts and completions of causal models end with the end-of-sequence
+            token.
 
     Returns:
         The passages, and what is to be said of documents that were cut.
@@ -119,7 +120,7 @@ def _describe_cuts(
 
 @dataclass(frozen=True)
 class _Window:
-    """What a passage has room for, and what the tokenizer puts around a text."""
+    """The capacity of a passage, and the tokens that the tokenizer puts around a text."""
 
     max_length: int
     prefix: tuple[int, ...]
@@ -146,7 +147,7 @@ class _Window:
         return window
 
     def num_special(self, body: list[int]) -> tuple[int, int]:
-        """How many tokens of a text are those that the tokenizer adds before and behind it.
+        """Return how many tokens before and behind a text the tokenizer has added.
 
         A rendered chat template has its beginning of sequence already, and is given no other.
         """
@@ -157,7 +158,7 @@ class _Window:
         return before, after if holds_suffix and len(body) - before > after else 0
 
     def capacity(self, document: Document) -> int:
-        """Tokens of a document's own in one passage."""
+        """Return how many tokens of a document's own fit in one passage."""
         if document.messages:  # the chat template adds its own
             return self.max_length
         return self.max_length - len(self.prefix) - (0 if self.is_causal else len(self.suffix))
@@ -165,7 +166,7 @@ class _Window:
     def parts(
         self, document: Document, body: list[int], counts: list[bool], *, long: Long
     ) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
-        """Tokens and flags of each passage."""
+        """Return the tokens and flags of each passage."""
         around = ((), ()) if document.messages else (self.prefix, self.suffix)
         before, after = around[0], () if self.is_causal else around[1]
         capacity = self.capacity(document)
@@ -186,7 +187,7 @@ class _Window:
 def _tokenize(
     documents: Sequence[Document], tokenizer: Any, window: _Window
 ) -> Iterator[tuple[Document, list[int], list[bool], bool]]:
-    """Each document's own tokens and which count, before anything is cut.
+    """Yield each document, its own tokens, which of them count, and whether a prefix was cut.
 
     Last: whether it begins with what the tokenizer adds, which is taken off.
     """
@@ -213,7 +214,7 @@ def _tokenize(
 
 
 def _spans(document: Document, tokenizer: Any) -> tuple[str, list[tuple[str, str]]]:
-    """The whole text, and what goes before and up to the end of each part that counts."""
+    """Return the whole text, and what goes before and up to the end of each part that counts."""
     if not document.messages:
         whole = document.prompt + document.text
         return whole, [(document.prompt, whole)] if document.prompt else []
@@ -253,7 +254,7 @@ def _render(
 
 
 def _special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before and behind a text."""
+    """Return the tokens that the tokenizer puts before and behind a text."""
     alone = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     for start in range(len(whole) - len(alone) + 1):
@@ -263,13 +264,13 @@ def _special_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _num_shared(these: Sequence[int], those: Sequence[int]) -> int:
-    """How many tokens two texts begin with together."""
+    """Return the length of the common beginning of two texts."""
     pairs = zip(these, those, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(these), len(those)))
 
 
 def piece_reader(tokenizer: Any) -> Callable[[int], str]:
-    """The text of single tokens, each decoded once, with the space in front where there is one."""
+    """Return a function from tokens to their texts, with the space in front of a word."""
     known: dict[int, str] = {}
 
     def piece(token: int) -> str:

@@ -1,4 +1,4 @@
-"""From a language model and documents to a problem."""
+"""The problem of a language model and its documents."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from bif.problem.weights import trainable
 from bif.types import ItemLoss
 
 DEFAULT_LENGTH = 512
-"""Tokens of a passage, where the model's context is no shorter."""
+"""Tokens of a passage, unless the model's context is shorter."""
 LARGE_VOCABULARY = 8192
-"""Pieces from which on the logits of next tokens are not held in full."""
+"""Pieces of a vocabulary whose logits of next tokens are not held in full."""
 
 
 def language_problem(
@@ -43,30 +43,31 @@ def language_problem(
     tokens: Tokens | None = None,
     seed: int = 0,
 ) -> Problem:
-    """A problem of documents: each an item of its own, never two in one attention window.
+    """Return a problem of documents: each an item, never two in one attention window.
 
     Weights that the model has twice, such as embedding and output, are sampled as one.  What was
     cut, chosen or shared is in the problem's `notes`, which a run keeps in `run.json`.
 
     Args:
-        model: Of transformers, or of peft around one.
-        tokenizer: Its tokenizer.
+        model: A model of transformers, or of peft around one.
+        tokenizer: The model's tokenizer.
         train: What the model was trained on: documents, texts, or records with the fields of a
             file's; what has no id is named after its place, "train-1".
-        queries: What it is asked, or a mapping from group names to such.
+        queries: Documents of the queries, or a mapping from group names to such.
         candidates: Groups of documents that were not trained on, to be scored as well.
         task: What the model predicts: the next token ("causal"), masked tokens ("masked") or the
             text's class ("classification"); by the model's class by default.
         max_length: Tokens of a passage; by default 512, or the model's context if that is less.
         long: Documents of more are cut there ("truncate"), or become several items ("split").
-        append_eos: Of causal models: end texts and completions with the end-of-sequence token.
+        append_eos: Whether texts and completions of causal models end with the end-of-sequence
+            token.
         loss: `loss(model, batch) -> [B]` or `[B, T]`; by default the cross-entropy of what is
             predicted.  Of a causal model of at least 8,192 pieces it is computed some tokens at a
             time, `bif.language.linear_loss.chunked_next_token`, where the head allows it.
-        reduction: Of the default loss: the "sum" over an item's tokens, or their "mean".
+        reduction: Reduction of the default loss: the "sum" over an item's tokens, or their "mean".
         tokens: "train", "query" or "both": on that side every token that counts has a column of its
             own, as in `bif.Problem`.
-        seed: Of the masks of a masked language model.
+        seed: Seed of the masks of a masked language model.
 
     Raises:
         TypeError: The model is none of transformers; documents are something else.
@@ -130,7 +131,7 @@ def _passage_length(max_length: int | None, limit: int | None) -> int:
     """Return the tokens of a passage.
 
     Args:
-        max_length: As asked for.
+        max_length: The length that was asked for.
         limit: The model's context, if it has one.
 
     Raises:
@@ -147,7 +148,7 @@ def _passage_length(max_length: int | None, limit: int | None) -> int:
 def _chunked_problem(
     make_problem: Callable[[ItemLoss], Problem], pieces: int, reduction: Reduction
 ) -> tuple[Problem, str]:
-    """The problem with the chunked loss if the model's head allows it, and what was chosen."""
+    """Return the problem, with the chunked loss if the head allows it, and a note."""
     try:
         problem = make_problem(CHUNKED[reduction])
     except ValueError as error:
@@ -202,7 +203,7 @@ def _refuse_other_vocabulary(model: nn.Module, tokenizer: Any, found: list[Passa
 
 
 def _refuse_other_padding(model: nn.Module, tokenizer: Any, task: Task) -> None:
-    """Classifiers built on causal models look for the last token that is no padding."""
+    """Raise where a classifier, which looks for the last token, knows other padding."""
     got, expected = cast(Any, model).config.pad_token_id, padding_token(tokenizer)
     if task == "classification" and got != expected:
         raise ValueError(

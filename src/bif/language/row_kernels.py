@@ -16,10 +16,13 @@ import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
 _BLOCK, _WARPS = 4096, 8
+"""Logits that a program reads at a time, and its warps."""
 
 
 def row_losses(logits: Tensor, targets: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """`logsumexp(scale · logits) - scale · logits[target]` and the former, float32 `[M]`.
+    """Return losses and log-sum-exps of rows of logits, float32 `[M]` each.
+
+    `logsumexp(scale · logits) - scale · logits[target]`, and its first term.
 
     Args:
         logits: `[M, V]`, contiguous, float32 or narrower.
@@ -35,13 +38,13 @@ def row_losses(logits: Tensor, targets: Tensor, *, scale: float) -> tuple[Tensor
 def logit_gradients_(
     logits: Tensor, targets: Tensor, normalisers: Tensor, factors: Tensor, *, scale: float
 ) -> Tensor:
-    """`factor · scale · (softmax - [target])`, written over the logits.
+    """Write `factor · scale · (softmax - [target])` over the logits.
 
     Args:
         logits: As for `row_losses`.
         targets: As for `row_losses`; the row is 0 where they are negative.
-        normalisers: What `row_losses` returned, `[M]`.
-        factors: Gradients by the losses, `[M]`.
+        normalisers: The log-sum-exps that `row_losses` returned, `[M]`.
+        factors: Gradients with respect to the losses, `[M]`.
         scale: Factor on the logits.
     """
     _launch(_gradients_of_row, logits, targets, normalisers, factors.float().contiguous(), scale)

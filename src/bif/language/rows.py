@@ -15,23 +15,24 @@ from bif.language.passages import Passage, Task, piece_reader
 from bif.language.sequences import Sequences
 
 MASKED_FRACTION = 0.15
-"""Of the tokens of a passage, at least one."""
+"""Fraction of a passage's tokens that are masked; at least one is."""
 _LABEL_WORDS = 8
+"""Words of a text that stand for its label in tables."""
 
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes items of passages.
+    """A maker of items from passages.
 
     Right padding is never read by a causal model's counted tokens, so its rows go without an
     attention mask, which attention kernels take fastest.
 
     Args:
-        tokenizer: Of transformers.
+        tokenizer: The tokenizer of transformers.
         task: What is predicted: the next token, masked tokens, or the text's class.
-        classes: Of a classifier, numbers by name.
-        seed: Of the masks: the same passage is masked in the same places at every draw, whatever
-            else there is.
+        classes: The classifier's class numbers by name.
+        seed: Seed of the masks: the same passage is masked in the same places at every draw,
+            whatever else there is.
 
     Raises:
         ValueError: A masked language model whose tokenizer has no mask token.
@@ -50,7 +51,9 @@ class RowMaker:
             )
 
     def items(self, passages: Sequence[Passage]) -> Sequences:
-        """Items with ids, labels and tokens to show, and `text` and `source` kept with the scores.
+        """Return items with ids, labels and tokens to show.
+
+        `text` and `source` are kept with the scores.
 
         Raises:
             ValueError: A document without a label, or with one that the classifier does not know.
@@ -104,7 +107,7 @@ class RowMaker:
         return {"input_ids": tokens, "attention_mask": attention}
 
     def _predicted_positions(self, passage: Passage) -> np.ndarray:
-        """Positions of the tokens that are predicted."""
+        """Return positions of the tokens that are predicted."""
         counted = np.flatnonzero(passage.counted)
         if self.task != "masked":
             return counted
@@ -126,7 +129,10 @@ class RowMaker:
 
 
 def padding_token(tokenizer: Any) -> int:
-    """The padding token, else the end-of-sequence token, else 0: no counted token ever reads it."""
+    """Return the padding token, else the end-of-sequence token, else 0.
+
+    No counted token reads it.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token

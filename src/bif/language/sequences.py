@@ -12,7 +12,8 @@ from bif.problem.items import Items, map_batch
 from bif.types import Batch
 
 _LENGTH_MULTIPLE = 8
-"""Lengths of batches are rounded up to this: matrix units want it, and fewer lengths compile."""
+"""Tokens to a multiple of which batches are rounded up: matrix units want it, and fewer lengths
+compile."""
 
 
 class Sequences(Items):
@@ -63,34 +64,34 @@ class Sequences(Items):
         self._length_order, self._inverse_order = order, torch.argsort(order)
 
     def take(self, indices: Tensor) -> Batch:
-        """The items at `indices` `[B]` or `[C, B]`; cut where these are on the host."""
+        """Return the items at `indices` `[B]` or `[C, B]`; cut where these are on the host."""
         rows = map_batch(lambda leaf: leaf[indices.to(leaf.device)], self.data)
         if indices.device.type != "cpu":
             return rows
         return self._trim(rows, int(self.lengths[indices].max()), axis=indices.dim())
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
-        """All items in their own order, at most `size` at a time, each chunk cut."""
+        """Yield all items in their own order, at most `size` at a time, each chunk cut."""
         for part, batch in super().chunks(size):
             yield part, self._trim(batch, int(self.lengths[part].max()))
 
     def batches(self, size: int) -> Iterator[tuple[slice | Tensor, Batch]]:
-        """All items, the longest first, at most `size` at a time."""
+        """Yield all items, the longest first, at most `size` at a time."""
         for start in range(0, len(self), size):
             positions = self._length_order[start : start + size]
             rows = map_batch(lambda leaf, at=positions: leaf[at], self.data)
             yield positions, self._trim(rows, self._lengths_by_length[start])
 
     def in_order(self, values: Tensor) -> Tensor:
-        """Values `[C, N]` of the items as `batches` brings them, put into the items' own order."""
+        """Return values `[C, N]`, given in the order of `batches`, in the items' own order."""
         return values.index_select(1, self._inverse_order.to(values.device))
 
     def first(self, count: int) -> Batch:
-        """The first `count` items, uncut: memory measured on them is enough for any others."""
+        """Return the first `count` items, uncut: no other items take more memory."""
         return map_batch(lambda leaf: leaf[:count], self.data)
 
     def to(self, device: torch.device) -> Sequences:
-        """The same items with tensors on `device`."""
+        """Return the same items with tensors on `device`."""
         moved = super().to(device)
         assert isinstance(moved, Sequences)
         moved._length_order, moved._inverse_order = (

@@ -11,12 +11,12 @@ from bif.extras import needs_extra
 from bif.language.documents import Document, document_from_record
 
 SEPARATOR = "<|endoftext|>"
-"""Between the documents of a plain text file."""
+"""The text between the documents of a plain text file."""
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".text", ".md")
 
 
 def read_documents(source: str | Path, *, limit: int | None = None) -> list[Document]:
-    """Documents from a file, a saved data set, or a data set of the Hugging Face hub.
+    """Read documents from a file, a saved data set, or the Hugging Face hub.
 
     Records have `text`, or `prompt` and `completion`, or `messages`, or `text` and `label`; and, if
     they like, `id` and `source`.  A plain text file is one document, or several with
@@ -27,7 +27,7 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
             `Dataset.save_to_disk`; else the name of a data set on the hub.  Of a data set with
             several splits `SOURCE@SPLIT`, of one with several configurations
             `SOURCE:CONFIGURATION@SPLIT`; a path that exists is taken as it is.
-        limit: At most so many documents, from the start.
+        limit: Documents to read at most, from the start.
 
     Returns:
         The documents in the file's order; those without an `id` are named after file and line.
@@ -59,7 +59,7 @@ def read_documents(source: str | Path, *, limit: int | None = None) -> list[Docu
 
 
 def group_name(source: str | Path) -> str:
-    """What documents of a source are called together: the name of its file or data set."""
+    """Return the name of a source's documents: that of its file or data set."""
     name, _, _ = _split_source(str(source))
     if Path(name).is_dir():
         return Path(name).name or "documents"
@@ -68,7 +68,7 @@ def group_name(source: str | Path) -> str:
 
 
 def group_names(sources: Sequence[str | Path]) -> list[str]:
-    """The names of several sources; of those that share one with their folder or split.
+    """Return the names of several sources; with folder or split where two are the same.
 
     Raises:
         ValueError: Two have the same all the same.
@@ -89,7 +89,10 @@ def group_names(sources: Sequence[str | Path]) -> list[str]:
 
 
 def _split_source(source: str) -> tuple[str, str | None, str | None]:
-    """Path or name, configuration and split: the latter of what is no existing path alone."""
+    """Return path or name, configuration and split of a source.
+
+    A path that exists has neither configuration nor split.
+    """
     if Path(source).exists() or Path(source).suffix in _SUFFIXES:
         return source, None, None
     name, at, split = source.rpartition("@")
@@ -102,7 +105,7 @@ def _split_source(source: str) -> tuple[str, str | None, str | None]:
 
 
 def _read_records(source: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Place, number (from 1) and fields of every record."""
+    """Return an iterator over place, number (from 1) and fields of every record."""
     path = Path(source)
     if path.is_dir():
         return _number_records(source, _read_saved(path, split=None))
