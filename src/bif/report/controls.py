@@ -45,7 +45,7 @@ def _agreements(source: Source, name: str) -> list[str]:
 
 
 def agreement(score_QN: np.ndarray, control_QN: np.ndarray) -> float:
-    """Spearman's correlation over items, median over queries; NaN where there is none."""
+    """Return Spearman's correlation over items, median over queries; NaN where there is none."""
     from scipy.stats import spearmanr
 
     found = []

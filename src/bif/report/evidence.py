@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NUM_SUSPECTS = 24
+"""Items shown as suspects: as many as fit on a screen."""
 _MAX_LISTED = 20
+"""Entries of a list that are printed before it is cut."""
 
 
 def suspects_section(source: Source, *, summary: Mapping) -> str:

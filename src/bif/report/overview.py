@@ -92,7 +92,7 @@ def headline(source: Source, *, summary: Mapping) -> str:
 
 
 def proxy_line(source: Source) -> str:
-    """Return what observables were recorded through; empty where it is themselves."""
+    """Return what observables were recorded through; empty where none has a proxy."""
     said = [
         f"The {escape(name)} was recorded through the {escape(proxy)}: its value at the trained "
         f"weights, and the change of the {escape(proxy)} times the slope there."
@@ -103,7 +103,7 @@ def proxy_line(source: Source) -> str:
 
 
 def excerpt_line(source: Source) -> str:
-    """Return what the page is an excerpt of; empty where it is of everything."""
+    """Return what the page is an excerpt of; empty where it shows the whole run."""
     text = source.attrs.get("excerpt")
     return f'<p class="lead">{escape(str(text))}</p>' if text else ""
 

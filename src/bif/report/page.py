@@ -95,9 +95,9 @@ def assemble_page(
         script: The file of the script.
         styles: The files of the style sheets.
         manifest: Names the version.
-        warnings: Above the headline.
-        headline: What it is about.
-        trust: How far to trust it.
+        warnings: The box above the headline.
+        headline: The sentence on what was computed.
+        trust: The figures that say how far to trust the scores.
         sections: The rest, in order; empty ones leave no trace.
     """
     code = _read_asset(script)

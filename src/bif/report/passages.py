@@ -19,6 +19,7 @@ from bif.report.shading import data_block, largest_score, pack_scores, score_lis
 from bif.report.token_source import MAX_CELLS, TokenSource
 
 _MAX_SOURCES = 12
+"""Columns of the table of sources."""
 
 
 def reader_section(source: TokenSource, *, chosen: Sequence[int], top: int) -> str:
@@ -89,7 +90,7 @@ def _source_cell(source: TokenSource, score: float, error: float, exponent: int)
 def _choose_passages(
     source: TokenSource, query: int, *, top: int, room: int, first: bool
 ) -> tuple[list[int], list[int]] | None:
-    """Passages of both signs, fewer where they would not fit; None if none of them does."""
+    """Return passages of both signs, fewer where room is short; None if none fits."""
     for count in range(top, 0, -1):
         sides = [
             source.top_passages(query, sign=s * source.helpful_sign, top=count) for s in (1, -1)

@@ -8,7 +8,7 @@ import numpy as np
 from bif.extras import needs_extra
 
 _SMALL_SIDE = 64
-"""Pictures up to this many pixels a side stay as they are; larger ones shrink to twice it."""
+"""Pixels a side up to which a picture keeps its size; a larger one shrinks to twice as many."""
 
 
 def image_tag(pixels: np.ndarray, *, alt: str) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MAX_LINE_POINTS = 8000
-"""Points drawn over all chains of the trace plot: keeps the page small."""
+"""Points drawn over all chains of the trace plot: more would make the page large."""
 
 # Colours that nothing else uses; each becomes a variable of the page's style sheet.
 _INK, _FAINT, _BLUE, _ORANGE = "#010203", "#010204", "#010205", "#010206"

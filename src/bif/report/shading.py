@@ -13,12 +13,13 @@ from bif.report.markup import escape, number
 from bif.report.token_source import Scores, Texts
 
 _LARGEST_SHADE = 45
-"""Per cent of the tone behind the strongest token: its text keeps its contrast."""
+"""Per cent of the tone behind the token of the largest score: its text keeps its contrast."""
 _INT16_MAX = 32767
+"""The largest int16, to which scores are scaled."""
 
 
 def largest_score(values: Sequence[np.ndarray]) -> float:
-    """The largest score among several texts, by which all of them are shaded."""
+    """Return the largest score among several texts, by which all of them are shaded."""
     return max((float(np.nanmax(np.abs(v))) for v in values if np.isfinite(v).any()), default=0.0)
 
 
@@ -35,11 +36,11 @@ def shaded_text(
 
     Args:
         texts: The item's side.
-        item: Its position.
+        item: The item's position.
         values: One score a column of the item.
-        certain: Whether their signs are.
+        certain: Whether the sign of each score is certain.
         largest: The score of the token with the full shade.
-        helpful_sign: Of helpful scores.
+        helpful_sign: The sign of helpful scores.
     """
     column_of = {token: i for i, token in enumerate(texts.tokens[item])}
     pieces = texts.pieces[item] or [f"[{t}] " for t in texts.tokens[item]]
@@ -75,7 +76,10 @@ def data_block(content: Any) -> str:
 
 
 def pack_scores(scores: Scores) -> dict[str, Any]:
-    """Pairs of tokens `[R, C]`: influence to 1/32767 of its largest, correlation to 1/127."""
+    """Return the scores of pairs of tokens as base64.
+
+    Influence is rounded to 1/32767 of its largest value, correlation to 1/127.
+    """
     influence = np.nan_to_num(scores.influence.astype(np.float64))
     scale = float(np.abs(influence).max(initial=0.0))
     whole = np.round(influence / (scale or 1.0) * _INT16_MAX).astype("<i2")
@@ -90,7 +94,7 @@ def pack_scores(scores: Scores) -> dict[str, Any]:
 
 
 def score_list(scores: Scores) -> dict[str, Any]:
-    """One row or column of scores, to four digits."""
+    """Return one row or column of scores, rounded to four digits."""
     influence, correlation = (
         [float(f"{x:.4g}") for x in np.nan_to_num(values).ravel().astype(np.float64)]
         for values in (scores.influence, scores.correlation)

@@ -78,11 +78,13 @@ class Source:
 
     @property
     def trusted(self) -> bool:
-        """Whether the run behind the scores is; True where that is not known."""
+        """Whether the run behind the scores is trusted; True where that is not known."""
         return bool(self.attrs.get("trusted", True))
 
     def clear(self, score: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """Which scores have a certain sign; those without an error count as certain.
+        """Return which scores have a certain sign.
+
+        Scores without an error count as certain; of a run that is not trusted, none does.
 
         Of a run that is not trusted, none.
         """

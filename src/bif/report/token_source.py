@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MAX_CELLS = 1_000_000
-"""Pairs of tokens on one page, four bytes each in its text."""
+"""Pairs of tokens on one page, each of which takes four bytes of its text."""
 Side = Literal["train", "query"]
 SUMS = ("train", "query", "both")
 
@@ -32,7 +32,7 @@ class Scores:
     certain: np.ndarray
 
     def select(self, rows: Sequence[int], columns: Sequence[int]) -> Scores:
-        """Some rows and columns."""
+        """Return the scores of some rows and columns."""
         where = np.ix_(list(rows), list(columns))
         return Scores(self.influence[where], self.correlation[where], self.certain[where])
 
@@ -42,7 +42,7 @@ class Texts:
     """The items of one side: their pieces, and which of these have a column.
 
     Attributes:
-        pieces: Of every item; an item without known pieces has none.
+        pieces: The pieces of every item; an item without known pieces has none.
         columns: Positions of every item's columns among all columns of the side.
         tokens: The piece that each of these is about; empty for whole items.
         by_token: Whether columns are tokens.
@@ -60,12 +60,12 @@ class TokenSource:
 
     Attributes:
         items: Whole items, as the usual page reads them.
-        observable: The position of the one that is shown.
+        observable: The position of the observable that is shown.
         passages: The train side.
-        queries: The other.
+        queries: The query side.
         on_tokens: Scores of tokens on tokens; of_passages: of whole passages on tokens.
         on_queries: Scores of tokens on whole queries.
-        origins: Of every passage, where it comes from; empty where unknown.
+        origins: Where every passage comes from; empty where unknown.
         sources: Scores of sources on whole queries, where there are several.
     """
 
@@ -90,11 +90,11 @@ class TokenSource:
         return 1 if self.better == "higher" else -1
 
     def top_passages(self, query: int, *, sign: int, top: int) -> list[int]:
-        """Passages with the strongest scores of one sign on a whole query."""
+        """Return the passages with the largest scores of one sign on a whole query."""
         return top_k(self.items.score[self.observable, query], sign=sign, top=top)
 
     def num_cells(self, query: int, passages: Sequence[int]) -> int:
-        """Pairs of columns of a query and some passages."""
+        """Return the number of pairs of columns of a query and some passages."""
         rows = len(self.queries.columns[query])
         return rows * sum(len(self.passages.columns[p]) for p in passages)
 
@@ -108,7 +108,7 @@ def read_token_source(
         influence: Scores of tokens, with `train_item` or `query_item`.
         summed: `by_item` over the tokens of "train", "query" and "both"; with "sources", too, sums
             over sources on whole queries.
-        observable: The first one by default.
+        observable: The observable to show; the first one by default.
 
     Raises:
         ValueError: No token columns, no sums, or an observable that is not there.
@@ -141,7 +141,7 @@ def read_token_source(
 
 
 def has_tokens(influence: xr.Dataset) -> bool:
-    """Whether rows or columns are tokens."""
+    """Return whether rows or columns are tokens."""
     return any(f"{side}_item" in influence.coords for side in ("train", "query"))
 
 
