@@ -1,4 +1,4 @@
-"""Anybody's matrix of scores, judged by a bank on disk."""
+"""Scores from any file, judged by a bank on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def judge_file(
     sign: Sign | None = None,
     observable: str | None = None,
 ) -> dict[str, Any]:
-    """The row of a file of scores: its LDS on the reported part of a bank.
+    """Return the row of a file of scores: its LDS on the reported part of a bank.
 
     Rows and columns are put in the bank's order where the file names them; else they must be in
     it.  Which queries the scores were tuned on, a file cannot tell: they should not be these.
@@ -28,7 +28,8 @@ def judge_file(
     Args:
         scores: What `bif.interop.read_scores` reads.
         bank: A bank's folder.
-        sign: "loss": positive means that the outcome rises with the item; "helpful".
+        sign: "loss": positive scores mean that the outcome rises with the item; "helpful": that it
+            helps.
         observable: Which outcome is predicted; the bank's first by default.
 
     Raises:

@@ -22,16 +22,16 @@ from bif.terminal import say
 
 _RESULT_FILES = RESULTS, ABOUT, TABLE = "results.json", "task.json", "table.md"
 _LONG_SECONDS = 5.0
-"""Seconds that nobody wants to lose."""
+"""Seconds of a method after which results are handed out: nobody wants to lose them."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a benchmark leaves behind.
+    """The rows, curves and facts of a benchmark.
 
     Attributes:
-        task: Its name.
-        rows: One a method, target and outcome.
+        task: The task's name.
+        rows: One row a method, target and outcome.
         curves: LDS after less work, and by fraction of the train items.
         unsuited: Method -> why the task does not allow it.
         about: Versions, hardware, plan, seconds of the banks.
@@ -47,7 +47,7 @@ class Results:
 
     @property
     def tuned(self) -> list[dict[str, Any]]:
-        """Where there was a choice: the candidates, and how well each did on the tuning part."""
+        """The candidates of each choice, and how well each did on the tuning part."""
         return [
             {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
             for s in self.scored
@@ -73,8 +73,8 @@ def benchmark(
         task: Model, data, training, plan.
         out: Folder for banks and results; banks that are there are used, and go on where they
             were cut short.  In memory only if None.
-        methods: Names; the task's by default.
-        fractions: Further fractions of the train items to retrain on, for the plot.
+        methods: Names of methods; the task's by default.
+        fractions: Further fractions of the train items to retrain on, for a plot.
         after_each: Called with the results so far, curves left out, after every method that took
             5 s or more and after the last one: what a run that is cut short leaves behind.
         show_progress: Say what is done, and draw bars.
@@ -129,7 +129,7 @@ def benchmark(
 def retrain_banks(
     task: Task, out: str | Path | None = None, *, show_progress: bool = False
 ) -> tuple[list[Bank], dict[str, float]]:
-    """The networks that judge a task, one bank a target, and the seconds that each took.
+    """Return the banks that judge a task, one a target, and the seconds of each.
 
     Args:
         task: Model, data, training, plan.
@@ -158,10 +158,10 @@ def benchmark_sizes(
     fractions: Sequence[float] = (),
     show_progress: bool = False,
 ) -> Results:
-    """The same benchmark with several numbers of train items, each in a folder of its own.
+    """Run the benchmark for several numbers of train items, each in its own folder.
 
     Args:
-        make: The task with so many train items.
+        make: A function from a number of train items to the task.
         sizes: Numbers of train items.
         out: Folder; what belongs to a size is in `out/SIZE`.
         methods: As for `benchmark`.
@@ -261,7 +261,7 @@ def _curve_points(
     task: Task, fraction: float, found: Sequence[Scored], out: str | Path | None,
     *, show_progress: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """LDS of the same scores by networks retrained on another fraction of the items."""
+    """Return the LDS of the same scores on another fraction of the items."""
     plan = replace(task.plan, fraction=fraction, num_removed=None, num_tuning_subsets=0)
     banks = [_retrain_bank(task, plan, t, out, show_progress=show_progress) for t in task.targets]
     names = ("method", "target", "observable", "lds", "ci_low", "ci_high", "ceiling")

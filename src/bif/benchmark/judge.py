@@ -1,4 +1,4 @@
-"""From scores and banks to rows: LDS with interval, ceiling, cost and what a rival does."""
+"""Rows and tables of scores and banks: LDS with interval, ceiling, cost and rival."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bif.runs.gates import RHAT
 RIVAL = "ekfac"
 """The method that all others are compared with, in pairs."""
 _BUDGETS_SECONDS = (10.0, 60.0, 600.0)
-"""Seconds."""
+"""Budgets of the table by wall-clock, in seconds."""
 
 
 def rows(
     found: Sequence[Scored], banks: Sequence[Bank], *, rival: str = RIVAL
 ) -> list[dict[str, Any]]:
-    """One row a method, target and outcome, by the reported parts of the banks.
+    """Return one row a method, target and outcome, by the reported parts of the banks.
 
     Args:
         found: Scores; those of the rival among them make the paired differences.
@@ -81,7 +81,7 @@ def _row(
 
 
 def names_at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which numbers of a choice are the smallest or the largest that were tried.
+    """Return which numbers of a choice are the smallest or largest that were tried.
 
     A better value may lie beyond: it was the grid that decided.  Not where one within the grid is
     as good, as dimensions of a projection are for a model with fewer weights.
@@ -110,7 +110,7 @@ def names_at_edge(choice: Mapping[str, Any], tuned: Sequence[Mapping[str, Any]])
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Whether the library trusts the run behind a row, in a word or two; a dash for no run.
+    """Return whether the run behind a row is trusted, in a word or two; a dash for no run.
 
     Rows of earlier versions do not say it: where their R-hat would be refused today, they are.
     """
@@ -122,7 +122,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def curves(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any]]:
-    """LDS after less work, one entry a point: seconds, draws, effective draws."""
+    """Return the LDS after less work, one entry a point: seconds, draws, effective draws."""
     made = []
     for bank in banks:
         part = bank.reported.required("reported")
@@ -147,7 +147,7 @@ def curves(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table, best first within target and outcome."""
+    """Return rows as a Markdown table, best first within target and outcome."""
     groups = dict.fromkeys((str(r["target"]), str(r["observable"])) for r in rows)
     lines = []
     for target, outcome in groups:
@@ -180,7 +180,10 @@ def budget_table(
     rows: Sequence[Mapping[str, Any]],
     curves: Sequence[Mapping[str, Any]],
 ) -> str:
-    """What each method gives within a wall-clock budget, set-up and tuning included.
+    """Return a table of what each method gives within wall-clock budgets.
+
+    Set-up and tuning count. A method with a curve is cut short where the budget ends; any other is
+    there or is not.
 
     A method with a curve is cut short where the budget ends; any other is there or is not.
 
@@ -225,13 +228,13 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def choice_text(choice: Mapping[str, Any], edges: Sequence[str]) -> str:
-    """A choice in words, numbers at the edge of their grid marked."""
+    """Return a choice as text, numbers at the edge of their grid marked."""
     marked = {name: " (edge of the grid)" if name in edges else "" for name in choice}
     return ", ".join(f"{n} {_figure(value)}{marked[n]}" for n, value in choice.items()) or "–"
 
 
 def _rhat(row: Mapping[str, Any]) -> str:
-    """With more digits: it is 1 and a bit."""
+    """Return R-hat with three decimals, for it is 1 and a bit."""
     rhat = row.get("rhat_max")
     return "–" if rhat is None or not np.isfinite(rhat) else f"{rhat:.3f}"
 

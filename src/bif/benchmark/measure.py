@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 
 _SAMPLE_SECONDS = 0.02
+"""Seconds between two looks at the memory."""
 _STATM = Path("/proc/self/statm")
 
 
 @dataclass
 class Cost:
-    """What a piece of work took.
+    """The time and memory that a piece of work took.
 
     Attributes:
-        seconds: Wall-clock.
+        seconds: Wall-clock seconds.
         peak_memory_gib: On a GPU the most that was allocated there; on the CPU the most by which
             the process grew meanwhile.  NaN where the system does not tell.
     """
@@ -29,13 +30,13 @@ class Cost:
     peak_memory_gib: float = 0.0
 
     def then(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """Return the cost of both pieces of work, one after the other."""
         return Cost(self.seconds + other.seconds, max(self.peak_memory_gib, other.peak_memory_gib))
 
 
 @contextmanager
 def measure_cost(device: torch.device) -> Iterator[Cost]:
-    """The cost of what happens inside, filled in at its end; waits for the device."""
+    """Yield a cost that is filled in when the block ends; wait for the device."""
     cost = Cost()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -55,7 +56,7 @@ def measure_cost(device: torch.device) -> Iterator[Cost]:
 
 
 class _MemorySampler:
-    """Looks at the process's resident memory until it is told to stop."""
+    """A thread that samples the process's resident memory."""
 
     def __init__(self) -> None:
         self.grown = 0.0
@@ -80,7 +81,7 @@ class _MemorySampler:
 
 
 def _resident_bytes() -> float:
-    """Bytes of the process in memory."""
+    """Return the resident memory of the process in bytes."""
     import resource
 
     try:

@@ -45,7 +45,7 @@ class ResNet9(nn.Module):
         self.linear = nn.Linear(last, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, rows, columns]` to logits `[B, 10]`."""
+        """Return logits `[B, 10]` of images `[B, 3, rows, columns]`."""
         # Maxima: means say little, those of a group of channels are all 0 behind GroupNorm.
         return self.linear(self.stages(images).amax(dim=(-2, -1)))
 
@@ -60,7 +60,7 @@ class _Residual(nn.Module):
 
 
 def _conv_norm_relu(width_in: int, width: int, *, stride: int = 1) -> nn.Sequential:
-    """A 3×3 convolution with bias, padded by 1, GroupNorm without weights, ReLU."""
+    """Return a 3×3 convolution with bias, GroupNorm without weights, and ReLU."""
     convolution = nn.Conv2d(width_in, width, 3, stride=stride, padding=1)
     return nn.Sequential(convolution, nn.GroupNorm(_GROUPS, width, affine=False), nn.ReLU())
 
@@ -88,7 +88,7 @@ class FrozenBatchNorm(nn.Module):
             self.register_buffer(name, torch.zeros(width))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, width, rows, columns]`, normalised."""
+        """Return normalised images `[B, width, rows, columns]`."""
         scale = self.weight * (self.running_var + 1e-5).rsqrt()
         shift = self.bias - self.running_mean * scale
         return images * scale[:, None, None] + shift[:, None, None]
@@ -113,14 +113,14 @@ class ResNet20(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images `[B, 3, 32, 32]` to logits `[B, num_classes]`."""
+        """Return logits `[B, num_classes]` of images `[B, 3, 32, 32]`."""
         values = F.relu(self.bn1(self.conv1(images)))
         values = self.layer3(self.layer2(self.layer1(values)))
         return self.linear(values.mean(dim=(-2, -1)))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> ResNet20:
-        """The network of a state dict, whose names may start with `module.`.
+        """Return the network of a state dict, whose names may start with `module.`.
 
         Raises:
             ValueError: Names or shapes of another network.
@@ -155,7 +155,7 @@ class _BasicBlock(nn.Module):
         return F.relu(values + self._shortcut(images))
 
     def _shortcut(self, images: Tensor) -> Tensor:
-        """Every other pixel, and new channels that are 0, half of them in front."""
+        """Return every other pixel, with channels of 0 added, half of them in front."""
         if not self._added:
             return images
         thinned = images[..., :: self._stride, :: self._stride]

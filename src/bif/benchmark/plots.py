@@ -24,7 +24,7 @@ _AXES = {
 def plots(
     rows: Sequence[Mapping[str, Any]], curves: Sequence[Mapping[str, Any]], *, title: str
 ) -> dict[str, bytes]:
-    """Name -> PNG, one picture for every axis there is something to show on."""
+    """Return PNG files by name, one for every axis that has something to show."""
     made = {"lds-against-seconds": _draw_panels(rows, curves, "seconds", title=title)}
     for axis, name in (("draws", "draws"), ("ess_median", "effective-draws")):
         own = [c for c in curves if axis in c and _is_known(c, axis)]
@@ -38,7 +38,10 @@ def plots(
 
 
 def _is_known(point: Mapping[str, Any], axis: str) -> bool:
-    """Whether its place on the axis is known: of a few draws a chain the effective ones are not."""
+    """Return whether a point's place on the axis is known.
+
+    Of a few draws a chain the number of effective draws is not.
+    """
     # Underdamped draws can be worth a little more than independent ones, not twice as much.
     return axis != "ess_median" or 0 < point[axis] <= 2 * point.get("draws", point[axis])
 
@@ -50,7 +53,10 @@ def _draw_panels(
     *,
     title: str,
 ) -> bytes:
-    """One panel a target and outcome: points for methods, lines for curves, the ceiling dashed."""
+    """Draw a panel for each target and outcome.
+
+    Methods are points, curves are lines, and the ceiling is dashed.
+    """
     from matplotlib.figure import Figure
 
     everything = [*rows, *(c for c in curves if axis in c)]

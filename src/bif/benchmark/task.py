@@ -19,10 +19,10 @@ RESIDUAL = Observable("residual", residuals)
 
 @dataclass(frozen=True)
 class Task:
-    """What `bif lds` needs to know of a setting.
+    """A setting as `bif lds` needs it.
 
     Attributes:
-        name: In tables.
+        name: The task's name in tables.
         problem: The trained model, its train items, the reported queries and the observables,
             each of which is an outcome of retraining.
         tuning_queries: Other queries, on which alone anything is tuned: `Items`, or a batch.
@@ -38,10 +38,10 @@ class Task:
             default.
         about: One line for the reader: what the numbers are, and are not.
         in_sample: Whether the queries were trained on.
-        proxies: Outcome -> proxies between which the tuning part decides, the outcome itself
-            always among them; what the observable goes through and `known_proxy` by default.
-        networks_per_stack: Of retraining by a recipe.
-        retraining_precision: Of matrix products of a recipe.
+        proxies: Proxies by outcome between which the tuning part decides, the outcome itself always
+            among them; by default the observable's own and `known_proxy`.
+        networks_per_stack: Networks that are retrained at once by a recipe.
+        retraining_precision: Precision of matrix products in retraining by a recipe.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Task:
                 )
 
     def proxies_of(self, outcome: Observable) -> tuple[Proxy, ...]:
-        """What may stand in for an outcome besides itself."""
+        """Return the proxies that may stand in for an outcome."""
         if self.proxies is not None:
             return tuple(self.proxies.get(outcome.name, ()))
         own = (outcome.through, known_proxy(outcome.function))

@@ -7,7 +7,7 @@ from bif.benchmark.methods.rivals import SameDamping, rivals
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method by name, in the order of the table."""
+    """Return every method by name, in the order of the table."""
     ours = (Fluctuation(), Fluctuation.with_defaults(), Responses(), Automatic(), SameDamping())
     return {**rivals(), **{method.name: method for method in ours}}
 

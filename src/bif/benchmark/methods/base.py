@@ -1,4 +1,4 @@
-"""What every method of the benchmark is: candidates, the best on the tuning part, scores."""
+"""The protocol of the benchmark's methods: candidates, the best on the tuning part, scores."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bif.problem.problem import Problem
 
 @dataclass(frozen=True)
 class Scored:
-    """What a method says of the reported queries.
+    """The scores of a method for the reported queries.
 
     Attributes:
-        method: Its name.
+        method: The method's name.
         outcome: The observable that is predicted.
         scores: `[Q, N]`, signed as the outcome moves.
         cost: Set-up, tuning and scoring together.
@@ -57,7 +57,7 @@ class Judge:
         self._parts = [part.required("tuning") for part in parts]
 
     def __call__(self, scores: np.ndarray, outcome: str, num_queries: int | None = None) -> float:
-        """Mean LDS; 0 for scores with NaN, whose method has failed.
+        """Return the mean LDS; 0 for scores with NaN, whose method has failed.
 
         Args:
             scores: `[Q, N]` of the tuning queries.
@@ -74,10 +74,10 @@ class Judge:
 
 
 class Fitted(Protocol):
-    """A method that has been fitted to the train items and can be asked."""
+    """A method that has been fitted to the train items."""
 
     def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
-        """`[Q, N]` of the problem's queries.
+        """Return scores `[Q, N]` of the problem's queries.
 
         Raises:
             ValueError: A choice that this problem does not allow; another one is taken.
@@ -90,7 +90,7 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """In tables."""
+        """The method's name in tables."""
         ...
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
@@ -108,17 +108,17 @@ class Method(Protocol):
 
 
 class Unsuited(Exception):
-    """A method that a task does not allow: too many weights, layers of another kind."""
+    """Raised where a task does not allow a method: too many weights, layers of another kind."""
 
 
 @dataclass(frozen=True)
 class FittedMethod:
-    """A method that is fitted once and asked for both parts with every candidate.
+    """A method that is fitted once and scores both parts with every candidate.
 
     Attributes:
-        name: In tables.
-        fit: Fits to a problem's train items.
-        candidates: What the tuning part decides between; `{}` where there is nothing to choose.
+        name: The method's name in tables.
+        fit: A function from a problem to what is `Fitted` to its train items.
+        candidates: Choices between which the tuning part decides; `{}` where there is none.
     """
 
     name: str
@@ -170,5 +170,5 @@ class FittedMethod:
 
 
 def _tuning_lds(candidate: Mapping[str, Any]) -> float:
-    """For the best of all: below every LDS where there is none."""
+    """Return a candidate's LDS, -inf where it has none."""
     return candidate["lds"] if np.isfinite(candidate["lds"]) else -np.inf

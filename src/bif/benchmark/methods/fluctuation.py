@@ -22,9 +22,9 @@ from bif.sampling.settings import Settings
 
 _TUNING_GROUP = "tuning queries"
 _CHAINS_DIVISOR, _DRAWS_DIVISOR = 4, 2
-"""A pilot has these fractions of the run's chains and of their draws: burn-in costs what it has."""
+"""Divisors of the run's chains and draws for a pilot: burn-in costs the same."""
 _CURVE_POINTS = 12
-"""Of the curve over draws."""
+"""Points of the curve over draws."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Fluctuation:
     so is, for every outcome, what stands in for it: itself or one of its proxies.
 
     Attributes:
-        name: Of its rows.
-        hand_set: Whether the task's settings count; else only their weight decay and seed do, and
+        name: The name of its rows.
+        hand_set: Whether the task's settings are used; else only their weight decay and seed, and
             calibration chooses the rest.
     """
 
@@ -45,7 +45,7 @@ class Fluctuation:
 
     @classmethod
     def with_defaults(cls) -> Fluctuation:
-        """What a user gets who says nothing but the weight decay."""
+        """Return the method with default settings, given only the weight decay."""
         return cls("bif_default", hand_set=False)
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
@@ -85,7 +85,7 @@ class Fluctuation:
     def _curve(
         self, asked: _TwoPartProblem, run: Run, whole: Scored, outcome: Observable, cost: Cost
     ) -> list[Scored]:
-        """The same run cut short: scores from the first draws of every chain."""
+        """Return the same run cut short: scores from the first draws of every chain."""
         longest = run.traces.shortest
         sampling = min(float(run.summary["sampling_seconds"]), cost.seconds)
         points = []
@@ -117,7 +117,7 @@ class _Pilot:
 
 
 class _TwoPartProblem:
-    """A task's problem with the queries of both parts, and every outcome by all its predictors.
+    """A task's problem with the queries of both parts, and every predictor of every outcome.
 
     An outcome is predicted by itself and through each of its proxies; all are observables of one
     run.
@@ -139,7 +139,7 @@ class _TwoPartProblem:
         self.problem: Problem = task.problem.asking(groups, observables=observables)
 
     def pilots(self, judge: Judge) -> list[_Pilot]:
-        """A short run with each of the settings, judged on the tuning part."""
+        """Return short runs with each of the settings, judged on the tuning part."""
         found = []
         for settings in self._task.settings:
             started = time.perf_counter()
@@ -156,14 +156,14 @@ class _TwoPartProblem:
         return found
 
     def best(self, pilots: Sequence[_Pilot], outcome: str) -> Settings:
-        """The settings whose pilot did best on an outcome."""
+        """Return the settings whose pilot did best on an outcome."""
         own = [p for p in pilots if p.outcome == outcome]
         return max(own, key=lambda p: p.lds).settings if own else self._task.settings[0]
 
     def best_proxy(
         self, matrices: Mapping[str, Mapping[str, np.ndarray]], outcome: str, judge: Judge
     ) -> tuple[str, list[dict[str, Any]]]:
-        """What predicts an outcome best on the tuning part, and how well each does."""
+        """Return the best predictor of an outcome on the tuning part, and how well each does."""
         tuned = [
             {"choice": {"through": name}, "lds": judge(parts["tuning"], outcome)}
             for name, parts in matrices.items()
@@ -174,7 +174,7 @@ class _TwoPartProblem:
     def matrices(
         self, values: Mapping[str, np.ndarray], outcome: Observable
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Predictor -> part -> scores `[Q, N]` of an outcome: by itself and through its proxies."""
+        """Return scores `[Q, N]` of an outcome by predictor and by part."""
         first, n = self._reported, self.problem.num_train
         return {
             way: {"reported": values[name][:first, :n], "tuning": values[name][first:, :n]}
@@ -202,7 +202,7 @@ def _scores_from_traces(traces: LossTraces, problem: Problem) -> dict[str, np.nd
 
 
 def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
-    """What was chosen, in units that compare between data sets."""
+    """Return nbeta and gamma in units that compare between data sets."""
     found: dict[str, Any] = {}
     if settings.nbeta is not None:
         found["nbeta/n"] = settings.nbeta / num_train
@@ -212,7 +212,7 @@ def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
 
 
 def _run_figures(run: Run) -> dict[str, Any]:
-    """What a row says of its run: how long and how well it sampled, and whether it is trusted."""
+    """Return how long and how well a run sampled, and whether it is trusted."""
     names = ("draws", "ess_median", "rhat_max", "reliability", "sampling_seconds")
     figures = {name: float(run.summary[name]) for name in names if name in run.summary}
     return {**figures, "trusted": bool(run.summary["trusted"]), "failed_gates": run.failed_gates}

@@ -23,7 +23,7 @@ from bif.runs.respond import respond
 from bif.sampling.settings import Settings
 
 _TUNING_QUERIES = 16
-"""Every query needs chains of its own: this many judge a candidate."""
+"""Queries that judge a candidate: each needs chains of its own."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Responses:
     several values of gamma.
 
     Attributes:
-        name: Of its rows.
-        dampings: At temperature 0, in units of the settings' gamma/nbeta.
-        curvatures: At temperature 0; "bregman" has the Gauss-Newton matrix in the Hessian's place
-            and takes a loss of `bif.losses`.
+        name: The name of its rows.
+        dampings: Dampings at temperature 0, in units of the settings' gamma/nbeta.
+        curvatures: Curvatures at temperature 0; "bregman" has the Gauss-Newton matrix in the
+            Hessian's place and takes a loss of `bif.losses`.
     """
 
     name: str = "bif_response"
@@ -81,7 +81,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class Automatic:
-    """The covariance at temperature 1 by whichever estimator pilots say is cheaper.
+    """The covariance at temperature 1 by the estimator that pilots find cheaper.
 
     The response runs until its error is that of the fluctuations' run.
     """
@@ -145,7 +145,7 @@ class _Candidate:
     curvature: Curvature = "hessian"
 
     def refusal(self) -> str:
-        """Why no response can be asked for with these settings, "" if it can."""
+        """Return why these settings allow no response, "" if they do."""
         try:
             Request(self.settings, self.temperature, self.curvature, None, self.steps, 1)
         except ValueError as error:
@@ -160,7 +160,7 @@ class _Candidate:
 def _candidates(
     task: Task, dampings: Sequence[float], curvatures: Sequence[Curvature]
 ) -> list[_Candidate]:
-    """Settings at temperature 1, and at 0 around their dampings, each once."""
+    """Return settings at temperature 1, and at 0 around their dampings, each once."""
     warm, cold = [], {}
     for settings in task.settings:
         chainless = settings.reopened(
@@ -199,7 +199,7 @@ def _scores(problem: Problem, candidate: _Candidate, outcome: str) -> np.ndarray
 
 
 def _replace_failed(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores without NaN, and how many queries have failed."""
+    """Return scores without NaN, and the number of queries that failed."""
     failed = np.asarray(~np.isfinite(scores).all(axis=1))
     if failed.all():
         raise Unsuited("all pairs of chains diverged.")
@@ -207,7 +207,7 @@ def _replace_failed(scores: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
 
 
 def _zero_failed(scores: np.ndarray) -> np.ndarray:
-    """A query whose pairs diverged predicts nothing."""
+    """Return scores with 0 for queries whose pairs diverged."""
     whole = np.isfinite(scores).all(axis=1, keepdims=True)
     return np.where(whole, scores, 0.0)
 

@@ -19,15 +19,15 @@ from bif.problem.problem import Problem
 _DAMPING_SCALES = (
     1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0
 )  # fmt: skip
-"""Dampings in units of the mean eigenvalue: well fitted small networks ask for next to none."""
+"""Dampings in units of the mean eigenvalue: small networks fitted well need almost none."""
 _TRAK_DIMENSIONS = (128, 512, 2048, 4096)
 _TRAK_DAMPING_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-"""The same for TRAK, whose largest are next to no curvature at all."""
+"""Dampings of TRAK in the same units; with the largest, curvature hardly counts."""
 
 
 @dataclass(frozen=True)
 class FittedRival:
-    """A fitted rival, asked with a damping or whatever else its `scores` takes."""
+    """A fitted rival, whose `scores` takes a damping or another choice."""
 
     fitted: Any
 
@@ -63,7 +63,7 @@ class _ProjectedTRAK:
 
 
 def _ekfac(problem: Problem) -> baselines.EKFAC:
-    """With the exact Gauss-Newton matrix of all weights, or what of it a language model allows."""
+    """Fit EK-FAC to all weights, or to the layers of a language model that have factors."""
     try:
         return baselines.EKFAC.fit(problem)
     except ValueError:  # too many outputs, or layers without factors
@@ -103,7 +103,7 @@ def _to_numpy(scores: Tensor) -> np.ndarray:
 
 
 def rivals() -> dict[str, FittedMethod]:
-    """All rivals by name, in the order of the table."""
+    """Return all rivals by name, in the order of the table."""
     scales = tuple({"damping_scale": scale} for scale in _DAMPING_SCALES)
     projections = tuple(
         {"dimension": d, "damping_scale": s} for d in _TRAK_DIMENSIONS for s in _TRAK_DAMPING_SCALES

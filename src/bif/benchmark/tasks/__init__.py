@@ -15,13 +15,13 @@ WITHOUT_DATA = ("logistic", "digits")
 def named_task(
     name: str, data: str | Path | None, *, device: str, seed: int, size: int | None = None
 ) -> Task:
-    """The task of a setting.
+    """Return the task of a setting.
 
     Args:
         name: One of `SETTINGS`.
         data: Folder with the setting's files; not needed by those of `WITHOUT_DATA`.
         device: Where to train, retrain and sample.
-        seed: Of split, training and sampling.
+        seed: Seed of split, training and sampling.
         size: Number of train items, where the setting lets one choose.
 
     Raises:

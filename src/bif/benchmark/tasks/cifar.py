@@ -23,9 +23,9 @@ from bif.sampling.settings import Settings
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 3000, 600, 400
 EPOCHS, BATCH, WEIGHT_DECAY = 20, 32, 5e-4
 NBETA = 0.3
-"""In train items; nothing of it was tuned."""
+"""nbeta in units of the train items; no tuning chose it."""
 BUDGET = 300.0
-"""Of the BIF on a GPU, calibration included."""
+"""Seconds of the BIF on a GPU, calibration included."""
 MEAN, SPREAD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
@@ -37,12 +37,14 @@ def task(
     size: int | None = None,
     widths: tuple[int, ...] = (16, 32, 64, 64),
 ) -> Task:
-    """3,000 train images, 600 queries and 400 others to tune on; retrained from scratch.
+    """Return a task of 3,000 train images, 600 queries and 400 to tune on.
+
+    Networks are retrained from scratch.
 
     Args:
         data: Folder with `cifar10/`, or that folder itself.
         device: Where to train, retrain and sample.
-        seed: Of split, training and sampling.
+        seed: Seed of split, training and sampling.
         size: Number of train items; there are a fifth as many queries at most.
         widths: Channels of the network's four stages.
 
@@ -88,11 +90,11 @@ METHODS = (
     "random", "representation", "gradient_product", "gradient_cosine", "trak", "ekfac", "bif",
     "bif_default",
 )  # fmt: skip
-"""Those that take some 100,000 weights."""
+"""Methods that take some 100,000 weights."""
 
 
 def recipe(num_items: int) -> Recipe:
-    """20 epochs; batches of 32, or an eighth of the items where that is smaller."""
+    """Return a recipe of 20 epochs in batches of 32, or of an eighth of fewer items."""
     batch = max(1, min(BATCH, num_items // 8))
     return Recipe(
         EPOCHS * (num_items // batch), 0.003, momentum=0.9, weight_decay=WEIGHT_DECAY,
@@ -110,7 +112,7 @@ def settings(
     device: str,
     weight_decay: float,
 ) -> Settings:
-    """For image networks: `nbeta = share · n`, `gamma = damping · nbeta`."""
+    """Return settings for image networks: `nbeta = share · n`, `gamma = damping · nbeta`."""
     on_gpu = device.startswith("cuda")
     nbeta = share * num_train
     return Settings(
@@ -135,9 +137,9 @@ def split(
     Args:
         data: As for `task`.
         size: As for `task`.
-        seed: Of the shuffle.
-        device: Where the tensors go.
-        mean: Of each channel, of pixels in [0, 1].
+        seed: Seed of the shuffle.
+        device: The device of the tensors.
+        mean: Mean of each channel, of pixels in [0, 1].
         spread: Standard deviation of each channel.
 
     Raises:
@@ -172,7 +174,7 @@ def split(
 
 
 def _read_pictures(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures `[N, 32, 32, 3]`, labels `[N]` and the names of the classes."""
+    """Return pictures `[N, 32, 32, 3]`, labels `[N]` and the names of the classes."""
     sheets = sorted(place.glob("cifar10_batch_*.png")) or [find_path(place, "cifar10_batch_0.png")]
     labels = np.load(find_path(place, "labels_first4000_train.npy"), allow_pickle=False)
     names = find_path(place, "class_names.txt").read_text(encoding="utf-8").split()
@@ -186,7 +188,7 @@ def _read_pictures(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def _read_sheet(path: Path) -> np.ndarray:
-    """The pictures of one file, whose rows are images of 1,024 pixels."""
+    """Return the pictures of one file, whose rows are images of 1,024 pixels."""
     with needs_extra("report", "CIFAR-10's images are PNG files, which Pillow reads"):
         from PIL import ImageFile
     parser = ImageFile.Parser()

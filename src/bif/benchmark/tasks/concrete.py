@@ -23,7 +23,10 @@ RECIPE = Recipe(1, 0.03, weight_decay=1e-5, batch_size=BATCH)
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """Queries: the tenth that split 0 holds out; tuning queries: what split 1 holds out besides."""
+    """Return a task whose queries are the tenth that split 0 holds out.
+
+    The tuning queries are what split 1 holds out besides.
+    """
     parts = split(data, device=device, size=size)
     num_train = len(parts["train"])
     network = nn.Sequential(
@@ -61,7 +64,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
 
 
 def _recipe(num_items: int) -> Recipe:
-    """20 epochs of whole batches."""
+    """Return a recipe of 20 epochs in whole batches."""
     return replace(RECIPE, steps=EPOCHS * (num_items // BATCH))
 
 

@@ -23,7 +23,7 @@ CENTER = Recipe(3000, 0.05, momentum=0.9, weight_decay=1e-3, schedule="cosine")
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """500 digits, 200 queries; retrained from scratch and from the checkpoint."""
+    """Return a task of 500 digits and 200 queries, retrained from scratch and the checkpoint."""
     num_train = size or NUM_TRAIN
     parts = split(num_train, seed=seed, device=device)
     network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).to(device)

@@ -25,7 +25,7 @@ CLASSES = (
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """The first `size` train images; the first 200 test images; 200 others to tune on."""
+    """Return a task of the first `size` train images, 200 test images and 200 to tune on."""
     num_train = size or NUM_TRAIN
     train_items = images(data, "train", slice(0, num_train), device)
     model = train(
@@ -61,14 +61,14 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
 
 
 def recipe(num_items: int) -> Recipe:
-    """10 epochs; batches of 128, or of 32 where that would leave fewer than 8 an epoch."""
+    """Return a recipe of 10 epochs in batches of 128, or of 32 where there would be fewer than 8."""
     batch = 128 if num_items >= 8 * 128 else min(32, num_items)
     steps = EPOCHS * (num_items // batch)
     return Recipe(steps, 0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, batch_size=batch)
 
 
 def network(device: str) -> nn.Module:
-    """MLP 784-512-256-10 without biases, ReLU."""
+    """Return an MLP 784-512-256-10 with ReLU, without biases."""
     return nn.Sequential(
         nn.Linear(784, 512, bias=False), nn.ReLU(), nn.Linear(512, 256, bias=False), nn.ReLU(),
         nn.Linear(256, 10, bias=False),
@@ -76,7 +76,7 @@ def network(device: str) -> nn.Module:
 
 
 def images(data: Path, part: str, chosen: slice, device: str) -> Items:
-    """Images `[N, 784]`, normalised, of "train" or "t10k", with labels and pictures.
+    """Return images `[N, 784]`, normalised, of "train" or "t10k", with labels and pictures.
 
     Raises:
         FileNotFoundError: A file is missing.

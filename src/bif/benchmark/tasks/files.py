@@ -1,4 +1,4 @@
-"""Reading the standard data files."""
+"""Readers of the standard data files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from bif import store
 
 
 def find_path(folder: Path, *names: str) -> Path:
-    """The first of `folder/name` that is there: data sets lie in a folder of their own or not.
+    """Return the first of `folder/name` that exists.
+
+    A data set lies in a folder of its own or not.
 
     Raises:
         FileNotFoundError: None is.
@@ -26,15 +28,15 @@ def find_path(folder: Path, *names: str) -> Path:
 
 
 def read_gzip(path: Path) -> bytes:
-    """The content of a gzip file."""
+    """Return the content of a gzip file."""
     return gzip.decompress(store.folder_at(path.parent).read(path.name))
 
 
 def read_csv(path: Path) -> np.ndarray:
-    """Numbers of a gzipped file of comma-separated values, one row a line."""
+    """Return the numbers of a gzipped file of comma-separated values, one row a line."""
     return np.loadtxt(BytesIO(read_gzip(path)), delimiter=",")
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:
-    """The bytes of a gzipped idx file after its header."""
+    """Return the bytes of a gzipped idx file after its header."""
     return np.frombuffer(read_gzip(path), dtype=np.uint8, offset=header)

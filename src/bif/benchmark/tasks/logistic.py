@@ -15,11 +15,14 @@ from bif.problem.losses import cross_entropy
 from bif.sampling.settings import Settings
 
 RECIPE = Recipe(2000, 0.5, momentum=0.9, weight_decay=1e-2)
-"""To convergence: the largest curvature of the mean loss is about 3."""
+"""A recipe that converges: the largest curvature of the mean loss is about 3."""
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """500 digits; the decay makes U strongly convex, so gamma is small against it."""
+    """Return a task of 500 digits, whose weight decay is large against gamma.
+
+    It makes U strongly convex.
+    """
     num_train = size or NUM_TRAIN
     parts = split(num_train, seed=seed, device=device)
     network = nn.Linear(64, 10).to(device)

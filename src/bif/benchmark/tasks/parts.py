@@ -1,4 +1,4 @@
-"""What tasks share: items dealt into train, queries and tuning; a classifier's problem."""
+"""Functions that tasks share: items split into train, queries and tuning; a classifier."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LOSS = Observable("loss", cross_entropy, "lower")
 
 def split_positions(total: int, *, train: int, queries: int, tuning: int, seed: int, what: str
           ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Positions of the train items, the reported queries and the tuning queries, shuffled.
+    """Return shuffled positions of train items, reported queries and tuning queries.
 
     Args:
-        total: Items that there are.
-        train: Train items.
-        queries: Reported queries.
-        tuning: Tuning queries.
-        seed: Of the shuffle.
-        what: Where the items are from and what they are, with their number, for the error.
+        total: Number of items that there are.
+        train: Number of train items.
+        queries: Number of reported queries.
+        tuning: Number of tuning queries.
+        seed: Seed of the shuffle.
+        what: Origin, kind and number of the items, for the error.
 
     Raises:
         ValueError: More are asked for than there are.
@@ -41,7 +41,7 @@ def split_positions(total: int, *, train: int, queries: int, tuning: int, seed: 
 
 
 def classification_problem(model: nn.Module, parts: Mapping[str, Items]) -> Problem:
-    """Loss and margin of a classifier on the reported queries."""
+    """Return a classifier's problem with the observables loss and margin."""
     return Problem(
         model,
         cross_entropy,

@@ -23,18 +23,20 @@ NBETA, DAMPING = 10.0, 0.25
 schedule counted, by which short training is damped; nothing of it was tuned."""
 RECIPE = Recipe(1, 0.01, momentum=0.9, weight_decay=WEIGHT_DECAY, schedule="cosine")
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, by which the checkpoint was trained."""
+"""Statistics of ImageNet, by which the checkpoint was trained."""
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """1,000 train images, 200 queries, 133 to tune on; retrained from the checkpoint alone.
+    """Return a task of 1,000 train images, 200 queries and 133 to tune on.
+
+    Networks are retrained from the checkpoint alone.
 
     Retraining from scratch would need CIFAR-10's other 46,000 images and BatchNorm's statistics.
 
     Args:
         data: Folder with `cifar10/` and `resnet-cifar10/`.
         device: Where to retrain and sample.
-        seed: Of split and sampling.
+        seed: Seed of split and sampling.
         size: Number of train items; there are a fifth as many queries at most.
 
     Raises:
@@ -74,13 +76,13 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
 
 
 def recipe(num_items: int) -> Recipe:
-    """10 epochs; batches of 128, or an eighth of the items where that is smaller."""
+    """Return a recipe of 10 epochs in batches of 128, or of an eighth of fewer items."""
     batch = max(1, min(BATCH, num_items // 8))
     return replace(RECIPE, steps=EPOCHS * (num_items // batch), batch_size=batch)
 
 
 def checkpoint(data: Path) -> ResNet20:
-    """The network of `resnet-cifar10/resnet20-12fca82f.th`, in evaluation mode.
+    """Return the network of `resnet-cifar10/resnet20-12fca82f.th`, in evaluation mode.
 
     Raises:
         FileNotFoundError: The file is missing.

@@ -24,7 +24,7 @@ from bif.sampling.settings import Settings
 NUM_TRAIN, NUM_QUERIES, NUM_TUNING_QUERIES = 256, 64, 48
 NUM_TOKENS, BATCH = 128, 32
 MIN_QUERIES = 32
-"""Of a task of fewer train items: a mean over 8 queries tells settings apart by chance."""
+"""Queries of a task of fewer train items: a mean over 8 queries tells settings apart by chance."""
 EPOCHS, RETRAIN_EPOCHS = 10, 5
 RECIPE = Recipe(1, 0.03, momentum=0.9, schedule="cosine")
 LOSS = Observable("loss", next_token_mean, "lower")
@@ -38,7 +38,7 @@ SEPARATOR = "<|endoftext|>"
 
 
 def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task:
-    """256 stories, 64 queries and 48 others to tune on, cut to 128 tokens.
+    """Return a task of 256 stories, 64 queries and 48 to tune on, cut to 128 tokens.
 
     The published model is fine-tuned on all train items, which makes w*; networks are retrained
     from there on subsets.  Embedding and output stay one matrix, as in the published model: two
@@ -47,7 +47,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
     Args:
         data: Folder with `stories260K/` and `tinystories/`.
         device: Where to train, retrain and sample.
-        seed: Of split, training and sampling.
+        seed: Seed of split, training and sampling.
         size: Number of train items; there are a quarter as many queries, 32 at least.
 
     Raises:
@@ -88,13 +88,13 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
 
 
 def recipe(num_items: int, *, epochs: int = EPOCHS) -> Recipe:
-    """Batches of 32, or a quarter of the items where that is smaller."""
+    """Return a recipe in batches of 32, or of a quarter of fewer items."""
     batch = max(1, min(BATCH, num_items // 4))
     return replace(RECIPE, steps=epochs * (num_items // batch), batch_size=batch)
 
 
 def settings(num_train: int, *, seed: int, device: str) -> Settings:
-    """First guesses: a posterior at `nbeta = n` is too wide for a mean over 127 tokens.
+    """Return first guesses of settings: at `nbeta = n` the posterior of a mean loss is too wide.
 
     gamma is `1 / (learning rate · steps)` of training again, momentum and schedule counted, times
     nbeta: short training is damped by as much.
@@ -109,7 +109,7 @@ def settings(num_train: int, *, seed: int, device: str) -> Settings:
 
 
 def published(data: Path) -> nn.Module:
-    """The model of `stories260K/stories260K.bin`, with attention by torch's own kernels.
+    """Return the model of `stories260K/stories260K.bin`, with attention by torch's own kernels.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: As for `task`.
@@ -167,5 +167,5 @@ def _items(
 
 
 def _title(story: str) -> str:
-    """Its first words."""
+    """Return the first words of a story."""
     return " ".join(story.split()[:8])
