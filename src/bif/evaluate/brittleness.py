@@ -18,7 +18,7 @@ from bif.evaluate.resampling import require_finite
 
 @dataclass(frozen=True, eq=False)
 class Brittleness:
-    """How many removed items flip predictions.
+    """The number of removed items that flips each prediction.
 
     Attributes:
         sizes: Numbers of removed items that were tried, [K].
@@ -42,7 +42,7 @@ class Brittleness:
 def brittleness(
     margins: Any, baseline: Any, sizes: Sequence[int], *, confidence: float = 0.95
 ) -> Brittleness:
-    """Returns the smallest removal that flips each prediction, and the cumulative share.
+    """Return the smallest removal that flips each prediction, and the cumulative share.
 
     A prediction is wrong where the margin, averaged over seeds, is below 0. The intervals are
     Wilson's for a proportion (1927), queries being independent: a bootstrap would have no width
@@ -88,7 +88,7 @@ def brittleness(
 def _checked(
     margins: Any, baseline: Any, sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns means over seeds [K, Q] and [Q], and the sizes [K]."""
+    """Return the means over seeds [K, Q] and [Q], and the sizes [K]."""
     margins, baseline = (np.asarray(x, dtype=np.float64) for x in (margins, baseline))
     sizes_K = np.asarray(sizes, dtype=int)
     fits = (margins.ndim, baseline.ndim, sizes_K.ndim) == (3, 2, 1)

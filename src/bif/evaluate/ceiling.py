@@ -12,7 +12,7 @@ from bif.evaluate.resampling import require_finite
 
 
 def noise_ceiling(outcomes: Any) -> float:
-    """Returns the LDS that a perfect predictor of the expected outcome would reach.
+    """Return the LDS that a perfect predictor of the expected outcome would reach.
 
     `sqrt( S r / (1 + (S-1) r) )`, with r the Pearson correlation over subsets of two seeds'
     outcomes, averaged over pairs of seeds and over queries (Spearman-Brown). Exact for Pearson's
@@ -39,7 +39,7 @@ def noise_ceiling(outcomes: Any) -> float:
 
 
 def check_outcomes(outcomes: Any) -> np.ndarray:
-    """Returns outcomes as float64 [S, M, Q]."""
+    """Return outcomes as float64 [S, M, Q]."""
     outcomes = np.asarray(outcomes, dtype=np.float64)
     if outcomes.ndim == 2:
         outcomes = outcomes[None]

@@ -64,7 +64,7 @@ class PairedDifference:
 
 
 def predict(scores: Any, masks: Any) -> np.ndarray:
-    """Predicts outcomes of subsets: `sum_{i in S_m} scores[q, i]`.
+    """Predict outcomes of subsets: `sum_{i in S_m} scores[q, i]`.
 
     Args:
         scores: [Q, N].
@@ -100,7 +100,7 @@ def lds(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> LDSResult:
-    """Returns the linear datamodeling score with a bootstrap interval and its noise ceiling.
+    """Return the linear datamodeling score with a bootstrap interval and its noise ceiling.
 
     `mean_q Spearman_m( sum_{i in S_m} scores[q, i], mean_s outcomes[s, m, q] )`, average ranks
     for ties. A query whose outcome or prediction is the same for every subset has correlation 0.
@@ -139,7 +139,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[dict[str, LDSResult], dict[str, PairedDifference]]:
-    """The `lds` of many scores and their paired differences, from resamples taken once.
+    """Return the `lds` of many scores and their paired differences, by the same resamples.
 
     All meet the same resampled queries and subsets, so that what makes these hard for two methods
     cancels in their difference `lds(scores[name]) - lds(scores[against])`. Each interval is for
@@ -174,7 +174,7 @@ def compare(
 
 
 def _mean_over_seeds(outcomes: Any) -> np.ndarray:
-    """Outcomes [Q, M]."""
+    """Return outcomes [Q, M]."""
     return check_outcomes(outcomes).mean(axis=0).T
 
 
@@ -187,7 +187,7 @@ def _compare(
     confidence: float,
     seed: int,
 ) -> tuple[dict[str, LDSResult], dict[str, PairedDifference]]:
-    """Results and differences of predictions [Q, M], all by the same resamples."""
+    """Return results and differences of predictions [Q, M], all by the same resamples."""
     outcomes_SMQ = check_outcomes(outcomes)
     num_seeds, num_subsets, num_queries = outcomes_SMQ.shape
     per_query, resampled = resampled_correlations(
@@ -211,7 +211,7 @@ def _compare(
 
 
 def _named_predictions(name: str, scores: Any, masks: Any, outcomes_QM: np.ndarray) -> np.ndarray:
-    """The same as `_check_predictions`; errors say whose scores they are."""
+    """Return what `_check_predictions` does, with errors that name the scores."""
     try:
         return _check_predictions(scores, masks, outcomes_QM)
     except ValueError as error:
@@ -219,7 +219,7 @@ def _named_predictions(name: str, scores: Any, masks: Any, outcomes_QM: np.ndarr
 
 
 def _check_predictions(scores: Any, masks: Any, outcomes_QM: np.ndarray) -> np.ndarray:
-    """Returns predictions [Q, M]; those that differ by rounding only are made equal."""
+    """Return predictions [Q, M]; those that differ by rounding only are made equal."""
     predictions = predict(scores, masks)
     if predictions.shape != outcomes_QM.shape:
         raise ValueError(

@@ -24,7 +24,7 @@ from bif.evaluate.resampling import (
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """How scores correlate with the effects of leaving single items out.
+    """Correlations of scores with the effects of leaving single items out.
 
     Attributes:
         pearson: Pearson correlation over items.
@@ -51,7 +51,7 @@ def leave_one_out_correlation(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> LeaveOneOut:
-    """Returns the correlation of scores with leave-one-out differences, 1 where they agree.
+    """Return the correlation of scores with leave-one-out differences, 1 where they agree.
 
     To first order leaving item i out changes the outcome by `-scores[q, i]`, so that the
     correlation is that of `-scores[q]` with `mean_s differences[s, q]`, over items. A query whose
@@ -96,7 +96,7 @@ def leave_one_out_correlation(
 
 
 def _checked(scores: Any, differences: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scores [Q, N] and differences [S, Q, N]."""
+    """Return scores [Q, N] and differences [S, Q, N]."""
     scores, differences = (np.asarray(x, dtype=np.float64) for x in (scores, differences))
     if differences.ndim == 2:
         differences = differences[None]

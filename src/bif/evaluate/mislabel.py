@@ -8,7 +8,7 @@ import numpy as np
 
 
 def auroc(scores: Any, positives: Any) -> float:
-    """Returns the area under the receiver operating characteristic.
+    """Return the area under the receiver operating characteristic.
 
     The probability that a random positive item scores above a random negative one, ties
     counting one half: `(R - P(P+1)/2) / (P (N-P))` with R the sum of the average ranks of the P

@@ -49,18 +49,18 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
     def rate_at(self, step: int) -> float:
-        """Returns the learning rate of update `step`, counted from 0."""
+        """Return the learning rate of update `step`, counted from 0."""
         if self.schedule == "constant":
             return self.learning_rate
         return self.learning_rate * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers and strings that JSON can hold, for `from_dict`."""
+        """Return numbers and strings that JSON can hold, for `from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Recipe:
-        """From what `as_dict` returned, JSON or not.
+        """Return the recipe of what `as_dict` returned, JSON or not.
 
         Raises:
             ValueError: Unknown or missing names, or values that make no recipe.

@@ -34,7 +34,7 @@ class RemovalMasks:
     num_rankings: int
 
     def split(self, outcomes: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Sorts retrained outcomes: each query's after its own removals, and after random ones.
+        """Sort retrained outcomes: each query's after its own removals, and after random ones.
 
         Args:
             outcomes: [K, S, P + R, Q]: for each size what `retrain` returns for `masks[k]`.
@@ -89,7 +89,7 @@ class RemovalCurve:
 
 
 def helpfulness(scores: Any, better: Better) -> np.ndarray:
-    """Returns scores that are larger the more an item helps: `-scores` where lower is better.
+    """Return scores that are larger the more an item helps: `-scores` where lower is better.
 
     Args:
         scores: [Q, N], or [N], signed as the outcome.
@@ -113,7 +113,7 @@ def helpfulness(scores: Any, better: Better) -> np.ndarray:
 def removal_masks(
     scores: Any, sizes: Sequence[int], *, better: Better, control_seed: int, num_random: int
 ) -> RemovalMasks:
-    """Makes the subsets of a removal curve.
+    """Make the subsets of a removal curve.
 
     The k items that a score calls most helpful go, whatever their sign, ties in the order of the
     items. A control removes the first k items of a random order that depends on the seed and its
@@ -123,7 +123,7 @@ def removal_masks(
         scores: [Q, N] for one ranking a query, or [N] for one that serves all queries.
         sizes: Numbers of items to remove, rising, from 1 to N - 1.
         better: Which way the outcome is better.
-        control_seed: Of the random orders.
+        control_seed: Seed of the random orders.
         num_random: Number of controls R of every size.
 
     Returns:
@@ -163,7 +163,7 @@ def removal_curve(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> RemovalCurve:
-    """Returns the mean change of the outcome for each size, against random removal.
+    """Return the mean change of the outcome for each size, against random removal.
 
     `mean_q mean_s (top[s, k, q] - baseline[s, q])`, and the same for the controls, averaged over
     them too. The intervals hold the percentiles of resamples of queries and of controls, both.
@@ -211,7 +211,7 @@ def removal_curve(
 def _means_over_seeds(
     top: Any, random: Any, baseline: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the means over seeds [Q, K], [R, Q, K] and [Q]."""
+    """Return the means over seeds [Q, K], [R, Q, K] and [Q]."""
     top, random, baseline = (np.asarray(x, dtype=np.float64) for x in (top, random, baseline))
     fits = (top.ndim, random.ndim, baseline.ndim) == (3, 4, 2)
     fits = fits and 0 not in (*top.shape, *random.shape, *baseline.shape)

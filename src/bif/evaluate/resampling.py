@@ -28,7 +28,7 @@ class Estimate:
 
 
 def require_finite(values: np.ndarray, name: str) -> None:
-    """Raises a ValueError that counts and places the NaN and infinite values, if there are any."""
+    """Raise a ValueError that counts and places the NaN and infinite values, if there are any."""
     bad = ~np.isfinite(values)
     if bad.any():
         raise ValueError(
@@ -39,7 +39,7 @@ def require_finite(values: np.ndarray, name: str) -> None:
 
 
 def resample_counts(num_units: int, num_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each resample of `num_units` units holds each of them, int [R, num_units].
+    """Return how often each resample holds each unit, int [R, num_units].
 
     Raises:
         ValueError: If there is no resample.
@@ -50,7 +50,7 @@ def resample_counts(num_units: int, num_bootstrap: int, rng: np.random.Generator
 
 
 def interval(resampled: np.ndarray, mean: float, confidence: float) -> tuple[float, float]:
-    """Percentiles of resamples [R], shifted so that these have the mean of the sample."""
+    """Return percentiles of resamples [R], shifted so that these have the mean of the sample."""
     low, high = intervals(resampled, np.asarray(mean), confidence)
     return float(low), float(high)
 
@@ -58,7 +58,7 @@ def interval(resampled: np.ndarray, mean: float, confidence: float) -> tuple[flo
 def intervals(
     resampled: np.ndarray, means: np.ndarray, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of resamples [R, …] of means […]: lower and upper ends […]."""
+    """Return lower and upper ends […] of resamples [R, …] of means […], as `interval`."""
     if not 0.0 < confidence < 1.0:
         raise ValueError(
             f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
@@ -71,7 +71,7 @@ def intervals(
 def mean_over_queries(
     per_query: Any, *, num_bootstrap: int, confidence: float, seed: int
 ) -> Estimate:
-    """The mean of values [Q] with the percentiles of resamples of queries."""
+    """Return the mean of values [Q] with the percentiles of resamples of queries."""
     values = np.asarray(per_query, dtype=np.float64)
     counts = resample_counts(values.size, num_bootstrap, np.random.default_rng(seed))
     mean = float(values.mean())
@@ -86,7 +86,7 @@ def resampled_correlations(
     seed: int,
     kind: Correlation = "spearman",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations over M, and their means over Q in resamples of both M and Q.
+    """Return correlations over M, and their means over Q in resamples of both M and Q.
 
     Owen 2007, "The pigeonhole bootstrap". Ranks and means are taken anew in every resample. The
     resamples depend on the seed and the shapes alone, so that all predictions share them.
@@ -95,8 +95,8 @@ def resampled_correlations(
         predictions: P arrays [Q, M].
         outcomes_QM: [Q, M].
         num_bootstrap: Number of resamples R.
-        seed: Of the resampling.
-        kind: Which correlation.
+        seed: Seed of the resampling.
+        kind: The kind of correlation.
 
     Returns:
         Correlations of the sample [P, Q] and means of the resamples [P, R].
@@ -120,7 +120,7 @@ def resampled_correlations(
 
 
 def _centered_ranks(values_M: np.ndarray, counts_MR: np.ndarray) -> np.ndarray:
-    """Average ranks [M, R] of value m in the sample that holds it counts[m, r] times.
+    """Return average ranks [M, R] of value m in the sample that holds it counts[m, r] times.
 
     `(#smaller + #smaller-or-equal + 1)/2`, less the mean rank (M+1)/2.
     """
@@ -135,7 +135,7 @@ def _centered_ranks(values_M: np.ndarray, counts_MR: np.ndarray) -> np.ndarray:
 
 
 def _centered_values(values_M: np.ndarray, counts_MR: np.ndarray) -> np.ndarray:
-    """Values less their mean in each sample [M, R]; differences that are rounding become 0."""
+    """Return values less their mean in each sample [M, R]; rounding becomes 0."""
     values = values_M - values_M.mean()
     # the values themselves are exact to eps, a sum of M of what is left to M eps
     eps = np.finfo(float).eps
@@ -148,7 +148,7 @@ def _centered_values(values_M: np.ndarray, counts_MR: np.ndarray) -> np.ndarray:
 def _correlation(
     a_MR: np.ndarray, b_MR: np.ndarray, variance_b: np.ndarray, counts_MR: np.ndarray
 ) -> np.ndarray:
-    """Pearson correlation [R] of centred columns with weights; 0 where one is constant."""
+    """Return Pearson's correlation [R] of centred columns with weights; 0 if one is constant."""
     weighted = counts_MR * a_MR
     covariance = np.einsum("mr,mr->r", weighted, b_MR)
     variance_a = np.einsum("mr,mr->r", weighted, a_MR)

@@ -29,7 +29,7 @@ __all__ = ["Recipe", "retrain", "train"]
 
 MatmulPrecision = Literal["float32", "tf32"]
 Queries = Mapping[str, tuple[ItemLoss, Sequence[Batch]]]
-"""Name -> (function(model, batch) -> [Q_b] or [Q_b, T], batches, whose outcomes are joined)."""
+"""Functions `(model, batch) -> [Q_b] or [Q_b, T]` and their batches, by the outcome's name."""
 
 
 def retrain(
@@ -46,7 +46,7 @@ def retrain(
     device: torch.device | str | None = None,
     precision: MatmulPrecision = "float32",
 ) -> dict[str, np.ndarray]:
-    """Trains a network on every subset with every seed and returns the outcomes of queries.
+    """Train a network on every subset with every seed and return the outcomes of queries.
 
     The model runs in evaluation mode: dropout is off. "scratch" calls `reset_parameters` of
     every submodule, children before parents, so a model with an initialisation of its own has
@@ -65,7 +65,7 @@ def retrain(
         networks_per_stack: Number of networks trained at once: memory against speed. Networks
             one at a time do without vmap, which not all models take.
         device: Where to train; by default where the model's first parameter is.
-        precision: Of matrix products: "float32", or "tf32" on a GPU that has it.
+        precision: Precision of matrix products: "float32", or "tf32" on a GPU that has it.
 
     Returns:
         Name -> outcomes, float64 [S, M, Q].
@@ -98,7 +98,7 @@ def retrain(
 
 
 class Retrainer:
-    """Networks by their subset and seed in, outcomes of queries out; a stack at a time.
+    """A trainer of stacks of networks that returns outcomes of queries.
 
     Args: as for `retrain`.
     """
@@ -121,11 +121,11 @@ class Retrainer:
         self.device = self._trainer.device
 
     def check(self, mask: np.ndarray) -> None:
-        """Calls the loss once on items of a subset and says what is wrong with it."""
+        """Call the loss once on items of a subset and say what is wrong with it."""
         self._trainer.check(mask)
 
     def check_outcomes(self, queries: Queries) -> dict[str, int]:
-        """Calls every function once and returns its number of queries."""
+        """Call every function once and return its number of queries."""
         for name, (function, batches) in queries.items():
             for batch in batches:
                 num_queries = num_rows(batch, f"the queries of outcome {name!r}")
@@ -135,7 +135,7 @@ class Retrainer:
         return {n: sum(num_rows(b, n) for b in batches) for n, (_, batches) in queries.items()}
 
     def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
-        """Trains networks as one stack and returns name -> outcomes, float64 [G, Q].
+        """Train networks as one stack and return name -> outcomes, float64 [G, Q].
 
         Raises:
             FloatingPointError: If a network diverges; names subset and seed.
@@ -169,7 +169,7 @@ def train(
     init: Target = "scratch",
     device: torch.device | str | None = None,
 ) -> nn.Module:
-    """Trains a copy of the model on all items: the network of `retrain` with a full mask.
+    """Train a copy of the model on all items: the network of `retrain` with a full mask.
 
     Args:
         model: As in `retrain`.
@@ -202,7 +202,7 @@ def train(
 
 
 def check_seeds(seeds: Sequence[int], recipe: Recipe, init: Target) -> None:
-    """Raises ValueError where there are none, one twice, or several that would all agree."""
+    """Raise ValueError unless there are seeds, all different, and several can differ."""
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds are {list(seeds)}; expected at least one, all different.")
     if init == "checkpoint" and recipe.batch_size is None and len(seeds) > 1:

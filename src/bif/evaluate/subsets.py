@@ -11,7 +11,7 @@ import numpy as np
 def random_subsets(
     num_items: int, num_subsets: int, *, fraction: float = 0.5, seed: int | Sequence[int]
 ) -> np.ndarray:
-    """Draws independent uniform subsets, all of `round(fraction * num_items)` items.
+    """Draw independent uniform subsets, all of `round(fraction * num_items)` items.
 
     All subsets have one size, so that an offset common to all scores drops out of the linear
     datamodeling score. Row m depends on `seed` and m alone: asking for more subsets later
@@ -44,7 +44,7 @@ def random_subsets(
 def leave_out(
     num_items: int, num_subsets: int, *, num_removed: int, seed: int | Sequence[int]
 ) -> np.ndarray:
-    """Draws subsets that lack `num_removed` items each.
+    """Draw subsets that lack `num_removed` items each.
 
     The removed items come from shuffled sweeps through all items, cut into disjoint pieces:
     items are removed about equally often, and with `num_removed=1` the first N subsets leave

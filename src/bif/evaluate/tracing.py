@@ -21,7 +21,7 @@ from bif.types import Better
 
 @dataclass(frozen=True)
 class Tracing:
-    """How well planted items are found; 1 is perfect in every measure but `recall`.
+    """Measures of how well planted items are found; 1 is perfect in all but `recall`.
 
     Attributes:
         auroc: Probability that a planted item ranks above another one; 0.5 is chance.
@@ -29,7 +29,7 @@ class Tracing:
             their share of all items.
         recall: Share of the planted items among the first k; at most k / (number planted).
         reciprocal_rank: 1 / (rank of the first planted item).
-        k: Of `recall`.
+        k: Number of items that `recall` looks at.
     """
 
     auroc: Estimate
@@ -49,7 +49,7 @@ def tracing(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Tracing:
-    """Returns how high planted items rank for the queries that they act on.
+    """Return how high planted items rank for the queries that they act on.
 
     Items are ranked from the most helpful: planted items push the observable of a triggered query
     the way that `better` names, such as the loss of the backdoor's label, "lower". Intervals hold
@@ -89,7 +89,10 @@ def tracing(
 
 
 def _rank_measures(helpful: np.ndarray, planted: np.ndarray, k: int) -> tuple[float, float, float]:
-    """Average precision, recall at k and reciprocal rank, each the mean over orders of ties."""
+    """Return average precision, recall at k and reciprocal rank.
+
+    Each is the mean over orders of ties.
+    """
     _, block = np.unique(-helpful, return_inverse=True)
     sizes = np.bincount(block)
     hits = np.bincount(block, weights=planted)
@@ -115,7 +118,7 @@ def _rank_measures(helpful: np.ndarray, planted: np.ndarray, k: int) -> tuple[fl
 
 
 def _checked(planted: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the marks [Q, N]."""
+    """Return the marks [Q, N]."""
     planted = np.asarray(planted)
     if planted.dtype != np.bool_ or planted.shape not in (shape, shape[1:]):
         raise ValueError(

@@ -27,7 +27,7 @@ _CHUNK_SIZE = 1024
 
 
 class Network(NamedTuple):
-    """Which network: its subset, a mask [N], its seed, and the subset's number for messages."""
+    """A network's subset, a mask [N], its seed, and the subset's number for messages."""
 
     mask: np.ndarray
     seed: int
@@ -35,7 +35,7 @@ class Network(NamedTuple):
 
 
 def values_of_stack(function: ItemFunction, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Values [G, B] of one batch under every network of the stack, 1,024 items at a time."""
+    """Return values [G, B] of a batch under every network, 1,024 items at a time."""
     num_items = len(next(iter(batch_leaves(batch).values())))
     values = []
     for start in range(0, num_items, _CHUNK_SIZE):
@@ -49,7 +49,10 @@ def values_of_stack(function: ItemFunction, leaves: dict[str, Tensor], batch: Ba
 def _stacked_values(
     function: ItemFunction, leaves: dict[str, Tensor], batch: Batch, *, own_batches: bool
 ) -> Tensor:
-    """Values [G, B]; batch [G, B, …] where networks have batches of their own, else [B, …]."""
+    """Return values [G, B].
+
+    The batch is [G, B, …] where networks have batches of their own, else [B, …].
+    """
     if len(next(iter(leaves.values()))) == 1:  # alone it needs no vmap, which not all models take
         if own_batches:
             batch = map_batch(lambda t: t[0], batch)
@@ -68,7 +71,7 @@ def _stacked_values(
 
 
 class StackTrainer:
-    """Trains stacks of networks; holds what they share."""
+    """A trainer of stacks of networks."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class StackTrainer:
         self._recipe = recipe
 
     def check(self, mask: np.ndarray) -> None:
-        """Calls the loss once, plainly, and says what is wrong with it or with batch_size."""
+        """Call the loss once, plainly, and say what is wrong with it or with batch_size."""
         size = self._recipe.batch_size or int(mask.sum())
         if size > mask.sum():
             raise ValueError(
@@ -109,7 +112,7 @@ class StackTrainer:
         check_per_item(values, size, "the loss")
 
     def fit(self, networks: Sequence[Network]) -> dict[str, Tensor]:
-        """Returns trained weights [G, *shape] of networks."""
+        """Return trained weights [G, *shape] of networks."""
         leaves, recipe = self._initial_weights(networks), self._recipe
         momenta: list[Tensor | None] = [None for _ in leaves]
         for step, batch in enumerate(self._batches(networks)):
@@ -174,14 +177,14 @@ class StackTrainer:
 
 
 def _move_asynchronously(index: Tensor, device: torch.device) -> Tensor:
-    """Indices on the device, without waiting for the steps that are under way there."""
+    """Return indices on the device, without waiting for its steps."""
     if device.type != "cuda":
         return index.to(device)
     return index.pin_memory().to(device, non_blocking=True)
 
 
 def _match_layout(gradients: Sequence[Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The leaves in their gradients' order in memory, where updates run three times as fast."""
+    """Return the leaves in their gradients' memory order, where updates are three times as fast."""
     return {
         name: torch.empty_like(gradient).copy_(leaf).requires_grad_()
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
@@ -191,7 +194,10 @@ def _match_layout(gradients: Sequence[Tensor], leaves: dict[str, Tensor]) -> dic
 def _update_(
     weight: Tensor, momentum: Tensor | None, gradient: Tensor, recipe: Recipe, *, rate: float
 ) -> None:
-    """`momentum = recipe.momentum · momentum + gradient + weight_decay w`, `w -= rate momentum`."""
+    """Update a weight and its momentum in place.
+
+    `momentum = recipe.momentum · momentum + gradient + weight_decay w`, `w -= rate momentum`.
+    """
     if momentum is None:  # in two passes over memory, which is what small networks wait for
         if recipe.weight_decay:
             weight.mul_(1 - rate * recipe.weight_decay)
@@ -204,13 +210,13 @@ def _update_(
 
 
 def stream(purpose: str, mask: np.ndarray, seed: int) -> int:
-    """A seed in [0, 2^63) that depends on the subset itself, the user's seed and the purpose."""
+    """Return a seed in [0, 2^63) that depends on subset, user's seed and purpose alone."""
     content = f"{purpose} {int(seed)} {mask.size} ".encode() + np.packbits(mask).tobytes()
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
 
 
 def _reset_(model: nn.Module, seed: int) -> None:
-    """Draws fresh weights in place, children before parents; the global state stays."""
+    """Draw fresh weights in place, children before parents; the global state stays."""
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would also seed the accelerators
         torch.default_generator.manual_seed(seed)
@@ -242,7 +248,7 @@ def _check_resettable(model: nn.Module) -> None:
 
 
 def check_per_item(values: Any, num_items: int, name: str) -> None:
-    """Raises ValueError unless values are [num_items] or [num_items, T] and finite."""
+    """Raise ValueError unless values are [num_items] or [num_items, T] and finite."""
     if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != num_items:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values)
         raise ValueError(
@@ -257,7 +263,7 @@ def check_per_item(values: Any, num_items: int, name: str) -> None:
 
 
 def num_rows(batch: Batch, name: str) -> int:
-    """Returns the common length of a batch's tensors, or raises ValueError or TypeError."""
+    """Return the common length of a batch's tensors, or raise ValueError or TypeError."""
     leaves = list(batch_leaves(batch, name).values())
     if not leaves or any(leaf.ndim == 0 for leaf in leaves):
         raise ValueError(

@@ -16,7 +16,7 @@ Purpose = Literal["reported", "tuning"]
 
 @dataclass(frozen=True, eq=False)
 class BankPart:
-    """Subsets and what became of queries when networks were trained on them.
+    """Subsets, and the outcomes of queries under networks trained on them.
 
     Attributes:
         purpose: What its outcomes may be used for.
@@ -25,7 +25,7 @@ class BankPart:
         seeds: The seeds, S of them.
         train_ids: Names of the train items, [N].
         query_ids: Names of the queries, [Q].
-        seconds: Training and evaluation, summed over networks.
+        seconds: Seconds of training and evaluation, summed over networks.
         target: Where its networks start: "scratch" or "checkpoint".
     """
 
@@ -40,11 +40,11 @@ class BankPart:
 
     @property
     def num_networks(self) -> int:
-        """Networks that were trained: S M."""
+        """Number of trained networks: S M."""
         return len(self.seeds) * len(self.masks)
 
     def required(self, purpose: Purpose) -> BankPart:
-        """The part itself, if it is for this purpose.
+        """Return the part itself if it is for this purpose.
 
         Raises:
             ValueError: It is for the other one.
@@ -67,8 +67,8 @@ class Bank:
         tuning: What their settings are chosen by: other subsets, other queries. None where the
             plan has none.
         target: "scratch": trained from fresh weights; "checkpoint": from w*.
-        recipe: How: the recipe's entries, or the name and fingerprint of the user's function.
-        plan: Which networks.
+        recipe: The recipe's entries, or the name and fingerprint of the user's function.
+        plan: The plan of subsets and seeds.
         manifest: Everything that the bank says of itself: fingerprints, versions, hardware.
     """
 
@@ -86,10 +86,10 @@ class Bank:
 
     @property
     def num_networks(self) -> int:
-        """Networks of all parts."""
+        """Number of networks of all parts."""
         return sum(part.num_networks for part in self.parts)
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation of all parts."""
+        """Seconds of training and evaluation of all parts."""
         return sum(part.seconds for part in self.parts)

@@ -14,7 +14,7 @@ from bif.types import Target
 
 
 def load(folder: str | Path) -> Bank:
-    """The bank in a folder.
+    """Return the bank in a folder.
 
     Args:
         folder: A path or fsspec URL that `retrained` wrote to.
@@ -31,7 +31,7 @@ def load(folder: str | Path) -> Bank:
 
 
 def load_networks(folder: str | Path, plan: Plan | None) -> Bank:
-    """The networks of `plan`, or all; raises as `load`, also where the plan's are not there."""
+    """Return the bank with the networks of `plan`, or all; raise as `load` if some are missing."""
     place = store.folder_at(folder)
     manifest = store.BANK.read(place)
     store.BANK.refuse_format(place, manifest, readable=True)

@@ -26,9 +26,9 @@ class PartToTrain:
     """One part: every network of it, and what is asked of them.
 
     Attributes:
-        purpose: Of the part.
-        masks: bool [M, N].
-        seeds: [S].
+        purpose: The purpose of the part.
+        masks: The subsets, bool [M, N].
+        seeds: The seeds, S of them.
         groups: The queries.
         query_ids: Their names, [Q].
         queries: Observable -> function and batches of queries.
@@ -43,14 +43,14 @@ class PartToTrain:
 
     @property
     def num_queries(self) -> int:
-        """Q."""
+        """Number of queries Q."""
         return len(self.query_ids)
 
 
 def parts_to_train(
     problem: Problem, tuning_queries: Items | Batch | Dataset[Any] | None, plan: Plan
 ) -> list[PartToTrain]:
-    """The reported part and, if the plan has one, the tuning part.
+    """Return the reported part and, if the plan has one, the tuning part.
 
     Raises:
         ValueError: Subsets that cannot be drawn; tuning queries where there are no tuning subsets
@@ -85,7 +85,7 @@ def identity(
     how: dict[str, Any],
     target: Target,
 ) -> dict[str, Any]:
-    """What makes two banks the same bank, however many seeds and subsets they have.
+    """Return what two banks share if they are one, however many seeds and subsets they have.
 
     Weights that fresh networks do not start from do not enter.
     """
@@ -127,7 +127,7 @@ def _part(
 
 
 def _unused_name(problem: Problem) -> str:
-    """A name of a group that the problem does not have."""
+    """Return a name of a group that the problem does not have."""
     name = "tuning"
     while name in problem.query_groups:
         name += "'"
@@ -149,7 +149,7 @@ def _refuse_shared(groups: dict[str, Items], tuning: Items) -> None:
 
 
 def _digests(items: Items) -> list[bytes]:
-    """Hashes of the items one by one."""
+    """Return hashes of the items one by one."""
     batch = map_batch(lambda leaf: leaf.cpu().contiguous(), items.first(len(items)))
     leaves = [leaf.reshape(len(items), -1) for leaf in batch_leaves(batch).values()]
     rows = [leaf.view(torch.uint8) if leaf.shape[1] else leaf for leaf in leaves]

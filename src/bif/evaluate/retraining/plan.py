@@ -12,6 +12,7 @@ import numpy as np
 from bif.evaluate.subsets import leave_out, random_subsets
 
 _MAX_SEEDS = 10**6
+"""Seeds that a plan may have."""
 _TUNING_STREAM = 1
 """Stream of the tuning part's subsets; the reported part's come from the seed itself."""
 
@@ -72,7 +73,7 @@ class Plan:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
     def masks(self, num_items: int) -> np.ndarray:
-        """The reported subsets of N items, bool [M, N]; True marks an item that stays.
+        """Return the reported subsets of N items, bool [M, N]; True marks an item that stays.
 
         Raises:
             ValueError: Subsets that would be empty or whole, or more than there are.
@@ -80,7 +81,7 @@ class Plan:
         return self._draw(num_items, self.num_subsets, self.mask_seed)
 
     def tuning_masks(self, num_items: int) -> np.ndarray:
-        """The tuning part's subsets, bool [M', N], none of which is a reported one.
+        """Return the tuning part's subsets, bool [M', N], none of which is a reported one.
 
         They come from a stream of their own; what is among the reported subsets is left out.
 
@@ -103,7 +104,7 @@ class Plan:
         return np.stack(others[: self.num_tuning_subsets])
 
     def joined(self, other: Plan) -> Plan:
-        """The smallest plan that holds both, the other's seeds after one's own.
+        """Return the smallest plan that holds both, the other's seeds after one's own.
 
         Raises:
             ValueError: Subsets of another kind or seed.
@@ -125,12 +126,12 @@ class Plan:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers and lists that JSON can hold, for `from_dict`."""
+        """Return the numbers and lists that JSON can hold, for `from_dict`."""
         return {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Plan:
-        """From what `as_dict` returned, JSON or not.
+        """Return the plan of what `as_dict` returned, JSON or not.
 
         Raises:
             ValueError: Unknown or missing names, or values that make no plan.
@@ -153,7 +154,7 @@ class Plan:
         return random_subsets(num_items, num, fraction=self.fraction, seed=seed)
 
     def _num_distinct(self, num_items: int) -> int:
-        """Number of subsets of this size."""
+        """Return the number of subsets of this size."""
         if self.num_removed is not None:
             return math.comb(num_items, self.num_removed)
         assert self.fraction is not None
@@ -161,7 +162,7 @@ class Plan:
 
 
 def _seeds(seeds: tuple[int, ...] | int, name: str) -> tuple[int, ...]:
-    """The seeds one by one."""
+    """Return the seeds one by one."""
     if isinstance(seeds, int):
         listed = tuple(range(seeds)) if seeds <= _MAX_SEEDS else ()
     else:
@@ -175,5 +176,5 @@ def _seeds(seeds: tuple[int, ...] | int, name: str) -> tuple[int, ...]:
 
 
 def _union(mine: Any, more: Any) -> tuple[int, ...]:
-    """All seeds, each once, in the order of their arrival."""
+    """Return all seeds, each once, the first ones first."""
     return tuple(dict.fromkeys((*mine, *more)))

@@ -1,4 +1,4 @@
-"""How far a bank has come, on the terminal."""
+"""The progress bar of a bank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar that the yielded function advances by networks, or nothing where `shown` is False."""
+    """Yield a function that advances a bar by networks; it shows nothing if `shown` is False."""
     if not shown:
         yield lambda networks: None
         return

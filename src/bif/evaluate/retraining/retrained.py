@@ -1,4 +1,4 @@
-"""Training a bank's networks: what is missing of it, stack by stack, each committed."""
+"""Retraining of a bank's networks: what is missing of it, stack by stack, each committed."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from bif.store.signals import termination_raises
 from bif.types import Batch, Target
 
 _RETRAIN_SHARE = 0.05
-"""Of the time that is left, at most, to train one network again before going on."""
+"""Largest share of the remaining time that training one network again may take."""
 _RELATIVE_TOLERANCE = 0.01
 """Relative distance by which a network that is trained again may differ in any case."""
 _FUNCTION_CHUNK = 16
-"""Networks of one seed that are stored together where they are trained one by one."""
+"""Networks of one seed that are stored together where they are trained singly."""
 
 
 def retrained(
@@ -73,7 +73,8 @@ def retrained(
         out: A path or fsspec URL; in memory only if None.
         device: Where to train; the model's device by default.
         networks_per_stack: Networks of a recipe that are trained at once: memory against speed.
-        precision: Of matrix products by a recipe: "float32", or "tf32" on a GPU that has it.
+        precision: Precision of matrix products of a recipe: "float32", or "tf32" on a GPU that has
+            it.
         show_progress: Draw a progress bar on the terminal.
 
     Returns:
@@ -122,7 +123,7 @@ def retrained(
 
 @dataclass
 class _Training:
-    """A bank in the making."""
+    """A bank in training."""
 
     train_ids: np.ndarray
     parts: list[PartToTrain]
@@ -131,7 +132,7 @@ class _Training:
     manifest: dict[str, Any]
 
     def run(self, folder: store.BankFolder | None, *, show_progress: bool) -> Bank:
-        """Train what is missing; the bank of the plan's networks."""
+        """Train what is missing, and return the bank of the plan's networks."""
         manifest = store.plain(self.manifest)
         stores: list[store.BankPartStore | None] = [None for _ in self.parts]
         if folder is not None:
@@ -164,12 +165,12 @@ class _Training:
 
 
 class _PartOutcomes:
-    """The places of one part's networks: outcomes [A, S, M, Q] and seconds [S, M], NaN if empty.
+    """The outcomes [A, S, M, Q] and seconds [S, M] of one part; NaN where a network is missing.
 
     Args:
         part: The part.
-        arrays: Where it is kept, or None.
-        manifest: Of the folder, whose seeds may be more and in another order.
+        arrays: The stored arrays of the part, or None.
+        manifest: The folder's manifest, whose seeds may be more and in another order.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class _PartOutcomes:
             self.seconds = seconds[self._rows, : shape[2]]
 
     def missing(self) -> list[tuple[int, int]]:
-        """Positions of seed and subset of networks that are still to be trained."""
+        """Return positions of seed and subset of networks that are still to be trained."""
         done = np.isfinite(self.outcomes).all(axis=(0, 3))
         return [(int(s), int(m)) for s, m in np.argwhere(~done)]
 
@@ -209,7 +210,7 @@ class _PartOutcomes:
             advance(len(stack))
 
     def result(self, train_ids: np.ndarray, target: Target) -> BankPart:
-        """The part, complete."""
+        """Return the part, complete."""
         return BankPart(
             purpose=self.part.purpose,
             masks=self.part.masks,
@@ -225,7 +226,7 @@ class _PartOutcomes:
 def _refuse_other_training(
     slots: list[_PartOutcomes], trainer: Trainer, folder: store.Folder
 ) -> str | None:
-    """Retrain the cheapest network that is there, and refuse to go on where it comes out otherwise.
+    """Retrain the cheapest network of the bank, and raise if it comes out otherwise.
 
     Returns:
         What is to be said where that would take too long.
@@ -270,7 +271,7 @@ def _refuse_other_training(
 
 
 def _consecutive_networks(stack: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Stretches `[first, last)` of a stack with one seed and consecutive subsets."""
+    """Yield stretches `[first, last)` of one seed and consecutive subsets."""
     keyed = groupby(enumerate(stack), key=lambda item: (item[1][0], item[1][1] - item[0]))
     for _, group in keyed:
         positions = [position for position, _ in group]
@@ -278,7 +279,7 @@ def _consecutive_networks(stack: list[tuple[int, int]]) -> Iterator[tuple[int, i
 
 
 def _extend_manifest(folder: store.BankFolder, plan: Plan, where: dict[str, str]) -> None:
-    """Enter further subsets and seeds, and where they are trained, before they are."""
+    """Enter further subsets, seeds and hardware before any training."""
     try:
         kept = Plan.from_dict(folder.manifest["plan"])
     except ValueError as error:
@@ -314,7 +315,7 @@ def _seeds_of(plan: Plan, part: PartToTrain) -> tuple[int, ...]:
 
 
 def _load_if_complete(out: str | Path, manifest: dict[str, Any], plan: Plan) -> Bank | None:
-    """The bank in the folder if it is this one and holds these networks; nothing is written."""
+    """Return the bank in the folder if it holds these networks; write nothing."""
     with contextlib.suppress(FileNotFoundError, store.DamagedRun, ValueError):
         found = store.BANK.read(store.folder_at(out))
         if found.get("complete") and not store.differences(

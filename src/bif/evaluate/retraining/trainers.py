@@ -1,4 +1,4 @@
-"""Who trains a bank's networks: a recipe, many at once, or the user's own function, one by one."""
+"""Trainers of a bank's networks: many at once by a recipe, one by one by the user's function."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ device; `seed`, in [0, 2^31), belongs to this subset and seed alone.
 
 
 class Trainer(Protocol):
-    """Networks in, outcomes of queries out."""
+    """A trainer of networks that returns outcomes of queries."""
 
     num_at_once: int
-    """Networks that are trained together."""
+    """Number of networks that are trained together."""
     description: dict[str, Any]
-    """For the manifest; another description is another bank."""
+    """The training as the manifest describes it; another description is another bank."""
     device: torch.device
 
     def check(self, mask: np.ndarray, queries: Sequence[Queries]) -> None:
@@ -43,7 +43,7 @@ class Trainer(Protocol):
         ...
 
     def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
-        """Name -> outcomes of freshly trained networks, float64 [G, Q]."""
+        """Return outcomes of freshly trained networks by name, float64 [G, Q]."""
         ...
 
 
@@ -52,11 +52,11 @@ class RecipeTrainer:
 
     Args:
         problem: Model, loss and train items.
-        recipe: How to train.
-        target: From where.
-        device: Where; the model's device if None.
-        num_at_once: Networks of a stack.
-        precision: Of matrix products.
+        recipe: The recipe of the training.
+        target: Where the training starts.
+        device: The device of the training; the model's device if None.
+        num_at_once: Number of networks of a stack.
+        precision: Precision of matrix products.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class FunctionTrainer:
         problem: Model and train items.
         train: The function.
         target: Whether it starts at w*.
-        device: Where the items and the start are; the model's device if None.
+        device: The device of the items and the start; the model's device if None.
 
     Raises:
         TypeError: What is called is no function of three arguments.
@@ -117,7 +117,7 @@ class FunctionTrainer:
         self.description = {"kind": "function", "function": code_fingerprint(train)}
 
     def check(self, mask: np.ndarray, queries: Sequence[Queries]) -> None:
-        """Nothing that could be tried in less time than a network takes."""
+        """Do nothing: a trial would take as long as a network."""
 
     def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
         rows = [self._train_and_evaluate(network, queries) for network in networks]
