@@ -40,14 +40,14 @@ _CONFIG_TEXT = b"steps:\n- score:\n    score_cfg:\n      higher_is_better: false
 
 
 def holds_bergson_scores(folder: Folder) -> bool:
-    """Whether a folder has scores of bergson."""
+    """Return whether a folder has scores of bergson."""
     return folder.is_file(SCORES) and folder.is_file(INFO)
 
 
 def read_bergson_scores(
     path: str | Path, *, sign: Sign | None = None, tokens: Tokens = "refuse"
 ) -> ImportedScores:
-    """Reads a score folder of bergson, signed as the BIF of a loss.
+    """Read a score folder of bergson, signed as the BIF of a loss.
 
     Args:
         path: The folder with `scores.bin` and `info.json`.
@@ -89,7 +89,7 @@ def read_bergson_scores(
 def write_bergson_scores(
     path: str | Path, scores: Any, *, precision: Precision = "float32"
 ) -> None:
-    """Writes scores as a folder that bergson's `validate` and `recall` read.
+    """Write scores as a folder that bergson's `validate` and `recall` read.
 
     They are written as they are, helpful items negative, and the folder says so. Bergson takes
     them for scores of losses: hand over those of an observable that is better low.
@@ -97,7 +97,7 @@ def write_bergson_scores(
     Args:
         path: A new folder.
         scores: [Q, N], signed as the BIF.
-        precision: Of the numbers in the file; bergson's default is float32.
+        precision: Precision of the numbers in the file; bergson's default is float32.
 
     Raises:
         FileExistsError: If there is something already.
@@ -129,7 +129,7 @@ def write_bergson_scores(
 
 
 def _layout(num_queries: int, precision: str) -> dict[str, Any]:
-    """Bergson's structure: pairs of score and flag, each in 8 bytes, or 16 for float64."""
+    """Return bergson's structure: pairs of score and flag, 8 bytes each, 16 for float64."""
     size = np.dtype(precision).itemsize
     pair = 2 * size  # bergson pads size + 1 to a power of 2, and all of them to 8 bytes
     queries = range(num_queries)
@@ -142,7 +142,7 @@ def _layout(num_queries: int, precision: str) -> dict[str, Any]:
 
 
 def _read_rows(folder: Folder, info: dict[str, Any]) -> np.ndarray:
-    """The scores of all rows, float64 [rows, Q]."""
+    """Return the scores of all rows, float64 [rows, Q]."""
     try:
         num_queries, layout = int(info["num_scores"]), info["dtype"]
         num_rows = int(info.get("num_rows", info["num_items"]))
@@ -184,7 +184,7 @@ def _as_float(column: np.ndarray, is_bfloat16: bool) -> np.ndarray:
 
 
 def _sum_tokens(folder: Folder, rows: np.ndarray) -> np.ndarray:
-    """Sums of the tokens' rows, [N, Q]."""
+    """Return sums of the tokens' rows, [N, Q]."""
     offsets = from_numpy(folder.read(OFFSETS), f"{folder}/{OFFSETS}")["scores"]
     rising = offsets.ndim == 1 and len(offsets) > 1 and bool((np.diff(offsets) >= 0).all())
     if offsets.dtype.kind != "i" or not rising or (offsets[0], offsets[-1]) != (0, len(rows)):
@@ -198,7 +198,7 @@ def _sum_tokens(folder: Folder, rows: np.ndarray) -> np.ndarray:
 
 
 def _recorded_sign(folder: Folder, info: dict[str, Any]) -> Sign:
-    """What the folder says of its sign, by the rules of `load_scores_loss_signed`."""
+    """Return the sign that the folder records, by the rules of `load_scores_loss_signed`."""
     text = folder.read(CONFIG).decode("utf-8", "replace") if folder.is_file(CONFIG) else ""
     higher = higher_is_better(text)
     if higher is not None:
@@ -213,7 +213,7 @@ def _recorded_sign(folder: Folder, info: dict[str, Any]) -> Sign:
 
 
 def higher_is_better(config: str) -> bool | None:
-    """`higher_is_better` of the first `score_cfg` in a `config.yaml`; None where it cannot be told.
+    """Return `higher_is_better` of the first `score_cfg` in a `config.yaml`, or None.
 
     Bergson dumps its config in block style, one key a line, and takes a missing key for true.
     """

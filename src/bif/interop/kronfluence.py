@@ -33,14 +33,14 @@ PART = re.compile(r"pairwise_scores_data_partition(\d+)_module_partition(\d+)\.s
 
 
 def holds_kronfluence_scores(folder: Folder) -> bool:
-    """Whether a folder has pairwise scores of kronfluence."""
+    """Return whether a folder has pairwise scores of kronfluence."""
     return any(name == WHOLE or PART.fullmatch(name) for name in folder.names())
 
 
 def read_kronfluence_scores(
     path: str | Path, *, measurement_sign: Literal[1, -1] = 1, tokens: Tokens = "refuse"
 ) -> ImportedScores:
-    """Reads the pairwise scores of kronfluence and turns their sign.
+    """Read the pairwise scores of kronfluence and turn their sign.
 
     `scores = -measurement_sign * g_phiᵀ H⁻¹ g_i`, summed over modules and, where asked for, over
     the tokens of train items, which is exact where the loss of an item is the sum of its tokens'.
@@ -94,7 +94,7 @@ def read_kronfluence_scores(
 
 
 def _read_total(folder: Folder, name: str, tokens: Tokens) -> tuple[np.ndarray, dict[str, str]]:
-    """The sum over modules, and over tokens, of one file, [Q, N], and its metadata."""
+    """Return the sum over modules, and over tokens, of one file, [Q, N], and its metadata."""
     source = f"{folder}/{name}"
     tensors, metadata = from_safetensors(folder.read(name), source)
     shapes = {module: tensor.shape for module, tensor in tensors.items()}
@@ -114,7 +114,10 @@ def _read_total(folder: Folder, name: str, tokens: Tokens) -> tuple[np.ndarray, 
 
 
 def _join_partitions(folder: Folder, arguments: Mapping[str, Any], tokens: Tokens) -> np.ndarray:
-    """The scores of all partitions: module partitions summed, data partitions side by side."""
+    """Return the scores of all partitions.
+
+    Module partitions are summed, data partitions stand side by side.
+    """
     matches = [PART.fullmatch(name) for name in folder.names()]
     there = {(int(m[1]), int(m[2])): m[0] for m in matches if m}
     num_data, num_modules = (
@@ -152,7 +155,7 @@ def _join_partitions(folder: Folder, arguments: Mapping[str, Any], tokens: Token
 def _read_ids(
     folder: Folder, kind: Literal["query", "train"], count: int
 ) -> tuple[str, ...] | None:
-    """Indices in the data set; None where the folder does not name the data set."""
+    """Return indices in the data set; None where the folder does not name the data set."""
     found = _read_if_there(folder, f"{kind}_dataset_metadata.json")
     if not found:
         return None

@@ -22,11 +22,14 @@ from bif.interop.scores import parent_and_name
 
 _BOS, _FIRST_BYTE = 1, 3
 _THETA, _EPSILON = 10_000.0, 1e-5
-"""Of the rotary positions and of RMSNorm: constants of run.c."""
+"""Base of the rotary positions, and epsilon of RMSNorm: constants of run.c."""
 
 
 class _Header(NamedTuple):
-    """The first seven int32; a negative vocabulary says that the output layer is its own."""
+    """The first seven int32 of a checkpoint.
+
+    A negative vocabulary says that the output layer is a matrix of its own.
+    """
 
     dim: int
     hidden_dim: int
@@ -49,7 +52,7 @@ class _Header(NamedTuple):
         return self.dim // self.num_heads * self.num_kv_heads
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The float32 arrays that follow, in their order."""
+        """Return the float32 arrays that follow, in their order."""
         layers, dim, hidden, kv_dim = self.num_layers, self.dim, self.hidden_dim, self.kv_dim
         table = (self.max_tokens, dim // self.num_heads // 2)
         shapes: dict[str, tuple[int, ...]] = {
@@ -71,7 +74,7 @@ class _Header(NamedTuple):
 
 
 def read_llama2c(path: str | Path) -> nn.Module:
-    """The network of a llama2.c checkpoint as transformers' `LlamaForCausalLM`, float32.
+    """Return the network of a llama2.c checkpoint as transformers' `LlamaForCausalLM`, float32.
 
     llama2.c rotates neighbouring entries `(2j, 2j + 1)` of queries and keys by position,
     transformers entries `(j, j + half)`: rows of their weights are permuted, which changes no
@@ -106,7 +109,7 @@ class Llama2cTokenizer:
 
     Attributes:
         pieces: The vocabulary; 0 is unknown, 1 begins a text, 3 … 258 are the bytes.
-        scores: Of each piece: the pair of the highest score is merged first.
+        scores: The score of each piece: the pair of the highest score is merged first.
     """
 
     pieces: tuple[bytes, ...]
@@ -114,7 +117,7 @@ class Llama2cTokenizer:
 
     @classmethod
     def read(cls, path: str | Path) -> Llama2cTokenizer:
-        """The tokenizer of a `.bin` file; a path or fsspec URL.
+        """Return the tokenizer of a `.bin` file; a path or fsspec URL.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -141,7 +144,7 @@ class Llama2cTokenizer:
         return cls(tuple(pieces), tuple(scores))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text: 1 in front, then those of a space and the text."""
+        """Return token ids of a text: 1 in front, then those of a space and the text."""
         if not text:
             return [_BOS]
         # No piece has a space behind its first byte, so no merge crosses the start of a word, and
@@ -151,7 +154,7 @@ class Llama2cTokenizer:
         return [_BOS, *(token for word in words for token in self._cached_merge(word))]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of token ids; up to the first token 1 that is not in front."""
+        """Return the text of token ids; up to the first token 1 that is not in front."""
         parts = []
         for place, token in enumerate(tokens):
             if token == _BOS:
@@ -178,7 +181,7 @@ class Llama2cTokenizer:
         return cache(self._merge)
 
     def _merge(self, text: str) -> list[int]:
-        """Characters, or their bytes where there is no such piece, merged pair by pair."""
+        """Return the tokens of characters, or of their bytes, merged pair by pair."""
         tokens: list[int] = []
         for character in text:
             encoded = character.encode()
@@ -237,7 +240,7 @@ def _parse_arrays(content: bytes, header: _Header, path: str | Path) -> dict[str
 
 
 def _new_model(header: _Header) -> Any:
-    """A network of these sizes, to be filled."""
+    """Return a model of these sizes, to be filled."""
     with needs_extra("lm", "checkpoints of llama2.c are loaded into transformers' Llama"):
         from transformers import LlamaConfig, LlamaForCausalLM
     options: dict[str, Any] = {"attn_implementation": "eager"}  # not in transformers' own types
@@ -264,7 +267,7 @@ def _new_model(header: _Header) -> Any:
 def _rename_weights(
     arrays: Mapping[str, np.ndarray], header: _Header
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Weights by their names in transformers."""
+    """Yield weights by their names in transformers."""
     yield "model.embed_tokens.weight", arrays["embedding"]
     yield "model.norm.weight", arrays["norm"]
     if not header.is_tied:
@@ -283,7 +286,7 @@ def _rename_weights(
 
 
 def _deinterleave_rows(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """In each head the even rows, then the odd ones."""
+    """Return the even rows of each head, then its odd ones."""
     rows, columns = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))

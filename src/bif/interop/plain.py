@@ -1,4 +1,4 @@
-"""Anybody's matrix: plain files, our own runs, and the folders of other libraries."""
+"""Scores from any source: plain files, our own runs, and the folders of other libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_scores(
     better: Better = "lower",
     observable: str | None = None,
 ) -> ImportedScores:
-    """Reads a matrix of scores [Q, N] from whatever holds one.
+    """Read a matrix of scores [Q, N] from whatever holds one.
 
     * `.npy`: the matrix. `.npz`, `.safetensors`: the array named "scores", or the only matrix;
       names in arrays `query_ids`, `train_ids`, for safetensors JSON lists in the metadata.
@@ -138,7 +138,7 @@ def _refuse_sign(sign: Sign | None, reason: str) -> None:
 
 
 def _only_matrix(arrays: Mapping[str, np.ndarray], source: str) -> np.ndarray:
-    """The array "scores", or the only one with two axes; [N] becomes [1, N]."""
+    """Return the array "scores", or the only one with two axes; [N] becomes [1, N]."""
     found = arrays.get("scores")
     if found is None:
         matrices = [name for name, array in arrays.items() if array.ndim == 2]

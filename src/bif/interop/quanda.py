@@ -27,7 +27,7 @@ from bif.types import Batch, ItemLoss
 
 
 class BIFExplanations:
-    """What `BIFExplainer` does; the other half of that class is quanda's `Explainer`.
+    """The methods of `BIFExplainer`, whose other base is quanda's `Explainer`.
 
     Quanda hands over test items batch by batch. Every call with new items samples the same chains
     once more, so hand all test items to `explain` first: their scores are kept, and later calls
@@ -84,7 +84,9 @@ class BIFExplanations:
         self._self_influence: Tensor | None = None
 
     def explain(self, test_data: Batch, targets: list[int] | Tensor) -> Tensor:
-        """Scores of all train items for each test item, float32 [B, N], helpful = positive.
+        """Return scores of all train items for each test item, float32 [B, N].
+
+        Positive scores help.
 
         Args:
             test_data: Test inputs [B, …], or a dict of tensors, which is given "labels".
@@ -102,10 +104,10 @@ class BIFExplanations:
         return found.to(getattr(self, "device", "cpu"))
 
     def self_influence(self, batch_size: int = 32) -> Tensor:
-        """`Var(l_i)` of every train item, float32 [N]: how freely its loss moves.
+        """Return `Var(l_i)` of every train item, float32 [N]: how freely its loss moves.
 
         Args:
-            batch_size: Of no use here; quanda passes it.
+            batch_size: Accepted for quanda's interface and ignored.
         """
         if self._self_influence is None:
             self._sample(self._train.first(1), [0])
@@ -113,7 +115,7 @@ class BIFExplanations:
         return self._self_influence.to(getattr(self, "device", "cpu"))
 
     def _sample(self, queries: Batch, rows: list[int]) -> Tensor:
-        """Scores [B, N] of these rows, from a run of their own."""
+        """Return scores [B, N] of these rows, from a run of their own."""
         from bif.calibration.calibrate import calibrate
         from bif.runs.attribute import attribute
 
@@ -137,7 +139,7 @@ class BIFExplanations:
 
 @cache
 def explainer_class() -> type:
-    """`BIFExplainer`: `BIFExplanations` on top of quanda's `Explainer`.
+    """Return `BIFExplainer`, a class of `BIFExplanations` and quanda's `Explainer`.
 
     Raises:
         ModuleNotFoundError: quanda is not installed.
@@ -165,7 +167,7 @@ def _float32(values: Any) -> Tensor:
 
 
 def _fingerprints(batch: Batch) -> list[bytes]:
-    """A name for the content of every row of a batch."""
+    """Return a name for the content of every row of a batch."""
     leaves = [leaf.cpu().contiguous() for leaf in batch_leaves(batch).values()]
     names = []
     for row in range(len(leaves[0])):

@@ -1,4 +1,4 @@
-"""Scores as they come in: checked, in float64, signed as the BIF."""
+"""Imported scores: checked, in float64, signed as the BIF."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sign = Literal["loss", "helpful"]
 of the item; "helpful" larger for items that help more."""
 
 Tokens = Literal["refuse", "sum"]
-"""What to do with scores of single tokens."""
+"""Whether scores of single tokens are refused, or summed to their item's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class ImportedScores:
                 )
 
     def aligned(self, *, query_ids: Sequence[str], train_ids: Sequence[str]) -> np.ndarray:
-        """Scores of these queries and train items, in this order, float64 [Q, N].
+        """Return scores of these queries and train items, in this order, float64 [Q, N].
 
         An axis of the file without ids is taken by position, and must have the right length.
 
@@ -79,7 +79,7 @@ class ImportedScores:
 
 
 def as_signed(scores: Any, sign: Sign, better: Better) -> np.ndarray:
-    """Returns scores in float64, signed as the BIF.
+    """Return scores in float64, signed as the BIF.
 
     Args:
         scores: [Q, N].
@@ -100,7 +100,7 @@ def as_signed(scores: Any, sign: Sign, better: Better) -> np.ndarray:
 
 
 def parent_and_name(path: str | Path | Folder) -> tuple[Folder, str]:
-    """The folder that holds a file or folder, and its name in there."""
+    """Return the folder that holds a file or folder, and its name in there."""
     parent, _, name = str(path).rstrip("/").rpartition("/")
     return folder_at(parent or ("/" if str(path).startswith("/") else ".")), name
 

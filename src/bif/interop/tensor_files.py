@@ -1,4 +1,4 @@
-"""Tensors and arrays out of bytes; nothing is unpickled."""
+"""Readers of tensors and arrays from bytes; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def from_safetensors(content: bytes, source: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a safetensors file, floats in float64, and its metadata.
+    """Return the tensors of a safetensors file, floats in float64, and its metadata.
 
     Raises:
         ValueError: If the bytes are no such file.
@@ -28,7 +28,7 @@ def from_safetensors(content: bytes, source: str) -> tuple[dict[str, np.ndarray]
 
 
 def from_numpy(content: bytes, source: str) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, or that of an `.npy` file under the name "scores".
+    """Return the arrays of an `.npz` file, or that of an `.npy` file under the name "scores".
 
     Raises:
         ValueError: If the bytes are no such file, or hold Python objects, which are pickled.
