@@ -1,4 +1,4 @@
-"""Words on the terminal, and the progress bar: draws, draws a second, time left, reliability."""
+"""Messages on the terminal, and the progress bar: draws, draws a second, time left, reliability."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 _RELIABILITY_PERIOD = 3.0
+"""Seconds between two computations of the reliability."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that turn the direction of what follows."""
+"""Characters that turn the direction of the text after them."""
 
 
 def escape_controls(text: object) -> str:
-    """A text whose control characters are written out: a terminal would obey them.
+    """Return a text whose control characters are written out: a terminal would obey them.
 
     Lines and tabs stay; so does what is merely unusual.
     """
@@ -27,7 +28,7 @@ def escape_controls(text: object) -> str:
 
 
 def as_bytes(count: float) -> str:
-    """A number of bytes in the unit that suits it."""
+    """Return a number of bytes in the unit that suits it."""
     unit = 0
     while count >= 1024 and unit < len(_UNITS) - 1:
         count, unit = count / 1024, unit + 1
@@ -35,7 +36,7 @@ def as_bytes(count: float) -> str:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Lines on the terminal, beside the progress bar."""
+    """Print lines on the terminal, beside the progress bar."""
     from rich.console import Console
 
     console = Console(stderr=True, soft_wrap=True)

@@ -30,7 +30,7 @@ class Lds:
     out: str | None = None
     """Folder for results and banks."""
     methods: tuple[str, ...] = ()
-    """The setting's own choice by default."""
+    """Methods to compare; the setting's own choice by default."""
     fractions: tuple[float, ...] = ()
     """Further shares of the train items to retrain on, for a plot."""
     sizes: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class Lds:
     device: str = "cpu"
     """Where to train, retrain and sample."""
     seed: int = 0
-    """Of split, training, subsets and sampling."""
+    """Seed of split, training, subsets and sampling."""
     scores: str | None = None
     """A file of scores to judge: .npy, .npz, .csv, .safetensors, a run's folder, or a folder of
     kronfluence or bergson."""

@@ -61,7 +61,7 @@ def _print_lines(lines: Iterable[str]) -> None:
 def _tune_with_bank(
     problem: Problem, settings: Settings, folder: str
 ) -> tuple[Settings, tuple[Choice, ...]]:
-    """Settings with nbeta and gamma by the tuning part of a bank."""
+    """Return settings with nbeta and gamma by the tuning part of a bank."""
     from bif.calibration.tune import tune
     from bif.evaluate.retraining import load
 

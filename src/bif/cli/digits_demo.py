@@ -37,7 +37,7 @@ RECIPE = Recipe(steps=1000, learning_rate=0.05, momentum=0.9, weight_decay=1e-3,
 
 @dataclass(frozen=True)
 class Digits:
-    """The demo's problem and what only the demo knows: which labels were moved."""
+    """The demo's problem, and which of its labels were moved."""
 
     problem: Problem
     moved: np.ndarray
@@ -48,7 +48,7 @@ def digits(seed: int = 0) -> Digits:
     """Load the digits, move 5 % of the training labels, train the network.
 
     Args:
-        seed: Of the split, of the moved labels and of the training.
+        seed: Seed of the split, of the moved labels and of the training.
 
     Raises:
         ImportError: The extra `demo` is not installed.
@@ -88,7 +88,7 @@ def digits(seed: int = 0) -> Digits:
 
 
 def suspicion(influence: xr.Dataset) -> np.ndarray:
-    """How likely each training label is wrong: minus the item's self-influence, `Var(l_i)`.
+    """Return how likely each training label is wrong: minus `Var(l_i)`.
 
     The loss of an item that contradicts its neighbours is held down by few weights, so it moves
     freely under the posterior.
@@ -131,7 +131,7 @@ def run_demo(
 
 
 def add_known_truth(run: Run, made: Digits) -> Run:
-    """The run with suspicion and the known truth beside its scores, for the report."""
+    """Add suspicion and the known truth to the run's scores, for the report."""
     dataset = run.influence.dataset
     dataset["suspicion"] = ("train", suspicion(dataset))
     dataset["relabelled"] = ("train", made.moved)
@@ -140,7 +140,7 @@ def add_known_truth(run: Run, made: Digits) -> Run:
 
 
 def mislabel_aurocs(run: Run, made: Digits) -> dict[str, Any]:
-    """How well three scores find the moved labels, as areas under the ROC curve.
+    """Return how well three scores find the moved labels, as areas under the ROC curve.
 
     The scores are the suspicion; the item's loss at w* alone; and the gradient product of the
     item with itself, `g_i · g_i`, to which the suspicion tends as gamma grows.

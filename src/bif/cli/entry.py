@@ -33,7 +33,7 @@ _USER_ERRORS = (
 
 
 def main() -> None:
-    """The command `bif`; exits with 2 on bad input."""
+    """Run the command `bif`; exit with 2 on bad input."""
     commands = Annotated[
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Attribute, tyro.conf.subcommand("attribute")]

@@ -42,7 +42,7 @@ class Language:
     tokens: Tokens | None = None
     """Score every token of the train documents, of the queries, or of both, in its own column."""
     mask_seed: int = 0
-    """Of the masks of a masked language model."""
+    """Seed of the masks of a masked language model."""
     layers: tuple[str, ...] = ()
     """Layers whose weights move, such as 0 3-5; all if left out."""
     heads: tuple[str, ...] = ()
@@ -58,14 +58,16 @@ def pose_problem(
     candidates: Sequence[str] = (),
     without_proxies: bool = False,
 ) -> tuple[Problem, Settings]:
-    """The problem that the command line names, and the settings with the weights that move in it.
+    """Return the problem that the command line names, and its settings.
+
+    The settings name the weights that move.
 
     Args:
         target: FILE.py:FUNCTION, or None where there is a model.
         language: Empty where there is a target.
-        settings: As given.
+        settings: The settings as they were given.
         query: Sources of queries, each a group named after its file; of a model only.
-        candidates: The same for documents that were not trained on.
+        candidates: Sources of documents that were not trained on, likewise.
         without_proxies: Whether the observables themselves are recorded.
 
     Raises:

@@ -31,7 +31,7 @@ def load_problem(target: str) -> Problem:
 
 
 def load_groups(targets: Sequence[str]) -> dict[str, Items]:
-    """Groups of items from functions that return items, or mappings from names to items.
+    """Return groups of items from functions that return items, or mappings to items.
 
     Raises: as `load_problem`, and
         ValueError: Two groups of one name.

@@ -26,9 +26,9 @@ class Respond:
     out: str
     """Folder or fsspec URL for influence.zarr and scores.json."""
     observable: str | None = None
-    """What is asked of the queries; the problem's first by default."""
+    """The observable of the queries; the problem's first by default."""
     temperature: float = 1.0
-    """1, the local posterior, or 0, its minimum."""
+    """Temperature: 1, the local posterior, or 0, its minimum."""
     curvature: Literal["hessian", "bregman"] = "hessian"
     """At temperature 0: "bregman" has the Gauss-Newton matrix in the Hessian's place."""
     h: float | None = None
@@ -36,7 +36,7 @@ class Respond:
     steps: int | None = None
     """Recorded steps of each chain; at temperature 0 the most steps of a descent."""
     replicates: int = 1
-    """Of each query at temperature 1, with noise of their own."""
+    """Replicates of each query at temperature 1, with noise of their own."""
     without_proxies: bool = False
     """Record the observables themselves, and not a loss through its margin or residual."""
     overwrite: bool = False

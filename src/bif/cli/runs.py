@@ -27,7 +27,7 @@ class Demo:
     out: str = "bif-demo"
     """Folder for the results; a run that was cut short there goes on."""
     seed: int = 0
-    """Of split, moved labels, training and sampling."""
+    """Seed of split, moved labels, training and sampling."""
     keep: Keep = "traces"
     """What is kept of the draws: all losses, sums, or all losses and weights."""
     commit_every: float = 10.0
@@ -178,7 +178,7 @@ class Check:
     candidates: tuple[str, ...] = ()
     """With --model: the run's files of documents that were not trained on."""
     without_proxies: bool = False
-    """As it was when the run was made."""
+    """Whether the run records the observables themselves."""
     language: Language = field(default_factory=Language)
 
     def run(self) -> None:
