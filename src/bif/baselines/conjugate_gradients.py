@@ -19,12 +19,12 @@ from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blo
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How well the linear systems of one call were solved.
+    """Iterations and residuals of the linear systems of one call.
 
     Args:
         iterations: Products with the curvature, of the block of queries that took most.
         residuals: `|g - (C + damping) x| / |g|` of every query, `[Q]`, computed anew at the end.
-        tolerance: What was wanted.
+        tolerance: The tolerance that was asked for.
     """
 
     iterations: int
@@ -33,12 +33,12 @@ class SolveReport:
 
     @property
     def largest_residual(self) -> float:
-        """The worst query's relative residual."""
+        """The relative residual of the worst query."""
         return float(self.residuals.max())
 
     @property
     def num_unsolved(self) -> int:
-        """Queries above the tolerance, with a factor 2 for the rounding of the recursion."""
+        """Number of queries above twice the tolerance: the recursion rounds."""
         return int((self.residuals > 2 * self.tolerance).sum())
 
 
@@ -51,7 +51,7 @@ class ConjugateGradients:
     of `scores`; a Gauss-Newton matrix without damping or the Hessian off a minimum need damping.
 
     Attributes:
-        report: Of the latest call of `scores`; None before.
+        report: The report of the latest call of `scores`; None before.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class ConjugateGradients:
             problem: Model, loss and train items.
             curvature: "hessian" or "ggn".
             criterion: For "ggn", how the loss curves in the model's outputs; found by default.
-            tolerance: Of the residual, relative to the query's gradient.  Below about 1e-6 it
-                needs a float64 model.
-            max_iterations: After which a system is left as it is, with a warning.
+            tolerance: Residual relative to the query's gradient. Below about 1e-6 it needs a
+                float64 model.
+            max_iterations: Iterations after which a system is left as it is, with a warning.
             num_together: Queries solved at a time; memory grows with it times `chunk_size`.
             chunk_size: Items per product.
 
@@ -104,12 +104,12 @@ class ConjugateGradients:
         )  # fmt: skip
 
     def scores(self, problem: Problem, *, damping: float, observable: str | None = None) -> Tensor:
-        """The scores of any queries at any damping.
+        """Return the scores of any queries at any damping.
 
         Args:
             problem: The one that was fitted, or one that differs in queries and observables.
-            damping: In units of the mean loss's curvature.
-            observable: Of the problem's observables; the first by default.
+            damping: Damping in units of the mean loss's curvature.
+            observable: Name of one of the problem's observables; the first by default.
 
         Returns:
             `[Q, N]` on the CPU, in float64.
@@ -156,9 +156,9 @@ def conjugate_gradients(
     Args:
         product: `C @ x` for `[P, K]`.
         right: `[P, K]`.
-        damping: Added to the diagonal.
-        tolerance: Of `|residual| / |right|`.
-        max_iterations: Products at most.
+        damping: Number added to the diagonal.
+        tolerance: Tolerance of `|residual| / |right|`.
+        max_iterations: Largest number of products.
 
     Returns:
         The solutions `[P, K]`, their relative residuals `[K]` float64, and the iterations.
@@ -192,7 +192,7 @@ def conjugate_gradients(
 
 
 def _column_products(a: Tensor, b: Tensor) -> Tensor:
-    """Of matching columns, `[K]` float64."""
+    """Return the inner products of matching columns, `[K]` float64."""
     return (a * b).sum(dim=0, dtype=torch.float64)
 
 

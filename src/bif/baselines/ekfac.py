@@ -25,7 +25,7 @@ from bif.types import Params
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's eigenbasis: gradient matrices `[out, in]`, the bias as a last column."""
+    """One layer's eigenbasis of gradient matrices `[out, in]`, the bias as a last column."""
 
     columns: tuple[slice, ...]  # of its weights in rows of gradients
     input_vectors: Tensor
@@ -33,7 +33,7 @@ class _Layer:
     eigenvalues: Tensor
 
     def apply_inverse(self, rows: Tensor, damping: float) -> list[Tensor]:
-        """`Q_G ((Q_Gᵀ G Q_A) / (eigenvalues + damping)) Q_Aᵀ`, split as the rows are."""
+        """Return `Q_G ((Q_Gᵀ G Q_A) / (eigenvalues + damping)) Q_Aᵀ`, split as the rows are."""
         out = len(self.output_vectors)
         parts = [rows[:, part].reshape(len(rows), out, -1) for part in self.columns]
         along = self.output_vectors.T @ torch.cat(parts, dim=2) @ self.input_vectors
@@ -56,7 +56,7 @@ class EKFAC:
         fitted.scores(problem, damping_scale=1.0)
 
     Attributes:
-        eigenvalues: Of every layer, by its name, `[out, in]`.
+        eigenvalues: The eigenvalues of every layer, by its name, `[out, in]`.
 
     Source: George et al. 2018 (arXiv 1806.03884); for influence Grosse et al. 2023 (arXiv
     2308.03296), eq. 21.
@@ -68,7 +68,7 @@ class EKFAC:
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Of all layers together."""
+        """The mean eigenvalue of all layers together."""
         values = [layer.eigenvalues.double() for layer in self._layers.values()]
         return float(sum(v.sum() for v in values) / sum(v.numel() for v in values))
 
@@ -85,7 +85,7 @@ class EKFAC:
         seed: int = 0,
         chunk_size: int | None = None,
     ) -> EKFAC:
-        """Two passes over the train items: factors, then eigenvalues in their basis.
+        """Compute factors, then eigenvalues in their basis: two passes over the train items.
 
         Args:
             problem: Model, loss and train items.
@@ -149,14 +149,14 @@ class EKFAC:
         damping_scale: float | None = None,
         observable: str | None = None,
     ) -> Tensor:
-        """The scores of any queries at any damping.
+        """Return the scores of any queries at any damping.
 
         Args:
             problem: The one that was fitted, or one that differs in queries and observables.
-            damping: In units of the mean loss's curvature, the same for all layers.
+            damping: Damping in units of the mean loss's curvature, the same for all layers.
             damping_scale: Instead, each layer's damping in units of its own mean eigenvalue; .1 is
                 the usual default of others, and the best value differs by problem: tune it.
-            observable: Of the problem's observables; the first by default.
+            observable: Name of one of the problem's observables; the first by default.
 
         Returns:
             `[Q, N]` on the CPU, in float64.
@@ -199,7 +199,7 @@ class EKFAC:
 def _eigenbases(
     state: dict[str, Any], layers: dict[str, list[str]], params: Params, names: list[str]
 ) -> dict[str, _Layer]:
-    """The eigenvectors and corrected eigenvalues of curvlinops, by layer."""
+    """Return the eigenvectors and corrected eigenvalues of curvlinops, by layer."""
     ends, columns = 0, {}
     for name in names:
         columns[name] = slice(ends, ends + params[name].numel())

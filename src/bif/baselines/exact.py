@@ -14,6 +14,7 @@ from bif.problem.problem import Problem, chosen_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 _MAX_WEIGHTS = 30_000
+"""Number of weights of the largest dense matrix."""
 
 
 class ExactInfluence:
@@ -48,7 +49,7 @@ class ExactInfluence:
         """Make the curvature matrix.
 
         Args:
-            problem: With at most 30,000 weights; all of them enter.
+            problem: A problem of at most 30,000 weights, all of which enter.
             curvature: "hessian" or "ggn".
             criterion: For "ggn", how the loss curves in the model's outputs: "cross_entropy" (a
                 softmax over the last axis) or "squared_error".  Found by default.
@@ -61,12 +62,12 @@ class ExactInfluence:
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Of C: its trace over the number of weights."""
+        """The mean eigenvalue of C: its trace over the number of weights."""
         return float(self.curvature.diagonal().mean())
 
     @cached_property
     def smallest_eigenvalue(self) -> float:
-        """Of C; negative for a Hessian off a minimum.  Computed when first asked."""
+        """The smallest eigenvalue of C, computed when first asked; negative off a minimum."""
         return float(torch.linalg.eigvalsh(self.curvature)[0])
 
     def scores(
@@ -77,13 +78,13 @@ class ExactInfluence:
         damping_scale: float | None = None,
         observable: str | None = None,
     ) -> Tensor:
-        """The scores of any queries at any damping.
+        """Return the scores of any queries at any damping.
 
         Args:
             problem: The one that was fitted, or one that differs in queries and observables.
-            damping: In units of the mean loss's curvature.
+            damping: Damping in units of the mean loss's curvature.
             damping_scale: Instead, in units of the mean eigenvalue.
-            observable: Of the problem's observables; the first by default.
+            observable: Name of one of the problem's observables; the first by default.
 
         Returns:
             `[Q, N]` on the CPU, in float64.
@@ -102,7 +103,7 @@ class ExactInfluence:
         return torch.cat(blocks)
 
     def _damped_factor(self, damping: float) -> Tensor:
-        """The Cholesky factor of `C + damping·I`."""
+        """Return the Cholesky factor of `C + damping·I`."""
         if self._factor is not None and self._factor[0] == damping:
             return self._factor[1]
         self._factor = None  # before another of its size is made
@@ -122,7 +123,7 @@ class ExactInfluence:
 def dense_curvature(
     problem: Problem, curvature: Curvature, criterion: Criterion | None = None
 ) -> Tensor:
-    """Hessian or Gauss-Newton matrix of the (weighted) mean train loss at w*, `[P, P]` float64.
+    """Return the curvature matrix of the (weighted) mean train loss at w*, `[P, P]` float64.
 
     Raises:
         ValueError: More than 30,000 weights; a loss that cannot be split for "ggn".

@@ -1,4 +1,4 @@
-"""What rivals share that are fitted once to the train items and asked with any queries."""
+"""Checks of rivals that are fitted once to the train items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bif.problem.problem import Problem
 
 
 def require_same_fit(fitted: Problem, problem: Problem) -> None:
-    """Raise unless `problem` differs from the one fitted to only in what it asks.
+    """Raise unless `problem` differs from the fitted one in queries and observables alone.
 
     Raises:
         ValueError: Another number of train items, other train weights, another model.
@@ -36,7 +36,7 @@ def require_same_fit(fitted: Problem, problem: Problem) -> None:
 def resolve_damping(
     damping: float | None, damping_scale: float | None, mean_eigenvalue: float
 ) -> float:
-    """`damping`, or `damping_scale · mean_eigenvalue`; exactly one of the two must be given.
+    """Return `damping`, or `damping_scale · mean_eigenvalue`; one of the two must be given.
 
     Raises:
         ValueError: Both or neither; a negative number, NaN or infinity.
@@ -53,7 +53,7 @@ def resolve_damping(
 
 
 def require_damping(damping: float | None, name: str = "damping") -> float:
-    """The number itself.
+    """Return a damping that is a finite number ≥ 0.
 
     Raises:
         ValueError: Not a finite number ≥ 0.

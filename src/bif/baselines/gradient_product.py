@@ -14,13 +14,13 @@ from bif.sampling.item_gradients import signed_products
 def gradient_product(
     problem: Problem, *, observable: str | None = None, movable: Sequence[str] | None = None
 ) -> Tensor:
-    """`-g_i · g_phi` for all queries and train items.
+    """Return `-g_i · g_phi` for all queries and train items.
 
     The limit of `gamma · BIF` as gamma → ∞ (`docs/scale-and-sign.md`), so signed like the BIF.
 
     Args:
         problem: Model, items, queries.
-        observable: Of the problem's observables; the first by default.
+        observable: Name of one of the problem's observables; the first by default.
         movable: Globs of the parameters whose gradients count; by default all that the model does
             not freeze.
 
@@ -39,13 +39,13 @@ def gradient_product(
 def gradient_cosine(
     problem: Problem, *, observable: str | None = None, movable: Sequence[str] | None = None
 ) -> Tensor:
-    """`-cos(g_i, g_phi)`: the gradient product that forgets how large gradients are.
+    """Return `-cos(g_i, g_phi)`: the gradient product that forgets how large gradients are.
 
     0 where a gradient vanishes.
 
     Args:
         problem: Model, items, queries.
-        observable: Of the problem's observables; the first by default.
+        observable: Name of one of the problem's observables; the first by default.
         movable: Globs of the parameters whose gradients count; by default all that the model does
             not freeze.
 
@@ -63,5 +63,5 @@ def gradient_cosine(
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length 1; those of length 0 stay 0."""
+    """Return rows scaled to length 1; those of length 0 stay 0."""
     return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)

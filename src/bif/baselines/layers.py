@@ -1,4 +1,4 @@
-"""The layers of a model whose curvature EK-FAC approximates, and why the others are not among them.
+"""The layers of a model whose curvature EK-FAC approximates, and why other layers are left out.
 
 Weights outside of Linear and Conv2d layers have no Kronecker factors. They are named, never
 dropped in silence.
@@ -18,7 +18,7 @@ from bif.problem.literals import require_literal
 from bif.types import Batch, ItemLoss
 
 OtherLayers = Literal["refuse", "leave_out"]
-"""What becomes of weights that EK-FAC cannot take: an error, or scores without them."""
+"""Treatment of weights that EK-FAC cannot take: an error, or scores without them."""
 
 
 def kronecker_layers(
@@ -28,13 +28,13 @@ def kronecker_layers(
     names: Collection[str],
     other_layers: OtherLayers = "refuse",
 ) -> dict[str, list[str]]:
-    """Names of layers with the names of their weights, the weight before the bias.
+    """Return the names of layers and of their weights, the weight before the bias.
 
     Weights that do not reach the loss have no gradient: they are left out without a word.
 
     Args:
-        model: Whose parameters require gradients.
-        loss: Of (model, batch); run once.
+        model: A model whose parameters require gradients.
+        loss: A loss of (model, batch), which runs once.
         example: A few items.
         names: Parameters that count.
         other_layers: What becomes of weights outside of Linear and Conv2d layers.
@@ -74,7 +74,7 @@ def kronecker_layers(
 def _trace_pass(
     model: nn.Module, loss: ItemLoss, example: Batch
 ) -> tuple[dict[str, int], set[str]]:
-    """How often each module ran, and which parameters reached the loss."""
+    """Return how often each module ran, and which parameters reached the loss."""
     calls: dict[str, int] = defaultdict(int)
 
     def count(name: str) -> None:
@@ -96,7 +96,7 @@ def _trace_pass(
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """The modules that hold each parameter, by its id."""
+    """Return the modules that hold each parameter, by its id."""
     places: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
         own: dict[str, Tensor | None] = dict(module._parameters)
@@ -107,7 +107,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _reason_against(model: nn.Module, places: list[str], calls: dict[str, int]) -> str | None:
-    """Why a parameter held by these modules has no factors, or None if it has."""
+    """Return why a parameter of these modules has no factors, or None if it has."""
     module = model.get_submodule(places[0])
     kind = type(module).__name__
     if len(places) > 1:

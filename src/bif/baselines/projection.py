@@ -13,7 +13,9 @@ from bif.problem.literals import require_literal
 ProjectionKind = Literal["rademacher", "gaussian"]
 
 _BLOCK_WEIGHTS = 8192
+"""Weights of a block of R."""
 _MAX_KEPT_BYTES = 2**31
+"""Bytes of R up to which its blocks are kept."""
 
 
 class Projection:
@@ -27,7 +29,7 @@ class Projection:
         num_weights: P.
         dimension: k.
         kind: "rademacher", `±1/sqrt(k)`, or "gaussian".
-        seed: Of the projection.
+        seed: Seed of the projection.
         like: For device and dtype.
 
     Raises:
@@ -46,7 +48,7 @@ class Projection:
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """`[B, P]` to `[B, k]`."""
+        """Return rows `[B, P]` projected to `[B, k]`."""
         total = rows.new_zeros(len(rows), self._dimension)
         for start in range(0, self._num_weights, _BLOCK_WEIGHTS):
             total += rows[:, start : start + _BLOCK_WEIGHTS] @ self._block(start)

@@ -24,14 +24,14 @@ def representation_similarity(
     layer: str | None = None,
     labels: Labels = "ignore",
 ) -> Tensor:
-    """Similarity of the hidden representations of query and item, signed for the observable.
+    """Return the similarity of hidden representations, signed for the observable.
 
     An item like the query is called helpful: `-similarity` for an observable that should be low,
     `+similarity` for one that should be high.
 
     Args:
         problem: Model, items, queries.
-        observable: Of the problem's observables; decides the sign only.
+        observable: Name of one of the problem's observables; decides the sign only.
         kind: "cosine", or "dot" for the inner product.
         layer: Name of the module whose *input* is the representation; by default the Linear layer
             that runs last, so the last hidden layer.  Inputs `[B, T, d]` are averaged over T,
@@ -65,12 +65,12 @@ def representation_similarity(
 
 
 def random_scores(problem: Problem, *, seed: int = 0, observable: str | None = None) -> Tensor:
-    """Independent N(0, 1): what a method that knows nothing scores.
+    """Return independent N(0, 1): the scores of a method that knows nothing.
 
     Args:
         problem: For the numbers of queries and train items.
-        seed: Of the numbers.
-        observable: Checked and otherwise ignored.
+        seed: Seed of the numbers.
+        observable: The observable, which is checked and otherwise ignored.
 
     Returns:
         `[Q, N]` on the CPU, in float64.
@@ -103,7 +103,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _last_linear(problem: Problem, model: nn.Module) -> nn.Module:
-    """The Linear layer that runs last."""
+    """Return the Linear layer that runs last."""
     ran: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, _: ran.append(module))
@@ -124,7 +124,7 @@ def _last_linear(problem: Problem, model: nn.Module) -> nn.Module:
 
 
 def _inputs_of(problem: Problem, model: nn.Module, module: nn.Module, items: Items) -> Tensor:
-    """What enters `module`, a row an item, `[N, d]` float64."""
+    """Return the inputs of `module`, a row an item, `[N, d]` float64."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     rows = []

@@ -70,9 +70,9 @@ class TRAK:
                 "squared_error": the model's only output.  By default after the problem's loss.
             output: Instead, the output function f and the weight `-dl/df`, each of (model, batch)
                 and with one number an item.
-            dimension: Of the projection; None for none, where the model is small.
+            dimension: Dimension of the projection; None for none, where the model is small.
             projection: "rademacher" or "gaussian".
-            seed: Of the projection.
+            seed: Seed of the projection.
 
         Raises:
             ValueError: A loss that is not known and neither `criterion` nor `output`; models of
@@ -101,13 +101,13 @@ class TRAK:
         observable: str | None = None,
         soft_threshold: float = 0.0,
     ) -> Tensor:
-        """The scores of any queries at any damping.
+        """Return the scores of any queries at any damping.
 
         Args:
             problem: The one that was fitted, or one that differs in queries and observables.
-            damping: Added to `ΦᵀΦ`, which is a *sum* over train items.
+            damping: Damping added to `ΦᵀΦ`, which is a *sum* over train items.
             damping_scale: Instead, in units of the mean eigenvalue of `ΦᵀΦ`.
-            observable: Of the problem's observables; the first by default.
+            observable: Name of one of the problem's observables; the first by default.
             soft_threshold: Scores shrink towards 0 by this share of the query's largest absolute
                 score, `sign(s)·max(|s| - threshold, 0)`; 0 leaves them.
 
@@ -163,7 +163,7 @@ def _values(problem: Problem, function: ItemLoss) -> Iterator[Tensor]:
 
 
 def _with_model(problem: Problem, model: nn.Module) -> Problem:
-    """The same problem at another model's weights."""
+    """Return the same problem at another model's weights."""
     shapes = {name: leaf.shape for name, leaf in model.named_parameters()}
     expected = {name: leaf.shape for name, leaf in problem.model.named_parameters()}
     if shapes != expected:
@@ -196,12 +196,12 @@ def _output_function(loss: ItemLoss, criterion: Criterion | None) -> tuple[ItemL
 
 
 def _one_minus_p(model: nn.Module, batch: Batch) -> Tensor:
-    """`-dl/df = 1 - p` for `l = log(1 + exp(-f))`, f the margin."""
+    """Return `-dl/df = 1 - p` for `l = log(1 + exp(-f))`, f the margin."""
     return torch.sigmoid(-losses.margin(model, batch))
 
 
 def _only_output(model: nn.Module, batch: Batch) -> Tensor:
-    """The model's output `[B]`."""
+    """Return the model's output `[B]`."""
     output = model(batch[0])
     if output.numel() != len(output):
         raise ValueError(
@@ -212,5 +212,5 @@ def _only_output(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _residual(model: nn.Module, batch: Batch) -> Tensor:
-    """`-dl/df = y - f` for `l = ½ (y - f)²`."""
+    """Return `-dl/df = y - f` for `l = ½ (y - f)²`."""
     return batch[1].flatten() - _only_output(model, batch)

@@ -24,9 +24,9 @@ def largest_curvature(
     Hessian products are central differences of gradients, so any gradient will do.
 
     Args:
-        gradient: Of the function at given weights.
+        gradient: The gradient of the function at given weights.
         params: Leaves `[C, *shape]`.
-        direction: Where to start, leaves `[C, *shape]`; overwritten.
+        direction: The first direction, leaves `[C, *shape]`; overwritten.
         masks: The Hessian is 0 where weights may not move.
 
     Returns:
@@ -39,11 +39,11 @@ def largest_curvature(
 def largest_eigenvalue(
     product: Callable[[Params], Params], direction: Params, *, iterations: int = 20
 ) -> Tensor:
-    """Largest eigenvalue of a symmetric map of each chain, by power iteration.
+    """Return the largest eigenvalue of a symmetric map of each chain, by power iteration.
 
     Args:
-        product: The map, of directions of length 1.
-        direction: Where to start, leaves `[C, *shape]`; overwritten.
+        product: The map of directions of length 1.
+        direction: The first direction, leaves `[C, *shape]`; overwritten.
 
     Returns:
         `[C]`, at least 0, a lower bound.
@@ -75,7 +75,7 @@ def smallest_curvature(
     """Return the smallest curvature of a function, by power iteration on `H - largest`.
 
     Args: as for `largest_curvature`, and
-        largest: What that found, `[C]`.
+        largest: The result of `largest_curvature`, `[C]`.
 
     Returns:
         `[C]`, an upper bound; at a minimum about 0, and below it at a saddle.
@@ -90,7 +90,7 @@ def smallest_curvature(
 def _power_iteration(
     product: Callable[[Params], Params], direction: Params, shift: Tensor, iterations: int
 ) -> Iterator[Tensor]:
-    """Curvatures `[C]` along the directions of a power iteration on `H + shift`."""
+    """Yield curvatures `[C]` along the directions of a power iteration on `H + shift`."""
     for _ in range(iterations):
         length = tensors.squared_norm(direction).sqrt()
         # Squares of what is smaller still are 0 in float32: there is no direction to go on in.
@@ -103,10 +103,10 @@ def _power_iteration(
 def hessian_product(
     gradient: Gradient, params: Params, masks: Params
 ) -> Callable[[Params], Params]:
-    """`u -> H u` of the function with this gradient, for directions of length 1.
+    """Return the map `u -> H u` of a function, for directions of length 1.
 
     Args:
-        gradient: At given weights.
+        gradient: The gradient of the function at given weights.
         params: Leaves `[C, *shape]`.
         masks: The product is 0 where weights may not move.
     """

@@ -12,9 +12,10 @@ from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 
 FisherType = Literal["type-2", "mc", "empirical"]
-"""Exact over outputs, sampled, or from the items' own gradients."""
+"""How the Fisher matrix is taken: exact over outputs, sampled, or from the items' own gradients."""
 
 _MAX_OUTPUTS = 1000
+"""Outputs of an item up to which the exact Fisher matrix is affordable."""
 
 
 class _RootLosses(nn.Module):
@@ -37,7 +38,7 @@ def squared_fisher(
     criterion: Criterion | None,
     chunk_size: int,
 ) -> tuple[nn.Module, list[tuple[dict[str, Any], Tensor]]]:
-    """A model and batches whose summed squared error has the wanted curvature.
+    """Return a model and batches whose summed squared error has the wanted curvature.
 
     curvlinops has no train weights, one scale of squared error and a loop over items for the
     softmax. A squared error of outputs turned by the root of the loss's Hessian needs none of

@@ -1,4 +1,4 @@
-"""The library that curvature matrices come from."""
+"""Import of the library that curvature matrices come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bif.extras import needs_extra
 
 
 def import_curvlinops() -> Any:
-    """The package curvlinops.
+    """Return the package curvlinops.
 
     Raises:
         ImportError: The extra `baselines` is not installed.

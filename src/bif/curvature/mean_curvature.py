@@ -28,7 +28,7 @@ def curvature_operator(
     criterion: Criterion | None = None,
     chunk_size: int = 1024,
 ) -> Any:
-    """The curvature of the (weighted) mean train loss by the trainable weights, `[P, P]`.
+    """Return the curvature of the (weighted) mean train loss, `[P, P]`.
 
     Args:
         problem: Model, loss and train items.
@@ -70,7 +70,7 @@ def curvature_operator(
 
 
 def trainable_copy(problem: Problem) -> nn.Module:
-    """A copy of the model, of which what was trained requires gradients."""
+    """Return a copy of the model in which trained weights alone require gradients."""
     model = problem.evaluation_copy(problem.device)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in problem.trainable)
@@ -80,7 +80,7 @@ def trainable_copy(problem: Problem) -> nn.Module:
 def rooted_data(
     problem: Problem, split: SplitLoss, *, chunk_size: int, scale: float = 1.0
 ) -> list[tuple[dict[str, Any], Tensor]]:
-    """Batches for `RootedOutputs` with a label that nothing reads.
+    """Return batches for `RootedOutputs`, with labels that nothing reads.
 
     Their outputs times `sqrt(scale · rho_i / n)` are what is squared.
     """
@@ -94,7 +94,7 @@ def rooted_data(
 
 
 def weighted_chunks(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor, Batch]]:
-    """`rho_i / n` `[B]` and the batch, on the problem's device."""
+    """Yield `rho_i / n` `[B]` and the batch, on the problem's device."""
     like = next(iter(problem.center().values()))
     weights = problem.train_weights
     weights = torch.ones(problem.num_train, dtype=torch.float64) if weights is None else weights
@@ -107,7 +107,7 @@ def weighted_chunks(problem: Problem, chunk_size: int) -> Iterator[tuple[Tensor,
 
 
 def first_items(problem: Problem) -> Batch:
-    """The first train items, on the problem's device."""
+    """Return the first train items, on the problem's device."""
     return to_device(problem.train.first(3), problem.device)
 
 

@@ -21,6 +21,7 @@ Criterion = Literal["cross_entropy", "squared_error"]
 """How the loss curves in the outputs: as a softmax over the last axis, or output by output."""
 
 _MAX_DENSE_OUTPUTS = 64
+"""Outputs of an item up to which a loss is differentiated twice."""
 
 
 class SplitLoss:
@@ -31,8 +32,8 @@ class SplitLoss:
     once and depends on the weights through that call alone; both are checked on three items.
 
     Args:
-        model: Whose parameters require gradients.
-        loss: Of (model, batch).
+        model: A model whose parameters require gradients.
+        loss: A loss of (model, batch).
         example: A few items, for the check.
         criterion: How the loss curves in the outputs.  By default known for the losses of
             `bif.losses`, and for others found by differentiating twice if an item has at most 64
@@ -53,17 +54,17 @@ class SplitLoss:
         self.num_outputs = outputs[0].numel()
 
     def outputs(self, batch: Batch) -> Tensor:
-        """The model's outputs `[B, …]` where the loss calls it, float32 or wider."""
+        """Return the model's outputs `[B, …]` where the loss calls it, float32 or wider."""
         return self._catch_outputs(batch)[0]
 
     def at_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Item losses `[B]` had the model answered with `outputs`."""
+        """Return item losses `[B]` as if the model had answered with `outputs`."""
         answer = SimpleNamespace(logits=outputs) if self._wrapped else outputs
         with _answer_with(self._model, answer):
             return at_least_float32(per_item(self._loss(self._model, batch)))
 
     def root(self, batch: Batch) -> Tensor:
-        """What `rooted` needs besides the outputs, detached.
+        """Return the detached factor that `rooted` needs besides the outputs.
 
         "cross_entropy": `sqrt(weight)` of every position `[B, …, 1]`, where the Hessian of a
         position is `weight · (diag p - p pᵀ)`.  "squared_error": the root of the diagonal.
@@ -78,7 +79,7 @@ class SplitLoss:
         return self._dense_root(outputs, batch)
 
     def rooted(self, outputs: Tensor, root: Tensor) -> Tensor:
-        """`Sᵀ f`, `[B, K]`, with S constant: its squared error curves in f like the loss.
+        """Return `Sᵀ f`, `[B, K]`, with S constant: its squared error curves in f as the loss does.
 
         The Hessian of the loss in the outputs is `S Sᵀ`, so the Gauss-Newton matrix of the loss is
         that of `½ ‖Sᵀ f‖²`, `Jᵀ S Sᵀ J`, for any loss.
@@ -92,7 +93,7 @@ class SplitLoss:
         return torch.einsum("bij,bi->bj", root, outputs.flatten(1))
 
     def _catch_outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The outputs and the item losses."""
+        """Return the outputs and the item losses."""
         seen: list[Any] = []
         handle = self._model.register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
@@ -209,7 +210,7 @@ def _probe(like: Tensor, seed: int) -> Tensor:
 
 
 def _nonnegative(curvatures: Tensor) -> Tensor:
-    """Curvatures without rounding below 0.
+    """Return curvatures with rounding below 0 removed.
 
     Raises:
         ValueError: Truly negative ones.
@@ -225,7 +226,7 @@ def _nonnegative(curvatures: Tensor) -> Tensor:
 
 @contextmanager
 def _answer_with(model: nn.Module, answer: Any) -> Iterator[None]:
-    """Within, `model(…)` returns `answer`, whatever it is asked."""
+    """Let `model(…)` return `answer` inside the block, whatever its input."""
     there = "forward" in model.__dict__
     before = model.__dict__.get("forward")
     model.forward = lambda *args, **kwargs: answer
