@@ -1,4 +1,4 @@
-"""How the columns of the traces divide into groups of items, each stored as an array of its own."""
+"""The division of traces into groups of items, each stored as an array of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Panels:
 
     @classmethod
     def of(cls, problem: Problem) -> Panels:
-        """Of a problem's groups."""
+        """Return the sizes of a problem's groups."""
         return cls(
             _sizes(problem.scored_groups, by_token=problem.train_by_token),
             _sizes(problem.query_groups, by_token=problem.query_by_token),
@@ -43,13 +43,16 @@ class Panels:
 
     @property
     def names(self) -> list[str]:
-        """One array a group: `train_loss-0`, …, `query_value-0`, …."""
+        """Names of the arrays, one a group: `train_loss-0`, …, `query_value-0`, …."""
         return [f"train_loss-{i}" for i in range(len(self.train))] + [
             f"query_value-{i}" for i in range(len(self.query))
         ]
 
     def split(self, train: Tensor, query: Tensor) -> dict[str, np.ndarray]:
-        """Traces `[C, d, N]` and `[C, d, A·Q]` as arrays `[C, d, N_g]` and `[C, d, A, Q_g]`."""
+        """Return traces `[C, d, N]` and `[C, d, A·Q]` as an array for each group.
+
+        Arrays are `[C, d, N_g]` of train items and `[C, d, A, Q_g]` of queries.
+        """
         by_observable = query.unflatten(2, (self.num_observables, sum(self.query)))
         parts = [train[..., part] for part in _slices(self.train)] + [
             by_observable[..., part] for part in _slices(self.query)
@@ -58,7 +61,7 @@ class Panels:
 
 
 def join_panels(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Traces `[C, D, N]` and `[C, D, A·Q]` from the arrays of all groups."""
+    """Return traces `[C, D, N]` and `[C, D, A·Q]` from the arrays of all groups."""
     train, query = (
         np.concatenate([arrays[name] for name in names], axis=-1)
         for names in by_kind(arrays).values()
@@ -68,7 +71,7 @@ def join_panels(arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
-    """Array names of train items and of queries, each in the order of their groups."""
+    """Return array names of train items and of queries, each in the order of their groups."""
     found: dict[str, list[tuple[int, str]]] = {"train_loss": [], "query_value": []}
     for name in names:
         match = _NAME.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Fingerprints of code: what is reachable from a function or model, as far as it is the user's own.
+"""Fingerprints of code: of what is reachable from a function or model and is the user's own.
 
 Followed are functions, the global names that they read, modules and classes of the user's own with
 their bases, values of closures and defaults, hooks and attributes of modules.  Of libraries the
@@ -59,13 +59,13 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def code_fingerprint(function: Any) -> str:
-    """A function's name and the hash of what it does, as far as that can be read."""
+    """Return a function's name and the hash of what it does, as far as that is readable."""
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{name}@{_hash(_CodeWalk().text(function))}"
 
 
 def model_code(model: nn.Module) -> str:
-    """Hash of a model's structure and code, its hooks, and what it holds besides its weights.
+    """Return the hash of a model's structure, code and hooks, and of what is no weight.
 
     Parameters and persistent buffers, which its state holds, do not enter.
     """
@@ -77,7 +77,7 @@ def _hash(text: str) -> str:
 
 
 class _CodeWalk:
-    """One walk through everything that is reachable; what has been seen is named by its number."""
+    """One walk through reachable objects; those seen before are named by their number."""
 
     def __init__(self) -> None:
         self._seen: dict[int, int] = {}
@@ -85,7 +85,7 @@ class _CodeWalk:
         """So that no number is given twice."""
 
     def text(self, value: Any, *, shared: bool = False) -> str:
-        """A value in words that differ where it differs.
+        """Return a text that differs where the value does.
 
         Args:
             shared: It is reached by a global name: of an object that is neither data nor called
@@ -155,7 +155,7 @@ class _CodeWalk:
         return f"{_source(function.__code__)}{inside}{names}"
 
     def _globals(self, code: CodeType, given: Mapping[str, Any]) -> str:
-        """The global names that code reads, with what they stand for."""
+        """Return the global names that code reads, with the texts of their values."""
         names, attributes, imported = _names_of(code, str(given.get("__package__") or ""))
         found = [
             f"{name}={self._global(given[name], attributes)}"
@@ -211,7 +211,7 @@ class _CodeWalk:
         return f"{kind}{self.text(numbers)}"
 
     def of_model(self, model: nn.Module) -> str:
-        """All that counts of a model but its state."""
+        """Return a text of all that a model is besides its state."""
         said = [re.sub(r"0x[0-9a-f]+", "", repr(model))]
         persistent = set(model.state_dict())
         for name, buffer in model.named_buffers():
@@ -232,7 +232,7 @@ class _CodeWalk:
 
 
 def _is_code(value: Any, *, own: bool) -> bool:
-    """Whether an attribute of a module does; what a pass has left there does not."""
+    """Return whether an attribute of a module is code; what a pass has left there is not."""
     if isinstance(value, Tensor):
         return own and value.grad_fn is None
     if isinstance(value, nn.Module):
@@ -241,7 +241,7 @@ def _is_code(value: Any, *, own: bool) -> bool:
 
 
 def _state(value: Any) -> dict[str, Any]:
-    """The attributes of an object."""
+    """Return the attributes of an object."""
     slots = []
     for base in type(value).__mro__:
         names = vars(base).get("__slots__", ())
@@ -251,7 +251,7 @@ def _state(value: Any) -> dict[str, Any]:
 
 
 def _declared_values(found: type) -> dict[str, str] | None:
-    """Values that a class's body gives its names, as written; None where there is no source."""
+    """Return the values that a class's body gives its names, None without a source."""
     try:
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(found))).body
     except (OSError, TypeError, SyntaxError, ValueError):
@@ -266,7 +266,7 @@ def _declared_values(found: type) -> dict[str, str] | None:
 
 
 def _is_own_class(found: type) -> bool:
-    """Whether a class is the user's: by the files of its methods, for its module may be none."""
+    """Return whether a class is the user's, by the files of its methods."""
     for member in vars(found).values():
         function = inspect.unwrap(member) if isinstance(member, FunctionType) else member
         function = getattr(function, "__func__", getattr(function, "fget", function))
@@ -279,7 +279,7 @@ def _is_own_class(found: type) -> bool:
 
 @functools.cache
 def _is_own(file: str) -> bool:
-    """Whether code of this file is the user's own, not a library's."""
+    """Return whether code of this file is the user's own, not a library's."""
     if file.startswith("<"):
         return not file.startswith(("<frozen", "<attrs", "<__array"))
     path = Path(file).resolve()
@@ -289,7 +289,7 @@ def _is_own(file: str) -> bool:
 
 
 def _names_of(code: CodeType, package: str) -> tuple[set[str], set[str], set[str]]:
-    """Global names, names of attributes, and modules that are imported, in code and code inside."""
+    """Return global names, attribute names and imported modules of code and inner code."""
     names, attributes, imported = set(), set(), set()
     level = 0
     for one in _with_inner(code):
@@ -323,7 +323,7 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
 
 
 def _source(code: CodeType) -> str:
-    """What code does: its source without docstrings, comments and formatting, or its bytecode."""
+    """Return source without docstrings, comments and formatting, or else the bytecode."""
     if code.co_name != "<lambda>":  # of which a line may have several
         with contextlib.suppress(OSError, TypeError, SyntaxError, ValueError, RecursionError):
             tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
@@ -348,7 +348,7 @@ def _bytecode(code: CodeType) -> str:
 
 
 def _path(found: Any) -> str:
-    """The module of a function, as fingerprints know it."""
+    """Return the module of a function, by the name that fingerprints use."""
     module = getattr(found, "__module__", "")
     return _FINGERPRINT_MODULES.get(module, module)
 

@@ -13,15 +13,15 @@ from bif.problem.items import Items, batch_leaves
 from bif.types import Batch
 
 Tokens = Literal["train", "query", "both"]
-"""Which side of the scores has a column or row for every token instead of one for every item."""
+"""The side of the scores that has a column or row for every token instead of every item."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What groups of items have in the scores: one column an item, or one a token.
+    """The columns of groups of items in the scores: one an item, or one a token.
 
     Attributes:
-        item_ids: Names of the items, in order; of several groups "group/id" where told so.
+        item_ids: Names of the items, in order; "group/id" where several groups ask for it.
         item: The item of each column, a position in `item_ids`, `[n]`.
         token: The column's token, a position in its item's text, `[n]`; None for whole items.
     """
@@ -32,7 +32,7 @@ class Columns:
 
     @classmethod
     def of(cls, groups: Sequence[Items], *, names: np.ndarray, by_token: bool) -> Columns:
-        """Of groups one after another; `names` are their items'."""
+        """Return the columns of groups one after another; `names` are their items'."""
         if not by_token:
             return cls(names, np.arange(len(names)), None)
         places = [np.nonzero(mask_of(items)) for items in groups]
@@ -57,17 +57,17 @@ class Columns:
 
 
 def num_columns(items: Items, *, by_token: bool) -> int:
-    """Columns of one group."""
+    """Return the number of columns of one group."""
     return int(mask_of(items).sum()) if by_token else len(items)
 
 
 def token_shift(values: Tensor, batch: Batch, items: Items, *, what: str, where: str) -> int:
-    """How many tokens at the start of a text a function has no value for: 0 or 1.
+    """Return how many tokens at the start of a text have no value: 0 or 1.
 
     Args:
-        values: The function's, of the batch.
+        values: The function's values of the batch.
         batch: The first items, which may be cut to less than the width of their mask.
-        items: Whose tokens are to have columns.
+        items: The items whose tokens are to have columns.
         what: The function, for messages.
         where: The items, for messages.
 
@@ -99,6 +99,6 @@ def token_shift(values: Tensor, batch: Batch, items: Items, *, what: str, where:
 
 
 def mask_of(items: Items) -> np.ndarray:
-    """Which tokens have a column, bool `[N, T]`."""
+    """Return which tokens have a column, bool `[N, T]`."""
     assert items.token_mask is not None
     return items.token_mask

@@ -23,7 +23,7 @@ class ItemFunction(nn.Module):
     place; token values are summed to the item's.
 
     Args:
-        model: In the mode in which it is to be evaluated.
+        model: The model, in the mode in which it is to be evaluated.
         function: `function(model, batch) -> [B]` or `[B, T]`.
     """
 
@@ -35,10 +35,10 @@ class ItemFunction(nn.Module):
         self.raw: Callable[[Batch], Tensor] = lambda batch: function(model, batch)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Values `[B]` at the model's own weights, float32 or wider."""
+        """Return values `[B]` at the model's own weights, float32 or wider."""
         return at_least_float32(per_item(self.raw(batch)))
 
     def at(self, params: Params, batch: Batch) -> Tensor:
-        """Values `[B]` at `params`, leaves `[*shape]`; other weights are the model's own."""
+        """Return values `[B]` at `params`, leaves `[*shape]`; other weights are the model's own."""
         named = {f"model.{name}": leaf for name, leaf in params.items()}
         return functional_call(self, named, (batch,))

@@ -14,8 +14,8 @@ def identity(problem: Problem, settings: Mapping[str, object]) -> dict[str, Any]
     """Return what makes two runs the same run: requested settings, weights, data and functions.
 
     Args:
-        problem: What is asked.
-        settings: From `Settings.as_dict`, as they were requested.
+        problem: The problem that is asked.
+        settings: The requested settings, by `Settings.as_dict`.
     """
     weights = problem.train_weights
     proxies = {

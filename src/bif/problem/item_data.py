@@ -1,4 +1,4 @@
-"""What is handed over as items: taken as it is, wrapped, or refused with what to pass instead."""
+"""Checks of data that are handed over as items, with what to pass instead."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from bif.types import Batch
 
 _MAX_SHOWN = 3
-"""Shapes that a message lists, at most."""
+"""Shapes that a message lists."""
 
 
 class MapStyle(Dataset[Any]):
-    """A dataset by duck typing, such as a `datasets.Dataset`: it has a length and items."""
+    """A `Dataset` around what has a length and items, such as a `datasets.Dataset`."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -31,7 +31,7 @@ class MapStyle(Dataset[Any]):
 
 
 def as_data(data: Any) -> Batch | Dataset[Any]:
-    """The data themselves, or a `Dataset` around what has a length and items.
+    """Return the data themselves, or a `Dataset` around what has a length and items.
 
     Raises:
         TypeError: None of what items may be, with what to pass instead.
@@ -70,7 +70,7 @@ def as_data(data: Any) -> Batch | Dataset[Any]:
 
 
 def collate(rows: Sequence[Any], names: Sequence[str]) -> Batch:
-    """Items of a Dataset as a batch.
+    """Return items of a Dataset as a batch.
 
     Raises:
         TypeError, ValueError: Items that are no tensors or cannot be stacked, by name.
@@ -122,7 +122,7 @@ def refuse_uneven(leaves: Mapping[str, Tensor]) -> None:
 
 
 def _fields(row: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
-    """What an item is made of, by the paths of batches."""
+    """Yield the parts of an item with their paths in batches."""
     if isinstance(row, Mapping):
         for key, value in row.items():
             yield from _fields(value, f"{path}[{key!r}]")
@@ -138,7 +138,7 @@ def _is_numbers(values: list[Any]) -> bool:
 
 
 def _shape(value: Any, path: str, name: str) -> tuple[int, ...]:
-    """Of a field of an item.
+    """Return the shape of a field of an item.
 
     Raises:
         TypeError: It is no tensor, array or number.

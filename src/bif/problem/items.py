@@ -1,4 +1,4 @@
-"""Items: what is scored, as tensors, dicts of tensors or a `Dataset`, with their identities."""
+"""Items that are scored, as tensors, dicts of tensors or a `Dataset`, with their identities."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bif.problem.weights import wide
 from bif.types import Batch
 
 _MAX_LENGTH = 10_000
-"""Characters of an id or label."""
+"""Characters of the longest id or label."""
 _NUM_READ_TWICE = 16
-"""Items of a Dataset, evenly spread."""
+"""Items of a Dataset, evenly spread, that are read twice."""
 _RESERVED_NAMES = {"id", "group", "label", "image", "center", "center_loss", "mean", "mean_loss"}
 
 
@@ -43,7 +43,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def batch_leaves(batch: Batch, path: str = "batch") -> dict[str, Tensor]:
-    """The tensors of a batch by their path, such as `batch['x']` or `batch[0]`."""
+    """Return the tensors of a batch by their path, such as `batch['x']` or `batch[0]`."""
     if isinstance(batch, Tensor):
         return {path: batch}
     leaves: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ class Items:
         return self._num
 
     def take(self, indices: Tensor) -> Batch:
-        """The items at `indices` `[B]` or `[C, B]`, with those axes in front."""
+        """Return the items at `indices` `[B]` or `[C, B]`, with those axes in front."""
         if not isinstance(self.data, Dataset):
             return map_batch(lambda leaf: leaf[indices], self.data)
         positions = indices.flatten().tolist()
@@ -143,7 +143,7 @@ class Items:
         )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, Batch]]:
-        """All items in order, at most `size` at a time: `(slice, batch [B, …])`."""
+        """Yield all items in order, at most `size` at a time: `(slice, batch [B, …])`."""
         for start in range(0, self._num, size):
             part = slice(start, min(start + size, self._num))
             if isinstance(self.data, Dataset):
@@ -152,7 +152,7 @@ class Items:
                 yield part, map_batch(lambda leaf, part=part: leaf[part], self.data)
 
     def batches(self, size: int) -> Iterator[tuple[slice | Tensor, Batch]]:
-        """All items, at most `size` at a time, in the order in which they are cheapest to evaluate.
+        """Yield all items, at most `size` at a time, in the cheapest order.
 
         Yields:
             The items' positions, a slice or `[B]`, and their batch `[B, …]`.
@@ -160,15 +160,18 @@ class Items:
         return self.chunks(size)
 
     def in_order(self, values: Tensor) -> Tensor:
-        """Values `[C, N]` of the items as `batches` brings them, put into the items' own order."""
+        """Return values `[C, N]`, given in the order of `batches`, in the items' own order."""
         return values
 
     def first(self, count: int) -> Batch:
-        """The first `count` items as a batch."""
+        """Return the first `count` items as a batch."""
         return next(self.chunks(min(count, self._num)))[1]
 
     def to(self, device: torch.device) -> Items:
-        """The same items with tensors on `device`; a Dataset's batches are moved one by one."""
+        """Return the same items with tensors on `device`.
+
+        Batches of a Dataset are moved one by one.
+        """
         moved = object.__new__(type(self))
         moved.__dict__.update(self.__dict__)
         moved._device = device
@@ -177,7 +180,7 @@ class Items:
         return moved
 
     def widened(self) -> Items:
-        """The same items with float16 and bfloat16 tensors in float32."""
+        """Return the same items with float16 and bfloat16 tensors in float32."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._widens = True
@@ -216,7 +219,7 @@ class Items:
 
 
 def as_items(data: Items | Batch | Dataset[Any]) -> Items:
-    """`data` itself if it is `Items`, else `Items(data)`."""
+    """Return `data` itself if it is `Items`, else `Items(data)`."""
     return data if isinstance(data, Items) else Items(data)
 
 
@@ -260,7 +263,7 @@ def _pieces(tokens: Sequence[Sequence[str]], expected: int) -> list[list[str]]:
 
 
 def _storable(value: object) -> str:
-    """As text; halves of surrogate pairs, which no file in UTF-8 can hold, are written out.
+    """Return a text in which halves of surrogate pairs are written out.
 
     They come from JSON and from names of files, and would stop the run when it is saved.
     """

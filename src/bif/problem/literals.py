@@ -1,4 +1,4 @@
-"""Names that stand for a choice, checked where they come in."""
+"""A check of names that stand for a choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Per-item losses and observables, ready made.
+"""Per-item losses and observables.
 
 Every function here takes `(model, batch)` and returns one number an item `[B]`, or one a token
 `[B, T]`; token losses are *summed* to the item's loss by the library.  `batch` is `(inputs,
@@ -50,18 +50,20 @@ def reads_masks(loss: _Loss) -> _Loss:
 
 
 def counted_tokens(batch: Batch) -> Tensor:
-    """Next tokens of each item that count, `[B]`, at least 1."""
+    """Return the number of next tokens of each item that count, `[B]`, at least 1."""
     return counted(batch).sum(dim=1).clamp(min=1)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """`-log softmax(model(x))[y]`, nats, `[B]`; batch `(x [B, …], y [B])`."""
+    """Return `-log softmax(model(x))[y]`, nats, `[B]`; batch `(x [B, …], y [B])`."""
     inputs, targets = _pair(batch)
     return F.cross_entropy(at_least_float32(_output(model, inputs)), targets, reduction="none")
 
 
 def margin(model: nn.Module, batch: Batch) -> Tensor:
-    """Logit of the label minus the log-sum-exp of the others, `log(p / (1 - p))`, `[B]`.
+    """Return the log-odds of the label, `log(p / (1 - p))`, `[B]`.
+
+    It is the label's logit minus the log-sum-exp of the others.
 
     Higher is better.  Source: TRAK (arXiv 2303.14186), eq. 6.
     """
@@ -74,7 +76,7 @@ def margin(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
-    """`½ (y - f(x))²`, summed over outputs, `[B]`; batch `(x [B, …], y [B] or [B, K])`."""
+    """Return `½ (y - f(x))²`, summed over outputs, `[B]`; batch `(x [B, …], y [B] or [B, K])`."""
     inputs, targets = _pair(batch)
     residual = targets - _output(model, inputs).reshape(targets.shape)
     return 0.5 * (residual**2).flatten(1).sum(dim=1) if residual.dim() > 1 else 0.5 * residual**2
@@ -82,7 +84,7 @@ def squared_error(model: nn.Module, batch: Batch) -> Tensor:
 
 @reads_masks
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
+    """Return the cross-entropy of every next token, nats, `[B, T - 1]`; 0 where masked.
 
     `batch` has `input_ids` `[B, T]`, and may have `attention_mask` `[B, T]` (0 on padding) and
     `labels` `[B, T]` (-100 on tokens that do not count; `input_ids` by default).  The model is
@@ -106,7 +108,7 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
 @reads_masks
 @averages(counted_tokens)
 def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean instead of sum over an item's counted tokens, `[B]`.
+    """Return the mean over an item's counted tokens, `[B]`, in place of their sum.
 
     Influences of means carry a factor `1/(T_i T_j)` against those of sums.
     """
@@ -130,7 +132,7 @@ def refuse_other_than_texts(batch: Batch) -> None:
 
 
 def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Inputs and targets.
+    """Return the inputs and targets of a batch.
 
     Raises:
         TypeError: The batch is something else.
@@ -147,7 +149,7 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What the model makes of the inputs.
+    """Return the model's output for the inputs.
 
     Raises:
         TypeError: It is no tensor.
@@ -164,17 +166,17 @@ def _output(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def mean_over_counted(losses: Tensor, batch: Batch) -> Tensor:
-    """Losses of next tokens `[B, T - 1]`, averaged over those of each item that count, `[B]`."""
+    """Return the mean of next tokens' losses `[B, T - 1]` over those that count, `[B]`."""
     return losses.sum(dim=1) / counted_tokens(batch)
 
 
 def counted(batch: Batch) -> Tensor:
-    """Which next tokens count, bool `[B, T - 1]`."""
+    """Return which next tokens count, bool `[B, T - 1]`."""
     return next_targets(batch) != -100
 
 
 def next_targets(batch: Batch) -> Tensor:
-    """What each token but a row's last is to predict, `[B, T - 1]`; -100 where nothing counts.
+    """Return what each token but the last is to predict, `[B, T - 1]`; -100 where none counts.
 
     Padding does not, nor does the token after it, which nothing predicts.
     """
@@ -185,10 +187,10 @@ def next_targets(batch: Batch) -> Tensor:
 
 
 def per_item(losses: Tensor) -> Tensor:
-    """Item losses `[B]` from `[B]` or token losses `[B, T]`, which are summed."""
+    """Return item losses `[B]` from `[B]` or token losses `[B, T]`, which are summed."""
     return losses if losses.dim() == 1 else losses.sum(dim=1)
 
 
 def at_least_float32(losses: Tensor) -> Tensor:
-    """Losses in float32, or wider if they already are."""
+    """Return losses in float32, or wider if they already are."""
     return losses.to(torch.promote_types(losses.dtype, torch.float32))

@@ -22,7 +22,7 @@ _patched: list[object] = []
 
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
-    """Inside, no row is looked at; outside, and for other callers, all is as it was."""
+    """Keep transformers from looking for packed rows inside the block."""
     if not torch.compiler.is_compiling():
         patch_mask_search()
     before = _ONE_TEXT_A_ROW[0]
@@ -34,7 +34,7 @@ def one_text_a_row() -> Iterator[None]:
 
 
 def patch_mask_search() -> None:
-    """Let transformers' search know of `one_text_a_row`; once, before anything is compiled."""
+    """Make transformers' search heed `one_text_a_row`; once, before any compilation."""
     # Where transformers was not imported, no model is of it.
     if _patched or "transformers" not in sys.modules:
         return
@@ -57,7 +57,7 @@ def patch_mask_search() -> None:
 
 
 def _let_recordings_pass(module: Any) -> None:
-    """A CUDA graph being recorded keeps no one from leaving out a mask that was not given."""
+    """Allow a mask to be left out while a CUDA graph is recorded."""
     tracing = getattr(module, "is_tracing", None)
     if tracing is None:
         return

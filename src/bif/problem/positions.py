@@ -12,7 +12,7 @@ _taking: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def row_positions(model: nn.Module, mask: Tensor | None) -> dict[str, Tensor]:
-    """`position_ids` `[B, T]` from 0 at each row's first token, for a model that takes them.
+    """Return `position_ids` `[B, T]` from 0 at each row's first token, if the model takes them.
 
     Most models count from the first column, padding included.  Empty without a mask, and for a
     model that has no such argument or counts from the mask or the tokens by itself.
@@ -33,7 +33,7 @@ def _takes_positions(model: nn.Module) -> bool:
 
 
 def _counts_itself(model: nn.Module) -> bool:
-    """As RoBERTa and its like, whose positions go on from the padding token."""
+    """Return whether a model counts on from the padding token, as RoBERTa does."""
     return any(
         name.endswith("position_embeddings")
         and isinstance(module, nn.Embedding)

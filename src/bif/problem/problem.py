@@ -1,4 +1,4 @@
-"""Problem: what a user hands over, checked once."""
+"""The problem that a user hands over, checked once."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Observable:
     """A number for each query whose response to the train items is wanted.
 
     Args:
-        name: How it is called in results.
+        name: Name of the observable in results.
         function: `function(model, batch) -> [B]` (or `[B, T]`, summed over T).
         better: "lower" for a loss, "higher" for a margin, None if neither is called helpful.
-        through: What the chains record in its place, by the chain rule at w*; the observable itself
-            if None.
+        through: The proxy that the chains record in its place, by the chain rule at w*; the
+            observable itself if None.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Observable:
 
     @property
     def recorded(self) -> ItemLoss:
-        """What is evaluated at the draws: the function, or that of its proxy."""
+        """The function that is evaluated at the draws: the observable's, or that of its proxy."""
         return self.function if self.through is None else self.through.function
 
 
 def loss_observable(loss: ItemLoss) -> Observable:
-    """The loss of the queries, lower is better; a cross-entropy goes through its margin."""
+    """Return the loss of the queries, lower is better; a cross-entropy goes through its margin."""
     return Observable("loss", loss, "lower", default_proxy(loss))
 
 
@@ -230,7 +230,7 @@ class Problem:
 
     @property
     def scored_columns(self) -> Columns:
-        """The columns of the scores; names of candidates are "group/id"."""
+        """The columns of the scores; ids of candidates are "group/id"."""
         others = [f"{g}/{i}" for g, items in self.candidate_groups.items() for i in items.ids]
         names = np.asarray([*self.train.ids.tolist(), *others])
         groups = list(self.scored_groups.values())
@@ -238,7 +238,7 @@ class Problem:
 
     @property
     def query_columns(self) -> Columns:
-        """The rows of the scores of each observable; with several groups of queries "group/id"."""
+        """The rows of the scores of each observable; ids are "group/id" for several groups."""
         groups, names = self.query_groups, next(iter(self.query_groups.values())).ids
         if len(groups) > 1:
             names = np.asarray([f"{g}/{i}" for g, items in groups.items() for i in items.ids])
@@ -256,13 +256,13 @@ class Problem:
 
     @property
     def num_scored(self) -> int:
-        """Columns of the scores."""
+        """Number of columns of the scores."""
         by_token = self.train_by_token
         return sum(num_columns(items, by_token=by_token) for items in self.scored_groups.values())
 
     @property
     def num_queries(self) -> int:
-        """Queries of all groups together: whole items, or their tokens."""
+        """Number of queries of all groups: whole items, or their tokens."""
         by_token = self.query_by_token
         return sum(num_columns(items, by_token=by_token) for items in self.query_groups.values())
 
@@ -277,19 +277,19 @@ class Problem:
         return _group_names(self.query_groups)[self.query_columns.item]
 
     def by_item(self) -> Problem:
-        """The same problem with whole items on both sides."""
+        """Return the same problem with whole items on both sides."""
         other = copy(self)
         other.tokens = None
         return other
 
     def without_proxies(self) -> Problem:
-        """The same problem with every observable recorded itself, not through a proxy."""
+        """Return the same problem with every observable recorded itself, not through a proxy."""
         other = copy(self)
         other.observables = tuple(replace(o, through=None) for o in self.observables)
         return other
 
     def refuse_tokens(self, what: str) -> None:
-        """Raise where tokens have columns of their own, which `what` has no use for.
+        """Raise where tokens have columns of their own, which `what` cannot use.
 
         Raises:
             ValueError: They do.
@@ -321,7 +321,7 @@ class Problem:
         queries: Mapping[str, Items | Batch | Dataset[Any]] | None = None,
         candidates: Mapping[str, Items | Batch | Dataset[Any]] | None = None,
     ) -> Problem:
-        """The same problem with further groups of queries and candidates, after its own.
+        """Return the same problem with further groups of queries and candidates, after its own.
 
         Raises:
             ValueError: A group of that name is there; a batch of another structure.
@@ -347,7 +347,7 @@ class Problem:
         *,
         observables: Sequence[Observable] | None = None,
     ) -> Problem:
-        """The same model and train items with other queries, and other observables if given.
+        """Return the same model and train items with other queries and, if given, observables.
 
         Raises:
             TypeError, ValueError: As at construction.
@@ -359,18 +359,18 @@ class Problem:
         return other
 
     def parameters(self) -> Params:
-        """All named parameters as the model holds them, leaves `[*shape]`, detached."""
+        """Return all named parameters as the model holds them, leaves `[*shape]`, detached."""
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
     def center(self) -> Params:
-        """w*: all named parameters, leaves `[*shape]`, detached, float32 or wider."""
+        """Return w*: all named parameters, leaves `[*shape]`, detached, float32 or wider."""
         return {name: wide(leaf) for name, leaf in self.parameters().items()}
 
     def evaluation_copy(self, device: torch.device, *, lean: bool = False) -> nn.Module:
-        """A copy of the model on `device`, in evaluation mode, that may be changed freely.
+        """Return a copy of the model on `device`, in evaluation mode, free to change.
 
         Args:
-            device: Where.
+            device: The device of the copy.
             lean: Leave matrices in float16 or bfloat16; else all weights and buffers are float32
                 at least.
         """
@@ -378,12 +378,15 @@ class Problem:
         return widen_(model, least_axes=2) if lean else widen_(model)
 
     def _items(self, data: Items | Batch | Dataset[Any]) -> Items:
-        """As items, in float32 where the model's weights are widened and their inputs narrow."""
+        """Return items, in float32 where the model's weights are widened and inputs narrow."""
         items = as_items(data)
         return items.widened() if self.narrow_types else items
 
     def _groups(self, groups: Any, *, default: str) -> dict[str, Items]:
-        """A mapping names the groups, unless batches are dicts and it is itself a dict batch."""
+        """Return groups of items by name.
+
+        A mapping names the groups, unless batches are dicts and it is itself a dict batch.
+        """
         is_batch = (
             isinstance(self.train.first(1), Mapping)
             and isinstance(groups, Mapping)
@@ -463,7 +466,7 @@ class Problem:
 
 
 def _tied(model: nn.Module, *, one_object_is_fine: bool) -> list[tuple[str, str]]:
-    """Pairs of names that share storage, the model's first one before the other."""
+    """Return pairs of names that share storage, the model's first one before the other."""
     found: list[tuple[str, str]] = []
     places: dict[int, list[tuple[int, int, str]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=one_object_is_fine):

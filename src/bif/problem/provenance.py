@@ -1,4 +1,4 @@
-"""Where numbers come from: fingerprints of tensors and items, versions, the device in words."""
+"""Fingerprints of tensors and items, versions, and the device in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bif.types import Batch, Params
 
 
 def fingerprint(tensors: Params | Batch) -> str:
-    """SHA-256 over names, types, shapes and bytes of the tensors of a batch or of weights."""
+    """Return the SHA-256 of names, types, shapes and bytes of a batch's or model's tensors."""
     digest = hashlib.sha256()
     for path, leaf in sorted(batch_leaves(tensors).items()):
         digest.update(f"{path}|{leaf.dtype}|{tuple(leaf.shape)}|".encode())
@@ -24,7 +24,7 @@ def fingerprint(tensors: Params | Batch) -> str:
 
 
 def items_fingerprint(items: Items) -> str:
-    """Of the data, ids and token mask of items, and of what is shown of them."""
+    """Return the fingerprint of items: data, ids, token mask and what is shown of them."""
     digest = hashlib.sha256("\x1f".join(items.ids.tolist()).encode())
     for _, batch in items.chunks(4096):  # a few thousand at a time
         digest.update(fingerprint(batch).encode())
@@ -41,7 +41,7 @@ def items_fingerprint(items: Items) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Return versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in ("bayesian-influence", "torch", "numpy", "xarray", "zarr", "arviz-stats"):
         try:
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, str]:
-    """What the last bits of a run depend on besides its seed."""
+    """Return what the last bits of a run depend on besides its seed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": f"{device.type} ({name})",

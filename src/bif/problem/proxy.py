@@ -1,4 +1,4 @@
-"""What an observable may be recorded through: a quantity of lighter tails, with its slope at w*."""
+"""Proxies, through which observables are recorded: lighter tails, with the slope at w*."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Proxy:
     differs by the curvature of phi as a function of m, which stays out of it with its heavy tails.
 
     Attributes:
-        name: How results call m.
+        name: Name of the proxy in results.
         function: m, `function(model, batch) -> [B]`, or `[B, K]` where phi depends on K numbers,
             such as the outputs of a regression; `[B, T]` where phi itself has a value a token.
         slope: `d phi / d m`, in the shape of m; it is evaluated at w*.
@@ -32,14 +32,14 @@ class Proxy:
 
 
 def residuals(model: nn.Module, batch: Batch) -> Tensor:
-    """`f(x) - y` of each output, `[B, K]`; batch `(x [B, …], y [B] or [B, K])`."""
+    """Return `f(x) - y` of each output, `[B, K]`; batch `(x [B, …], y [B] or [B, K])`."""
     inputs, targets = batch
     outputs = at_least_float32(model(inputs))
     return outputs.reshape(len(targets), -1) - targets.reshape(len(targets), -1)
 
 
 def _slope_in_margin(model: nn.Module, batch: Batch) -> Tensor:
-    """`d loss / d margin = -(1 - p)`, `[B]`: the loss is `log(1 + exp(-margin))`."""
+    """Return `d loss / d margin = -(1 - p)`, `[B]`: the loss is `log(1 + exp(-margin))`."""
     return -torch.sigmoid(-margin(model, batch))
 
 
@@ -50,7 +50,7 @@ _KNOWN: tuple[tuple[ItemLoss, Proxy], ...] = (
 
 
 def known_proxy(function: ItemLoss) -> Proxy | None:
-    """The proxy of a loss of `bif.losses`, or None where none is known, as for a user's own loss.
+    """Return the proxy of a loss of `bif.losses`, or None for any other loss.
 
     `cross_entropy` has its margin, with the slope `-(1 - p)`, and `squared_error` the residual of
     each output, with the residual at w* as its slope.
@@ -59,7 +59,7 @@ def known_proxy(function: ItemLoss) -> Proxy | None:
 
 
 def default_proxy(function: ItemLoss) -> Proxy | None:
-    """What a loss goes through unless something is asked for: `cross_entropy` through its margin.
+    """Return the proxy of a loss unless another is asked for: a cross-entropy's margin.
 
     A squared error is recorded itself: it has no heavy tails to leave out, and its slope may change
     sign.  Where draws lie far from w*, the residual of their mean is another than that at w*.

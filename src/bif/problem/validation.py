@@ -1,4 +1,4 @@
-"""A look at a user's function on a few items, so that mistakes show before any long work."""
+"""Checks of a user's function on a few items, so that mistakes show before any long work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bif.problem.proxy import Proxy
 from bif.types import Batch, ItemLoss
 
 _NUM_CHECKED = 16
-"""Items of a Dataset."""
+"""Items of a Dataset that are checked."""
 
 
 def check_item_values(
@@ -178,7 +178,7 @@ def check_right_padding(
 def probed_shift(
     function: ItemLoss, model: nn.Module, batch: Batch, items: Items, *, what: str, where: str
 ) -> int:
-    """Tokens at the start of a text that a function has no value for, from the first items.
+    """Return the `token_shift` of a function on the first items.
 
     Raises:
         ValueError: As `token_shift`.
@@ -194,7 +194,7 @@ def _call(
     what: str,
     where: str,
 ) -> Tensor:
-    """The function's values, or an error that says whose failure it is."""
+    """Return the function's values, or raise an error that says whose failure it is."""
     try:
         with torch.no_grad():
             return function(model, batch)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NARROW = (torch.float16, torch.bfloat16)
-"""Types too coarse to be sampled: a step is below the distance from one number to the next."""
+"""Types too coarse to be sampled: a step is smaller than the distance between numbers."""
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, whatever tensors with a graph the model holds: these are copied as values.
+    """Return a deep copy, in which tensors with a graph are copied as values.
 
     Hooks of `weight_norm` and `spectral_norm`, kept activations and auxiliary losses are such
     tensors, which PyTorch refuses to copy.
@@ -40,7 +40,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 class _GraphsAsValues(TorchFunctionMode):
-    """Inside, a tensor with a graph is copied as its values."""
+    """A context in which tensors with a graph are copied as their values."""
 
     def __torch_function__(
         self,
@@ -56,7 +56,7 @@ class _GraphsAsValues(TorchFunctionMode):
 
 
 def _uncopied(model: nn.Module) -> str:
-    """The first attribute that cannot be copied, "" if none is found."""
+    """Return the first attribute that cannot be copied, "" if none is found."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name in ("_modules", "_parameters", "_buffers"):
@@ -71,28 +71,28 @@ def _uncopied(model: nn.Module) -> str:
 
 
 def wide(leaf: Tensor) -> Tensor:
-    """The leaf itself, or in float32 where it is float16 or bfloat16."""
+    """Return the leaf in float32 if it is float16 or bfloat16, else itself."""
     return leaf.float() if leaf.dtype in NARROW else leaf
 
 
 def narrow_types(model: nn.Module) -> tuple[str, ...]:
-    """Names of the types too coarse to be sampled among the model's weights and buffers."""
+    """Return names of the types too coarse to be sampled among the model's weights and buffers."""
     found = {leaf.dtype for leaf in (*model.parameters(), *model.buffers())} & {*NARROW}
     return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
 
 
 def widen_(model: nn.Module, *, least_axes: int = 99) -> nn.Module:
-    """Weights and buffers in float32 where they are narrower; ties stay.
+    """Widen weights and buffers to float32 where they are narrower; ties stay.
 
     Args:
-        model: Changed in place.
+        model: The model, changed in place.
         least_axes: Tensors of so many axes stay as they are: 2 leaves matrices narrow.
     """
     return model._apply(lambda leaf: wide(leaf) if leaf.dim() < least_axes else leaf)
 
 
 def densify_(model: nn.Module) -> nn.Module:
-    """Embeddings with dense gradients, which samplers add to and stack."""
+    """Give embeddings dense gradients, which samplers add to and stack."""
     for module in model.modules():
         if isinstance(module, _EMBEDDINGS):
             module.sparse = False
@@ -100,7 +100,7 @@ def densify_(model: nn.Module) -> nn.Module:
 
 
 def trainable(model: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that require gradients.
+    """Return names of the parameters that require gradients.
 
     Where none does, as in a model loaded for inference: the adapter's of a model of peft, and of
     any other all that are floating point.
@@ -116,7 +116,7 @@ def trainable(model: nn.Module) -> tuple[str, ...]:
 
 
 def padding_rows(model: nn.Module) -> dict[str, int]:
-    """The row of each embedding's weight whose gradient is zero by construction.
+    """Return the row of each embedding's weight whose gradient is zero by construction.
 
     That of a weight which something else uses too, such as an output layer, is not.
     """
