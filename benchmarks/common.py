@@ -1,4 +1,4 @@
-"""What benchmarks share: options, one dated JSON file, a table, networks that judge scores."""
+"""Functions that benchmarks share: options, one dated JSON file, a table, networks that judge."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def side_by_side(
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Return the machine in words."""
+    """Return the facts of the machine."""
     facts: dict[str, Any] = {
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -135,7 +135,7 @@ def _cell(value: Any) -> str:
 
 
 def trust_figures(run: bif.Run) -> dict[str, Any]:
-    """Return what a row says of its run: R-hat, reliability, trusted, gates that failed."""
+    """Return a row's figures of trust: R-hat, reliability, trusted, gates that failed."""
     figures = {name: run.summary[name] for name in ("rhat_max", "reliability", "trusted")}
     return {**figures, "failed_gates": run.failed_gates}
 
@@ -164,9 +164,9 @@ def reported_part(task: Task, banks: Path | None, **changed: Any) -> BankPart:
     """Return the reported part of a task's bank, without a tuning part.
 
     Args:
-        task: Its setting.
+        task: The task of the setting.
         banks: The folder of `--banks`.
-        changed: Of its plan.
+        changed: Further changes of its plan.
     """
     plan = replace(task.plan, num_tuning_subsets=0, **changed)
     if task.targets[-1] == "checkpoint":
@@ -209,9 +209,9 @@ def minimise_(
     """Move parameters to a minimum by L-BFGS.
 
     Args:
-        parameters: What moves.
-        objective: A number of them.
-        given: To the optimizer.
+        parameters: The parameters that move.
+        objective: A function that returns the number to be minimised.
+        given: Further options of the optimizer.
     """
     optimizer = torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **given)
 
@@ -226,6 +226,6 @@ def minimise_(
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until everything asked of a device is done."""
+    """Wait until a device has done everything asked of it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -51,7 +51,7 @@ def fashion(arguments: Any) -> tuple[bif.Problem, bif.Settings]:
 def time_run(
     made: bif.Problem, chosen: bif.Settings, keep: Keep, folder: Path | None
 ) -> tuple[Run, dict[str, float]]:
-    """A run from settings to a folder of results, and its seconds."""
+    """Run from settings to a folder of results, and return the run and its seconds."""
     manifest = {"identity": identity(made, chosen.as_dict()), "keep": keep}
     started = time.perf_counter()
     with store.open_run(folder or "memory://baseline", manifest, on_existing="replace") as opened:

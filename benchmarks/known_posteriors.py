@@ -25,12 +25,13 @@ Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Losses `[K, N]` of items at weights `[K, d]`."""
 
 _GRID = {1: 4001, 2: 401, 3: 121}
-"""Points an axis, by the number of weights; with half as many the answer is the same."""
+"""Points along an axis, by the number of weights; half as many give the same answer."""
 _NEGLIGIBLE = 1e-13
-"""Density over the largest at which the grid ends."""
+"""Density in units of the largest below which the grid ends."""
 _CHAINS, _GROUPS, _WARM_UP, _DRAWS = 2048, 64, 200, 500
 _LEAPFROGS, _LENGTH = 5, 1.5
 _MAX_LOSSES = 2**22
+"""Losses that exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class KnownProblem:
     """A problem with its losses in closed form.
 
     Attributes:
-        name: In tables.
-        model: In float32, as a user has it, at w*.
-        loss: Of the model.
-        losses: The same in float64 of flat weights.
+        name: The problem's name in tables.
+        model: The model at w*, in float32, as a user has it.
+        loss: The loss of the model.
+        losses: The same loss in float64, of flat weights.
         train: Items `(x, y)`, float64.
-        queries: Likewise.
-        retrained_from: Given to the settings.
+        queries: Queries `(x, y)`, float64.
+        retrained_from: The answer that settings are given.
     """
 
     name: str
@@ -61,7 +62,7 @@ class KnownProblem:
         return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()]).double()
 
     def problem(self) -> bif.Problem:
-        """For the library."""
+        """Return the problem as the library takes it."""
         single = [tuple(_to_float32(x) for x in part) for part in (self.train, self.queries)]
         # The references are of the loss itself, not through its margin.
         return bif.Problem(
@@ -69,7 +70,7 @@ class KnownProblem:
         ).without_proxies()
 
     def potential(self, weights: Tensor, *, nbeta: float, gamma: float) -> Tensor:
-        """U `[K]`."""
+        """Return the potential U `[K]`."""
         away = (weights - self.center).square().sum(dim=1)
         return nbeta * self.losses(weights, *self.train).mean(dim=1) + 0.5 * gamma * away
 
@@ -82,8 +83,8 @@ class Reference:
         scores: `-Cov(l_i, phi_q)`, `[Q, N]`.
         self_influence: `-Var(l_i)`, `[N]`.
         scores_error: Standard error of a long run, 0 by quadrature, `[Q, N]`.
-        self_error: Likewise, `[N]`.
-        rhat: Largest of a long run, 1 by quadrature.
+        self_error: Standard error of the self-influence, likewise, `[N]`.
+        rhat: Largest R-hat of a long run, 1 by quadrature.
     """
 
     scores: np.ndarray
@@ -93,13 +94,16 @@ class Reference:
     rhat: float
 
     def largest_difference(self, other: Reference) -> float:
-        """The largest difference over the root mean square of the scores."""
+        """Return the largest difference over the root mean square of the scores."""
         scale = float(np.sqrt((self.scores**2).mean()))
         return float(np.abs(self.scores - other.scores).max()) / scale
 
 
 def reference(known: KnownProblem, *, nbeta: float, gamma: float, folder: Path | None) -> Reference:
-    """By quadrature for at most three weights, else by a long run, kept in `folder`."""
+    """Return the exact answer: by quadrature up to three weights, else by a long run.
+
+    A long run is kept in `folder`.
+    """
     weights = len(known.center)
     if weights in _GRID:
         return quadrature(known, nbeta=nbeta, gamma=gamma)
@@ -118,10 +122,10 @@ def reference(known: KnownProblem, *, nbeta: float, gamma: float, folder: Path |
 
 
 def quadrature(known: KnownProblem, *, nbeta: float, gamma: float, coarser: int = 1) -> Reference:
-    """Sums over a grid that ends where nothing is left of the posterior.
+    """Return the exact answer by sums over a grid that ends where the density is negligible.
 
     Args:
-        coarser: Take one in so many points an axis.
+        coarser: The stride along each axis of the grid.
     """
     center, d = known.center, len(known.center)
     w = center.clone().unsqueeze(0).requires_grad_()
@@ -163,7 +167,9 @@ def quadrature(known: KnownProblem, *, nbeta: float, gamma: float, coarser: int 
 def long_run(
     known: KnownProblem, *, nbeta: float, gamma: float, draws: int = _DRAWS, seed: int = 0
 ) -> Reference:
-    """Hamiltonian Monte Carlo in coordinates that are round at w*, thousands of chains at once.
+    """Return the answer of a long Hamiltonian Monte Carlo run of thousands of chains.
+
+    Its coordinates make U round at w*.
 
     Half of the chains start at w*, half all over the Gaussian around it, so R-hat would tell of
     modes between which none of them moves.
@@ -282,7 +288,7 @@ def _to_float32(x: Tensor) -> Tensor:
 
 
 class _WeightVector(nn.Module):
-    """Weights and nothing else."""
+    """A model of weights alone."""
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
@@ -305,7 +311,7 @@ def _weight_vector_problem(
 
 
 def _minimum(losses: Losses, start: Tensor, x: Tensor, y: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """w* by Newton's method from L-BFGS, to rounding."""
+    """Return w* by L-BFGS, to rounding."""
     w = start.clone().requires_grad_()
 
     def objective() -> Tensor:
@@ -345,7 +351,10 @@ _QUERIES = _as_tensors([-2.0, 0.0, 1.0, 3.0], [0.0, 1.0, 1.0, 0.0])
 
 
 def logistic(kind: str) -> KnownProblem:
-    """Two weights: at the maximum likelihood, off the minimum, or with 3 of 300 positive."""
+    """Return a logistic regression of two weights.
+
+    w* is at the maximum likelihood, off the minimum, or fitted to 3 positives of 300.
+    """
     r = np.random.default_rng(4)
     n = 300 if kind == "99:1 classes" else 20
     x = r.normal(size=n)
@@ -361,7 +370,7 @@ def logistic(kind: str) -> KnownProblem:
 
 
 def unit() -> KnownProblem:
-    """One tanh unit, three weights."""
+    """Return a tanh unit of three weights."""
     r = np.random.default_rng(4)
     x = np.linspace(-2, 2, 25)
     y = 1.2 * np.tanh(1.5 * x - 0.4) + 0.4 * r.normal(size=25)
@@ -373,7 +382,7 @@ def unit() -> KnownProblem:
 
 
 def line(kind: str) -> KnownProblem:
-    """A line through points under losses that are far from quadratic."""
+    """Return a line through points under losses that are far from quadratic."""
     r = np.random.default_rng(7)
     x = np.linspace(-1.5, 2, 24)
     if kind == "quartic":
@@ -395,7 +404,7 @@ def _regression_network(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def regression_network() -> KnownProblem:
-    """A tanh network of 13 weights, for networks retrained from scratch."""
+    """Return a tanh network of 13 weights, for networks retrained from scratch."""
     r = np.random.default_rng(3)
     x = np.linspace(-2, 2, 40)
     train = _as_tensors(x, (np.sin(1.7 * x) + 0.3 * r.normal(size=40)) / 0.3)
@@ -424,7 +433,7 @@ def _softmax_network(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def softmax_network() -> KnownProblem:
-    """Two classes that overlap, 2-3-2, 17 weights."""
+    """Return a network 2-3-2 of 17 weights for two classes that overlap."""
     r = np.random.default_rng(5)
     angle = r.uniform(0, np.pi, 60)
     label = np.arange(60) % 2

@@ -44,20 +44,20 @@ from bif.benchmark import SETTINGS, Task, named_task
 
 SAMPLERS, STEPS = ("baoab", "sgld"), (1.0, 0.5)
 NBETAS = (0.25, 1.0, 4.0, 16.0)
-"""In units of the untempered posterior's: n, or the tokens whose means the losses are."""
+"""nbeta in units of the untempered posterior's: n, or the tokens whose means the losses are."""
 DAMPINGS = (0.2, 1.0, 3.0)
-"""Of gamma, in units of the default's share of nbeta."""
+"""gamma in units of the default's share of nbeta."""
 TUNING_SUBSETS = 24
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """The 48 settings."""
+    """Yield the 48 settings of the grid."""
     for sampler, step, nbeta, damping in itertools.product(SAMPLERS, STEPS, NBETAS, DAMPINGS):
         yield {"sampler": sampler, "step": step, "nbeta/n": nbeta, "damping": damping}
 
 
 class DefaultPosterior(NamedTuple):
-    """nbeta that calibration takes, and its gamma/nbeta, which is the same at any temperature."""
+    """The nbeta that calibration takes, and its gamma/nbeta, the same at any temperature."""
 
     nbeta: float
     damping: float
@@ -72,10 +72,12 @@ def default_posterior(task: Task, base: bif.Settings) -> DefaultPosterior:
 def settings_of_entry(
     task: Task, base: bif.Settings, found: dict[str, Any], default: DefaultPosterior
 ) -> bif.Settings:
-    """Settings of an entry of the grid; its step is a share of the one that calibration takes.
+    """Return the settings of an entry of the grid.
+
+    Its step is a share of the one that calibration takes.
 
     Args:
-        task: Its setting.
+        task: The task of the setting.
         base: What all entries share.
         found: The entry.
         usual: nbeta and gamma/nbeta of an entry of 1 and 1.
@@ -148,7 +150,7 @@ def main() -> None:
 
 
 def join_shares(arguments: argparse.Namespace) -> None:
-    """One file of several shares: the first one's, with the rows of all.
+    """Write one file of several shares: the first one's, with the rows of all.
 
     Raises:
         ValueError: Shares of different runs, or not all of the grid.
@@ -176,7 +178,7 @@ def join_shares(arguments: argparse.Namespace) -> None:
 
 
 def earlier_grid_rows(file: Path, seconds: float) -> list[dict[str, Any]]:
-    """The grid's rows of an earlier run.
+    """Return the grid's rows of an earlier run.
 
     Raises:
         ValueError: It gave its runs other seconds.
@@ -206,7 +208,7 @@ def judge_way(task: Task, way: Callable[[], bif.Settings], part: BankPart) -> di
 
 
 def tune_within(task: Task, within: bif.Settings) -> bif.Settings:
-    """Settings by retrained networks, with what is left of the budget.
+    """Return settings by retrained networks, with what is left of the budget.
 
     Raises:
         ValueError: Nothing, or too little, is left.
@@ -229,7 +231,7 @@ def tune_within(task: Task, within: bif.Settings) -> bif.Settings:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The ways to be calibrated, beside the best three of the sweep."""
+    """Return the calibrated ways beside the best three of the sweep."""
     done = [row for row in rows if "lds" in row]
     ranked = sorted((r for r in done if r["name"] == "sweep"), key=lambda r: -r["lds"])
     shown = [r for r in done if r["name"] != "sweep"] + ranked[:3]
@@ -238,13 +240,13 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def benchmark_name(arguments: argparse.Namespace) -> str:
-    """Without its date: of the setting, and of its size where that is given."""
+    """Return the benchmark's name, of the setting and of its size where that is given."""
     size = [] if arguments.size is None else [str(arguments.size)]
     return "-".join(["sweep", arguments.setting, *size])
 
 
 def save(rows: list[dict[str, Any]], arguments: argparse.Namespace, task: Task) -> None:
-    """The table, and the whole sweep beside it."""
+    """Write the table, and the whole sweep beside it."""
     write(
         benchmark_name(arguments), arguments, summary(rows), about=task.about,
         target=task.targets[-1], budget=arguments.seconds, sweep=rows,

@@ -45,7 +45,7 @@ from bif.sampling.settings import RunSettings
 PEAK_BF16, PEAK_TF32 = 989e12, 494e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
 LARGEST_CURVATURE = 4.4
-"""Of the mean loss, as found by the first probes; fixed here so that runs compare."""
+"""Largest curvature of the mean loss by the first probes; fixed here so that runs compare."""
 STEPS_A_DRAW = {"sgld": 2, "baoab": 15}
 BATCH = 512
 ORACLES = ("stacked", "sequential", "stacked compiled", "sequential compiled")

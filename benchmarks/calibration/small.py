@@ -58,7 +58,7 @@ METHODS = ("gradient_product", "ekfac", "exact_ggn", "bif", "exact_ggn@bif")
 STEPS, SPLIT_SEED = 800, 2
 PLAN = Plan(num_subsets=100, seeds=3, num_tuning_subsets=24, tuning_seeds=1)
 Arrays = Any
-"""Inputs and targets; what scikit-learn's loaders promise depends on their arguments."""
+"""Inputs and targets; the types of scikit-learn's loaders depend on their arguments."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ SETS = {
 
 
 def small_task(name: str, *, device: str, seed: int) -> Task:
-    """The trained network of a set and what it is judged by."""
+    """Return the task of a set: its trained network and what judges it."""
     chosen = SETS[name]
     parts = split(chosen, seed, device)
     x, y = parts[0]
@@ -182,7 +182,7 @@ def train_single_threaded(
     network: nn.Module, loss: ItemLoss, items: tuple[Tensor, Tensor], recipe: Recipe, *,
     seed: int, device: str,
 ) -> nn.Module:  # fmt: skip
-    """By one thread: to the last bit the same weights, so that a bank is found again."""
+    """Train by one thread: to the last bit the same weights, so that a bank is found again."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -192,13 +192,13 @@ def train_single_threaded(
 
 
 def at_temperature(task: Task, times_n: float) -> Task:
-    """The task with nbeta in units of its train items; gamma/nbeta stays calibration's."""
+    """Return the task with nbeta in units of its train items; gamma/nbeta stays calibration's."""
     settings = replace(task.settings[0], nbeta=times_n * task.problem.num_train)
     return replace(task, settings=(settings,))
 
 
 def by_yardstick(task: Task, name: str) -> Task:
-    """The task at the default temperature, with one of the two yardsticks as gamma/nbeta."""
+    """Return the task at the default temperature, with one of the two yardsticks as gamma/nbeta."""
     (settings,) = task.settings
     found = bif.calibrate(task.problem, settings)
     chosen, why = found.settings, " ".join(found.explanations)
@@ -213,7 +213,7 @@ def by_yardstick(task: Task, name: str) -> Task:
 
 
 def leftover_curvature(task: Task, weight_decay: float) -> float:
-    """`|H g| / |g|` by double backward."""
+    """Return `|H g| / |g|` by double backward."""
     model = copy.deepcopy(task.problem.model).requires_grad_()
     weights = list(model.parameters())
     decay = 0.5 * weight_decay * torch.stack([w.square().sum() for w in weights]).sum()
@@ -228,7 +228,7 @@ def leftover_curvature(task: Task, weight_decay: float) -> float:
 def measure_rows(
     task: Task, banks: Sequence[Bank], methods: Sequence[str], **facts: Any
 ) -> list[dict[str, Any]]:
-    """A row a method and target, `minus_bif` its paired difference with the BIF."""
+    """Return a row a method and target, with its paired difference from the BIF."""
     tuning = Judge([bank.tuning for bank in banks if bank.tuning is not None])
     found: list[Scored] = []
     for method in methods:
@@ -243,7 +243,7 @@ def measure_rows(
 
 
 def short_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row in few figures, for the terminal."""
+    """Return a few figures of a row, for the terminal."""
     names = ("set", "times_n", "yardstick", "told", "target", "method", "lds", "minus_bif_low",
              "minus_bif_high", "seconds", "rhat_max", "trusted", "failed_gates")  # fmt: skip
     return {name: row[name] for name in names if name in row}
@@ -271,7 +271,7 @@ def main() -> None:
 def rows_of(
     arguments: argparse.Namespace, asked: tuple[str, float | str | None]
 ) -> list[dict[str, Any]]:
-    """All rows of a set, or those of the BIF in another way."""
+    """Return all rows of a set, or those of the BIF in another way."""
     name, way = asked
     task = small_task(name, device=arguments.device, seed=arguments.seed)
     with bank_folder(arguments.banks, name) as folder:

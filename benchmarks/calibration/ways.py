@@ -49,7 +49,7 @@ def ways_and_best(task: Task, within: bif.Settings) -> Ways:
 
 
 def answers(within: bif.Settings) -> Ways:
-    """Return the defaults, and either answer to what networks are retrained from."""
+    """Return the defaults, and settings that are told each place to be retrained from."""
     return {
         "nothing": lambda: within,
         "scratch": lambda: replace(within, retrained_from="scratch"),

@@ -38,10 +38,10 @@ from bif.estimate.traces import LossTraces, TraceBlock
 from bif.sampling.samplers import SAMPLERS, Traits
 
 CHAINS = 64
-"""Of a run: the default."""
+"""Chains of a run, the default."""
 _FEW_DRAWS = 60
-"""Of chains without velocities, which forget in ten to a hundred times the steps; they run at the
-default temperature alone."""
+"""Draws of chains without velocities, which forget in ten to a hundred times the steps; they run at
+the default temperature alone."""
 _MAX_LOSSES = 2**26
 """Losses that a stack of runs may record."""
 _MAX_REFERENCE_RHAT = 1.02
@@ -54,7 +54,7 @@ MASSES = ("auto", "identity", "kronecker")
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row is about."""
+    """The problem, temperature, sampler, mass and device of a row."""
 
     problem: str
     nbeta: str
@@ -68,7 +68,7 @@ class Cell:
         return SAMPLERS[self.sampler].traits
 
     def settings(self, known: KnownProblem) -> bif.Settings:
-        """With everything else left open."""
+        """Return settings with everything else left open."""
         given = self.nbeta != "default"
         factor = float(self.nbeta.removesuffix("n") or 1) if given else 1.0
         return bif.Settings(
@@ -115,7 +115,7 @@ def main() -> None:
 def keep_earlier_rows(
     file: Path, asked: Sequence[Cell]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of an earlier file that are not asked for anew, and how they came about."""
+    """Return rows of an earlier file that are not asked for, and how they came about."""
     found = read(file)
     anew = [key_columns(cell) for cell in asked]
     rows = [row for row in found["rows"] if {k: row[k] for k in anew[0]} not in anew]
@@ -124,7 +124,7 @@ def keep_earlier_rows(
 
 
 def mean_coverage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every way to sample, the mean and the least coverage over the problems."""
+    """Return the mean and least coverage over the problems, for every way to sample."""
     found = []
     ways = dict.fromkeys((row["nbeta asked"], row["sampler"], row["mass asked"]) for row in rows)
     for way in ways:
@@ -144,7 +144,7 @@ def mean_coverage(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """The rows; a mass where the sampler takes one."""
+    """Yield the rows; a mass where the sampler takes one."""
     for problem in arguments.problems:
         for nbeta in arguments.temperatures:
             for sampler in arguments.samplers:
@@ -158,7 +158,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
 def measure_cells(
     pool: Executor, asked: Sequence[Cell], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rows in the order in which they end; what is refused, or has no reference, says so."""
+    """Yield the rows as they end; rows that are refused, or lack a reference, say so."""
     ready = [
         Row(cell, *found)
         for cell, found in zip(asked, pool.map(choose_settings, asked), strict=True)
@@ -195,7 +195,7 @@ def measure_cells(
 
 @dataclass(frozen=True)
 class Row:
-    """A row with what the library chose for it, or with the words in which it refused."""
+    """A row with the settings that the library chose, or its words of refusal."""
 
     cell: Cell
     settings: bif.Settings
@@ -203,7 +203,7 @@ class Row:
 
 
 def choose_settings(cell: Cell) -> tuple[bif.Settings, str]:
-    """Automatic settings, or the reason why there are none."""
+    """Return automatic settings, or the reason why there are none."""
     known = PROBLEMS[cell.problem]()
     asked = cell.settings(known)
     try:
@@ -219,13 +219,13 @@ def _key(this: Row) -> tuple[str, float, float]:
 def _references(
     pool: Executor, ready: Sequence[Row], folder: Path | None
 ) -> dict[tuple[str, float, float], Reference]:
-    """The exact answers of all posteriors that occur."""
+    """Return the exact answers of all posteriors that occur."""
     keys = list(dict.fromkeys(_key(this) for this in ready if not this.refused))
     return dict(zip(keys, pool.map(partial(exact_answer, folder=folder), keys), strict=True))
 
 
 def exact_answer(key: tuple[str, float, float], folder: Path | None) -> Reference:
-    """Of a problem at an nbeta and a gamma."""
+    """Return the exact answer for a problem at an nbeta and a gamma."""
     problem, nbeta, gamma = key
     return reference(PROBLEMS[problem](), nbeta=nbeta, gamma=gamma, folder=folder)
 
@@ -233,7 +233,7 @@ def exact_answer(key: tuple[str, float, float], folder: Path | None) -> Referenc
 def run_part(
     this: Row, exact: Reference, seed: int, count: int
 ) -> tuple[list[dict[str, float]], list[float], float]:
-    """Some stacked runs of a row: what they cover, the R-hat of the first ones, seconds."""
+    """Return the coverage of some stacked runs, R-hat of the first ones, and seconds."""
     began = time.perf_counter()
     problem = PROBLEMS[this.cell.problem]().problem()
     chosen = replace(this.settings, device=this.cell.device)
@@ -244,7 +244,7 @@ def run_part(
 
 
 def run_calls(this: Row, exact: Reference, seed: int, count: int) -> dict[str, Any]:
-    """Whole calls of the library with everything left open: trust and coverage."""
+    """Return trust and coverage of whole calls of the library with everything left open."""
     known = PROBLEMS[this.cell.problem]()
     problem = known.problem()
     settings = replace(this.cell.settings(known), device=this.cell.device)
@@ -273,7 +273,7 @@ def _row(this: Row, exact: Reference, found: Sequence[Any], *, asked: int) -> di
 
 
 def key_columns(cell: Cell) -> dict[str, Any]:
-    """What was asked for."""
+    """Return the columns that say what was asked for."""
     return {"problem": cell.problem, "nbeta asked": cell.nbeta, "sampler": cell.sampler,
             "mass asked": cell.mass}  # fmt: skip
 
@@ -281,7 +281,7 @@ def key_columns(cell: Cell) -> dict[str, Any]:
 def run_stacked(
     problem: bif.Problem, chosen: bif.Settings, *, count: int, seed: int
 ) -> Iterator[LossTraces]:
-    """Independent runs, cut from blocks of many."""
+    """Yield independent runs, split from blocks of many."""
     assert chosen.draws is not None and chosen.chains is not None
     columns = problem.num_train + problem.num_queries
     at_once = max(1, min(count, _MAX_LOSSES // (chosen.chains * chosen.draws * columns)))
@@ -296,7 +296,7 @@ def run_stacked(
 
 @contextmanager
 def stop_at_traces() -> Iterator[None]:
-    """Runs end with what they recorded: what is said of thousands of chains costs most of a run."""
+    """Make runs end with their traces: what follows costs most with thousands of chains."""
     module: Any = sys.modules["bif.runs.attribute"]
     conclude = module.conclude
 
@@ -311,7 +311,7 @@ def stop_at_traces() -> Iterator[None]:
 
 
 def split_runs(traces: LossTraces, count: int, chains: int) -> Iterator[LossTraces]:
-    """Runs of so many chains each, less those that diverged."""
+    """Yield runs of so many chains each, less those that diverged."""
     for run in range(count if traces.blocks else 0):
         (block,) = traces.blocks
         rows = [row for row, chain in enumerate(block.chains) if chain // chains == run]
@@ -321,7 +321,7 @@ def split_runs(traces: LossTraces, count: int, chains: int) -> Iterator[LossTrac
 
 
 def judge_run(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, float]:
-    """A run's own scores and intervals against the truth."""
+    """Return coverage and scale of a run's own scores and intervals."""
     queries, items = exact.scores.shape
     traces = traces.selected(train=np.arange(items), query=np.arange(queries))
     axes = ScoreAxes(
@@ -333,14 +333,14 @@ def judge_run(traces: LossTraces, exact: Reference, nbeta: float) -> dict[str, f
 
 
 def largest_rhat(traces: LossTraces) -> float:
-    """Of items and queries."""
+    """Return the largest R-hat of items and queries."""
     swapped = [replace(b, train=b.query, query=b.train) for b in traces.blocks]
     parts = (traces, LossTraces(tuple(swapped)))
     return max(float(np.nanmax(convergence(part)[1])) for part in parts)
 
 
 def compare_with_exact(found: Any, exact: Reference) -> dict[str, float]:
-    """Coverage, scale and error of a dataset of scores."""
+    """Return coverage, scale and error of a dataset of scores."""
     scores = found["influence"].values[0].astype(float)
     error = found["standard_error"].values[0].astype(float)
     selves = found["self_influence"].values.astype(float)
@@ -358,7 +358,7 @@ def compare_with_exact(found: Any, exact: Reference) -> dict[str, float]:
 
 
 def summarise_runs(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str, float]:
-    """Of independent runs: means with intervals that cluster by run, medians of scales."""
+    """Return means of independent runs, with intervals that cluster by run, and medians."""
     left = sum(run["chains"] for run in runs)
     found: dict[str, float] = {"runs": len(runs), "lost_chains": 1 - left / asked}
     if not runs:
@@ -375,7 +375,7 @@ def summarise_runs(runs: Sequence[dict[str, float]], *, asked: int) -> dict[str,
 
 
 def summarise_calls(calls: Sequence[bif.Run], exact: Reference) -> dict[str, Any]:
-    """Trust, and the coverage of whole calls."""
+    """Return trust and coverage of whole calls."""
     if not calls:
         return {}
     parts = [compare_with_exact(run.influence.dataset, exact) for run in calls]

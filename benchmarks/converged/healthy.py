@@ -32,15 +32,15 @@ FIGURES = ("trusted", "rhat_max", "reliability", "ess_median", "virial", "virial
 
 @dataclass(frozen=True)
 class HealthyProblem:
-    """A model to be trained, and what is asked of it.
+    """A model to be trained, its items, queries, loss and settings.
 
     Attributes:
-        model: Untrained.
-        train: Items.
-        queries: Items, or groups of them.
-        loss: Of items.
-        settings: What a user would tell.
-        weights: Of the items in training.
+        model: The untrained model.
+        train: The train items.
+        queries: The queries, or groups of them.
+        loss: The loss of items.
+        settings: The settings that a user would give.
+        weights: Weights of the items in training.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class HealthyProblem:
     weights: Tensor | None = None
 
     def problem(self) -> bif.Problem:
-        """After training."""
+        """Return the problem after training."""
         _train(self)
         return bif.Problem(
             self.model, self.loss, train=self.train, queries=self.queries,
@@ -60,7 +60,7 @@ class HealthyProblem:
 
 
 def _train(asked: HealthyProblem, *, warm_up: int = 200) -> None:
-    """Adam on all items, then L-BFGS to a minimum of mean loss and weight decay."""
+    """Train by Adam on all items, then by L-BFGS to a minimum of mean loss and weight decay."""
     model, decay = asked.model.eval(), asked.settings.weight_decay
     weights = torch.ones(len(asked.train[0])) if asked.weights is None else asked.weights
 
@@ -77,37 +77,37 @@ def _train(asked: HealthyProblem, *, warm_up: int = 200) -> None:
 
 
 def squared(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared error, summed over outputs."""
+    """Return half the squared error, summed over outputs."""
     x, y = batch
     return 0.5 * (model(x) - y).square().sum(dim=1)
 
 
 def poisson(model: nn.Module, batch: Batch) -> Tensor:
-    """Negative log-likelihood of counts."""
+    """Return the negative log-likelihood of counts."""
     x, y = batch
     return F.poisson_nll_loss(model(x)[:, 0], y, reduction="none")
 
 
 def huber(model: nn.Module, batch: Batch) -> Tensor:
-    """Of residuals beyond 1 the distance counts, not its square."""
+    """Return the Huber loss: the distance counts, not its square, for residuals beyond 1."""
     x, y = batch
     return F.huber_loss(model(x), y, reduction="none").sum(dim=1)
 
 
 class LSTMClassifier(nn.Module):
-    """Classes from the last state of an LSTM."""
+    """A classifier by the last state of an LSTM."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lstm, self.head = nn.LSTM(3, 8, batch_first=True), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of sequences `[B, T, 3]`."""
+        """Return logits of sequences `[B, T, 3]`."""
         return self.head(self.lstm(x)[0][:, -1])
 
 
 class AttentionClassifier(nn.Module):
-    """Classes from one layer of attention over tokens."""
+    """A classifier by one layer of attention over tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class AttentionClassifier(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of tokens `[B, 6]`."""
+        """Return the logits of tokens `[B, 6]`."""
         h = self.embed(tokens) + self.places
         q, k, v = self.qkv(self.norm(h)).chunk(3, dim=-1)
         h = h + self.out(F.scaled_dot_product_attention(q, k, v))
@@ -125,7 +125,7 @@ class AttentionClassifier(nn.Module):
 
 
 class ResidualClassifier(nn.Module):
-    """Two layers beside a skip, normalised."""
+    """A classifier of two normalised layers beside a skip."""
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class ResidualClassifier(nn.Module):
         self.inner, self.head = nn.Linear(10, 10), nn.Linear(10, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Return logits `[B, classes]`."""
         h = self.start(x)
         return self.head(h + F.silu(self.inner(self.norm(h))))
 
@@ -143,7 +143,7 @@ def _mlp(inputs: int, hidden: int, outputs: int, activation: nn.Module) -> nn.Mo
 
 
 def _set(name: str, count: int, queries: int = 20) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Standardised items and queries of one of scikit-learn's sets, in random order."""
+    """Return standardised items and queries of one of scikit-learn's sets, in random order."""
     from sklearn import datasets
 
     found = getattr(datasets, f"load_{name}")()
@@ -164,7 +164,7 @@ def _digits(count: int, *, pictures: bool = False) -> tuple[tuple[Tensor, Tensor
 
 
 def _linear_targets(count: int, inputs: int, outputs: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Targets with noise of variance 1, so that a squared error is a log-likelihood."""
+    """Return targets with noise of variance 1, so that a squared error is a log-likelihood."""
     x = standard_normal(count + 20, inputs, seed=1)
     y = 2 * x @ standard_normal(inputs, outputs, seed=2) + standard_normal(
         count + 20, outputs, seed=3
@@ -173,7 +173,7 @@ def _linear_targets(count: int, inputs: int, outputs: int) -> tuple[tuple[Tensor
 
 
 def _classes(count: int, inputs: int, classes: int, *, flipped: float = 0.0, seed: int = 0):
-    """Classes by the largest of noisy linear functions."""
+    """Return classes by the largest of noisy linear functions."""
     x = standard_normal(count + 20, inputs, seed=seed)
     scores = 1.5 * x @ standard_normal(inputs, classes, seed=seed + 1)
     y = (scores + standard_normal(count + 20, classes, seed=seed + 2)).argmax(dim=1)
@@ -334,7 +334,7 @@ PROBLEMS: dict[str, Callable[[], HealthyProblem]] = {
 
 
 def row(name: str, made: HealthyProblem, seed: int) -> dict[str, Any]:
-    """One run's figures, and the gates that failed."""
+    """Return the figures of one run, and the gates that failed."""
     started = time.perf_counter()
     about = {"problem": name, "items": len(made.train[0]), "seed": seed}
     problem = made.problem()
@@ -356,7 +356,7 @@ def row(name: str, made: HealthyProblem, seed: int) -> dict[str, Any]:
 
 
 def healthy_run(asked: tuple[str, int]) -> dict[str, Any]:
-    """A problem's row with a seed of sampling; its network is always the same."""
+    """Return a problem's row with a seed of sampling; its network is always the same."""
     name, seed = asked
     torch.manual_seed(0)
     return row(name, PROBLEMS[name](), seed)

@@ -29,13 +29,13 @@ from bif.sampling.rng import ShuffledOrder
 from bif.types import Batch
 
 _MAX_TRIES = 4
-"""As often as a user would do as told before giving up."""
+"""Times that a user would do as told before giving up."""
 _SETTING = r"\w+=(?:'[^']*'|None|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 _ALTERNATIVE = re.compile(rf"\b[Ss]et ({_SETTING}(?:(?:, | and ){_SETTING})*)")
 
 
 def parse_remedies(message: str) -> list[dict[str, Any]]:
-    """The alternatives that a message names, as settings."""
+    """Return the alternatives that a message names, as settings."""
     return [
         {
             name: ast.literal_eval(value)
@@ -49,18 +49,18 @@ def parse_remedies(message: str) -> list[dict[str, Any]]:
 
 
 def squared(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared residual."""
+    """Return half the squared residual."""
     x, y = batch
     return 0.5 * (model(x)[:, 0] - y).square()
 
 
 def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) -> bif.Problem:
-    """A regression on six inputs, of curvatures from 1 to .01, at its minimum.
+    """Return a regression on six inputs at its minimum, of curvatures from 1 to .01.
 
     Args:
-        decay: In training.
-        items: To train on.
-        weight: Of every item in training.
+        decay: The weight decay of its training.
+        items: Number of train items.
+        weight: The weight of every item in training.
     """
     x = standard_normal(items, 6, seed=1) * torch.logspace(0, -1, 6)
     y = x @ torch.linspace(3, -3, 6) + standard_normal(items, seed=2)
@@ -75,7 +75,7 @@ def line(*, decay: float = 0.0, items: int = 60, weight: float | None = None) ->
 
 
 def network(*, trained: bool = True) -> bif.Problem:
-    """80 items, a tanh network of 33 weights."""
+    """Return a tanh network of 33 weights with 80 items."""
     x = standard_normal(80, 2, seed=3)
     y = 3 * torch.sin(2 * x[:, 0]) + standard_normal(80, seed=4)
     with torch.random.fork_rng(devices=[]):
@@ -92,7 +92,7 @@ def network(*, trained: bool = True) -> bif.Problem:
 
 
 class Weights(nn.Module):
-    """Weights and nothing else, float64."""
+    """A model of weights alone, float64."""
 
     def __init__(self, *weights: float) -> None:
         super().__init__()
@@ -100,14 +100,14 @@ class Weights(nn.Module):
 
 
 def unit_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared residual of a tanh unit."""
+    """Return half the squared residual of a tanh unit."""
     x, y = batch
     (w,) = model.parameters()
     return 0.5 * (w[2] * torch.tanh(w[0] * x + w[1]) - y).square()
 
 
 def unit() -> bif.Problem:
-    """25 items of one tanh unit at its minimum, three weights: U is no quadratic."""
+    """Return a tanh unit of three weights at its minimum with 25 items: U is no quadratic."""
     x = torch.linspace(-2, 2, 25, dtype=torch.float64)
     y = 3 * torch.tanh(1.5 * x - 0.4) + standard_normal(25, seed=6).double()
     model = Weights(1.5, -0.4, 3.0)
@@ -117,7 +117,7 @@ def unit() -> bif.Problem:
 
 
 def wells_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared residual of a line, and of what is marked a weight with wells at ±1."""
+    """Return half the squared residual of a line; for marked items, the wells at ±1 too."""
     x, y, marked = batch
     (w,) = model.parameters()
     well = 0.6 * (w[-1].square() - 1).square() + 0.15 * w[-1]
@@ -125,14 +125,14 @@ def wells_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def one_well_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """How far the weight is from one of its wells."""
+    """Return half the squared residual, with one of the wells in the place of both."""
     x, y, marked = batch
     (w,) = model.parameters()
     return 0.5 * (x @ w[:-1] - y).square() + marked * 0.5 * (w[-1] - 1).square()
 
 
 def two_modes() -> bif.Problem:
-    """1,000 items, five of which see the weight with two wells, as the queries do."""
+    """Return a problem with two wells that five of 1,000 items and the queries see."""
     x = standard_normal(1000, 3, seed=1).double()
     y = x @ torch.tensor([1.0, -0.5, 0.2]).double() + standard_normal(1000, seed=2).double()
     fit = torch.linalg.lstsq(x, y.unsqueeze(1)).solution[:, 0]
@@ -148,14 +148,14 @@ def two_modes() -> bif.Problem:
 
 
 def seen_inputs_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared residual of a line; weights beyond the inputs are not seen."""
+    """Return half the squared residual of a line; weights beyond the inputs do not enter."""
     x, y = batch
     (w,) = model.parameters()
     return 0.5 * (x @ w[: x.shape[1]] - y).square()
 
 
 def flat_to_items(*, seen: float = 1.0) -> bif.Problem:
-    """A line whose queries depend on one more weight, which gamma alone holds.
+    """Return a line whose queries depend on one more weight, which gamma alone holds.
 
     Args:
         seen: How much queries depend on the others.
@@ -181,11 +181,11 @@ class Case:
     """A run that fails a gate.
 
     Attributes:
-        gate: Its name; of a warning or an error, words that are in its message.
-        planted: What is wrong.
+        gate: The gate's name; for a warning or an error, words of its message.
+        planted: The fault in words.
         problem: What is attributed.
-        settings: With which it fails.
-        around: What is wrong with the machinery meanwhile.
+        settings: The settings with which it fails.
+        fault: A context in which the machinery has a fault.
         checked: Whether the run is cross-checked.
     """
 
@@ -199,7 +199,7 @@ class Case:
 
 @contextmanager
 def shared_mini_batches() -> Iterator[None]:
-    """Every chain of a block sees the first one's."""
+    """Let every chain of a block have the first one's mini-batches."""
     own = ShuffledOrder.indices
 
     def first(self: ShuffledOrder, step: int) -> Tensor:
@@ -271,7 +271,7 @@ CASES: list[Case] = [
     Case("U curves downwards", "weights that were not trained",
          lambda: network(trained=False), replace(FEW, gamma=0.5)),
 ]  # fmt: skip
-"""Of each gate at least one; `NOT_FOLLOWED` lists those whose remedy is no setting."""
+"""At least one case for each gate; `NOT_FOLLOWED` lists the gates whose remedy is no setting."""
 NOT_FOLLOWED = {
     "twins": "give every run a seed of its own: runs of one seed are refused where they are merged",
     "randomness": "switch it off: a change of the model",
@@ -282,21 +282,21 @@ NOT_FOLLOWED = {
 
 
 class Outcome(NamedTuple):
-    """What a run says."""
+    """The gates that failed in a run, its messages and its mass."""
 
     failed: list[str]
     messages: list[str]
     mass: str | None
 
     def message_of(self, gate: str) -> str:
-        """The message of a gate, or the one that has these words; empty where there is none."""
+        """Return the message of a gate, or the one that has these words; empty if none."""
         own = (m for m in self.messages if m.startswith(f"not trusted, {gate}:"))
         with_words = (m for m in self.messages if " " in gate and gate in m)
         return next(own, None) or next(with_words, "")
 
 
 def run_case(case: Case, settings: bif.Settings) -> Outcome:
-    """Of one run."""
+    """Run a case with these settings and return the outcome."""
     problem = case.problem()
     try:
         with case.fault(), tempfile.TemporaryDirectory() as folder:
@@ -311,7 +311,7 @@ def run_case(case: Case, settings: bif.Settings) -> Outcome:
 
 
 def follow_remedies(case: Case) -> Iterator[dict[str, Any]]:
-    """A row for each alternative that the message names; one where there is none."""
+    """Yield a row for each alternative that the message names, or one where none is named."""
     before = run_case(case, case.settings)
     message = before.message_of(case.gate)
     about = {"gate": case.gate, "planted": case.planted, "fails": bool(message)}

@@ -47,7 +47,7 @@ PARTS = ("tokens", "planted", "lds")
 
 
 def settings(a: argparse.Namespace) -> bif.Settings:
-    """BAOAB with full gradients, one live chain after another; what is open the library chooses."""
+    """Return settings of BAOAB with full gradients, one live chain after another."""
     fast = a.device.startswith("cuda")
     precision = "bfloat16" if fast else "float32"
     return bif.Settings(
@@ -57,7 +57,7 @@ def settings(a: argparse.Namespace) -> bif.Settings:
 
 
 def pair_settings(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
-    """The same for pairs of chains, which need copies of the weights."""
+    """Return the settings for pairs of chains, which need copies of the weights."""
     # Curvatures span a factor of 50 by the default of gamma: a mass would not pay.
     return replace(
         s, oracle="stacked", compiled=False, block_size=a.response_block, mass="identity",
@@ -66,7 +66,7 @@ def pair_settings(s: bif.Settings, a: argparse.Namespace) -> bif.Settings:
 
 
 class Text:
-    """Documents, tokenizer and trained model."""
+    """The documents, the tokenizer and the sizes of the benchmark."""
 
     def __init__(self, a: argparse.Namespace) -> None:
         found = documents(a.data)[: a.documents]
@@ -80,7 +80,7 @@ class Text:
 
     @property
     def nbeta(self) -> float:
-        """Of the untempered posterior of all train documents, of which some are scored."""
+        """nbeta of the untempered posterior of all train documents, some of which are scored."""
         return float(len(self.train) + len(self.planted))
 
     def problem(self, model: nn.Module, train: Sequence[Document], queries: Any,
@@ -121,7 +121,7 @@ class Text:
 
 
 def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
-    """Pearson correlations of token losses over draws: of belonging pairs minus matched ones."""
+    """Yield correlations of token losses over draws: belonging pairs minus matched ones."""
     a = text.arguments
     train = sample_evenly(text.train, a.token_items, seed=a.seed)
     queries = sample_evenly(text.queries, a.token_queries, seed=a.seed)
@@ -162,7 +162,7 @@ def token_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
 
 
 def _difference(similar: np.ndarray, pairs: np.ndarray, order: np.ndarray | None = None) -> float:
-    """Mean over one text's pairs `[P, 3]`, the columns of the scores permuted if asked for."""
+    """Return the mean difference over one text's pairs `[P, 3]`, columns permuted if asked for."""
     query, own, control = pairs.T
     if order is not None:
         own, control = order[own], order[control]
@@ -170,7 +170,7 @@ def _difference(similar: np.ndarray, pairs: np.ndarray, order: np.ndarray | None
 
 
 def _tokens_by_item(items: bif.Items) -> list[list[Any]]:
-    """Tokens of every item, with their columns."""
+    """Return tokens of every item, with their columns."""
     assert items.tokens is not None and items.token_mask is not None
     mask = items.token_mask
     columns = np.where(mask, np.cumsum(mask).reshape(mask.shape) - 1, -1)
@@ -181,7 +181,7 @@ def _tokens_by_item(items: bif.Items) -> list[list[Any]]:
 
 
 def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
-    """Ranks of planted passages for their paraphrases, and for those of others as a control."""
+    """Yield ranks of planted passages for their paraphrases, and for others' as a control."""
     a = text.arguments
     others = sample_evenly(text.train, a.passages - len(text.planted), seed=a.seed)
     train = [*text.planted, *others]
@@ -217,7 +217,7 @@ def planted_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]
 
 
 def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, Any]]]:
-    """LDS of fine-tuning the GPT on half of a few passages that it has not seen."""
+    """Yield the LDS of fine-tuning the GPT on half of a few passages that it has not seen."""
     a = text.arguments
     count = a.lds_items + a.lds_queries + a.lds_tuning_queries
     found = sample_evenly(text.queries, count, seed=a.seed + 1)
@@ -249,7 +249,7 @@ def _fine_tune(base: nn.Module, steps: int, rate: float, items: Any, seed: int) 
 
 
 def _run_figures(run: bif.Run) -> dict[str, Any]:
-    """Draws, seconds and trust of a run."""
+    """Return draws, seconds and trust of a run."""
     return {
         "draws": run.traces.total_draws, "seconds": float(run.summary["seconds"]),
         **trust_figures(run),
@@ -295,7 +295,7 @@ TINY: Mapping[str, Any] = {
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Arguments, each with its default or that of `--tiny`."""
+    """Return the arguments, each with its default or that of `--tiny`."""
     a = options().parse_args(words)
     for name, value in DEFAULTS.items():
         if getattr(a, name) is None:

@@ -18,12 +18,12 @@ from bif.types import Batch
 
 END = "<|endoftext|>"
 _MIN_LENGTH = 160
-"""Characters of a document."""
+"""Characters of the shortest document."""
 _DETOKENIZE = {" @-@ ": "-", " @,@ ": ",", " @.@ ": ".", " n't": "n't", " 's": "'s"}
 
 
 def documents(data: Path) -> list[Document]:
-    """Paragraphs of WikiText-2 and stories of TinyStories, by turns, each with its source."""
+    """Return paragraphs of WikiText-2 and stories of TinyStories, each with its source."""
     wiki = []
     for part in ("valid", "test"):
         for line in (data / "wikitext-2" / f"{part}.txt").read_text(encoding="utf-8").split("\n"):
@@ -43,13 +43,13 @@ def documents(data: Path) -> list[Document]:
 
 
 def _interleave(lists: Sequence[list[Document]]) -> list[Document]:
-    """Mixed evenly, whatever their lengths."""
+    """Return the documents of all lists, mixed evenly whatever their lengths."""
     places = [((i + 0.5) / len(one), d) for one in lists for i, d in enumerate(one)]
     return [d for _, d in sorted(places, key=lambda p: p[0])]
 
 
 def train_tokenizer(texts: Iterable[str], *, pieces: int) -> Any:
-    """A byte-level BPE trained on the texts, as a tokenizer of transformers."""
+    """Return a byte-level BPE trained on the texts, as a tokenizer of transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -69,15 +69,15 @@ def train_tokenizer(texts: Iterable[str], *, pieces: int) -> Any:
 def train_(
     model: nn.Module, items: Batch, *, steps: int, batch_size: int, rate: float, seed: int
 ) -> None:
-    """AdamW with a cosine schedule and no dropout, on the mean loss a token, in place.
+    """Train by AdamW with a cosine schedule and no dropout, on the mean loss a token.
 
     Args:
-        model: On the items' device.
+        model: The model, on the items' device; changed in place.
         items: `input_ids` and `labels` `[N, T]`.
-        steps: Updates.
+        steps: Number of updates.
         batch_size: Items of an update, shuffled anew in every epoch; all if there are fewer.
         rate: Highest learning rate, after a twentieth of the steps.
-        seed: Of the order.
+        seed: Seed of the order.
     """
     device = items["input_ids"].device
     optimizer = torch.optim.AdamW(
@@ -108,7 +108,7 @@ def train_(
 
 
 def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:
-    """Mean over all tokens that count."""
+    """Return the mean loss over all tokens that count."""
     total, count = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(items["input_ids"]), size):
@@ -119,7 +119,7 @@ def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:
 
 
 def sample_evenly(found: Sequence[Document], count: int, *, seed: int) -> list[Document]:
-    """So many documents at random, as many of each source, in their order."""
+    """Return documents at random, as many of each source, in their order."""
     source = np.random.default_rng(seed)
     names = list(dict.fromkeys(d.source for d in found))
     chosen: list[int] = []

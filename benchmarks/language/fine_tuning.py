@@ -24,11 +24,12 @@ METHODS = (
 _CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
 """nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
 _PAIR_CANDIDATE = (10.0, 0.2)
+"""The candidate of pairs of chains, in the same units."""
 _DAMPING_SCALES = tuple({"damping_scale": s} for s in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
 
 
 def _ekfac(problem: bif.Problem) -> FittedRival:
-    """EK-FAC on linear layers; embedding and norms are left out, as other tools do."""
+    """Return EK-FAC on linear layers; embedding and norms are left out, as other tools do."""
     return FittedRival(
         baselines.EKFAC.fit(
             problem, fisher_type="mc", criterion="cross_entropy", other_layers="leave_out"
@@ -37,7 +38,7 @@ def _ekfac(problem: bif.Problem) -> FittedRival:
 
 
 def _mini_batch_settings(settings: bif.Settings, num_train: int) -> bif.Settings:
-    """SGLD as it is commonly run on language models: mini-batches, and few steps to a draw."""
+    """Return settings of SGLD as it is commonly run: mini-batches, few steps a draw."""
     return replace(
         settings, sampler="sgld", gradient="minibatch", batch_size=min(32, num_train), mass=None,
         burn_in=500, thin=4,
@@ -55,7 +56,7 @@ def lds_rows(
     Args:
         problem: The fine-tuned model, with groups "query" and "tuning" of queries.
         train: How it was fine-tuned.
-        settings: Of the BIF.
+        settings: Settings of the BIF.
         arguments: Sizes.
         pairs: Settings of the response estimator.
     """

@@ -21,7 +21,7 @@ _NAMES = ("Nora", "Felix", "Ida", "Oscar", "Vera", "Hugo", "Clara", "Anton")
 
 
 def paraphrase(text: str) -> str:
-    """Other words, other names, and the sentences in another order.
+    """Return a text in other words and names, with its sentences in another order.
 
     Words of a list are swapped for their like, every capitalised word inside of a sentence that
     comes twice gets a name of a list, and neighbouring sentences change places.  The same text
@@ -43,7 +43,7 @@ def _replacement(word: str, names: Mapping[str, str]) -> str:
 
 
 def shared_words(one: str, other: str, *, length: int = 5) -> float:
-    """Share of one's runs of `length` words that the other has, too: how far a copy is from it."""
+    """Return the share of a text's runs of `length` words that another has, too."""
     runs = [
         {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
         for words in (one.lower().split(), other.lower().split())
@@ -52,7 +52,9 @@ def shared_words(one: str, other: str, *, length: int = 5) -> float:
 
 
 def ranks(scores: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    """The rank of column `places[q]` in row q, 1 for the lowest score, ties at their middle.
+    """Return the rank of column `places[q]` in row q, 1 for the lowest score.
+
+    Ties have the middle of their ranks.
 
     Args:
         scores: `[Q, N]`; the lowest are the most helpful for a loss.

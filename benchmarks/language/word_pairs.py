@@ -23,9 +23,9 @@ class Token:
     """The first token of a word, or a sign.
 
     Attributes:
-        item: Number of its text.
-        column: Its column among the scores.
-        word: As written.
+        item: The number of the token's text.
+        column: The token's column among the scores.
+        word: The word as it is written.
         is_name: Capitalised inside of a sentence.
         is_again: The same word came before in the text.
         opens: The kind of bracket or quote that it opens, or "".
@@ -42,12 +42,12 @@ class Token:
 
 
 def tokens_of(pieces: Sequence[str], columns: Sequence[int], item: int) -> list[Token]:
-    """The tokens that begin a word and have a column.
+    """Return the tokens that begin a word and have a column.
 
     Args:
-        pieces: Of the whole text, in order; joined they are the text.
+        pieces: The pieces of the whole text, in order; joined they are the text.
         columns: The column of each, or -1.
-        item: Number of the text.
+        item: The number of the text.
     """
     text = "".join(pieces)
     starts: dict[int, int] = {}
@@ -78,7 +78,7 @@ def tokens_of(pieces: Sequence[str], columns: Sequence[int], item: int) -> list[
 
 
 def stem(word: str) -> str:
-    """Without a common English ending, if three letters are left."""
+    """Return a word without a common English ending, if three letters are left."""
     word = word.lower()
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
@@ -88,7 +88,7 @@ def stem(word: str) -> str:
 
 
 def class_of(query: Token, train: Token) -> str:
-    """One of `CLASSES`, or ""."""
+    """Return the class of a pair of tokens, one of `CLASSES`, or ""."""
     a, b = query.word.lower(), train.word.lower()
     if a.isalpha() and len(a) >= 3:
         if a == b:
@@ -104,7 +104,10 @@ def class_of(query: Token, train: Token) -> str:
 
 
 def _keys(token: Token, *, partners: bool = False) -> list[tuple[str, str]]:
-    """What a token shares with those that may belong to it; of brackets, the other side's."""
+    """Return what a token shares with those that may belong to it.
+
+    Of brackets, it is the other side's.
+    """
     opens, closes = token.opens, token.closes
     if partners:
         opens, closes = closes, opens
@@ -127,7 +130,7 @@ class Pair(NamedTuple):
 def matched_pairs(
     queries: Sequence[Token], train: Sequence[Token], *, most: int, seed: int
 ) -> dict[str, list[Pair]]:
-    """At most `most` pairs of each class for the tokens of one query text.
+    """Return at most `most` pairs of each class for the tokens of one query text.
 
     A control is a token of the same train text whose word is as frequent among all of `train`,
     within a factor of 2, and belongs to none of the classes.
@@ -175,7 +178,7 @@ class Difference(NamedTuple):
 
 
 def bootstrap(values: Sequence[float], *, seed: int, resamples: int = 2000) -> Difference:
-    """Mean of one value a text, with percentiles over resampled texts.
+    """Return the mean of one value a text, with percentiles over resampled texts.
 
     Raises:
         ValueError: No values.
@@ -189,6 +192,6 @@ def bootstrap(values: Sequence[float], *, seed: int, resamples: int = 2000) -> D
 
 
 def p_value(value: float, shuffled: Sequence[float]) -> float:
-    """Share of permutations, itself counted among them, that are as far from 0."""
+    """Return the share of permutations, itself among them, that are as far from 0."""
     beyond = sum(abs(x) >= abs(value) for x in shuffled)
     return (1 + beyond) / (1 + len(shuffled))

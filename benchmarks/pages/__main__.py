@@ -45,7 +45,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"laws of {name}": lambda n=name: scaling.laws(n) for name in ("scaling", "scaling-items")},
     **{f"rows of {name}": lambda n=name: sections(n) for name in SECTIONS},
 }  # fmt: skip
-"""What can stand between two marks."""
+"""The functions that write between two marks, by the name in the mark."""
 _BLOCK = re.compile(r"<!-- made by benchmarks\.pages: ([^\n]+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def fill_page(page: Path) -> str:
-    """Return a page with what belongs between its marks."""
+    """Return a page with the generated lines between its marks."""
 
     def between(marks: re.Match[str]) -> str:
         lines = "\n".join(TABLES[marks[1]]())

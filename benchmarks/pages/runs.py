@@ -18,7 +18,7 @@ _CURRENT_SCRIPTS = {
     "healthy": "converged.healthy", "remedies": "converged.remedies",
     "converged": "converged.traces", "draws": "throughput draws",
 }  # fmt: skip
-"""Scripts of earlier versions that have another name now."""
+"""Names of today for scripts of earlier versions."""
 
 
 def describe_run(run: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def current_command(command: str) -> str:
 
 
 def machine(run: Mapping[str, Any]) -> str:
-    """Return where a run was."""
+    """Return the GPU of a run, or its number of CPU cores."""
     hardware = run["hardware"]
     return hardware.get("gpu") or f"{hardware['cores']} CPU cores ({hardware['machine']})"
 
@@ -73,7 +73,7 @@ def language_runs() -> list[Run]:
 
 
 def add_edges(run: Run) -> Run:
-    """Say in rows of earlier versions where tuning ended at the edge of its grid."""
+    """Add to rows of earlier versions where tuning ended at the edge of its grid."""
     tuned = {(t["method"], t["observable"]): t["tuned"] for t in run.get("tuned", ())}
     return {
         **run,

@@ -72,6 +72,8 @@ def _is_in_reach(met: Mapping[str, Any], laws: Sequence[Mapping[str, Any]]) -> b
 def figure(run: Run) -> Any:
     """Draw seconds of a draw and of a whole attribution, and peak memory, over the weights.
 
+    The row shown is the fastest of each size and method.
+
     Of each size and method the fastest row.
     """
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The rows of every benchmark as a table: which columns, what they are called, what they are of."""
+"""The rows of every benchmark as a table: its columns, their labels, and what the rows are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from bif.benchmark.judge import choice_text, verdict
 
 
 class Section(NamedTuple):
-    """What the rows of a benchmark are, and their columns, `KEY` or `KEY=LABEL`, apart by ` | `."""
+    """What the rows of a benchmark are, and their columns.
+
+    Columns are `KEY` or `KEY=LABEL`, apart by ` | `.
+    """
 
     about: str
     columns: str
@@ -38,7 +41,7 @@ LABELS = {
     "num_train": "items", "peak_memory_gib": "peak GiB", "rhat_max": "R-hat",
     "step_size": "step", "target": "retrained from", "verdict": "trusted",
 }  # fmt: skip
-"""Of keys that are not their own label with spaces."""
+"""Labels of keys that are not their own label with spaces."""
 SECTIONS = {
     "small": Section(
         "LDS of the loss on twelve small sets by retraining on halves, the BIF given only the "
@@ -142,8 +145,8 @@ def sections(name: str, *, on_its_page: bool = False) -> list[str]:
     """Return the newest runs of a benchmark, of every setting and size, as headings and tables.
 
     Args:
-        name: In `SECTIONS`.
-        on_its_page: Headings do without it, and say what the settings are.
+        name: A name in `SECTIONS`.
+        on_its_page: Whether headings leave the benchmark out and say what the settings are.
     """
     files = [f"{name}-{s}" for s in SETTINGS] if name in ("mixing", "tuning", "sweep") else [name]
     about, columns = SECTIONS[name]

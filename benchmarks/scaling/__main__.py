@@ -42,7 +42,7 @@ PEAK_BF16 = 989e12
 """FLOP/s of an H100 SXM without sparsity, by its data sheet."""
 BATCH = 16
 TARGETS = {"14M": 0.020, "160M": 0.085, "1.4B": 0.54}
-"""Seconds a draw to be reached on one H100."""
+"""Seconds a draw that are to be reached on one H100, by shape."""
 METHODS = ("bif", "devinterp", "ekfac")
 _WARM_UP = 5
 
@@ -56,7 +56,7 @@ def live_engine(
     items: int,
     queries: int,
 ) -> Engine:
-    """A live run; what it does not hold itself is given back."""
+    """Return the engine of a live run; memory that it does not hold itself is freed."""
     length, device = arguments.length, arguments.device
     dtype = torch.bfloat16 if layout.memory == "lean" else torch.float32
     model = network(shape, length=length, seed=arguments.seed, device=device, dtype=dtype)
@@ -89,7 +89,7 @@ def live_engine(
 def bif_cost(
     engine: Engine, *, seconds: float, forecast: bool, profile: bool = False
 ) -> dict[str, Any]:
-    """Seconds a draw after a warm-up, peak memory, and what the plan said of both."""
+    """Return seconds a draw after a warm-up, peak memory, and the plan's forecast of both."""
     device = engine.device
     on_gpu = device.type == "cuda"
     row: dict[str, Any] = {}
@@ -133,7 +133,7 @@ def bif_cost(
 
 
 def print_kernels(run: Callable[[], object]) -> None:
-    """Where the time goes: what the device does longest, and what the host does."""
+    """Print where the time goes: what device and host do longest."""
     with torch.profiler.profile(record_shapes=True) as found:
         run()
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -144,7 +144,7 @@ def print_kernels(run: Callable[[], object]) -> None:
 def measure_bif(
     shape: Shape, how: str, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
-    """The first layout that fits, or the reason why none does."""
+    """Return the cost of the first layout that fits, or the reason why none does."""
     capacity = _capacity(arguments.device)
     reasons = []
     layouts = layouts_of(shape, batch=BATCH, chunk=arguments.chunk, length=arguments.length)
@@ -177,7 +177,7 @@ def measure_bif(
 def measure_rival(
     method: str, shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
-    """What a rival takes, or the reason why it has no figure."""
+    """Return the cost of a rival, or the reason why it has none."""
     ids = sequences(shape, items + queries, length=arguments.length, seed=arguments.seed)
     given: Any = {
         "batch": BATCH, "device": arguments.device, "seed": arguments.seed,
@@ -202,7 +202,7 @@ def measure_rival(
 def add_rates(
     row: dict[str, Any], shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
-    """With what follows from seconds a draw and the shape."""
+    """Add to a row what follows from seconds a draw and the shape."""
     length = arguments.length
     about = {
         "shape": shape.name, "method": row["method"], "weights": shape.num_weights,
@@ -223,7 +223,7 @@ def add_rates(
 
 
 class Measurement:
-    """The rows, written anew after each."""
+    """The rows of the benchmark, which are written anew after each."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -236,7 +236,7 @@ class Measurement:
         self._beyond: dict[str, str] = {}
 
     def measure(self, shape: Shape, *, items: int, queries: int) -> None:
-        """Every method on one shape and as many items and queries."""
+        """Measure every method on one shape with so many items and queries."""
         a = self.arguments
         for method in a.only:
             for how in modes(shape, a) if method == "bif" else [""]:
@@ -265,7 +265,7 @@ class Measurement:
 
 
 def fits(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Exponents along weights, items and queries, and the crossing points."""
+    """Return exponents along weights, items and queries, and the crossing points."""
     exponents, crossings = [], []
     axes = ("weights", "num_items", "num_queries")
     for along in axes:
@@ -277,14 +277,14 @@ def fits(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def modes(shape: Shape, arguments: argparse.Namespace) -> list[str]:
-    """Ways to run the same draws: as asked for, else fewer for larger shapes."""
+    """Return the modes in which the same draws run: those asked for, else fewer if large."""
     if arguments.how:
         return arguments.how
     return ["eager", "compiled"] if shape.num_weights < 3e9 else ["eager"]
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[Shape, int, int]]:
-    """Shapes, items and queries in their order."""
+    """Yield shapes, items and queries in their order."""
     items, queries = arguments.items, arguments.queries
     if arguments.sweep:
         shape = SHAPES[arguments.sweep]
@@ -296,7 +296,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[Shape, int, int]]:
 
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a row is of."""
+    """Return the key of a row."""
     return tuple(row.get(k) for k in ("shape", "method", "how", "num_items", "num_queries"))
 
 
@@ -305,7 +305,7 @@ def _package(method: str) -> str:
 
 
 def _capacity(device: str) -> float:
-    """Bytes of the device that may be used."""
+    """Return bytes of the device that may be used."""
     if not device.startswith("cuda"):
         return float("inf")
     return 0.94 * torch.cuda.get_device_properties(torch.device(device)).total_memory

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 Memory = Literal["plain", "fused", "lean"]
 BYTES_A_WEIGHT: dict[Memory, int] = {"plain": 20, "fused": 8, "lean": 4}
-"""Of SGLD, as docs/large-models.md lists them."""
+"""Bytes of SGLD a weight, as docs/large-models.md lists them."""
 _LAYER_BYTES = 50
 """Bytes that a layer keeps for its backward pass, a token and unit of width; bfloat16 compute."""
 _CHECKPOINT_BYTES = 4
-"""The same where layers are recomputed: the float32 input alone."""
+"""Bytes that a recomputed layer keeps, a token and unit of width: the float32 input alone."""
 _FORWARD_BYTES = 24
 """Bytes of a forward pass that keeps nothing, a token and unit of width."""
 _HEAD_BYTES = 2**30
-"""Chunks of logits."""
+"""Bytes of the chunks of logits."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Shape:
     """A GPT-NeoX.
 
     Attributes:
-        name: Of the Pythia model.
+        name: The name of the Pythia model.
         layers: Number of layers.
-        width: Of the residual stream.
+        width: The width of the residual stream.
         heads: Attention heads a layer.
         vocabulary: Rows of embedding and head, which are two matrices.
     """
@@ -41,22 +41,25 @@ class Shape:
 
     @property
     def without_embedding(self) -> int:
-        """Weights that every token is multiplied by."""
+        """Number of weights that every token is multiplied by."""
         d = self.width
         matrices, biases, norms = 12 * d * d, 9 * d, 4 * d
         return self.layers * (matrices + biases + norms) + 2 * d + self.vocabulary * d
 
     @property
     def num_weights(self) -> int:
-        """All of them."""
+        """Number of all weights."""
         return self.without_embedding + self.vocabulary * self.width
 
     def flop_a_token(self, length: int) -> int:
-        """Of a forward pass: 2 a weight, and causal attention over half of `length`."""
+        """Return the FLOP of a token in a forward pass.
+
+        It is 2 a weight, and causal attention over half of `length`.
+        """
         return 2 * self.without_embedding + 2 * length * self.width * self.layers
 
     def flop_a_draw(self, *, scored: int, stepped: int, length: int) -> int:
-        """Sequences scored by a forward pass and stepped on by a forward and a backward pass."""
+        """Return the FLOP of a draw: a forward pass that scores, and a step."""
         return self.flop_a_token(length) * length * (scored + 3 * stepped)
 
 
@@ -83,12 +86,12 @@ PYTHIA = [name for name in SHAPES if name[-1] in "MB"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is laid out in memory, and what it is expected to take.
+    """A layout of a run in memory, and what it is expected to take.
 
     Attributes:
-        memory: Of `bif.Settings`.
+        memory: The `memory` of `bif.Settings`.
         recompute: Whether layers are computed again in the backward pass.
-        bytes: Expected at the peak.
+        bytes: The expected bytes at the peak.
     """
 
     memory: Memory
@@ -97,10 +100,10 @@ class Layout:
 
 
 def layouts_of(shape: Shape, *, batch: int, chunk: int, length: int) -> list[Layout]:
-    """Layouts from the fastest to the leanest.
+    """Return layouts from the fastest to the leanest.
 
     Args:
-        shape: Of the model.
+        shape: The shape of the model.
         batch: Sequences of a step.
         chunk: Sequences of a forward pass that scores.
         length: Tokens of a sequence.
@@ -123,7 +126,7 @@ def layouts_of(shape: Shape, *, batch: int, chunk: int, length: int) -> list[Lay
 
 
 def network(shape: Shape, *, length: int, seed: int, device: str, dtype: torch.dtype) -> Any:
-    """A model with random weights, made on the device, in evaluation mode."""
+    """Return a model with random weights, made on the device, in evaluation mode."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     config = GPTNeoXConfig(  # a quarter of each head is rotated, its default
@@ -152,6 +155,6 @@ def network(shape: Shape, *, length: int, seed: int, device: str, dtype: torch.d
 
 
 def sequences(shape: Shape, count: int, *, length: int, seed: int) -> Tensor:
-    """Random tokens `[count, length]`."""
+    """Return random tokens `[count, length]`."""
     source = torch.Generator().manual_seed(seed)
     return torch.randint(shape.vocabulary, (count, length), generator=source)

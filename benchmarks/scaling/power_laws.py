@@ -34,7 +34,7 @@ class PowerLaw(NamedTuple):
     points: int
 
     def at(self, x: float) -> float:
-        """Return y."""
+        """Return y at x."""
         return self.factor * x**self.exponent
 
 
@@ -60,7 +60,7 @@ def fit_laws(
     """Fit every method's seconds along one quantity, and find where the laws cross.
 
     Args:
-        rows: With `method`, `along`, `fixed` and seconds; those without seconds play no part.
+        rows: Rows with `method`, `along`, `fixed` and seconds; those without seconds are left out.
         along: What the cost depends on, such as "weights".
         fixed: What must be equal: the values that most different `along` have are taken.
 

@@ -26,7 +26,7 @@ VERSIONS = {"devinterp": "2.0.1", "kronfluence": "1.0.1"}
 
 
 class TooLong(Exception):
-    """A rival used up its seconds."""
+    """Raised when a rival has used up its seconds."""
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def why_missing(name: str) -> str:
-    """Why a rival cannot be measured, or ""."""
+    """Return why a rival cannot be measured, or ""."""
     if importlib.util.find_spec(name) is None:
         return f"not installed: pip install {name}=={VERSIONS[name]}"
     return ""
@@ -68,7 +68,7 @@ class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 def devinterp_cost(
     shape: Shape, train: Tensor, scored: Tensor, *, batch: int, device: str, seed: int, limit: float
 ) -> dict[str, Any]:
-    """Seconds a draw and peak memory of `devinterp.slt.sampling.sample`.
+    """Return seconds a draw and peak memory of `devinterp.slt.sampling.sample`.
 
     bf16 weights, as it takes them; one SGLD step between draws; every sequence is scored in
     batches of `batch`. Two runs of different length take the start and the end out of the figure.
@@ -112,7 +112,7 @@ def ekfac_cost(
     shape: Shape, train: Tensor, queries: Tensor, *, batch: int, device: str, seed: int,
     limit: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Seconds of fit and scores and peak memory of kronfluence's EK-FAC.
+    """Return seconds of fit and scores and peak memory of kronfluence's EK-FAC.
 
     Linear layers without the head, whose factor would have a row for each piece of the vocabulary;
     its own settings of low precision, eigenvalues in float32.
@@ -183,7 +183,7 @@ def ekfac_cost(
 
 @contextmanager
 def _datasets_stub() -> Iterator[None]:
-    """devinterp names `datasets.Dataset` as a type alone; any data set of torch will do."""
+    """Provide `datasets.Dataset`, which devinterp names as a type alone."""
     if importlib.util.find_spec("datasets") is not None:
         yield
         return
@@ -199,7 +199,7 @@ def _datasets_stub() -> Iterator[None]:
 
 @contextmanager
 def _peak_memory(device: str) -> Iterator[dict[str, float]]:
-    """Most memory of the device from here on, filled in at the end."""
+    """Yield the device's peak memory, filled in when the block ends."""
     found: dict[str, float] = {}
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -211,6 +211,6 @@ def _peak_memory(device: str) -> Iterator[dict[str, float]]:
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Without the progress bars of others."""
+    """Hide the progress bars of other libraries."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
