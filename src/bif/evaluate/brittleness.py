@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bif.evaluate.resampling import require_finite
+from bif.evaluate.resampling import require_confidence, require_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +64,7 @@ def brittleness(
     """
     from scipy.stats import binomtest
 
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
-        )
+    require_confidence(confidence)
     margins_KQ, baseline_Q, sizes_K = _checked(margins, baseline, sizes)
     wrong_KQ = margins_KQ < 0
     first = wrong_KQ.argmax(axis=0)

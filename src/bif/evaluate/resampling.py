@@ -38,6 +38,14 @@ def require_finite(values: np.ndarray, name: str) -> None:
         )
 
 
+def require_confidence(confidence: float) -> None:
+    """Raise a ValueError unless `confidence` is a number between 0 and 1."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(
+            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
+        )
+
+
 def resample_counts(num_units: int, num_bootstrap: int, rng: np.random.Generator) -> np.ndarray:
     """Return how often each resample holds each unit, int [R, num_units].
 
@@ -59,10 +67,7 @@ def intervals(
     resampled: np.ndarray, means: np.ndarray, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper ends […] of resamples [R, …] of means […], as `interval`."""
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(
-            f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95."
-        )
+    require_confidence(confidence)
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     shift = means - resampled.mean(axis=0)
     return low + shift, high + shift
