@@ -93,11 +93,6 @@ class Reference:
     self_error: np.ndarray
     rhat: float
 
-    def largest_difference(self, other: Reference) -> float:
-        """Return the largest difference over the root mean square of the scores."""
-        scale = float(np.sqrt((self.scores**2).mean()))
-        return float(np.abs(self.scores - other.scores).max()) / scale
-
 
 def reference(known: KnownProblem, *, nbeta: float, gamma: float, folder: Path | None) -> Reference:
     """Return the exact answer: by quadrature up to three weights, else by a long run.
@@ -121,18 +116,14 @@ def reference(known: KnownProblem, *, nbeta: float, gamma: float, folder: Path |
     return found
 
 
-def quadrature(known: KnownProblem, *, nbeta: float, gamma: float, coarser: int = 1) -> Reference:
-    """Return the exact answer by sums over a grid that ends where the density is negligible.
-
-    Args:
-        coarser: The stride along each axis of the grid.
-    """
+def quadrature(known: KnownProblem, *, nbeta: float, gamma: float) -> Reference:
+    """Return the exact answer by sums over a grid that ends where the density is negligible."""
     center, d = known.center, len(known.center)
     w = center.clone().unsqueeze(0).requires_grad_()
     (gradient,) = torch.autograd.grad(known.potential(w, nbeta=nbeta, gamma=gamma).sum(), w)
     reach = 8 / math.sqrt(gamma) + float(gradient.norm()) / gamma
     low, high = center - reach, center + reach
-    per_axis = (_GRID[d] - 1) // coarser + 1
+    per_axis = _GRID[d]
     for _ in range(8):
         axes = [torch.linspace(float(a), float(b), per_axis, dtype=torch.float64)
                 for a, b in zip(low, high, strict=True)]  # fmt: skip
