@@ -61,7 +61,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
 
 
 def recipe(num_items: int) -> Recipe:
-    """Return a recipe of 10 epochs in batches of 128, or of 32 where there would be fewer than 8."""
+    """Return a recipe of 10 epochs in batches of 128, or of 32 where 128 leave fewer than 8."""
     batch = 128 if num_items >= 8 * 128 else min(32, num_items)
     steps = EPOCHS * (num_items // batch)
     return Recipe(steps, 0.1, momentum=0.9, weight_decay=WEIGHT_DECAY, batch_size=batch)
