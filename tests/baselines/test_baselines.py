@@ -49,7 +49,7 @@ class TestGradientProduct:
         torch.testing.assert_close(got, looped(losses.margin, TRAIN), **EXACT)
 
     @pytest.mark.parametrize("name", [None, "loss", "margin"])
-    def test_it_is_minus_the_product_of_gradients(self, name):
+    def test_scores_are_minus_the_product_of_gradients(self, name):
         function = losses.margin if name == "margin" else losses.cross_entropy
         expected = -looped(function, QUERIES) @ looped(losses.cross_entropy, TRAIN).T
         got = gradient_product(classification(), observable=name)

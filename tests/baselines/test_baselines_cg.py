@@ -33,13 +33,13 @@ TIGHT: dict[str, Any] = {"tolerance": 1e-12, "max_iterations": 2000}
 
 @pytest.mark.parametrize("name", ["loss", "margin"])
 @pytest.mark.parametrize(("curvature", "damping"), [("ggn", 0.1), ("hessian", 1.0)])
-def test_they_are_the_dense_solve(curvature, damping, name):
+def test_scores_are_those_of_the_dense_solve(curvature, damping, name):
     settings: dict[str, Any] = {"damping": damping, "observable": name, "curvature": curvature}
     expected = scores_of(ExactInfluence, mlp_problem(), **settings)
     close(scores_of(ConjugateGradients, mlp_problem(), **settings, **TIGHT), expected)
 
 
-def test_weights_and_tokens_too():
+def test_scores_with_weights_and_tokens_are_those_of_the_dense_solve():
     rho = normal(20, seed=4).exp()
     for problem in (classification(train_weights=rho), tokens(rho)[0]):
         expected = scores_of(ExactInfluence, problem, damping=0.5, curvature="ggn")

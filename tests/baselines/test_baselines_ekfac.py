@@ -59,7 +59,7 @@ def image_problem(*layers: nn.Module, **changed: Any) -> bif.Problem:
 
 class TestWhereTheKroneckerProductIsExact:
     @pytest.mark.parametrize("fisher_type", ["type-2", "mc"])
-    def test_linear_regression_of_several_outputs(self, fisher_type):
+    def test_linear_regression_of_several_outputs_is_exact(self, fisher_type):
         # Every item curves alike in its outputs, so the matrix is I ⊗ A; sampled, it is not.
         problem, *_ = regression_problem(num_outputs=3)
         got = scores_of(EKFAC, problem, damping=0.2, fisher_type=fisher_type)
@@ -69,7 +69,7 @@ class TestWhereTheKroneckerProductIsExact:
         else:
             assert 1e-3 < (got - expected).norm() / expected.norm() < 0.5
 
-    def test_softmax_regression_whose_items_predict_alike(self):
+    def test_softmax_regression_whose_items_predict_alike_is_exact(self):
         # At zero weights every p is uniform: the matrix is (mean a aᵀ) ⊗ (diag p - p pᵀ).
         model = nn.Linear(4, 3).double()
         torch.nn.init.zeros_(model.weight)
@@ -82,7 +82,7 @@ class TestWhereTheKroneckerProductIsExact:
                 scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn", observable=name),
             )
 
-    def test_elsewhere_it_is_another_matrix_of_the_same_trace(self):
+    def test_elsewhere_ekfac_is_another_matrix_of_the_same_trace(self):
         with torch.random.fork_rng(devices=[]):
             model = filled(nn.Linear(4, 3), scale=2.0)
         problem = problem_of(model, train=labelled(20, seed=1), queries=labelled(5, seed=2))
@@ -189,7 +189,7 @@ class TestScale:
         expected = float(dense_gauss_newton(problem).trace())
         assert total(EKFAC.fit(problem)) == pytest.approx(expected, rel=1e-10)
 
-    def test_of_squared_errors_too(self):
+    def test_of_squared_errors_type_2_has_the_trace_too(self):
         problem, *_ = regression_problem(num_outputs=2)
         expected = float(dense_gauss_newton(problem, softmax=False).trace())
         assert total(EKFAC.fit(problem)) == pytest.approx(expected, rel=1e-10)
@@ -203,7 +203,7 @@ class TestScale:
         fitted = EKFAC.fit(problem, fisher_type="empirical")
         assert total(fitted) == pytest.approx(expected, rel=1e-10)
 
-    def test_sampled_it_is_unbiased(self):
+    def test_the_sampled_matrix_is_unbiased(self):
         # 500 passes: the sum of squares of normal numbers has a relative error of at most
         # sqrt(2 / 500) in each eigen-direction of an item, so of the whole.
         problem = classification()
@@ -216,7 +216,7 @@ class TestScale:
         other = EKFAC.fit(problem, fisher_type="mc", num_samples=1, seed=2)
         assert total(again) == total(same) != total(other)
 
-    def test_a_convolutional_net(self):
+    def test_a_convolutional_net_has_the_trace_too(self):
         problem = image_problem(
             nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)
         )
@@ -224,7 +224,7 @@ class TestScale:
         assert total(EKFAC.fit(problem)) == pytest.approx(expected, rel=1e-10)
 
     @pytest.mark.parametrize("fisher_type", ["type-2", "mc"])
-    def test_tokens(self, fisher_type):
+    def test_tokens_have_the_trace_too(self, fisher_type):
         problem, _ = tokens()
         names = [n for n, _ in problem.model.named_parameters()]
         sizes = [p.numel() for p in problem.model.parameters()]
@@ -312,7 +312,7 @@ class TestRefusals:
             EKFAC.fit(problem, movable=[f"{head}.*"]).scores(problem, damping=0.1),
         )
 
-    def test_layers_run_twice_or_with_a_forward_of_their_own(self):
+    def test_layers_run_twice_or_with_a_forward_of_their_own_are_refused(self):
         with torch.random.fork_rng(devices=[]):
             model = filled(Twice(), scale=0.3)
         problem = problem_of(model, train=labelled(20, seed=1), queries=labelled(5, seed=2))
@@ -323,7 +323,7 @@ class TestRefusals:
         assert "idle" not in str(error.value)  # it never reaches the loss
         assert list(EKFAC.fit(problem, other_layers="leave_out").eigenvalues) == ["head"]
 
-    def test_shared_weights(self):
+    def test_shared_weights_are_refused(self):
         with torch.random.fork_rng(devices=[]):
             model = filled(Tied())
         problem = bif.Problem(
@@ -336,7 +336,7 @@ class TestRefusals:
         assert {n: tuple(v.shape) for n, v in fitted.eigenvalues.items()} == {"head": (5, 1)}
         assert fitted.scores(problem, damping=1.0).shape == (2, 8)
 
-    def test_nothing_left(self):
+    def test_a_model_without_a_layer_left_is_refused(self):
         x, qx = images(12, seed=1)[0], images(4, seed=2)[0]
         problem = image_problem(
             nn.BatchNorm2d(2), nn.AvgPool2d(5), nn.Flatten(),
@@ -345,7 +345,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="found no Linear or Conv2d layer"):
             EKFAC.fit(problem, other_layers="leave_out")
 
-    def test_choices_that_do_not_exist(self):
+    def test_choices_that_do_not_exist_are_refused(self):
         problem = classification()
         for given, message in (
             ({"fisher_type": "exact"}, "fisher_type is 'exact': expected one of type-2, mc"),
@@ -357,26 +357,26 @@ class TestRefusals:
             with pytest.raises(ValueError, match=message):
                 EKFAC.fit(problem, **given)  # type: ignore[arg-type]
 
-    def test_too_many_outputs_for_type_2(self, monkeypatch):
+    def test_too_many_outputs_for_type_2_are_refused(self, monkeypatch):
         monkeypatch.setattr(fisher_module, "_MAX_OUTPUTS", 2)
         with pytest.raises(ValueError, match="each of 3 outputs of an item, at most 2: use .*'mc'"):
             EKFAC.fit(classification())
         EKFAC.fit(classification(), fisher_type="mc")
         EKFAC.fit(classification(), fisher_type="empirical")
 
-    def test_no_damping_where_an_eigenvalue_is_zero(self):
+    def test_no_damping_is_refused_where_an_eigenvalue_is_zero(self):
         fitted = EKFAC.fit(mlp_problem())  # 40 items in 65 directions
         with pytest.raises(ValueError, match="layer '0' has eigenvalues from .* damping 0:"):
             fitted.scores(mlp_problem(), damping=0.0)
 
-    def test_both_or_neither_of_the_dampings(self):
+    def test_both_or_neither_of_the_dampings_are_refused(self):
         fitted = EKFAC.fit(mlp_problem())
         both: dict[str, Any] = {"damping": 1.0, "damping_scale": 1.0}
         for given in ({}, both):
             with pytest.raises(ValueError, match="give either damping .* or damping_scale"):
                 fitted.scores(mlp_problem(), **given)
 
-    def test_another_model_than_the_one_fitted(self):
+    def test_another_model_than_the_one_fitted_is_refused(self):
         fitted = EKFAC.fit(mlp_problem())
         other = mlp_problem()
         other.model = mlp(seed=5)

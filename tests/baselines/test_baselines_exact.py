@@ -52,17 +52,17 @@ def without_centring(self: SplitLoss, outputs: Tensor, root: Tensor) -> Tensor:
 
 class TestGaussNewton:
     @pytest.mark.parametrize("weights", [None, RHO], ids=["unweighted", "weighted"])
-    def test_it_is_the_mean_of_jacobians_around_the_softmax_hessian(self, weights):
+    def test_the_matrix_is_the_mean_of_jacobians_around_the_softmax_hessian(self, weights):
         problem = classification(train_weights=weights)
         close(dense_curvature(problem, "ggn"), dense_gauss_newton(problem))
 
-    def test_of_squared_errors_it_has_no_half(self):
+    def test_the_matrix_of_squared_errors_has_no_half(self):
         problem, x, _, _ = regression_problem(num_outputs=2)
         close(dense_curvature(problem, "ggn"), dense_gauss_newton(problem, softmax=False))
         expected = torch.kron(torch.eye(2).double(), x.T @ x / len(x))
         close(dense_curvature(problem, "ggn"), expected)
 
-    def test_of_a_model_linear_in_its_weights_it_is_the_hessian(self):
+    def test_the_matrix_of_a_model_linear_in_its_weights_is_the_hessian(self):
         problem = problem_of(filled(nn.Linear(4, 3)), train=labelled(20, seed=1),
                              queries=labelled(5, seed=2))  # fmt: skip
         close(dense_curvature(problem, "ggn"), dense_hessian(problem))
@@ -123,14 +123,14 @@ class TestGaussNewton:
     def test_a_wrong_root_is_noticed(self, monkeypatch, target, name, mutant):
         monkeypatch.setattr(target, name, mutant)
         with pytest.raises(AssertionError):
-            self.test_it_is_the_mean_of_jacobians_around_the_softmax_hessian(RHO)
+            self.test_the_matrix_is_the_mean_of_jacobians_around_the_softmax_hessian(RHO)
 
 
 class TestScores:
     @pytest.mark.parametrize("name", ["loss", "margin"])
     @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
     @pytest.mark.parametrize("weights", [None, normal(40, seed=4).exp()], ids=["plain", "weighted"])
-    def test_they_are_the_dense_solve(self, curvature, name, weights):
+    def test_scores_are_those_of_the_dense_solve(self, curvature, name, weights):
         problem = mlp_problem(train_weights=weights)
         matrix = dense_hessian(problem) if curvature == "hessian" else dense_gauss_newton(problem)
         damping = 0.3 - min(0.0, float(torch.linalg.eigvalsh(matrix)[0]))
@@ -141,7 +141,7 @@ class TestScores:
         assert got.dtype == torch.float64
         close(got, expected)
 
-    def test_times_damping_they_tend_to_the_gradient_product(self):
+    def test_scores_times_damping_tend_to_the_gradient_product(self):
         # d (H + d)⁻¹ = 1 - H/d + …: the error is at most ‖g_q‖ ‖H‖ ‖g_i‖ / d.
         problem, damping = classification(), 1e6
         product = gradient_product(problem)
@@ -257,31 +257,31 @@ class TestRefusals:
         assert needed == pytest.approx(-lowest, rel=1e-2)
         fitted.scores(classification(), damping=1.01 * needed)
 
-    def test_an_unknown_observable(self):
+    def test_an_unknown_observable_is_refused(self):
         fitted = ExactInfluence.fit(classification())
         with pytest.raises(KeyError, match="no observable 'logit'"):
             fitted.scores(classification(), damping=1.0, observable="logit")
 
     @pytest.mark.parametrize(("curvature", "name"), [("hessian", "Hessian"),
                                                      ("ggn", "Gauss-Newton matrix")])  # fmt: skip
-    def test_too_many_weights(self, monkeypatch, curvature, name):
+    def test_too_many_weights_are_refused(self, monkeypatch, curvature, name):
         module = importlib.import_module("bif.baselines.exact")
         monkeypatch.setattr(module, "_MAX_WEIGHTS", 42)
         with pytest.raises(ValueError, match=f"{name} of 43 weights does not fit: at most 42"):
             scores_of(ExactInfluence, classification(), damping=1.0, curvature=curvature)
 
-    def test_another_curvature(self):
+    def test_another_curvature_is_refused(self):
         with pytest.raises(ValueError, match="curvature is 'fisher': expected one of hessian"):
             scores_of(ExactInfluence, classification(), damping=1.0, curvature="fisher")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("given", [{}, {"damping": 1.0, "damping_scale": 1.0}])
-    def test_both_or_neither_of_the_dampings(self, given):
+    def test_both_or_neither_of_the_dampings_are_refused(self, given):
         fitted = ExactInfluence.fit(classification())
         with pytest.raises(ValueError, match="give either damping .* or damping_scale"):
             fitted.scores(classification(), **given)
 
     @pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf")])
-    def test_a_damping_that_is_none(self, damping):
+    def test_a_damping_that_is_none_is_refused(self, damping):
         with pytest.raises(ValueError, match="damping must be a finite number ≥ 0"):
             scores_of(ExactInfluence, classification(), damping=damping)
 
@@ -293,12 +293,12 @@ class TestRefusals:
             ({"train_weights": [2.0] * 20}, "train weights rho are not those that were fitted"),
         ],
     )
-    def test_another_problem_than_the_one_fitted(self, changed, message):
+    def test_another_problem_than_the_one_fitted_is_refused(self, changed, message):
         fitted = ExactInfluence.fit(classification())
         with pytest.raises(ValueError, match=message):
             fitted.scores(classification(**changed), damping=1.0)
 
-    def test_a_loss_that_calls_the_model_twice_or_never(self):
+    def test_a_loss_that_calls_the_model_twice_or_never_is_refused(self):
         def twice(model: Any, batch: Any) -> Tensor:
             return losses.cross_entropy(model, batch) + losses.margin(model, batch)
 
@@ -319,7 +319,7 @@ class TestRefusals:
                 scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
             scores_of(ExactInfluence, problem, damping=10.0)  # the Hessian needs no split
 
-    def test_a_loss_with_a_penalty_on_weights(self):
+    def test_a_loss_with_a_penalty_on_weights_is_refused(self):
         def loss(model: Any, batch: Any) -> Tensor:
             return losses.cross_entropy(model, batch) + sum(
                 p.square().sum() for p in model.parameters()
@@ -329,7 +329,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="depends on the weights not only through model"):
             scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
 
-    def test_a_criterion_that_does_not_fit_the_loss(self):
+    def test_a_criterion_that_does_not_fit_the_loss_is_refused(self):
         with pytest.raises(ValueError, match="criterion='squared_error' does not fit the loss"):
             scores_of(
                 ExactInfluence,
@@ -364,7 +364,7 @@ class TestRefusals:
             scores_of(ExactInfluence, known, damping=1.0, curvature="ggn"),
         )
 
-    def test_a_loss_that_is_not_convex_in_the_outputs(self):
+    def test_a_loss_that_is_not_convex_in_the_outputs_is_refused(self):
         def loss(model: Any, batch: Any) -> Tensor:
             return model(batch[0]).sin().sum(dim=1)
 
@@ -375,7 +375,7 @@ class TestRefusals:
                     ExactInfluence, problem, damping=1.0, curvature="ggn", criterion=criterion
                 )
 
-    def test_a_model_that_returns_neither_tensor_nor_logits(self):
+    def test_a_model_that_returns_neither_tensor_nor_logits_is_refused(self):
         class Pair(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

@@ -34,7 +34,7 @@ def hidden(problem: bif.Problem, inputs: Tensor) -> Tensor:
 
 
 class TestRepresentations:
-    def test_it_is_the_cosine_before_the_last_linear_layer(self):
+    def test_scores_are_the_cosine_before_the_last_linear_layer(self):
         problem = mlp_problem()
         train = hidden(problem, problem.train.data[0])
         queries = hidden(problem, problem.query_groups["query"].data[0])
@@ -106,7 +106,7 @@ class TestRepresentations:
 
 
 class TestCosine:
-    def test_it_is_the_product_over_the_lengths(self):
+    def test_the_cosine_is_the_product_over_the_lengths(self):
         problem = classification()
         q = item_gradients(problem, problem.loss, problem.query_groups["query"]).norm(dim=1)
         g = item_gradients(problem, problem.loss, problem.train).norm(dim=1)
@@ -162,7 +162,7 @@ class TestChunks:
 
 
 class TestRandom:
-    def test_the_seed_decides_and_nothing_else(self):
+    def test_scores_depend_on_the_seed_and_nothing_else(self):
         with global_randomness_untouched():
             scores = random_scores(mlp_problem(), seed=1)
         assert scores.shape == (6, 40) and scores.dtype == torch.float64

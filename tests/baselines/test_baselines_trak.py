@@ -40,14 +40,14 @@ def dense(problem: bif.Problem, function: Any, damping: float, project: Any = No
 
 class TestScores:
     @pytest.mark.parametrize("name", ["loss", "margin"])
-    def test_without_projection_they_are_the_formula(self, name):
+    def test_scores_without_projection_are_the_formula(self, name):
         function = losses.margin if name == "margin" else losses.cross_entropy
         got = scores_of(TRAK, mlp_problem(), damping=0.5, dimension=None, observable=name)
         assert got.dtype == torch.float64
         close(got, dense(mlp_problem(), function, 0.5))
 
     @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
-    def test_with_projection_too(self, kind):
+    def test_scores_with_projection_are_the_formula_too(self, kind):
         problem = mlp_problem()
         project = Projection(1210, 16, kind=kind, seed=3, like=next(problem.model.parameters()))
         fitted = TRAK.fit(problem, dimension=16, projection=kind, seed=3)
@@ -74,7 +74,7 @@ class TestScores:
         expected = slopes @ torch.linalg.solve(kernel, x.T) * residuals.flatten()
         close(scores_of(TRAK, problem, damping=0.7, dimension=None), expected)
 
-    def test_for_linear_regression_it_is_exact_influence_over_n(self):
+    def test_scores_of_linear_regression_are_exact_influence_over_n(self):
         pytest.importorskip("curvlinops")
         from bif.baselines import ExactInfluence
 
@@ -114,7 +114,7 @@ class TestScores:
         close(shrunk, plain.sign() * (plain.abs() - limit).clamp(min=0))
         assert (shrunk == 0).any() and (shrunk.abs().amax(dim=1) > 0).all()
 
-    def test_an_output_function_of_ones_own(self):
+    def test_an_output_function_of_ones_own_is_used(self):
         def one_minus_p(model: Any, batch: Any) -> Tensor:
             return torch.sigmoid(-losses.margin(model, (batch["x"], batch["y"])))
 
@@ -187,22 +187,22 @@ class TestRefusals:
         with pytest.raises(ValueError, match="TRAK's output function is not known"):
             scores_of(TRAK, problem, damping=1.0)
 
-    def test_several_outputs_of_squared_errors(self):
+    def test_several_outputs_of_squared_errors_are_refused(self):
         problem, *_ = regression_problem(num_outputs=2)
         with pytest.raises(ValueError, match="needs one output an item, got shape"):
             scores_of(TRAK, problem, damping=1.0)
 
-    def test_a_singular_kernel_without_damping(self):
+    def test_a_singular_kernel_without_damping_is_refused(self):
         with pytest.raises(ValueError, match="ΦᵀΦ is singular: 40 items, 64 directions"):
             scores_of(TRAK, mlp_problem(), damping=0.0, dimension=64)
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.0])
-    def test_a_threshold_outside_of_its_range(self, threshold):
+    def test_a_threshold_outside_of_its_range_is_refused(self, threshold):
         fitted = TRAK.fit(classification(), dimension=8)
         with pytest.raises(ValueError, match=r"soft_threshold must be in \[0, 1\)"):
             fitted.scores(classification(), damping=1.0, soft_threshold=threshold)
 
-    def test_models_of_other_weights_or_none_at_all(self):
+    def test_models_of_other_weights_or_none_at_all_are_refused(self):
         with pytest.raises(ValueError, match="every model must have the weights of the problem"):
             TRAK.fit(mlp_problem(), models=[network()])
         with pytest.raises(ValueError, match="models is empty"):

@@ -94,7 +94,7 @@ class TestProxies:
 
 
 class TestJudge:
-    def test_it_refuses_the_reported_part(self):
+    def test_the_judge_refuses_the_reported_part(self):
         masks = np.eye(3, dtype=bool)
         part = BankPart(
             "reported", masks, {"loss": np.zeros((1, 3, 2))}, (0,), np.arange(3), np.arange(2), 0.0,
@@ -273,7 +273,7 @@ def test_a_table_without_the_rival_has_no_differences():
     assert rows([], []) == []
 
 
-def test_plots_of_nothing_but_rows():
+def test_rows_without_curves_have_one_plot():
     assert set(plots(judged().rows, [], title="x")) == {"lds-against-seconds"}
 
 
@@ -346,7 +346,7 @@ class TestEdges:
         assert found.choice == {"damping": 1.0} and len(found.tuned) == 3
         assert np.isnan(found.tuned[0]["lds"]) and names_at_edge(found.choice, found.tuned) == []
 
-    def test_the_harness_and_the_table_say_so(self, monkeypatch):
+    def test_the_harness_and_the_table_name_edges(self, monkeypatch):
         said: list[str] = []
         monkeypatch.setattr("bif.benchmark.harness.say", said.extend)
         tried = next(s for s in judged().scored if s.method == "ekfac").tuned
@@ -370,7 +370,7 @@ class TestVerdict:
         assert verdict({"rhat_max": 1.199}) == "no: R-hat above 1.05"
         assert verdict({"rhat_max": 1.01}) == "–" and verdict({}) == "–"
 
-    def test_the_table_shows_it_beside_the_lds(self):
+    def test_the_table_shows_the_verdict_beside_the_lds(self):
         lines = table([{**r, "trusted": False, "failed_gates": ["step"]} for r in judged().rows
                        if r["method"] == "bif"]).splitlines()  # fmt: skip
         header, row = lines[4], lines[6]
@@ -379,7 +379,7 @@ class TestVerdict:
 
 
 class TestSameDamping:
-    def test_it_is_gauss_newton_influence_at_the_damping_of_the_run(self):
+    def test_scores_are_gauss_newton_influence_at_the_damping_of_the_run(self):
         task = convex()
         ours = [s for s in judged().scored if s.method == "bif"]
         (loss, _) = all_methods()["exact_ggn@bif"].run(task, Judge([]), ours)
@@ -389,12 +389,12 @@ class TestSameDamping:
         expected = fitted.scores(task.problem, damping=damping, observable="loss").numpy()
         np.testing.assert_allclose(loss.scores, expected, rtol=1e-10, atol=1e-14)
 
-    def test_without_the_run_it_is_left_out(self):
+    def test_without_the_run_the_method_is_left_out(self):
         with pytest.raises(Unsuited, match="name that before it"):
             all_methods()["exact_ggn@bif"].run(convex(), Judge([]), [])
 
 
-def test_by_default_a_task_s_own_temperatures_play_no_part(monkeypatch):
+def test_by_default_a_tasks_own_temperatures_do_not_count(monkeypatch):
     asked: list[bif.Settings] = []
 
     def quick(problem, settings):

@@ -38,7 +38,7 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 class TestAttribute:
-    def test_it_is_the_run_of_the_same_settings_in_python(self, file, tmp_path, call):
+    def test_the_command_makes_the_run_of_the_same_settings_in_python(self, file, tmp_path, call):
         out = tmp_path / "out"
         code, said, _ = call("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
         assert code == 0
@@ -148,7 +148,7 @@ class TestShow:
     def folder(self, tmp_path: Path) -> Path:
         return bif.attribute(classification(), TINY).save(tmp_path / "out")
 
-    def test_it_prints_figures_sign_and_the_first_three_queries(self, folder, call):
+    def test_show_prints_figures_sign_and_the_first_three_queries(self, folder, call):
         code, out, err = call("show", folder)
         assert code == 0 and err == ""
         for text in ("draws", "reliability", "-Cov(train loss, observable)", "helpful", "harmful"):
@@ -163,7 +163,7 @@ class TestShow:
         assert str(expected) in out and "query 2, margin" in out
         assert "query 0" not in out and "loss\n  helpful" not in out
 
-    def test_of_an_untrusted_run_it_lists_items_and_says_that_no_sign_is_certain(
+    def test_of_an_untrusted_run_show_lists_items_and_says_that_no_sign_is_certain(
         self, folder, call
     ):
         edit_summary(folder, trusted=True)
@@ -187,7 +187,7 @@ class TestShow:
         text = failed(call("show", tmp_path / "nothing"))
         assert "holds no run of bif: it has no run.json" in text
 
-    def test_of_a_run_without_results_it_says_how_far_it_has_come(self, folder, call):
+    def test_of_a_run_without_results_show_says_how_far_it_has_come(self, folder, call):
         (folder / store.SUMMARY).unlink()
         manifest = json.loads((folder / store.MANIFEST).read_text())
         edit(

@@ -104,13 +104,13 @@ class TestAFolderOfScoresIsLookedAtFirst:
 
         monkeypatch.setattr(respond, "responded", sampled)
 
-    def test_these_very_scores_are_not_made_again(self, call, command, monkeypatch, request):
+    def test_the_same_scores_are_not_made_again(self, call, command, monkeypatch, request):
         assert call(*command)[0] == 0
         request.getfixturevalue("forbidden")
         code, said, _ = call(*command)
         assert code == 0 and "already holds these scores, complete" in said and "steps" in said
 
-    def test_others_are_refused_by_name_before_anything_is_sampled(
+    def test_other_scores_are_refused_by_name_before_anything_is_sampled(
         self, call, command, monkeypatch, request
     ):
         assert call(*command)[0] == 0
@@ -191,7 +191,9 @@ class TestAResponseThatWasCutShort:
     @pytest.mark.parametrize(
         ("kind", "stage"), [("warm", 0), *((k, s) for k in KINDS for s in (1, 3))]
     )
-    def test_goes_on_with_its_stages_to_the_same_bits(self, call, command, tmp_path, kind, stage):
+    def test_the_response_goes_on_with_its_stages_to_the_same_bits(
+        self, call, command, tmp_path, kind, stage
+    ):
         out = tmp_path / "out"
         with stopped_in(stage):
             code, _, err = call(*command, *KINDS[kind], "--out", out)
@@ -205,7 +207,7 @@ class TestAResponseThatWasCutShort:
             ".bif", ".lock", "influence.zarr", "scores.json"
         ]  # fmt: skip
 
-    def test_goes_on_at_a_url_too(self, call, command, tmp_path):
+    def test_the_response_goes_on_at_a_url_too(self, call, command, tmp_path):
         out = "memory://cut-short"
         with stopped_in(2):
             assert call(*command, *KINDS["warm"], "--out", out)[0] == 75
@@ -215,13 +217,13 @@ class TestAResponseThatWasCutShort:
         assert_same_datasets(store.read_scores(out)[0], uninterrupted("warm"))
         assert not store.folder_at(out).is_folder("unfinished")
 
-    def test_says_how_far_it_has_come(self, call, command, tmp_path):
+    def test_the_response_says_how_far_it_has_come(self, call, command, tmp_path):
         with stopped_in(3):
             call(*command, *KINDS["warm"], "--out", tmp_path / "out")
         code, said, _ = call("show", tmp_path / "out")
         assert code == 0 and "no results yet: 4 of 5 queries committed" in said
 
-    def test_makes_a_damaged_stage_anew(self, call, command, tmp_path):
+    def test_a_damaged_stage_is_made_anew(self, call, command, tmp_path):
         out = tmp_path / "out"
         with stopped_in(3):
             call(*command, *KINDS["warm"], "--out", out)
@@ -233,9 +235,7 @@ class TestAResponseThatWasCutShort:
         assert len(made) == 2
         assert_same_datasets(scores_in(out), uninterrupted("warm"))
 
-    def test_of_any_damaged_file_ends_with_the_same_bits_or_is_refused(
-        self, call, command, tmp_path
-    ):
+    def test_a_damaged_file_leaves_the_same_bits_or_is_refused(self, call, command, tmp_path):
         cut = tmp_path / "cut"
         with stopped_in(3):
             call(*command, *KINDS["warm"], "--out", cut)
@@ -267,7 +267,7 @@ class TestAResponseThatWasCutShort:
             (["--nbeta", "30.0"], "settings.nbeta"),
         ],
     )
-    def test_refuses_another_by_name_and_keeps_its_stages(
+    def test_another_response_is_refused_by_name_and_the_stages_are_kept(
         self, call, command, tmp_path, changed, named
     ):
         out = tmp_path / "out"
@@ -281,7 +281,7 @@ class TestAResponseThatWasCutShort:
             code, *_ = call(*command, *KINDS["warm"], *changed, "--out", out, "--overwrite")
         assert code == 0 and len(made) == 4
 
-    def test_refuses_another_loss(self, call, command, tmp_path):
+    def test_another_loss_is_refused(self, call, command, tmp_path):
         out, source = tmp_path / "out", Path(command[1].partition(":")[0])
         with stopped_in(2):
             call(*command, *KINDS["warm"], "--out", out)
@@ -290,7 +290,7 @@ class TestAResponseThatWasCutShort:
         source.write_text(text.replace("classification()", doubled))
         assert "with another loss" in failed(call(*command, *KINDS["warm"], "--out", out))
 
-    def test_refuses_other_losses_that_no_fingerprint_sees(
+    def test_other_losses_that_no_fingerprint_sees_are_refused(
         self, call, command, tmp_path, monkeypatch
     ):
         out, source = tmp_path / "out", Path(command[1].partition(":")[0])
@@ -323,7 +323,7 @@ class TestAResponseThatWasCutShort:
             assert call(*command, *KINDS["warm"], "--out", out)[0] == 0
         assert len(made) == 2
 
-    def test_is_not_replaced_unasked_by_scores_from_memory(self, call, command, tmp_path, response):
+    def test_scores_from_memory_do_not_replace_it_unasked(self, call, command, tmp_path, response):
         out = tmp_path / "out"
         with stopped_in(2):
             call(*command, *KINDS["warm"], "--out", out)

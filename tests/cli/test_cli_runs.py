@@ -83,7 +83,7 @@ class TestFrom:
         assert_same(bif.load(copy), bif.attribute(problem, settings))
         assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
-    def test_again_it_changes_nothing(self, begin, extend, file):
+    def test_the_same_call_again_changes_nothing(self, begin, extend, file):
         out = begin()
         extend(out, "--query", f"{file}:more")
         first = bif.load(out)
@@ -127,7 +127,7 @@ class TestFrom:
         assert "holds no run of bif" in text
         assert not (tmp_path / "copy").exists() and not (tmp_path / "nowhere").exists()
 
-    def test_it_is_hinted_at_where_the_same_command_asks_for_more_draws(self, begin, file, call):
+    def test_from_is_hinted_at_where_the_same_command_asks_for_more_draws(self, begin, file, call):
         out = begin()
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS, "--draws", "9"]
         text = failed(call(*command))

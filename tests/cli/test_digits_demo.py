@@ -140,7 +140,7 @@ class TestRun:
         with pytest.raises(store.FolderInUse, match="settings.draws"):
             demo.run_demo(folder, seed=0, settings=replace(TINY, draws=21))
 
-    def test_it_goes_on_where_it_was_cut_short_to_the_last_bit(
+    def test_the_demo_goes_on_where_it_was_cut_short_to_the_last_bit(
         self, folder, quick, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(demo, "digits", quick)
@@ -171,7 +171,7 @@ class TestRun:
         rounding = {"rtol": 2**-23, "atol": 2**-40 * np.abs(expected).max()}
         np.testing.assert_allclose(scores, expected, **rounding)
 
-    def test_the_command_goes_the_same_way(self, folder, quick, monkeypatch, capsys):
+    def test_the_command_makes_the_same_run(self, folder, quick, monkeypatch, capsys):
         calls = []
 
         def recorded(out: Any, **given: Any) -> bool:

@@ -35,7 +35,7 @@ def test_exactly_linear_outcomes_give_one_and_reversed_ones_minus_one():
     assert result.ci_low == pytest.approx(1, abs=1e-12) == result.ci_high
 
 
-def test_lds_of_a_case_worked_by_hand():
+def test_lds_is_that_of_a_case_worked_by_hand():
     # predictions 1, 2, 3, 4 against mean outcomes 2, 1, 3, 4: 1 - 6*2/(4*15) = 0.8
     scores, masks = as_scores_and_masks(np.array([[1.0, 2.0, 3.0, 4.0]]))
     outcomes = np.array([[3.0, 0.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])[:, :, None]
@@ -150,7 +150,7 @@ def test_a_difference_subtracts_two_lds_resample_by_resample():
     assert np.abs(np.array([result.ci_low, result.ci_high]) - expected).max() < 1e-12
 
 
-def test_ceiling_of_a_case_worked_by_hand():
+def test_ceiling_is_that_of_a_case_worked_by_hand():
     # seeds (1,2,3) and (1,3,2): r = 1/2, reliability 2r/(1+r) = 2/3
     outcomes = np.array([[1.0, 2.0, 3.0], [1.0, 3.0, 2.0]])[:, :, None]
     assert noise_ceiling(outcomes) == pytest.approx(np.sqrt(2 / 3), abs=1e-12)

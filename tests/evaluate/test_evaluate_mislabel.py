@@ -6,7 +6,7 @@ import pytest
 from bif.evaluate import auroc
 
 
-def test_auroc_of_a_case_worked_by_hand():
+def test_auroc_is_that_of_a_case_worked_by_hand():
     # pairs (positive, negative): 3>1 win, 3>2 win, 2>1 win, 2=2 half: 3.5 of 4
     assert auroc([3.0, 2.0, 2.0, 1.0], [True, True, False, False]) == 0.875
 

@@ -26,7 +26,7 @@ def in_order(planted, k):
     return precision, np.mean(ranks <= k), 1 / ranks[0]
 
 
-def test_measures_of_a_case_worked_by_hand():
+def test_measures_are_those_of_a_case_worked_by_hand():
     # ranks 1 and 3 of 4 are planted: AUROC 3/4, precision (1 + 2/3)/2, recall at 2 1/2, first 1
     expected = (0.75, (1 + 2 / 3) / 2, 0.5, 1.0)
     assert of_one_query([9, 7, 5, 3], [True, False, True, False]) == pytest.approx(

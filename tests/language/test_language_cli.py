@@ -85,7 +85,7 @@ def test_several_files_are_groups_and_more_join_later(given, tmp_path, call):
         (["--layers", "0-1", "--movable", "*norm*"], 4 * 16),
     ],
 )
-def test_components(given, tmp_path, call, options, weights):
+def test_named_layers_and_heads_move_alone(given, tmp_path, call, options, weights):
     assert call(*words(given, tmp_path / "run", *options))[0] == 0
     assert store.read_run(tmp_path / "run")["manifest"]["num_moving_weights"] == weights
 
@@ -133,7 +133,7 @@ def test_the_other_commands_take_models_too(given, tmp_path, call):
 
 
 class TestRefusals:
-    def test_neither_or_both_of_target_and_model(self, given, file, tmp_path, call):
+    def test_neither_or_both_of_target_and_model_are_refused(self, given, file, tmp_path, call):
         out = tmp_path / "run"
         text = failed(call("attribute", "--out", out))
         assert "expected FILE.py:FUNCTION, or --model NAME with --train FILE" in text

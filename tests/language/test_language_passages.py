@@ -40,7 +40,7 @@ def bert():
 
 
 class TestWhatCounts:
-    def test_of_a_text_every_token_that_follows_another(self, gpt2, llama):
+    def test_of_a_text_every_token_that_follows_another_counts(self, gpt2, llama):
         for tokens, front in ((gpt2, 0), (llama, 1)):
             (one,), said = tokenize_documents(documents(TEXTS[0]), tokens, max_length=24)
             ids = tokens(TEXTS[0], add_special_tokens=False)["input_ids"]
@@ -48,7 +48,7 @@ class TestWhatCounts:
             assert one.counted == (False, *[True] * (len(one.tokens) - 1))
             assert said == [] and not one.is_part
 
-    def test_of_prompt_and_completion_the_completion(self, gpt2, llama):
+    def test_of_prompt_and_completion_the_completion_counts(self, gpt2, llama):
         for tokens in (gpt2, llama):
             for prompt, completion in (("the cat", " sat on"), ("the ca", "t sat"), ("x", "y")):
                 (one,), _ = tokenize_documents(
@@ -84,7 +84,7 @@ class TestWhatCounts:
             ]
             assert nothing == []
 
-    def test_nor_are_an_end_of_sequence_and_the_special_tokens_of_a_masked_model(self, gpt2, bert):
+    def test_ends_and_special_tokens_of_masked_models_are_not_doubled(self, gpt2, bert):
         cases: Any = (
             (gpt2, TEXTS[0] + "</s>", {"append_eos": True}),
             (bert, f"[CLS]{TEXTS[0]}[SEP]", {"task": "masked"}),
@@ -94,7 +94,7 @@ class TestWhatCounts:
             (other,), _ = tokenize_documents(documents(TEXTS[0]), tokens, max_length=24, **given)
             assert (one.tokens, one.counted) == (other.tokens, other.counted)
 
-    def test_of_a_conversation_what_the_assistant_says(self, gpt2, llama):
+    def test_of_a_conversation_what_the_assistant_says_counts(self, gpt2, llama):
         turns = [
             {"role": "user", "content": "the sun?"},
             {"role": "assistant", "content": "is up"},
@@ -116,7 +116,7 @@ class TestWhatCounts:
 
 
 class TestLongDocuments:
-    def test_they_are_cut_counted_and_said(self, gpt2):
+    def test_long_documents_are_cut_counted_and_said(self, gpt2):
         found, said = tokenize_documents(documents(*TEXTS), gpt2, max_length=5)
         lengths = [len(gpt2(text)["input_ids"]) for text in TEXTS]
         assert [len(p.tokens) for p in found] == [min(5, n) for n in lengths]
@@ -163,24 +163,24 @@ class TestRefusals:
         [({"text": "c"}, 24), ({"text": " ran", "prompt": TEXTS[4]}, 5)],
         ids=["one token", "a prompt that fills the passage"],
     )
-    def test_no_token_that_counts(self, gpt2, given, length):
+    def test_a_document_without_a_token_that_counts_is_refused(self, gpt2, given, length):
         document = Document(id="x", place="a.jsonl, line 3", **given)
         with pytest.raises(ValueError, match=r"document 'x' \(a.jsonl, line 3\) has no token"):
             tokenize_documents([document], gpt2, max_length=length)
 
-    def test_max_length_without_room(self, gpt2, bert):
+    def test_a_max_length_without_room_is_refused(self, gpt2, bert):
         with pytest.raises(ValueError, match="max_length is 1: expected at least 2"):
             tokenize_documents(documents("cats ran"), gpt2, max_length=1)
         with pytest.raises(ValueError, match="max_length is 3: expected at least 4"):
             tokenize_documents(documents("cats ran"), bert, task="masked", max_length=3)
 
-    def test_append_eos_without_such_a_token(self):
+    def test_append_eos_without_such_a_token_is_refused(self):
         with pytest.raises(ValueError, match="append_eos needs an end-of-sequence token"):
             tokenize_documents(
                 documents("a cat"), tokenizer(eos_token=None), max_length=9, append_eos=True
             )
 
-    def test_messages(self, gpt2):
+    def test_messages_without_a_fitting_chat_template_are_refused(self, gpt2):
         turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
         chat = documents("", messages=turns)
         with pytest.raises(ValueError, match="d0.*has messages, and the tokenizer has no chat"):

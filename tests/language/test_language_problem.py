@@ -172,7 +172,7 @@ class TestRuns:
         ]
         assert abs(scores[0] - scores[1]).max() < 1e-10
 
-    def test_minibatches(self):
+    def test_minibatches_give_finite_scores(self):
         settings = replace(SETTINGS, gradient="minibatch", batch_size=2)
         assert np.isfinite(
             bif.attribute(problem_with("gpt2"), settings).influence.dataset["influence"]
@@ -244,11 +244,11 @@ class TestNotes:
 
 
 class TestRefusals:
-    def test_a_context_shorter_than_max_length(self):
+    def test_a_context_shorter_than_max_length_is_refused(self):
         with pytest.raises(ValueError, match="max_length is 25, and the model reads at most 24"):
             problem_with("gpt2", max_length=25)
 
-    def test_positions_that_are_counted_from_the_padding_token_on(self):
+    def test_positions_counted_from_the_padding_token_on_shorten_the_context(self):
         import transformers
 
         config = transformers.RobertaConfig(
@@ -265,19 +265,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="max_length is 9, and the model reads at most 8"):
             read_at_once(9)
 
-    def test_another_vocabulary(self):
+    def test_another_vocabulary_is_refused(self):
         small = model("llama")
         small.resize_token_embeddings(200)  # type: ignore[operator]
         with pytest.raises(ValueError, match="different vocabularies: document 'd0' has token 2"):
             problem_with("llama", made=small)
 
-    def test_a_classifier_that_takes_another_token_for_padding(self):
+    def test_a_classifier_that_takes_another_token_for_padding_is_refused(self):
         with pytest.raises(ValueError, match="set model.config.pad_token_id = 2"):
             language_problem(
                 model("gpt2 classifier"), tokenizer(), train=documents(), queries=documents()
             )
 
-    def test_a_model_of_something_else(self):
+    def test_a_model_that_is_not_of_transformers_is_refused(self):
         with pytest.raises(TypeError, match="expected a model of transformers, got Linear"):
             language_problem(nn.Linear(2, 2), tokenizer(), train=documents(), queries=documents())
         with pytest.raises(ValueError, match="a Linear is neither a causal nor a masked"):
@@ -304,7 +304,7 @@ class TestLoading:
         found = load_model(written(tmp_path / "m", made, tokenizer()))
         assert {p.dtype for p in found.model.parameters()} == {torch.float32}
 
-    def test_missing_folders_and_names(self, tmp_path, monkeypatch):
+    def test_missing_folders_and_names_are_refused(self, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match="no model folder"):
             load_model(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match="no model with a tokenizer at"):
@@ -317,7 +317,7 @@ class TestLoading:
         with pytest.raises(FileNotFoundError, match="Pickled weights can run code"):
             load_model(folder)
 
-    def test_tasks_that_are_none(self, tmp_path):
+    def test_tasks_that_are_none_are_refused(self, tmp_path):
         folder = written(tmp_path / "m", model("llama"), tokenizer())
         with pytest.raises(ValueError, match="task is 'translation': expected one of causal"):
             load_model(folder, task="translation")  # type: ignore[arg-type]
@@ -366,7 +366,7 @@ class TestAdapters:
             peft.get_peft_model(model("llama"), prompt).save_pretrained(folder / "prompt")
         return base, folder
 
-    def test_its_weights_alone_move(self, folders):
+    def test_an_adapters_weights_alone_move(self, folders):
         base, folder = folders
         found = load_model(base, adapter=folder / "lora")
         movable = movable_weights(found.model)
@@ -401,7 +401,7 @@ class TestComponents:
         assert movable_weights(model("llama")) == ("*",)
 
     @pytest.mark.parametrize("kind", STYLES)
-    def test_a_layer(self, kind):
+    def test_a_layer_is_its_own_weights(self, kind):
         names = movable_weights(model(kind), layers=[1])
         assert names and all(".1." in name for name in names)
         only = movable_weights(model(kind), layers=[0, 1], names=["*weight"])
@@ -452,7 +452,7 @@ class TestComponents:
         with pytest.raises(ValueError, match=message):
             movable_weights(model("llama"), **given)
 
-    def test_words(self):
+    def test_layers_and_heads_are_parsed_from_words(self):
         assert parse_layers(["0", "3-5"]) == [0, 3, 4, 5]
         for word in ("a", "5-3", "-1"):
             with pytest.raises(ValueError, match="is no layer: expected a number, or a range"):
@@ -468,7 +468,7 @@ class TestLargeVocabularies:
 
     @pytest.mark.parametrize("reduction", ["sum", "mean"])
     @pytest.mark.parametrize("kind", CAUSAL)
-    def test_their_losses_are_those_of_all_logits(self, kind, reduction):
+    def test_losses_of_large_vocabularies_are_those_of_all_logits(self, kind, reduction):
         problem = problem_with(kind, reduction=reduction)
         assert problem.loss is CHUNKED[reduction]
         assert any("330 pieces are computed" in note for note in problem.notes)

@@ -109,7 +109,7 @@ def test_bad_records_are_named_with_file_and_line(tmp_path, record, message):
 
 class TestBadFiles:
     @pytest.mark.parametrize("name", ["no.jsonl", "no.parquet", "no.txt"])
-    def test_missing(self, tmp_path, name):
+    def test_a_missing_file_is_refused(self, tmp_path, name):
         with pytest.raises(FileNotFoundError, match=f"no file '.*{name}'"):
             read_documents(tmp_path / name)
 
@@ -117,32 +117,32 @@ class TestBadFiles:
         with pytest.raises(FileNotFoundError, match="no file or folder"):
             read_documents(tmp_path / "nowhere")
 
-    def test_empty(self, tmp_path):
+    def test_a_file_without_documents_is_refused(self, tmp_path):
         for name in ("empty.jsonl", "empty.txt"):
             (tmp_path / name).write_text("\n")
             with pytest.raises(ValueError, match="holds no documents"):
                 read_documents(tmp_path / name)
 
-    def test_not_utf8(self, tmp_path):
+    def test_a_file_that_is_not_utf8_is_refused(self, tmp_path):
         (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
         with pytest.raises(ValueError, match=r"latin.txt is not UTF-8: byte 3 is 0xe9"):
             read_documents(tmp_path / "latin.txt")
 
-    def test_no_parquet(self, tmp_path):
+    def test_a_file_that_is_no_parquet_is_refused(self, tmp_path):
         (tmp_path / "a.parquet").write_text("hello")
         with pytest.raises(ValueError, match="a.parquet is no parquet file"):
             read_documents(tmp_path / "a.parquet")
 
-    def test_a_folder_that_is_no_data_set(self, tmp_path):
+    def test_a_folder_that_is_no_data_set_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="is no data set written by save_to_disk"):
             read_documents(tmp_path)
 
-    def test_another_kind_of_file(self, tmp_path):
+    def test_another_kind_of_file_is_refused(self, tmp_path):
         (tmp_path / "a.csv").write_text("x")
         with pytest.raises(ValueError, match=r"expected a file .jsonl, .parquet or .txt"):
             read_documents(tmp_path / "a.csv")
 
-    def test_a_name_of_the_hub_that_cannot_be_loaded(self, monkeypatch):
+    def test_a_name_of_the_hub_that_cannot_be_loaded_is_refused(self, monkeypatch):
         def refused(path, name, *, trust_remote_code):
             assert trust_remote_code is False
             raise ConnectionError(f"no way to {path} {name}")
@@ -153,7 +153,7 @@ class TestBadFiles:
         ):
             read_documents("a/b:small@train")
 
-    def test_a_name_of_the_hub_that_can(self, monkeypatch):
+    def test_a_name_of_the_hub_that_can_be_loaded_is_read(self, monkeypatch):
         held = datasets.DatasetDict({"dev": datasets.Dataset.from_list([{"text": "x"}])})
         monkeypatch.setattr(datasets, "load_dataset", lambda path, name, **_: held)
         assert read_documents("a/wiki@dev") == [Document("x", "wiki-1", place="a/wiki@dev, row 1")]

@@ -49,7 +49,7 @@ def test_losses_of_rows_are_those_of_torch_and_masked_ones_are_0(dtype, scale):
 
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_slopes_are_the_gradient_of_the_weighted_losses(dtype, scale):
+def test_logit_gradients_are_those_of_the_weighted_losses(dtype, scale):
     from bif.language.row_kernels import logit_gradients_, row_losses
 
     logits, targets, exact, _ = rows(dtype, scale)

@@ -251,7 +251,7 @@ class TestHooks:
     }
 
     @pytest.mark.parametrize("register", KINDS.values(), ids=KINDS)
-    def test_they_count_by_what_they_do(self, register):
+    def test_hooks_count_by_what_they_do(self, register):
         found = set()
         for hook in (None, lambda *given: None, lambda *given: given[-1] * 2):
             model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -260,7 +260,7 @@ class TestHooks:
             found.add(model_code(model))
         assert len(found) == 3
 
-    def test_their_numbers_do_not(self):
+    def test_numbers_of_hooks_do_not_count(self):
         def model() -> nn.Module:
             made = nn.Linear(4, 3)
             made.register_forward_hook(_nothing)
@@ -372,7 +372,7 @@ class TestBanks:
             assert (after.reported.outcomes[name][:, :3] == values).all()
         assert "notes" not in after.manifest
 
-    def test_where_that_would_take_long_it_is_left_out_and_said(self, tmp_path):
+    def test_a_check_that_would_take_long_is_left_out_and_said(self, tmp_path):
         self.made(tmp_path, self.FEW)
         found = self.made(tmp_path, replace(self.FEW, num_subsets=4))
         assert "no network was retrained" in found.manifest["notes"][0]

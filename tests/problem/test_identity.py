@@ -17,7 +17,7 @@ from small_problems import TINY, Pairs, classification, labelled, network
 
 
 class TestManifest:
-    def test_it_says_what_was_run(self):
+    def test_the_manifest_says_what_was_run(self):
         run = bif.attribute(classification(), TINY)
         manifest = run.manifest
         calibration = bif.calibrate(classification(), TINY)
@@ -47,7 +47,7 @@ class TestManifest:
 
 
 class TestIdentity:
-    def test_it_changes_with_everything_that_matters(self):
+    def test_the_identity_changes_with_everything_that_matters(self):
         plain = identity(classification(), TINY.as_dict())
         x, y = labelled(20, seed=1)
         nudged = x.clone()
@@ -84,7 +84,7 @@ class TestIdentity:
         plain = identity(classification(), TINY.as_dict())
         assert store.differences(store.plain(plain), store.plain(changed)) == [f"settings.{name}"]
 
-    def test_it_holds_what_was_asked_for_and_not_what_was_chosen(self):
+    def test_the_identity_holds_what_was_asked_for_and_not_what_was_chosen(self):
         run = bif.attribute(classification(), replace(TINY, chunk_size=None))
         assert run.manifest["identity"]["settings"]["chunk_size"] is None
         assert run.manifest["settings"]["chunk_size"] == 20
@@ -94,7 +94,7 @@ class TestIdentity:
         b = identity(classification(train=Pairs(*labelled(20, seed=1))), TINY.as_dict())["train"]
         assert a == b
 
-    def test_it_is_that_of_the_problem_before_the_run(self, tmp_path):
+    def test_the_identity_is_that_of_the_problem_before_the_run(self, tmp_path):
         class Counting:
             """A loss that remembers something from call to call."""
 

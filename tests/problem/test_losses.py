@@ -231,7 +231,7 @@ class TestTransformers:
         for name, parameter in plain.named_parameters():
             torch.testing.assert_close(gradient[name][0], parameter.grad, rtol=1e-10, atol=1e-12)
 
-    def test_it_runs_from_end_to_end(self, model):
+    def test_a_run_of_transformers_goes_from_end_to_end(self, model):
         settings = bif.Settings(**{**TINY.as_dict(), "gamma": 500.0, "chains": 2})  # type: ignore[arg-type]
         run = bif.attribute(self.problem(model, tied_weights="share"), settings)
         assert run.influence.dataset["influence"].shape == (1, 6, 4)

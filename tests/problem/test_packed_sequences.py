@@ -57,7 +57,7 @@ def test_packed_rows_of_other_callers_are_found_as_before():
     torch.testing.assert_close(packed[:, 7:], alone, rtol=0, atol=1e-10)
 
 
-def test_compiled_it_is_one_graph_with_the_causal_kernel():
+def test_the_compiled_pass_is_one_graph_with_the_causal_kernel():
     network, batch = neox(), {"input_ids": integers(300, 2, 8, seed=2)}
     expected = ItemFunction(network, chunked_next_token)(batch)
     causal = []

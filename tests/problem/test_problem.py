@@ -30,7 +30,7 @@ from small_problems import (
 
 
 class TestLossesThatAreRefused:
-    def test_a_scalar(self):
+    def test_a_scalar_is_refused(self):
         def mean(model: nn.Module, batch: Any) -> Tensor:
             return losses.cross_entropy(model, batch).mean()
 
@@ -40,7 +40,7 @@ class TestLossesThatAreRefused:
     @pytest.mark.parametrize(
         "cut", [lambda v: v[:1], lambda v: v[:, None, None], lambda v: v[None]]
     )
-    def test_another_shape(self, cut):
+    def test_another_shape_is_refused(self, cut):
         def wrong(model: nn.Module, batch: Any) -> Tensor:
             return cut(losses.cross_entropy(model, batch))
 
@@ -48,7 +48,7 @@ class TestLossesThatAreRefused:
             classification(loss=wrong)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_nan_and_infinity(self, bad):
+    def test_nan_and_infinity_are_refused(self, bad):
         x, y = labelled(20, seed=1)
         x[1] = bad
         with pytest.raises(
@@ -56,14 +56,14 @@ class TestLossesThatAreRefused:
         ):
             classification(train=(x, y))
 
-    def test_nan_beyond_the_probed_items_before_any_sampling(self):
+    def test_nan_beyond_the_probed_items_is_refused_before_any_sampling(self):
         x, y = labelled(20, seed=1)
         x[17] = float("nan")
         problem = classification(train=bif.Items((x, y), ids=[f"item-{i}" for i in range(20)]))
         with pytest.raises(ValueError, match=r"at w\* for 1 of 20 train items: 'item-17' \("):
             bif.attribute(problem, TINY)
 
-    def test_nan_in_a_later_query(self):
+    def test_nan_in_a_later_query_is_refused(self):
         x, y = labelled(5, seed=2)
         x[4] = float("nan")
         with pytest.raises(
@@ -71,11 +71,11 @@ class TestLossesThatAreRefused:
         ):
             bif.attribute(classification(queries=(x, y)), TINY)
 
-    def test_what_is_no_tensor(self):
+    def test_what_is_no_tensor_is_refused(self):
         with pytest.raises(TypeError, match="loss must return a tensor, got float"):
             classification(loss=lambda model, batch: 1.0)
 
-    def test_a_column_of_outputs_that_broadcasts_against_its_targets(self):
+    def test_a_column_of_outputs_that_broadcasts_against_its_targets_is_refused(self):
         x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
         def squared(model: nn.Module, batch: Any) -> Tensor:
@@ -90,11 +90,11 @@ class TestLossesThatAreRefused:
         with pytest.raises(ValueError, match=message):
             classification(train=(x, y.double()), queries=(x, y.double()))
 
-    def test_observables_that_are_only_names(self):
+    def test_observables_that_are_only_names_are_refused(self):
         with pytest.raises(TypeError, match="must be bif.Observable, got 'margin': use bif.MARGIN"):
             classification(observables=["margin"])
 
-    def test_integers(self):
+    def test_integers_are_refused(self):
         with pytest.raises(TypeError, match=r"loss returned torch.int64.*floating point"):
             classification(loss=lambda model, batch: batch[1])
 
@@ -200,12 +200,12 @@ class Quantised(nn.Module):
 
 
 class TestNonFloatingParameters:
-    def test_they_cannot_move(self):
+    def test_parameters_that_do_not_float_cannot_move(self):
         with pytest.raises(ValueError, match=r"'codes' is torch.int8, which cannot be sampled"):
             bif.attribute(classification(model=Quantised()), bif.Settings(movable=("*",)))
 
     @pytest.mark.parametrize("movable", [None, ("bias",)])
-    def test_they_stay_by_default_and_when_left_out(self, movable):
+    def test_parameters_that_do_not_float_stay_by_default_and_when_left_out(self, movable):
         model = Quantised()
         before = state_of(model)
         run = bif.attribute(
@@ -230,7 +230,7 @@ class Tied(nn.Module):
 
 
 class TestTiedWeights:
-    def test_they_are_refused_by_default(self):
+    def test_tied_weights_are_refused_by_default(self):
         with pytest.raises(ValueError, match=r"tied weights: 'down.weight' and 'up.weight'"):
             classification(model=Tied())
 
@@ -241,7 +241,7 @@ class TestTiedWeights:
             with pytest.raises(ValueError, match="share storage.*make them one Parameter"):
                 classification(model=model, tied_weights=tied_weights)
 
-    def test_frozen_they_need_no_decision_until_they_are_to_move(self):
+    def test_frozen_tied_weights_need_no_decision_until_they_are_to_move(self):
         model = nn.Sequential(Tied(), nn.Linear(4, 3).double())
         model[0].requires_grad_(False)
         run = bif.attribute(classification(model=model), TINY)
@@ -272,7 +272,7 @@ class TestTiedWeights:
         assert list(classification(model=model).center()) == ["0.weight", "1.weight"]
 
     @pytest.mark.parametrize("oracle", ["stacked", "sequential", "live"])
-    def test_shared_they_move_as_one_under_every_oracle(self, oracle):
+    def test_shared_weights_move_as_one_under_every_oracle(self, oracle):
         problem = classification(model=Tied(), tied_weights="share")
         assert list(problem.center()) == ["up.weight"]
         settings = bif.Settings(**{**TINY.as_dict(), "oracle": oracle})  # type: ignore[arg-type]
@@ -294,7 +294,7 @@ class TestNothingOfTheCallersChanges:
     @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
     @pytest.mark.parametrize("oracle", ["stacked", "sequential", "live"])
     @pytest.mark.parametrize("make", [network, batch_norm, Tied], ids=["plain", "norm", "tied"])
-    def test_model_and_global_randomness(self, make, oracle, training):
+    def test_model_and_global_randomness_are_left_as_they_were(self, make, oracle, training):
         model = make().train(training)
         next(model.parameters()).requires_grad_(False)
         last = list(model.parameters())[-1]

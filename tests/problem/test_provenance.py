@@ -22,7 +22,7 @@ from small_problems import Pairs, integers, labelled, network, normal
 class TestFingerprints:
     BATCH = {"x": normal(3, 2, seed=0), "y": (integers(9, 3, seed=1), torch.ones(3).bfloat16())}
 
-    def test_they_depend_on_nothing_but_content(self):
+    def test_fingerprints_depend_on_nothing_but_content(self):
         again = {
             "y": tuple(t.clone() for t in self.BATCH["y"]), "x": self.BATCH["x"].T.contiguous().T
         }  # fmt: skip
@@ -30,7 +30,7 @@ class TestFingerprints:
         assert fingerprint(again) == fingerprint(self.BATCH)
 
     @pytest.mark.parametrize("bit", [0, 17, 51, 63])
-    def test_one_bit_changes_them(self, bit):
+    def test_one_bit_changes_a_fingerprint(self, bit):
         x = self.BATCH["x"].clone()
         x.view(torch.int64)[2, 1] ^= torch.tensor(1, dtype=torch.int64) << bit
         assert fingerprint({**self.BATCH, "x": x}) != fingerprint(self.BATCH)
@@ -44,13 +44,13 @@ class TestFingerprints:
         found = {fingerprint(o) for o in (x, *others)}
         assert len(found) == 6
 
-    def test_scalars_and_empty_tensors_have_one(self):
+    def test_scalars_and_empty_tensors_have_a_fingerprint(self):
         assert fingerprint({"steps": torch.tensor(3)}) != fingerprint({"steps": torch.tensor(4)})
         assert fingerprint(torch.empty(0, 3)) != fingerprint(torch.empty(3, 0))
 
 
 class TestItems:
-    def test_a_dataset_has_the_one_of_its_tensors(self):
+    def test_a_dataset_has_the_fingerprint_of_its_tensors(self):
         tensors = labelled(20, seed=1)
         assert items_fingerprint(bif.Items(tensors)) == items_fingerprint(as_items(Pairs(*tensors)))
 
@@ -161,7 +161,7 @@ class TestCode:
     def test_the_name_is_readable(self):
         assert code_fingerprint(bif.losses.cross_entropy).startswith("cross_entropy@")
 
-    def test_a_function_that_holds_itself_has_one(self):
+    def test_a_function_that_holds_itself_has_a_fingerprint(self):
         def recursive(model: nn.Module, batch: Any) -> Tensor:
             return recursive(model, batch)
 
@@ -196,7 +196,7 @@ class TestModels:
         ]
         assert len({model_code(m) for m in models}) == 5
 
-    def test_weights_do_not(self):
+    def test_weights_do_not_count(self):
         assert model_code(network(seed=0)) == model_code(network(seed=1))
 
 

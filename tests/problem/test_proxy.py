@@ -91,7 +91,7 @@ class TestWhatIsRecorded:
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
-    def test_of_a_linear_model_it_is_the_first_order_expansion_of_the_loss(self):
+    def test_the_record_of_a_linear_model_is_the_first_order_loss(self):
         model = filled(nn.Linear(4, 2))
         problem = bif.Problem(
             model, SQUARED_ERROR, train=(normal(9, 4, seed=1), normal(9, 2, seed=2)),

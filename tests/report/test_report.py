@@ -351,7 +351,7 @@ def test_suspects_are_ranked_and_the_known_truth_is_marked():
     assert part.count("<td>–</td>") == 2  # the two comparisons, not in this summary
 
 
-def test_no_section_of_suspects_without_suspicion():
+def test_without_suspicion_there_is_no_section_of_suspects():
     assert 'id="suspects"' not in render(make_influence())
 
 
@@ -465,7 +465,7 @@ def test_shared_exponent_brings_the_largest_score_to_readable_size(values, expon
     assert shared_exponent(values) == exponent
 
 
-def test_numbers_and_settings_as_text():
+def test_numbers_and_settings_are_rounded_and_grouped():
     assert number(None) == number(float("inf")) == number("x") == "–"
     assert number(-0.01234) == "−0.0123"
     assert number(1.5e-7) == "1.50 × 10⁻⁷"

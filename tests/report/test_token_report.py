@@ -202,16 +202,16 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_scores_of_items(self):
+    def test_scores_of_items_are_refused(self):
         whole = run_of(None)
         with pytest.raises(ValueError, match="neither 'train_item' nor 'query_item'"):
             page_of(whole, summed={})
 
-    def test_sums_that_are_missing(self, run):
+    def test_sums_that_are_missing_are_named(self, run):
         with pytest.raises(ValueError, match=r"summed lacks \['query', 'both'\]"):
             page_of(run, summed={"train": summed(run)["train"]})
 
-    def test_names_that_are_not_there(self, run):
+    def test_names_that_are_not_there_are_refused(self, run):
         with pytest.raises(ValueError, match="no observable 'margin'"):
             page_of(run, observable="margin")
         with pytest.raises(ValueError, match="No such query: 'q'"):
@@ -292,7 +292,7 @@ class TestInChromium:
     pytestmark = in_chromium
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_it_fits_a_phone_and_can_be_read(self, page, tmp_path: Path, scheme: str):
+    def test_the_page_fits_a_phone_and_can_be_read(self, page, tmp_path: Path, scheme: str):
         seen = look(page, tmp_path, width=360, scheme=scheme, act=SHOW_ALL)
         assert seen["scroll"] <= 360 and seen["wide"] == []
         assert seen["faintest"][0] >= 4.5, seen["faintest"]
