@@ -54,10 +54,10 @@ def test_a_users_own_task_is_judged_and_its_table_printed(call, file, tmp_path):
         ([], "needs a setting and --out"),
         (["digits"], "needs a setting and --out"),
         (["nonsense", "--out", "x"], "no setting 'nonsense'"),
-        (["mine:task", "--out", "x"], "Of your own: FILE.py:FUNCTION"),
+        (["mine:task", "--out", "x"], "of your own by FILE.py:FUNCTION"),
         (
             ["{file}:task", "--out", "x", "--device", "cuda", "--seed", "1"],
-            "--device, --seed: of the",
+            "--device, --seed: these are options of the",
         ),
         (["{file}:train", "--out", "x"], "is called without arguments: missing"),
         (["fashion", "--out", "x"], "pass --data DIR"),

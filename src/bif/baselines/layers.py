@@ -67,7 +67,10 @@ def kronecker_layers(
             "ConjugateGradients."
         )
     if not found:
-        raise ValueError("EK-FAC found no Linear or Conv2d layer among the weights that count.")
+        raise ValueError(
+            "EK-FAC found no Linear or Conv2d layer among the weights that count: expected one "
+            "at least. Use ConjugateGradients or TRAK."
+        )
     return {layer: sorted(weights, key=_bias_last) for layer, weights in found.items()}
 
 

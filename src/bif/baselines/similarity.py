@@ -98,7 +98,9 @@ def _sign(problem: Problem, name: str | None) -> float:
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     named = dict(model.named_modules())
     if name not in named:
-        raise ValueError(f"no layer {name!r}; the model has {[n for n in named if n]}.")
+        raise ValueError(
+            f"no layer {name!r}; the model has {[n for n in named if n]}: name one of these."
+        )
     return named[name]
 
 

@@ -41,7 +41,9 @@ def judge_file(
     outcomes = judged.reported.outcomes
     outcome = next(iter(outcomes)) if observable is None else observable
     if outcome not in outcomes:
-        raise ValueError(f"the bank has no outcome {outcome!r}; there are {list(outcomes)}.")
+        raise ValueError(
+            f"the bank has no outcome {outcome!r}; there are {list(outcomes)}: name one."
+        )
     found = read_scores(scores, sign=sign, observable=outcome)
     part = judged.reported
     matrix = found.aligned(query_ids=part.query_ids.tolist(), train_ids=part.train_ids.tolist())

@@ -276,7 +276,7 @@ def _choose_methods(task: Task, methods: Sequence[str] | None) -> list[str]:
     chosen = list(methods or task.methods or known)
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise ValueError(f"no methods {unknown}; there are {known}.")
+        raise ValueError(f"no methods {unknown}; there are {known}: name some of these.")
     return chosen
 
 

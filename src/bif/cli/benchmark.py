@@ -55,7 +55,8 @@ class Lds:
             return
         if self.setting is None or self.out is None:
             raise ValueError(
-                "bif lds needs a setting and --out DIR, or --scores FILE with --bank DIR."
+                "bif lds needs a setting and --out DIR, or --scores FILE with --bank DIR: pass "
+                "either."
             )
         from bif.benchmark import benchmark, benchmark_sizes
 
@@ -83,11 +84,15 @@ class Lds:
         given = [n for n in ("data", "device", "seed") if getattr(self, n) != getattr(default, n)]
         if given:
             raise ValueError(
-                f"{', '.join(f'--{n}' for n in given)}: of the named settings. A task of your own "
-                "says so itself: where its model is, is where it runs."
+                f"{', '.join(f'--{n}' for n in given)}: these are options of the named "
+                "settings: leave them out. A task of your own brings data and seed, and runs "
+                "where its model is."
             )
         if size is not None:
-            raise ValueError("--sizes goes with the named settings: a task of your own has one.")
+            raise ValueError(
+                "--sizes goes with the named settings, and a task of your own has one size: leave "
+                "it out."
+            )
         task = load_function(self.setting)()
         if not isinstance(task, Task):
             raise TypeError(

@@ -77,7 +77,7 @@ def load_function(target: str) -> Callable[[], Any]:
         sys.path.remove(str(file.parent))
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"{path!r} has no function {name!r}.")
+        raise ValueError(f"{path!r} has no function {name!r}: name one that is in the file.")
     try:
         inspect.signature(function).bind()
     except TypeError as error:

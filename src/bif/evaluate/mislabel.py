@@ -48,7 +48,7 @@ def auroc(scores: Any, positives: Any) -> float:
     if num_positives == 0 or num_negatives == 0:
         raise ValueError(
             f"positives mark {num_positives} of {positives.size} items; the AUROC needs at "
-            "least one positive and one negative item."
+            "least one positive and one negative item. Check how they are marked."
         )
     wins = mannwhitneyu(scores[positives], scores[~positives], method="asymptotic").statistic
     return float(wins / (num_positives * num_negatives))

@@ -84,7 +84,10 @@ class StackTrainer:
     ) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
-            raise ValueError("The model has no parameter that requires gradients; none to train.")
+            raise ValueError(
+                "The model has no parameter that requires gradients, so there is nothing to train: "
+                "call requires_grad_() on those that are to be trained."
+            )
         require_literal("init", init, Target)
         if init == "scratch":
             _check_resettable(model)

@@ -165,7 +165,8 @@ def _read_ids(
     if not isinstance(indices, list | range) or len(indices) != count:
         raise ValueError(
             f"{folder}: the scores have {count} {kind} items, but {kind}_dataset_metadata.json "
-            f"names {_count_text(indices)}: they do not belong together."
+            f"names {_count_text(indices)}: they do not belong together. "
+            "Pass a folder whose files one call of kronfluence wrote."
         )
     return tuple(str(index) for index in indices)
 

@@ -118,7 +118,7 @@ def _read_run(folder: Folder, observable: str | None) -> ImportedScores:
         raise ValueError(f"{folder} has several observables: pass observable= one of {names}.")
     chosen = names[0] if observable is None else observable
     if chosen not in names:
-        raise ValueError(f"{folder} has no observable {chosen!r}; there are {names}.")
+        raise ValueError(f"{folder} has no observable {chosen!r}; there are {names}: name one.")
     scores = dataset["derivative"].isel(observable=names.index(chosen))
     return ImportedScores(
         scores=scores.transpose("query", "train").values.astype(np.float64),
@@ -159,7 +159,9 @@ def _parse_names(text: str, key: str, source: str) -> list[Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list):
-        raise ValueError(f"{source}: {key} in the metadata is no JSON list of names.")
+        raise ValueError(
+            f"{source}: {key} in the metadata is no JSON list of names: write one there."
+        )
     return found
 
 
@@ -177,7 +179,9 @@ def _parse_csv(content: bytes, source: str) -> tuple[np.ndarray, dict[str, list[
         header, query_ids = header[1:], [row[0] for row in rows]
         rows = [row[1:] for row in rows]
     if not rows:
-        raise ValueError(f"{source} holds no line of numbers, only {lines[0][:3]}.")
+        raise ValueError(
+            f"{source} holds no line of numbers, only {lines[0][:3]}; expected [Q, N]."
+        )
     widths = {len(row) for row in rows} | ({len(header)} if header is not None else set())
     if len(widths) != 1:
         raise ValueError(f"{source} has lines of {sorted(widths)} cells; expected one width.")

@@ -71,14 +71,19 @@ def movable_weights(
     """
     layers, named_heads = sorted(set(layers)), sorted({Head(*head) for head in heads})
     if layers and named_heads:
-        raise ValueError("layers and heads go one at a time: a head is LAYER.HEAD already.")
+        raise ValueError(
+            "layers and heads go one at a time: a head is LAYER.HEAD already. Drop one."
+        )
     parameters, trained = dict(model.named_parameters()), set(trainable(model))
     is_adapter = hasattr(model, "peft_config")
     if named_heads and is_adapter:
         raise ValueError("heads of an adapter cannot be told apart: use layers.")
     for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in parameters):
-            raise ValueError(f"the pattern {pattern!r} matches no parameter of the model.")
+            raise ValueError(
+                f"the pattern {pattern!r} matches no parameter of the model: name some of "
+                "model.named_parameters()."
+            )
     chosen = [
         name
         for name in parameters

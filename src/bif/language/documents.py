@@ -136,7 +136,8 @@ def _messages(value: Any, place: str) -> tuple[Mapping[str, str], ...]:
     )
     if not whole:
         raise ValueError(
-            f"{place}: the field 'messages' must be a list of {{'role': text, 'content': text}}."
+            f"{place}: the field 'messages' must be a list of {{'role': text, 'content': text}}, "
+            f"got {str(value)[:80]!r}."
         )
     if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
         raise ValueError(

@@ -176,7 +176,7 @@ def _refuse_missing_folder(name: str | Path, what: str) -> None:
     text = str(name)
     no_hub_name = isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if no_hub_name and not Path(name).is_dir():
-        raise FileNotFoundError(f"no {what} folder {text!r}.")
+        raise FileNotFoundError(f"no {what} folder {text!r}: expected a path that exists.")
 
 
 @contextmanager

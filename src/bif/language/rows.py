@@ -125,7 +125,9 @@ class RowMaker:
             return self.classes[str(label)]
         known = ", ".join(f"{name!r} ({number})" for name, number in self.classes.items())
         missing = "has no label" if label is None else f"has the label {label!r}"
-        raise ValueError(f"{document.where} {missing}: the classifier knows {known}.")
+        raise ValueError(
+            f"{document.where} {missing}: the classifier knows {known}. Give one of these."
+        )
 
 
 def padding_token(tokenizer: Any) -> int:

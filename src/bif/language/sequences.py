@@ -57,7 +57,8 @@ class Sequences(Items):
             1 <= int(self.lengths.min()) and int(self.lengths.max()) <= self.max_length
         ):
             raise ValueError(
-                f"lengths must be {len(self)} numbers from 1 to {self.max_length}, one an item."
+                f"lengths must be {len(self)} numbers from 1 to {self.max_length}, one an "
+                f"item; got {len(self.lengths)}. Count the tokens of each row."
             )
         order = torch.argsort(self.lengths, descending=True, stable=True)
         self._lengths_by_length = self.lengths[order].tolist()

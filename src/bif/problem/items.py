@@ -249,7 +249,9 @@ def _text(
         )
     array = np.asarray(texts, dtype=kind)
     if len(array) != expected:
-        raise ValueError(f"{name} has {len(array)} entries for {expected} items.")
+        raise ValueError(
+            f"{name} has {len(array)} entries for {expected} items: give one for each."
+        )
     return array
 
 

@@ -88,7 +88,7 @@ def observable_position(names: Sequence[str], name: str | None) -> int:
     if name is None:
         return 0
     if name not in names:
-        raise KeyError(f"no observable {name!r}; there are {list(names)}.")
+        raise KeyError(f"no observable {name!r}; there are {list(names)}: name one.")
     return list(names).index(name)
 
 
@@ -184,7 +184,7 @@ class Problem:
                 )
         names = [observable.name for observable in self.observables]
         if len(set(names)) != len(names):
-            raise ValueError(f"observables need different names, got {names}.")
+            raise ValueError(f"observables need different names, got {names}: rename one of them.")
         self.train_weights = _weights(train_weights, len(self.train))
         self.notes: tuple[str, ...] = ()
         if tokens is not None:

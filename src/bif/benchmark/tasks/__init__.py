@@ -30,7 +30,8 @@ def named_task(
     """
     if name not in SETTINGS:
         raise ValueError(
-            f"no setting {name!r}; there are {', '.join(SETTINGS)}. Of your own: FILE.py:FUNCTION."
+            f"no setting {name!r}; there are {', '.join(SETTINGS)}. Name one of these, or a task "
+            "of your own by FILE.py:FUNCTION."
         )
     if data is None and name not in WITHOUT_DATA:
         raise ValueError(f"setting {name!r} reads its data from files: pass --data DIR.")

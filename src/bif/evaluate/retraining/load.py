@@ -42,7 +42,10 @@ def load_networks(folder: str | Path, plan: Plan | None) -> Bank:
         raise store.DamagedRun(f"{folder}: the manifest is damaged: {error!r}.") from error
     plan = plan or kept
     if kept.joined(plan) != kept:
-        raise FileNotFoundError(f"{folder} holds a bank without some of the networks asked for.")
+        raise FileNotFoundError(
+            f"{folder} holds a bank without some of the networks asked for: make the call of "
+            "bif.bank.retrained with this plan, which adds them."
+        )
     token = manifest.get("token", "")
     return Bank(
         reported=_part(folder, "reported", plan.num_subsets, plan.seeds, target, token),

@@ -138,7 +138,9 @@ class Plan:
         """
         unknown = sorted(set(found) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown entries {unknown} of a plan: of another version of bif?")
+            raise ValueError(
+                f"unknown entries {unknown} of a plan: of another version of bif? Read it by that."
+            )
         given: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
         }
