@@ -15,7 +15,7 @@ from bif.curvature.outputs import Criterion
 from bif.problem import losses
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 from bif.types import Batch, ItemLoss
 
@@ -88,7 +88,7 @@ class TRAK:
             project = Projection(count, dimension, kind=projection, seed=seed, like=like)
         fitted = [
             _checkpoint(_with_model(problem, model), function, weight, project)
-            for model in ([problem.model] if models is None else _nonempty(models))
+            for model in ([problem.model] if models is None else _require_models(models))
         ]
         return cls(problem, project, fitted)
 
@@ -121,7 +121,7 @@ class TRAK:
         require_same_fit(self._problem, problem)
         if not 0 <= soft_threshold < 1:
             raise ValueError(f"soft_threshold must be in [0, 1), got {soft_threshold!r}.")
-        function = chosen_observable(problem, observable).function
+        function = find_observable(problem, observable).function
         products, weights = [], []
         for one in self._checkpoints:
             mean = float(one.eigenvalues.mean())
@@ -133,22 +133,25 @@ class TRAK:
                     "dimension."
                 )
             blocks = query_gradient_blocks(_with_model(problem, one.model), function)
-            along = torch.cat([self._projected(rows) for rows in blocks]) @ one.eigenvectors
+            along = (
+                torch.cat([_project(rows, self._projection) for rows in blocks]) @ one.eigenvectors
+            )
             products.append(along / (one.eigenvalues + own) @ one.features.T)
             weights.append(one.weights)
         scores = torch.stack(products).mean(dim=0) * torch.stack(weights).mean(dim=0)
         limit = soft_threshold * scores.abs().amax(dim=1, keepdim=True)
         return (scores.sign() * (scores.abs() - limit).clamp(min=0)).cpu()
 
-    def _projected(self, rows: Tensor) -> Tensor:
-        return (rows if self._projection is None else self._projection(rows)).double()
+
+def _project(rows: Tensor, projection: Projection | None) -> Tensor:
+    return (rows if projection is None else projection(rows)).double()
 
 
 def _checkpoint(
-    problem: Problem, function: ItemLoss, weight: ItemLoss, project: Projection | None
+    problem: Problem, function: ItemLoss, weight: ItemLoss, projection: Projection | None
 ) -> _Checkpoint:
     chunks = item_gradient_chunks(problem, function, problem.train)
-    parts = [(rows if project is None else project(rows)).double() for rows in chunks]
+    parts = [_project(rows, projection) for rows in chunks]
     features = torch.cat(parts)
     values, vectors = torch.linalg.eigh(features.T @ features)
     weights = torch.cat(list(_values(problem, weight))).double()
@@ -178,7 +181,7 @@ def _with_model(problem: Problem, model: nn.Module) -> Problem:
     return other
 
 
-def _nonempty(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
+def _require_models(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
     if not len(models):
         raise ValueError("models is empty: expected at least one, or None for the problem's.")
     return models
