@@ -115,7 +115,7 @@ class TestGaussNewton:
     @pytest.mark.parametrize(
         ("target", "name", "mutant"),
         [
-            (SplitLoss, "rooted", without_centring),
+            (SplitLoss, "apply_root", without_centring),
             (RootedOutputs, "forward", lambda self, x: self._of(x)),
         ],
         ids=["softmax not centred", "weights forgotten"],

@@ -190,7 +190,7 @@ class TestATask:
     def test_global_randomness_is_left_alone(self, data):
         before = torch.get_rng_state()
         resnet20.task(data, device="cpu", seed=0, size=SIZE)
-        stories.published(data)
+        stories.published_model(data)
         with torch.random.fork_rng(devices=[]):
             ResNet9()  # as any module, it draws its weights from there; the task puts it back
         assert torch.equal(before, torch.get_rng_state())
@@ -334,7 +334,7 @@ class TestStories:
     def test_fine_tuning_lowers_the_loss_of_the_train_items(self, data, tasks):
         problem = tasks["stories"].problem
         with torch.no_grad():
-            before = problem.loss(stories.published(data), problem.train.data).mean()
+            before = problem.loss(stories.published_model(data), problem.train.data).mean()
             after = problem.loss(problem.model, problem.train.data).mean()
         assert after < before
 

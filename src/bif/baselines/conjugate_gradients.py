@@ -13,7 +13,7 @@ from torch import Tensor
 from bif.baselines.fitted import require_damping, require_same_fit
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 
@@ -122,7 +122,7 @@ class ConjugateGradients:
         """
         require_same_fit(self._problem, problem)
         require_damping(damping)
-        function = chosen_observable(problem, observable).function
+        function = find_observable(problem, observable).function
         blocks, residuals, most = [], [], 0
         for rows in query_gradient_blocks(problem, function, max_rows=self._together):
             solution, residual, iterations = conjugate_gradients(

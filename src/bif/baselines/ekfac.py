@@ -17,7 +17,7 @@ from bif.curvature.library import import_curvlinops
 from bif.curvature.mean_curvature import first_items
 from bif.curvature.outputs import Criterion
 from bif.problem.literals import require_literal
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import rows_that_fit, signed_products, trained
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
@@ -176,7 +176,7 @@ class EKFAC:
                     solved[:, part] = piece
             return solved
 
-        function = chosen_observable(problem, observable).function
+        function = find_observable(problem, observable).function
         return signed_products(problem, function, movable=self._names, prepare=prepare)
 
     def _dampings(self, damping: float | None, damping_scale: float | None) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
 _MAX_WEIGHTS = 30_000
@@ -96,7 +96,7 @@ class ExactInfluence:
         require_same_fit(self._problem, problem)
         factor = self._damped_factor(resolve_damping(damping, damping_scale, self.mean_eigenvalue))
         blocks = []
-        for rows in query_gradient_blocks(problem, chosen_observable(problem, observable).function):
+        for rows in query_gradient_blocks(problem, find_observable(problem, observable).function):
             solved = torch.cholesky_solve(rows.double().T, factor).T
             train = item_gradient_chunks(problem, problem.loss, problem.train)
             blocks.append(torch.cat([-(solved @ part.double().T).cpu() for part in train], dim=1))

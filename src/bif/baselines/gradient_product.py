@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import signed_products
 
 
@@ -31,9 +31,7 @@ def gradient_product(
         KeyError: No such observable.
         ValueError: `movable` matches nothing.
     """
-    return signed_products(
-        problem, chosen_observable(problem, observable).function, movable=movable
-    )
+    return signed_products(problem, find_observable(problem, observable).function, movable=movable)
 
 
 def gradient_cosine(
@@ -56,7 +54,7 @@ def gradient_cosine(
         KeyError: No such observable.
         ValueError: `movable` matches nothing.
     """
-    function = chosen_observable(problem, observable).function
+    function = find_observable(problem, observable).function
     return signed_products(
         problem, function, movable=movable, prepare=_unit_rows, prepare_train=_unit_rows
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device
 from bif.problem.literals import require_literal
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 
 Kind = Literal["cosine", "dot"]
 Labels = Literal["ignore", "match"]
@@ -78,14 +78,14 @@ def random_scores(problem: Problem, *, seed: int = 0, observable: str | None = N
     Raises:
         KeyError: No such observable.
     """
-    chosen_observable(problem, observable)
+    find_observable(problem, observable)
     source = torch.Generator().manual_seed(seed)
     shape = (problem.num_queries, problem.num_train)
     return torch.randn(shape, generator=source, dtype=torch.float64)
 
 
 def _sign(problem: Problem, name: str | None) -> float:
-    observable = chosen_observable(problem, name)
+    observable = find_observable(problem, name)
     if observable.better is None:
         raise ValueError(
             f"observable {observable.name!r} calls neither lower nor higher better, so a "

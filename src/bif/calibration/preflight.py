@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bif.problem.functional import ItemFunction
-from bif.problem.items import Items, batch_leaves, randomness_restored
+from bif.problem.items import Items, batch_leaves, preserve_randomness
 from bif.problem.losses import cross_entropy, margin
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choices
@@ -73,7 +73,7 @@ def _look(problem: Problem, settings: Settings) -> tuple[str, ...]:
     model = problem.evaluation_copy(device, lean=lean)
     chains = settings.block_size or 1 if settings.oracle == "stacked" else 1
     size = chains * (settings.chunk_size or 1)
-    with matmul_precision("float32"), randomness_restored():
+    with matmul_precision("float32"), preserve_randomness():
         for group in groups:
             _refuse_labels(model, group, lean=lean)
         once = [_values(model, group, size, lean=lean) for group in groups]

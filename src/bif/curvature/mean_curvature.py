@@ -117,7 +117,7 @@ class RootedOutputs(nn.Module):
     def __init__(self, model: nn.Module, split: SplitLoss) -> None:
         super().__init__()
         self.model = model
-        self._of = lambda x: split.rooted(split.outputs(x["batch"]), x["root"])
+        self._of = lambda x: split.apply_root(split.outputs(x["batch"]), x["root"])
 
     def forward(self, x: dict[str, Any]) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no forward derivatives

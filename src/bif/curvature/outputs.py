@@ -64,7 +64,7 @@ class SplitLoss:
             return at_least_float32(per_item(self._loss(self._model, batch)))
 
     def root(self, batch: Batch) -> Tensor:
-        """Return the detached factor that `rooted` needs besides the outputs.
+        """Return the detached factor that `apply_root` needs besides the outputs.
 
         "cross_entropy": `sqrt(weight)` of every position `[B, …, 1]`, where the Hessian of a
         position is `weight · (diag p - p pᵀ)`.  "squared_error": the root of the diagonal.
@@ -78,7 +78,7 @@ class SplitLoss:
             return self._diagonal_root(outputs, batch)
         return self._dense_root(outputs, batch)
 
-    def rooted(self, outputs: Tensor, root: Tensor) -> Tensor:
+    def apply_root(self, outputs: Tensor, root: Tensor) -> Tensor:
         """Return `Sᵀ f`, `[B, K]`, with S constant: its squared error curves in f as the loss does.
 
         The Hessian of the loss in the outputs is `S Sᵀ`, so the Gauss-Newton matrix of the loss is

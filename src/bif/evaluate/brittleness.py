@@ -65,7 +65,7 @@ def brittleness(
     from scipy.stats import binomtest
 
     require_confidence(confidence)
-    margins_KQ, baseline_Q, sizes_K = _checked(margins, baseline, sizes)
+    margins_KQ, baseline_Q, sizes_K = _check_arrays(margins, baseline, sizes)
     wrong_KQ = margins_KQ < 0
     first = wrong_KQ.argmax(axis=0)
     smallest = np.where(wrong_KQ.any(axis=0), sizes_K[first].astype(np.float64), np.inf)
@@ -82,7 +82,7 @@ def brittleness(
     return Brittleness(sizes_K, smallest, num_flipped / num_right, low, high, num_right)
 
 
-def _checked(
+def _check_arrays(
     margins: Any, baseline: Any, sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the means over seeds [K, Q] and [Q], and the sizes [K]."""

@@ -74,7 +74,7 @@ def leave_one_out_correlation(
         ValueError: If shapes do not fit, values are not finite, there are fewer than two items,
             or `num_bootstrap` or `confidence` make no sense.
     """
-    scores_QN, differences_SQN = _checked(scores, differences)
+    scores_QN, differences_SQN = _check_arrays(scores, differences)
     effects_QN = differences_SQN.mean(axis=0)
 
     def estimate(kind: Correlation) -> Estimate:
@@ -95,7 +95,7 @@ def leave_one_out_correlation(
     )
 
 
-def _checked(scores: Any, differences: Any) -> tuple[np.ndarray, np.ndarray]:
+def _check_arrays(scores: Any, differences: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return scores [Q, N] and differences [S, Q, N]."""
     scores, differences = (np.asarray(x, dtype=np.float64) for x in (scores, differences))
     if differences.ndim == 2:

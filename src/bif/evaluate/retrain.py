@@ -21,7 +21,7 @@ from bif.evaluate.training import (
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
 from bif.problem.literals import require_literal
-from bif.problem.weights import copied, widen_
+from bif.problem.weights import copy_module, widen_
 from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
 
@@ -193,7 +193,7 @@ def train(
     with matmul_precision("float32"):
         leaves = trainer.fit([Network(mask, seed)])
     _require_finite(leaves, {}, [Network(mask, seed)], recipe)
-    trained = widen_(copied(model)).to(trainer.device)
+    trained = widen_(copy_module(model)).to(trainer.device)
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if parameter.requires_grad:

@@ -72,7 +72,7 @@ def tracing(
             scores are not finite.
     """
     helpful = helpfulness(scores, better)
-    planted_QN = _checked(planted, helpful.shape)
+    planted_QN = _check_arrays(planted, helpful.shape)
     if not 1 <= k <= helpful.shape[1]:
         raise ValueError(f"k is {k}; expected 1 to {helpful.shape[1]}, the number of items.")
     per_query = np.array(
@@ -117,7 +117,7 @@ def _rank_measures(helpful: np.ndarray, planted: np.ndarray, k: int) -> tuple[fl
     return float(precision), float(recall), float(reciprocal)
 
 
-def _checked(planted: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _check_arrays(planted: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return the marks [Q, N]."""
     planted = np.asarray(planted)
     if planted.dtype != np.bool_ or planted.shape not in (shape, shape[1:]):

@@ -20,7 +20,7 @@ from bif.evaluate.recipe import Recipe
 from bif.problem.functional import ItemFunction
 from bif.problem.items import batch_leaves, map_batch, to_device
 from bif.problem.literals import require_literal
-from bif.problem.weights import copied, narrow_types, wide, widen_
+from bif.problem.weights import copy_module, narrow_types, widen, widen_
 from bif.types import Batch, ItemLoss, Target
 
 _CHUNK_SIZE = 1024
@@ -92,12 +92,12 @@ class StackTrainer:
         if init == "scratch":
             _check_resettable(model)
         self.device = torch.device(device) if device is not None else trainable[0].device
-        self.model = widen_(copied(model)).to(self.device).eval()
+        self.model = widen_(copy_module(model)).to(self.device).eval()
         self.init = init
         # fresh weights are drawn on the CPU: the same on every device
-        self._template = widen_(copied(model)).cpu() if init == "scratch" else None
+        self._template = widen_(copy_module(model)).cpu() if init == "scratch" else None
         self._losses = ItemFunction(self.model, loss)
-        items = map_batch(wide, items) if narrow_types(model) else items
+        items = map_batch(widen, items) if narrow_types(model) else items
         self._items = to_device(items, self.device)
         self._recipe = recipe
 

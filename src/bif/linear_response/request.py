@@ -8,7 +8,7 @@ from math import inf
 
 from bif.linear_response.pairs import Curvature
 from bif.problem.literals import require_literal
-from bif.problem.problem import Problem, chosen_observable
+from bif.problem.problem import Problem, find_observable
 from bif.sampling.samplers import names_of
 from bif.sampling.settings import Settings
 
@@ -94,5 +94,5 @@ def of_observable(problem: Problem, name: str | None) -> Problem:
     """
     problem.refuse_tokens("a response")
     alone = copy(problem)
-    alone.observables = (chosen_observable(problem, name),)
+    alone.observables = (find_observable(problem, name),)
     return alone

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bif.problem.item_data import as_data, collate, refuse_rows, refuse_uneven
-from bif.problem.weights import wide
+from bif.problem.weights import widen
 from bif.types import Batch
 
 _MAX_LENGTH = 10_000
@@ -137,7 +137,7 @@ class Items:
         positions = indices.flatten().tolist()
         rows = [self.data[int(i)] for i in positions]
         batch = collate(rows, [str(self.ids[i]) for i in positions])
-        batch = map_batch(wide, batch) if self._widens else batch
+        batch = map_batch(widen, batch) if self._widens else batch
         return map_batch(
             lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device), batch
         )
@@ -185,7 +185,7 @@ class Items:
         other.__dict__.update(self.__dict__)
         other._widens = True
         if not isinstance(self.data, Dataset):
-            other.data = map_batch(wide, self.data)
+            other.data = map_batch(widen, self.data)
         return other
 
     def _count(self) -> int:
@@ -204,7 +204,7 @@ class Items:
     def _refuse_augmentation(self) -> None:
         """Read some items twice; rarer changes show as losses, once there is a model."""
         positions = torch.linspace(0, self._num - 1, min(self._num, _NUM_READ_TWICE)).long()
-        with randomness_restored():
+        with preserve_randomness():
             refuse_rows([self.data[i] for i in positions.tolist()], self.ids[positions].tolist())
             once, again = self.take(positions), self.take(positions)
         pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
@@ -224,7 +224,7 @@ def as_items(data: Items | Batch | Dataset[Any]) -> Items:
 
 
 @contextmanager
-def randomness_restored(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+def preserve_randomness(devices: Sequence[torch.device] = ()) -> Iterator[None]:
     """Restore the global random states of the CPU, and of these GPUs, whatever is drawn."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

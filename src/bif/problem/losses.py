@@ -36,11 +36,11 @@ def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]
         A decorator; the loss stays what it is.
     """
 
-    def marked(loss: ItemLoss) -> ItemLoss:
+    def mark(loss: ItemLoss) -> ItemLoss:
         loss.averages = count  # type: ignore[attr-defined]
         return loss
 
-    return marked
+    return mark
 
 
 def reads_masks(loss: _Loss) -> _Loss:

@@ -22,15 +22,15 @@ from bif.problem.validation import (
     check_left_padding,
     check_proxy,
     check_right_padding,
-    probed_shift,
+    probe_shift,
 )
 from bif.problem.weights import (
-    copied,
+    copy_module,
     densify_,
     narrow_types,
     padding_rows,
     trainable,
-    wide,
+    widen,
     widen_,
 )
 from bif.types import Batch, Better, ItemLoss, Params
@@ -92,7 +92,7 @@ def observable_position(names: Sequence[str], name: str | None) -> int:
     return list(names).index(name)
 
 
-def chosen_observable(problem: Problem, name: str | None) -> Observable:
+def find_observable(problem: Problem, name: str | None) -> Observable:
     """Return one of the problem's observables, the first by default.
 
     Raises:
@@ -364,7 +364,7 @@ class Problem:
 
     def center(self) -> Params:
         """Return w*: all named parameters, leaves `[*shape]`, detached, float32 or wider."""
-        return {name: wide(leaf) for name, leaf in self.parameters().items()}
+        return {name: widen(leaf) for name, leaf in self.parameters().items()}
 
     def evaluation_copy(self, device: torch.device, *, lean: bool = False) -> nn.Module:
         """Return a copy of the model on `device`, in evaluation mode, free to change.
@@ -374,7 +374,7 @@ class Problem:
             lean: Leave matrices in float16 or bfloat16; else all weights and buffers are float32
                 at least.
         """
-        model = densify_(copied(self.model).to(device).eval().requires_grad_(False))
+        model = densify_(copy_module(self.model).to(device).eval().requires_grad_(False))
         return widen_(model, least_axes=2) if lean else widen_(model)
 
     def _items(self, data: Items | Batch | Dataset[Any]) -> Items:
@@ -419,7 +419,7 @@ class Problem:
         check_item_values(self.loss, model, train_batch, "loss", "train items", self.train.ids)
         self._check_padding(self.loss, model, self.train, "loss", "train items")
         if self.train_by_token:
-            self.train_shift = probed_shift(
+            self.train_shift = probe_shift(
                 self.loss, model, train_batch, self.train, what="loss", where="train items"
             )
         expected = _structure(train_batch)
@@ -439,7 +439,7 @@ class Problem:
                 check_item_values(self.loss, model, batch, "loss", where, items.ids)
                 self._check_padding(self.loss, model, items, "loss", where)
                 if self.train_by_token:
-                    probed_shift(self.loss, model, batch, items, what="loss", where=where)
+                    probe_shift(self.loss, model, batch, items, what="loss", where=where)
                 continue
             for observable in self.observables:
                 what = f"observable {observable.name!r}"
@@ -448,7 +448,7 @@ class Problem:
                     check_proxy(observable.through, observable.function, model, batch, what, where)
                 self._check_padding(observable.function, model, items, what, where)
                 if self.query_by_token:
-                    shifts[what] = probed_shift(
+                    shifts[what] = probe_shift(
                         observable.function, model, batch, items, what=what, where=where
                     )
         if len(set(shifts.values())) > 1:

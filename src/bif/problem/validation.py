@@ -175,7 +175,7 @@ def check_right_padding(
         )
 
 
-def probed_shift(
+def probe_shift(
     function: ItemLoss, model: nn.Module, batch: Batch, items: Items, *, what: str, where: str
 ) -> int:
     """Return the `token_shift` of a function on the first items.

@@ -15,7 +15,7 @@ NARROW = (torch.float16, torch.bfloat16)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copy_module(model: nn.Module) -> nn.Module:
     """Return a deep copy, in which tensors with a graph are copied as values.
 
     Hooks of `weight_norm` and `spectral_norm`, kept activations and auxiliary losses are such
@@ -70,7 +70,7 @@ def _uncopied(model: nn.Module) -> str:
     return ""
 
 
-def wide(leaf: Tensor) -> Tensor:
+def widen(leaf: Tensor) -> Tensor:
     """Return the leaf in float32 if it is float16 or bfloat16, else itself."""
     return leaf.float() if leaf.dtype in NARROW else leaf
 
@@ -88,7 +88,7 @@ def widen_(model: nn.Module, *, least_axes: int = 99) -> nn.Module:
         model: The model, changed in place.
         least_axes: Tensors of so many axes stay as they are: 2 leaves matrices narrow.
     """
-    return model._apply(lambda leaf: wide(leaf) if leaf.dim() < least_axes else leaf)
+    return model._apply(lambda leaf: widen(leaf) if leaf.dim() < least_axes else leaf)
 
 
 def densify_(model: nn.Module) -> nn.Module:

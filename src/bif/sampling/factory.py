@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bif.problem.problem import Problem
-from bif.problem.weights import wide
+from bif.problem.weights import widen
 from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
@@ -44,7 +44,7 @@ def _stored(leaf: Tensor, settings: Settings) -> Tensor:
     """A weight as the run stores it."""
     # Vectors are few, and norms' scales near 1 have the coarsest rounding of all.
     narrow = settings.memory == "lean" and leaf.dim() >= 2 and leaf.is_floating_point()
-    return leaf.to(torch.bfloat16) if narrow else wide(leaf)
+    return leaf.to(torch.bfloat16) if narrow else widen(leaf)
 
 
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:

@@ -55,7 +55,10 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         ImportError: transformers is not installed.
         ValueError: A file of another format, or too few stories.
     """
-    model, parts = published(data).to(device), split(data, size=size, seed=seed, device=device)
+    model, parts = (
+        published_model(data).to(device),
+        split(data, size=size, seed=seed, device=device),
+    )
     num_train = len(parts["train"])
     model = train(
         model, next_token_mean, parts["train"].data, recipe(num_train), seed=seed,
@@ -108,7 +111,7 @@ def settings(num_train: int, *, seed: int, device: str) -> Settings:
     )  # fmt: skip
 
 
-def published(data: Path) -> nn.Module:
+def published_model(data: Path) -> nn.Module:
     """Return the model of `stories260K/stories260K.bin`, with attention by torch's own kernels.
 
     Raises:

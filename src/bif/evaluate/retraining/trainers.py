@@ -15,9 +15,9 @@ from bif.evaluate.retrain import MatmulPrecision, Queries, Recipe, Retrainer
 from bif.evaluate.training import Network, num_rows, stream
 from bif.problem.code import code_fingerprint
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch, randomness_restored, to_device
+from bif.problem.items import map_batch, preserve_randomness, to_device
 from bif.problem.problem import Problem
-from bif.problem.weights import copied, widen_
+from bif.problem.weights import copy_module, widen_
 from bif.types import Batch, Target
 
 TrainFunction = Callable[[nn.Module | None, Batch, int], nn.Module]
@@ -150,11 +150,13 @@ class FunctionTrainer:
         index = torch.from_numpy(np.flatnonzero(network.mask)).to(self.device)
         items = map_batch(lambda leaf: leaf[index], self._items)
         start = (
-            widen_(copied(self._model)).to(self.device) if self._target == "checkpoint" else None
+            widen_(copy_module(self._model)).to(self.device)
+            if self._target == "checkpoint"
+            else None
         )
         seed = stream("train", network.mask, network.seed) >> 32
         devices = [self.device] if self.device.type == "cuda" else []
-        with randomness_restored(devices):
+        with preserve_randomness(devices):
             _seed_everything(seed, devices)
             model = self._train(start, items, seed)
         if not isinstance(model, nn.Module):

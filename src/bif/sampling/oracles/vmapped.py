@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 from bif import tensors
 from bif.problem.items import batch_leaves, map_batch
-from bif.problem.weights import copied
+from bif.problem.weights import copy_module
 from bif.sampling.oracles.compilation import compiled
 from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory
 from bif.sampling.oracles.precision import Precision, matmul_precision
@@ -122,7 +122,7 @@ def vmap_refusal(
         per_chain: Whether chains will see mini-batches of their own.
         observables: What else will be evaluated.
     """
-    oracle = StackedOracle(copied(model), loss)
+    oracle = StackedOracle(copy_module(model), loss)
     first = next(iter(batch_leaves(batch).values()))
     weights = torch.ones(len(first), device=first.device)
     own = map_batch(lambda leaf: torch.stack([leaf, leaf]), batch)
