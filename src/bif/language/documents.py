@@ -55,7 +55,7 @@ def as_documents(given: Documents, name: str) -> list[Document]:
 
     Raises:
         TypeError: Something else, with what to pass.
-        ValueError: As `document_of`.
+        ValueError: As `document_from_record`.
     """
     if isinstance(given, str | bytes | Mapping | Path) or not hasattr(given, "__iter__"):
         raise TypeError(
