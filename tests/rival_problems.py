@@ -15,6 +15,8 @@ from small_problems import filled, integers, normal
 EXACT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-12}
 """Relative, as two float64 solves of one well-conditioned system agree."""
 
+GN = "gauss_newton"
+
 
 def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, **EXACT)

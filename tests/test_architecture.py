@@ -72,7 +72,8 @@ PUBLIC = {
     "bif.report": "render_report render_token_report",
     "bif.response": "Choice Cost Response choose_estimator measure_costs respond",
     "bif.baselines": """
-        EKFAC TRAK ConjugateGradients ExactInfluence gradient_cosine gradient_product item_gradients
+        EKFAC TRAK ConjugateGradients EmpiricalFisher ExactInfluence gradient_cosine
+        gradient_product item_gradients
         random_scores representation_similarity
     """,
     "bif.bank": "Bank BankPart Plan Purpose Target TrainFunction load retrained",

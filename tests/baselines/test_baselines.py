@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bif
 from bif import losses
-from bif.baselines import ExactInfluence, gradient_product, item_gradients
+from bif.baselines import EKFAC, gradient_product, item_gradients
 from bif.sampling.item_gradients import item_gradient_chunks
 from small_problems import (
     Pairs,
@@ -122,7 +122,7 @@ class TestGradientProduct:
 def test_without_the_extra_its_name_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "curvlinops", None)
     with pytest.raises(ImportError, match=r"pip install 'bayesian-influence\[baselines\]'"):
-        ExactInfluence.fit(classification())
+        EKFAC.fit(classification())
 
 
 def test_baselines_share_the_shape_and_sign_of_the_influence():

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif.baselines import ConjugateGradients, ExactInfluence, item_gradients
-from bif.baselines.conjugate_gradients import conjugate_gradients
+from bif.curvature.solve import conjugate_gradients
 from rival_problems import (
+    GN,
     close,
     damped,
     dense_gauss_newton,
@@ -32,7 +33,7 @@ TIGHT: dict[str, Any] = {"tolerance": 1e-12, "max_iterations": 2000}
 
 
 @pytest.mark.parametrize("name", ["loss", "margin"])
-@pytest.mark.parametrize(("curvature", "damping"), [("ggn", 0.1), ("hessian", 1.0)])
+@pytest.mark.parametrize(("curvature", "damping"), [(GN, 0.1), ("hessian", 1.0)])
 def test_scores_are_those_of_the_dense_solve(curvature, damping, name):
     settings: dict[str, Any] = {"damping": damping, "observable": name, "curvature": curvature}
     expected = scores_of(ExactInfluence, mlp_problem(), **settings)
@@ -42,8 +43,8 @@ def test_scores_are_those_of_the_dense_solve(curvature, damping, name):
 def test_scores_with_weights_and_tokens_are_those_of_the_dense_solve():
     rho = normal(20, seed=4).exp()
     for problem in (classification(train_weights=rho), tokens(rho)[0]):
-        expected = scores_of(ExactInfluence, problem, damping=0.5, curvature="ggn")
-        got = scores_of(ConjugateGradients, problem, damping=0.5, curvature="ggn", **TIGHT)
+        expected = scores_of(ExactInfluence, problem, damping=0.5, curvature=GN)
+        got = scores_of(ConjugateGradients, problem, damping=0.5, curvature=GN, **TIGHT)
         close(got, expected)
 
 
@@ -51,9 +52,9 @@ def test_scores_with_weights_and_tokens_are_those_of_the_dense_solve():
 def test_blocks_and_chunks_change_nothing(num_together, chunk_size):
     problem = classification()
     fitted = ConjugateGradients.fit(
-        problem, curvature="ggn", num_together=num_together, chunk_size=chunk_size, **TIGHT
+        problem, curvature=GN, num_together=num_together, chunk_size=chunk_size, **TIGHT
     )
-    expected = scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn")
+    expected = scores_of(ExactInfluence, problem, damping=0.1, curvature=GN)
     close(fitted.scores(problem, damping=0.1), expected)
     assert fitted.report is not None and fitted.report.residuals.shape == (5,)
 
@@ -61,9 +62,9 @@ def test_blocks_and_chunks_change_nothing(num_together, chunk_size):
 def test_the_error_is_bounded_by_the_reported_residual():
     # |x - x*| ≤ |residual| / damping for a positive semi-definite curvature.
     problem, damping = mlp_problem(), 0.05
-    fitted = ConjugateGradients.fit(problem, curvature="ggn", tolerance=1e-3)
+    fitted = ConjugateGradients.fit(problem, curvature=GN, tolerance=1e-3)
     got = fitted.scores(problem, damping=damping)
-    exact = scores_of(ExactInfluence, problem, damping=damping, curvature="ggn")
+    exact = scores_of(ExactInfluence, problem, damping=damping, curvature=GN)
     report = fitted.report
     assert report is not None and report.num_unsolved == 0
     assert 1e-6 < report.largest_residual <= 2e-3 and 1 < report.iterations < 100
@@ -83,7 +84,7 @@ def test_a_quadratic_of_four_weights_takes_four_iterations():
 
 def test_systems_left_unsolved_are_reported_with_their_residual():
     problem = mlp_problem()
-    fitted = ConjugateGradients.fit(problem, curvature="ggn", max_iterations=3, tolerance=1e-10)
+    fitted = ConjugateGradients.fit(problem, curvature=GN, max_iterations=3, tolerance=1e-10)
     with pytest.warns(UserWarning, match=r"6 of 6 systems are not solved after 3 iterations"):
         fitted.scores(problem, damping=1e-3)
     assert fitted.report is not None
@@ -98,17 +99,17 @@ def test_negative_curvature_is_refused_with_a_damping_to_try():
         scores_of(ConjugateGradients, classification(), damping=0.0, max_iterations=200)
 
 
-def test_columns_are_solved_one_by_one_and_a_zero_column_at_once():
+def test_rows_are_solved_one_by_one_and_a_zero_row_at_once():
     root = normal(6, 6, seed=1)
     matrix = root @ root.T
     right = normal(6, 3, seed=2)
     right[:, 1] = 0
-    solution, residuals, _ = conjugate_gradients(
-        lambda x: matrix @ x, right, damping=1.0, tolerance=1e-13, max_iterations=50
+    found = conjugate_gradients(
+        lambda x: x @ matrix, right.T, damping=1.0, tolerance=1e-13, max_steps=50
     )
     expected = torch.linalg.solve(matrix + torch.eye(6).double(), right)
-    close(solution, expected)
-    assert residuals[1] == 0 and (solution[:, 1] == 0).all()
+    close(found.value, expected.T)
+    assert found.residuals[1] == 0 and (found.value[1] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["tolerance", "max_iterations", "num_together", "chunk_size"])
@@ -129,7 +130,7 @@ class Attends(nn.Module):
         return self.head(nn.functional.scaled_dot_product_attention(*parts).sum(dim=(1, 2)))
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+@pytest.mark.parametrize("curvature", ["hessian", GN])
 def test_fused_attention_is_no_obstacle(curvature):
     with torch.random.fork_rng(devices=[]):
         model = filled(Attends(), scale=0.3)

@@ -15,6 +15,7 @@ from bif.baselines import ekfac as ekfac_module
 from bif.baselines.exact import dense_curvature
 from bif.curvature import fisher as fisher_module
 from rival_problems import (
+    GN,
     close,
     dense_gauss_newton,
     dense_gradients,
@@ -63,7 +64,7 @@ class TestWhereTheKroneckerProductIsExact:
         # Every item curves alike in its outputs, so the matrix is I ⊗ A; sampled, it is not.
         problem, *_ = regression_problem(num_outputs=3)
         got = scores_of(EKFAC, problem, damping=0.2, fisher_type=fisher_type)
-        expected = scores_of(ExactInfluence, problem, damping=0.2, curvature="ggn")
+        expected = scores_of(ExactInfluence, problem, damping=0.2, curvature=GN)
         if fisher_type == "type-2":
             close(got, expected)
         else:
@@ -79,7 +80,7 @@ class TestWhereTheKroneckerProductIsExact:
             got = scores_of(EKFAC, problem, damping=0.1, observable=name)
             close(
                 got,
-                scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn", observable=name),
+                scores_of(ExactInfluence, problem, damping=0.1, curvature=GN, observable=name),
             )
 
     def test_elsewhere_ekfac_is_another_matrix_of_the_same_trace(self):
@@ -87,7 +88,7 @@ class TestWhereTheKroneckerProductIsExact:
             model = filled(nn.Linear(4, 3), scale=2.0)
         problem = problem_of(model, train=labelled(20, seed=1), queries=labelled(5, seed=2))
         got = scores_of(EKFAC, problem, damping=0.1)
-        expected = scores_of(ExactInfluence, problem, damping=0.1, curvature="ggn")
+        expected = scores_of(ExactInfluence, problem, damping=0.1, curvature=GN)
         assert (got - expected).norm() > 1e-3 * expected.norm()
         assert total(EKFAC.fit(problem)) == pytest.approx(
             float(dense_gauss_newton(problem).trace()), rel=1e-10
@@ -145,10 +146,10 @@ class TestByHand:
 
     @pytest.mark.parametrize("mutant", ["scale", "damping", "bias"])
     def test_a_wrong_scale_damping_or_bias_is_noticed(self, monkeypatch, mutant):
-        true_data, true_apply = fisher_module.rooted_data, ekfac_module._Layer.apply_inverse
+        true_chunks, true_apply = fisher_module.weighted_chunks, ekfac_module._Layer.apply_inverse
 
         def scaled(*args: Any, **kw: Any) -> Any:
-            return true_data(*args, **{**kw, "scale": 1.0})
+            return ((2 * share, batch) for share, batch in true_chunks(*args, **kw))
 
         def apply_inverse(self: Any, rows: Tensor, damping: float) -> list[Tensor]:
             if mutant == "damping":
@@ -157,7 +158,7 @@ class TestByHand:
             return [pieces[0], torch.zeros_like(pieces[1])]
 
         if mutant == "scale":
-            monkeypatch.setattr(fisher_module, "rooted_data", scaled)
+            monkeypatch.setattr(fisher_module, "weighted_chunks", scaled)
         else:
             monkeypatch.setattr(ekfac_module._Layer, "apply_inverse", apply_inverse)
         with pytest.raises(AssertionError):
@@ -220,7 +221,7 @@ class TestScale:
         problem = image_problem(
             nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)
         )
-        expected = float(dense_curvature(problem, "ggn").trace())
+        expected = float(dense_curvature(problem, GN).trace())
         assert total(EKFAC.fit(problem)) == pytest.approx(expected, rel=1e-10)
 
     @pytest.mark.parametrize("fisher_type", ["type-2", "mc"])
@@ -228,7 +229,7 @@ class TestScale:
         problem, _ = tokens()
         names = [n for n, _ in problem.model.named_parameters()]
         sizes = [p.numel() for p in problem.model.parameters()]
-        diagonal = dense_curvature(problem, "ggn").diagonal().split(sizes)
+        diagonal = dense_curvature(problem, GN).diagonal().split(sizes)
         expected = float(
             sum(d.sum() for n, d in zip(names, diagonal, strict=True) if "embed" not in n)
         )

@@ -14,9 +14,10 @@ import bif
 from bif import losses
 from bif.baselines import ConjugateGradients, ExactInfluence, gradient_product
 from bif.baselines.exact import dense_curvature
-from bif.curvature.mean_curvature import RootedOutputs
 from bif.curvature.outputs import SplitLoss
+from bif.curvature.products import RootedOutputs
 from rival_problems import (
+    GN,
     close,
     damped,
     dense_gauss_newton,
@@ -54,20 +55,22 @@ class TestGaussNewton:
     @pytest.mark.parametrize("weights", [None, RHO], ids=["unweighted", "weighted"])
     def test_the_matrix_is_the_mean_of_jacobians_around_the_softmax_hessian(self, weights):
         problem = classification(train_weights=weights)
-        close(dense_curvature(problem, "ggn"), dense_gauss_newton(problem))
+        close(dense_curvature(problem, GN), dense_gauss_newton(problem))
 
     def test_the_matrix_of_squared_errors_has_no_half(self):
         problem, x, _, _ = regression_problem(num_outputs=2)
-        close(dense_curvature(problem, "ggn"), dense_gauss_newton(problem, softmax=False))
+        close(dense_curvature(problem, GN), dense_gauss_newton(problem, softmax=False))
         expected = torch.kron(torch.eye(2).double(), x.T @ x / len(x))
-        close(dense_curvature(problem, "ggn"), expected)
+        close(dense_curvature(problem, GN), expected)
 
     def test_the_matrix_of_a_model_linear_in_its_weights_is_the_hessian(self):
         problem = problem_of(filled(nn.Linear(4, 3)), train=labelled(20, seed=1),
                              queries=labelled(5, seed=2))  # fmt: skip
-        close(dense_curvature(problem, "ggn"), dense_hessian(problem))
+        close(dense_curvature(problem, GN), dense_hessian(problem))
         assert not torch.allclose(
-            dense_curvature(classification(), "ggn"), dense_hessian(classification()), atol=1e-3
+            dense_curvature(classification(), GN),
+            dense_hessian(classification()),
+            atol=1e-3,
         )
 
     @pytest.mark.parametrize("criterion", [None, "cross_entropy"])
@@ -77,7 +80,10 @@ class TestGaussNewton:
             "queries": dict(zip("xy", labelled(5, seed=2), strict=True)),
         }
         problem = classification(loss=dict_cross_entropy, observables=None, **data)
-        close(dense_curvature(problem, "ggn", criterion), dense_gauss_newton(classification()))
+        close(
+            dense_curvature(problem, GN, criterion),
+            dense_gauss_newton(classification()),
+        )
 
     @pytest.mark.parametrize("criterion", [None, "cross_entropy"])
     def test_scaled_and_smoothed_cross_entropies_keep_their_curvature(self, criterion):
@@ -88,7 +94,7 @@ class TestGaussNewton:
 
         problem = classification(loss=loss, observables=None)
         expected = 3 * dense_gauss_newton(classification())
-        close(dense_curvature(problem, "ggn", criterion), expected)
+        close(dense_curvature(problem, GN, criterion), expected)
 
     @pytest.mark.parametrize("criterion", [None, "squared_error"])
     def test_a_users_squared_error_is_split_too(self, criterion):
@@ -98,7 +104,10 @@ class TestGaussNewton:
         plain, *_ = regression_problem(num_outputs=2)
         problem = bif.Problem(plain.model, loss, train=plain.train,
                               queries=plain.query_groups)  # fmt: skip
-        close(dense_curvature(problem, "ggn", criterion), dense_curvature(plain, "ggn"))
+        close(
+            dense_curvature(problem, GN, criterion),
+            dense_curvature(plain, GN),
+        )
 
     @pytest.mark.parametrize("weights", [None, RHO], ids=["unweighted", "weighted"])
     def test_token_losses_are_summed_and_masked_tokens_left_out(self, weights):
@@ -110,7 +119,7 @@ class TestGaussNewton:
             curvature = curvature * weights[:, None, None, None]
         jacobian = token_jacobian(problem)
         expected = torch.einsum("ntcp,ntcd,ntdq->pq", jacobian, curvature, jacobian) / 20
-        close(dense_curvature(problem, "ggn"), expected)
+        close(dense_curvature(problem, GN), expected)
 
     @pytest.mark.parametrize(
         ("target", "name", "mutant"),
@@ -128,7 +137,7 @@ class TestGaussNewton:
 
 class TestScores:
     @pytest.mark.parametrize("name", ["loss", "margin"])
-    @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+    @pytest.mark.parametrize("curvature", ["hessian", GN])
     @pytest.mark.parametrize("weights", [None, normal(40, seed=4).exp()], ids=["plain", "weighted"])
     def test_scores_are_those_of_the_dense_solve(self, curvature, name, weights):
         problem = mlp_problem(train_weights=weights)
@@ -153,7 +162,7 @@ class TestScores:
         assert ((got - product).abs() <= 1.01 * bound + 1e-12).all()
         assert (got - product).abs().max() > 0.01 * bound.max()  # and not nearer than that
 
-    @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+    @pytest.mark.parametrize("curvature", ["hessian", GN])
     def test_linear_regression_has_its_closed_form(self, curvature):
         problem, x, residuals, w = regression_problem()
         qx, qy = problem.query_groups["query"].data
@@ -164,24 +173,24 @@ class TestScores:
 
     def test_other_queries_need_no_other_fit(self):
         problem = mlp_problem()
-        fitted = ExactInfluence.fit(problem, curvature="ggn")
+        fitted = ExactInfluence.fit(problem, curvature=GN)
         other = mlp_problem()
         other.query_groups = {"a": problem.train, "b": problem.query_groups["query"]}
         got = fitted.scores(other, damping=0.1)
         assert got.shape == (46, 40)
         close(got[40:], fitted.scores(problem, damping=0.1))
-        close(got, scores_of(ExactInfluence, other, damping=0.1, curvature="ggn"))
+        close(got, scores_of(ExactInfluence, other, damping=0.1, curvature=GN))
 
     def test_dampings_in_any_order_give_what_each_alone_gives(self):
         problem = classification()
-        fitted = ExactInfluence.fit(problem, curvature="ggn")
+        fitted = ExactInfluence.fit(problem, curvature=GN)
         for damping in (0.1, 0.1, 2.0, 0.1):
-            expected = scores_of(ExactInfluence, problem, damping=damping, curvature="ggn")
+            expected = scores_of(ExactInfluence, problem, damping=damping, curvature=GN)
             assert torch.equal(fitted.scores(problem, damping=damping), expected)
 
     def test_a_damping_scale_is_in_units_of_the_mean_eigenvalue(self):
         problem = mlp_problem()
-        fitted = ExactInfluence.fit(problem, curvature="ggn")
+        fitted = ExactInfluence.fit(problem, curvature=GN)
         mean = float(dense_gauss_newton(problem).trace()) / 1210
         assert fitted.mean_eigenvalue == pytest.approx(mean, rel=1e-10)
         close(fitted.scores(problem, damping_scale=2.0), fitted.scores(problem, damping=2 * mean))
@@ -263,7 +272,7 @@ class TestRefusals:
             fitted.scores(classification(), damping=1.0, observable="logit")
 
     @pytest.mark.parametrize(("curvature", "name"), [("hessian", "Hessian"),
-                                                     ("ggn", "Gauss-Newton matrix")])  # fmt: skip
+                                                     (GN, "Gauss-Newton matrix")])  # fmt: skip
     def test_too_many_weights_are_refused(self, monkeypatch, curvature, name):
         module = importlib.import_module("bif.baselines.exact")
         monkeypatch.setattr(module, "_MAX_WEIGHTS", 42)
@@ -271,7 +280,9 @@ class TestRefusals:
             scores_of(ExactInfluence, classification(), damping=1.0, curvature=curvature)
 
     def test_another_curvature_is_refused(self):
-        with pytest.raises(ValueError, match="curvature is 'fisher': expected one of hessian"):
+        with pytest.raises(
+            ValueError, match="curvature is 'fisher': expected one of gauss_newton, hessian"
+        ):
             scores_of(ExactInfluence, classification(), damping=1.0, curvature="fisher")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("given", [{}, {"damping": 1.0, "damping_scale": 1.0}])
@@ -316,7 +327,7 @@ class TestRefusals:
         for loss, model, times in ((twice, network(), 2), (never, Wrapped(), 0)):
             problem = classification(loss=loss, model=model, observables=None)
             with pytest.raises(ValueError, match=f"called the model {times} times, expected once"):
-                scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
+                scores_of(ExactInfluence, problem, damping=1.0, curvature=GN)
             scores_of(ExactInfluence, problem, damping=10.0)  # the Hessian needs no split
 
     def test_a_loss_with_a_penalty_on_weights_is_refused(self):
@@ -327,7 +338,7 @@ class TestRefusals:
 
         problem = classification(loss=loss, observables=None)
         with pytest.raises(ValueError, match="depends on the weights not only through model"):
-            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
+            scores_of(ExactInfluence, problem, damping=1.0, curvature=GN)
 
     def test_a_criterion_that_does_not_fit_the_loss_is_refused(self):
         with pytest.raises(ValueError, match="criterion='squared_error' does not fit the loss"):
@@ -335,16 +346,20 @@ class TestRefusals:
                 ExactInfluence,
                 classification(),
                 damping=1.0,
-                curvature="ggn",
+                curvature=GN,
                 criterion="squared_error",
             )
         problem, *_ = regression_problem(num_outputs=3)
         with pytest.raises(ValueError, match="criterion='cross_entropy' does not fit the loss"):
             scores_of(
-                ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="cross_entropy"
+                ExactInfluence,
+                problem,
+                damping=1.0,
+                curvature=GN,
+                criterion="cross_entropy",
             )
         with pytest.raises(ValueError, match="criterion is 'hinge': expected one of cross_entropy"):
-            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="hinge")  # type: ignore[arg-type]
+            scores_of(ExactInfluence, problem, damping=1.0, curvature=GN, criterion="hinge")  # type: ignore[arg-type]
 
     def test_many_outputs_and_an_unknown_loss_ask_for_a_criterion(self):
         def loss(model: Any, batch: Any) -> Tensor:
@@ -354,14 +369,18 @@ class TestRefusals:
             model = filled(nn.Linear(4, 70))
         problem = bif.Problem(model, loss, train=labelled(20, seed=1), queries=labelled(5, seed=2))
         with pytest.raises(ValueError, match="unknown how this loss curves in its 70 outputs"):
-            scores_of(ExactInfluence, problem, damping=1.0, curvature="ggn")
+            scores_of(ExactInfluence, problem, damping=1.0, curvature=GN)
         known = bif.Problem(model, losses.cross_entropy, train=problem.train,
                             queries=problem.query_groups)  # fmt: skip
         close(
             scores_of(
-                ExactInfluence, problem, damping=1.0, curvature="ggn", criterion="cross_entropy"
+                ExactInfluence,
+                problem,
+                damping=1.0,
+                curvature=GN,
+                criterion="cross_entropy",
             ),
-            scores_of(ExactInfluence, known, damping=1.0, curvature="ggn"),
+            scores_of(ExactInfluence, known, damping=1.0, curvature=GN),
         )
 
     def test_a_loss_that_is_not_convex_in_the_outputs_is_refused(self):
@@ -372,7 +391,11 @@ class TestRefusals:
         for criterion in (None, "squared_error"):
             with pytest.raises(ValueError, match="not convex in the model's outputs"):
                 scores_of(
-                    ExactInfluence, problem, damping=1.0, curvature="ggn", criterion=criterion
+                    ExactInfluence,
+                    problem,
+                    damping=1.0,
+                    curvature=GN,
+                    criterion=criterion,
                 )
 
     def test_a_model_that_returns_neither_tensor_nor_logits_is_refused(self):
@@ -389,13 +412,13 @@ class TestRefusals:
 
         problem = classification(loss=loss, model=Pair(), observables=None)
         with pytest.raises(ValueError, match="the model returned tuple, expected a tensor"):
-            scores_of(ConjugateGradients, problem, damping=1.0, curvature="ggn")
+            scores_of(ConjugateGradients, problem, damping=1.0, curvature=GN)
 
 
 def test_the_model_is_left_as_it_was():
     model = network().train()
     before = state_of(model)
     problem = classification(model=model)
-    ExactInfluence.fit(problem, curvature="ggn").scores(problem, damping=1.0)
+    ExactInfluence.fit(problem, curvature=GN).scores(problem, damping=1.0)
     assert_same_state(model, before)
     assert "forward" not in model.__dict__

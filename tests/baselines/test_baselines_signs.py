@@ -21,17 +21,15 @@ from bif.baselines import (
     random_scores,
     representation_similarity,
 )
-from rival_problems import problem_of, scores_of
+from rival_problems import GN, problem_of, scores_of
 from small_problems import filled, normal
 
 pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
 
 RIVALS: dict[str, Callable[..., Tensor]] = {
     "exact": lambda p, **kw: scores_of(ExactInfluence, p, damping=0.1, **kw),
-    "gauss_newton": lambda p, **kw: scores_of(
-        ExactInfluence, p, damping=0.1, curvature="ggn", **kw
-    ),
-    "cg": lambda p, **kw: scores_of(ConjugateGradients, p, damping=0.1, curvature="ggn", **kw),
+    GN: lambda p, **kw: scores_of(ExactInfluence, p, damping=0.1, curvature=GN, **kw),
+    "cg": lambda p, **kw: scores_of(ConjugateGradients, p, damping=0.1, curvature=GN, **kw),
     "ekfac": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, **kw),
     "ekfac_mc": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, fisher_type="mc", **kw),
     "ekfac_empirical": lambda p, **kw: scores_of(
@@ -101,8 +99,8 @@ def test_a_flipped_sign_is_noticed(name, monkeypatch):
 
 def test_curvature_based_rivals_agree_where_they_should():
     problem, _ = blobs()
-    flat = {n: RIVALS[n](problem).flatten() for n in ("gauss_newton", "cg", "ekfac", "trak")}
-    exact = flat.pop("gauss_newton")
+    flat = {n: RIVALS[n](problem).flatten() for n in (GN, "cg", "ekfac", "trak")}
+    exact = flat.pop(GN)
     agreement = {
         n: float(torch.corrcoef(torch.stack([exact, other]))[0, 1]) for n, other in flat.items()
     }

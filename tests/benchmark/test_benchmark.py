@@ -24,6 +24,7 @@ from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
 from bif.benchmark.task import RESIDUAL
 from bif.evaluate import lds
+from rival_problems import GN
 from small_problems import labelled
 
 # One worker: each would run the whole benchmark for itself.
@@ -385,7 +386,7 @@ class TestSameDamping:
         (loss, _) = all_methods()["exact_ggn@bif"].run(task, Judge([]), ours)
         damping = 20.0 / 2000.0 + 1e-2  # gamma/nbeta, and the weight decay
         assert loss.choice["damping"] == pytest.approx(damping)
-        fitted = ExactInfluence.fit(task.problem, curvature="ggn")
+        fitted = ExactInfluence.fit(task.problem, curvature=GN)
         expected = fitted.scores(task.problem, damping=damping, observable="loss").numpy()
         np.testing.assert_allclose(loss.scores, expected, rtol=1e-10, atol=1e-14)
 

@@ -20,6 +20,7 @@ from bif.sampling.engine import Engine
 from bif.store import FolderInUse
 from command_line import failed
 from exact_problems import settings_for
+from rival_problems import GN
 from small_problems import TINY, NotStackable, Pairs, classification, filled, labelled, normal
 from small_problems import stack_near as near
 from token_problems import problem as of_texts
@@ -173,7 +174,7 @@ class TestWhatIsRecorded:
         itself = problem.without_proxies()
         assert torch.equal(gradient_product(problem), gradient_product(itself))
         both = [
-            ExactInfluence.fit(p, curvature="ggn").scores(p, damping=0.5) for p in (problem, itself)
+            ExactInfluence.fit(p, curvature=GN).scores(p, damping=0.5) for p in (problem, itself)
         ]
         assert torch.equal(*both)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,11 +15,16 @@ from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.baselines.layers import OtherLayers, kronecker_layers
 from bif.curvature.fisher import FisherType, squared_fisher
 from bif.curvature.library import import_curvlinops
-from bif.curvature.mean_curvature import first_items
 from bif.curvature.outputs import Criterion
+from bif.curvature.products import first_items
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem, find_observable
-from bif.sampling.item_gradients import rows_that_fit, signed_products, trained
+from bif.sampling.item_gradients import (
+    item_gradient_chunks,
+    rows_that_fit,
+    signed_products,
+    trained,
+)
 from bif.sampling.posterior import LocalPosterior
 from bif.types import Params
 
@@ -42,6 +48,19 @@ class _Layer:
         return [piece.flatten(1) for piece in pieces]
 
 
+@dataclass(frozen=True)
+class _Diagonal:
+    """Weights without factors, each with the mean square of the items' gradients along it."""
+
+    columns: tuple[slice, ...]
+    eigenvalues: Tensor
+
+    def apply_inverse(self, rows: Tensor, damping: float) -> list[Tensor]:
+        parts = torch.cat([rows[:, part] for part in self.columns], dim=1)
+        solved = parts / (self.eigenvalues + damping)
+        return list(solved.split([part.stop - part.start for part in self.columns], dim=1))
+
+
 class EKFAC:
     """`-g_iᵀ (F + damping·I)⁻¹ g_phi`, F the EK-FAC approximation of the mean loss's curvature.
 
@@ -62,7 +81,9 @@ class EKFAC:
     2308.03296), eq. 21.
     """
 
-    def __init__(self, problem: Problem, names: list[str], layers: dict[str, _Layer]) -> None:
+    def __init__(
+        self, problem: Problem, names: list[str], layers: Mapping[str, _Layer | _Diagonal]
+    ) -> None:
         self.eigenvalues = {name: layer.eigenvalues for name, layer in layers.items()}
         self._problem, self._names, self._layers = problem, names, layers
 
@@ -95,7 +116,8 @@ class EKFAC:
             criterion: How the loss curves in the model's outputs: "cross_entropy" (a softmax over
                 the last axis) or "squared_error".  Found by default; "empirical" needs none.
             other_layers: Weights outside of Linear and Conv2d layers: "refuse" names them in an
-                error; "leave_out" scores without them, as other tools do without a word.
+                error; "leave_out" scores without them, as other tools do without a word;
+                "diagonal" takes the mean squares of the items' gradients along them.
             movable: Globs of the parameters that count; by default all that the model does not
                 freeze.
             num_samples: For "mc".
@@ -121,6 +143,7 @@ class EKFAC:
         layers = kronecker_layers(model, problem.loss, first_items(problem), chosen, other_layers)
         weights = {n for group in layers.values() for n in group}
         names = [name for name in chosen if name in weights]
+        others = [name for name in chosen if name not in weights]
         wrapped, data = squared_fisher(problem, model, fisher_type, criterion,
                                  chunk_size or rows_that_fit(chosen))  # fmt: skip
         parameters = dict(model.named_parameters())
@@ -139,7 +162,12 @@ class EKFAC:
             batch_size_fn=lambda x: len(x["weights"]),
         )
         _ = operator.trace  # makes curvlinops compute everything
-        return cls(problem, names, _eigenbases(operator.state_dict(), layers, chosen, names))
+        found: dict[str, _Layer | _Diagonal] = {}
+        if other_layers == "diagonal" and others:
+            found["weights without factors"] = _diagonal(problem, chosen, others)
+            names = list(chosen)
+        found |= _eigenbases(operator.state_dict(), layers, chosen, names)
+        return cls(problem, names, found)
 
     def scores(
         self,
@@ -167,17 +195,34 @@ class EKFAC:
         """
         require_same_fit(self._problem, problem)
         dampings = self._dampings(damping, damping_scale)
-
-        def prepare(rows: Tensor) -> Tensor:
-            solved = torch.empty_like(rows)
-            for layer, own in zip(self._layers.values(), dampings, strict=True):
-                pieces = layer.apply_inverse(rows, own)
-                for part, piece in zip(layer.columns, pieces, strict=True):
-                    solved[:, part] = piece
-            return solved
-
         function = find_observable(problem, observable).function
+        prepare = partial(self._apply_inverse, dampings=dampings)
         return signed_products(problem, function, movable=self._names, prepare=prepare)
+
+    def apply_inverse(self, rows: Tensor, damping: float) -> Tensor:
+        """Return `X (F + damping·I)⁻¹` of rows over the weights that count, `[K, P]`."""
+        return self._apply_inverse(rows, dampings=self._dampings(damping, None))
+
+    def require_all_weights(self) -> None:
+        """Raise unless every weight that the model does not freeze counts.
+
+        Raises:
+            ValueError: Some were left out.
+        """
+        left_out = [name for name in self._problem.trainable if name not in self._names]
+        if left_out:
+            raise ValueError(
+                f"EK-FAC was fitted without {', '.join(left_out[:5])} ({len(left_out)} in all), "
+                "and a preconditioner takes all weights: fit it with other_layers='diagonal'."
+            )
+
+    def _apply_inverse(self, rows: Tensor, dampings: Sequence[float]) -> Tensor:
+        solved = torch.empty_like(rows)
+        for layer, own in zip(self._layers.values(), dampings, strict=True):
+            pieces = layer.apply_inverse(rows, own)
+            for part, piece in zip(layer.columns, pieces, strict=True):
+                solved[:, part] = piece
+        return solved
 
     def _dampings(self, damping: float | None, damping_scale: float | None) -> list[float]:
         resolve_damping(damping, damping_scale, self.mean_eigenvalue)
@@ -196,15 +241,34 @@ class EKFAC:
         return dampings
 
 
-def _eigenbases(
-    state: dict[str, Any], layers: dict[str, list[str]], params: Params, names: list[str]
-) -> dict[str, _Layer]:
-    """Return the eigenvectors and corrected eigenvalues of curvlinops, by layer."""
+def _columns(params: Params, names: Sequence[str]) -> dict[str, slice]:
+    """Return where each parameter stands in rows of gradients."""
     ends, columns = 0, {}
     for name in names:
         columns[name] = slice(ends, ends + params[name].numel())
         ends = columns[name].stop
-    found = {}
+    return columns
+
+
+def _diagonal(problem: Problem, params: Params, others: list[str]) -> _Diagonal:
+    """Return the mean squares of the items' gradients, weighted, of some of the parameters."""
+    rho = problem.train_weights
+    total, start = torch.zeros(()), 0
+    for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=others):
+        share = rows.new_ones(len(rows))
+        if rho is not None:
+            share = rho[start : start + len(rows)].to(rows)
+        total = total.to(rows) + (share[:, None] * rows.square()).sum(dim=0)
+        start += len(rows)
+    columns = _columns(params, list(params))
+    return _Diagonal(tuple(columns[name] for name in others), total / problem.num_train)
+
+
+def _eigenbases(
+    state: dict[str, Any], layers: dict[str, list[str]], params: Params, names: list[str]
+) -> dict[str, _Layer]:
+    """Return the eigenvectors and corrected eigenvalues of curvlinops, by layer."""
+    columns, found = _columns(params, names), {}
     for layer, weights in layers.items():
         key = f"model.{layer}".rstrip(".")
         values = state["corrected_eigenvalues"][key]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bif.baselines.fitted import require_same_fit, resolve_damping
-from bif.curvature.mean_curvature import Curvature, curvature_operator
 from bif.curvature.outputs import Criterion
+from bif.curvature.products import CurvatureProduct, curvature_in_words
 from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 
@@ -43,20 +43,20 @@ class ExactInfluence:
         cls,
         problem: Problem,
         *,
-        curvature: Curvature = "hessian",
+        curvature: str = "hessian",
         criterion: Criterion | None = None,
     ) -> ExactInfluence:
         """Make the curvature matrix.
 
         Args:
             problem: A problem of at most 30,000 weights, all of which enter.
-            curvature: "hessian" or "ggn".
-            criterion: For "ggn", how the loss curves in the model's outputs: "cross_entropy" (a
-                softmax over the last axis) or "squared_error".  Found by default.
+            curvature: "gauss_newton" or "hessian".
+            criterion: For "gauss_newton", how the loss curves in the model's outputs:
+                "cross_entropy" (a softmax over the last axis) or "squared_error".  Found by
+                default.
 
         Raises:
-            ValueError: Too many weights; a loss that cannot be split for "ggn".
-            ImportError: The extra `baselines` is not installed.
+            ValueError: Too many weights; a loss that cannot be split for "gauss_newton".
         """
         return cls(problem, dense_curvature(problem, curvature, criterion))
 
@@ -120,29 +120,26 @@ class ExactInfluence:
         return factor
 
 
-def dense_curvature(
-    problem: Problem, curvature: Curvature, criterion: Criterion | None = None
-) -> Tensor:
+def dense_curvature(problem: Problem, curvature: str, criterion: Criterion | None = None) -> Tensor:
     """Return the curvature matrix of the (weighted) mean train loss at w*, `[P, P]` float64.
 
     Raises:
-        ValueError: More than 30,000 weights; a loss that cannot be split for "ggn".
-        ImportError: The extra `baselines` is not installed.
+        ValueError: More than 30,000 weights; a loss that cannot be split for "gauss_newton".
     """
     center = problem.center()
     count = sum(center[name].numel() for name in problem.trainable)
     if count > _MAX_WEIGHTS:
-        name = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}.get(curvature, curvature)
         raise ValueError(
-            f"the exact {name} of {count:,} weights does not fit: at most {_MAX_WEIGHTS:,}. Use "
+            f"the exact {curvature_in_words(curvature)} of {count:,} weights does not fit: at most "
+            f"{_MAX_WEIGHTS:,}. Use "
             "ConjugateGradients or EKFAC."
         )
-    operator = curvature_operator(problem, curvature, criterion=criterion)
+    product = CurvatureProduct(problem, curvature, criterion=criterion)
     dtype = center[problem.trainable[0]].dtype
     matrix = torch.empty(count, count, dtype=torch.float64, device=problem.device)
     for start in range(0, count, 256):
         stop = min(start + 256, count)
-        unit = torch.zeros(count, stop - start, dtype=dtype, device=problem.device)
-        unit[start:stop].fill_diagonal_(1)
-        matrix[:, start:stop] = operator @ unit
-    return matrix.add_(matrix.T.clone()).div_(2)
+        unit = torch.zeros(stop - start, count, dtype=dtype, device=problem.device)
+        unit[:, start:stop].fill_diagonal_(1)
+        matrix[start:stop] = product(unit)
+    return (matrix + matrix.T) / 2

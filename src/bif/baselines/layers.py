@@ -17,8 +17,8 @@ from bif.problem.functional import ItemFunction
 from bif.problem.literals import require_literal
 from bif.types import Batch, ItemLoss
 
-OtherLayers = Literal["refuse", "leave_out"]
-"""Treatment of weights that EK-FAC cannot take: an error, or scores without them."""
+OtherLayers = Literal["refuse", "leave_out", "diagonal"]
+"""Treatment of weights without factors: an error, scores without them, or their own curvatures."""
 
 
 def kronecker_layers(
@@ -63,8 +63,8 @@ def kronecker_layers(
             f"EK-FAC has no factors for {sum(counts[n] for n in others):,} of "
             f"{sum(counts[n] for n in names):,} weights: {listing}"
             f"{', …' if len(others) > 8 else ''}. It knows Linear and Conv2d layers that run once "
-            "a pass. Pass other_layers='leave_out' to score without these weights, or use "
-            "ConjugateGradients."
+            "a pass. Pass other_layers='diagonal' to take each of these weights by "
+            "itself, 'leave_out' to score without them, or use ConjugateGradients."
         )
     if not found:
         raise ValueError(

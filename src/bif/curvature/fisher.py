@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from bif.curvature.mean_curvature import RootedOutputs, first_items, rooted_data, weighted_chunks
 from bif.curvature.outputs import Criterion, SplitLoss
+from bif.curvature.products import RootedOutputs, first_items, weighted_chunks
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 
@@ -56,7 +56,11 @@ def squared_fisher(
             f"fisher_type='type-2' needs a backward pass for each of {split.num_outputs:,} outputs "
             f"of an item, at most {_MAX_OUTPUTS:,}: use fisher_type='mc'."
         )
-    return (
-        RootedOutputs(model, split),
-        rooted_data(problem, split, chunk_size=chunk_size, scale=0.5),
-    )
+    data = [
+        (
+            {"weights": (share / 2).sqrt(), "batch": batch, "root": split.root(batch)},
+            share.new_zeros(len(share), 1),
+        )
+        for share, batch in weighted_chunks(problem, chunk_size)
+    ]
+    return RootedOutputs(model, split), data

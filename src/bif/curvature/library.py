@@ -13,8 +13,6 @@ def import_curvlinops() -> Any:
     Raises:
         ImportError: The extra `baselines` is not installed.
     """
-    with needs_extra(
-        "baselines", "exact influence, conjugate gradients and EK-FAC need curvlinops"
-    ):
+    with needs_extra("baselines", "EK-FAC needs curvlinops"):
         import curvlinops
     return curvlinops

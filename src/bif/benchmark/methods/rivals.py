@@ -23,6 +23,9 @@ _DAMPING_SCALES = (
 _TRAK_DIMENSIONS = (128, 512, 2048, 4096)
 _TRAK_DAMPING_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Dampings of TRAK in the same units; with the largest, curvature hardly counts."""
+_DAMPINGS, _STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0), (4, 10)
+"""Dampings of conjugate gradients in units of the mean loss's curvature, and their steps: stopping
+early damps, too."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class _ProjectedTRAK:
         return _to_numpy(self.by_dimension[dimension].scores(problem, observable=outcome, **given))
 
 
+def _ekfac_cg(problem: Problem) -> baselines.ConjugateGradients:
+    """Make conjugate gradients that begin every step with EK-FAC's inverse."""
+    try:
+        ekfac = baselines.EKFAC.fit(problem, other_layers="diagonal")
+    except ValueError:  # too many outputs
+        ekfac = baselines.EKFAC.fit(problem, fisher_type="mc", other_layers="diagonal")
+    return baselines.ConjugateGradients.fit(problem, curvature="gauss_newton", preconditioner=ekfac)
+
+
 def _ekfac(problem: Problem) -> baselines.EKFAC:
     """Fit EK-FAC to all weights, or to the layers of a language model that have factors."""
     try:
@@ -86,7 +98,7 @@ class SameDamping:
             raise Unsuited("it takes the damping of `bif`: name that before it.")
         with measure_cost(task.problem.device) as fitting:
             try:
-                fitted = baselines.ExactInfluence.fit(task.problem, curvature="ggn")
+                fitted = baselines.ExactInfluence.fit(task.problem, curvature="gauss_newton")
             except (ValueError, torch.OutOfMemoryError) as error:
                 raise Unsuited(str(error)) from error
         made = []
@@ -105,6 +117,7 @@ def _to_numpy(scores: Tensor) -> np.ndarray:
 def rivals() -> dict[str, FittedMethod]:
     """Return all rivals by name, in the order of the table."""
     scales = tuple({"damping_scale": scale} for scale in _DAMPING_SCALES)
+    early_stops = tuple({"damping": d, "steps": k} for d in _DAMPINGS for k in _STEPS)
     projections = tuple(
         {"dimension": d, "damping_scale": s} for d in _TRAK_DIMENSIONS for s in _TRAK_DAMPING_SCALES
     )
@@ -123,14 +136,24 @@ def rivals() -> dict[str, FittedMethod]:
         FittedMethod("gradient_cosine", lambda _: _FunctionRival(baselines.gradient_cosine)),
         FittedMethod("trak", lambda problem: _ProjectedTRAK(problem, {}), projections),
         FittedMethod("ekfac", lambda problem: FittedRival(_ekfac(problem)), scales),
+        FittedMethod("ekfac_cg", lambda problem: FittedRival(_ekfac_cg(problem)), early_stops),
+        FittedMethod(
+            "empirical_fisher",
+            lambda problem: FittedRival(baselines.EmpiricalFisher.fit(problem)),
+            scales,
+        ),
         FittedMethod(
             "cg_ggn",
-            lambda problem: FittedRival(baselines.ConjugateGradients.fit(problem, curvature="ggn")),
-            tuple({"damping": d} for d in (1e-3, 1e-2, 3e-2, 0.1, 1.0)),
+            lambda problem: FittedRival(
+                baselines.ConjugateGradients.fit(problem, curvature="gauss_newton")
+            ),
+            early_stops,
         ),
         FittedMethod(
             "exact_ggn",
-            lambda problem: FittedRival(baselines.ExactInfluence.fit(problem, curvature="ggn")),
+            lambda problem: FittedRival(
+                baselines.ExactInfluence.fit(problem, curvature="gauss_newton")
+            ),
             scales,
         ),
         FittedMethod(

@@ -1,0 +1,248 @@
+"""Products of the curvature of the mean train loss with many vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bif.curvature.outputs import Criterion, SplitLoss
+from bif.problem.functional import ItemFunction
+from bif.problem.items import to_device
+from bif.problem.literals import require_literal
+from bif.problem.problem import Problem
+from bif.types import Batch, Params
+
+Curvature = Literal["gauss_newton", "hessian"]
+"""The generalised Gauss-Newton matrix `(1/n) Σ rho_i Jᵢᵀ ∇²l Jᵢ`, or the Hessian."""
+_EARLIER_WORDS = {"ggn": "gauss_newton", "bregman": "gauss_newton"}
+
+
+def require_curvature(curvature: str) -> Curvature:
+    """Return the curvature that a word names; words of earlier versions still do.
+
+    Raises:
+        ValueError: Another word.
+    """
+    word = _EARLIER_WORDS.get(curvature, curvature)
+    require_literal("curvature", word, Curvature)
+    return cast(Curvature, word)
+
+
+class CurvatureProduct:
+    """The map `X -> X C` of rows, with C the curvature of the (weighted) mean train loss at w*.
+
+    Gauss-Newton products are a forward derivative of the outputs and a backward one; where an
+    operation knows no forward derivative, the backward pass is differentiated in its place.
+    Hessian products differentiate backward twice.
+
+    Args:
+        problem: Model, loss and train items.
+        curvature: "gauss_newton" or "hessian".
+        names: Parameters whose curvature it is, in the model's order; by default all that the
+            model does not freeze.
+        criterion: For "gauss_newton", how the loss curves in the model's outputs; found by default.
+        items: Positions of the train items that it is taken over; all by default.
+        chunk_size: Items of a pass.
+        num_together: Rows of a pass; fewer where memory does not hold them.
+
+    Attributes:
+        num_products: Rows that have been multiplied so far.
+
+    Raises:
+        ValueError: Another word for the curvature; a loss that cannot be split for "gauss_newton".
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        curvature: str = "gauss_newton",
+        *,
+        names: tuple[str, ...] | None = None,
+        criterion: Criterion | None = None,
+        items: Tensor | None = None,
+        chunk_size: int = 256,
+        num_together: int = 64,
+    ) -> None:
+        self.curvature = require_curvature(curvature)
+        self._problem, self._items, self._chunk = problem, items, chunk_size
+        self._together, self.num_products = num_together, 0
+        self._model = trainable_copy(problem)
+        chosen = problem.trainable if names is None else names
+        leaves = dict(self._model.named_parameters())
+        self.params: Params = {name: leaves[name].detach() for name in chosen}
+        self._split = None
+        if self.curvature == "gauss_newton":
+            self._split = SplitLoss(self._model, problem.loss, first_items(problem), criterion)
+        self._pushes_forward = True
+
+    @property
+    def num_weights(self) -> int:
+        """P, the length of a row."""
+        return sum(leaf.numel() for leaf in self.params.values())
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the products of rows `[K, P]`.
+
+        Raises:
+            torch.OutOfMemoryError: Not even a single row fits.
+        """
+        self.num_products += len(rows)
+        total = torch.zeros_like(rows)
+        for share, batch in self._chunks():
+            start = 0
+            for part in self._in_parts(self._of_chunk(share, batch), rows):
+                total[start : start + len(part)] += part
+                start += len(part)
+        return total
+
+    def _in_parts(self, product: Callable[[Params], Params], rows: Tensor) -> Iterator[Tensor]:
+        """Yield a chunk's products with some rows at a time: fewer where memory is short."""
+        start = 0
+        while start < len(rows):
+            part = rows[start : start + self._together]
+            try:
+                found = join_leaves(product(split_rows(part, self.params)))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self._together = max(1, len(part) // 2)
+                torch.cuda.empty_cache()
+                continue
+            start += len(part)
+            yield found
+
+    def _of_chunk(self, share: Tensor, batch: Batch) -> Callable[[Params], Params]:
+        """Return the product of rows' leaves `[K, *shape]` with a chunk's part of C."""
+        if self._split is None:
+            losses = _Weighted(ItemFunction(self._model, self._problem.loss), share)
+
+            def total(params: Params) -> Tensor:
+                return functional_call(losses, _prefixed(params, "inner.model."), (batch,)).sum()
+
+            pull = vjp(grad(total), self.params)[1]
+            return lambda leaves: vmap(lambda v: pull(v)[0])(leaves)
+        root = self._split.root(batch)
+        outputs = RootedOutputs(self._model, self._split)
+        given = {"weights": share.sqrt(), "batch": batch, "root": root}
+
+        def rooted(params: Params) -> Tensor:
+            return functional_call(outputs, _prefixed(params, "model."), (given,))
+
+        out, pull = vjp(rooted, self.params)[:2]
+
+        def product(leaves: Params) -> Params:
+            pushed = self._push(rooted, pull, out, leaves)
+            return vmap(lambda u: pull(u)[0])(pushed)
+
+        return product
+
+    def _push(
+        self,
+        function: Callable[[Params], Tensor],
+        pull: Callable[[Tensor], tuple[Params]],
+        out: Tensor,
+        leaves: Params,
+    ) -> Tensor:
+        """Return J v of rows, by forward differentiation or as the derivative of `u -> Jᵀ u`."""
+        if self._pushes_forward:
+            try:
+                return vmap(lambda v: jvp(function, (self.params,), (v,))[1])(leaves)
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "forward" not in str(error):
+                    raise
+                self._pushes_forward = False
+        push = vjp(lambda u: pull(u)[0], torch.zeros_like(out))[1]
+        return vmap(lambda v: push(v)[0])(leaves)
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield `rho_i / n` `[B]` of the items that count, and their batches."""
+        yield from weighted_chunks(self._problem, self._chunk, items=self._items)
+
+
+class RootedOutputs(nn.Module):
+    """`sqrt(rho_i / n) · Sᵀ f`, `[B, K]`: half its square curves like the mean loss."""
+
+    def __init__(self, model: nn.Module, split: SplitLoss) -> None:
+        super().__init__()
+        self.model = model
+        self._of = lambda x: split.apply_root(split.outputs(x["batch"]), x["root"])
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no second derivatives
+            return x["weights"].unsqueeze(1) * self._of(x)
+
+
+class _Weighted(nn.Module):
+    """Item losses times their weights."""
+
+    def __init__(self, inner: ItemFunction, weights: Tensor) -> None:
+        super().__init__()
+        self.inner, self._weights = inner, weights
+
+    def forward(self, batch: Batch) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # as above
+            return self._weights * self.inner(batch)
+
+
+def trainable_copy(problem: Problem) -> nn.Module:
+    """Return a copy of the model in which trained weights alone require gradients."""
+    model = problem.evaluation_copy(problem.device)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in problem.trainable)
+    return model
+
+
+def first_items(problem: Problem) -> Batch:
+    """Return the first train items, on the problem's device."""
+    return to_device(problem.train.first(3), problem.device)
+
+
+def weighted_chunks(
+    problem: Problem, chunk_size: int, *, items: Tensor | None = None
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Yield `rho_i / n` `[B]` and the batch, on the problem's device.
+
+    Args:
+        problem: Whose train items.
+        chunk_size: Items of a batch.
+        items: Positions of the n items that count; all by default.
+    """
+    like = next(iter(problem.center().values()))
+    weights = problem.train_weights
+    weights = torch.ones(problem.num_train, dtype=torch.float64) if weights is None else weights
+    places = torch.arange(problem.num_train) if items is None else items
+    for part in places.split(chunk_size):
+        share = (weights[part] / len(places)).to(device=like.device)
+        yield (
+            share.to(torch.promote_types(like.dtype, torch.float32)),
+            to_device(problem.train.take(part), problem.device),
+        )
+
+
+def split_rows(rows: Tensor, like: Params) -> Params:
+    """Return rows `[K, P]` as leaves `[K, *shape]`."""
+    parts = rows.split([leaf.numel() for leaf in like.values()], dim=1)
+    return {
+        name: part.reshape(len(rows), *leaf.shape).to(leaf.dtype)
+        for part, (name, leaf) in zip(parts, like.items(), strict=True)
+    }
+
+
+def join_leaves(leaves: Params) -> Tensor:
+    """Return leaves `[K, *shape]` as rows `[K, P]`."""
+    return torch.cat([leaf.flatten(1) for leaf in leaves.values()], dim=1)
+
+
+def _prefixed(params: Params, prefix: str) -> Params:
+    return {f"{prefix}{name}": leaf for name, leaf in params.items()}
+
+
+def curvature_in_words(curvature: str) -> str:
+    """Return the name of a curvature for people."""
+    names = dict(zip(get_args(Curvature), ("Gauss-Newton matrix", "Hessian"), strict=True))
+    return names[require_curvature(curvature)]

@@ -1,0 +1,111 @@
+"""Conjugate gradients for many right-hand sides at once, with their residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+"""A linear map of rows `[K, P]`."""
+
+
+class NegativeCurvature(ValueError):
+    """Raised where a direction is met in which the damped curvature is not positive.
+
+    Attributes:
+        lowest: That curvature, damping included.
+    """
+
+    def __init__(self, lowest: float, damping: float) -> None:
+        super().__init__(
+            f"conjugate gradients met a direction in which the damped curvature is {lowest:.3g}, "
+            f"expected above 0: at damping {damping:.3g} the curvature is not positive. Raise "
+            f"damping above {damping - lowest:.3g}, perhaps further, or use "
+            "curvature='gauss_newton'."
+        )
+        self.lowest = lowest
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solutions of `x (C + damping·I) = right`, row by row.
+
+    Attributes:
+        value: x, `[K, P]`.
+        earlier: x after a fourth to half of the steps: how far it still moves.
+        residuals: `|right - x (C + damping)| / |right|` of every row, `[K]` float64, computed anew
+            at the end.
+        steps: Products with C of every row that was solved last.
+    """
+
+    value: Tensor
+    earlier: Tensor
+    residuals: Tensor
+    steps: int
+
+
+def conjugate_gradients(
+    product: Product,
+    right: Tensor,
+    *,
+    damping: float,
+    tolerance: float,
+    max_steps: int,
+    precondition: Product | None = None,
+) -> Solution:
+    """Solve `x (C + damping·I) = right` for every row by itself.
+
+    Rows that are solved leave the iteration.  Inner products are accumulated in float64.
+
+    Args:
+        product: `X -> X C` for `[K, P]`.
+        right: `[K, P]`.
+        damping: Number added to the diagonal.
+        tolerance: Largest `|residual| / |right|`; 0 takes all steps.
+        max_steps: Most products of a row.
+        precondition: `X -> X M⁻¹` with M near `C + damping·I`, symmetric and positive.
+
+    Raises:
+        NegativeCurvature: A direction in which the damped curvature is not positive.
+
+    Source: Hestenes and Stiefel 1952.
+    """
+    apply = precondition or (lambda rows: rows)
+    size = _inner(right, right).sqrt().clamp(min=1e-300)
+    solution, residual = torch.zeros_like(right), right.clone()
+    direction = apply(residual).clone()
+    aligned = _inner(residual, direction)
+    kept = earlier = solution.clone()
+    steps = 0
+    while steps < max_steps:
+        active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
+        if not len(active):
+            break
+        whole = len(active) == len(right)
+        along = direction if whole else direction[active]
+        image = product(along).add_(along, alpha=damping)
+        curved = _inner(along, image)
+        lowest = float((curved / _inner(along, along)).min())
+        if not lowest > 0:
+            raise NegativeCurvature(lowest, damping)
+        step = (aligned[active] / curved).to(along)[:, None]
+        solution[active] += step * along
+        left = residual[active] - step * image
+        residual[active] = left
+        ahead = apply(left)
+        now = _inner(left, ahead)
+        direction[active] = ahead + (now / aligned[active]).to(along)[:, None] * along
+        aligned[active] = now
+        steps += 1
+        if steps & (steps - 1) == 0:  # a power of two
+            kept, earlier = solution.clone(), kept
+    final = right - product(solution) - damping * solution
+    return Solution(solution, earlier, _inner(final, final).sqrt() / size, steps)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products of matching rows, `[K]` float64."""
+    return (a * b).sum(dim=1, dtype=torch.float64)
