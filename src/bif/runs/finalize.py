@@ -59,9 +59,9 @@ def conclude(
     warnings = _warnings(recording, calibration, fix)
     if traces.num_chains < 2:
         raise _too_few_chains(recording, calibration, warnings)
-    dataset = describe_items(_scores(recording, traces, settings.nbeta, top), engine).assign_attrs(
-        gamma=settings.gamma, complete=int(not recording.interrupted)
-    )
+    dataset = describe_items(
+        _scores(recording, traces, settings.nbeta, top), engine.problem, engine.observer
+    ).assign_attrs(gamma=settings.gamma, complete=int(not recording.interrupted))
     if settings.controls:
         found, missing = controls(engine, traces)
         warnings += missing
@@ -91,8 +91,8 @@ def conclude(
         identity=dict(identity),
         top=top,
         settings=settings.as_dict(),
-        explanations=calibration.explanations,
-        forecast=forecast,
+        explanations=list(calibration.explanations),
+        forecast=list(forecast),
         gates=[gate.as_dict() for gate in judged.gates],
         warnings=[*judged.reasons, *judged.warnings, *calibration.warnings, *warnings],
         **_facts(recording),
