@@ -92,7 +92,7 @@ def calibrate(
         choices.remark(note)
     target, aim = settings.reliability, Aim.of(settings)
     left_open, settings = settings.gradient is None, _with_gradient(settings, choices)
-    settings = with_movable(problem, _with_precisions(problem, settings, choices), choices)
+    settings = with_movable(problem, with_precisions(problem, settings, choices), choices)
     if settings.draws is None and aim is None:
         settings = replace(settings, draws=DEFAULT_DRAWS)
         choices.choose("draws", f"{DEFAULT_DRAWS} of each chain", "the default")
@@ -133,7 +133,7 @@ def refuse_unusable(problem: Problem, settings: Settings) -> None:
         ValueError: As `calibrate`, but for a budget that is too small.
     """
     choices = Choices()
-    settings = _with_precisions(problem, _with_gradient(settings, choices), choices)
+    settings = with_precisions(problem, _with_gradient(settings, choices), choices)
     settings = _choose_oracle(problem, with_movable(problem, settings, choices), choices)
     first_look(problem, _choose_chunk(problem, settings, choices), choices)
 
@@ -147,7 +147,8 @@ def _with_gradient(settings: Settings, choices: Choices) -> Settings:
     return replace(settings, gradient="full")
 
 
-def _with_precisions(problem: Problem, settings: Settings, choices: Choices) -> Settings:
+def with_precisions(problem: Problem, settings: Settings, choices: Choices) -> Settings:
+    """Return settings with the precision of gradients and of recorded losses."""
     on_gpu = run_device(problem, settings).type == "cuda"
     default = "bfloat16" if settings.memory == "lean" else "tf32" if on_gpu else "float32"
     precisions = settings.gradient_precision or default, settings.loss_precision or default
@@ -233,7 +234,7 @@ def _choose_chunk(problem: Problem, settings: Settings, choices: Choices) -> Set
     device = run_device(problem, settings)
     if settings.chunk_size is None:
         assert settings.block_size is not None
-        per_item = _activation_bytes(problem, device)
+        per_item = activation_bytes(problem, device)
         at_once = settings.block_size if settings.oracle == "stacked" else 1
         budget = _ACTIVATION_BYTES.get(device.type, 2**30)
         chunk = max(1, min(problem.num_train, int(budget / (per_item * at_once))))
@@ -255,7 +256,7 @@ def _choose_chunk(problem: Problem, settings: Settings, choices: Choices) -> Set
     return settings
 
 
-def _activation_bytes(problem: Problem, device: torch.device) -> int:
+def activation_bytes(problem: Problem, device: torch.device) -> int:
     """Bytes that one item keeps for the backward pass, inputs included."""
     model = problem.evaluation_copy(device)
     for parameter in model.parameters():

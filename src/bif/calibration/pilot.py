@@ -95,7 +95,7 @@ def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
         settings: With nbeta.
         choices: Gets what is chosen.
     """
-    probe = _Probe(problem, settings.plain())
+    probe = Probe(problem, settings.plain())
     center = probe.look_at_center()
     gamma, there = _choose_gamma(probe, center, choices)
     gamma, few, seen = _walk(probe, center, gamma, there, choices)
@@ -130,7 +130,7 @@ class _Center:
     seconds_of_chain: float
 
 
-class _Probe:
+class Probe:
     """A few chains over a few items, with random numbers of their own."""
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -207,7 +207,7 @@ class _Probe:
         return leftover_curvature(gradient, self.posterior, self.one, largest=largest)
 
 
-def _choose_gamma(probe: _Probe, center: _Center, choices: Choices) -> tuple[float, float]:
+def _choose_gamma(probe: Probe, center: _Center, choices: Choices) -> tuple[float, float]:
     """Return gamma, given or chosen, and the largest curvature that sets the walk's step."""
     nbeta = probe.settings.nbeta or 0.0
     downwards = -nbeta * (center.smallest + probe.settings.weight_decay)
@@ -226,7 +226,7 @@ def _choose_gamma(probe: _Probe, center: _Center, choices: Choices) -> tuple[flo
     return given, center.largest
 
 
-def _default_gamma(probe: _Probe, center: _Center, downwards: float) -> tuple[float, float, str]:
+def _default_gamma(probe: Probe, center: _Center, downwards: float) -> tuple[float, float, str]:
     """Return gamma, the largest curvature that sets the walk's step, and the reason."""
     nbeta = probe.settings.nbeta or 0.0
     damping, why = usual_damping(center.largest, probe.leftover(center.largest))
@@ -261,7 +261,7 @@ def _default_gamma(probe: _Probe, center: _Center, downwards: float) -> tuple[fl
     return gamma, center.largest, why
 
 
-def _curvature_in_the_ball(probe: _Probe, gamma: float) -> float:
+def _curvature_in_the_ball(probe: Probe, gamma: float) -> float:
     """Return the largest curvature of the mean loss where the Gaussian of this gamma goes."""
     source = generator(0, 0, "probe", device=probe.device, counter="ball")
     noise = BlockNoise(source, probe.posterior.masks)
@@ -270,7 +270,7 @@ def _curvature_in_the_ball(probe: _Probe, gamma: float) -> float:
 
 
 def _walk(
-    probe: _Probe, center: _Center, gamma: float, there: float, choices: Choices
+    probe: Probe, center: _Center, gamma: float, there: float, choices: Choices
 ) -> tuple[float, _Looked, list[Params] | None]:
     """Walk away from w*, where the curvature can be larger; with a larger gamma if chains run off.
 
@@ -309,7 +309,7 @@ def _walk(
     return tighter, few, seen
 
 
-def _largest_of_batches(probe: _Probe, params: Params, largest: float, choices: Choices) -> float:
+def _largest_of_batches(probe: Probe, params: Params, largest: float, choices: Choices) -> float:
     """Return the largest curvature of the mean loss of a few mini-batches, or `largest`."""
     batch = probe.settings.batch_size or 1
     parts = probe.order[: batch * min(_BATCHES, probe.problem.num_train // batch)].split(batch)
@@ -397,7 +397,7 @@ def narrowest_gamma(posterior: LocalPosterior) -> float:
     return posterior.num_moving / (_WIDEST**2 * square) if square > 0 else 1e-8
 
 
-def _raised(probe: _Probe, damping: float) -> tuple[float, str]:
+def _raised(probe: Probe, damping: float) -> tuple[float, str]:
     """Return a factor on the usual damping, and the reason for one above 1."""
     items, weights = probe.whole
     first = range(min(NUM_ITEMS, len(items)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif.curvature.products import trainable_copy
+from bif.curvature.products import map_rows, trainable_copy
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 from bif.types import Batch, ItemLoss, Params
@@ -63,11 +63,11 @@ class Derivatives:
 
         if self._pushes_forward:
             try:
-                return vmap(lambda v: jvp(values, (center,), (v,))[1])(directions)
+                return map_rows(lambda v: jvp(values, (center,), (v,))[1], directions)
             except (NotImplementedError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "forward" not in str(error):
                     raise
                 self._pushes_forward = False
         out, pull = vjp(values, center)[:2]
         push = vjp(lambda u: pull(u)[0], torch.zeros_like(out))[1]
-        return vmap(lambda v: push(v)[0])(directions)
+        return map_rows(lambda v: push(v)[0], directions)

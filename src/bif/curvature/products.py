@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ class CurvatureProduct:
                 return functional_call(losses, _prefixed(params, "inner.model."), (batch,)).sum()
 
             pull = vjp(grad(total), self.params)[1]
-            return lambda leaves: vmap(lambda v: pull(v)[0])(leaves)
+            return lambda leaves: map_rows(lambda v: pull(v)[0], leaves)
         root = self._split.root(batch)
         outputs = RootedOutputs(self._model, self._split)
         given = {"weights": share.sqrt(), "batch": batch, "root": root}
@@ -137,7 +137,7 @@ class CurvatureProduct:
 
         def product(leaves: Params) -> Params:
             pushed = self._push(rooted, pull, out, leaves)
-            return vmap(lambda u: pull(u)[0])(pushed)
+            return map_rows(lambda u: pull(u)[0], pushed)
 
         return product
 
@@ -151,13 +151,13 @@ class CurvatureProduct:
         """Return J v of rows, by forward differentiation or as the derivative of `u -> Jᵀ u`."""
         if self._pushes_forward:
             try:
-                return vmap(lambda v: jvp(function, (self.params,), (v,))[1])(leaves)
+                return map_rows(lambda v: jvp(function, (self.params,), (v,))[1], leaves)
             except (NotImplementedError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "forward" not in str(error):
                     raise
                 self._pushes_forward = False
         push = vjp(lambda u: pull(u)[0], torch.zeros_like(out))[1]
-        return vmap(lambda v: push(v)[0])(leaves)
+        return map_rows(lambda v: push(v)[0], leaves)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Batch]]:
         """Yield `rho_i / n` `[B]` of the items that count, and their batches."""
@@ -236,6 +236,27 @@ def split_rows(rows: Tensor, like: Params) -> Params:
 def join_leaves(leaves: Params) -> Tensor:
     """Return leaves `[K, *shape]` as rows `[K, P]`."""
     return torch.cat([leaf.flatten(1) for leaf in leaves.values()], dim=1)
+
+
+def map_rows(function: Callable[[Any], Any], rows: Any) -> Any:
+    """Return `function` of every row of a tensor or of leaves, together, or else one by one.
+
+    `vmap` refuses some operations of some models; a model that it refuses is only slower.
+    """
+    try:
+        return vmap(function)(rows)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "forward" in str(error) and "AD" in str(error):
+            raise
+    leaves = rows if isinstance(rows, dict) else {"": rows}
+    count = len(next(iter(leaves.values())))
+    each = ({n: leaf[k] for n, leaf in leaves.items()} for k in range(count))
+    found = [function(one if isinstance(rows, dict) else one[""]) for one in each]
+    if isinstance(found[0], dict):
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+    return torch.stack(found)
 
 
 def _prefixed(params: Params, prefix: str) -> Params:

@@ -39,12 +39,27 @@ class Solution:
         residuals: `|right - x (C + damping)| / |right|` of every row, `[K]` float64, computed anew
             at the end.
         steps: Products with C of every row that was solved last.
+        diagonal: `[K, steps]` float64, of the tridiagonal matrix that `C + damping·I` is in the
+            basis of the residuals; 1 after a row was solved.
+        offdiagonal: `[K, steps - 1]`, beside it; 0 after a row was solved.
     """
 
     value: Tensor
     earlier: Tensor
     residuals: Tensor
     steps: int
+    diagonal: Tensor
+    offdiagonal: Tensor
+
+    def kept(self, change: float) -> Tensor:
+        """Return `right·x` over what it is with another damping, `[K]`, without preconditioner.
+
+        Args:
+            change: What is added to the damping.
+        """
+        return _corner(self.diagonal, self.offdiagonal) / _corner(
+            self.diagonal + change, self.offdiagonal
+        )
 
 
 def conjugate_gradients(
@@ -79,7 +94,8 @@ def conjugate_gradients(
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
     kept = earlier = solution.clone()
-    steps = 0
+    steps, before = 0, torch.zeros_like(aligned)
+    diagonal, offdiagonal = [], []
     while steps < max_steps:
         active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
         if not len(active):
@@ -97,13 +113,29 @@ def conjugate_gradients(
         residual[active] = left
         ahead = apply(left)
         now = _inner(left, ahead)
-        direction[active] = ahead + (now / aligned[active]).to(along)[:, None] * along
+        ratio, size_of_step = now / aligned[active], aligned[active] / curved
+        direction[active] = ahead + ratio.to(along)[:, None] * along
+        diagonal.append(torch.ones_like(aligned).index_copy(0, active, 1 / size_of_step))
+        diagonal[-1] += before
+        beside = ratio.clamp(min=0).sqrt() / size_of_step
+        offdiagonal.append(torch.zeros_like(aligned).index_copy(0, active, beside))
+        before = torch.zeros_like(aligned).index_copy(0, active, ratio / size_of_step)
         aligned[active] = now
         steps += 1
         if steps & (steps - 1) == 0:  # a power of two
             kept, earlier = solution.clone(), kept
     final = right - product(solution) - damping * solution
-    return Solution(solution, earlier, _inner(final, final).sqrt() / size, steps)
+    diagonal = torch.stack(diagonal or [torch.ones_like(aligned)], dim=1)
+    beside = torch.stack(offdiagonal or [torch.zeros_like(aligned)], dim=1)[:, :-1]
+    residuals = _inner(final, final).sqrt() / size
+    return Solution(solution, earlier, residuals, steps, diagonal, beside)
+
+
+def _corner(diagonal: Tensor, offdiagonal: Tensor) -> Tensor:
+    """Return the first entry of the inverses of tridiagonal matrices, `[K]`."""
+    matrix = torch.diag_embed(diagonal)
+    matrix = matrix + torch.diag_embed(offdiagonal, 1) + torch.diag_embed(offdiagonal, -1)
+    return torch.linalg.inv(matrix)[:, 0, 0]
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from bif.runs.retention import (
     refuse_vast_traces,
 )
 from bif.runs.run import Run, load
+from bif.runs.solve import run_solver
 from bif.runs.writer import Writer
 from bif.sampling.choices import Choice
 from bif.sampling.settings import Settings
@@ -90,6 +91,11 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
+    if requested.estimator == "response" and (keep != "traces" or top is not None):
+        raise ValueError(
+            f"keep={keep!r} and top={top} are for what is sampled, and estimator='response' "
+            "solves: leave them out."
+        )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if out is None:
@@ -127,6 +133,8 @@ def attributed(
 
     Args and raises: as for `attribute`.
     """
+    if requested.estimator == "response":
+        return run_solver(problem, requested, folder=folder, show_progress=show_progress)
     started = time.perf_counter()
     refuse_vast_scores(problem, keep, top=top)
     refuse_vast_traces(problem, requested, keep)

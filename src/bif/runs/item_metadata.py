@@ -13,7 +13,7 @@ from bif.problem.columns import Columns
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.results.group_sums import Side
-from bif.sampling.engine import Engine
+from bif.sampling.observer import Observer
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,7 +33,7 @@ def score_axes(problem: Problem, nbeta: float) -> ScoreAxes:
     )
 
 
-def describe_items(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
+def describe_items(dataset: xr.Dataset, problem: Problem, observer: Observer) -> xr.Dataset:
     """Add what is known of the items behind rows and columns.
 
     Where tokens have columns of their own, `train_item` and `train_token` say whose they are and
@@ -43,13 +43,13 @@ def describe_items(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
 
     Args:
         dataset: Scores from `influence_dataset`.
-        engine: The run's machinery.
+        problem: Whose items.
+        observer: Of these items.
     """
-    problem = engine.problem
     shape = (len(problem.observables), problem.num_queries)
     dataset = dataset.assign(
-        train_center_loss=("train", engine.observer.train_center.numpy()),
-        query_center=(("observable", "query"), engine.observer.query_center.reshape(shape).numpy()),
+        train_center_loss=("train", observer.train_center.numpy()),
+        query_center=(("observable", "query"), observer.query_center.reshape(shape).numpy()),
     )
     dataset = dataset.assign_coords(through=("observable", problem.proxy_names))
     if problem.candidate_groups:
@@ -62,7 +62,7 @@ def describe_items(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
     if problem.query_by_token:
         names = problem.by_item().query_group_names
         dataset = dataset.assign_coords(query_parent_group=("query_parent", names))
-    return _with_pictures(dataset, engine)
+    return _with_pictures(dataset, problem)
 
 
 def _of_items(
@@ -94,8 +94,7 @@ def _of_items(
     return dataset.assign_coords({f"{axis}_{n}": (axis, values) for n, values in texts.items()})
 
 
-def _with_pictures(dataset: xr.Dataset, engine: Engine) -> xr.Dataset:
-    problem = engine.problem
+def _with_pictures(dataset: xr.Dataset, problem: Problem) -> xr.Dataset:
     sides = (
         ("train", problem.scored_groups, problem.train_by_token),
         ("query", problem.query_groups, problem.query_by_token),

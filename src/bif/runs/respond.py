@@ -197,7 +197,7 @@ def responded(
         num_mirrors=request.num_mirrors,
     )  # fmt: skip
     blocks = list(blocks_of_queries(pairs.queries, s.block_size // pairs.chains_per_pair))
-    stages = Stages(folder, pairs.device, since=started)
+    stages = Stages(run, pairs.device, since=started)
     if folder and run:
         stages.notes += refuse_other_losses(run, pairs.engine)
         folder.begin()
@@ -380,7 +380,7 @@ class _Gathered:
         dataset.attrs["error_quantile"] = 2.0
         if cold:  # without a spread there is no correlation
             dataset["correlation"] = dataset["correlation"] * np.nan
-        return describe_items(dataset, pairs.engine)
+        return describe_items(dataset, problem, pairs.engine.observer)
 
 
 def _advice(settings: RunSettings) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bif.problem.provenance import hardware
 from bif.runs.block_run import other_hardware
-from bif.store import Commit, ScoresFolder
+from bif.store import Commit, RunFolder
 
 
 class Stages:
@@ -26,7 +26,7 @@ class Stages:
         notes: What a response that went on has to say of itself.
     """
 
-    def __init__(self, folder: ScoresFolder | None, device: torch.device, *, since: float) -> None:
+    def __init__(self, folder: RunFolder | None, device: torch.device, *, since: float) -> None:
         self.seconds = 0.0
         self.notes: list[str] = []
         self._folder, self._hardware, self._since = folder, hardware(device), since
@@ -41,8 +41,7 @@ class Stages:
         Raises:
             OSError: It can be neither read nor written.
         """
-        run = self._folder.run if self._folder else None
-        store = run.block(index) if run else None
+        store = self._folder.block(index) if self._folder else None
         found = store.usable([]) if store else None
         if found is not None:
             commit, state = found

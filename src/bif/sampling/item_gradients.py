@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ def item_gradient_chunks(
     function: ItemLoss,
     items: Items,
     *,
-    movable: Sequence[str] | None = None,
+    movable: Sequence[str] | Mapping[str, bool | Tensor] | None = None,
     chunk_size: int | None = None,
 ) -> Iterator[Tensor]:
     """The rows of `item_gradients`, at most `chunk_size` at a time.
@@ -93,8 +93,8 @@ def item_gradient_chunks(
         problem: Whose model.
         function: Of (model, batch), one number an item or a token.
         items: Any items of the problem's structure.
-        movable: Globs of the parameters whose gradients count, 0 outside of their slices; by
-            default all that the model does not freeze.
+        movable: Globs of the parameters whose gradients count, 0 outside of their slices, or names
+            and masks; by default all that the model does not freeze.
         chunk_size: At most 256, and what takes half a GiB, by default.
     """
     model = problem.evaluation_copy(problem.device)

@@ -15,7 +15,7 @@ from bif.sampling.linearisation import Linearised, centered
 from bif.sampling.observe import observe
 from bif.sampling.observe_tokens import TokenReader
 from bif.sampling.oracles import Oracle
-from bif.sampling.settings import RunSettings
+from bif.sampling.settings import Settings
 from bif.types import ItemLoss, Params
 
 
@@ -39,7 +39,7 @@ class Observer:
 
     Args:
         problem: What is to be attributed.
-        settings: Complete.
+        settings: With the items of a pass.
         oracle: Evaluates items.
         center: w* of one chain, leaves `[1, *shape]`.
 
@@ -55,7 +55,7 @@ class Observer:
     """
 
     def __init__(
-        self, problem: Problem, settings: RunSettings, oracle: Oracle, center: Params
+        self, problem: Problem, settings: Settings, oracle: Oracle, center: Params
     ) -> None:
         device = run_device(problem, settings)
         self._problem, self._settings, self._oracle = problem, settings, oracle
@@ -80,17 +80,21 @@ class Observer:
         self.query_center = self.queries(center)[0].cpu()
         self._refuse_bad_losses()
 
-    def train(self, params: Params, losses: Tensor | None = None) -> Tensor:
+    def train(
+        self, params: Params, losses: Tensor | None = None, *, oracle: Oracle | None = None
+    ) -> Tensor:
         """Return losses of the train items and candidates, or of their tokens, `[C, N]`.
 
         Args:
             losses: Of the train items, as the gradient brought them along; they serve where they
                 are as exact as asked for.
+            oracle: Where values come from; the observer's own by default.
         """
-        s = self._settings
+        s, used = self._settings, oracle or self._oracle
         if losses is None or self._problem.train_by_token or not s.gradient_brings_losses:
-            losses = self._observe_scored(0, params)
-        others = [self._observe_scored(1 + i, params) for i in range(len(self.scored_items) - 1)]
+            losses = self._observe_scored(0, params, used)
+        count = len(self.scored_items)
+        others = [self._observe_scored(i, params, used) for i in range(1, count)]
         return torch.cat([losses, *others], dim=1) if others else losses
 
     def queries(self, params: Params) -> Tensor:
@@ -108,16 +112,20 @@ class Observer:
         """Return what one array of the traces records at a draw: `[C, N_g]` or `[C, A, Q_g]`."""
         kind, _, index = name.partition("-")
         if kind == "train_loss":
-            return self._observe_scored(int(index), params)
+            return self._observe_scored(int(index), params, self._oracle)
         return torch.stack([self._observe_asked(a, int(index), params) for a in self.asked], dim=1)
 
-    def _observe_scored(self, index: int, params: Params) -> Tensor:
+    def _observe_scored(self, index: int, params: Params, oracle: Oracle) -> Tensor:
         """Return the loss of a group's columns, the train items being group 0, `[C, N_g]`."""
-        return self._columns(self._problem.loss, self.scored_items, self._tokens, index, params)
+        return self._columns(
+            self._problem.loss, self.scored_items, self._tokens, index, params, oracle
+        )
 
     def _observe_asked(self, asked: Asked, index: int, params: Params) -> Tensor:
         """Return what is recorded of a group of queries, `[C, Q_g]`."""
-        return self._columns(asked.function, asked.groups, asked.readers, index, params)
+        return self._columns(
+            asked.function, asked.groups, asked.readers, index, params, self._oracle
+        )
 
     def _columns(
         self,
@@ -126,12 +134,13 @@ class Observer:
         readers: list[TokenReader],
         index: int,
         params: Params,
+        oracle: Oracle,
     ) -> Tensor:
         """Return `function` of the columns of one of the groups, `[C, N_g]`."""
-        chunk_size = self._settings.chunk_size
+        chunk_size = self._settings.chunk_size or len(groups[index])
         if readers:
-            return readers[index](self._oracle, function, params, chunk_size=chunk_size)
-        return observe(self._oracle, function, params, groups[index], chunk_size=chunk_size)
+            return readers[index](oracle, function, params, chunk_size=chunk_size)
+        return observe(oracle, function, params, groups[index], chunk_size=chunk_size)
 
     def _asked(self, observable: Observable, center: Params) -> Asked:
         """Return an observable as it is recorded: through a proxy, linearised around w*."""
@@ -141,7 +150,7 @@ class Observer:
             groups = [
                 centered(
                     items, function, through, oracle=self._oracle, center=center,
-                    chunk_size=self._settings.chunk_size,
+                    chunk_size=self._settings.chunk_size or len(items),
                 )
                 for items in groups
             ]  # fmt: skip

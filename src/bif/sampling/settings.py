@@ -20,6 +20,13 @@ GradientMode = Literal["full", "minibatch", "control_variate"]
 MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
+EstimatorName = Literal["covariance", "response"]
+CurvatureName = Literal["gauss_newton", "hessian"]
+_OF_THE_SOLVER = ("curvature", "solver_steps", "solver_residual")
+_NOT_OF_THE_SOLVER = (
+    "chains", "draws", "reliability", "budget", "burn_in", "thin", "step_size", "friction", "mass",
+    "gradient", "batch_size", "oracle", "block_size", "micro_batch",
+)  # fmt: skip
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -74,6 +81,14 @@ class Settings:
             live module its repeated blocks, and passes are replayed as CUDA graphs if it is small.
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
             chains shuffled, for comparison.
+        estimator: "covariance" samples; "response" solves the linear system that the covariance
+            tends to at low temperature, without noise and with what training takes of memory.  By
+            default "covariance".
+        curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
+        solver_steps: Exactly so many products with the curvature for each query; stopping early
+            damps, too, so this is a setting to tune.
+        solver_residual: Residual of a system, relative to the query's gradient, at which it counts
+            as solved; .03 by default.
         device: Where to run; the model's device by default.
         seed: Of all random numbers.
     """
@@ -104,6 +119,10 @@ class Settings:
     loss_precision: Precision | None = None
     compiled: bool = False
     controls: bool = False
+    estimator: EstimatorName | None = None
+    curvature: CurvatureName | None = None
+    solver_steps: int | None = None
+    solver_residual: float | None = None
     device: str | None = None
     seed: int = 0
 
@@ -112,7 +131,8 @@ class Settings:
             if (value := getattr(self, name)) is not None or name in ("sampler", "memory"):
                 require_literal(name, value, literal)
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
-                    "block_size": 1, "chunk_size": 1, "micro_batch": 1}  # fmt: skip
+                    "block_size": 1, "chunk_size": 1, "micro_batch": 1,
+                    "solver_steps": 1}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is None:
@@ -157,6 +177,7 @@ class Settings:
                 "or change these."
             )
         self._refuse_memory()
+        self._refuse_other_estimators()
 
     @property
     def traits(self) -> Traits:
@@ -195,6 +216,24 @@ class Settings:
     def with_draws(self, draws: int | None) -> Settings:
         """So many draws, whatever `reliability` or `budget` would choose."""
         return self.reopened(draws=draws, reliability=None, budget=None)
+
+    def _refuse_other_estimators(self) -> None:
+        """Raise where a setting is of another estimator."""
+        solves = self.estimator == "response"
+        others = _NOT_OF_THE_SOLVER if solves else _OF_THE_SOLVER
+        given = [name for name in others if getattr(self, name) is not None]
+        if solves:
+            given += [name for name in ("compiled", "controls") if getattr(self, name)]
+            given += ["memory"] if self.memory != "plain" else []
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} has no use with estimator={self.estimator!r}: drop it, or use "
+                f"estimator={'covariance' if solves else 'response'!r}."
+            )
+        if self.solver_residual is not None and not 0 < self.solver_residual < 1:
+            raise ValueError(
+                f"solver_residual is {self.solver_residual}: expected a number between 0 and 1."
+            )
 
     def _refuse_memory(self) -> None:
         """Raise where the live module's settings contradict others."""
@@ -262,8 +301,12 @@ class Settings:
             raise ValueError(f"values that are no settings: {error}.") from error
 
     def as_dict(self) -> dict[str, object]:
-        """For the manifest."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """Return all settings by name; what covariances have no use for where it is given."""
+        names = ("estimator", *_OF_THE_SOLVER)  # settings of older runs lack them
+        return {
+            f.name: getattr(self, f.name) for f in fields(self)
+            if f.name not in names or getattr(self, f.name) is not None
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""Choose what a response by solving leaves open: weights, precision, passes, damping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from bif.calibration.calibrate import activation_bytes, with_precisions
+from bif.calibration.damping import SHARE
+from bif.calibration.pilot import Probe
+from bif.calibration.preflight import first_look
+from bif.calibration.temperature import default_nbeta, distance_from_minimum
+from bif.linear_response.solver import sampling_settings
+from bif.problem.problem import Problem
+from bif.sampling.choices import Choice, Choices
+from bif.sampling.factory import run_device
+from bif.sampling.movable_weights import with_movable
+from bif.sampling.settings import Settings
+
+_DIRECTIONS = 64
+"""Most directions that pass through the model together."""
+_CPU_BYTES = 2**30
+"""Bytes of activations of a pass, over items and directions."""
+_GPU_SHARE = 0.4
+"""Part of a GPU's free memory for them: small passes wait for their kernels to be launched."""
+_LEAST = 1e-3
+"""Part of the largest curvature that is the damping where training went to its minimum."""
+_SETTLED = 1e-4
+"""Squared gradient at w*, in units of its sampling noise, below which training went there."""
+
+
+@dataclass(frozen=True)
+class SolverCalibration:
+    """What a response by solving is carried out with.
+
+    Attributes:
+        settings: With nbeta, gamma, movable weights, precisions and items of a pass.
+        choices: What was chosen, and why.
+        num_together: Directions that pass through the model together.
+    """
+
+    settings: Settings
+    choices: tuple[Choice, ...]
+    num_together: int
+
+
+def calibrate_solver(
+    problem: Problem, requested: Settings, *, tell: Callable[[list[str]], None] | None = None
+) -> SolverCalibration:
+    """Fill in what a response by solving needs.
+
+    Args:
+        problem: What is to be attributed.
+        requested: With `estimator="response"`.
+        tell: Gets every line of explanation as it comes.
+
+    Raises:
+        ValueError: Items on which a function fails or is not finite.
+    """
+    choices = Choices(tell)
+    for note in (*problem.notes, *problem.proxies_in_words):
+        choices.remark(note)
+    asked = with_movable(problem, with_precisions(problem, requested, choices), choices)
+    plain = sampling_settings(asked)
+    chunk, together = _pass_size(problem, plain, choices)
+    plain = replace(plain, chunk_size=chunk)
+    first_look(problem, plain, choices)
+    if plain.nbeta is None:
+        plain, why = default_nbeta(problem, plain)
+        choices.choose("nbeta", f"{plain.nbeta:g}", why)
+    if plain.gamma is None:
+        plain = replace(plain, gamma=_choose_gamma(problem, plain, choices))
+    chosen = replace(
+        asked, nbeta=plain.nbeta, gamma=plain.gamma, chunk_size=chunk, retrained_from=None,
+        curvature=asked.curvature or "gauss_newton",
+    )  # fmt: skip
+    return SolverCalibration(chosen, tuple(choices), together)
+
+
+def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[int, int]:
+    """Return items and directions of a pass that hold a budget of activations together."""
+    device = run_device(problem, settings)
+    free = _CPU_BYTES
+    if device.type == "cuda":
+        free = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    room = free // activation_bytes(problem, device)
+    together = max(1, min(_DIRECTIONS, problem.num_queries * len(problem.observables), room))
+    chunk = settings.chunk_size or max(1, min(problem.num_train, room // together))
+    if settings.chunk_size is None:
+        chunk = math.ceil(problem.num_train / math.ceil(problem.num_train / chunk))
+        reason = f"{together} directions pass through the model together"
+        choices.choose("chunk_size", chunk, reason)
+    return chunk, together
+
+
+def _choose_gamma(problem: Problem, settings: Settings, choices: Choices) -> float:
+    """Return nbeta times the default damping of a solve."""
+    probe = Probe(problem, settings.plain())
+    largest = probe.look_at_center().largest
+    settled = distance_from_minimum(problem, settings) < _SETTLED
+    damping, why = solver_damping(largest, math.nan if settled else probe.leftover(largest))
+    nbeta = settings.nbeta or 1.0
+    choices.choose("gamma", nbeta * damping, f"damping gamma/nbeta = {damping:.4g}, {why}")
+    return nbeta * damping
+
+
+def solver_damping(largest: float, leftover: float) -> tuple[float, str]:
+    """Return the default damping of a solve and the reason.
+
+    As of the sampler, the geometric mean of `a`, a fiftieth of the largest curvature at w*, and the
+    curvature along the gradient that training left there; but where training left no gradient,
+    nothing keeps weights from where a retrained network has them: a thousandth of the largest
+    curvature.
+
+    Args:
+        largest: Curvature of the mean loss at w*.
+        leftover: What `leftover_curvature` found; NaN where training left no gradient.
+    """
+    least, part = _LEAST * largest, largest / SHARE
+    if math.isnan(leftover):
+        return least, f"a thousandth of the largest curvature at w*, {largest:.4g}, a minimum"
+    damping = math.sqrt(part * min(part, leftover))
+    words = (
+        f"geometric mean of {part:.4g}, a fiftieth of the largest curvature at w*, and the "
+        f"curvature along the gradient that training left there, {leftover:.4g}"
+    )
+    return max(damping, least), words

@@ -1,0 +1,128 @@
+"""Linear systems of queries: the response at temperature 0 by solving."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bif import tensors
+from bif.curvature.derivatives import Derivatives
+from bif.curvature.products import CurvatureProduct, split_rows
+from bif.curvature.solve import conjugate_gradients
+from bif.linear_response.query_gradients import query_gradients
+from bif.problem.problem import Problem
+from bif.sampling.factory import make_oracle, make_posterior, run_device
+from bif.sampling.observer import Observer
+from bif.sampling.oracles.precision import matmul_precision
+from bif.sampling.settings import Settings
+
+RESIDUAL = 0.03
+"""Residual relative to a query's gradient at which a system counts as solved."""
+MOST_STEPS = 200
+"""Products of a query where a residual is aimed at."""
+_VECTORS = 8
+"""Vectors of the weights' length that a system holds: solution, two earlier ones, residual,
+direction, image and two of the product."""
+_CPU_BYTES = 4 * 2**30
+"""Bytes of the vectors of a block of queries; on a GPU a third of what is free."""
+_LESS = 0.1
+"""Part of the damping with which a response is compared, to say what the damping does."""
+
+
+class Solver:
+    """The linear systems of a problem's queries.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Of a response by solving, complete.
+        num_together: Directions that pass through the model together.
+
+    Attributes:
+        blocks: Each an observable's position and a range of query columns.
+        damping: Weight decay and gamma/nbeta together.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings, *, num_together: int) -> None:
+        s = settings
+        assert s.nbeta is not None and s.gamma is not None and s.curvature is not None
+        self.problem, self.settings, self.nbeta = problem, s, s.nbeta
+        self.device, self.damping = run_device(problem, s), s.weight_decay + s.gamma / s.nbeta
+        plain = sampling_settings(s)
+        self.posterior = make_posterior(problem, plain)
+        names = tuple(self.posterior.center)
+        oracle = make_oracle(problem, plain, list(names))
+        center = tensors.stacked(self.posterior.center, 1)
+        self.observer = Observer(problem, plain, oracle, center)
+        self._derivatives = Derivatives(problem, num_together=num_together)
+        self._product = CurvatureProduct(
+            problem, s.curvature, names=names, chunk_size=s.chunk_size or 256,
+            num_together=num_together,
+        )  # fmt: skip
+        self._mask = self._flat_mask()
+        size = self._rows_that_fit()
+        columns = problem.num_queries
+        self.blocks = [
+            (a, range(start, min(start + size, columns)))
+            for a in range(len(problem.observables))
+            for start in range(0, columns, size)
+        ]
+
+    def solve(self, observable: int, columns: range) -> dict[str, Tensor]:
+        """Return scores `[K, N]`, how they still change, residuals and steps, on the host."""
+        s = self.settings
+        with matmul_precision(s.precisions[0]):
+            rows = self.gradients(observable, columns)
+            found = conjugate_gradients(
+                self.times,
+                rows,
+                damping=self.damping,
+                tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
+                max_steps=s.solver_steps or MOST_STEPS,
+            )
+            scores, earlier = self.scores(found.value), self.scores(found.earlier)
+        return {
+            "scores": scores, "change": (scores - earlier).abs(),
+            "kept": found.kept((_LESS - 1) * self.damping).cpu(),
+            "residual": found.residuals.cpu(), "steps": torch.full((len(rows),), found.steps),
+        }  # fmt: skip
+
+    def gradients(self, observable: int, columns: range) -> Tensor:
+        """Return the gradients of an observable of query columns, rows `[K, P]`."""
+        phi = self.problem.observables[observable]
+        return query_gradients(self.problem, phi, columns, self.posterior)
+
+    def times(self, rows: Tensor) -> Tensor:
+        """Return the products of rows with the curvature of the mean loss."""
+        found = self._product(rows)
+        return found if self._mask is None else found.mul_(self._mask)
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Return `-g_i · x / nbeta` of solutions x, `[K, N]` float32 on the host."""
+        directions = split_rows(rows, self.posterior.center)
+        found = self.observer.train(directions, oracle=self._derivatives)
+        return (-found / self.nbeta).detach().cpu()
+
+    def _flat_mask(self) -> Tensor | None:
+        if not self.posterior.masks:
+            return None
+        center, masks = self.posterior.center, self.posterior.masks
+        parts = [masks.get(n, torch.ones_like(x)).to(x).flatten() for n, x in center.items()]
+        return torch.cat(parts)
+
+    def _rows_that_fit(self) -> int:
+        room = _CPU_BYTES
+        if self.device.type == "cuda":
+            room = torch.cuda.mem_get_info(self.device)[0] // 3
+        each = _VECTORS * sum(leaf.numel() * leaf.element_size() for leaf in self._leaves())
+        return max(1, min(self.problem.num_queries, room // max(1, each)))
+
+    def _leaves(self) -> list[Tensor]:
+        return list(self.posterior.center.values())
+
+
+def sampling_settings(settings: Settings) -> Settings:
+    """Return the same settings for what evaluates items at one chain's weights."""
+    return settings.reopened(
+        estimator=None, curvature=None, solver_steps=None, solver_residual=None,
+        oracle="sequential", gradient="full", chains=2, block_size=1,
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""The composer of a response by solving: from a problem to linear systems to influence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif import __version__, store
+from bif.calibration.solving import SolverCalibration, calibrate_solver
+from bif.curvature.products import curvature_in_words
+from bif.estimate.covariance import Covariance
+from bif.estimate.dataset import influence_dataset
+from bif.estimate.traces import LossTraces
+from bif.linear_response.solver import MOST_STEPS, Solver
+from bif.problem.array_layout import Panels
+from bif.problem.identity import identity
+from bif.problem.problem import Problem
+from bif.problem.provenance import hardware, versions
+from bif.results.influence import Influence
+from bif.runs.gates import Gate
+from bif.runs.item_metadata import describe_items, score_axes
+from bif.runs.records import Manifest, Summary
+from bif.runs.response_stages import Stages
+from bif.runs.run import Run
+from bif.sampling.settings import Settings
+from bif.terminal import say
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_GATE = 0.1
+"""Relative residual above which a solve that was to end by itself is not trusted."""
+
+
+def run_solver(
+    problem: Problem,
+    requested: Settings,
+    *,
+    folder: store.RunFolder | None = None,
+    show_progress: bool = False,
+) -> Run:
+    """Score by solving, into an open folder if there is one; results are not written.
+
+    `influence = -(1/nbeta) g_iᵀ (C + weight_decay + gamma/nbeta)⁻¹ g_phi`, the covariance's limit
+    at low temperature, with C the curvature of the mean loss at w*.
+
+    Args:
+        problem: Model, loss, items, queries and observables.
+        requested: With `estimator="response"`.
+        folder: Of the run.
+        show_progress: Print choices and progress on the terminal.
+
+    Raises:
+        ValueError: Negative curvature beyond the damping; a loss without a Gauss-Newton matrix.
+        FolderInUse: The run was begun with other losses at w*.
+    """
+    started = time.perf_counter()
+    asked = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
+    found = calibrate_solver(problem, requested, tell=say if show_progress else None)
+    solver = Solver(problem, found.settings, num_together=found.num_together)
+    stages = Stages(folder, solver.device, since=started)
+    if folder is not None:
+        folder.begin()
+        folder.update({
+            "settings": found.settings.as_dict(),
+            "explanations": [str(choice) for choice in found.choices],
+            "query_blocks": [[b.start, b.stop] for _, b in solver.blocks],
+            "hardware": hardware(solver.device),
+        })  # fmt: skip
+    parts = []
+    for index, block in enumerate(solver.blocks):
+        parts.append(stages.get(index, lambda block=block: solver.solve(*block)))
+        if show_progress:
+            say([f"query columns to {block[1].stop}: {stages.seconds:.1f} s"])
+    gathered = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return _conclude(solver, found, gathered, stages, identity=store.plain(asked))
+
+
+def _conclude(
+    solver: Solver,
+    found: SolverCalibration,
+    gathered: Mapping[str, Tensor],
+    stages: Stages,
+    *,
+    identity: Mapping[str, object],
+) -> Run:
+    """Make a run of what was solved."""
+    import xarray as xr
+
+    problem, s = solver.problem, found.settings
+    dataset = _dataset(solver, gathered)
+    axes = ("observable", "query")
+    shape = (len(problem.observables), problem.num_queries)
+    residual = gathered["residual"].reshape(shape).numpy()
+    diagnostics = xr.Dataset(
+        {
+            "residual": (axes, residual),
+            "solver_steps": (axes, gathered["steps"].reshape(shape).numpy()),
+        }
+    ).assign_coords(observable=dataset["observable"], query_id=dataset["query_id"])
+    worst = float(residual.max())
+    gate = _residual_gate(worst, s)
+    summary = Summary(
+        trusted=not gate.failed,
+        seconds=stages.seconds,
+        others={
+            "estimator": "response", "curvature": s.curvature, "damping": solver.damping,
+            "solver_steps": int(gathered["steps"].max()), "largest_residual": worst,
+            "truncation": _relative_change(gathered),
+            "damping_keeps": float(gathered["kept"].median()),
+        },
+    )  # fmt: skip
+    center = solver.posterior.center
+    manifest = Manifest(
+        identity=identity,
+        settings=s.as_dict(),
+        explanations=[str(choice) for choice in found.choices],
+        gates=[gate.as_dict()],
+        warnings=[*([gate.as_warning] if gate.failed else []), *stages.notes],
+        complete=True,
+        versions={"bif": __version__, **versions()},
+        hardware=hardware(solver.device),
+        device=str(solver.device),
+        num_train=problem.num_train,
+        num_queries=problem.num_queries,
+        num_moving_weights=solver.posterior.num_moving,
+        num_weights=sum(leaf.numel() for leaf in problem.parameters().values()),
+        weight_types=sorted({str(x.dtype).removeprefix("torch.") for x in center.values()}),
+        panels=asdict(Panels.of(problem)),
+    )
+    return Run(Influence(dataset), LossTraces(()), diagnostics, summary, manifest)
+
+
+def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
+    problem, observer = solver.problem, solver.observer
+    unknown = torch.full((len(problem.scored_ids),), float("nan"))
+    covariance = Covariance(
+        value=-gathered["scores"],
+        standard_error=gathered["change"],
+        row_variance=torch.full_like(observer.query_center, float("nan")),
+        row_mean=observer.query_center,
+        column_variance=unknown,
+        column_variance_error=unknown,
+        column_mean=observer.train_center,
+        num_groups=2,
+    )
+    axes = score_axes(problem, solver.nbeta)
+    dataset = influence_dataset(covariance, axes, num_chains=0, num_draws=0)
+    dataset = describe_items(dataset, problem, observer).assign_attrs(
+        estimator="response", curvature=solver.settings.curvature, gamma=solver.settings.gamma,
+        complete=1, error_quantile=1.0,  # the error is how far the scores still moved
+    )  # fmt: skip
+    dataset["correlation"] = dataset["correlation"] * np.nan  # without a spread there is none
+    return dataset
+
+
+def _residual_gate(worst: float, settings: Settings) -> Gate:
+    """Return the gate of the residual, which no number of steps that was asked for has to pass."""
+    failed = settings.solver_steps is None and not worst <= _GATE
+    name = curvature_in_words(settings.curvature or "gauss_newton")
+    reason = (
+        f"the largest residual of a query's system is {worst:.2g} of its gradient after "
+        f"{MOST_STEPS} products with the {name}: raise gamma, or give solver_steps to stop early "
+        "on purpose"
+    )
+    return Gate("residual", worst, _GATE, failed, reason if failed else "")
+
+
+def _relative_change(gathered: Mapping[str, Tensor]) -> float:
+    """Return how far scores moved in the last half of the steps, relative to their size."""
+    change, scores = gathered["change"].double(), gathered["scores"].double()
+    return float(change.square().mean().sqrt() / scores.square().mean().sqrt().clamp(min=1e-300))
