@@ -54,7 +54,7 @@ class Judge:
     """
 
     def __init__(self, parts: Sequence[BankPart]) -> None:
-        self._parts = [part.required("tuning") for part in parts]
+        self.parts = [part.required("tuning") for part in parts]
 
     def __call__(self, scores: np.ndarray, outcome: str, num_queries: int | None = None) -> float:
         """Return the mean LDS; 0 for scores with NaN, whose method has failed.
@@ -68,7 +68,7 @@ class Judge:
             return 0.0
         values = [
             lds(scores, part.masks, part.outcomes[outcome][..., :num_queries], num_bootstrap=1).mean
-            for part in self._parts
+            for part in self.parts
         ]
         return float(np.mean(values))
 

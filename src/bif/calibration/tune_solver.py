@@ -1,0 +1,143 @@
+"""Choose the damping and the steps of a solve by how well they predict a few retrained networks.
+
+One Lanczos recursion of the tuning queries gives the scores at every damping and after every number
+of steps, so all candidates cost about one solve.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.calibration.solving import calibrate_solver
+from bif.curvature.krylov import KrylovSpace
+from bif.evaluate import lds
+from bif.evaluate.retraining import BankPart
+from bif.linear_response.solver import Solver
+from bif.problem.problem import Problem
+from bif.sampling.choices import Choice, Choices
+from bif.sampling.oracles.precision import matmul_precision
+from bif.sampling.settings import Settings
+
+STEPS = (2, 4, 6, 10)
+"""Numbers of steps that are tried: stopping early damps, too."""
+FACTORS = (1 / 300, 1 / 100, 1 / 30, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Dampings that are tried, in units of the default."""
+_FINER = (0.6, 1.0, 1.7)
+"""Dampings around the best of these, in units of it."""
+_MOST_QUERIES = 32
+"""Tuning queries that are solved."""
+_NOISE = 0.005
+"""LDS by which fewer steps may be worse and still be taken."""
+
+
+@dataclass(frozen=True)
+class TriedSolve:
+    """A candidate.
+
+    Attributes:
+        damping: gamma/nbeta.
+        steps: Products with the curvature.
+        lds: On the tuning part, mean over queries and observables.
+    """
+
+    damping: float
+    steps: int
+    lds: float
+
+
+@dataclass(frozen=True)
+class TunedSolver:
+    """Settings of a response by solving with damping and steps, what was tried, what was chosen."""
+
+    settings: Settings
+    tried: tuple[TriedSolve, ...]
+    choices: tuple[Choice, ...]
+
+
+def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -> TunedSolver:
+    """Return the damping and the steps whose scores predict retraining best.
+
+    Args:
+        asked: The problem with the tuning queries.
+        settings: With `estimator="response"`, gamma open.
+        parts: Tuning parts of banks, of these queries; one for each kind of retraining.
+    """
+    started = time.perf_counter()
+    found = calibrate_solver(asked, settings)
+    s = found.settings
+    assert s.nbeta is not None and s.gamma is not None
+    solver = Solver(asked, s, num_together=found.num_together)
+    outcomes = [(n, p) for p in parts for n in _names(asked) if n in p.outcomes]
+    with matmul_precision(s.precisions[0]):
+        spaces = {name: _Scored(solver, name) for name, _ in outcomes}
+    tried: dict[tuple[float, int], TriedSolve] = {}
+
+    def judge(damping: float, steps: int) -> TriedSolve:
+        key = float(f"{damping:.4g}"), steps
+        if key not in tried:
+            values = [
+                lds(spaces[n].at(damping + s.weight_decay, steps), p.masks,
+                    p.outcomes[n][..., : spaces[n].num_queries], num_bootstrap=1).mean
+                for n, p in outcomes
+            ]  # fmt: skip
+            tried[key] = TriedSolve(*key, float(np.mean(values)))
+        return tried[key]
+
+    usual = s.gamma / s.nbeta
+    for factor in FACTORS:
+        for steps in STEPS:
+            judge(factor * usual, steps)
+    first = max(tried.values(), key=lambda t: t.lds)
+    for factor in _FINER:
+        for steps in STEPS:
+            judge(factor * first.damping, steps)
+    top = max(t.lds for t in tried.values())
+    good = [t for t in tried.values() if t.lds >= top - _NOISE]
+    best = max(good, key=lambda t: (-t.steps, t.lds))
+    choices = Choices()
+    choices.choose(
+        "gamma, solver_steps", f"{best.damping * s.nbeta:.4g}, {best.steps}",
+        f"damping {best.damping:.3g} and {best.steps} steps have an LDS of {best.lds:.3f} on the "
+        f"tuning part, the best of {len(tried)} candidates is {top:.3f} "
+        f"({time.perf_counter() - started:.1f} s)",
+    )  # fmt: skip
+    chosen = replace(
+        settings, nbeta=s.nbeta, gamma=best.damping * s.nbeta, solver_steps=best.steps,
+        retrained_from=None, solver_residual=None,
+    )  # fmt: skip
+    return TunedSolver(chosen, tuple(tried.values()), tuple(choices))
+
+
+class _Scored:
+    """Scores of the first tuning queries at any damping and number of steps."""
+
+    def __init__(self, solver: Solver, observable: str) -> None:
+        columns = range(min(_MOST_QUERIES, solver.problem.num_queries))
+        self.num_queries = len(columns)
+        space = KrylovSpace(
+            solver.times, solver.gradients(_names(solver.problem).index(observable), columns),
+            steps=max(STEPS),
+        )  # fmt: skip
+        along = [solver.scores(vectors).double() for vectors in space.basis]
+        self._space, self._along = space, torch.stack(along)
+
+    def at(self, damping: float, steps: int) -> np.ndarray:
+        weights = self._space.coefficients(damping=damping, steps=steps).cpu()
+        found: Tensor = torch.einsum("qs,sqn->qn", weights, self._along[:steps])
+        return found.numpy()
+
+
+def _names(problem: Problem) -> list[str]:
+    return [observable.name for observable in problem.observables]
+
+
+def as_choice(tuned: TunedSolver) -> Mapping[str, float]:
+    """Return what was chosen, for a table."""
+    s = tuned.settings
+    return {"damping": (s.gamma or 0.0) / (s.nbeta or 1.0), "steps": s.solver_steps or 0}
