@@ -365,7 +365,7 @@ class TestDownhill:
 
     def test_chains_that_run_off_are_warned_of_with_the_remedy(self, monkeypatch):
         module = importlib.import_module("bif.calibration.pilot")
-        monkeypatch.setattr(module, "careful_walk", lambda *given, **named: None)
+        monkeypatch.setattr(module, "short_trajectory", lambda *given, **named: None)
         found = bif.calibrate(classification(), Settings(mass="identity"))
         assert any("run off with every step" in w and "Set gamma=" in w for w in found.warnings)
         assert any(line.endswith("unknown away from it") for line in found.explanations)

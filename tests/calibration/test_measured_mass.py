@@ -130,7 +130,7 @@ class TestRunningOff:
 
     @pytest.fixture(autouse=True)
     def all_walks(self, monkeypatch):
-        monkeypatch.setattr(measured, "careful_walk", lambda *given, **named: None)
+        monkeypatch.setattr(measured, "short_trajectory", lambda *given, **named: None)
 
     def test_no_mass_is_chosen_whose_steps_are_not_known(self):
         found = calibrate(steep_problem(), Settings(nbeta=600.0, gamma=0.05))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bif.calibration.short_trajectory import CAREFUL, LOOKS, STEPS, careful_walk
+from bif.calibration.short_trajectory import CAREFUL, LOOKS, STEPS, short_trajectory
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.types import GradientEstimate, Params
@@ -29,7 +29,7 @@ def walked(
         return GradientEstimate({"w": curvature * w}, loss if losses else None)
 
     begin = torch.full((NUM_CHAINS, NUM_WEIGHTS), start, dtype=torch.float64)
-    seen = careful_walk(
+    seen = short_trajectory(
         posterior,
         gradient=gradient,
         params={"w": begin},

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bif import tensors
-from bif.calibration.short_trajectory import careful_walk
+from bif.calibration.short_trajectory import short_trajectory
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -143,7 +143,7 @@ class _Pilot:
     def seen(self, mass: KroneckerMass | None, chains: int) -> list[Params] | None:
         """Chains along a careful walk from w*; None if they run off."""
         least = 1e-30 if mass is None else 1.0
-        return careful_walk(
+        return short_trajectory(
             self._posterior, gradient=self._gradient, params=self.start(chains),
             noise=self._noise("walk"), k_max=max(self.largest(self.center(), mass), least),
             mass=mass,

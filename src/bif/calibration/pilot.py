@@ -19,7 +19,7 @@ from bif.calibration.alignment import (
     gradient_sketches,
 )
 from bif.calibration.damping import SHARE, leftover_curvature, usual_damping
-from bif.calibration.short_trajectory import LOOKS, STEPS, careful_walk
+from bif.calibration.short_trajectory import LOOKS, STEPS, short_trajectory
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -281,7 +281,7 @@ def _walk(
     nbeta = settings.nbeta or 0.0
 
     def walked(looked: _Looked, gamma: float) -> list[Params] | None:
-        return careful_walk(
+        return short_trajectory(
             probe.held(gamma), gradient=looked.gradient(probe.oracle, settings),
             params=probe.params, noise=probe.noise, k_max=nbeta * (there + decay) + gamma,
         )  # fmt: skip

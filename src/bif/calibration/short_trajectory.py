@@ -20,7 +20,7 @@ _ATTEMPTS, _SMALLER = 4, 3.0
 """How often chains may run off, and by what the step is divided then."""
 
 
-def careful_walk(
+def short_trajectory(
     posterior: LocalPosterior,
     *,
     gradient: Gradient,
