@@ -15,7 +15,7 @@ from bif.estimate import ScoreAxes
 from bif.estimate import strongest_influences as found
 from bif.interop import read_scores
 from bif.results.excerpt import excerpt
-from bif.results.top_influence import strongest_dataset
+from bif.results.top_influence import top_k_dataset
 from bif.store import FolderInUse
 from largest_tensor import largest_tensor
 from small_problems import nothing_measured
@@ -164,7 +164,7 @@ class TestMemory:
             partial(found, chunk_columns=20, chunk_rows=25),
         )
         with largest_tensor(run.traces) as seen:
-            again = strongest_dataset(
+            again = top_k_dataset(
                 run.traces,
                 2,
                 ScoreAxes(

@@ -24,7 +24,7 @@ KIND_AXES = ("kind", "side", "rank")
 _AXES = ("observable", "query", *KIND_AXES)
 
 
-def strongest_dataset(
+def top_k_dataset(
     traces: LossTraces,
     top: int,
     axes: ScoreAxes,

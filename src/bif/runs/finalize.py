@@ -17,7 +17,7 @@ from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
-from bif.results.top_influence import strongest_dataset
+from bif.results.top_influence import top_k_dataset
 from bif.runs.controls import controls
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.recording import Recording
@@ -147,7 +147,7 @@ def _scores(recording: Recording, traces: LossTraces, nbeta: float, top: int | N
         score_axes(recording.context.engine.problem, nbeta),
     )
     if top is not None:
-        return strongest_dataset(traces, top, axes, device=device)
+        return top_k_dataset(traces, top, axes, device=device)
     covariance = (
         recording.covariance()
         if recording.context.keep == "sums"

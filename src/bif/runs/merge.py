@@ -12,7 +12,7 @@ from bif.estimate.dataset import ScoreAxes, estimate_influence
 from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.results.influence import Influence
-from bif.results.top_influence import strongest_dataset
+from bif.results.top_influence import top_k_dataset
 from bif.runs.records import Manifest
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
@@ -59,7 +59,7 @@ def merge(folders: Sequence[str | Path]) -> Run:
     first = runs[0].influence.dataset
     axes, top = ScoreAxes.of(first), tops[0]
     scores = (
-        estimate_influence(traces, axes) if top is None else strongest_dataset(traces, top, axes)
+        estimate_influence(traces, axes) if top is None else top_k_dataset(traces, top, axes)
     )
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
     complete = all(run.manifest.complete for run in runs)
