@@ -28,7 +28,7 @@ from bif import store
 from bif.cli.digits_demo import RECIPE, digits
 from bif.estimate import estimate_covariance
 from bif.problem.identity import identity
-from bif.runs.attribute import attributed
+from bif.runs.attribute import run_attribution
 from bif.runs.retention import Keep
 from bif.runs.run import Run
 
@@ -55,7 +55,7 @@ def time_run(
     manifest = {"identity": identity(made, chosen.as_dict()), "keep": keep}
     started = time.perf_counter()
     with store.open_run(folder or "memory://baseline", manifest, on_existing="replace") as opened:
-        run = attributed(made, chosen, folder=opened if folder else None, keep=keep)
+        run = run_attribution(made, chosen, folder=opened if folder else None, keep=keep)
         scored = time.perf_counter()
         run.write(opened)
     ended = time.perf_counter()

@@ -102,7 +102,7 @@ class TestAFolderOfScoresIsLookedAtFirst:
         def sampled(*given: object, **named: object) -> None:
             raise AssertionError("something was sampled")
 
-        monkeypatch.setattr(respond, "responded", sampled)
+        monkeypatch.setattr(respond, "run_response", sampled)
 
     def test_the_same_scores_are_not_made_again(self, call, command, monkeypatch, request):
         assert call(*command)[0] == 0

@@ -22,7 +22,7 @@ from bif.problem.identity import identity
 from bif.problem.items import Items
 from bif.problem.losses import cross_entropy
 from bif.problem.problem import MARGIN, Observable, Problem
-from bif.runs.attribute import COMMIT_EVERY, attributed
+from bif.runs.attribute import COMMIT_EVERY, run_attribution
 from bif.runs.retention import Keep
 from bif.runs.run import Run
 from bif.sampling.item_gradients import item_gradients
@@ -122,7 +122,7 @@ def run_demo(
     with store.open_run(out, manifest, on_existing=on_existing) as folder:
         if folder.complete:
             return False
-        run = attributed(
+        run = run_attribution(
             made.problem, settings, folder=folder, keep=keep, commit_every=commit_every,
             show_progress=True,
         )  # fmt: skip

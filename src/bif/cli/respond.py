@@ -49,7 +49,7 @@ class Respond:
     def run(self) -> None:
         from bif.linear_response.request import Request
         from bif.problem.identity import identity
-        from bif.runs.respond import responded
+        from bif.runs.respond import run_response
 
         store.holds_scores(store.folder_at(self.out))  # before a model is loaded
         problem, settings = pose_problem(
@@ -76,7 +76,7 @@ class Respond:
                 print(f"{self.out} already holds these scores, complete: nothing to do.")
                 about = folder.about
             else:
-                response = responded(
+                response = run_response(
                     problem, request, observable=self.observable, folder=folder, show_progress=True
                 )
                 about = response.about()

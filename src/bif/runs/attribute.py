@@ -101,7 +101,7 @@ def attribute(
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
-        return attributed(problem, requested, keep=keep, top=top, show_progress=show_progress)
+        return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
     if on_existing == "resume" and store.is_complete(out, manifest):
         return load(out)  # also from a folder that cannot be written to
@@ -110,7 +110,7 @@ def attribute(
         store.open_run(out, manifest, on_existing=on_existing) as folder,
     ):
         if not folder.complete:
-            run = attributed(
+            run = run_attribution(
                 problem, requested, folder=folder, keep=keep, top=top,
                 commit_every=commit_every, show_progress=show_progress,
             )  # fmt: skip
@@ -119,7 +119,7 @@ def attribute(
     return load(out)
 
 
-def attributed(
+def run_attribution(
     problem: Problem,
     requested: Settings,
     *,

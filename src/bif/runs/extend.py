@@ -11,7 +11,7 @@ from bif import store
 from bif.problem.array_layout import Panels
 from bif.problem.identity import identity
 from bif.problem.problem import Problem
-from bif.runs.attribute import COMMIT_EVERY, attributed
+from bif.runs.attribute import COMMIT_EVERY, run_attribution
 from bif.runs.backfill import ReplayDeparts
 from bif.runs.run import Run, load
 from bif.sampling.settings import Settings
@@ -74,7 +74,7 @@ def _extended(
     if show_progress:
         say(_cost_of_new_groups(opened, problem))
     try:
-        run = attributed(
+        run = run_attribution(
             problem, requested, folder=opened, keep=opened.manifest["keep"],
             top=opened.manifest.get("top"), commit_every=commit_every, show_progress=show_progress,
         )  # fmt: skip
@@ -94,7 +94,7 @@ def _new_groups(then: Mapping[str, Any], problem: Problem) -> list[str]:
 def _grown(
     folder: store.RunFolder, problem: Problem, *, draws: int | None, chains: int | None
 ) -> Settings:
-    """The settings asked for after growth; notes in the manifest what the run is to become."""
+    """The settings asked for after changes; notes in the manifest what the run is to become."""
     found = folder.manifest
     then, keep = found["identity"], found["keep"]
     if not found.get("resumable", True):
@@ -109,15 +109,15 @@ def _grown(
     ):  # fmt: skip
         if wanted is not None and there is not None and wanted < there:
             raise ValueError(f"the run has {there} {name} already: {wanted} would be fewer.")
-    growth = {
+    changes = {
         name: wanted
         for name, wanted in (("draws", draws), ("chains", chains))
         if wanted is not None and wanted != getattr(chosen, name)
     }
-    if "draws" in growth:  # in the place of what was to choose them
+    if "draws" in changes:  # in the place of what was to choose them
         requested = replace(requested, budget=None, reliability=None)
-    requested, chosen = replace(requested, **growth), replace(chosen, **growth)
-    free = {*growth, "budget", "reliability"} if "draws" in growth else set(growth)
+    requested, chosen = replace(requested, **changes), replace(chosen, **changes)
+    free = {*changes, "budget", "reliability"} if "draws" in changes else set(changes)
     now = store.plain(identity(problem, requested.as_dict()))
     for kind in ("queries", "candidates"):
         there, wanted = list(then[kind]), list(now[kind])
@@ -136,14 +136,14 @@ def _grown(
         raise store.FolderInUse(
             f"{folder.folder} is of another problem, with another {store.in_words(changed)}."
         )
-    if keep == "sums" and (new_groups or "chains" in growth):
+    if keep == "sums" and (new_groups or "chains" in changes):
         raise ValueError(
             f"{folder.folder} keeps sums, not traces: it can be given more draws, but neither "
             "further queries or candidates nor chains. Begin a run with --keep traces or weights."
         )
     if new_groups:
         _drop_unfinished(folder)
-    if new_groups or growth:
+    if new_groups or changes:
         folder.update({"identity": now, "settings": chosen.as_dict(), "complete": False})
     return requested
 

@@ -163,10 +163,10 @@ def respond(
     (arXiv 2209.05364).
     """
     request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
-    return responded(problem, request, observable=observable, show_progress=show_progress)
+    return run_response(problem, request, observable=observable, show_progress=show_progress)
 
 
-def responded(
+def run_response(
     problem: Problem,
     request: Request,
     *,
