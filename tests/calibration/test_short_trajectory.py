@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bif.calibration.short_trajectory import CAREFUL, LOOKS, STEPS, short_trajectory
+from bif.calibration.short_trajectory import CAREFUL, NUM_PLACES, STEPS, short_trajectory
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.types import GradientEstimate, Params
@@ -37,7 +37,7 @@ def walked(
         k_max=looks_like,
     )
     assert (begin == start).all()
-    assert seen is None or len(seen) == LOOKS
+    assert seen is None or len(seen) == NUM_PLACES
     return None if seen is None else seen[-1]
 
 

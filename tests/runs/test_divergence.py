@@ -25,16 +25,16 @@ SAMPLING = sys.modules["bif.sampling.engine"]
 
 def disturb(monkeypatch: pytest.MonkeyPatch, *, chain: int, step: int, push: float) -> None:
     """Push one chain's weights before a step; TINY draws at steps 4, 6, 8, 10, 12, 14."""
-    original = SAMPLING.walk
+    original = SAMPLING.trajectory
 
-    def walk(*args: Any, **kwargs: Any) -> Iterator[Position]:
+    def trajectory(*args: Any, **kwargs: Any) -> Iterator[Position]:
         for position in original(*args, **kwargs):
             if position.step == step:
                 for leaf in position.state.params.values():
                     leaf[chain] += push
             yield position
 
-    monkeypatch.setattr(SAMPLING, "walk", walk)
+    monkeypatch.setattr(SAMPLING, "trajectory", trajectory)
 
 
 class TestDivergence:

@@ -20,9 +20,9 @@ from bif.problem.items import Items
 from bif.runs.block_recorder import BlockRecorder
 from bif.samplers import SGLD, SGNHT
 from bif.sampling import fused_step
-from bif.sampling.chain import Position, walk
+from bif.sampling.chain import Position, trajectory
 from bif.sampling.engine import Engine
-from bif.sampling.fused_step import StreamedGradient, walk_fused
+from bif.sampling.fused_step import StreamedGradient, fused_trajectory
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.posterior import LocalPosterior
@@ -92,14 +92,14 @@ def both_ways(problem: bif.Problem, s: RunSettings) -> tuple[list[Any], list[Any
     engine = Engine(problem, s)
     fused_steps = history(engine.positions(0, 1, engine.start(0, 1), last_step=STEPS))
     start = engine.start(0, 1)
-    ordinary = walk(
+    ordinary = trajectory(
         engine.sampler, engine.posterior, gradient=engine.gradient(0, 1), state=start.state,
         noise=start.noise, first_step=0, last_step=STEPS,
     )  # fmt: skip
     return fused_steps, history(ordinary)
 
 
-def assert_equal_walks(got: list[Any], expected: list[Any], *, still: str = "") -> None:
+def assert_equal_trajectories(got: list[Any], expected: list[Any], *, still: str = "") -> None:
     assert len(got) == len(expected) == STEPS + 1
     for here, there in zip(got, expected, strict=True):
         assert list(here) == list(there)
@@ -117,14 +117,14 @@ class TestTheSameNumbers:
         changed = SAMPLERS[sampler] | {"gradient": gradient, "weight_decay": 0.01}
         if gradient == "full":
             changed["batch_size"] = None
-        assert_equal_walks(*both_ways(problem, settings_of(problem, **changed)))
+        assert_equal_trajectories(*both_ways(problem, settings_of(problem, **changed)))
 
     def test_train_weights_and_parts_of_the_model_that_do_not_move(self):
         problem = classification(model=odd(), train_weights=normal(20, seed=3).exp())
         s = settings_of(problem, movable=("head.*", "scale"))
         got, expected = both_ways(problem, s)
         assert sorted(got[0]) == ["head.bias", "head.weight", "scale"]
-        assert_equal_walks(got, expected)
+        assert_equal_trajectories(got, expected)
 
     def test_masked_weights_stay(self):
         mask = torch.zeros(5, 4, dtype=torch.bool)
@@ -132,7 +132,7 @@ class TestTheSameNumbers:
         posterior = LocalPosterior(
             dict(network().named_parameters()), 20.0, 5.0, {"0.weight": mask, "2.bias": True}
         )
-        steps = walk_by_hand(network, posterior, SGLD(1e-3), masks=posterior.masks)
+        steps = trajectory_by_hand(network, posterior, SGLD(1e-3), masks=posterior.masks)
         moved = (steps[-1]["0.weight"] - steps[0]["0.weight"])[0] != 0
         assert torch.equal(moved, mask)
 
@@ -149,7 +149,7 @@ class TestTheSameNumbers:
             train={"input_ids": integers(11, 12, 6, seed=1)},
             queries={"input_ids": integers(11, 2, 6, seed=2)},
         )  # fmt: skip
-        assert_equal_walks(*both_ways(problem, settings_of(problem)))
+        assert_equal_trajectories(*both_ways(problem, settings_of(problem)))
 
     def test_rows_that_move_apart_move_as_one_leaf(self, monkeypatch):
         problem = classification(model=odd())
@@ -162,13 +162,13 @@ class TestTheSameNumbers:
         whole, ordinary = both_ways(problem, s)
         monkeypatch.setattr(fused_step, "ROWS_OF", 4)
         rows, _ = both_ways(problem, s)
-        assert_equal_walks(whole, ordinary, still="unused")
-        assert_equal_walks(rows, ordinary, still="unused")
+        assert_equal_trajectories(whole, ordinary, still="unused")
+        assert_equal_trajectories(rows, ordinary, still="unused")
 
     def test_rows_have_numbers_of_their_own(self, monkeypatch):
         monkeypatch.setattr(fused_step, "ROWS_OF", 4)
         posterior = LocalPosterior({"w": torch.zeros(50, 4)}, 0.0, 1.0)
-        steps = walk_by_hand(lambda: Still(50, 4), posterior, SGLD(0.1))
+        steps = trajectory_by_hand(lambda: Still(50, 4), posterior, SGLD(0.1))
         rows = steps[1]["w"][0]
         assert len(rows.unique()) == rows.numel()
         assert abs(float(rows.var()) / 0.1 - 1) < 5 * (2 / 200) ** 0.5
@@ -186,7 +186,7 @@ class Still(nn.Module):
         self.w = nn.Parameter(torch.zeros(shape))
 
 
-def walk_by_hand(
+def trajectory_by_hand(
     make: Callable[[], nn.Module],
     posterior: LocalPosterior,
     sampler: Any,
@@ -195,7 +195,7 @@ def walk_by_hand(
     masks: dict[str, Tensor] | None = None,
     steps: int = 2,
 ) -> list[dict[str, Tensor]]:
-    """Weights at every position of a fused walk with full gradients of 20 items."""
+    """Weights at every position of a fused trajectory with full gradients of 20 items."""
     module = make().eval().requires_grad_(False)
     first = next(iter(posterior.center.values()))
     loss = loss or (losses.cross_entropy if len(list(module.children())) else constant)
@@ -208,8 +208,10 @@ def walk_by_hand(
     noise = LeafNoise(posterior.center, seed=0, block=0, device=CPU, masks=masks)
     state = sampler.init(oracle.live_params(), noise)
     return history(
-        walk_fused(sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
-                   last_step=steps)
+        fused_trajectory(
+            sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
+            last_step=steps,
+        )
     )  # fmt: skip
 
 
@@ -364,7 +366,7 @@ class TestRefusals:
     def test_a_state_that_all_leaves_share(self):
         posterior = LocalPosterior(dict(network().named_parameters()), 20.0, 5.0)
         with pytest.raises(TypeError, match=r"SGNHTState\.friction is one tensor for all leaves"):
-            walk_by_hand(network, posterior, SGNHT(0.01, 1.0))
+            trajectory_by_hand(network, posterior, SGNHT(0.01, 1.0))
 
     def test_gradients_that_come_in_parts(self):
         class Reentrant(Odd):
@@ -395,7 +397,7 @@ class TestRefusals:
 
         posterior = LocalPosterior(dict(network().named_parameters()), 20.0, 5.0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            walk_by_hand(network, posterior, SGLD(1e-3), loss=loss)
+            trajectory_by_hand(network, posterior, SGLD(1e-3), loss=loss)
 
 
 def ask(model: Any) -> None:
@@ -446,7 +448,7 @@ class TestRecomputedActivations:
             queries={"input_ids": integers(11, 2, 6, seed=2)},
         )  # fmt: skip
         assert model.config.use_cache
-        assert_equal_walks(*both_ways(problem, settings_of(problem)))
+        assert_equal_trajectories(*both_ways(problem, settings_of(problem)))
 
 
 @pytest.mark.cuda

@@ -17,7 +17,7 @@ from bif.problem.items import Items
 from bif.samplers import SGLD
 from bif.sampling import stochastic_rounding
 from bif.sampling.engine import Engine
-from bif.sampling.fused_step import StreamedGradient, walk_fused
+from bif.sampling.fused_step import StreamedGradient, fused_trajectory
 from bif.sampling.oracles import LiveOracle
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import LeafNoise
@@ -135,7 +135,7 @@ def stationary_variance(step_size: float, k: float, *, burn_in: int, draws: int)
     )
     noise = LeafNoise(["w"], seed=0, block=0, device=CPU)
     sampler = SGLD(step_size)
-    walk = walk_fused(
+    walk = fused_trajectory(
         sampler, posterior, gradient=gradient, state=sampler.init(oracle.live_params(), noise),
         noise=noise, first_step=0, last_step=burn_in + draws,
     )  # fmt: skip

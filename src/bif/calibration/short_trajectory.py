@@ -1,23 +1,26 @@
-"""A short walk from w*, with steps so small that the chains stay where the posterior is."""
+"""Follow a short trajectory from w*, with steps so small that chains stay in the posterior."""
 
 from __future__ import annotations
 
 from math import sqrt
 
 from bif import tensors
-from bif.sampling.chain import walk
+from bif.sampling.chain import trajectory
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.samplers import BAOAB
 from bif.types import Gradient, Mass, Noise, Params
 
 STEPS = 60
-LOOKS = 3
-"""Places along the walk that are handed back, its end the last of them."""
+"""Steps of the trajectory."""
+NUM_PLACES = 3
+"""Places of the trajectory that are returned, its end the last of them."""
 CAREFUL = 0.3
 """Step size in units of 1 / sqrt(largest curvature at w*): away from it the curvature may be 40
 times as large before steps are unstable."""
-_ATTEMPTS, _SMALLER = 4, 3.0
-"""How often chains may run off, and by what the step is divided then."""
+_ATTEMPTS = 4
+"""Steps that are tried before chains are said to run off."""
+_SMALLER = 3.0
+"""Divisor of the step after chains have run off."""
 
 
 def short_trajectory(
@@ -29,11 +32,10 @@ def short_trajectory(
     k_max: float,
     mass: Mass | None = None,
 ) -> list[Params] | None:
-    """Return where chains are along `STEPS` steps of underdamped Langevin dynamics.
+    """Return the weights along `STEPS` steps of underdamped Langevin dynamics.
 
-    Chains whose velocities are too large, for the temperature and for all the loss that there is to
-    lose, have met curvatures that the step is too long for: the walk begins again with a third of
-    it.
+    Velocities that are too large for the temperature, and for all the loss that there is to lose,
+    show curvatures for which the step is too long: the trajectory begins again with a third of it.
 
     Args:
         posterior: Of which U is the potential.
@@ -44,7 +46,7 @@ def short_trajectory(
         mass: Unit mass if None.
 
     Returns:
-        Leaves `[C, *shape]` at `LOOKS` places; None where even the smallest steps run off.
+        Leaves `[C, *shape]` at `NUM_PLACES` places; None where even the smallest steps run off.
     """
     friction = 1.0 if mass is not None else 2 * sqrt(max(posterior.gamma, 1e-3 * k_max))
     step_size = CAREFUL / sqrt(k_max)
@@ -52,14 +54,14 @@ def short_trajectory(
         sampler = BAOAB(step_size, friction, mass)
         state, to_lose = sampler.init(tensors.copied(params), noise), 0.0
         seen: list[Params] = []
-        for position in walk(
+        for position in trajectory(
             sampler, posterior, gradient=gradient, state=state, noise=noise, first_step=0,
             last_step=STEPS,
         ):  # fmt: skip
             state = position.state
             if position.step == 0 and position.losses is not None:
                 to_lose = posterior.nbeta * float(position.losses.mean(dim=1).abs().max())
-            if position.step and position.step % (STEPS // LOOKS) == 0:
+            if position.step and position.step % (STEPS // NUM_PLACES) == 0:
                 seen.append(tensors.copied(state.params))
         if _as_expected(state.velocity, posterior.num_moving, to_lose):
             return seen
@@ -68,6 +70,6 @@ def short_trajectory(
 
 
 def _as_expected(velocity: Params, num_moving: int, to_lose: float) -> bool:
-    """Whether every chain's `|v|²`, of mean `num_moving`, is what chance allows; no NaN is."""
+    """Return whether every chain's `|v|²`, of mean `num_moving`, is what chance allows."""
     most = 2 * (num_moving + to_lose) + 50
     return bool((tensors.squared_norm(velocity) < most).all())

@@ -49,7 +49,7 @@ class _Drawn:
         return drawn
 
 
-def walk(
+def trajectory(
     sampler: Sampler[State],
     posterior: LocalPosterior,
     *,
@@ -132,7 +132,7 @@ def run_chains(
     Yields:
         Draws; their buffers hold until the next one is asked for.
     """
-    positions = walk(
+    positions = trajectory(
         sampler,
         posterior,
         gradient=gradient,

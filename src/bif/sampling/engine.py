@@ -11,9 +11,9 @@ from bif import tensors
 from bif.problem.array_layout import Panels
 from bif.problem.problem import Problem
 from bif.problem.weights import load_weights_
-from bif.sampling.chain import Position, draw_index, walk
+from bif.sampling.chain import Position, draw_index, trajectory
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, make_sampler, run_device
-from bif.sampling.fused_step import StreamedGradient, walk_fused
+from bif.sampling.fused_step import StreamedGradient, fused_trajectory
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.sampling.observer import Observer
 from bif.sampling.oracles import LiveOracle
@@ -93,7 +93,7 @@ class Engine:
             n: weights[n].detach().to(like, copy=True) for n, like in self.posterior.center.items()
         }
         self.posterior = replace(self.posterior, center=center, copies_center=False)
-        self.observer.look_at_center(self.center(1))
+        self.observer.evaluate_center(self.center(1))
 
     @property
     def last_step(self) -> int:
@@ -139,11 +139,11 @@ class Engine:
         s = self.settings
         end = self.last_step if last_step is None else last_step
         if isinstance(start.noise, LeafNoise):
-            return walk_fused(
+            return fused_trajectory(
                 self.sampler, self.posterior, gradient=self._streamed(block), state=start.state,
                 noise=start.noise, first_step=start.step, last_step=end,
             )  # fmt: skip
-        return walk(
+        return trajectory(
             self.sampler,
             self.posterior,
             gradient=self.gradient(block, num_chains),

@@ -59,7 +59,7 @@ class StreamedGradient:
         self._oracle.stream(batch, weights, take)
 
 
-def walk_fused(
+def fused_trajectory(
     sampler: Sampler[State],
     posterior: LocalPosterior,
     *,
@@ -69,9 +69,9 @@ def walk_fused(
     first_step: int,
     last_step: int,
 ) -> Iterator[Position[State]]:
-    """As `bif.sampling.chain.walk`, for one live chain, with each step inside its backward pass.
+    """Step one live chain as `trajectory` does, with each step inside its backward pass.
 
-    Losses of the train items do not come along: while they fall out the weights already move.
+    Losses of the train items do not come along: the weights already move while they are computed.
     Weights in bfloat16 step in float32 and are rounded stochastically.
 
     Args:

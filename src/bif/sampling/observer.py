@@ -64,9 +64,9 @@ class Observer:
         self.scored_items = [self.train_items, *candidates]
         self.query_items = [items.to(device) for items in problem.query_groups.values()]
         self._tokens = _readers(self.scored_items, problem.train_by_token, problem.train_shift)
-        self.look_at_center(center)
+        self.evaluate_center(center)
 
-    def look_at_center(self, center: Params) -> None:
+    def evaluate_center(self, center: Params) -> None:
         """Evaluate all items at w*, where proxies are linearised.
 
         Args:
