@@ -41,7 +41,7 @@ def paced(monkeypatch):
 def fewer(monkeypatch, *, share: float) -> None:
     """Half of the chains take this share of the time."""
     found = share * PACE.step, share * PACE.record
-    monkeypatch.setattr(budget, "_timed", lambda engine, chains, left: found)
+    monkeypatch.setattr(budget, "_time_steps", lambda engine, chains, left: found)
 
 
 def chosen(
@@ -307,7 +307,8 @@ class TestCalibrationItself:
     @pytest.fixture
     def slow(self, monkeypatch):
         """A machine on which walk and mass would outlast any budget."""
-        monkeypatch.setattr(importlib.import_module("bif.calibration.pilot"), "_WALK_TIMES", 1e9)
+        pilot = importlib.import_module("bif.calibration.pilot")
+        monkeypatch.setattr(pilot, "_TRAJECTORY_TIMES", 1e9)
         monkeypatch.setattr(
             importlib.import_module("bif.calibration.calibrate"), "_MASS_TIMES", 1e9
         )

@@ -133,7 +133,7 @@ def test_dropout_that_the_first_items_do_not_show(monkeypatch):
     with pytest.raises(ValueError, match=r"two passes at w\* gave different values"):
         bif.attribute(classification(loss=noisy), settings)
     monkeypatch.setattr(
-        importlib.import_module("bif.calibration.calibrate"), "first_look", lambda *_: None
+        importlib.import_module("bif.calibration.calibrate"), "check_items", lambda *_: None
     )
     assert "randomness" in failed(bif.attribute(classification(loss=noisy), settings))
 

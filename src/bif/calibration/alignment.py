@@ -1,4 +1,4 @@
-"""How far to damp: what a run's draws can tell of items whose gradients are nearly orthogonal.
+"""Choose how far to damp where the items' gradients are nearly orthogonal.
 
 Noise in a covariance of N effective draws has variance `Var(l_i)·Var(phi) / N`, so scores of items
 that hardly share a direction need many draws, the more so the less these directions are damped:
@@ -19,21 +19,21 @@ from bif.sampling.oracles import Oracle
 from bif.types import Params
 
 FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""By which the usual damping may be raised."""
+"""Factors by which the usual damping may be raised."""
 EFFECTIVE_DRAWS = 4000
-"""Of a default run: about a third of its draws."""
+"""Effective draws of a default run: about a third of its draws."""
 NUM_ITEMS = 48
-"""Items whose gradients are compared."""
+"""Items whose gradients are compared: their gradients are taken one by one."""
 FEWEST_ITEMS = 8
-"""Items below which nothing is compared."""
+"""Items below which no damping is chosen: a median over fewer tells nothing."""
 _NEARLY = 0.02
-"""Share of the best quality that is given for less damping."""
+"""Part of the best quality that is given up for less damping."""
 _SKETCHED = 2**20
-"""Numbers of a gradient that are kept."""
+"""Length of a sketch; longer gradients are sketched to it to bound the memory."""
 
 
 class Damping(NamedTuple):
-    """What a factor on the usual damping does.
+    """The effect of a factor on the usual damping.
 
     Attributes:
         factor: On the usual damping.
@@ -47,19 +47,20 @@ class Damping(NamedTuple):
 
     @property
     def quality(self) -> float:
-        """Correlation with the usual damping's scores that `EFFECTIVE_DRAWS` are to have."""
+        """Return the expected correlation with noiseless scores of the usual damping."""
         reliability = EFFECTIVE_DRAWS / (EFFECTIVE_DRAWS + self.draws_for_half)
         return self.agreement * reliability**0.5
 
 
 def best_damping(dampings: Sequence[Damping]) -> Damping:
-    """The least of those whose quality is nearly the best: F may be less than the curvature is."""
+    """Return the smallest factor whose quality is nearly the best."""
+    # F, the mean of g gᵀ, may be less than the curvature is: less damping is the safer choice.
     best = max(d.quality for d in dampings)
     return min((d for d in dampings if d.quality >= (1 - _NEARLY) * best), key=lambda d: d.factor)
 
 
 def dampings(gradients_IK: Tensor, *, usual: float, num_train: int) -> list[Damping]:
-    """What each of `FACTORS` does, by the gradients of a few train items at w*.
+    """Return what each of `FACTORS` does, by the gradients of a few train items at w*.
 
     With `A = F + damping`, F the mean of `g gᵀ` over the items, a query's scores to first order
     are `K_i = g_phiᵀ A⁻¹ g_i`, and a draw's signal is `s = Var_i(K_i) / (mean_i(g_iᵀ A⁻¹ g_i) ·
@@ -87,7 +88,7 @@ def dampings(gradients_IK: Tensor, *, usual: float, num_train: int) -> list[Damp
 
 
 def _row(gram: Tensor, query: int, *, damping: float, num_train: int) -> tuple[Tensor, Tensor]:
-    """Scores of one item for the others, and the signal of a draw."""
+    """Return one item's scores for the others, and the signal of a draw."""
     others = torch.arange(len(gram)) != query
     inside, cross, count = gram[others][:, others], gram[query, others], len(gram) - 1
     # (Gᵀ G / count + damping)⁻¹ between gradients, by matrices of the number of items.
@@ -109,7 +110,7 @@ def gradient_sketches(
         oracle: Where gradients come from.
         params: w, leaves `[1, *shape]`.
         items: The train items, on the chain's device.
-        indices: Of those that are asked for.
+        indices: Positions of the items whose gradients are wanted.
         masks: Boolean masks `[*shape]` of leaves that move only in part.
     """
     rows = []
@@ -123,7 +124,8 @@ def gradient_sketches(
 
 
 def _sketch(gradient: Params) -> Tensor:
-    """All numbers one after another, or their sums with random signs: `E[s(x)·s(y)] = x·y`."""
+    """Return the gradient as one vector, or its sums with random signs where it is long."""
+    # E[s(x)·s(y)] = x·y: a sketch keeps inner products.
     total = sum(leaf.numel() for leaf in gradient.values())
     leaves = list(gradient.values())
     if total <= _SKETCHED:

@@ -1,4 +1,4 @@
-"""How many draws: what a reliability needs and what a budget allows, forecast by a short pilot.
+"""Forecast by a short pilot how many draws a reliability needs and a budget allows.
 
 A run that aims at a reliability ends when its draws have it: the forecast is of one pilot.
 """
@@ -24,24 +24,34 @@ from bif.sampling.settings import RunSettings, Settings
 MIN_RELAXATIONS = 50
 """A chain is at least this many relaxation times long: shorter ones fail the gate of mixing."""
 MOST_DRAWS = 100_000
+"""Draws of a chain at most: a forecast from a weak signal must not ask for ever more."""
 _FEWEST_CHAINS = 8
+"""Chains below which a small budget does not go: R-hat compares chains with each other."""
 _SLACK = 2.0
-"""Draws that a run may take for a reliability, in units of those that are forecast to be needed."""
-_PILOT_CHAINS, _PILOT_DRAWS, _PILOT_SHARE = 16, 24, 0.15
-"""Of the pilot that measures a draw's signal; where no reliability is aimed at, its share of a
-budget at most."""
-_TIMED_STEPS, _FEWEST_TIMED, _TIMED_SHARE = 4, 3, 0.1
+"""Draws that a run may take for a reliability, in units of the draws forecast: pilots err."""
+_PILOT_CHAINS = 16
+"""Chains of the pilot that measures a draw's signal, in two halves that are compared."""
+_PILOT_DRAWS = 24
+"""Draws of each of the pilot's chains, few beside the draws of a run."""
+_PILOT_SHARE = 0.15
+"""Part of a budget that the pilot may take where no reliability is asked for."""
+_TIMED_STEPS = 4
+"""Steps that are timed, the first of which is warm-up and does not count."""
+_FEWEST_TIMED = 3
+"""Steps that are timed even where they are long: the least that give one time without warm-up."""
+_TIMED_SHARE = 0.1
+"""Part of a budget after which no further step is timed."""
 _SAMPLING_SHARE = 0.8
-"""Of what is left of a budget after the pilot; the rest is for set-up, estimates and the page."""
+"""Part of the budget left after the pilot that sampling takes; set-up and results take the rest."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A run ends at the first look at which its draws have a reliability.
+    """The reliability that ends a run at the first check that finds it.
 
     Attributes:
         reliability: Of scores, as the summary has it.
-        fewest: Draws of each chain before the first look.
+        fewest: Draws of each chain before the first check.
     """
 
     reliability: float
@@ -50,7 +60,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a pilot measured.
+    """The seconds and the signal that a pilot measured.
 
     Attributes:
         step: Seconds of a step of a block of chains.
@@ -66,16 +76,16 @@ class Pace:
     spent: float
 
     def reliability(self, total: float) -> float:
-        """Forecast for so many draws in all, by Spearman and Brown."""
+        """Return the reliability forecast for so many draws in all, by Spearman and Brown."""
         return total * self.signal / (1 + total * self.signal)
 
     def total_for(self, target: float) -> float:
-        """Draws in all that reach a reliability."""
+        """Return how many draws in all reach a reliability."""
         return target / ((1 - target) * self.signal)
 
 
 class TooSmallBudget(ValueError):
-    """A budget in which not even the fewest chains come to an end.
+    """Raised when not even the fewest chains come to an end within a budget.
 
     Attributes:
         pace: Of a step and a draw, as measured.
@@ -89,7 +99,7 @@ class TooSmallBudget(ValueError):
 
 @dataclass(frozen=True)
 class Aim:
-    """What decides how many draws a run takes; at least one of both is given.
+    """The reliability, the budget or both that decide how many draws a run takes.
 
     Attributes:
         reliability: Of scores, as the summary has it.
@@ -141,7 +151,7 @@ def choose_draws(
         TooSmallBudget: It has no room for burn-in and the fewest draws.
     """
     least, asked = fewest_draws(settings, relaxation), settings.chains
-    settings = _timely(settings, aim, of_chain)
+    settings = _with_timeable_block(settings, aim, of_chain)
     pace = measure_pace(problem, settings, aim, least=least, started=started)
     chosen, goal, why = settings, None, list[str]()
     draws = least
@@ -179,7 +189,7 @@ def _within(
     if chains < min(settings.block_size, settings.chains) and not settings.compiled:
         # A device that is not full takes as long for fewer.
         settings = replace(settings, chains=chains, block_size=chains)
-        pace = timed_again(problem, settings, budget, pace)
+        pace = measure_pace_again(problem, settings, budget, pace)
         chains, allowed = affordable(settings, budget, pace, least)
     block_size = min(settings.block_size, chains)
     return replace(settings, chains=chains, block_size=block_size), allowed, pace
@@ -197,7 +207,7 @@ def _forecast(settings: RunSettings, pace: Pace, draws: int) -> str:
     )
 
 
-def _timely(settings: RunSettings, aim: Aim, of_chain: float) -> RunSettings:
+def _with_timeable_block(settings: RunSettings, aim: Aim, of_chain: float) -> RunSettings:
     """Return settings with as many chains as can be timed within a share of the budget."""
     if aim.budget is None or not of_chain:
         return settings
@@ -224,7 +234,7 @@ def measure_pace(
         TooSmallBudget: Not even these are made within it: the pilot itself could outlast it.
     """
     timed = replace(settings, draws=2)
-    step, record = _timed(make_engine(problem, timed), settings.block_size, aim.budget)
+    step, record = _time_steps(make_engine(problem, timed), settings.block_size, aim.budget)
     if aim.budget is not None:
         spent = time.perf_counter() - started
         affordable(settings, aim.budget, Pace(step, record, math.nan, spent), least)
@@ -246,7 +256,7 @@ def measure_pace(
     return Pace(step, record, signal, time.perf_counter() - started)
 
 
-def timed_again(problem: Problem, settings: RunSettings, budget: float, pace: Pace) -> Pace:
+def measure_pace_again(problem: Problem, settings: RunSettings, budget: float, pace: Pace) -> Pace:
     """Return the same signal, with the seconds of a block of another size.
 
     Args:
@@ -257,12 +267,12 @@ def timed_again(problem: Problem, settings: RunSettings, budget: float, pace: Pa
     """
     started = time.perf_counter()
     alone = make_engine(problem, replace(settings, draws=2))
-    step, record = _timed(alone, settings.block_size, budget - pace.spent)
+    step, record = _time_steps(alone, settings.block_size, budget - pace.spent)
     return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
 
 
-def _timed(engine: Engine, chains: int, budget: float | None) -> tuple[float, float]:
-    """Seconds of a step and of a record, the first of each left out; few if they are long."""
+def _time_steps(engine: Engine, chains: int, budget: float | None) -> tuple[float, float]:
+    """Return the seconds of a step and of a record, the first of each left out."""
     start = engine.start(0, chains)
     longest = math.inf if budget is None else _TIMED_SHARE * budget
     marks, records = [], []
@@ -280,7 +290,7 @@ def _timed(engine: Engine, chains: int, budget: float | None) -> tuple[float, fl
 
 
 def short_traces(engine: Engine, chains: int) -> LossTraces:
-    """Traces of a run's first chains, whole blocks of them, in memory."""
+    """Return the traces of a run's first chains, whole blocks of them, in memory."""
     train, query = [], []
     size = engine.settings.block_size
     for block in range(chains // size):

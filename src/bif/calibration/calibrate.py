@@ -16,7 +16,7 @@ from bif.calibration.control_variates import fall_back
 from bif.calibration.measured_mass import whitened_curvature
 from bif.calibration.oracle_race import seconds_of_gradient
 from bif.calibration.pilot import Pilot, pilot
-from bif.calibration.preflight import first_look
+from bif.calibration.preflight import check_items
 from bif.calibration.steps import OPEN_DRAWS, choose_steps, relaxation_steps, smallest_curvature
 from bif.calibration.temperature import default_nbeta
 from bif.problem.items import batch_leaves, to_device
@@ -28,35 +28,38 @@ from bif.sampling.oracles import vmap_refusal
 from bif.sampling.settings import RunSettings, Settings
 
 DEFAULT_DRAWS = 200
+"""Draws of each chain where neither draws nor reliability nor budget are given."""
 _FASTER = 0.7
 """Share of a stack's time that chains one by one may take to be preferred: less is chance."""
-_MASS_TIMES, _MASS_SHARE = 200.0, 0.2
-"""How long a mass takes to measure, in gradients of the pilot's chains, and the share of a budget
-that it may take."""
+_MASS_TIMES = 200.0
+"""Time that a mass takes to measure, in gradients of the pilot's chains."""
+_MASS_SHARE = 0.2
+"""Part of a budget that measuring a mass may take; sampling needs the rest."""
 _ACTIVATION_BYTES = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
+"""Bytes of activations that a chunk may hold, by the kind of device."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Settings with nothing left open, and the choices that led there."""
+    """The complete settings of a run, and the choices that led there."""
 
     settings: RunSettings
     choices: tuple[Choice, ...]
     reliability: float | None = None
-    """What was aimed at, if anything."""
+    """The reliability that was asked for, if any."""
     goal: Goal | None = None
-    """Where to end before the last draw."""
+    """The reliability that ends the run before its last draw, if any."""
     curvature: float | None = None
-    """Largest of the mean loss where the chains go, if it was measured or given."""
+    """Largest curvature of the mean loss where the chains go, if it was measured or given."""
 
     @property
     def explanations(self) -> tuple[str, ...]:
-        """A line for each choice."""
+        """Return a line for each choice."""
         return tuple(map(str, self.choices))
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader should see beside the result."""
+        """Return what a reader should see beside the result."""
         return [choice.reason for choice in self.choices if choice.is_warning]
 
 
@@ -99,7 +102,7 @@ def calibrate(
     free = settings
     settings = _choose_oracle(problem, settings, choices)
     settings = _choose_chunk(problem, settings, choices)
-    first_look(problem, settings, choices)
+    check_items(problem, settings, choices)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if aim is not None and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, choices)
@@ -127,7 +130,7 @@ def calibrate(
 
 
 def refuse_unusable(problem: Problem, settings: Settings) -> None:
-    """Raise what `calibrate` would before its pilot: cheap, so that it comes before long work.
+    """Raise early what `calibrate` would raise before its pilot, without long work.
 
     Raises:
         ValueError: As `calibrate`, but for a budget that is too small.
@@ -135,7 +138,7 @@ def refuse_unusable(problem: Problem, settings: Settings) -> None:
     choices = Choices()
     settings = with_precisions(problem, _with_gradient(settings, choices), choices)
     settings = _choose_oracle(problem, with_movable(problem, settings, choices), choices)
-    first_look(problem, _choose_chunk(problem, settings, choices), choices)
+    check_items(problem, _choose_chunk(problem, settings, choices), choices)
 
 
 def _with_gradient(settings: Settings, choices: Choices) -> Settings:
@@ -162,7 +165,7 @@ def with_precisions(problem: Problem, settings: Settings, choices: Choices) -> S
 
 
 def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:
-    """Of U."""
+    """Return the largest curvature of U, from that of the mean loss."""
     assert settings.nbeta is not None and settings.gamma is not None
     return settings.nbeta * (of_mean_loss + settings.weight_decay) + settings.gamma
 
@@ -205,7 +208,7 @@ def _choose_oracle(problem: Problem, settings: Settings, choices: Choices) -> Se
 def _faster_oracle(
     problem: Problem, free: Settings, stacked: Settings, choices: Choices
 ) -> Settings:
-    """The same chains one after another, where the device is faster at that.
+    """Return settings of sequential chains where the device is faster at these.
 
     Args:
         problem: What is to be attributed.
@@ -257,7 +260,7 @@ def _choose_chunk(problem: Problem, settings: Settings, choices: Choices) -> Set
 
 
 def activation_bytes(problem: Problem, device: torch.device) -> int:
-    """Bytes that one item keeps for the backward pass, inputs included."""
+    """Return the bytes that one item keeps for the backward pass, inputs included."""
     model = problem.evaluation_copy(device)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -283,9 +286,11 @@ def activation_bytes(problem: Problem, device: torch.device) -> int:
 def _choose_posterior_and_steps(
     problem: Problem, settings: Settings, curvature: float | None, choices: Choices
 ) -> tuple[RunSettings, float, float | None, float]:
-    """Complete settings, steps of the slowest direction to forget, curvature, seconds.
+    """Complete the settings by the posterior, the mass and the steps.
 
-    The last are of a gradient of one chain, 0 where they are not known.
+    Returns:
+        Complete settings, the relaxation time in steps, the largest curvature of the mean loss, and
+        the seconds of a gradient of one chain, 0 where they are not known.
     """
     chosen = settings
     if settings.nbeta is None:
@@ -311,7 +316,7 @@ def _choose_posterior_and_steps(
 def _choose_mass(
     problem: Problem, settings: Settings, found: Pilot, choices: Choices
 ) -> tuple[Settings, float]:
-    """The mass, and the largest curvature of U in its coordinates.
+    """Choose the mass; return it with the largest curvature of U in its coordinates.
 
     Args:
         settings: With nbeta and gamma.

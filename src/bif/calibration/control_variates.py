@@ -1,8 +1,8 @@
-"""Control variates, where full gradients do not come to an end within a budget.
+"""Choose control variates where full gradients do not come to an end within a budget.
 
-Full gradients are what a run takes as long as it can: the losses of all items come with them, and
-gradient noise biases what is drawn.  A control variate leaves of that noise what the gradients of
-single items change by since w*, and costs two mini-batches a step.
+A run takes full gradients as long as it can: the losses of all items come with them, and
+gradient noise biases the draws.  With a control variate, the noise is that of the change of single
+items' gradients since w*, and a step costs two mini-batches.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from bif.sampling.settings import RunSettings, Settings
 from bif.types import Params
 
 _SHARES = (4, 6, 8, 12, 16, 24, 32)
-"""Of the train items that a mini-batch may be, from the least noisy on."""
+"""Divisors of the number of train items that give a mini-batch, from the least noisy on."""
 _SMALLEST = 32
+"""Items of a mini-batch at least; where not even these fit, the budget is refused."""
 _CHOSEN_ANEW = ("gradient", "mass", "step_size", "friction", "relaxation", "burn_in", "thin")
+"""Settings whose earlier choices are dropped."""
 _OF_ITS_OWN = 1.5
-"""What a mini-batch of each chain's own costs, against items that all chains share."""
+"""Cost of a mini-batch of each chain's own, in units of as many items that all chains share."""
 
 
 def fall_back(
@@ -97,7 +99,7 @@ def _largest_batch(
     k_max: float,
     choices: Choices,
 ) -> tuple[RunSettings, float] | None:
-    """The settings of the largest mini-batch whose forecast fits, and the steps to forget."""
+    """Return settings with the largest mini-batch that fits, and their relaxation time in steps."""
     n, pace = problem.num_train, too_small.pace
     for share in _SHARES:
         batch = ceil(n / share)
@@ -123,14 +125,14 @@ def _largest_batch(
 
 
 def _heat_away_from_center(problem: Problem, settings: RunSettings) -> float:
-    """Share by which gradient noise widens the draws, one burn-in away from w*."""
+    """Return the share by which gradient noise widens the draws, one burn-in away from w*."""
     few = replace(settings, draws=2, chains=2, block_size=2)
     engine = make_engine(problem, few)
     return heat(engine, _one_burn_in_away(engine))
 
 
 def _one_burn_in_away(engine: Engine) -> Params:
-    """Weights of one chain, `[1, *shape]`."""
+    """Return the weights of one chain after its burn-in, `[1, *shape]`."""
     burn_in = engine.settings.burn_in
     *_, last = engine.positions(0, 2, engine.start(0, 2), last_step=burn_in)
     return {name: leaf[:1] for name, leaf in tensors.copied(last.state.params).items()}

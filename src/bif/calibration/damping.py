@@ -1,4 +1,4 @@
-"""The default damping gamma/nbeta: how far draws may go in directions that the data leave open."""
+"""Choose the default damping gamma/nbeta: how far draws go where the data leave w open."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bif.sampling.posterior import LocalPosterior
 from bif.types import Gradient, Params
 
 SHARE = 50.0
-"""Part of the largest curvature at w* that is the damping where training left no slower trace."""
+"""Divisor of the largest curvature at w* that gives the damping, unless training left less."""
 FLATTEST = 1e-3
-"""Part of the largest curvature below which the damping does not go, nor steps are planned for."""
+"""Part of the largest curvature below which the damping does not go, so that chains mix."""
 _ROUNDING = 10.0
-"""Rounding errors of the steepest direction below which a gradient at w* is none."""
+"""Rounding errors of the steepest direction below which a gradient at w* counts as zero."""
 
 
 def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
-    """The default gamma/nbeta and the reason.
+    """Return the default gamma/nbeta and the reason.
 
     `sqrt(a min(a, r))` of two yardsticks: a fiftieth of the largest curvature at w*, `a`, and the
     leftover curvature `r`; at least a thousandth of the largest, so that chains can mix.  `a` alone
@@ -28,7 +28,7 @@ def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
     docs/calibration-measured.md has both.
 
     Args:
-        largest: Curvature of the mean loss at w*.
+        largest: Largest curvature of the mean loss at w*.
         leftover: What `leftover_curvature` found; NaN where it is not known.
     """
     part = largest / SHARE
@@ -48,7 +48,7 @@ def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
 def leftover_curvature(
     gradient: Gradient, posterior: LocalPosterior, params: Params, *, largest: float
 ) -> float:
-    """`|H g| / |g|` at w* of the training objective's gradient g and Hessian H.
+    """Return `|H g| / |g|` at w* of the training objective's gradient g and Hessian H.
 
     Gradient descent shrinks g by the factor `exp(-H t)`, so what is left of it lies in directions
     of curvature 1/t, roughly, which training and retraining had no time to settle.  Weight decay is
@@ -59,7 +59,7 @@ def leftover_curvature(
         gradient: Of the mean loss over all train items.
         posterior: With center, masks and weight decay, both of which count.
         params: w*, leaves `[1, *shape]`.
-        largest: Curvature of the mean loss at w*.
+        largest: Largest curvature of the mean loss at w*.
 
     Returns:
         In units of the loss; NaN where g is certainly no more than w*'s rounding.

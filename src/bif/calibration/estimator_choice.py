@@ -1,4 +1,4 @@
-"""Choose between fluctuation and response: which of the two estimators gets there first."""
+"""Choose between fluctuation and response, by which estimator reaches an error sooner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bif.sampling.choices import Choice
 
 
 class Cost(NamedTuple):
-    """What a pilot of an estimator took and reached.
+    """The seconds that a pilot of an estimator took and the error that it reached.
 
     Attributes:
         seconds: Of recorded sampling, without burn-in and set-up.
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
     steps: int = 0
 
     def steps_to(self, standard_error: float) -> int:
-        """Recorded steps after which a response has this error: errors fall as their root."""
+        """Return the recorded steps at which a response has this error; it falls as their root."""
         return ceil(self.steps * (self.standard_error / standard_error) ** 2)
 
 

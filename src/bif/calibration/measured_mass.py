@@ -1,4 +1,4 @@
-"""The mass from products of U's Hessian with random directions, where a short walk from w* went.
+"""Measure the mass by products of U's Hessian with random directions, off w* by a short trajectory.
 
 For a leaf whose Hessian is `A ⊗ B`, a product with a random matrix Z is `B Z A`, and the second
 moments of its rows and columns have the eigenvectors of A and B.  So random products find the basis
@@ -33,18 +33,24 @@ from bif.types import Mass, Params
 
 LARGEST_ROTATION = 1024
 """Sides longer than this are not rotated: a rotation of n takes n² numbers and n³ work."""
-_CHAINS, _ROUNDS, _ITEMS = 4, 16, 512
-"""Chains and rounds of the products, `_CHAINS · _ROUNDS` for the basis and as many for the scales;
-items they are taken over."""
-_LOOK_CHAINS, _LOOK_ITERATIONS = {"stacked": 16}, 10
-"""Chains of the walk in round coordinates, where curvatures have a tail; `_CHAINS` one by one."""
+_CHAINS = 4
+"""Chains at whose weights products are taken."""
+_ROUNDS = 16
+"""Products of each chain for the basis, and again as many for the scales."""
+_ITEMS = 512
+"""Train items that the products are taken over, at most."""
+_TRAJECTORY_CHAINS = {"stacked": 16}
+"""Chains of the trajectory in the coordinates of the mass, by the oracle; others have `_CHAINS`.
+Curvatures have a tail there, so that a few chains can miss the largest."""
+_POWER_ITERATIONS = 10
+"""Steps of a power iteration for the largest curvature at each of many places."""
 
 _measured: WeakKeyDictionary[Problem, dict[Settings, KroneckerMass]] = WeakKeyDictionary()
-"""A run builds its machinery several times over; what was measured for it is kept meanwhile."""
+"""Masses by the settings that they depend on: a run builds its engine several times."""
 
 
 def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
-    """The mass of a run: it depends on the posterior alone, not on the run's seed.
+    """Return the mass of a run; it depends on the posterior alone, not on the run's seed.
 
     Costs about 300 gradients of four chains over at most 512 items.
 
@@ -61,9 +67,9 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
     if key not in kept:
         with torch.no_grad():
             pilot = _Pilot(problem, key)
-            first = pilot.mass(pilot.walked() or pilot.start())
-            # Where the first walk had no time to go, the second goes with its mass.
-            kept[key] = pilot.mass(pilot.walked(first) or pilot.start())
+            first = pilot.mass(pilot.end_of_trajectory() or pilot.start())
+            # Where the first trajectory was too short to leave w*, the second has the mass.
+            kept[key] = pilot.mass(pilot.end_of_trajectory(first) or pilot.start())
     return kept[key]
 
 
@@ -74,17 +80,17 @@ def make_engine(problem: Problem, settings: RunSettings) -> Engine:
 
 
 def whitened_curvature(problem: Problem, settings: Settings) -> float:
-    """Largest curvature of U in round coordinates: at w*, and where a walk in them goes.
+    """Return the largest curvature of U in the mass's coordinates, at w* and along a trajectory.
 
     Args: as for `measured_mass`.
 
     Returns:
-        Infinity where every walk runs off: no step is known that would not.
+        Infinity where chains run off with every step that is tried.
     """
     pilot = _Pilot(problem, settings)
     mass = measured_mass(problem, settings)
     with torch.no_grad():
-        seen = pilot.seen(mass, _LOOK_CHAINS.get(settings.oracle or "", _CHAINS))
+        seen = pilot.trajectory(mass, _TRAJECTORY_CHAINS.get(settings.oracle or "", _CHAINS))
         if seen is None:
             return math.inf
         return max(pilot.largest(params, mass) for params in (pilot.center(), *seen))
@@ -110,7 +116,7 @@ class _Pilot:
         )  # fmt: skip
 
     def mass(self, params: Params) -> KroneckerMass:
-        """Basis from the first products at these weights, scales from the others."""
+        """Return the mass: its basis from the first products, its scales from further ones."""
         posterior = self._posterior
         noise = self._noise("products")
         product = hessian_product(self._gradient, params, posterior.masks)
@@ -135,17 +141,17 @@ class _Pilot:
     def start(self, chains: int = _CHAINS) -> Params:
         return tensors.stacked(self._posterior.center, chains)
 
-    def walked(self, mass: KroneckerMass | None = None) -> Params | None:
-        """A few chains after a careful walk from w*; None if they run off."""
-        seen = self.seen(mass, _CHAINS)
+    def end_of_trajectory(self, mass: KroneckerMass | None = None) -> Params | None:
+        """Return a few chains at the end of a short trajectory; None if they run off."""
+        seen = self.trajectory(mass, _CHAINS)
         return None if seen is None else seen[-1]
 
-    def seen(self, mass: KroneckerMass | None, chains: int) -> list[Params] | None:
-        """Chains along a careful walk from w*; None if they run off."""
+    def trajectory(self, mass: KroneckerMass | None, chains: int) -> list[Params] | None:
+        """Return chains at several places of a short trajectory; None if they run off."""
         least = 1e-30 if mass is None else 1.0
         return short_trajectory(
             self._posterior, gradient=self._gradient, params=self.start(chains),
-            noise=self._noise("walk"), k_max=max(self.largest(self.center(), mass), least),
+            noise=self._noise("trajectory"), k_max=max(self.largest(self.center(), mass), least),
             mass=mass,
         )  # fmt: skip
 
@@ -153,7 +159,7 @@ class _Pilot:
         product = hessian_product(self._gradient, params, self._posterior.masks)
         white = whitened_product(product, self._posterior, mass)
         direction = self._noise("largest").normal(params)
-        return float(largest_eigenvalue(white, direction, iterations=_LOOK_ITERATIONS).max())
+        return float(largest_eigenvalue(white, direction, iterations=_POWER_ITERATIONS).max())
 
     def _products(
         self, product: Callable[[Params], Params], params: Params, noise: BlockNoise
@@ -165,18 +171,18 @@ class _Pilot:
             yield tensors.scale_chains_(moved, length)
 
     def _noise(self, purpose: str) -> BlockNoise:
-        counter = ("walk", "products", "largest").index(purpose)
+        counter = ("trajectory", "products", "largest").index(purpose)
         source = generator(0, 0, "mass", device=self._device, counter=counter)
         return BlockNoise(source, self._posterior.masks)
 
 
 def _sides(leaf: Tensor) -> tuple[int, int]:
-    """Rows and columns of a leaf `[*shape]` as a matrix."""
+    """Return the rows and columns of a leaf `[*shape]` as a matrix."""
     return (len(leaf), leaf[0].numel()) if leaf.dim() > 1 else (1, leaf.numel())
 
 
 def _basis(products: Iterator[Params], posterior: LocalPosterior) -> tuple[Params, Params]:
-    """Eigenvectors of the second moments of the products' rows and columns."""
+    """Return the eigenvectors of the second moments of the products' rows and columns."""
     left: Params = {}
     right: Params = {}
     for moved in products:

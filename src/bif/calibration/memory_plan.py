@@ -1,4 +1,4 @@
-"""What a live run will take, before it starts: bytes on the device by what they are for, seconds.
+"""Forecast what a live run will take: bytes on the device by what they are for, and seconds.
 
 Weights, w*, the sampler's state and the step are counted from shapes; what a pass of the model
 takes besides is measured on a few items and on half as many, and is a line in their number.
@@ -29,16 +29,17 @@ from bif.sampling.settings import Settings
 from bif.terminal import as_bytes
 
 _TIMED_STEPS = 3
+"""Steps that are timed; the first two are warm-up."""
 _MEASURED_ITEMS = 16
-"""Of a pass, at most: with fewer, what is done for some tokens at a time still grows with them."""
+"""Items of a measured pass at most: with far fewer, memory is not yet a line in their number."""
 _ROWS_HELD = {"fused": 3.0, "lean": 4.25}
-"""Numbers of 4 bytes that a fused step holds for each of the rows that it moves, at most: the
-force, w - w* and noise; in bfloat16 also the wide weights and what their rounding takes."""
+"""Numbers of 4 bytes that a fused step holds for each weight that it moves, by `memory`: the force,
+w - w* and noise; where weights are bfloat16 also their wide copies and their rounding."""
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """What weights take on the device of a live run, whatever the items.
+    """The bytes that weights take on the device of a live run, whatever the items.
 
     Attributes:
         weights: The live module's own.
@@ -55,24 +56,24 @@ class WeightBytes:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the sum of all parts."""
         return self.weights + self.center + self.state + self.step
 
 
 _GRAPHS_RESERVE = 460 * 2**20
-"""What the pools of CUDA graphs hold beyond their passes' own values: .33 to .54 GiB on an H100, of
-models of 14 to 160 million weights."""
+"""Bytes that the pools of CUDA graphs hold beyond their passes' own values: .33 to .54 GiB on an
+H100, with models of 14 to 160 million weights."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes of a pass of the model besides weights: a line in the number of items."""
+    """The bytes of a pass of the model besides weights: a line in the number of items."""
 
     fixed: int
     item: int
 
     def of(self, num_items: int) -> int:
-        """For so many items."""
+        """Return the bytes of a pass of so many items."""
         return self.fixed + num_items * self.item
 
 
@@ -106,7 +107,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Most bytes on the device at a time, besides the caller's own model."""
+        """Return the most bytes on the device at a time, besides the caller's own model."""
         w, s = self.weights, self.settings
         passing = self.backward.of(self.pass_size)
         observing = self.forward.of(self.chunk_size)
@@ -124,7 +125,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of the sampling of all chains, one after another."""
+        """Return the seconds of sampling all chains, one after another."""
         s = self.settings
         assert None not in (s.chains, s.draws, s.burn_in, s.thin)
         steps = (s.burn_in or 0) + ((s.draws or 0) - 1) * (s.thin or 0)
@@ -133,22 +134,22 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """Items of a step."""
+        """Return the items of a step."""
         s = self.settings
         return self.num_train if s.gradient == "full" else s.batch_size or self.num_train
 
     @property
     def pass_size(self) -> int:
-        """Items of a backward pass."""
+        """Return the items of a backward pass."""
         return min(self.settings.pass_size or self.num_train, self.batch_size)
 
     @property
     def chunk_size(self) -> int:
-        """Items of a forward pass that observes."""
+        """Return the items of a forward pass that observes."""
         return min(self.settings.chunk_size or self.num_train, self.num_train)
 
     def in_words(self) -> list[str]:
-        """For people."""
+        """Return the forecast as lines of text."""
         w = self.weights
         parts = {
             "weights": w.weights,
@@ -167,7 +168,7 @@ class Plan:
 
 
 def plan(problem: Problem, settings: Settings | None = None) -> Plan:
-    """What `bif.attribute` of a live module would take.
+    """Return the forecast of what `bif.attribute` of a live module would take.
 
     Args:
         problem: What is to be attributed.
@@ -182,7 +183,7 @@ def plan(problem: Problem, settings: Settings | None = None) -> Plan:
 
 
 def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
-    """By shapes alone: nothing is evaluated.
+    """Return the bytes of weights by shapes alone; nothing is evaluated.
 
     Args:
         problem: What is to be attributed.
@@ -230,7 +231,7 @@ def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
 
 
 def _step_bytes(leaf: Tensor, settings: Settings) -> int:
-    """What a fused step holds while it moves the rows of a leaf `[*shape]`."""
+    """Return the bytes that a fused step holds while it moves rows of a leaf `[*shape]`."""
     row = max(1, prod(leaf.shape[1:]))
     rows = min(leaf.numel(), row * max(1, ROWS_OF // row))
     return int(_ROWS_HELD[settings.memory] * max(4, leaf.element_size()) * rows)
@@ -308,7 +309,7 @@ def forecast_live(engine: Engine) -> Plan:
 
 
 def _backward(engine: Engine, oracle: LiveOracle, count: int) -> None:
-    """A step's pass; in the place of a fused step its room is taken and given back."""
+    """Run a step's backward pass, with the room of a fused step taken and given back."""
 
     def take(name: str, gradient: Tensor) -> None:
         if engine.settings.memory != "plain":
@@ -325,10 +326,10 @@ def _forward(engine: Engine, oracle: LiveOracle, count: int) -> None:
 
 
 def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -> Pass:
-    """Peaks of a few items and of half as many as a line; the first call of all is not counted."""
+    """Measure peaks of a few items and of half as many; return the line through both."""
     most = min(max(2, num_items or problem.num_train), problem.num_train, _MEASURED_ITEMS)
     with torch.compiler.set_stance("force_eager"):
-        run(1)
+        run(1)  # the first call of all allocates more
     peaks = []
     for count in (few := max(1, most // 2), most):
         # Nothing can be counted inside of what is compiled, which takes no more.
@@ -340,14 +341,14 @@ def _line(num_items: int | None, problem: Problem, run: Callable[[int], None]) -
 
 
 def _bytes_of(items: Items) -> int:
-    """Of tensors that are held; a Dataset's batches come one by one."""
+    """Return the bytes of items held as tensors; a Dataset's batches come one by one."""
     if isinstance(items.data, torch.utils.data.Dataset):
         return 0
     return sum(leaf.numel() * leaf.element_size() for leaf in batch_leaves(items.data).values())
 
 
 def _pace(engine: Engine) -> tuple[float, float, float]:
-    """Seconds of warm-up, of a step and of a record."""
+    """Return the seconds of warm-up, of a step and of a record."""
     steps, records = [], []
     mark = time.perf_counter()
     for position in engine.positions(0, 1, engine.start(0, 1), last_step=_TIMED_STEPS):

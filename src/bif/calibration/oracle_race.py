@@ -1,4 +1,4 @@
-"""Chains of a block as one operation, or one after another: what a device does faster.
+"""Measure whether a device is faster at stacked chains or at one chain after another.
 
 Stacks of linear layers are batched products, which fill a GPU; a stack of convolutions is a grouped
 one, which a GPU may do more slowly than one after another.
@@ -18,13 +18,16 @@ from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_
 from bif.sampling.gradients import FullGradient
 from bif.sampling.settings import Settings
 
-_CHAINS, _ITEMS = 8, 1024
+_CHAINS = 8
+"""Chains that are timed at most."""
+_ITEMS = 1024
+"""Train items of a timed gradient at most."""
 _CALLS = 3
-"""Before the one that is timed: from the third on, a pass is replayed."""
+"""Gradients before the timed one: from the third on, a GPU replays a recorded graph."""
 
 
 def seconds_of_gradient(problem: Problem, settings: Settings) -> float:
-    """Of full gradients of a few chains at w*, over at most 1,024 train items.
+    """Return the seconds of a full gradient of a few chains at w*, over at most 1,024 train items.
 
     Args:
         problem: What is to be attributed.

@@ -59,7 +59,7 @@ def calibrate_pairs(problem: Problem, request: Request) -> Calibration:
 
 
 def _with_oracle(problem: Problem, settings: Settings, choices: Choices) -> Settings:
-    """Sequential chains where vmap cannot take the gradient of each chain's own query."""
+    """Return settings of sequential chains where vmap cannot take each chain's own query."""
     if settings.oracle == "sequential":
         return settings
     device = run_device(problem, settings)

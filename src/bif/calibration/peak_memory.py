@@ -1,4 +1,4 @@
-"""The largest number of bytes that tensors held at a time, counted operation by operation."""
+"""Count the largest number of bytes that tensors hold at a time, operation by operation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the storages made by the operations that run inside, on any device.
+    """Count the storages made by the operations that run inside, on any device.
 
-    What a kernel takes for itself does not show, nor what was there before.
+    Workspaces of kernels and storages from before do not count.
 
     Attributes:
         now: Bytes of storages that are alive.
@@ -50,5 +50,5 @@ class PeakBytes(TorchDispatchMode):
 
 
 def _has_storage(value: object) -> bool:
-    """Whether it is a dense tensor; the parts of a sparse one come as tensors of their own."""
+    """Return whether it is a dense tensor; the parts of a sparse one come on their own."""
     return isinstance(value, Tensor) and value.layout == torch.strided

@@ -1,4 +1,4 @@
-"""What w* and a short walk away from it tell: gamma's default, and curvatures."""
+"""Measure curvatures at w* and along a short trajectory, and choose gamma's default by them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bif.calibration.alignment import (
     gradient_sketches,
 )
 from bif.calibration.damping import SHARE, leftover_curvature, usual_damping
-from bif.calibration.short_trajectory import LOOKS, STEPS, short_trajectory
+from bif.calibration.short_trajectory import NUM_PLACES, STEPS, short_trajectory
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -33,48 +33,56 @@ from bif.sampling.settings import Settings
 from bif.types import Params
 
 RUN_OFF = "chains that start at w* run off"
-"""Begins an explanation that is one."""
+"""Beginning of the warning that chains run off, by which a run picks it from the warnings."""
 
-_PILOT_ITEMS, _FEWEST_ITEMS = 1024, 64
+_PILOT_ITEMS = 1024
+"""Train items that the pilot evaluates, at most."""
+_FEWEST_ITEMS = 64
+"""Train items that the trajectory sees, however short a budget is."""
 _MOST_ITEMS = 16_384
-"""Of a gradient at w*: that of a part of the items is not what training left there."""
-PILOT_CHAINS, FEW_CHAINS = 16, 4
-"""Chains of the walk, stacked and one after another: curvatures of U have a tail, and the step must
-be stable in it."""
-_LOOK_ITERATIONS = 10
-"""Of a power iteration at each of many places."""
+"""Train items up to which the gradient at w* is taken: a part of the items does not tell it."""
+PILOT_CHAINS = 16
+"""Stacked chains of the trajectory: curvatures of U have a tail, and the step must suit it."""
+FEW_CHAINS = 4
+"""Chains of the trajectory where they step one after another, which takes longer."""
+_POWER_ITERATIONS = 10
+"""Steps of a power iteration at each of many places."""
 _MOST_NUMBERS = 2**28
-"""Weights of all chains of the walk together."""
+"""Weights of all chains of the trajectory together, at most."""
 _WIDEST = 3.0
 """The Gaussian's radius, `sqrt(number of moving weights / gamma)`, in units of |w*|, at most: where
 the items are fitted perfectly the loss is flat at w*, and its curvature tells no scale."""
-_NEARLY, _FLAT = 10.0, 1000.0
-"""A gamma below so many times that of this radius lets chains meet other curvatures than that at
-w*; if those are so many times larger, the items are fitted perfectly."""
+_NEARLY = 10.0
+"""Factor on the gamma of that radius below which chains can meet other curvatures than at w*."""
+_FLAT = 1000.0
+"""Ratio of the curvature in that ball to that at w* above which the items are fitted perfectly."""
 _TIGHTER = 8
 """Tenfold gammas that are tried where chains run off."""
 _BATCHES = 8
-"""Mini-batches whose curvatures are looked at."""
-_CENTER_ITERATIONS, _CENTER_SHARE, _TIMED_SHARE = 20, 0.3, 0.05
-"""Of a power iteration at w*, and the shares of a budget that both of these, and the timing of a
-stack, may take."""
+"""Mini-batches whose curvatures are measured."""
+_CENTER_ITERATIONS = 20
+"""Steps of a power iteration at w*, where the curvature sets gamma."""
+_CENTER_SHARE = 0.3
+"""Part of a budget that the curvatures at w* may take."""
+_TIMED_SHARE = 0.05
+"""Part of a budget that timing a stack of chains may take."""
 _FEWEST_STEPS = 8 * 60 * 15
 """Gradients of single chains in the shortest run: 8 chains of 60 relaxation times of 15 steps."""
-_WALK_SHARE = 0.1
-"""Of a budget, what the walk and the look around may take before they see fewer items."""
-_WALK_TIMES = STEPS + 2 * LOOKS * _LOOK_ITERATIONS
-"""How long these take, in gradients of all their chains on as many items."""
+_TRAJECTORY_SHARE = 0.1
+"""Part of a budget that the trajectory and its curvatures may take before they see fewer items."""
+_TRAJECTORY_TIMES = STEPS + 2 * NUM_PLACES * _POWER_ITERATIONS
+"""Time that these take, in gradients of all their chains on as many items."""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What was found.
+    """The gamma and the curvature that a pilot found, and its times.
 
     Attributes:
         gamma: The user's, or the default.
-        curvature: Largest of the mean loss, at w* or where a short walk goes.
-        seconds: Of a gradient of the walk's chains, over the items that they see.
-        seconds_of_chain: Of a gradient of one chain alone over all train items.
+        curvature: Largest curvature of the mean loss, at w* or along the trajectory.
+        seconds: Seconds of a gradient of the trajectory's chains, over the items that they see.
+        seconds_of_chain: Seconds of a gradient of one chain alone over all train items.
     """
 
     gamma: float
@@ -87,8 +95,8 @@ def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
     """Choose gamma, and find the largest curvature of the mean loss where chains will go.
 
     The posterior must not depend on the run's seed or on the machine, so gamma comes from w* alone
-    and from a generator of its own; the walk only makes the step safer, and where a budget is short
-    it sees fewer items.
+    and from a generator of its own; the trajectory only makes the step safer, and where a budget is
+    short it sees fewer items.
 
     Args:
         problem: What is to be attributed.
@@ -96,16 +104,16 @@ def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
         choices: Gets what is chosen.
     """
     probe = Probe(problem, settings.plain())
-    center = probe.look_at_center()
+    center = probe.measure_center()
     gamma, there = _choose_gamma(probe, center, choices)
-    gamma, few, seen = _walk(probe, center, gamma, there, choices)
+    gamma, few, seen = _leave_center(probe, center, gamma, there, choices)
     if seen is None:
         return Pilot(gamma, there, center.seconds, center.seconds_of_chain)
-    found = [probe.largest(few, place, _LOOK_ITERATIONS) for place in seen]
+    found = [probe.largest(few, place, _POWER_ITERATIONS) for place in seen]
     away = max((x for x in found if x < math.inf), default=center.largest)
     choices.remark(
-        f"largest curvature of the mean loss: {center.largest:.4g} at w*, {away:.4g} along a walk "
-        f"of {STEPS} steps ({probe.num_chains} chains, {len(few.items)} items)"
+        f"largest curvature of the mean loss: {center.largest:.4g} at w*, {away:.4g} along a "
+        f"trajectory of {STEPS} steps ({probe.num_chains} chains, {len(few.items)} items)"
     )
     largest = max(there, away)
     if probe.settings.gradient != "full":
@@ -115,13 +123,13 @@ def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
 
 @dataclass(frozen=True)
 class _Center:
-    """What w* tells.
+    """The curvatures and the times measured at w*.
 
     Attributes:
-        largest: Curvature of the mean loss.
-        smallest: The same; below 0 where the training objective curves downwards.
-        seconds: Of a gradient of the walk's chains, over the items that are looked at.
-        seconds_of_chain: Of a gradient of one chain alone over all train items.
+        largest: Largest curvature of the mean loss.
+        smallest: Smallest curvature of the mean loss; below 0 where it curves downwards.
+        seconds: Seconds of a gradient of the trajectory's chains, over the pilot's items.
+        seconds_of_chain: Seconds of a gradient of one chain alone over all train items.
     """
 
     largest: float
@@ -136,7 +144,7 @@ class Probe:
     def __init__(self, problem: Problem, settings: Settings) -> None:
         self.problem, self.settings = problem, settings
         self.device = run_device(problem, settings)
-        self.posterior = self.held(settings.gamma or 1.0)
+        self.posterior = self.posterior_of(settings.gamma or 1.0)
         self.oracle = make_oracle(problem, settings, list(self.posterior.center))
         self.num_chains = num_pilot_chains(settings, self.posterior)
         self.noise = BlockNoise(generator(0, 0, "probe", device=self.device), self.posterior.masks)
@@ -146,30 +154,30 @@ class Probe:
         self.params = tensors.stacked(self.posterior.center, self.num_chains)
         self.one = {name: leaf[:1] for name, leaf in self.params.items()}
 
-    def held(self, gamma: float) -> LocalPosterior:
+    def posterior_of(self, gamma: float) -> LocalPosterior:
         """Return the posterior with this gamma."""
         return make_posterior(self.problem, replace(self.settings, gamma=gamma))
 
-    def items(self, count: int) -> _Looked:
+    def items(self, count: int) -> _PilotItems:
         """Return so many of the train items, the same at every call."""
         return self.at(self.order[:count])
 
-    def at(self, places: Tensor) -> _Looked:
+    def at(self, places: Tensor) -> _PilotItems:
         """Return train items by their positions."""
-        return _Looked.at(self.problem, places, self.posterior, self.device)
+        return _PilotItems.at(self.problem, places, self.posterior, self.device)
 
     def largest(
-        self, looked: _Looked, params: Params, iterations: int, noise: BlockNoise | None = None
+        self, some: _PilotItems, params: Params, iterations: int, noise: BlockNoise | None = None
     ) -> float:
         """Return the largest curvature of items' mean loss at the weights of any chain."""
         found = largest_curvature(
-            looked.gradient(self.oracle, self.settings), params,
+            some.gradient(self.oracle, self.settings), params,
             direction=(noise or self.noise).normal(params), masks=self.posterior.masks,
             iterations=iterations,
         )  # fmt: skip
         return float(found.max())
 
-    def look_at_center(self) -> _Center:
+    def measure_center(self) -> _Center:
         """Measure curvatures and seconds at w*.
 
         Raises:
@@ -208,7 +216,7 @@ class Probe:
 
 
 def _choose_gamma(probe: Probe, center: _Center, choices: Choices) -> tuple[float, float]:
-    """Return gamma, given or chosen, and the largest curvature that sets the walk's step."""
+    """Return gamma, given or chosen, and the largest curvature that sets the trajectory's step."""
     nbeta = probe.settings.nbeta or 0.0
     downwards = -nbeta * (center.smallest + probe.settings.weight_decay)
     given = probe.settings.gamma
@@ -227,12 +235,12 @@ def _choose_gamma(probe: Probe, center: _Center, choices: Choices) -> tuple[floa
 
 
 def _default_gamma(probe: Probe, center: _Center, downwards: float) -> tuple[float, float, str]:
-    """Return gamma, the largest curvature that sets the walk's step, and the reason."""
+    """Return gamma, the largest curvature that sets the trajectory's step, and the reason."""
     nbeta = probe.settings.nbeta or 0.0
     damping, why = usual_damping(center.largest, probe.leftover(center.largest))
     gamma, why = max(nbeta, 1.0) * damping, f"damping gamma/nbeta = {why}"
     if nbeta and gamma and len(probe.whole.items) >= FEWEST_ITEMS:
-        raised, words = _raised(probe, gamma / nbeta)
+        raised, words = _raise_damping(probe, gamma / nbeta)
         gamma, why = raised * gamma, why + words
     if downwards > gamma:
         gamma += downwards
@@ -266,13 +274,13 @@ def _curvature_in_the_ball(probe: Probe, gamma: float) -> float:
     source = generator(0, 0, "probe", device=probe.device, counter="ball")
     noise = BlockNoise(source, probe.posterior.masks)
     ball = tensors.add_(tensors.copied(probe.params), noise.normal(probe.params), gamma**-0.5)
-    return probe.largest(probe.whole, ball, _LOOK_ITERATIONS, noise)
+    return probe.largest(probe.whole, ball, _POWER_ITERATIONS, noise)
 
 
-def _walk(
+def _leave_center(
     probe: Probe, center: _Center, gamma: float, there: float, choices: Choices
-) -> tuple[float, _Looked, list[Params] | None]:
-    """Walk away from w*, where the curvature can be larger; with a larger gamma if chains run off.
+) -> tuple[float, _PilotItems, list[Params] | None]:
+    """Follow a short trajectory from w*, with a larger gamma if chains run off.
 
     Returns:
         gamma, the items that were seen, and the places; None if chains run off all the same.
@@ -280,20 +288,20 @@ def _walk(
     settings, decay = probe.settings, probe.settings.weight_decay
     nbeta = settings.nbeta or 0.0
 
-    def walked(looked: _Looked, gamma: float) -> list[Params] | None:
+    def places(some: _PilotItems, gamma: float) -> list[Params] | None:
         return short_trajectory(
-            probe.held(gamma), gradient=looked.gradient(probe.oracle, settings),
+            probe.posterior_of(gamma), gradient=some.gradient(probe.oracle, settings),
             params=probe.params, noise=probe.noise, k_max=nbeta * (there + decay) + gamma,
         )  # fmt: skip
 
-    count = _walked_items(len(probe.whole.items), center.seconds, settings)
+    count = _affordable_items(len(probe.whole.items), center.seconds, settings)
     few = probe.whole if count == len(probe.whole.items) else probe.items(count)
-    seen, tighter = walked(few, gamma), gamma
+    seen, tighter = places(few, gamma), gamma
     for _ in range(_TIGHTER):
         if seen is not None:
             break
         tighter = 10 * tighter or 1.0
-        seen = walked(probe.whole, tighter)  # what is found is the same on any machine
+        seen = places(probe.whole, tighter)  # what is found is the same on any machine
     if seen is None or (tighter > gamma and settings.gamma is not None):
         choices.warn(
             f"{RUN_OFF} with every step that was tried: the loss is far from quadratic there. Set "
@@ -313,7 +321,7 @@ def _largest_of_batches(probe: Probe, params: Params, largest: float, choices: C
     """Return the largest curvature of the mean loss of a few mini-batches, or `largest`."""
     batch = probe.settings.batch_size or 1
     parts = probe.order[: batch * min(_BATCHES, probe.problem.num_train // batch)].split(batch)
-    found = max(probe.largest(probe.at(part), params, _LOOK_ITERATIONS) for part in parts)
+    found = max(probe.largest(probe.at(part), params, _POWER_ITERATIONS) for part in parts)
     if not largest < found < math.inf:
         return largest
     choices.remark(
@@ -328,9 +336,9 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamm
 
     Args:
         budget: In seconds.
-        alone: Seconds of a gradient of one chain, over the items that are looked at.
-        of_chain: The same over all train items.
-        open_gamma: Whether three of these are needed too.
+        alone: Seconds of a gradient of one chain, over the pilot's items.
+        of_chain: Seconds of a gradient of one chain, over all train items.
+        open_gamma: Whether gamma is open, which takes three of these besides.
     """
     at_center = 4 * _CENTER_ITERATIONS * alone + 3 * open_gamma * of_chain
     if at_center <= _CENTER_SHARE * budget:
@@ -343,7 +351,7 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamm
     )
 
 
-class _Looked(NamedTuple):
+class _PilotItems(NamedTuple):
     """Some train items on the device, with their training weights."""
 
     items: Items
@@ -352,7 +360,7 @@ class _Looked(NamedTuple):
     @classmethod
     def at(
         cls, problem: Problem, places: Tensor, posterior: LocalPosterior, device: torch.device
-    ) -> _Looked:
+    ) -> _PilotItems:
         chosen = places.sort().values
         like = next(iter(posterior.center.values()))
         return cls(
@@ -361,7 +369,7 @@ class _Looked(NamedTuple):
         )
 
     def gradient(self, oracle: Oracle, settings: Settings) -> FullGradient:
-        """Return the gradient of their mean loss."""
+        """Return the gradient of the mean loss over these items."""
         assert settings.chunk_size is not None
         return FullGradient(
             oracle, self.items, chunk_size=settings.chunk_size, train_weights=self.weights
@@ -381,7 +389,7 @@ def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
 
 
 def num_pilot_chains(settings: Settings, posterior: LocalPosterior) -> int:
-    """Return how many chains walk: fewer where they do so one by one or are large."""
+    """Return the number of chains of the trajectory: fewer where they are large or sequential."""
     if settings.oracle == "live":
         return 1
     most = PILOT_CHAINS if settings.oracle == "stacked" else FEW_CHAINS
@@ -397,7 +405,7 @@ def narrowest_gamma(posterior: LocalPosterior) -> float:
     return posterior.num_moving / (_WIDEST**2 * square) if square > 0 else 1e-8
 
 
-def _raised(probe: Probe, damping: float) -> tuple[float, str]:
+def _raise_damping(probe: Probe, damping: float) -> tuple[float, str]:
     """Return a factor on the usual damping, and the reason for one above 1."""
     items, weights = probe.whole
     first = range(min(NUM_ITEMS, len(items)))
@@ -417,9 +425,10 @@ def _raised(probe: Probe, damping: float) -> tuple[float, str]:
     )
 
 
-def _walked_items(count: int, seconds: float, settings: Settings) -> int:
-    """As many items as fit into a budget's share; fewer items have the larger curvature."""
+def _affordable_items(count: int, seconds: float, settings: Settings) -> int:
+    """Return how many items fit into a part of a budget; fewer have the larger curvature."""
     if settings.budget is None:
         return count
-    fitting = int(count * _WALK_SHARE * float(settings.budget) / (_WALK_TIMES * seconds))
+    allowed = _TRAJECTORY_SHARE * float(settings.budget)
+    fitting = int(count * allowed / (_TRAJECTORY_TIMES * seconds))
     return min(count, max(_FEWEST_ITEMS, fitting))

@@ -1,4 +1,4 @@
-"""A look at all items at w*, twice, before anything is chosen: what is broken is named."""
+"""Evaluate all items at w* twice before anything is chosen, and name the broken ones."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ from bif.types import Batch, ItemLoss
 
 _NAMED = 5
 """Ids that a message lists, at most."""
-_RELATIVE, _ABSOLUTE = 1e-3, 1e-5
-"""Within which two values of one item are the same: devices add up in another order each time."""
-_looked: WeakKeyDictionary[Problem, dict[object, tuple[str, ...]]] = WeakKeyDictionary()
-"""A problem is looked at once, however often it is calibrated."""
+_RELATIVE = 1e-3
+"""Relative difference within which two values of one item agree: devices vary the order of sums."""
+_ABSOLUTE = 1e-5
+"""Absolute difference within which they agree, for values near zero."""
+_checked: WeakKeyDictionary[Problem, dict[object, tuple[str, ...]]] = WeakKeyDictionary()
+"""Remarks by what is movable: a problem is checked once, however often it is calibrated."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Items of one kind, and a function of each."""
+    """The items of one kind, and a function of each."""
 
     kind: str
     what: str
     function: ItemLoss
     items: Items
 
-    def named(self, positions: list[int]) -> str:
+    def name(self, positions: list[int]) -> str:
         ids = ", ".join(repr(str(self.items.ids[i])) for i in positions[:_NAMED])
         more = f" and {len(positions) - _NAMED:,} others" if len(positions) > _NAMED else ""
         return f"{ids}{more}"
 
 
-def first_look(problem: Problem, settings: Settings, choices: Choices) -> None:
+def check_items(problem: Problem, settings: Settings, choices: Choices) -> None:
     """Evaluate every train item, candidate and query at w* in two passes, and compare these.
 
     The second pass takes gradients besides, where the run has room for them, and says how many
@@ -60,14 +62,14 @@ def first_look(problem: Problem, settings: Settings, choices: Choices) -> None:
         ValueError: A value that is NaN or infinite, or differs between the passes; an item on which
             a function fails; labels out of range.  All by id.
     """
-    known = _looked.setdefault(problem, {})
+    known = _checked.setdefault(problem, {})
     if settings.movable not in known:
-        known[settings.movable] = _look(problem, settings)
+        known[settings.movable] = _check(problem, settings)
     for remark in known[settings.movable]:
         choices.remark(remark)
 
 
-def _look(problem: Problem, settings: Settings) -> tuple[str, ...]:
+def _check(problem: Problem, settings: Settings) -> tuple[str, ...]:
     device, lean = run_device(problem, settings), settings.memory == "lean"
     groups = list(_groups(problem, device))
     model = problem.evaluation_copy(device, lean=lean)
@@ -97,7 +99,7 @@ def _groups(problem: Problem, device: torch.device) -> Iterator[_Group]:
 
 
 class _Gradients:
-    """Which weights have a gradient at w*, of any train item and of any item at all."""
+    """The weights that have a gradient at w*, of any train item and of any item at all."""
 
     def __init__(self, problem: Problem, settings: Settings, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
@@ -112,7 +114,7 @@ class _Gradients:
         self._unmoved: dict[str, int] = {}
 
     def add(self, values: Tensor) -> None:
-        """The gradient of values `[B]`, each with a factor of its own so that none cancel."""
+        """Add the gradient of values `[B]`, each with a factor of its own so that none cancel."""
         if values.requires_grad:
             factors = torch.rand(len(values), generator=self._random).to(values) + 0.5
             (factors * values).sum().backward()
@@ -125,17 +127,17 @@ class _Gradients:
         )
 
     def is_finite(self) -> bool:
-        """Whether all of it is."""
+        """Return whether every gradient is finite."""
         return all(leaf.grad is None or bool(dense(leaf.grad).isfinite().all())
                    for leaf, _ in self._leaves.values())  # fmt: skip
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Drop the gradients that were added."""
         for leaf, _ in self._leaves.values():
             leaf.grad = None
 
     def in_words(self) -> tuple[str, ...]:
-        """What to say of weights that nothing moves."""
+        """Return a remark on weights that nothing moves."""
         by_train, by_any = self._unmoved["train items"], min(self._unmoved.values())
         if not by_train:
             return ()
@@ -151,12 +153,12 @@ class _Gradients:
 def _values(
     model: nn.Module, group: _Group, size: int, *, lean: bool, gradients: _Gradients | None = None
 ) -> Tensor:
-    """The group's values `[N]` on the CPU."""
+    """Return the group's values `[N]` on the CPU."""
     of_items = ItemFunction(model, group.function)
     parts = []
     for part, batch in group.items.chunks(size):
         with torch.set_grad_enabled(gradients is not None):
-            found = _tried(of_items, group, part, batch, lean=lean)
+            found = _evaluate(of_items, group, part, batch, lean=lean)
             if gradients is not None:
                 gradients.add(found)
         parts.append(found.detach().cpu())
@@ -178,13 +180,13 @@ def _refuse_gradient(
             bad.append(i)
     raise ValueError(
         f"the gradient of the {group.what} is NaN or infinite at w* for {len(bad):,} of "
-        f"{len(group.items):,} {group.kind}, whose values are finite: {group.named(bad)}. Look for "
+        f"{len(group.items):,} {group.kind}, whose values are finite: {group.name(bad)}. Look for "
         "infinities in the data, and in the model or loss for a root or a norm at 0, or a branch "
         "that is masked only afterwards."
     )
 
 
-def _tried(
+def _evaluate(
     of_items: Callable[[Batch], Tensor], group: _Group, part: slice, batch: Batch, *, lean: bool
 ) -> Tensor:
     with autocast(batch, "bfloat16" if lean else "float32"):
@@ -204,7 +206,7 @@ def _tried(
                     of_items(group.items.take(torch.tensor([i])))
                 except Exception:
                     bad.append(i)
-            names = group.named(bad or list(range(part.start, part.stop)))
+            names = group.name(bad or list(range(part.start, part.stop)))
             raise ValueError(
                 f"the {group.what} fails on {group.kind} {names} with {type(error).__name__}: "
                 f"{error} Mend or leave out these, such as labels or tokens out of range."
@@ -224,7 +226,7 @@ def _refuse_unusable(group: _Group, values: Tensor) -> None:
     why = f" ({', '.join(held)} of {str(group.items.ids[bad[0]])!r} is too)" if held else ""
     raise ValueError(
         f"the {group.what} is {kind} at w* for {len(bad):,} of {len(values):,} {group.kind}: "
-        f"{group.named(bad)}{why}. Mend or leave out these, or mend the model or the {group.what}, "
+        f"{group.name(bad)}{why}. Mend or leave out these, or mend the model or the {group.what}, "
         "before sampling."
     )
 
@@ -235,7 +237,7 @@ def _refuse_another(group: _Group, once: Tensor, again: Tensor) -> None:
     if bad:
         raise ValueError(
             f"two passes at w* gave different values of the {group.what} for {len(bad):,} of "
-            f"{len(once):,} {group.kind}: {group.named(bad)}; the first {once[bad[0]]:.4g}, then "
+            f"{len(once):,} {group.kind}: {group.name(bad)}; the first {once[bad[0]]:.4g}, then "
             f"{again[bad[0]]:.4g}. Such noise would enter every covariance. A Dataset that "
             "augments at random returns different versions of an item: pass it without "
             "augmentation. A loss that draws noise: draw it once and put it into the batch."
@@ -243,7 +245,7 @@ def _refuse_another(group: _Group, once: Tensor, again: Tensor) -> None:
 
 
 def _refuse_labels(model: nn.Module, group: _Group, *, lean: bool) -> None:
-    """Before a device is handed a label out of range, after which a GPU answers nothing more."""
+    """Raise where a label is out of range: a GPU that meets it answers nothing more."""
     if group.function not in (cross_entropy, margin):
         return
     num_classes = None
@@ -258,7 +260,7 @@ def _refuse_labels(model: nn.Module, group: _Group, *, lean: bool) -> None:
         where = bad.reshape(len(bad), -1).any(dim=1).nonzero().flatten().tolist()
         if where:
             label = labels[where[0]][bad[where[0]]].flatten()[0]
-            bad_ones = group.named([part.start + i for i in where])
+            bad_ones = group.name([part.start + i for i in where])
             raise ValueError(
                 f"the label {int(label)} is out of range: the model has {num_classes} classes, 0 "
                 f"to {num_classes - 1}. So for {group.kind} {bad_ones}. "

@@ -1,4 +1,4 @@
-"""Remedies of a run that is refused, as settings that can be given as they stand."""
+"""Word the remedies of a run that is refused as settings that can be given as they stand."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LONGEST = 100.0
 
 @dataclass(frozen=True)
 class Remedies:
-    """What to change, each as words of the form `set NAME=VALUE, … and NAME=VALUE`.
+    """The changes to a run, each as words of the form `set NAME=VALUE, … and NAME=VALUE`.
 
     They are to be given besides what the run was asked for, which stays as it is.
 
     Attributes:
-        settings: Of the run, complete; None where they are not known, and words are general.
+        settings: Complete settings of the run; None, which makes words general, if not known.
         asked: The settings that were asked for.
         num_items: Train items, which a mini-batch cannot exceed.
     """
@@ -36,11 +36,11 @@ class Remedies:
 
     @classmethod
     def of(cls, settings: RunSettings, identity: Mapping[str, Any], num_items: int) -> Remedies:
-        """Of a run with complete settings, whose identity has those that were asked for."""
+        """Return the remedies of a run, by its complete settings and its identity."""
         return cls(settings, Settings.from_dict(identity["settings"]), num_items)
 
     def smaller_step(self, times: float = 2.0) -> str:
-        """A step that is smaller by a factor, in chains that are as long in the sampler's time."""
+        """Divide the step by a factor; burn-in and thinning last as long as before."""
         s = self.settings
         if s is None:
             return "lower step_size"
@@ -51,7 +51,7 @@ class Remedies:
         )  # fmt: skip
 
     def tighter_ball(self, times: float = _LONGER) -> str:
-        """A larger gamma, another posterior closer to w*, with chains that are fitted to it."""
+        """Raise gamma: another posterior closer to w*, with chains that are fitted to it."""
         s = self.settings
         if s is None:
             return "raise gamma"
@@ -60,19 +60,19 @@ class Remedies:
         return _set(gamma=times * s.gamma if s.gamma else None, **opened)
 
     def more_draws(self, times: float = _LONGER) -> str:
-        """More draws of each chain."""
+        """Raise the draws of each chain."""
         s = self.settings
         if s is None:
             return "raise draws"
         return _set(draws=max(ceil(times * s.draws), _FEWEST), **self._not_forecast)
 
     def longer_burn_in(self) -> str:
-        """As long as calibration would have it, and longer than it was in any case."""
+        """Raise burn-in to what calibration would choose, and beyond what it was."""
         s = self.settings
         return "raise burn_in" if s is None else _set(burn_in=_burn_in(s))
 
     def longer_chains(self, times: float = _LONGER) -> str:
-        """Chains that are longer by a factor, beyond a longer burn-in: draws first, then thin."""
+        """Lengthen chains by a factor, beyond a longer burn-in: draws first, then thin."""
         s = self.settings
         if s is None:
             return "raise burn_in, draws and thin"
@@ -81,11 +81,11 @@ class Remedies:
         return _set(burn_in=_burn_in(s), draws=draws, thin=thin, **self._not_forecast)
 
     def all_items(self) -> str:
-        """Gradients without noise."""
+        """Take gradients of all items, which have no noise."""
         return _set(gradient="full", batch_size=None)
 
     def larger_batches(self, times: float) -> str | None:
-        """Mini-batches that are larger by a factor; None where there are not so many items."""
+        """Enlarge mini-batches by a factor; None where there are not so many items."""
         s = self.settings
         if s is None or s.batch_size is None:
             return "raise batch_size"
@@ -94,23 +94,23 @@ class Remedies:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether gradients are of mini-batches, as far as is known."""
+        """Return whether gradients are of mini-batches, as far as is known."""
         return self.settings is None or self.settings.gradient != "full"
 
     @property
     def is_underdamped(self) -> bool:
-        """Whether the step's bias goes with its square, as far as is known."""
+        """Return whether the step's bias goes with its square, as far as is known."""
         return self.settings is None or self.settings.traits.underdamped
 
     @property
     def _not_forecast(self) -> dict[str, None]:
-        """Draws that are given leave nothing to choose by these."""
+        """Return the settings that given draws replace."""
         given = ("budget", "reliability")
         return {name: None for name in given if getattr(self.asked, name) is not None}
 
 
 def _burn_in(s: RunSettings) -> int:
-    """As long as calibration would have it, and `_LONGER` times as long as it was at least."""
+    """Return the burn-in of calibration, or `_LONGER` times the run's where that is longer."""
     longer = max(_LONGER * s.burn_in, 100.0)
     if not (slowest := smallest_curvature(s)) > 0:
         return ceil(longer)
@@ -119,13 +119,13 @@ def _burn_in(s: RunSettings) -> int:
 
 
 def alternatives(*remedies: str | None) -> str:
-    """A sentence without its full stop; what is None is left out."""
+    """Return the remedies as a sentence without its full stop; None is left out."""
     words = ", or ".join(remedy for remedy in remedies if remedy)
     return words[:1].upper() + words[1:]
 
 
 def _set(**given: float | str | None) -> str:
-    """`set NAME=VALUE, … and NAME=VALUE`, as Python has them."""
+    """Return `set NAME=VALUE, … and NAME=VALUE`, in Python's notation."""
     values = [f"{n}={v:.3g}" if isinstance(v, float) else f"{n}={v!r}" for n, v in given.items()]
     *most, last = values
     return f"set {', '.join(most)} and {last}" if most else f"set {last}"

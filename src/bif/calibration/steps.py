@@ -1,7 +1,7 @@
-"""Step size, friction, burn-in and thinning from the extreme curvatures of U.
+"""Choose step size, friction, burn-in and thinning by the extreme curvatures of U.
 
-By the laws of the samplers on quadratics (the docs page "Samplers"): the step from the largest
-curvature, friction and burn-in from the smallest, which is gamma.
+By the laws of the samplers on quadratics (the docs page "Samplers"), the largest curvature sets the
+step; the smallest, which is gamma, sets friction and burn-in.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from bif.sampling.settings import RunSettings, Settings
 
 ROUND_STEP = 0.6
 """Step in the coordinates of a mass, in units of 1 / sqrt(largest curvature).  All directions are
-about as steep there, so what biases one biases all: at 1.4 scores of small networks were a tenth
-too large."""
+about as steep there, so a step that biases one direction biases all: at 1.4 scores of small
+networks were a tenth too large."""
 ROUND_FRICTION = 0.4
-"""In the coordinates of a mass, where curvatures are about 1: all directions steeper than .04, the
-square of its half, forget at half of it."""
+"""Friction in the coordinates of a mass, where curvatures are about 1: all directions steeper than
+.04, the square of its half, forget at half of it."""
 OPEN_DRAWS = 2
 """Draws of complete settings until draws are chosen."""
-LOW_FRICTION, CRITICAL_FRICTION = 1.4, 2.0
-"""Friction in units of sqrt(smallest curvature), without and with gradient noise."""
+LOW_FRICTION = 1.4
+"""Friction in units of sqrt(smallest curvature) without gradient noise: losses forget fastest."""
+CRITICAL_FRICTION = 2.0
+"""Friction in the same units with gradient noise, which lower friction multiplies."""
 
 
 def smallest_curvature(settings: Settings) -> float:
-    """Of U, in the coordinates of the mass: what the slowest relevant direction has."""
+    """Return the smallest relevant curvature of U, in the coordinates of the mass."""
     assert settings.nbeta is not None and settings.gamma is not None
     if settings.mass == "kronecker":
         return ((settings.friction or ROUND_FRICTION) / 2) ** 2
@@ -35,17 +37,17 @@ def smallest_curvature(settings: Settings) -> float:
 
 
 def relaxation_steps(settings: RunSettings, k_min: float) -> float:
-    """Steps in which a direction of curvature `k_min` forgets all but 1/e of where it was."""
+    """Return the steps in which a direction of curvature `k_min` forgets all but 1/e."""
     return settings.traits.relaxation_steps(settings.step_size, settings.friction, k_min)
 
 
 def burn_in_steps(settings: Settings, relaxation: float) -> int:
-    """Steps of a burn-in, from those in which the slowest direction forgets."""
+    """Return the steps of a burn-in, from the relaxation time in steps."""
     return ceil(_burn_in_times(settings) * relaxation)
 
 
 def _burn_in_times(settings: Settings) -> int:
-    """Relaxation times of a burn-in: ten of the underdamped rule's shrink a start by e^-10."""
+    """Return the relaxation times of a burn-in: ten underdamped ones shrink a start by e^-10."""
     if settings.mass == "kronecker":
         return 6
     return 10 if settings.traits.underdamped else 5
@@ -83,7 +85,7 @@ def choose_steps(
             choices.choose(
                 "friction",
                 friction,
-                "in round coordinates, where curvatures are about 1"
+                "in the coordinates of the mass, where curvatures are about 1"
                 if white
                 else f"{damped:g} sqrt(smallest curvature of U, {k_min:.4g})",
             )

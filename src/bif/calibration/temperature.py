@@ -1,4 +1,4 @@
-"""How wide the default posterior is, by how far training went and by what is to be predicted."""
+"""Choose nbeta by how far training went and by what is to be predicted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from bif.sampling.settings import Settings
 from bif.types import Target
 
 AT_A_MINIMUM: dict[Target | None, float] = {"scratch": 10.0, None: 10.0, "checkpoint": 40.0}
-"""Factors on the untempered posterior's nbeta.  Where training went to a minimum, networks trained
-on other items end near it, as the draws of a cold posterior do, and those retrained from w* stay
-nearer still."""
+"""Factors on the untempered nbeta where training went to a minimum, by what networks are retrained
+from.  Networks trained on other items end near it, as the draws of a cold posterior do, and those
+retrained from w* stay nearer still.  Measured, not derived: docs/calibration-measured.md."""
 SHORT_OF_A_MINIMUM: dict[Target | None, float] = {"scratch": 0.25, None: 1.0, "checkpoint": 40.0}
-"""Where training stopped short of one, networks retrained from scratch end elsewhere, as draws of a
-warm posterior do.  All of it is measured, not derived: see docs/calibration-measured.md.
-"""
+"""Factors on the untempered nbeta where training stopped short of a minimum.  Networks retrained
+from scratch then end elsewhere, as draws of a warm posterior do.  Measured as well."""
 FAR = 2.0
 """Squared gradient at w*, in units of its sampling noise, above which w* is no minimum."""
 _AT_ONCE = 4096
-"""Items whose parts are counted together, and whose gradient at w* is looked at."""
+"""Items whose parts are counted together, and over which the gradient at w* is taken, at most."""
 
 
 def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
@@ -38,7 +37,7 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
     """
     unit, why = untempered(problem)
     target, there = settings.retrained_from, math.nan
-    if settings.memory == "plain":  # elsewhere it is not looked at
+    if settings.memory == "plain":  # elsewhere no gradient is taken
         there = distance_from_minimum(problem, settings)
     far = there > FAR
     factor = (SHORT_OF_A_MINIMUM if far else AT_A_MINIMUM)[target]
@@ -57,10 +56,10 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
 def untempered(problem: Problem) -> tuple[float, str]:
     """Return the nbeta in whose units the default is, and the reason.
 
-    The number of items, where an item's loss is its own negative log-likelihood; of a loss that is
-    the mean of several of an item (`bif.losses.averages`), such as one per token, the number of all
-    of these; of squared errors the number of items over the variance of their targets, so that the
-    unit of the targets plays no part.  Weights of items play none either.
+    It is the number of items where an item's loss is its own negative log-likelihood.  Where a loss
+    is a mean over parts of an item (`bif.losses.averages`), such as tokens, it is the number of all
+    parts.  With squared errors it is the number of items over the variance of their targets, so
+    that the unit of the targets plays no part.  Weights of items play none either.
     """
     count = getattr(problem.loss, "averages", None)
     if count is not None:

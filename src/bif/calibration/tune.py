@@ -1,8 +1,8 @@
 """Choose nbeta and gamma by how well short runs predict a few retrained networks.
 
-Reliability cannot choose them: with gamma → ∞ a run is perfectly reliable and tells the gradient
-product.  A short run's LDS is not that of the run to come either, since noise in the scores costs
-the less damped candidates more; so each is forecast to the length of that run.
+Reliability cannot choose them: with gamma → ∞ a run is perfectly reliable, and its scores are the
+gradient product.  Nor is a short run's LDS that of the run to come, since noise in the scores costs
+less damped candidates more; so each LDS is forecast to the length of that run.
 """
 
 from __future__ import annotations
@@ -29,32 +29,41 @@ from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings
 from bif.types import Batch
 
-NBETA_FACTOR, DAMPING_FACTOR = 4.0, 3.0
-"""Steps of the search."""
+NBETA_FACTOR = 4.0
+"""Factor on nbeta from one candidate of the search to the next."""
+DAMPING_FACTOR = 3.0
+"""Factor on gamma/nbeta from one candidate to the next."""
 MIN_SUBSETS = 8
-_CHAINS, _DRAWS, _MOST_DRAWS = 8, 60, 600
-"""Of a pilot; of one that has the time, at most."""
+"""Subsets of the tuning part at least: an LDS is a correlation over subsets."""
+_CHAINS = 8
+"""Chains of a pilot."""
+_DRAWS = 60
+"""Draws of each chain of a pilot."""
+_MOST_DRAWS = 600
+"""Draws of each chain of a pilot at most, where a budget has time for longer ones."""
 _MOST_STEPS = 4
-"""Into one direction."""
+"""Candidates that are tried into one direction at most."""
 _NOISE = 0.03
-"""A forecast lower by less may be noise: the search looks one step further."""
+"""Part by which a forecast may be lower and the search still goes on: it may be noise."""
 _FEWEST = 4
-_SHARE, _PILOT_SHARE = 0.45, 0.06
-"""Of a budget: what may go into pilots, and what one of them should take."""
+"""Chains of a pilot at least, where pilots take too much of a budget."""
+_SHARE = 0.45
+"""Part of a budget that all pilots may take together; the run to come needs the rest."""
+_PILOT_SHARE = 0.06
+"""Part of a budget that one pilot should take."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate.
+    """A candidate and how well its pilot predicts retraining.
 
     Attributes:
         nbeta: Inverse temperature times n.
         gamma: Precision of the Gaussian around w*.
-        lds: Of the pilot's scores, mean over queries and observables.
-        reliability: Of the pilot's predictions: the agreement of two halves of its chains, stepped
-            up to all of them.
+        lds: LDS of the pilot's scores, mean over queries and observables.
+        reliability: Agreement of the predictions of two halves of the chains, stepped up to all.
         forecast: LDS of a run of the length to come.
-        seconds: The pilot, calibration included.
+        seconds: Seconds of the pilot, calibration included.
     """
 
     nbeta: float
@@ -67,7 +76,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Settings with nbeta and gamma, what was tried, and what was chosen."""
+    """The settings with nbeta and gamma, what was tried, and what was chosen."""
 
     settings: Settings
     tried: tuple[Tried, ...]
@@ -81,12 +90,12 @@ def tune(
     part: BankPart,
     queries: Items | Batch,
 ) -> Tuned:
-    """The nbeta and gamma whose scores predict retraining best, forecast to a run's full length.
+    """Choose the nbeta and gamma whose scores predict retraining best in a full-length run.
 
-    A search uphill: nbeta by factors of 4, colder with gamma fixed or warmer with gamma/nbeta
-    fixed, then gamma by factors of 3.  Networks retrained from scratch end further away than
-    those from w*, so for them it starts from a warm posterior, a fourth of the untempered nbeta,
-    and else from a cold one, four times that.  The forecast is `lds · sqrt(R_k / R_1)`:
+    The search goes uphill: nbeta by factors of 4, colder with gamma fixed or warmer with
+    gamma/nbeta fixed, then gamma by factors of 3.  Networks retrained from scratch end further away
+    than those from w*.  So for them it starts from a warm posterior, a fourth of the untempered
+    nbeta, and else from a cold one, four times that.  The forecast is `lds · sqrt(R_k / R_1)`:
     noise in predictions of reliability R_1 lowers a correlation by `sqrt(R_1)`, and k times the
     draws have `R_k = k R_1 / (1 + (k - 1) R_1)`.
 
@@ -116,7 +125,7 @@ def tune(
     left = None if settings.budget is None else _SHARE * float(settings.budget)
 
     def may_go_on() -> bool:
-        """Whether one more pilot, a quarter longer than the last, still fits."""
+        """Return whether one more pilot, a quarter longer than the last, still fits."""
         spent = time.perf_counter() - started
         return left is None or spent + 1.25 * pilots.tried[-1].seconds < left
 
@@ -124,7 +133,7 @@ def tune(
     damping = pilots.default_damping(n)
 
     def at(step: int) -> Tried:
-        """Colder in the same ball, or warmer in a wider one."""
+        """Try a colder posterior with the same gamma, or a warmer one in a wider ball."""
         return pilots.run(n * NBETA_FACTOR**step, damping * n * NBETA_FACTOR ** min(step, 0))
 
     outwards = -1 if part.target == "scratch" else 1
@@ -151,14 +160,14 @@ def tune(
 
 
 def forecast(value: float, reliability: float, times: float) -> float:
-    """An LDS seen with predictions of a reliability, at `times` as many draws."""
+    """Return the LDS at `times` as many draws, from that of predictions with a reliability."""
     reliability = min(max(reliability, 1e-3), 1.0)
     longer = times * reliability / (1 + (times - 1) * reliability)
     return value * (longer / reliability) ** 0.5
 
 
 def _climb(run: Callable[[int], Tried], may_go_on: Callable[[], bool]) -> Tried:
-    """The best forecast, uphill from step 0: onwards, and if that does not help, back."""
+    """Return the best candidate uphill from step 0: onwards and, without success, back."""
     best = run(0)
     for direction in (1, -1):
         climbed = False
@@ -176,7 +185,7 @@ def _climb(run: Callable[[int], Tried], may_go_on: Callable[[], bool]) -> Tried:
 
 
 class _Pilots:
-    """Short runs, judged; each pair of nbeta and gamma once."""
+    """Short runs with their forecasts; each pair of nbeta and gamma runs once."""
 
     def __init__(self, problem: Problem, settings: Settings, part: BankPart) -> None:
         self._problem, self._part = problem, part
@@ -194,7 +203,7 @@ class _Pilots:
         self._curvatures: dict[tuple[float, float], float] = {}  # by nbeta and gamma
 
     def default_damping(self, nbeta: float) -> float:
-        """The ratio of gamma to nbeta where nothing is given: it depends on w* alone."""
+        """Return the default ratio of gamma to nbeta, which depends on w* alone."""
         complete = calibrate(self._problem, replace(self._plain, nbeta=nbeta))
         gamma = complete.settings.gamma
         assert complete.curvature is not None
@@ -204,32 +213,32 @@ class _Pilots:
     def run(self, nbeta: float, gamma: float) -> Tried:
         key = float(f"{nbeta:.6g}"), float(f"{gamma:.6g}")
         if key not in self._found:
-            tried = self._tried(*key)
-            if not self.tried and self._lengthened(tried.seconds):
-                tried = self._tried(*key)
+            tried = self._run_pilot(*key)
+            if not self.tried and self._lengthen(tried.seconds):
+                tried = self._run_pilot(*key)
             self._spare(tried.seconds)
             self._found[key] = tried
             self.tried.append(tried)
         return self._found[key]
 
-    def _tried(self, nbeta: float, gamma: float) -> Tried:
+    def _run_pilot(self, nbeta: float, gamma: float) -> Tried:
         started = time.perf_counter()
-        complete = self._calibrated(nbeta, gamma)
-        # Burn-in is careful, and what is left of it after half is small beside the pilot's noise.
+        complete = self._calibrate(nbeta, gamma)
+        # The start that half a burn-in leaves is small beside the pilot's noise.
         brief = replace(complete.settings, burn_in=complete.settings.burn_in // 2)
         engine = make_engine(self._problem, brief)
         sampled = time.perf_counter()
         traces = short_traces(engine, complete.settings.chains)
         ended = time.perf_counter()
-        value, agreement = self._judged(traces)
+        value, agreement = self._judge(traces)
         times = self._times(traces.total_draws, ended - sampled)
         return Tried(
             nbeta, gamma, value, agreement, forecast(value, agreement, times),
             time.perf_counter() - started,
         )  # fmt: skip
 
-    def _calibrated(self, nbeta: float, gamma: float) -> Calibration:
-        """With the curvature that a posterior as wide met: measuring takes as long as a pilot."""
+    def _calibrate(self, nbeta: float, gamma: float) -> Calibration:
+        """Calibrate with the curvature that a posterior as wide met: measuring it takes long."""
         known = self._curvatures.items()
         wide = [found for (n, g), found in known if n <= nbeta and g <= gamma * (1 + 1e-5)]
         asked = replace(self._plain, nbeta=nbeta, gamma=gamma)
@@ -238,8 +247,8 @@ class _Pilots:
             self._curvatures[nbeta, gamma] = complete.curvature
         return complete
 
-    def _lengthened(self, seconds: float) -> bool:
-        """Whether pilots were made longer, to take their share of a budget: noise misleads."""
+    def _lengthen(self, seconds: float) -> bool:
+        """Lengthen pilots to their share of a budget; return whether this was needed."""
         if self._settings.budget is None or self._plain.draws is None:
             return False
         times = _PILOT_SHARE * float(self._settings.budget) / seconds
@@ -250,21 +259,21 @@ class _Pilots:
         return True
 
     def _spare(self, seconds: float) -> None:
-        """Fewer chains from now on, where a pilot takes too much of a budget."""
+        """Take fewer chains from now on, where a pilot takes too much of a budget."""
         budget, chains = self._settings.budget, self._plain.chains or _CHAINS
         if budget is not None and seconds > _PILOT_SHARE * float(budget) and chains > _FEWEST:
             fewer = max(_FEWEST, chains // 2)
             self._plain = replace(self._plain, chains=fewer, block_size=None)
 
     def _times(self, draws: int, seconds: float) -> float:
-        """How many times longer the run to come is."""
+        """Return how many times longer the run to come is."""
         s = self._settings
         if s.budget is not None:
             return max(1.0, (1 - _SHARE) * float(s.budget) / max(seconds, 1e-9))
         return max(1.0, (s.chains or 64) * (s.draws or DEFAULT_DRAWS) / draws)
 
-    def _judged(self, traces: LossTraces) -> tuple[float, float]:
-        """Mean LDS, and the reliability of the predictions."""
+    def _judge(self, traces: LossTraces) -> tuple[float, float]:
+        """Return the mean LDS, and the reliability of the predictions."""
         halves = [self._scores(_every_other(traces, first)) for first in (0, 1)]
         values, agreements = [], []
         for name, outcomes in self._outcomes.items():
@@ -285,13 +294,13 @@ class _Pilots:
 
 
 def _every_other(traces: LossTraces, first: int) -> LossTraces:
-    """Half of the chains."""
+    """Return every second chain, from the first or the second on."""
     blocks = [block.only(range(first, len(block.chains), 2)) for block in traces.blocks]
     return LossTraces(tuple(block for block in blocks if block.chains))
 
 
 def _agreement(a_QM: np.ndarray, b_QM: np.ndarray) -> float:
-    """Pearson correlation of two halves' predictions over subsets, mean over queries."""
+    """Return the correlation of two halves' predictions over subsets, mean over queries."""
     return float(np.nan_to_num(correlation(a_QM, b_QM)).mean())
 
 
