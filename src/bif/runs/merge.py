@@ -58,9 +58,7 @@ def merge(folders: Sequence[str | Path]) -> Run:
     traces = _renumbered([run.traces for run in runs])
     first = runs[0].influence.dataset
     axes, top = ScoreAxes.of(first), tops[0]
-    scores = (
-        estimate_influence(traces, axes) if top is None else top_k_dataset(traces, top, axes)
-    )
+    scores = estimate_influence(traces, axes) if top is None else top_k_dataset(traces, top, axes)
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
     complete = all(run.manifest.complete for run in runs)
     scores.attrs = {**first.attrs, **scores.attrs, "complete": int(complete)}
