@@ -352,5 +352,5 @@ def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
 
     monkeypatch.setattr("bif.runs.block_run.check", full)
     run = bif.attribute(classification(), replace(HEALTHY, draws=20))
-    assert any("no memory left to look" in warning for warning in run.manifest["warnings"])
+    assert any("no memory left to check" in warning for warning in run.manifest["warnings"])
     assert "randomness" in failed(run) and run.summary["virial"] > 0

@@ -129,7 +129,7 @@ class TestDivergence:
         with diverging(chain, draw=5):
             sums = recorded("sums", chains=37, block_size=12)
         assert sums.diverged == {chain: 5}
-        assert sums.taken_along == along
+        assert sums.lost_to_others == along
         whole = all_traces(chains=37, block_size=12)
         rest = CovarianceSums()
         for group in chain_groups(whole, 16):

@@ -1,4 +1,4 @@
-"""The composer: from a problem to traces to influence."""
+"""Compose a run: from a problem to traces to influence."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def run_attribution(
     refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
-    calibration = _calibrated(problem, requested, folder, say if show_progress else None)
+    calibration = _calibrate(problem, requested, folder, say if show_progress else None)
     settings = calibration.settings
     refuse_unfit(problem, settings)
     engine = make_engine(problem, settings)
@@ -172,7 +172,7 @@ def run_attribution(
                 "arrays": folder.manifest.get("arrays") or context.arrays,
             })  # fmt: skip
         recording.run(show_progress=show_progress)
-        calibration = _ended(calibration, recording.ended_at)
+        calibration = _end_at(calibration, recording.ended_at)
         run = conclude(
             calibration,
             recording,
@@ -203,13 +203,13 @@ def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
         )
 
 
-def _calibrated(
+def _calibrate(
     problem: Problem,
     requested: Settings,
     folder: store.RunFolder | None,
     tell: Callable[[list[str]], None] | None,
 ) -> Calibration:
-    """What was chosen when the run was begun, or a fresh choice."""
+    """Return what was chosen when the run was begun, or a fresh choice."""
     begun = chosen_before(folder)
     if folder is None or begun is None:
         return calibrate(problem, requested, tell=tell)
@@ -220,8 +220,8 @@ def _calibrated(
     return Calibration(settings, choices, requested.reliability, Goal(**goal) if goal else None)
 
 
-def _ended(calibration: Calibration, draws: int | None) -> Calibration:
-    """As if a run that ended at its goal had been asked for so many draws."""
+def _end_at(calibration: Calibration, draws: int | None) -> Calibration:
+    """Return the calibration with the draws at which a run ended at its goal."""
     goal, most = calibration.goal, calibration.settings.draws
     if draws is None or goal is None:
         return calibration
@@ -235,7 +235,7 @@ def _ended(calibration: Calibration, draws: int | None) -> Calibration:
 
 
 def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:
-    """Before hours of work, not after them."""
+    """Raise where the disk has no room for the run, before hours of work."""
     free = folder.folder.free_bytes()
     needed = sizes["traces"] + sizes["weights"] + sizes["checkpoints"]
     if not folder.begun and free is not None and needed > free:

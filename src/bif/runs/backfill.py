@@ -1,4 +1,4 @@
-"""Values of new items at the draws that a run has already taken.
+"""Observe new items at the draws that a run has already taken.
 
 From the weights, where they were kept, by forward passes alone; else by walking the same steps
 once more, with the recorded losses as proof that they are the same.
@@ -17,14 +17,15 @@ from bif.store import BlockStore, Commit, DamagedRun
 from bif.types import Params
 
 _DRAWS_AT_ONCE = 32
+"""Draws that are read, observed and written at a time, which bounds the memory."""
 
 
 class ReplayDeparts(RuntimeError):
-    """The same steps gave other losses than those recorded."""
+    """Raised when the same steps give other losses than those recorded."""
 
 
 def missing(engine: Engine, store: BlockStore, num_draws: int) -> dict[str, int]:
-    """Arrays that lack some of the block's draws, and how many they have."""
+    """Return the arrays that lack some of the block's draws, and how many they have."""
     lengths = {n: store.traces.good_length(n, num_draws) for n in engine.panels.names}
     return {name: length for name, length in lengths.items() if length < num_draws}
 
@@ -74,7 +75,7 @@ def _draws(
     *,
     start: int,
 ) -> Iterator[tuple[int, Params]]:
-    """Draws, at least from `start` on: index and weights `[C, *shape]` on the device."""
+    """Yield draws, at least from `start` on: index and weights `[C, *shape]` on the device."""
     if has_weights(engine, store, commit.draws):
         yield from _kept(engine, store, range(start, commit.draws))
         return
@@ -96,7 +97,7 @@ def _draws(
 
 
 def has_weights(engine: Engine, store: BlockStore, num_draws: int) -> bool:
-    """Whether the weights of all these draws were kept."""
+    """Return whether the weights of all these draws were kept."""
     count = len(engine.posterior.center)
     return all(store.weights.length(f"weight-{i}") >= num_draws for i in range(count))
 
@@ -111,7 +112,7 @@ def _kept(engine: Engine, store: BlockStore, draws: range) -> Iterator[tuple[int
             if values.shape[2:] != tuple(like.shape):
                 raise DamagedRun(
                     f"the kept weights of {name!r} have shape {values.shape[2:]}, the model's "
-                    f"{tuple(like.shape)}."
+                    f"{tuple(like.shape)}: pass the run's own model."
                 )
             leaves[name] = torch.tensor(values, dtype=like.dtype, device=like.device)
         for offset in range(stop - first):
@@ -129,7 +130,7 @@ def _compare(losses: Tensor, store: BlockStore, index: int) -> None:
     recorded = store.traces.read("train_loss-0", index, index + 1)[:, 0]
     if not np.array_equal(losses.numpy(), recorded, equal_nan=True):
         raise ReplayDeparts(
-            f"walking the run's steps once more gave other losses at draw {index}: another device, "
-            "another number of threads or other versions than then. Queries can be added where the "
+            f"repeating the run's steps gave other losses at draw {index}: another device, another "
+            "number of threads or other versions than then. Queries can be added where the "
             "run was made, or to runs that kept their weights (--keep weights)."
         )

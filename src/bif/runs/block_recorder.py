@@ -15,11 +15,12 @@ from bif.estimate.traces import TraceBlock
 from bif.types import Params
 
 _BUFFER_BYTES = 256 * 2**20
+"""Bytes of draws that are gathered on the device before they move to the host."""
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The columns whose traces stay where only sums are kept: positions of items and of queries."""
+    """The columns whose traces stay where only sums are kept, by positions."""
 
     train: np.ndarray
     query: np.ndarray
@@ -43,7 +44,7 @@ class _Sent(NamedTuple):
 
 
 class BlockRecorder:
-    """Traces of one block: gathered on the device, moved to the host a buffer at a time.
+    """The traces of one block: gathered on the device, moved to the host a buffer at a time.
 
     `add` never waits for the device; `flush` does.
 
@@ -52,7 +53,7 @@ class BlockRecorder:
         num_draws: Draws to come, D.
         distance_limit: A chain with `|w - w*|²` above this has diverged.
         sums: Take sums of everything, buffer by buffer, and keep only the traces of `subset`.
-        subset: With `sums`.
+        subset: Columns whose traces are kept, where `sums` are given.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class BlockRecorder:
 
     @property
     def taken(self) -> int:
-        """Draws added so far."""
+        """Return the number of draws added so far."""
         return self.recorded + len(self._pending)
 
     @property
@@ -91,7 +92,7 @@ class BlockRecorder:
 
     @property
     def fresh_bytes(self) -> int:
-        """What the weights that wait for `drain` take on the host."""
+        """Return the bytes on the host of weights that wait for `drain`."""
         return sum(
             x.numel() * x.element_size() for leaves in self._fresh_weights for x in leaves.values()
         )
@@ -103,7 +104,7 @@ class BlockRecorder:
         distance_squared: Tensor,
         weights: Params | None = None,
     ) -> None:
-        """One draw: `train` `[C, N]`, `query` `[C, A·Q]`, `distance_squared` `[C]`.
+        """Add one draw: `train` `[C, N]`, `query` `[C, A·Q]`, `distance_squared` `[C]`.
 
         Args:
             weights: Leaves `[C, *shape]`, copied, where weights are kept.
@@ -116,13 +117,13 @@ class BlockRecorder:
             self._read(wait=False)
 
     def flush(self) -> None:
-        """Wait until everything has reached the host and has been looked at."""
+        """Wait until everything has reached the host and has been checked."""
         if self._pending:
             self._send()
         self._read(wait=True)
 
     def settle(self) -> None:
-        """Before `drain` and `state`: flush, but leave a buffer that sums wait for as it is.
+        """Flush before `drain` and `state`, but leave the open buffer that sums wait for.
 
         Sums are taken a full buffer at a time, so their last bits must not depend on when a run
         was committed.
@@ -133,7 +134,7 @@ class BlockRecorder:
             self._read(wait=True)
 
     def drain(self) -> Segment | None:
-        """What has reached the host since the last call; views that nobody writes to any more."""
+        """Return what has reached the host since the last call, as views that stay as they are."""
         if self._host is None or self._handed_out == self._arrived:
             return None
         part = slice(self._handed_out, self._arrived)
@@ -147,7 +148,7 @@ class BlockRecorder:
         )
 
     def block(self) -> TraceBlock | None:
-        """The surviving chains' traces so far; None if there are none."""
+        """Return the surviving chains' traces so far; None if there are none."""
         self.settle()
         lost = set(self.diverged) if self.sums is None else self.sums.lost(self.diverged)
         keep = [i for i, chain in enumerate(self.chains) if chain not in lost]
@@ -158,7 +159,7 @@ class BlockRecorder:
         return block.only(keep) if lost else block
 
     def state(self) -> dict[str, Tensor]:
-        """What is neither drained nor recorded elsewhere, copied: the open buffer and the sums."""
+        """Return copies of what is recorded nowhere else: the open buffer and the sums."""
         found = {f"sums/{n}": x for n, x in (self.sums.state() if self.sums else {}).items()}
         if self._pending:
             train, query, distance, weights = zip(*self._pending, strict=True)
@@ -187,10 +188,10 @@ class BlockRecorder:
             self.recorded = self._handed_out = self._arrived
         self.diverged = dict(diverged)
         if self.sums is not None:
-            self.sums.restore(below(saved, "sums/"), device)
-        pending = {n: x.to(device) for n, x in below(saved, "pending/").items()}
+            self.sums.restore(with_prefix(saved, "sums/"), device)
+        pending = {n: x.to(device) for n, x in with_prefix(saved, "pending/").items()}
         if pending:
-            weights = below(pending, "weights/")
+            weights = with_prefix(pending, "weights/")
             for d in range(pending["train"].shape[1]):
                 draw = [pending[n][:, d] for n in ("train", "query", "distance")]
                 leaves = {n: x[:, d] for n, x in weights.items()}
@@ -228,7 +229,7 @@ class BlockRecorder:
         self._pending.clear()
 
     def _read(self, *, wait: bool) -> None:
-        """Look at the buffers that have arrived, or at all of them."""
+        """Check the buffers that have arrived, or all of them."""
         while self._sent:
             first, segment, fine, arrived = self._sent[0]
             if arrived is not None and not arrived.query():
@@ -261,13 +262,13 @@ class BlockRecorder:
         self._arrived = part.stop
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by the rest of their names."""
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
 
 
 def _to_host(x: Tensor) -> Tensor:
-    """A copy on the host; from a GPU into pinned memory, without waiting."""
+    """Copy to the host; from a GPU into pinned memory, without waiting."""
     if not x.is_cuda:
         return x
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

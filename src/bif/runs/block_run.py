@@ -16,7 +16,7 @@ from bif.estimate.sums import BlockSums
 from bif.problem.array_layout import Panels, join_panels
 from bif.problem.provenance import hardware
 from bif.runs.backfill import fill
-from bif.runs.block_recorder import BlockRecorder, Segment, below
+from bif.runs.block_recorder import BlockRecorder, Segment, with_prefix
 from bif.runs.retention import subset_of
 from bif.sampling.chain import Position
 from bif.sampling.engine import Start
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
     from bif.runs.recording import Recording
 
 _FRESH_BYTES = 512 * 2**20
+"""Bytes of weights on the host above which a commit is due."""
 _COMMIT_SHARE = 50
-"""A commit's cost is at most about one part in this many of the time."""
-_NEXT_LOOK = 1.1
-"""Draws at the next look at the goal, in units of those at the last."""
+"""Time between two commits at least, in units of what a commit takes."""
+_NEXT_CHECK = 1.1
+"""Draws at the next check of the goal, in units of the draws at the last one."""
 
 
 class Unfinished(Exception):
-    """A wish to stop came while new groups were observed at old draws."""
+    """Raised when a stop signal arrives while new groups are observed at old draws."""
 
 
 class BlockRun:
-    """One block of a recording on its way."""
+    """One block of a recording as it runs."""
 
     def __init__(self, whole: Recording, index: int, bar: ProgressBar, wish: Wish) -> None:
         self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
@@ -55,10 +56,10 @@ class BlockRun:
         self._seconds_before = 0.0
         self._serial = 0
         self._committed_step: int | None = None
-        self._next_look = context.goal.fewest if context.goal else 0
+        self._next_check = context.goal.fewest if context.goal else 0
 
     def run(self) -> None:
-        """From where the block stands to its last draw, or to a wish to stop.
+        """Run the block from where it stands to its last draw, or to a stop signal.
 
         Where the wish came before, what the block has is read and no more: it is part of a result.
         """
@@ -71,12 +72,12 @@ class BlockRun:
         if complete:
             end = start.state
         elif self.wish.signal is None:
-            end = self._walk(start)
+            end = self._sample(start)
         if self.index == 0 and end is not None and not self.recorder.all_diverged:
-            self.whole.checks = self._checked(end, anew=not complete)
+            self.whole.checks = self._check(end, anew=not complete)
 
-    def _checked(self, end: HasParams, *, anew: bool) -> Checks:
-        """What the sampler's state at the last draw tells, or told when the block ended."""
+    def _check(self, end: HasParams, *, anew: bool) -> Checks:
+        """Check the sampler at the last draw, or return the checks made when the block ended."""
         folder = self.context.folder
         found = folder.manifest.get("checks") if folder else None
         if found and not anew:
@@ -85,20 +86,20 @@ class BlockRun:
             checks = check(self.engine, end)
         except torch.OutOfMemoryError:
             checks = not_measured()
-            self.whole.note("there was no memory left to look at the sampler: its gates are open")
+            self.whole.note("there was no memory left to check the sampler: its gates are open")
         if folder:
             folder.update({"checks": asdict(checks)})
         return checks
 
-    def _walk(self, start: Start) -> HasParams | None:
-        """The state at the last draw, if it was reached."""
+    def _sample(self, start: Start) -> HasParams | None:
+        """Step and record to the last draw; return its state, None if it was not reached."""
         position: Position | None = None
         for position in self.engine.positions(self.index, len(self.chains), start):
             index = self.engine.draw_at(position.step)
             if index is not None and index >= self.recorder.taken:
                 self._record(position)
             stops = self.wish.signal is not None or self.recorder.all_diverged
-            ends = position.step == self.engine.last_step or (not stops and self._goal_reached())
+            ends = position.step == self.engine.last_step or (not stops and self._reaches_goal())
             if self.store and (stops or ends or self._commit_due()):
                 self._commit(self.store, start, position)
             if stops:
@@ -107,12 +108,12 @@ class BlockRun:
                 break
         return position.state if position else None
 
-    def _goal_reached(self) -> bool:
-        """Whether the run may end here; looks again after a tenth more draws."""
+    def _reaches_goal(self) -> bool:
+        """Return whether the run may end here; check again after a tenth more draws."""
         goal, taken = self.context.goal, self.recorder.taken
-        if goal is None or taken < self._next_look:
+        if goal is None or taken < self._next_check:
             return False
-        self._next_look = ceil(_NEXT_LOOK * taken)
+        self._next_check = ceil(_NEXT_CHECK * taken)
         self.recorder.settle()
         if not self.whole.current_reliability() >= goal.reliability:
             return False
@@ -151,7 +152,7 @@ class BlockRun:
         )
 
     def _start(self) -> Start:
-        """At w*, or where the newest whole commit left the block."""
+        """Return the start at w*, or where the newest whole commit left the block."""
         found = None
         if self.store:
             found = self.store.usable(self.context.committed_arrays, self.context.weight_arrays)
@@ -174,7 +175,7 @@ class BlockRun:
             names = self.context.arrays
             traces = join_panels({n: self.store.traces.read(n, 0, commit.draws) for n in names})
         self.recorder.restore(
-            traces, diverged=commit.diverged, saved=below(saved, "recorder/"),
+            traces, diverged=commit.diverged, saved=with_prefix(saved, "recorder/"),
             device=self.engine.device,
         )  # fmt: skip
         self.whole.identities.restore(self.chains, saved.get("identities"))
@@ -244,7 +245,7 @@ def _write(
 
 
 def weight_arrays(weights: Params) -> dict[str, np.ndarray]:
-    """Leaves by their position, so that no name of a parameter becomes a path."""
+    """Return leaves by their position, so that no name of a parameter becomes a path."""
     return {
         f"weight-{i}": (
             leaf.float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf
@@ -254,7 +255,7 @@ def weight_arrays(weights: Params) -> dict[str, np.ndarray]:
 
 
 def other_hardware(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What a run says that was begun elsewhere."""
+    """Return the note of a run that was begun on another machine."""
     changed = [
         f"{name} {then.get(name, 'unknown')} then, {now[name]} now"
         for name in now

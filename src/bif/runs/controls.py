@@ -1,4 +1,4 @@
-"""Controls: what the scores would look like without the posterior, or without any influence."""
+"""Compute controls: scores without the posterior, and scores without any influence."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
 
 MOST_DRAWS = 4096
-"""Of the Gaussian ball: its draws are independent, and a control need be no sharper."""
+"""Draws from the Gaussian ball at most: they are independent, so that these are enough."""
 
 
 def controls(engine: Engine, traces: LossTraces) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Scores `[A, Q, N]` of every control, signed like the BIF, and what could not be had.
+    """Return scores `[A, Q, N]` of every control, signed like the BIF, and what is missing.
 
     * `nbeta_0`: `-Cov(l_i, phi)` over draws from `N(w*, 1/gamma)`, a ball that knows nothing of the
-      data: what is alike here are gradients at w*.  Forward passes alone.
+      data: items are alike there by their gradients at w*.  It takes forward passes alone.
     * `gradient_product`: `-g_i·g_phi / gamma`, the limit of large gamma.
     * `shuffled`: the run's own covariances with the queries of other chains: no influence at all,
       and the errors of the run.
 
     Args:
         engine: The run's machinery.
-        traces: Of the surviving chains.
+        traces: Traces of the surviving chains.
     """
     problem, gamma = engine.problem, engine.settings.gamma
     shape = (len(problem.observables), problem.num_queries, problem.num_scored)
@@ -61,7 +61,7 @@ def _scores(traces: LossTraces, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _ball(engine: Engine, draws: int, gamma: float) -> LossTraces:
-    """Traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
+    """Return traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
     chains = 1 if isinstance(engine.oracle, LiveOracle) else engine.settings.block_size
     rounds = max(2, -(-min(draws, MOST_DRAWS) // chains))
     source = generator(engine.settings.seed, 0, "control", device=engine.device)

@@ -1,4 +1,4 @@
-"""Two checks of a sampler that need chains of their own: half the step, and the other estimator."""
+"""Check a sampler by chains of their own: at half the step, and with the other estimator."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ from bif.sampling.settings import RunSettings, Settings
 from bif.store.signals import termination_raises
 
 _CHAINS = 8
+"""Chains of the run at half the step, at most."""
 _GROUPS = 8
+"""Groups of chains whose spread gives the error of a slope."""
 _RESPONSE_RUNS = 2
+"""Responses with seeds of their own, whose spread adds to that error."""
 
 
 @dataclass(frozen=True)
 class CrossChecks:
-    """What further chains say of a run's sampler; both ratios are 1 where it samples the posterior.
+    """Two ratios from further chains, both 1 where a run's sampler samples the posterior.
 
     Attributes:
         half_step: Variance of the losses, summed over items, over that at half the step: above 1 by
             as much as the step is too large.
         response: Slope of the scores on those of the response estimator, for a few queries.
-        seconds: What both took.
+        seconds: Seconds that both took.
     """
 
     half_step: Ratio
@@ -51,7 +54,7 @@ class CrossChecks:
 
     @property
     def figures(self) -> dict[str, float]:
-        """For a run's summary."""
+        """Return the ratios and their errors for a run's summary."""
         return {
             "half_step": self.half_step.value,
             "half_step_error": self.half_step.standard_error,
@@ -67,7 +70,7 @@ def cross_check(problem: Problem, run: Run) -> CrossChecks:
 
     Args:
         problem: The run's own.
-        run: With the traces of all items.
+        run: A run with the traces of all items.
 
     Raises:
         ValueError: A run without such traces, of another problem, or by a sampler that adapts.
@@ -120,7 +123,7 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
 
 
 def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run:
-    """The run with further gates and the figures behind them; those of the same name go."""
+    """Return the run with further gates and their figures; those of the same name are replaced."""
     names = {gate.name for gate in added}
     there = [Gate(**gate) for gate in run.manifest.gates]
     stale = {gate.as_warning for gate in there if gate.name in names}
@@ -166,14 +169,14 @@ def _refuse_another(then: Mapping[str, Any], problem: Problem, folder: str) -> N
 
 
 def _variances(traces: LossTraces, num_train: int) -> Tensor:
-    """Variance within each chain, summed over train items, `[C]`."""
+    """Return the variance within each chain, summed over train items, `[C]`."""
     return torch.stack(
         [train[:, :num_train].double().var(dim=0).sum() for _, train, _ in traces.each_chain()]
     )
 
 
 def _ratio(x: Tensor, y: Tensor) -> Ratio:
-    """Of means, with the error that both have."""
+    """Return the ratio of two means, with the error that both have."""
     value = float(x.mean() / y.mean())
     relative = [float(v.std() / len(v) ** 0.5 / v.mean()) for v in (x, y)]
     return Ratio(value, value * (relative[0] ** 2 + relative[1] ** 2) ** 0.5)

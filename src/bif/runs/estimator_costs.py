@@ -23,6 +23,7 @@ from bif.sampling.factory import wait_for
 from bif.sampling.settings import Settings
 
 _PILOT_DRAWS = 40
+"""Draws of each chain of a pilot: enough to time, few beside a run's."""
 
 
 def measure_costs(
@@ -32,13 +33,13 @@ def measure_costs(
     observable: str | None = None,
     h: float | None = None,
 ) -> tuple[Cost, Cost]:
-    """Costs of both estimators by short pilots on a few queries: fluctuation, response.
+    """Measure the costs of fluctuation and response by short pilots on a few queries.
 
     Args:
-        problem: Its queries stand for themselves: a few, from the least to the largest observable.
-        settings: As for `attribute`.
+        problem: A few of its queries are scored, from the least to the largest observable.
+        settings: Settings as for `attribute`.
         observable: The problem's first by default.
-        h: As for `respond`; chosen if None.
+        h: Size of the perturbation as for `respond`; chosen if None.
 
     Returns:
         What `choose_estimator` takes.

@@ -32,33 +32,33 @@ def extend(
 
     The run becomes the one that had them from the start.  Further draws and chains are sampled.
     Further groups are observed at the draws that are there: by forward passes alone where the
-    weights were kept, else by walking the same steps once more.
+    weights were kept, else by running the same steps once more.
 
     Args:
-        folder: The run's.
+        folder: The run's folder.
         problem: The run's own, with further groups of queries or candidates after those it had:
             `problem.extended(…)`.
-        draws: Of each chain, at least as many as there are.
-        chains: At least as many as there are.
-        commit_every: As for `attribute`.
-        show_progress: As for `attribute`.
+        draws: Draws of each chain, at least as many as there are.
+        chains: Chains, at least as many as there are.
+        commit_every: Seconds between commits, as for `attribute`.
+        show_progress: Whether to show a progress bar, as for `attribute`.
 
     Raises:
         FolderInUse: The folder holds another run than the problem's, or has another writer.
         ValueError: Fewer draws or chains than there are; what a run of its kind cannot be given.
-        ReplayDeparts: The steps cannot be walked again, on another device for example.
+        ReplayDeparts: The steps cannot be repeated, on another device for example.
         FileNotFoundError: There is no run.
     """
     with termination_raises(), store.reopen_run(folder) as opened:
         run = None
         if (draws or chains) and _new_groups(opened.manifest["identity"], problem):
-            # Groups first, so that steps which cannot be walked again leave the run as it was.
-            run = _extended(opened, problem, None, None, commit_every, show_progress)
-        run = _extended(opened, problem, draws, chains, commit_every, show_progress) or run
+            # Groups first, so that steps which cannot be repeated leave the run as it was.
+            run = _extend(opened, problem, None, None, commit_every, show_progress)
+        run = _extend(opened, problem, draws, chains, commit_every, show_progress) or run
     return run or load(folder)
 
 
-def _extended(
+def _extend(
     opened: store.RunFolder,
     problem: Problem,
     draws: int | None,
@@ -66,9 +66,9 @@ def _extended(
     commit_every: float,
     show_progress: bool,
 ) -> Run | None:
-    """The grown run; None where it had all that already."""
+    """Return the extended run; None where it had all that already."""
     before = dict(opened.manifest)
-    requested = _grown(opened, problem, draws=draws, chains=chains)
+    requested = _enter_changes(opened, problem, draws=draws, chains=chains)
     if opened.complete:
         return None
     if show_progress:
@@ -86,15 +86,15 @@ def _extended(
 
 
 def _new_groups(then: Mapping[str, Any], problem: Problem) -> list[str]:
-    """Groups of a problem that a run does not have."""
+    """Return the names of the problem's groups that a run does not have."""
     now = {"queries": problem.query_groups, "candidates": problem.candidate_groups}
     return [f"{kind}.{n}" for kind, groups in now.items() for n in groups if n not in then[kind]]
 
 
-def _grown(
+def _enter_changes(
     folder: store.RunFolder, problem: Problem, *, draws: int | None, chains: int | None
 ) -> Settings:
-    """The settings asked for after changes; notes in the manifest what the run is to become."""
+    """Return the settings after the changes, and enter these into the manifest."""
     found = folder.manifest
     then, keep = found["identity"], found["keep"]
     if not found.get("resumable", True):
@@ -108,7 +108,9 @@ def _grown(
         ("draws", chosen.draws, draws), ("chains", chosen.chains, chains)
     ):  # fmt: skip
         if wanted is not None and there is not None and wanted < there:
-            raise ValueError(f"the run has {there} {name} already: {wanted} would be fewer.")
+            raise ValueError(
+                f"the run has {there} {name} already: {wanted} would be fewer. Ask for more."
+            )
     changes = {
         name: wanted
         for name, wanted in (("draws", draws), ("chains", chains))
@@ -159,7 +161,7 @@ def _drop_unfinished(folder: store.RunFolder) -> None:
 
 
 def _cost_of_new_groups(folder: store.RunFolder, problem: Problem) -> list[str]:
-    """What observing new groups at old draws will take, before it begins."""
+    """Return what observing new groups at old draws will take, before it begins."""
     there = folder.manifest.get("arrays") or []
     names = [n for n in Panels.of(problem).names if n not in there]
     if not names:
@@ -173,6 +175,6 @@ def _cost_of_new_groups(folder: store.RunFolder, problem: Problem) -> list[str]:
     seconds = sum(c[0].seconds for c in commits if c)
     return [
         f"new groups: the run kept no weights, so its {steps:,} steps ({settings['gradient']} "
-        f"gradients, {draws:,} draws) are walked once more; they took {seconds:,.0f} s. Runs with "
+        f"gradients, {draws:,} draws) are run once more; they took {seconds:,.0f} s. Runs with "
         "--keep weights need forward passes only."
     ]

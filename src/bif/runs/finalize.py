@@ -1,4 +1,4 @@
-"""From what has been recorded to a run: scores, diagnostics, figures, warnings."""
+"""Make a run of what has been recorded: scores, diagnostics, figures, warnings."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def conclude(
         calibration: Complete settings and why they were chosen.
         recording: Ended.
         top: How many scores of every row are kept either way, or None for all.
-        identity: What makes it this run, as it was before the sampling.
-        started: By `time.perf_counter`, as if there had been no interruption.
-        forecast: Of memory and disk, in words.
+        identity: The run's identity, as it was before the sampling.
+        started: Start by `time.perf_counter`, as if there had been no interruption.
+        forecast: Forecast of memory and disk, in words.
 
     Raises:
         RuntimeError: Fewer than two chains survive.
@@ -76,7 +76,7 @@ def conclude(
     seconds = time.perf_counter() - started
     figures = figures_of(traces, diagnostics, thin=settings.thin, seconds=seconds)
     judged = judge(
-        traces, figures, checks=recording.looked_at, diverged=len(recording.diverged), fix=fix
+        traces, figures, checks=recording.final_checks, diverged=len(recording.diverged), fix=fix
     )
     warnings += short_of(calibration.reliability, figures.reliability, fix)
     summary = replace(
@@ -117,7 +117,7 @@ def _facts(recording: Recording) -> dict[str, Any]:
         "num_weights": sum(leaf.numel() for leaf in problem.parameters().values()),
         "weight_types": sorted({str(x.dtype).removeprefix("torch.") for x in center.values()}),
         "panels": asdict(engine.panels),
-        "left_out": sorted({*recording.diverged, *recording.taken_along}),
+        "left_out": sorted({*recording.diverged, *recording.lost_to_others}),
     }
 
 
@@ -169,9 +169,9 @@ def _warnings(recording: Recording, calibration: Calibration, fix: Remedies) -> 
             f"{len(lost)} of {settings.chains} chains ({named}) diverged, the first by step "
             f"{first} with step_size={settings.step_size:.4g}, and were left out{advice}"
         )
-    if recording.taken_along:
+    if recording.lost_to_others:
         found.append(
-            f"chains {recording.taken_along} were left out too: they shared their sums with one "
+            f"chains {recording.lost_to_others} were left out too: they shared their sums with one "
             "that diverged; --keep traces would have kept them"
         )
     if recording.interrupted:

@@ -1,4 +1,4 @@
-"""Gates: whether a run's numbers are believed, each with its figure, its reason and its remedy."""
+"""Judge a run's numbers by gates, each with its figure, its reason and its remedy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,35 @@ from bif.estimate.stationarity import Drift
 from bif.sampling.sampler_checks import HEAT, Checks
 
 RHAT = 1.05
-REMOVED, COMMON, COMMON_T = 0.3, 0.05, 4.0
-SHARED, TWINS = 1.5, 0.99
-STEP_UNDERDAMPED, STEP_OVERDAMPED = 0.6, 0.03
-"""Shares of the largest stable step; an overdamped rule's variances are too large by the share."""
+"""Limit on R-hat."""
+REMOVED = 0.3
+"""Limit on the share of the covariances that a straight line through every chain takes along."""
+COMMON = 0.05
+"""Limit on the share of the losses' variance in a drift that all chains share."""
+COMMON_T = 4.0
+"""That drift in standard errors below which it may be chance and does not count."""
+SHARED = 1.5
+"""Limit on the variance that chains share, in units of what independent chains have."""
+TWINS = 0.99
+"""Limit on the correlation of two chains."""
+STEP_UNDERDAMPED = 0.6
+"""Limit on the step, as a share of the largest stable one."""
+STEP_OVERDAMPED = 0.03
+"""The same limit for an overdamped rule, whose variances are too large by that share."""
 IDENTITY = 0.1
-"""By how much an identity may be missed, and how well it must be known, whatever the noise."""
+"""Limit on the departure of an identity from 1, and on the noise with which it is known."""
 RANDOMNESS = 1e-3
-DIVERGED, SLOPE = 0.1, 0.2
+"""Limit on the change of an item's loss from one evaluation to the next."""
+DIVERGED = 0.1
+"""Limit on the share of chains that diverged."""
+SLOPE = 0.2
+"""Limit on the departure of the slope on responses from 1."""
 _ERRORS = 4.0
+"""Standard errors within which a departure may be chance."""
 _MOST = 4.0
-"""By what a step is divided at most, where its bias goes with the square."""
+"""Divisor of a step at most, where its bias goes with the square."""
 _GENERAL = Remedies()
+"""Remedies in general words, of a run whose settings are not known."""
 _BIASES = ("step", "virial", "dilation", "temperature")
 """Gates that fail where the sampler is not at the posterior's law."""
 
@@ -34,11 +51,11 @@ class Gate:
     """One condition on a run.
 
     Attributes:
-        name: In tables.
+        name: Name of the gate in tables.
         value: The figure; NaN where it is not defined, which fails.
-        limit: What it may not exceed.
-        failed: Whether it does.
-        reason: What is wrong and what to change, where it failed.
+        limit: Limit that the figure may not exceed.
+        failed: Whether the figure exceeds it.
+        reason: What is wrong and what to change, where the gate failed.
     """
 
     name: str
@@ -53,7 +70,7 @@ class Gate:
         return f"not trusted, {self.name}: {self.reason}"
 
     def as_dict(self) -> dict[str, object]:
-        """For the manifest."""
+        """Return the gate's entry of the manifest."""
         return {"name": self.name, "value": self.value, "limit": self.limit,
                 "failed": self.failed, "reason": self.reason}  # fmt: skip
 
@@ -72,8 +89,8 @@ def gates(
     Args:
         figures: `rhat_max`, `ess_median`, `chains`, `draws`, `reliability`.
         moving: Drift of the traces.
-        together: What chains have in common.
-        checks: Of the sampler; without them those gates are left out.
+        together: Measures of what chains have in common.
+        checks: Checks of the sampler; without them their gates are left out.
         diverged: Chains that were left out.
         fix: Remedies in numbers; in general words without.
     """
@@ -187,7 +204,7 @@ def _of_outliers(moving: Drift, fix: Remedies, *, biased: bool) -> Gate:
 
 
 def _agreement(reliability: float, fix: Remedies) -> Gate:
-    """Scores on which two halves of the run do not agree at all are noise."""
+    """Return the gate of reliability: scores on which two halves disagree are noise."""
     reason = ""
     if math.isnan(reliability):
         reason = "it is not defined: it takes at least three train items whose losses move"
@@ -277,17 +294,17 @@ def _of_randomness(checks: Checks) -> Gate:
 def _identity(
     name: str, value: float, error: float, what: str, fix: Remedies, *, unsettled: bool
 ) -> list[Gate]:
-    """A ratio that is 1 under the posterior; one too noisy to tell is a failure of its own.
+    """Return the gate of a ratio that is 1 under the posterior; one too noisy to tell fails.
 
     Args:
-        what: What is wrong where it is missed.
+        what: Words for what is wrong where the ratio is not 1.
         unsettled: Whether the chains may still be on their way from w*, where it is too small.
     """
     away = abs(value - 1)
     if away <= IDENTITY and not error > IDENTITY:
         return [Gate(name, away, IDENTITY, False, "")]
     if error > max(away / 3, IDENTITY / 3):
-        # So many draws that two and a half errors fit.
+        # So many draws that the limit is two and a half errors.
         times = max(4.0, (2.5 * error / IDENTITY) ** 2)
         undecided = (
             f"its figure, {value:.3g} ± {error:.2g}, is too rough to tell whether the draws are "
@@ -333,34 +350,34 @@ def cross_gates(half_step: Ratio, response: Ratio, fix: Remedies = _GENERAL) -> 
 
 
 def _excess(rhat: float) -> float:
-    """By which factor `R² - 1`, which falls as 1 / length, is too large."""
+    """Return by which factor `R² - 1`, which falls as 1 / length, is too large."""
     return (rhat**2 - 1) / (RHAT**2 - 1)
 
 
 def _for_longer_chains(excess: float, fix: Remedies) -> str:
-    """Where a share that falls as 1 / length is too large by a factor."""
+    """Return remedies where a share that falls as 1 / length is too large by a factor."""
     times = max(4.0, 2 * excess) if math.isfinite(excess) else 4.0
     return alternatives(fix.longer_chains(times), fix.tighter_ball(min(times, 16.0)))
 
 
 def _step_for(excess: float, fix: Remedies) -> str:
-    """A smaller step where a bias, which goes with it or its square, is too large by a factor."""
+    """Return a smaller step where its bias, linear or quadratic in it, is too large by a factor."""
     times = 1.5 * excess if math.isfinite(excess) else 1.0
-    # Of chains that leave for elsewhere a figure tells no more than that.
+    # Where chains leave for elsewhere, the size of the figure tells nothing more.
     most = _MOST if fix.is_underdamped else _MOST**2
     return fix.smaller_step(min(max(2.0, times**0.5 if fix.is_underdamped else times), most))
 
 
 def _for_less_noise(excess: float, fix: Remedies) -> list[str | None]:
-    """Where gradient noise, which goes with step and 1 / batch_size, is too large by a factor."""
-    if not math.isfinite(excess):
+    """Return remedies where gradient noise is too large by a factor."""
+    if not math.isfinite(excess):  # noise goes with the step and with 1 / batch_size
         return [fix.all_items()]
     times = max(2.0, 1.5 * excess)
     return [fix.all_items(), fix.larger_batches(times), fix.smaller_step(times)]
 
 
 def _gate(name: str, value: float, limit: float, reason: str, undefined: str = "") -> Gate:
-    """A figure that may not exceed its limit; one that is not defined has failed."""
+    """Return the gate of a figure that may not exceed its limit; an undefined one has failed."""
     if math.isnan(value):
         return Gate(name, value, limit, True, undefined or "its figure is not defined")
     failed = value > limit

@@ -1,4 +1,4 @@
-"""What a user should see beside the numbers: values at w*, groups, labels, texts and pictures."""
+"""Describe items beside the numbers: values at w*, groups, labels, texts and pictures."""
 
 from __future__ import annotations
 

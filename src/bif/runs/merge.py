@@ -1,11 +1,10 @@
-"""One run from several of the same problem with seeds of their own, made side by side."""
+"""Make one run of several of the same problem with seeds of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bif import store
 from bif.estimate.dataset import ScoreAxes, estimate_influence
@@ -17,11 +16,10 @@ from bif.runs.records import Manifest
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
 
-if TYPE_CHECKING:
-    pass
-
 _MAY_DIFFER = {"settings.seed", "settings.chains", "settings.draws", "settings.device"}
-_OF_THE_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
+"""Entries of the identity that may differ between the runs."""
+_OF_MACHINE = {"block_size", "chunk_size", "oracle", "compiled"}
+"""Settings that follow from the machine and leave the posterior as it is."""
 
 
 def merge(folders: Sequence[str | Path]) -> Run:
@@ -55,7 +53,7 @@ def merge(folders: Sequence[str | Path]) -> Run:
             f"the runs were made with top {', '.join(map(str, tops))}: give every run the same "
             "--top, or none."
         )
-    traces = _renumbered([run.traces for run in runs])
+    traces = _renumber([run.traces for run in runs])
     first = runs[0].influence.dataset
     axes, top = ScoreAxes.of(first), tops[0]
     scores = estimate_influence(traces, axes) if top is None else top_k_dataset(traces, top, axes)
@@ -95,7 +93,7 @@ def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
         if difference not in _MAY_DIFFER
     ]
     chosen, other = (
-        {f"settings.{n}": v for n, v in r.manifest["settings"].items() if n not in _OF_THE_MACHINE}
+        {f"settings.{n}": v for n, v in r.manifest["settings"].items() if n not in _OF_MACHINE}
         for r in (first, run)
     )
     named += [n for n in chosen if chosen[n] != other.get(n) and n not in {*_MAY_DIFFER, *named}]
@@ -106,8 +104,8 @@ def _refuse_unfit(name: str, run: Run, first_name: str, first: Run) -> None:
         )
 
 
-def _renumbered(runs: Sequence[LossTraces]) -> LossTraces:
-    """All blocks, their chains counted through."""
+def _renumber(runs: Sequence[LossTraces]) -> LossTraces:
+    """Return all blocks, with their chains numbered from 0 on."""
     blocks, count = [], 0
     for traces in runs:
         for block in traces.blocks:

@@ -1,4 +1,4 @@
-"""From chains to traces, in memory and on disk: record, commit, go on, stop when asked to."""
+"""Record chains as traces, in memory and on disk: commit, go on, stop when asked to."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Context:
     """What stays the same while a run is recorded.
 
     Attributes:
-        engine: Of the run.
+        engine: The run's engine.
         keep: What is kept of the draws.
-        folder: Where it is kept, or None: in memory only.
+        folder: The run's folder; None keeps everything in memory only.
         commit_every: Seconds from one commit to the next.
         blocks: The chains of each block.
         writer: Writes the commits.
-        goal: Where to end before the last draw, for chains of one block.
+        goal: The reliability that ends the run early, for chains of one block.
     """
 
     engine: Engine
@@ -46,46 +46,46 @@ class Context:
 
     @property
     def arrays(self) -> list[str]:
-        """Names of the arrays that are recorded."""
+        """Return the names of the arrays that are recorded."""
         panels = self.engine.panels
         return ["train_loss-0", "query_value-0"] if self.keep == "sums" else panels.names
 
     @property
     def committed_arrays(self) -> list[str]:
-        """Names of the arrays that every committed draw must have."""
+        """Return the names of the arrays that every committed draw must have."""
         named = (self.folder.manifest.get("arrays") or []) if self.folder else []
         return [n for n in self.arrays if n in named]
 
     @property
     def weight_arrays(self) -> list[str]:
-        """Names of the arrays of weights that are recorded."""
+        """Return the names of the arrays of weights that are recorded."""
         count = len(self.engine.posterior.center) if self.keep == "weights" else 0
         return [f"weight-{i}" for i in range(count)]
 
 
 @dataclass
 class Recording:
-    """One run's chains as far as they have come.
+    """The chains of one run as far as they have come.
 
     Args:
-        context: What stays the same.
+        context: What stays the same while the run is recorded.
     """
 
     context: Context
     recorders: list[BlockRecorder] = field(default_factory=list)
     interrupted: bool = False
     seconds_before: float = 0.0
-    """Of sampling, by the processes that began the run."""
+    """Seconds of sampling by earlier processes of the run."""
     seconds: float = 0.0
-    """Of sampling, by this process."""
+    """Seconds of sampling by this process."""
     checks: Checks | None = None
-    """Of the first block, where it came to its end."""
+    """Checks of the sampler at the end of the first block, if it came to its end."""
     ended_at: int | None = None
     """Draws of each chain at which the goal was reached."""
     notes: list[str] = field(default_factory=list)
-    """What a resumed run has to say of itself."""
+    """Notes that a resumed run adds to its warnings."""
     identities: IdentitySums = field(init=False)
-    """What the draws of all blocks say of the sampler."""
+    """Sums over the draws of all blocks for the identities that check the sampler."""
 
     def __post_init__(self) -> None:
         center = self.context.engine.mean_train_loss(
@@ -130,12 +130,12 @@ class Recording:
         self.seconds = time.monotonic() - began
 
     def traces(self) -> LossTraces:
-        """What has been recorded by chains that are alive and have two draws."""
+        """Return what chains that are alive and have two draws have recorded."""
         blocks = [recorder.block() for recorder in self.recorders]
         return LossTraces(tuple(b for b in blocks if b is not None and b.num_draws >= 2))
 
     def covariance(self) -> Covariance:
-        """From the sums, which are used up."""
+        """Return the covariance of the sums, which are used up."""
         totals = CovarianceSums()
         for recorder in self.recorders:
             if recorder.sums is not None and recorder.recorded >= 2:
@@ -144,7 +144,7 @@ class Recording:
         return totals.finish()
 
     def current_reliability(self) -> float:
-        """Reliability of what has reached the host; NaN while chains have not mixed.
+        """Return the reliability so far, on the host; NaN while chains have not mixed.
 
         A drift that all chains share would raise it.
         """
@@ -154,43 +154,43 @@ class Recording:
         return reliability(traces, num_queries=32, num_train=512)
 
     @property
-    def looked_at(self) -> Checks | None:
-        """The checks of the first block's end, with what all draws say in the place of the last."""
+    def final_checks(self) -> Checks | None:
+        """Return the checks, with the figures of all draws in place of the last draw's."""
         if self.checks is None:
             return None
         return replace(self.checks, **self.identities.figures(self.diverged))
 
     @property
     def diverged(self) -> dict[int, int]:
-        """Chains that diverged, and the draw at which they had."""
+        """Return the chains that diverged, and the draw at which each had."""
         return {c: d for recorder in self.recorders for c, d in recorder.diverged.items()}
 
     @property
-    def taken_along(self) -> list[int]:
-        """Chains that were left out because they shared their sums with one that diverged."""
+    def lost_to_others(self) -> list[int]:
+        """Return the chains left out because they share sums with one that diverged."""
         lost = [r.sums.lost(r.diverged) - set(r.diverged) for r in self.recorders if r.sums]
         return sorted(set().union(*lost))
 
     @property
     def taken(self) -> int:
-        """Draws of all chains so far."""
+        """Return the draws of all chains so far."""
         return sum(r.taken * len(r.chains) for r in self.recorders)
 
     def note(self, text: str) -> None:
-        """Keep something that the run has to say of itself, whatever happens to it later."""
+        """Add a note to the run, and to its folder at once."""
         if text not in self.notes:
             self.notes.append(text)
             if self.context.folder is not None:
                 self.context.folder.update({"notes": self.notes})
 
     def progress_in_words(self) -> str:
-        """For the message of a run that stops."""
+        """Return how far the run has come, for the message of a run that stops."""
         s = self.context.engine.settings
         return f"after {self.taken:,} of {(s.chains or 0) * (s.draws or 0):,} draws"
 
 
 def deal(num_chains: int, block_size: int, *, dealt: list[range] | None = None) -> list[range]:
-    """The chains of each block; blocks that have been dealt stay as they are."""
+    """Return the chains of each block; blocks that have been dealt stay as they are."""
     blocks = list(dealt or [])
     for start in range(blocks[-1].stop if blocks else 0, num_chains, block_size):
         blocks.append(range(start, min(start + block_size, num_chains)))

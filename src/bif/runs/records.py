@@ -1,4 +1,4 @@
-"""What a run says of itself: the manifest, `run.json`, and the figures, `summary.json`."""
+"""Records of a run: the manifest, `run.json`, and the figures, `summary.json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Mapping[str, Any]):
-    """A dataclass that reads as the mapping that is written of it.
+    """A dataclass that reads as the mapping in its JSON file.
 
     Attributes:
         others: Entries without a field, as other versions or other parts of the library have them.
@@ -44,21 +44,21 @@ class Record(Mapping[str, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
-    """A run in one number each.
+    """The figures of a run, one number each.
 
     Attributes:
         trusted: Whether no gate failed.
         complete: Whether it was sampled to its end.
-        draws: Of all surviving chains together.
-        chains: That survived.
-        seconds: Of everything.
-        draws_per_second: Over all these seconds.
-        sampling_seconds: Of the chains alone.
-        ess_median: Effective sample size of the items' losses.
-        autocorrelation_steps: Steps to an independent draw, by that.
-        rhat_max: Of items, queries and the mean loss.
+        draws: Draws of all surviving chains together.
+        chains: Chains that survived.
+        seconds: Seconds of the whole run.
+        draws_per_second: Draws over all these seconds.
+        sampling_seconds: Seconds of the chains alone.
+        ess_median: Effective sample size of the items' losses, their median.
+        autocorrelation_steps: Steps to an independent draw, by `ess_median`.
+        rhat_max: Largest R-hat of items, queries and the mean loss.
         reliability: Correlation of the scores with those of another such run.
-        diverged_chains: That were left out.
+        diverged_chains: Chains that diverged and were left out.
     """
 
     trusted: bool = True
@@ -77,24 +77,24 @@ class Summary(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
-    """What made a run and what was found about it.
+    """The settings and findings of a run.
 
     Attributes:
         identity: Fingerprints of problem and settings as they were asked for.
         keep: "traces", "sums" or "weights".
         top: How many scores of every row are kept either way; None for all.
-        settings: Complete.
+        settings: Complete settings.
         explanations: A line for each choice.
-        forecast: Of memory and disk, in words.
-        gates: All that were looked at, with value, limit and verdict.
+        forecast: Forecast of memory and disk, in words.
+        gates: All gates, with value, limit and verdict.
         warnings: What a reader should see beside the result.
         complete: Whether it was sampled to its end.
-        versions: Of bif and what it computes with.
-        hardware: Of the device.
-        device: Its name.
+        versions: Versions of bif and of the libraries that it computes with.
+        hardware: Description of the device.
+        device: Name of the device.
         num_train: Train items of the posterior; num_queries: queries.
         num_moving_weights: Weights that the chains move; num_weights: of the model.
-        weight_types: Of the weights that move.
+        weight_types: Types of the weights that move.
         panels: Columns of the traces by groups.
         left_out: Chains that are no part of the scores.
     """

@@ -28,7 +28,7 @@ from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
-from bif.runs.block_recorder import below
+from bif.runs.block_recorder import with_prefix
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses
@@ -210,7 +210,7 @@ def run_response(
     clock = Clock.of(pairs, burn_in=s.burn_in, steps=request.steps or s.draws * s.thin)
     prepared = stages.get(len(blocks), lambda: _prepared(pairs, request, clock))
     perturbation, h_Q = _perturbation_in(prepared), prepared["h"]
-    start = {n: x.to(pairs.device) for n, x in below(prepared, "start/").items()}
+    start = {n: x.to(pairs.device) for n, x in with_prefix(prepared, "start/").items()}
     if show_progress:
         say([*calibration.explanations, str(perturbation)])
     gathered = _Gathered(alone.num_queries, len(alone.scored_ids))

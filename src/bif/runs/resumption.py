@@ -1,4 +1,4 @@
-"""What a run that goes on takes from its folder, and what it holds against the problem."""
+"""Read what a run goes on from, and compare its folder with the problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps, and what that will take."""
+"""Decide what a run keeps, and forecast what that will take."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from bif.terminal import as_bytes
 Keep = Literal["traces", "sums", "weights"]
 """All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
 _BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
-"""Of certain and all scores, either way: found in float64 and int64, kept in float32 and int64."""
-_SUBSET_TRAIN, _SUBSET_QUERY = 256, 64
+"""Bytes of a listed score: four lists, found in float64 and int64, kept in float32 and int64."""
+_SUBSET_TRAIN = 256
+"""Train columns whose traces stay where sums are kept, at most."""
+_SUBSET_QUERY = 64
+"""Query columns whose traces stay where sums are kept, at most."""
 
 
 def subset_of(panels: Panels) -> Subset:
-    """The columns whose traces stay for the diagnostics where sums are kept."""
+    """Return the columns whose traces stay for the diagnostics where sums are kept."""
     return Subset(
         subsample(sum(panels.train), _SUBSET_TRAIN),
         subsample(panels.num_observables * sum(panels.query), _SUBSET_QUERY, seed=1),
@@ -34,10 +37,10 @@ def subset_of(panels: Panels) -> Subset:
 def forecast(
     problem: Problem, posterior: LocalPosterior, settings: Settings, keep: Keep
 ) -> dict[str, int]:
-    """Bytes by what they are for: `memory` of the host, and files before compression.
+    """Return bytes by what they are for: `memory` of the host, and files before compression.
 
     Args:
-        settings: Complete.
+        settings: Complete settings.
     """
     leaves = list(posterior.center.values())
     loss_bytes = max(4, leaves[0].element_size())
@@ -64,7 +67,7 @@ def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) 
     """Raise where scores of tokens would take more than `MOST_SCORE_BYTES` all at once.
 
     Args:
-        problem: With tokens or without.
+        problem: A problem with tokens or without.
         keep: What is kept of the draws.
         top: How many scores of each row are kept either way, or None for all.
 
@@ -123,7 +126,7 @@ def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> Non
 
 
 def memory_of_host() -> int:
-    """Bytes of physical memory; without bound where the system does not tell."""
+    """Return the bytes of physical memory; infinity where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -131,7 +134,7 @@ def memory_of_host() -> int:
 
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
-    """The forecast, for people."""
+    """Return the forecast as lines of text."""
     lines = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
     if on_disk:
         files = [f"{n} {as_bytes(sizes[n])}" for n in ("traces", "weights", "checkpoints")

@@ -1,4 +1,4 @@
-"""Run: what attribution leaves behind, in memory or read from its folder."""
+"""Hold what attribution leaves behind, in memory or read from its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run leaves behind.
+    """The scores, diagnostics, figures and traces of a run.
 
     Attributes:
         influence: The scores, with their errors; the strongest of every query where the run was
@@ -48,7 +48,7 @@ class Run:
     manifest: Manifest
 
     def __post_init__(self) -> None:
-        """The scores carry the verdict along: those of an untrusted run have no certain sign."""
+        """Mark the scores of an untrusted run, which have no certain sign."""
         trusted = int(bool(self.summary.trusted))
         if self.influence.dataset.attrs.get("trusted") != trusted:
             dataset = self.influence.dataset.assign_attrs(trusted=trusted)
@@ -56,13 +56,13 @@ class Run:
 
     @property
     def failed_gates(self) -> list[str]:
-        """Names of the gates that failed, none of a run that is trusted."""
+        """Return the names of the gates that failed, none of a run that is trusted."""
         return [gate["name"] for gate in self.manifest.gates if gate["failed"]]
 
     def top_k(
         self, k: int = 10, *, observable: str | None = None, unresolved: bool = False
     ) -> list[Ranking]:
-        """The k most positive and negative train items, or tokens, of every query (token).
+        """Return the k most positive and negative train items, or tokens, of every query (token).
 
         From the traces, some train columns at a time: what `influence.top` says of one query, for
         all of them and without holding their scores; equal scores are in the order of the columns.
@@ -157,7 +157,7 @@ class Run:
         )
 
     def _report(self, summary: Mapping[str, Any]) -> str:
-        """The page of items, or where tokens have columns that of tokens."""
+        """Return the page of items, or where tokens have columns that of tokens."""
         from bif.report import render_report, render_token_report
 
         scores, manifest = self.influence, dict(self.manifest)
@@ -242,7 +242,7 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
                 f"of {expected[index]} on: the rest is used"
             )
         try:
-            recorded = _recorded(block, draws, manifest)
+            recorded = _read_block(block, draws, manifest)
             whole = TraceBlock(tuple(chains), *recorded) if recorded else None
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise store.DamagedRun(f"{folder}: the traces do not fit together: {error}") from error
@@ -254,10 +254,10 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
     return LossTraces(tuple(blocks)), damage
 
 
-def _recorded(
+def _read_block(
     block: store.BlockStore, draws: int, manifest: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor] | None:
-    """The traces of a block; where sums are kept, with those of the buffer still open."""
+    """Return the traces of a block; where sums are kept, with those of the open buffer."""
     names = manifest.get("arrays", [])
     parts = [join_panels({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
     commits = block.commits()

@@ -1,4 +1,4 @@
-"""From traces to a verdict: the figures of a run, its gates, and whether it is trusted."""
+"""Judge the traces: the figures of a run, its gates, and whether it is trusted."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _MARGIN = 1.2
-"""On the draws for a reliability: it is known from one run."""
+"""Factor on the draws for a reliability, which is known from one run only."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether a run is trusted, and why not.
+    """The verdict on a run, with its gates and figures.
 
     Attributes:
-        gates: All that were looked at.
-        figures: Behind them, for the summary.
-        warnings: What a reader should know although no gate failed.
+        gates: All gates, passed or failed.
+        figures: Figures behind the gates, for the summary.
+        warnings: Remarks on weaknesses that no gate judges.
     """
 
     gates: tuple[Gate, ...]
@@ -40,12 +40,12 @@ class Judgement:
 
     @property
     def trusted(self) -> bool:
-        """Whether no gate failed."""
+        """Return whether no gate failed."""
         return not any(gate.failed for gate in self.gates)
 
     @property
     def reasons(self) -> list[str]:
-        """Of the gates that failed."""
+        """Return the warnings of the gates that failed."""
         return [gate.as_warning for gate in self.gates if gate.failed]
 
 
@@ -60,9 +60,9 @@ def judge(
     """Hold a run against the gates.
 
     Args:
-        traces: Of the surviving chains.
-        figures: From `figures_of`.
-        checks: Of the sampler, where it was looked at.
+        traces: Traces of the surviving chains.
+        figures: Figures from `figures_of`.
+        checks: Checks of the sampler, where they were made.
         diverged: Chains that were left out.
         fix: Remedies in numbers.
     """
@@ -100,10 +100,10 @@ def figures_of(
     """Return the figures of a run, without a verdict yet.
 
     Args:
-        traces: Of the surviving chains.
-        diagnostics: From `diagnose`.
+        traces: Traces of the surviving chains.
+        diagnostics: Diagnostics from `diagnose`.
         thin: Steps from one draw to the next.
-        seconds: Of everything.
+        seconds: Seconds of the whole run.
     """
     names = ("rhat", "train_rhat", "query_rhat")
     rhat = np.concatenate([diagnostics[name].values for name in names])

@@ -1,4 +1,4 @@
-"""Writing behind the sampling: one thing at a time, on a thread of its own."""
+"""Write behind the sampling: one thing at a time, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Writer:
-    """A thread that writes; what goes wrong there is raised here, at the next call.
+    """A thread that writes; its errors are raised here, at the next call.
 
     As a context manager it leaves when everything is written.
     """
@@ -28,7 +28,7 @@ class Writer:
         self._writing = self._thread.submit(write, *arguments)
 
     def wait(self) -> None:
-        """Until everything is written.
+        """Wait until everything is written.
 
         Raises:
             OSError: It could not be.
