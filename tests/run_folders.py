@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from bif.store import Commit, RunFolder, open_run
-from bif.store.seals import sealed
+from bif.store.seals import seal
 
 SETTINGS = {"draws": 5, "movable": ("*",), "gamma": None}
 
@@ -76,4 +76,4 @@ def content(folder: Path) -> dict[str, bytes]:
 def resealed(path: Path, *without: str, **changed: Any) -> None:
     """A manifest with other entries, or without some, and the digest of those."""
     found = {**json.loads(path.read_text()), **changed}
-    path.write_text(json.dumps(sealed({n: v for n, v in found.items() if n not in without})))
+    path.write_text(json.dumps(seal({n: v for n, v in found.items() if n not in without})))

@@ -14,7 +14,7 @@ import pytest
 import bif
 from bif import cli, store
 from bif.store.results import _RESULTS
-from bif.store.seals import files_digests, sealed
+from bif.store.seals import files_digests, seal
 from broken_runs import assert_same
 from command_line import TINY_FLAGS, failed
 from run_folders import resealed
@@ -23,7 +23,7 @@ from small_problems import TINY, classification
 
 def edit(path: Path, **changed: object) -> None:
     """As if bif had written it so."""
-    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **changed})))
+    path.write_text(json.dumps(seal({**json.loads(path.read_text()), **changed})))
 
 
 def edit_summary(folder: Path, **changed: object) -> None:

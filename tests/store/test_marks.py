@@ -144,7 +144,7 @@ class TestFoldersWithoutAMark:
             assert run.begun and [c.draws for c in run.block(0).commits()] == [3]
         (folder / ".bif").unlink()
         replace_run(folder)
-        assert marks.marked(LocalFolder(folder)) >= {"run.json", "checkpoints", "traces.zarr"}
+        assert marks.marked_names(LocalFolder(folder)) >= {"run.json", "checkpoints", "traces.zarr"}
 
     def test_a_run_is_known_by_the_spare_of_its_manifest(self, tmp_path):
         folder = begun(tmp_path / "run")

@@ -24,7 +24,7 @@ import zarr
 from bif import store
 from bif.store import DamagedRun, Folder, FolderInUse, folder_at
 from bif.store import folder as module
-from bif.store.folder import LOCK, LocalFolder, RemoteFolder, contained
+from bif.store.folder import LOCK, LocalFolder, RemoteFolder, refuse_outside
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "..", "a\\..\\x", "nul\0"]
 
@@ -165,7 +165,7 @@ class TestContainment:
 
     @pytest.mark.parametrize("name", ["", "a/b", "..a", "a..", "...", "<x>", "\N{GRINNING FACE}"])
     def test_others_are_not(self, name):
-        assert contained(name) == name
+        assert refuse_outside(name) == name
 
     @pytest.fixture
     def outside(self, local: LocalFolder, tmp_path: Path) -> Path:

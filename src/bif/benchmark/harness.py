@@ -209,7 +209,7 @@ def write(results: Results, out: str | Path) -> None:
 
 def _refuse_foreign(folder: store.Folder, names: Sequence[str] = _RESULT_FILES) -> None:
     """Raise where there are results that no benchmark has written, before anything is trained."""
-    if not store.marked(folder) and folder.is_file(ABOUT):
+    if not store.marked_names(folder) and folder.is_file(ABOUT):
         try:  # of a version that made no marks
             about = json.loads(folder.read(ABOUT))
         except ValueError:

@@ -1,4 +1,4 @@
-"""Runs on disk: the only opener of files.
+"""Keep runs on disk; no other part of the library opens files.
 
 A run's folder holds `run.json` (the manifest), `traces.zarr` (losses at every draw), where asked
 for `weights.zarr`, `checkpoints/` (what it takes to go on), and at the end `influence.zarr`,
@@ -26,7 +26,7 @@ from bif.store.folder import (
     folder_at,
 )
 from bif.store.manifests import RUN, differences
-from bif.store.marks import mark, marked, refuse_foreign
+from bif.store.marks import mark, marked_names, refuse_foreign
 from bif.store.results import (
     load_dataset,
     plain,
@@ -87,7 +87,7 @@ __all__ = [
     "is_complete",
     "load_dataset",
     "mark",
-    "marked",
+    "marked_names",
     "open_bank",
     "open_run",
     "open_scores",

@@ -14,22 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from bif.store.folder import DamagedRun, Folder, damage_named, failures_named
-from bif.store.results import opened_array
+from bif.store.folder import DamagedRun, Folder, name_damage, name_failures
+from bif.store.results import open_array
 from bif.store.seals import digest
 
-_CHUNK_BYTES, _SHARD_BYTES = 2 * 2**20, 32 * 2**20
-_DRAWS = 1  # the axis along which everything grows
+_CHUNK_BYTES = 2 * 2**20
+"""Bytes of a chunk, the smallest part of an array that is read."""
+_SHARD_BYTES = 32 * 2**20
+"""Bytes of a shard, a file of several chunks."""
+_DRAWS = 1
+"""The axis of draws, along which arrays grow."""
 
 
 @dataclass(frozen=True)
 class DigestTable:
-    """Digests of the values of one array.
+    """The digests of the values of one array.
 
     Attributes:
-        unit: Draws of which there is a digest each; the last may have fewer.
-        draws: Of which there are digests, all in all.
-        digests: In the order of the draws.
+        unit: Draws of one digest; the last digest may have fewer.
+        draws: Draws of all digests together.
+        digests: The digests, in the order of the draws.
     """
 
     unit: int
@@ -37,8 +41,8 @@ class DigestTable:
     digests: tuple[str, ...]
 
     @classmethod
-    def parsed(cls, found: Mapping[str, Any]) -> DigestTable:
-        """From JSON.
+    def parse(cls, found: Mapping[str, Any]) -> DigestTable:
+        """Return the table of a JSON object.
 
         Raises:
             ValueError, TypeError, KeyError: It is no table.
@@ -51,7 +55,7 @@ class DigestTable:
         return table
 
     def extended(self, values: np.ndarray, start: int) -> DigestTable:
-        """With draws `[C, d, …]` from `start` on, the start of a unit, in the place of others."""
+        """Return a table with draws `[C, d, …]` from `start` on, a unit's first, replaced."""
         fresh = [
             _digest(values[:, i : i + self.unit]) for i in range(0, values.shape[_DRAWS], self.unit)
         ]
@@ -59,19 +63,21 @@ class DigestTable:
         return DigestTable(self.unit, start + values.shape[_DRAWS], (*kept, *fresh))
 
     def cut(self, draws: int) -> DigestTable:
-        """Of the first draws only, a number of whole units."""
+        """Return the table of the first draws only, a number of whole units."""
         return DigestTable(self.unit, draws, self.digests[: draws // self.unit])
 
 
 class DrawArrays:
     """The arrays of one zarr group, all of the same chains and draws.
 
+    It is one class because growing, reading and comparing share the open arrays and the digests.
+
     Args:
-        folder: Where.
+        folder: Folder that holds the group.
         name: The group's name, such as `traces.zarr/block-000`.
 
     Attributes:
-        tables: Of every array; None where nothing is known and nothing can be compared.
+        tables: Digests of every array; None where they are not known and nothing is compared.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
@@ -90,15 +96,15 @@ class DrawArrays:
         self._seen.clear()
 
     def names(self) -> list[str]:
-        """What there is; nothing that cannot be opened."""
+        """Return the names of what is there; nothing that cannot be opened."""
         return sorted(
             n for n in self._folder.names(self._name) if self._folder.is_folder(f"{self._name}/{n}")
         )
 
     def length(self, name: str) -> int:
-        """Draws in an array; 0 if it is missing or cannot be opened."""
+        """Return the draws in an array; 0 if it is missing or cannot be opened."""
         try:
-            return self._opened(name).shape[_DRAWS]
+            return self._open_array(name).shape[_DRAWS]
         except (DamagedRun, FileNotFoundError):
             return 0
 
@@ -112,7 +118,7 @@ class DrawArrays:
         written = []
         for name, values in arrays.items():
             place = f"{self._name}/{name}"
-            array = self._opened_or_made(name, values)
+            array = self._open_or_make(name, values)
             stop = start + values.shape[_DRAWS]
             shape = array.shape
             if shape[_DRAWS] < start:
@@ -123,20 +129,20 @@ class DrawArrays:
             shards = self._shards(array, name, start, stop)
             for shard in shards:  # a link that leads elsewhere is refused
                 self._folder.is_file(shard)
-            with failures_named(f"{self._folder}/{place}"):
+            with name_failures(f"{self._folder}/{place}"):
                 array.resize((shape[0], stop, *shape[2:]))
                 array[:, start:stop] = values
             self.tables = {**(self.tables or {}), name: table}
             self._last[name] = unit_values
             self._seen = {(n, u) for n, u in self._seen if n != name or u < start // table.unit}
             written += [f"{place}/zarr.json", *shards]
-        with failures_named(f"{self._folder}/{self._name}"):
+        with name_failures(f"{self._folder}/{self._name}"):
             self._folder.synchronise(written)
 
     def _extended(
         self, array: Any, name: str, values: np.ndarray, start: int
     ) -> tuple[DigestTable, np.ndarray]:
-        """The table with new draws, and the values of its last unit."""
+        """Return the table with new draws, and the values of its last unit."""
         table = (self.tables or {}).get(name) or DigestTable(array.chunks[_DRAWS], 0, ())
         begin = start // table.unit * table.unit
         if begin < start:
@@ -160,21 +166,21 @@ class DrawArrays:
                 f"{self._folder}/{metadata} is missing: somebody has removed it while the run was "
                 "going on. The same call goes on from what is left."
             )
-        array = self._open.get(name) or self._opened(name)
+        array = self._open.get(name) or self._open_array(name)
         self._refuse_missing_shards(array, name, since, num_draws)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Draws of one array, `[C, stop - start, …]`.
+        """Return draws of one array, `[C, stop - start, …]`.
 
         Raises:
             DamagedRun: They are not all there, or not as they were written.
         """
-        return self._read(self._opened(name), name, start, stop)
+        return self._read(self._open_array(name), name, start, stop)
 
     def good_length(self, name: str, stop: int) -> int:
-        """The number of draws up to which everything can be read, at most `stop`."""
+        """Return up to which draw everything can be read, at most `stop`."""
         try:
-            array = self._opened(name)
+            array = self._open_array(name)
         except (DamagedRun, FileNotFoundError):
             return 0
         stop = min(stop, array.shape[_DRAWS])
@@ -203,7 +209,7 @@ class DrawArrays:
             try:
                 if not known:  # added, and never entered into a record
                     raise DamagedRun(f"{self._name}/{name} is in no record.")
-                array = self._opened(name)
+                array = self._open_array(name)
             except DamagedRun:
                 self._folder.remove(f"{self._name}/{name}")
                 continue
@@ -239,14 +245,14 @@ class DrawArrays:
                 )
             first, last = self._whole_units(name, table, start, stop)
         self._refuse_missing_shards(array, name, first, last)
-        with damage_named(f"{self._name}/{name}"):
+        with name_damage(f"{self._name}/{name}"):
             values = np.asarray(array[:, first:last])
         if table is not None:
             self._compare(name, table, values, first, last)
         return values[:, start - first : values.shape[_DRAWS] - (last - stop)]
 
     def _whole_units(self, name: str, table: DigestTable, start: int, stop: int) -> tuple[int, int]:
-        """Draws to read so that every unit that was not compared yet is whole."""
+        """Return draws to read so that every unit not compared yet is whole."""
         if start >= stop:
             return start, stop
         first, last = start // table.unit, (stop - 1) // table.unit
@@ -272,34 +278,34 @@ class DrawArrays:
             self._seen.add((name, unit))
 
     def _refuse_missing_shards(self, array: Any, name: str, start: int, stop: int) -> None:
-        """A shard that is gone would read as NaN."""
+        """Raise where a shard is gone, which would read as NaN."""
         for shard in self._shards(array, name, start, stop):
             if not self._folder.size(shard):
-                raise DamagedRun(f"{shard} is missing or empty.")
+                raise DamagedRun(f"{shard} is missing or empty, but holds committed draws.")
 
     def _shards(self, array: Any, name: str, start: int, stop: int) -> list[str]:
-        """The files of some draws."""
+        """Return the files of some draws."""
         draws, rest = array.shards[_DRAWS], "/0" * (len(array.shape) - 2)
         return [
             f"{self._name}/{name}/c/0/{shard}{rest}"
             for shard in range(start // draws, -(-stop // draws))
         ]
 
-    def _opened(self, name: str) -> Any:
+    def _open_array(self, name: str) -> Any:
         place = f"{self._name}/{name}"
-        array = opened_array(self._folder, place)
-        with damage_named(place):
+        array = open_array(self._folder, place)
+        with name_damage(place):
             if array.ndim < 3 or array.shards is None or array.dtype.kind not in "fiu":
                 raise DamagedRun(f"{place} is no array of draws.")
         return array
 
-    def _opened_or_made(self, name: str, values: np.ndarray) -> Any:
-        """The array, made for values of this shape where there is none."""
+    def _open_or_make(self, name: str, values: np.ndarray) -> Any:
+        """Return the array, made for values of this shape where there is none."""
         import zarr
         from zarr.codecs import BloscCodec, Crc32cCodec
 
         try:
-            array = self._open.get(name) or self._opened(name)
+            array = self._open.get(name) or self._open_array(name)
         except FileNotFoundError:
             pass
         else:
@@ -335,14 +341,14 @@ class DrawArrays:
 
 
 def _digest(values: np.ndarray) -> str:
-    """Of values `[C, d, …]`, in whatever way they are stored."""
+    """Return the digest of values `[C, d, …]`, in whatever way they are stored."""
     kind = values.dtype.newbyteorder("<")
     about = f"{kind.str}{values.shape}".encode()
     return digest(about, np.ascontiguousarray(values, dtype=kind).reshape(-1).view(np.uint8).data)
 
 
 def _dimensions(name: str, num: int) -> list[str]:
-    """chain, draw, and the axes of an item: those of queries start with the observable."""
+    """Return chain, draw, and an item's axes: those of queries start with the observable."""
     kind, _, index = name.partition("-")
     if kind == "train_loss" and num == 3:
         return ["chain", "draw", f"train-{index}"]

@@ -17,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from bif.store.folder import DamagedRun, Folder, FolderInUse, damage_named, failures_named
-from bif.store.results import opened_array, read_json
+from bif.store.folder import DamagedRun, Folder, FolderInUse, name_damage, name_failures
+from bif.store.results import open_array, read_json
 
 BANK_ARRAYS = "bank.zarr"
+"""Zarr folder of a bank's arrays."""
 _AXES = ("observable", "seed", "subset", "query")
+"""Axes of the outcomes."""
 _SMALL = {"mask": 2, "seed": 1, "observable": 1, "train_id": 1, "query_id": 1}
-"""Axes of the arrays that are one chunk each."""
+"""Number of axes of the arrays that are one chunk each."""
 
 
 @dataclass(frozen=True, eq=False)
 class BankLayout:
-    """What a part's arrays are to hold.
+    """The axes that a part's arrays are to have.
 
     Attributes:
         observables: Names, [A].
@@ -53,7 +55,7 @@ class BankPartStore:
     Args:
         folder: The bank's folder, held by this process.
         part: "reported" or "tuning".
-        layout: What they are to hold; they are made, lengthened or mended to it.
+        layout: Layout to which the arrays are made, lengthened or mended.
         token: The bank's own.
 
     Raises:
@@ -75,14 +77,16 @@ class BankPartStore:
             self._keep(name, np.asarray(texts, dtype=object), (axis,))
         per_chunk, (num_subsets, _) = layout.networks_per_chunk, layout.masks.shape
         a, s, q = len(layout.observables), len(layout.seeds), len(layout.query_ids)
-        self._outcome = self._grown("outcome", (a, s, num_subsets, q), (a, 1, per_chunk, q), _AXES)
-        self._seconds = self._grown("seconds", (s, num_subsets), (1, per_chunk), _AXES[1:3])
-        self._check = self._grown(
+        self._outcome = self._lengthen(
+            "outcome", (a, s, num_subsets, q), (a, 1, per_chunk, q), _AXES
+        )
+        self._seconds = self._lengthen("seconds", (s, num_subsets), (1, per_chunk), _AXES[1:3])
+        self._check = self._lengthen(
             "check", (s, num_subsets, 2), (1, per_chunk, 2), (*_AXES[1:3], "checked"), kind=np.int64
         )
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Outcomes [A, S, M, Q] and seconds [S, M], NaN where there is no network.
+        """Return outcomes [A, S, M, Q] and seconds [S, M], NaN where there is no network.
 
         Chunks that cannot be read are removed, and networks that are not what was written there
         are none.
@@ -97,7 +101,7 @@ class BankPartStore:
     def _checks(
         self, outcome: np.ndarray, seconds: np.ndarray, *, seed: int = 0, subset: int = 0
     ) -> np.ndarray:
-        """Of networks [A, S, M, Q] from these positions on, [S, M, 2]."""
+        """Return the checks of networks [A, S, M, Q] from these positions on, [S, M, 2]."""
         layout = self._layout
         return network_checks(
             outcome,
@@ -115,7 +119,7 @@ class BankPartStore:
             seed: The position of the seed.
             subset: The position of the first subset.
             outcome: [A, G, Q].
-            seconds: Of each network.
+            seconds: Seconds of each network.
 
         Raises:
             OSError: They cannot be written; what was there stays.
@@ -130,7 +134,7 @@ class BankPartStore:
         check = self._checks(
             outcome[:, None], np.full((1, outcome.shape[1]), seconds), seed=seed, subset=subset
         )
-        with failures_named(f"{self._folder}/{self._place}"):
+        with name_failures(f"{self._folder}/{self._place}"):
             self._seconds[seed, subset:stop] = seconds
             self._check[seed, subset:stop] = check[0]
             self._outcome[:, seed, subset:stop] = outcome
@@ -145,7 +149,7 @@ class BankPartStore:
             try:
                 _refuse_foreign_group(self._folder, name)
                 if self._folder.is_file(f"{name}/zarr.json"):
-                    with damage_named(name):
+                    with name_damage(name):
                         zarr.open_group(self._folder.zarr(name), mode="r", zarr_format=3)
             except DamagedRun:
                 self._folder.remove(f"{name}/zarr.json")
@@ -154,7 +158,7 @@ class BankPartStore:
             )
 
     def _refuse_other_masks(self) -> None:
-        """Networks on other subsets than the plan's: drawn by another version of numpy, say."""
+        """Raise where networks are on other subsets than the plan's."""
         try:
             there = self._small("mask")
         except (DamagedRun, FileNotFoundError):
@@ -189,14 +193,14 @@ class BankPartStore:
         )
 
     def _small(self, name: str) -> np.ndarray:
-        values = self._opened(name)[...]
+        values = self._open_array(name)[...]
         return values if values.dtype.kind in "biuf" else values.astype(object)
 
-    def _opened(self, name: str) -> Any:
-        array = opened_array(self._folder, f"{self._place}/{name}")
+    def _open_array(self, name: str) -> Any:
+        array = open_array(self._folder, f"{self._place}/{name}")
         if name in _SMALL:
             refuse_missing_chunk(self._folder, self._place, name)
-            with damage_named(f"{self._place}/{name}"):
+            with name_damage(f"{self._place}/{name}"):
                 array[...]  # to be read whole
         return array
 
@@ -212,14 +216,14 @@ class BankPartStore:
             **layout,
         )
 
-    def _grown(
+    def _lengthen(
         self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dims: tuple[str, ...],
         kind: type[np.generic] = np.float64,
     ) -> Any:  # fmt: skip
-        """An array of this shape; its metadata are mended, its chunks stay."""
+        """Return an array of this shape; its metadata are mended, its chunks stay."""
         place = f"{self._place}/{name}"
         try:
-            array = self._opened(name)
+            array = self._open_array(name)
             if (array.chunks, array.dtype, array.metadata.dimension_names) != (
                 chunks, np.dtype(kind), dims,
             ):  # fmt: skip
@@ -245,7 +249,7 @@ class BankPartStore:
 
     def _read_chunks(self, array: Any, name: str) -> np.ndarray:
         try:
-            with damage_named(name):
+            with name_damage(name):
                 return np.asarray(array[...])
         except DamagedRun:  # which chunk?
             values = np.full(array.shape, array.fill_value, dtype=array.dtype)
@@ -255,7 +259,7 @@ class BankPartStore:
                 slice(p * c, (p + 1) * c) for p, c in zip(position, array.chunks, strict=True)
             )
             try:
-                with damage_named(name):
+                with name_damage(name):
                     values[part] = array[part]
             except DamagedRun:
                 self._folder.remove(_chunk(f"{self._place}/{name}", position))
@@ -271,7 +275,7 @@ def network_checks(
     masks: np.ndarray,
     names: Sequence[Sequence[str]],
 ) -> np.ndarray:
-    """What binds networks to their places, int64 [S, M, 2]; never 0, which stands where none is.
+    """Return what binds networks to their places, int64 [S, M, 2]; 0 only where none is.
 
     The last axis is of outcomes and of seconds, which may be lost without the network.
 
@@ -281,7 +285,7 @@ def network_checks(
         part: The bank's token and the part.
         seeds: [S].
         masks: bool [M, N].
-        names: Of observables, train items and queries.
+        names: Names of observables, train items and queries.
     """
     common = hashlib.sha256(json.dumps([part, *map(list, names)]).encode())
     found = np.zeros((*seconds.shape, 2), dtype=np.int64)
@@ -315,5 +319,5 @@ def _refuse_foreign_group(folder: Folder, name: str) -> None:
 
 
 def _chunk(place: str, position: tuple[int, ...]) -> str:
-    """The file of a chunk."""
+    """Return the file of a chunk."""
     return "/".join([place, "c", *map(str, position)])

@@ -1,4 +1,4 @@
-"""Banks of retrained networks on disk, opened by their one writer: go on, lengthen, or refuse.
+"""Keep banks of retrained networks on disk, opened by their one writer.
 
 A bank's folder holds `bank.json`, the manifest, with a spare, and `bank.zarr` with a group a part.
 """
@@ -20,9 +20,9 @@ from bif.store.bank_arrays import (
     network_checks,
     refuse_missing_chunk,
 )
-from bif.store.folder import Folder, FolderInUse, damage_named, folder_at
+from bif.store.folder import Folder, FolderInUse, folder_at, name_damage
 from bif.store.manifests import FORMAT, FolderKind, differences
-from bif.store.marks import mark, marked, remove_marked
+from bif.store.marks import mark, marked_names, remove_marked
 from bif.store.results import load_dataset, plain
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class BankFolder:
         BANK.write(self.folder, self.manifest)
 
     def part(self, name: str, layout: BankLayout) -> BankPartStore:
-        """The arrays of a part, made or lengthened."""
+        """Return the arrays of a part, made or lengthened."""
         return BankPartStore(self.folder, name, layout, token=self.manifest["token"])
 
 
@@ -82,7 +82,7 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
 
     Args:
         where: A path or fsspec URL; made if need be.
-        manifest: With `identity`, of the bank that is asked for; a bank that is there keeps its
+        manifest: Manifest with the `identity` asked for; a bank that is there keeps its
             other entries.
 
     Raises:
@@ -96,9 +96,9 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
         if BANK.holds(folder):
             found = BANK.read(folder)
             _refuse_another(folder, found, expected)
-            if not marked(folder):
+            if not marked_names(folder):
                 mark(folder, BANK.ours)
-            folder.sweep(marked(folder))
+            folder.sweep(marked_names(folder))
             yield BankFolder(folder, found)
             return
         remove_marked(folder, reversed(BANK.ours))  # left over by a process that was killed
@@ -108,14 +108,14 @@ def open_bank(where: str | Path | Folder, manifest: Mapping[str, Any]) -> Iterat
         try:
             yield bank
         except BaseException:
-            with contextlib.suppress(OSError):  # what cannot be looked at stays
+            with contextlib.suppress(OSError):  # what cannot be read stays
                 if not folder.names(BANK_ARRAYS) or not _has_outcomes(folder):
                     remove_marked(folder, reversed(BANK.ours))
             raise
 
 
 def read_bank_part(where: str | Path | Folder, part: str, *, token: str) -> xr.Dataset:
-    """A part's `mask`, `outcome` and `seconds` with their coordinates, in memory.
+    """Return a part's `mask`, `outcome` and `seconds` with their coordinates, in memory.
 
     Networks that are not what was written there are NaN.
 
@@ -131,7 +131,7 @@ def read_bank_part(where: str | Path | Folder, part: str, *, token: str) -> xr.D
     refuse_missing_chunk(folder, group)
     if not token:
         return found
-    with damage_named(f"{folder}/{group}"):
+    with name_damage(f"{folder}/{group}"):
         names = ("observable", "train_id", "query_id")
         fine = found["check"].values == network_checks(
             found["outcome"].values,

@@ -1,4 +1,4 @@
-"""Commits: how far a block of chains has come, and all that it takes to go on to the last bit.
+"""Commit how far a block of chains has come, with all that it takes to go on.
 
 A commit is written in this order: draws, weights, state, record.  What has no record does not
 count, so a reader never sees half a draw, and a writer that is killed loses what came after its
@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from bif.store.arrays import DigestTable, DrawArrays
-from bif.store.folder import CHECKPOINTS, TRACES, WEIGHTS, Buffer, DamagedRun, Folder, damage_named
+from bif.store.folder import CHECKPOINTS, TRACES, WEIGHTS, Buffer, DamagedRun, Folder, name_damage
 from bif.store.marks import remove_checkpoints
 from bif.store.seals import digest
 
 _KEPT = 2
+"""Commits that are kept, so that one stays if the newest is damaged."""
 _FILE = re.compile(r"(\d{8,})\.(json|safetensors)")
+"""Names of a commit's files, by its serial."""
 _DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16",
     torch.int32: "I32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -35,7 +37,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Commit:
-    """How far a block has come.
+    """A record of how far a block has come.
 
     Attributes:
         serial: Counts the block's commits.
@@ -43,11 +45,11 @@ class Commit:
         draws: Draws in the arrays.
         diverged: Chains to the draw at which they diverged.
         seconds: Sampling time so far.
-        hardware: On what.
+        hardware: Description of the device.
         state_check: CRC-32 of the state file.
-        place: Of which run and block.
-        traces: Digests of the draws of every array; None of a record of an older version.
-        weights: The same of the weights.
+        place: Name of the run and block.
+        traces: Digests of the draws of every array; None in a record of an older version.
+        weights: Digests of the arrays of weights, likewise.
     """
 
     serial: int
@@ -62,8 +64,8 @@ class Commit:
     weights: Mapping[str, DigestTable] | None = None
 
     @classmethod
-    def parsed(cls, content: bytes) -> Commit:
-        """From a record's bytes.
+    def parse(cls, content: bytes) -> Commit:
+        """Return the commit of a record's bytes.
 
         Raises:
             DamagedRun: They are no record.
@@ -93,7 +95,7 @@ class Commit:
         return commit
 
     def as_bytes(self) -> bytes:
-        """A record that `parsed` reads."""
+        """Return a record that `parse` reads."""
         found = json.loads(json.dumps(asdict(self)))  # as it will be read
         return json.dumps({**found, "check": _check(json.dumps(found).encode())}).encode()
 
@@ -104,7 +106,7 @@ class BlockStore:
     Args:
         folder: The run's folder.
         block: The block's index.
-        token: The run's own; records of another run do not count. Not looked at if empty.
+        token: The run's own; records of another run do not count. Not compared if empty.
     """
 
     def __init__(self, folder: Folder, block: int, *, token: str = "") -> None:
@@ -115,12 +117,12 @@ class BlockStore:
         self.weights = DrawArrays(folder, f"{WEIGHTS}/{self._name}")
 
     def commits(self) -> list[Commit]:
-        """The records of this run and block that can be read, newest first."""
+        """Return the readable records of this run and block, newest first."""
         found = []
         for name in self._folder.names(self._place):
             if name.endswith(".json"):
                 try:
-                    commit = Commit.parsed(self._folder.read(f"{self._place}/{name}"))
+                    commit = Commit.parse(self._folder.read(f"{self._place}/{name}"))
                 except (DamagedRun, FileNotFoundError, IsADirectoryError):
                     continue
                 if name == f"{commit.serial:08d}.json" and self._is_own(commit):
@@ -138,9 +140,9 @@ class BlockStore:
         """Make `commit` the newest: its new draws, then the state, then the record.
 
         Args:
-            commit: Its `state_check`, place and digests are filled in.
+            commit: The record, whose `state_check`, place and digests are filled in.
             traces: The draws since the last commit, `[C, d, …]`.
-            weights: The same of the weights, where they are kept.
+            weights: New draws of the weights, where these are kept.
             state: Everything else that it takes to go on.
         """
         for arrays, new in ((self.traces, traces), (self.weights, weights)):
@@ -174,12 +176,12 @@ class BlockStore:
         return block in ("", self._name) and (not self._token or token == self._token)
 
     def _trust(self, commit: Commit) -> None:
-        """What is read from now on is held against the digests of this commit."""
+        """Hold what is read from now on against the digests of this commit."""
         self.traces.trust(commit.traces)
         self.weights.trust(commit.weights)
 
     def state(self, commit: Commit) -> dict[str, Tensor]:
-        """The state of a commit.
+        """Return the state of a commit.
 
         Raises:
             DamagedRun: It is gone or not as it was written.
@@ -193,11 +195,11 @@ class BlockStore:
             raise DamagedRun(f"{name} is missing.") from error
         if _check(content) != commit.state_check:
             raise DamagedRun(f"{name} is not what was written.")
-        with damage_named(name):
+        with name_damage(name):
             return load(content)
 
     def good_draws(self, traces: list[str], weights: Sequence[str] = ()) -> int:
-        """Draws of the newest commit up to which all these arrays can be read."""
+        """Return up to which draw of the newest commit all these arrays can be read."""
         commits = self.commits()
         if not commits:
             return 0
@@ -212,14 +214,14 @@ class BlockStore:
     def usable(
         self, traces: list[str], weights: Sequence[str] = ()
     ) -> tuple[Commit, dict[str, Tensor]] | None:
-        """The newest commit whose state and draws are whole; a damaged tail is cut off.
+        """Return the newest commit whose state and draws are whole; cut off a damaged tail.
 
         Args:
             traces: The arrays of traces that must be there.
             weights: The arrays of weights.
 
         Raises:
-            OSError: It cannot be told; nothing is cut off.
+            OSError: The files cannot be read now; nothing is cut off.
         """
         commits = self.commits()
         for commit in commits:
@@ -250,24 +252,24 @@ class BlockStore:
 
 
 def _tables(found: Any) -> dict[str, DigestTable] | None:
-    return None if found is None else {str(n): DigestTable.parsed(t) for n, t in found.items()}
+    return None if found is None else {str(n): DigestTable.parse(t) for n, t in found.items()}
 
 
-def sealed_tensors(tensors: Mapping[str, Tensor], *, token: str) -> list[Buffer]:
-    """A safetensors file that says whose it is and what its content's digest is."""
+def seal_tensors(tensors: Mapping[str, Tensor], *, token: str) -> list[Buffer]:
+    """Return a safetensors file that says whose it is, with its content's digest."""
     in_order = dict(sorted(tensors.items()))
     return safetensors(in_order, about={"run": token, "check": digest(*safetensors(in_order))})
 
 
-def read_sealed_tensors(content: bytes, place: str, *, token: str) -> dict[str, Tensor]:
-    """What `sealed_tensors` made of tensors.
+def unseal_tensors(content: bytes, place: str, *, token: str) -> dict[str, Tensor]:
+    """Return the tensors of a file that `seal_tensors` made.
 
     Raises:
         DamagedRun: It is not what was written, or of another run.
     """
     from safetensors.torch import load
 
-    with damage_named(place):
+    with name_damage(place):
         found = load(content)
         length = int.from_bytes(content[:8], "little")
         about = json.loads(content[8 : 8 + length])["__metadata__"]
@@ -280,7 +282,7 @@ def read_sealed_tensors(content: bytes, place: str, *, token: str) -> dict[str, 
 def safetensors(
     tensors: Mapping[str, Tensor], *, about: Mapping[str, str] | None = None
 ) -> list[Buffer]:
-    """The parts of a safetensors file, without a copy of the tensors.
+    """Return the parts of a safetensors file, without a copy of the tensors.
 
     The library's own `save` copies everything twice under the interpreter's lock, which stalls the
     sampling; its `load` reads what is made here.

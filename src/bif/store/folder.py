@@ -1,4 +1,4 @@
-"""A folder, here or at any fsspec URL: whole files in, whole files out, one writer at a time.
+"""Read and write folders, here or at any fsspec URL: whole files, one writer at a time.
 
 A file is either there as it was written or not there at all: locally it is written beside its
 place, synchronised and renamed; object stores put whole objects.
@@ -33,18 +33,21 @@ TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
 OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
 LOCK, MARK = ".lock", ".bif"
 PARTIAL = ".partial"
-"""Ends the names of what is being written."""
-_PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
+"""Ending of the names of what is being written."""
+PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
+"""Names of files that are being written."""
 _LEASE_SECONDS = 600.0
+"""Seconds after which a lease that nobody renews has run out."""
 _SYNCHRONISE_AT_ONCE = 8
+"""Files that are synchronised at a time, each on a thread of its own."""
 
 
 class FolderInUse(FileExistsError):
-    """The output folder holds another run, or something that is no run, or has another writer."""
+    """Raised when a folder holds another run or something else, or has another writer."""
 
 
 class DamagedRun(ValueError):
-    """A run's files are not what was written."""
+    """Raised when a run's files are not what was written."""
 
 
 def discard_output() -> None:
@@ -53,13 +56,13 @@ def discard_output() -> None:
 
 
 class FilesFailed(OSError):
-    """Files can be neither read nor written now: a full disk, a store that does not answer.
+    """Raised when files can be neither read nor written now, as on a full disk.
 
-    Of what is there it says nothing: "cannot tell" is never "empty" and never "damaged".
+    It says nothing about what is there: "cannot tell" is never "empty" and never "damaged".
     """
 
 
-_TELLING = (
+_SPEAKING = (
     FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
     FilesFailed,
 )  # fmt: skip
@@ -67,15 +70,15 @@ ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @contextlib.contextmanager
-def failures_named(place: object) -> Iterator[None]:
-    """Errors of a system or store name the file that they are about.
+def name_failures(place: object) -> Iterator[None]:
+    """Name the file in errors of a system or store.
 
     Raises:
-        FilesFailed: One that does not say whether the file is there.
+        FilesFailed: An error that does not say whether the file is there.
     """
     try:
         yield
-    except _TELLING:
+    except _SPEAKING:
         raise
     except OSError as error:
         said = (error.errno, error.strerror or str(error), str(place)) if error.errno else None
@@ -83,11 +86,11 @@ def failures_named(place: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def damage_named(place: object) -> Iterator[None]:
-    """What a reader says of bytes that are not its own is damage; that it got none is not.
+def name_damage(place: object) -> Iterator[None]:
+    """Raise `DamagedRun` for a reader's error about bytes, but not where it got none.
 
     Raises:
-        DamagedRun: Whatever it is but an error of the system or the store, or memory.
+        DamagedRun: Any error but those of the system, the store or memory.
     """
     try:
         yield
@@ -100,7 +103,7 @@ def damage_named(place: object) -> Iterator[None]:
 
 
 class Folder(Protocol):
-    """Where a run lives.  Names are relative, with "/" between parts, and stay inside."""
+    """A place for a run.  Names are relative, with "/" between parts, and stay inside."""
 
     def __str__(self) -> str: ...
     def read(self, name: str) -> bytes: ...
@@ -120,7 +123,7 @@ class Folder(Protocol):
 
 
 def folder_at(where: str | Path | Folder) -> Folder:
-    """The folder at a path or an fsspec URL such as `s3://bucket/run`; need not exist.
+    """Return the folder at a path or an fsspec URL such as `s3://bucket/run`; need not exist.
 
     Raises:
         ValueError: A chain of URLs, or a URL that pathlib has made a path of.
@@ -144,8 +147,8 @@ def folder_at(where: str | Path | Folder) -> Folder:
     return RemoteFolder(text) if "://" in text else LocalFolder(Path(text).expanduser())
 
 
-def contained(name: str) -> str:
-    """`name` itself if it stays inside a folder.
+def refuse_outside(name: str) -> str:
+    """Return `name` if it stays inside a folder, else raise.
 
     Raises:
         DamagedRun: It is absolute or climbs out.
@@ -166,8 +169,8 @@ class LocalFolder:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        """Where `name` is; links that lead out of the folder are refused."""
-        path = self.root / contained(name)
+        """Return where `name` is; links that lead out of the folder are refused."""
+        path = self.root / refuse_outside(name)
         if not self._has_links(name):  # to resolve a path takes several times as long
             return path
         try:
@@ -179,7 +182,7 @@ class LocalFolder:
         return path
 
     def _has_links(self, name: str) -> bool:
-        """Whether a part of the path below the folder is a link."""
+        """Return whether a part of the path below the folder is a link."""
         place = str(self.root)
         parts = PurePosixPath(name).parts
         return any(os.path.islink(place := f"{place}/{part}") for part in parts)
@@ -190,7 +193,7 @@ class LocalFolder:
     def write(self, name: str, *parts: Buffer) -> None:
         path = self.path(name)
         fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-        with failures_named(path):
+        with name_failures(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with fresh.open("xb") as file:
@@ -217,12 +220,14 @@ class LocalFolder:
         return bool(found) and stat.S_ISDIR(found.st_mode)
 
     def names(self, name: str = "") -> list[str]:
-        with failures_named(self.path(name)):
+        with name_failures(self.path(name)):
             return sorted(p.name for p in self.path(name).iterdir()) if self.is_folder(name) else []
 
     def remove(self, name: str) -> None:
         folder, _, last = name.rpartition("/")
-        path = self.path(folder) / contained(last)  # a link itself is removed, not what it names
+        path = self.path(folder) / refuse_outside(
+            last
+        )  # a link itself is removed, not what it names
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -289,7 +294,7 @@ class LocalFolder:
                     shutil.rmtree(self.root)
 
     def renew(self) -> None:
-        """Nothing to do: the lock lives as long as the process."""
+        """Do nothing: the lock lives as long as the process."""
 
     def sweep(self, names: Iterable[str]) -> None:
         """Remove what a killed writer left half-written inside these files and folders.
@@ -299,14 +304,14 @@ class LocalFolder:
         """
         ours = set(names)
         for top in (self.root / name for name in self.names()):
-            match = _PARTIAL_FILE.fullmatch(top.name)
+            match = PARTIAL_FILE.fullmatch(top.name)
             if match and match["name"] in ours:
                 self.remove(top.name)
             elif top.name in {f"{name}{PARTIAL}" for name in ours}:
                 self.remove(top.name)
             elif top.name in ours and top.is_dir() and not top.is_symlink():
                 for path in top.rglob("*"):
-                    if _PARTIAL_FILE.fullmatch(path.name) and not path.is_dir():
+                    if PARTIAL_FILE.fullmatch(path.name) and not path.is_dir():
                         path.unlink(missing_ok=True)
                     elif path.is_symlink():
                         self.path(str(path.relative_to(self.root)))
@@ -343,13 +348,13 @@ class RemoteFolder:
         return self.url
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{contained(name)}" if name else self._root
+        return f"{self._root}/{refuse_outside(name)}" if name else self._root
 
     @contextlib.contextmanager
-    def _answers(self, path: str) -> Iterator[None]:
-        """Whatever error a file system has for a store that does not answer, as one of files."""
+    def _name_all_failures(self, path: str) -> Iterator[None]:
+        """Raise any error of a store that does not answer as one of files."""
         try:
-            with failures_named(path):
+            with name_failures(path):
                 yield
         except (OSError, DamagedRun):
             raise
@@ -357,12 +362,12 @@ class RemoteFolder:
             raise FilesFailed(f"{path}: {error!r}") from error
 
     def _kind(self, name: str) -> dict[str, Any]:
-        """What the store says of a file or folder; nothing where it says that there is none.
+        """Return what the store says of a file or folder; nothing where there is none.
 
-        Not by `isfile`, `isdir` or `exists`, for which a store that does not answer is empty.
+        `isfile`, `isdir` and `exists` would call a store that does not answer empty.
         """
         path = self._path(name)
-        with self._answers(path):
+        with self._name_all_failures(path):
             self._files.invalidate_cache(path)
             try:
                 return self._files.info(path)
@@ -370,12 +375,12 @@ class RemoteFolder:
                 return {}
 
     def read(self, name: str) -> bytes:
-        with self._answers(self._path(name)):
+        with self._name_all_failures(self._path(name)):
             return self._files.cat_file(self._path(name))
 
     def write(self, name: str, *parts: Buffer) -> None:
         path = self._path(name)
-        with self._answers(path):
+        with self._name_all_failures(path):
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(path, b"".join(parts))
 
@@ -393,7 +398,7 @@ class RemoteFolder:
         path = self._path(name)
         if not self.is_folder(name):
             return []
-        with self._answers(path):
+        with self._name_all_failures(path):
             try:
                 found = self._files.ls(path, detail=False)
             except FileNotFoundError:  # gone since
@@ -402,28 +407,28 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         if self._kind(name):
-            with self._answers(self._path(name)), contextlib.suppress(FileNotFoundError):
+            with self._name_all_failures(self._path(name)), contextlib.suppress(FileNotFoundError):
                 self._files.rm(self._path(name), recursive=True)
 
     def move(self, name: str, to: str) -> None:
         source, target = self._path(name), self._path(to)
         self.remove(to)
-        with self._answers(source):
+        with self._name_all_failures(source):
             self._files.mv(source, target, recursive=True)
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
         from bif.store.zarrs import remote_store
 
-        return remote_store(f"{self.url}/{contained(name)}", read_only=read_only)
+        return remote_store(f"{self.url}/{refuse_outside(name)}", read_only=read_only)
 
     def synchronise(self, names: list[str]) -> None:
-        """Nothing to do: a put is durable when it returns."""
+        """Do nothing: a put is durable when it returns."""
 
     def free_bytes(self) -> int | None:
         return None
 
     def sweep(self, names: Iterable[str]) -> None:
-        """Nothing to do: an object is put whole."""
+        """Do nothing: an object is put whole."""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -458,7 +463,7 @@ class RemoteFolder:
         self.write(LOCK, json.dumps(record).encode())
 
     def _holder(self) -> tuple[str, bool]:
-        """Who holds the lease, and whether it has not run out; "" for nobody."""
+        """Return who holds the lease, and whether it has not run out; "" for nobody."""
         if not self.is_file(LOCK):
             return "", False
         try:
@@ -469,8 +474,8 @@ class RemoteFolder:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """What the system says of a file; None where it says that there is none."""
-    with failures_named(path):
+    """Return the system's status of a file; None where there is none."""
+    with name_failures(path):
         try:
             return path.stat()
         except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Manifests of runs and of banks, kept twice: whatever a file holds, what is read has its types."""
+"""Read and write manifests of runs and of banks, kept twice, and check their types."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from itertools import pairwise
 from typing import Any
 
 from bif.store.folder import ABSENT, CHECKPOINTS, MANIFEST, OURS, DamagedRun, Folder, FolderInUse
-from bif.store.marks import whose
+from bif.store.marks import split_by_maker
 from bif.store.results import read_json, write_sealed
-from bif.store.seals import CHECK, unsealed
+from bif.store.seals import CHECK, unseal
 
 FORMAT = 2
-"""Of the folder; one of another format is refused."""
+"""Format of the folders that are written; other formats but `OLDER` are refused."""
 OLDER = 1
-"""The format without checksums: it is read, and not gone on with."""
+"""Format without checksums: its runs are read, but do not go on."""
 
 _MOST_CHAINS = 10**6
+"""Chains of a manifest at most: a damaged number must not fill the memory."""
 _LONGEST_NAME = 64
+"""Letters of an array's name at most, in a manifest."""
 
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder holds, and what is said of it.
+    """A kind of folder, a run's or a bank's, with its files and messages.
 
     Attributes:
         name: "run" or "bank".
-        manifest: The file that says what is there.
-        spare: The same once more.
-        ours: All that bif makes at the top of the folder.
-        entries: That a manifest has, where no mark says whose it is.
-        checks: Entry -> whether it has its type, of a manifest.
-        reader: Reads what an older version wrote.
-        elsewhere: What to do where something else is there.
-        instead: The same where it may be replaced.
-        anew: What to do where neither manifest nor spare can be read.
+        manifest: Name of the file that says what is there.
+        spare: Name of its second copy.
+        ours: Names of all that bif makes at the top of the folder.
+        entries: Entries that tell bif's manifest where there is no mark.
+        checks: Function of a manifest: entry -> whether it has its type.
+        reader: Name of what reads an older version.
+        elsewhere: Advice where something else is there.
+        instead: Advice where that may be replaced.
+        anew: Advice where neither manifest nor spare can be read.
     """
 
     name: str
@@ -51,12 +53,12 @@ class FolderKind:
     anew: str
 
     def holds(self, folder: Folder) -> bool:
-        """Whether there is a run, or a bank.
+        """Return whether there is a run, or a bank.
 
         Raises:
             FolderInUse: There is something, and it is none.
         """
-        there, others = whose(folder, self.ours)
+        there, others = split_by_maker(folder, self.ours)
         found = there & {self.manifest, self.spare}
         if found and (not others & found or self._has_manifest(folder)):  # older ones have no mark
             return True
@@ -104,7 +106,7 @@ class FolderKind:
         found = read_json(folder, name)
         if found.get("format") == FORMAT and CHECK not in found:
             raise DamagedRun(f"{folder}/{name} is damaged: its checksum is gone.")
-        found = unsealed(found, f"{folder}/{name}")
+        found = unseal(found, f"{folder}/{name}")
         if found.get("format") in (OLDER, FORMAT):
             wrong = [entry for entry, fine in self.checks(found).items() if not fine]
             if wrong:
@@ -139,7 +141,7 @@ class FolderKind:
             )
 
     def _has_manifest(self, folder: Folder) -> bool:
-        """Whether the manifest or its spare is one of bif's."""
+        """Return whether the manifest or its spare is one of bif's."""
         for name in (self.manifest, self.spare):
             if folder.is_file(name):
                 try:
@@ -152,7 +154,7 @@ class FolderKind:
 
 
 def differences(found: Any, expected: Any, name: str = "") -> list[str]:
-    """The dotted names of entries that differ between two JSON values."""
+    """Return the dotted names of entries that differ between two JSON values."""
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
         return [
             difference
@@ -219,7 +221,7 @@ def _are_counts(found: Any) -> bool:
 
 
 def _are_blocks(found: Any) -> bool:
-    """Whether they are `[start, stop]`, the chains from 0 on without a gap."""
+    """Return whether they are `[start, stop]`, the chains from 0 on without a gap."""
     if not isinstance(found, list) or not all(_are_counts(b) and len(b) == 2 for b in found):
         return False
     edges = [0, *(stop for _, stop in found)]

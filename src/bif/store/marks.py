@@ -1,4 +1,4 @@
-"""Marks: which files of a folder bif has made. Nothing else there is ever changed or removed."""
+"""Mark which files of a folder bif has made; nothing else there is ever changed or removed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import json
 import re
 from collections.abc import Iterable
 
-from bif.store.folder import CHECKPOINTS, LOCK, MANIFEST, MARK, PARTIAL, Folder, FolderInUse
+from bif.store.folder import (
+    CHECKPOINTS,
+    LOCK,
+    MANIFEST,
+    MARK,
+    PARTIAL,
+    PARTIAL_FILE,
+    Folder,
+    FolderInUse,
+)
 
-_PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
 _OF_A_BLOCK = re.compile(r"\d{8,}\.(json|safetensors)")
+"""Names of a block's commits."""
 
 
-def marked(folder: Folder) -> set[str]:
-    """The names at the top of a folder that bif has made; none where there is no mark."""
+def marked_names(folder: Folder) -> set[str]:
+    """Return the names at the top of a folder that bif has made; none without a mark."""
     if not folder.is_file(MARK):
         return set()
     try:
@@ -25,7 +34,7 @@ def marked(folder: Folder) -> set[str]:
 
 def mark(folder: Folder, names: Iterable[str]) -> None:
     """Note that bif makes these files or folders, before it does."""
-    there = marked(folder)
+    there = marked_names(folder)
     if not there.issuperset(names):
         _write_mark(folder, there.union(names))
 
@@ -40,7 +49,7 @@ def refuse_foreign(folder: Folder, names: Iterable[str]) -> None:
     Raises:
         FolderInUse: There is; names it.
     """
-    there = marked(folder)
+    there = marked_names(folder)
     for name in names:
         if name not in there and (folder.is_file(name) or folder.is_folder(name)):
             raise FolderInUse(
@@ -49,12 +58,12 @@ def refuse_foreign(folder: Folder, names: Iterable[str]) -> None:
             )
 
 
-def whose(folder: Folder, names: Iterable[str]) -> tuple[set[str], set[str]]:
-    """What is at the top of a folder, and what of that is none of these names that bif has made.
+def split_by_maker(folder: Folder, names: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Return all names at the top of a folder, and those that bif has not made.
 
-    What a killed writer left half-written of them is bif's, too, and so are mark and lock.
+    Half-written files that a killed writer left are bif's, too, and so are mark and lock.
     """
-    there, ours = set(folder.names()) - {MARK, LOCK}, marked(folder).intersection(names)
+    there, ours = set(folder.names()) - {MARK, LOCK}, marked_names(folder).intersection(names)
     partial = {n for n in there if _whole_name(n) != n and _whole_name(n) in {*names, MARK}}
     finished = {f"{name}{PARTIAL}" for name in ours}
     return there, there - ours - partial - finished
@@ -65,7 +74,7 @@ def remove_marked(folder: Folder, names: Iterable[str]) -> None:
 
     Of `checkpoints/`, where people keep their own, only the files that runs write.
     """
-    there, names = marked(folder), tuple(names)
+    there, names = marked_names(folder), tuple(names)
     for name in names:
         if name not in there:
             continue
@@ -104,6 +113,6 @@ def _remove_files(folder: Folder, place: str, pattern: re.Pattern[str]) -> None:
 
 
 def _whole_name(name: str) -> str:
-    """The name itself, or of a half-written file that which it was to have."""
-    match = _PARTIAL_FILE.fullmatch(name)
+    """Return the name, or of a half-written file the name that it was to have."""
+    match = PARTIAL_FILE.fullmatch(name)
     return match["name"] if match else name

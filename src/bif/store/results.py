@@ -1,4 +1,4 @@
-"""Results on disk: datasets, JSON and the page, each written whole."""
+"""Write and read results: datasets, JSON and the page, each written whole."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ from bif.store.folder import (
     SUMMARY,
     DamagedRun,
     Folder,
-    damage_named,
-    failures_named,
     folder_at,
+    name_damage,
+    name_failures,
 )
-from bif.store.marks import mark, marked, refuse_foreign
-from bif.store.seals import files_digests, refuse_other_files, sealed
+from bif.store.marks import mark, marked_names, refuse_foreign
+from bif.store.seals import files_digests, refuse_other_files, seal
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _RESULTS = (INFLUENCE, DIAGNOSTICS, REPORT, SUMMARY)
+"""Files and folders of results."""
 _CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
+"""Codecs that this library writes; others could run code of their own."""
 _DEEPEST = 4
+"""Depth of nested codecs at most: a hostile file could nest them without end."""
 
 
 def write_results(
@@ -51,7 +54,7 @@ def write_results(
     Everything is written beside its place first and moved there when it is complete.
 
     Args:
-        spare: Where the manifest is kept once more, as one of a run that is not complete.
+        spare: Name of the manifest's second copy, which calls the run not complete.
 
     Returns:
         The manifest with `results`, the digests of all files.
@@ -81,7 +84,7 @@ def refuse_damaged_results(
     """Raise unless the results are those that the manifest tells of; older ones say nothing.
 
     Args:
-        report: Look at the page as well.
+        report: Check the page as well.
 
     Raises:
         DamagedRun: A file is missing, another, or one too many; names it.
@@ -113,7 +116,7 @@ def refuse_foreign_calibration(where: str | Path | Folder) -> None:
         FolderInUse: There is.
     """
     folder = folder_at(where)
-    if folder.is_file(CALIBRATION) and CALIBRATION not in marked(folder):
+    if folder.is_file(CALIBRATION) and CALIBRATION not in marked_names(folder):
         try:
             found = set(read_json(folder, CALIBRATION))
         except DamagedRun:
@@ -125,7 +128,7 @@ def refuse_foreign_calibration(where: str | Path | Folder) -> None:
 
 def adopt(folder: Folder) -> None:
     """Mark what is there of a run that has lost its mark, or that an older version made."""
-    if MANIFEST not in marked(folder):
+    if MANIFEST not in marked_names(folder):
         mark(folder, [name for name in OURS if folder.is_file(name) or folder.is_folder(name)])
 
 
@@ -149,7 +152,7 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
         if v.dtype.kind == "U"
     }
     codecs = {"compressors": (ZstdCodec(level=3), Crc32cCodec())}
-    with failures_named(place):
+    with name_failures(place):
         dataset.assign(texts).drop_encoding().to_zarr(
             folder.zarr(name),
             mode="w-",
@@ -160,7 +163,7 @@ def save_dataset(dataset: xr.Dataset, where: str | Path | Folder, *, name: str =
 
 
 def _in_utf8(texts: np.ndarray) -> np.ndarray:
-    """As objects, with halves of surrogate pairs written out."""
+    """Return texts as objects, with halves of surrogate pairs written out."""
     plain = [text.encode("utf-8", "backslashreplace").decode() for text in texts.ravel().tolist()]
     return np.asarray(plain, dtype=object).reshape(texts.shape)
 
@@ -179,13 +182,13 @@ def load_dataset(where: str | Path | Folder, *, name: str) -> xr.Dataset:
     if not folder.is_file(f"{chosen}/zarr.json" if chosen else "zarr.json"):
         raise FileNotFoundError(f"no {name} at {folder}: expected a zarr folder or a run's folder.")
     refuse_foreign_zarr(folder, chosen)
-    with damage_named(f"{folder}/{chosen or name}"):
+    with name_damage(f"{folder}/{chosen or name}"):
         store = folder.zarr(chosen, read_only=True)
         with xr.open_zarr(store, consolidated=False, zarr_format=3) as dataset:
             return dataset.load()
 
 
-def opened_array(folder: Folder, place: str) -> Any:
+def open_array(folder: Folder, place: str) -> Any:
     """Open a zarr array to be read and written.
 
     Raises:
@@ -197,7 +200,7 @@ def opened_array(folder: Folder, place: str) -> Any:
     if not folder.is_file(f"{place}/zarr.json"):
         raise FileNotFoundError(f"{folder} has no array {place}.")
     refuse_foreign_zarr(folder, place)
-    with damage_named(place):
+    with name_damage(place):
         return zarr.open_array(folder.zarr(place), mode="r+", zarr_format=3)
 
 
@@ -221,7 +224,7 @@ def refuse_foreign_zarr(folder: Folder, name: str) -> None:
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return a JSON object from a file.
 
     Raises:
         DamagedRun: It holds something else.
@@ -236,17 +239,17 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
-    """A JSON object to a file; NaN and infinities, which JSON lacks, become null."""
+    """Write a JSON object to a file; NaN and infinities, which JSON lacks, become null."""
     folder.write(name, (json.dumps(plain(content), indent=2) + "\n").encode())
 
 
 def write_sealed(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
-    """As `write_json`, with a digest of its content."""
-    write_json(folder, name, sealed(plain(content)))
+    """Write a JSON object with a digest of its content."""
+    write_json(folder, name, seal(plain(content)))
 
 
 def plain(value: Any) -> Any:
-    """Numbers, strings, lists and dicts that JSON can hold."""
+    """Return numbers, strings, lists and dicts that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -272,7 +275,7 @@ def _metadata(folder: Folder, name: str, depth: int) -> Iterator[tuple[str, dict
 
 
 def _codec_names(codecs: Any) -> Iterator[str]:
-    """Names of codecs at every depth of a sharding codec's own lists."""
+    """Yield names of codecs at every depth of a sharding codec's own lists."""
     if isinstance(codecs, Mapping):
         if "name" in codecs:
             yield str(codecs["name"])

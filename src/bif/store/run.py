@@ -1,4 +1,4 @@
-"""A run's folder, opened by its one writer: go on, begin anew, or refuse."""
+"""Open a run's folder as its one writer: go on, begin anew, or refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from bif.store.checkpoints import BlockStore, read_sealed_tensors, sealed_tensors
+from bif.store.checkpoints import BlockStore, seal_tensors, unseal_tensors
 from bif.store.folder import (
     CHECKPOINTS,
     DIAGNOSTICS,
@@ -27,7 +27,7 @@ from bif.store.folder import (
     folder_at,
 )
 from bif.store.manifests import FORMAT, RUN, differences
-from bif.store.marks import mark, marked, remove_marked
+from bif.store.marks import mark, marked_names, remove_marked
 from bif.store.results import (
     adopt,
     load_dataset,
@@ -45,6 +45,7 @@ OnExisting = Literal["resume", "replace"]
 _OF_THE_FOLDER = ("format", "token")
 """Entries that stay with a folder, whatever run from memory is written to it."""
 _CENTER = f"{CHECKPOINTS}/center.safetensors"
+"""File of the values at w* that a run began with."""
 
 
 class RunFolder:
@@ -65,11 +66,11 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the run has ended and its results are whole."""
+        """Return whether the run has ended and its results are whole."""
         return bool(self.manifest.get("complete"))
 
     def block(self, index: int) -> BlockStore:
-        """The disk side of one block of chains."""
+        """Return the store of one block of chains."""
         return BlockStore(self.folder, index, token=self.manifest.get("token", ""))
 
     def begin(self) -> None:
@@ -88,7 +89,7 @@ class RunFolder:
         RUN.write(self.folder, self.manifest)
 
     def center_values(self) -> dict[str, Tensor]:
-        """The values at w* that the run was begun with; nothing where none were kept yet.
+        """Return the values at w* that the run began with; nothing where none were kept.
 
         Raises:
             DamagedRun: They are gone, not what was written, or those of another run.
@@ -102,13 +103,13 @@ class RunFolder:
                 return {}
             raise DamagedRun(f"{self.folder}/{_CENTER} is missing.") from error
         token = self.manifest.get("token", "")
-        return read_sealed_tensors(content, f"{self.folder}/{_CENTER}", token=token)
+        return unseal_tensors(content, f"{self.folder}/{_CENTER}", token=token)
 
     def keep_center_values(self, values: Mapping[str, Tensor]) -> None:
         """Keep the values at w* of every array of the traces."""
         self.begin()
         token = self.manifest.get("token", "")
-        self.folder.write(_CENTER, *sealed_tensors(values, token=token))
+        self.folder.write(_CENTER, *seal_tensors(values, token=token))
 
     def finish(
         self,
@@ -154,7 +155,7 @@ def open_run(
 
     Args:
         where: A path or fsspec URL; made if need be.
-        manifest: With `identity`, `keep` and `top`, of the run that is asked for.
+        manifest: Manifest with `identity`, `keep` and `top` of the run that is asked for.
         on_existing: "resume" goes on with this very run and refuses another; "replace" removes
             whatever run is there as soon as the new one has something to write.
 
@@ -172,7 +173,7 @@ def open_run(
         if found:
             _refuse_another(folder, found, expected)
             adopt(folder)
-            folder.sweep(marked(folder))
+            folder.sweep(marked_names(folder))
             whole = found.get("complete") and _has_results(folder)
             yield RunFolder(folder, {**found, "complete": bool(whole)}, begun=True)
             return
@@ -184,7 +185,7 @@ def open_run(
         try:
             yield run
         except BaseException:
-            with contextlib.suppress(OSError):  # what cannot be looked at stays
+            with contextlib.suppress(OSError):  # what cannot be read stays
                 if not run.replaces and not _has_commits(folder):
                     remove_run(folder)
             raise
@@ -206,7 +207,7 @@ def reopen_run(where: str | Path | Folder) -> Iterator[RunFolder]:
         found = RUN.read(folder)
         RUN.refuse_format(folder, found)
         adopt(folder)
-        folder.sweep(marked(folder))
+        folder.sweep(marked_names(folder))
         yield RunFolder(folder, found, begun=True)
 
 
@@ -223,7 +224,7 @@ def refuse_occupied(folder: Folder, *, overwrite: bool) -> None:
 
 
 def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool:
-    """Whether `where` holds this very run, complete, with results that can be read.
+    """Return whether `where` holds this very run, complete, with results that can be read.
 
     Nothing is locked, made or refused.
     """
@@ -239,7 +240,7 @@ def is_complete(where: str | Path | Folder, manifest: Mapping[str, Any]) -> bool
 
 
 def read_run(where: str | Path | Folder) -> dict[str, Any]:
-    """`manifest`, `summary` (dicts), `influence` and `diagnostics` (datasets) of a run's folder.
+    """Return `manifest`, `summary` (dicts), `influence` and `diagnostics` (datasets) of a folder.
 
     Raises:
         FileNotFoundError: The folder holds no run, or one without results yet.
@@ -271,7 +272,7 @@ def read_run(where: str | Path | Folder) -> dict[str, Any]:
 
 
 def progress(where: str | Path | Folder) -> str:
-    """How far the run in a folder has come, for people.
+    """Return how far the run in a folder has come, in words.
 
     Raises:
         FileNotFoundError: There is no run.
@@ -313,7 +314,7 @@ def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
         raise FolderInUse(f"{source} is not complete: let it end before it is copied.")
     if RUN.holds(target):
         raise FolderInUse(f"{target} holds a run already: choose another --out.")
-    ours = marked(source) or set(OURS)
+    ours = marked_names(source) or set(OURS)
     names = [name for name in source.names() if name in ours and name not in (LOCK, MANIFEST)]
     mark(target, (*names, MANIFEST))
     for name in (*names, MANIFEST):
@@ -321,7 +322,7 @@ def copy_run(where: str | Path | Folder, to: str | Path | Folder) -> None:
 
 
 def in_words(names: Sequence[str]) -> str:
-    """The names that `differences` found, with what to do where a name alone does not say it."""
+    """Return the names that `differences` found, with what to do about those that need it."""
     listed = ", ".join(names)
     if any(name.partition(".")[0] == "through" for name in names):
         listed += (
@@ -332,7 +333,7 @@ def in_words(names: Sequence[str]) -> str:
 
 
 def _has_results(folder: Folder) -> bool:
-    """Whether the results can be read; where not, they are made anew from the traces."""
+    """Return whether the results can be read; else they are made anew from the traces."""
     try:
         refuse_damaged_results(folder, read_run(folder)["manifest"], report=True)
     except (DamagedRun, FileNotFoundError):
@@ -341,7 +342,7 @@ def _has_results(folder: Folder) -> bool:
 
 
 def _has_commits(folder: Folder) -> bool:
-    """Whether any block has a record, whether it can be read or not."""
+    """Return whether any block has a record, whether it can be read or not."""
     return any(
         name.endswith(".json")
         for block in folder.names(CHECKPOINTS)

@@ -1,4 +1,4 @@
-"""Scores that come from no run of chains, such as responses: `influence.zarr` and `scores.json`.
+"""Keep scores that come from no run of chains, such as responses.
 
 While they are being made, what there is of them is a run's folder inside theirs.
 """
@@ -21,16 +21,16 @@ from bif.store.folder import (
     folder_at,
 )
 from bif.store.manifests import differences
-from bif.store.marks import mark, marked, remove_marked, whose
+from bif.store.marks import mark, marked_names, remove_marked, split_by_maker
 from bif.store.results import load_dataset, plain, read_json, save_dataset, write_sealed
 from bif.store.run import OnExisting, RunFolder, open_run, remove_run
-from bif.store.seals import files_digests, refuse_other_files, unsealed
+from bif.store.seals import files_digests, refuse_other_files, unseal
 
 if TYPE_CHECKING:
     import xarray as xr
 
 UNFINISHED = "unfinished"
-"""What has been made of scores so far, a run's folder in theirs."""
+"""Folder of a run, inside that of the scores, while these are being made."""
 _OURS = (INFLUENCE, SCORES, UNFINISHED)
 
 
@@ -39,8 +39,8 @@ class ScoresFolder:
 
     Attributes:
         folder: The files.
-        about: What `scores.json` says of the scores that were asked for; empty unless complete.
-        run: What has been made of them so far; None where they are complete.
+        about: Content of `scores.json`, empty unless the scores that were asked for are complete.
+        run: Folder of what has been made of them so far; None where they are complete.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ScoresFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether these very scores are there."""
+        """Return whether these very scores are there."""
         return bool(self.about)
 
     def begin(self) -> None:
@@ -89,7 +89,7 @@ def open_scores(
 
     Args:
         where: A path or fsspec URL; made if need be.
-        identity: Of the scores that are asked for.
+        identity: Identity of the scores that are asked for.
         on_existing: "resume" takes these very scores, or goes on with them, and refuses others;
             "replace" makes them anew.
 
@@ -124,7 +124,7 @@ def open_scores(
 
 
 def unfinished(folder: Folder) -> Folder:
-    """Where a run's folder is while scores are being made."""
+    """Return where a run's folder is while scores are being made."""
     return folder_at(f"{folder}/{UNFINISHED}")
 
 
@@ -137,7 +137,7 @@ def _discard_unfinished(folder: Folder) -> None:
 
 
 def _unmark_unfinished(folder: Folder) -> None:
-    if UNFINISHED in marked(folder) and not folder.is_folder(UNFINISHED):
+    if UNFINISHED in marked_names(folder) and not folder.is_folder(UNFINISHED):
         remove_marked(folder, (UNFINISHED,))
 
 
@@ -161,7 +161,7 @@ def write_scores(
 
 
 def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Scores, and what is said of them.
+    """Return scores, and what is said of them.
 
     Raises:
         FileNotFoundError: There are no scores.
@@ -170,20 +170,20 @@ def read_scores(where: str | Path | Folder) -> tuple[xr.Dataset, dict[str, Any]]
     folder = folder_at(where)
     if not folder.is_file(SCORES):
         raise FileNotFoundError(f"no {SCORES} at {folder}: expected scores written by bif.")
-    about = unsealed(read_json(folder, SCORES), f"{folder}/{SCORES}")
+    about = unseal(read_json(folder, SCORES), f"{folder}/{SCORES}")
     if "results" in about:
         refuse_other_files(folder, about["results"], INFLUENCE)
     return load_dataset(folder, name=INFLUENCE), about
 
 
 def holds_scores(folder: Folder) -> bool:
-    """Whether there are scores that are no run.
+    """Return whether there are scores that are no run.
 
     Raises:
         FolderInUse: There is something, and it is no scores of bif.
     """
-    there, others = whose(folder, _OURS)
-    if SCORES in there and not marked(folder) and _are_scores(folder):  # made without a mark
+    there, others = split_by_maker(folder, _OURS)
+    if SCORES in there and not marked_names(folder) and _are_scores(folder):  # made without a mark
         others -= set(_OURS)
     if others or folder.is_file(""):
         raise FolderInUse(

@@ -1,4 +1,4 @@
-"""Seals: digests by which what is read is known to be what was written, and in its place."""
+"""Seal content by digests, so that what is read is known to be what was written."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from typing import Any
 from bif.store.folder import Buffer, DamagedRun, Folder
 
 CHECK = "check"
+"""Entry of a sealed object that holds its digest."""
 _DIGITS = 32
+"""Hexadecimal digits of a digest."""
 
 
 def digest(*parts: Buffer) -> str:
-    """Of bytes: the first half of SHA-256, in hexadecimal."""
+    """Return the first half of the SHA-256 of bytes, in hexadecimal."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part)
     return found.hexdigest()[:_DIGITS]
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the digest of all the rest as its `check`."""
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the digest of all the rest as its `check`."""
     rest = {name: value for name, value in content.items() if name != CHECK}
     return {**rest, CHECK: digest(_canonical(rest))}
 
 
-def unsealed(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """A JSON object without its `check`; one that has none, as older versions wrote, as it is.
+def unseal(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return a JSON object without its `check`; older versions wrote none.
 
     Raises:
         DamagedRun: It is not what was written.
@@ -40,7 +42,7 @@ def unsealed(content: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def files_digests(folder: Folder, *names: str) -> dict[str, str]:
-    """File -> digest, of files and of all that zarr reads in folders."""
+    """Return file -> digest, of files and of all that zarr reads in folders."""
     return {file: digest(folder.read(file)) for name in names for file in _files(folder, name)}
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a wish to stop that is granted between two steps."""
+"""Turn Ctrl-C and SIGTERM into a wish to stop that is granted between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Preempted(BaseException):
-    """SIGTERM came: what is recorded is on disk, and the same call goes on from there.
+    """Raised when SIGTERM stops a run; what is recorded is on disk, and the same call goes on.
 
     Not an `Exception`, so that no handler of a user's own keeps a process alive that is to end.
     """

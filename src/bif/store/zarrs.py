@@ -1,4 +1,4 @@
-"""Zarr's view of a remote folder, for which a store that does not answer is not an empty one."""
+"""Give zarr a remote folder whose missing answer is not taken for an empty store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bif.store.folder import FilesFailed
 
 
 def remote_store(url: str, *, read_only: bool) -> Any:
-    """Zarr's own store at an fsspec URL, but whatever error the file system has is one of files."""
+    """Return zarr's own store at an fsspec URL, with all its errors as errors of files."""
     return _store_class().from_url(url, read_only=read_only)
 
 
@@ -21,20 +21,20 @@ def _store_class() -> Any:
 
     class RemoteStore(FsspecStore):
         async def get(self, *given: Any, **named: Any) -> Any:
-            with _answers(self.path):
+            with _name_all_failures(self.path):
                 return await super().get(*given, **named)
 
         async def set(self, *given: Any, **named: Any) -> None:
-            with _answers(self.path):
+            with _name_all_failures(self.path):
                 await super().set(*given, **named)
 
         async def delete(self, key: str) -> None:
-            with _answers(self.path):
+            with _name_all_failures(self.path):
                 await super().delete(key)
 
         async def exists(self, key: str) -> bool:
             """By `info`: for `exists` of fsspec, what does not answer is not there."""
-            with _answers(self.path):
+            with _name_all_failures(self.path):
                 try:
                     await self.fs._info(f"{self.path}/{key}".rstrip("/"))
                 except self.allowed_exceptions:
@@ -42,7 +42,7 @@ def _store_class() -> Any:
             return True
 
         async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-            with _answers(self.path):
+            with _name_all_failures(self.path):
                 async for name in super().list_dir(prefix):
                     yield name
 
@@ -50,7 +50,7 @@ def _store_class() -> Any:
 
 
 @contextlib.contextmanager
-def _answers(place: str) -> Iterator[None]:
+def _name_all_failures(place: str) -> Iterator[None]:
     try:
         yield
     except OSError:
