@@ -1,4 +1,4 @@
-"""Verbs on dictionaries of chain-stacked tensors; the only user of `torch._foreach_*`.
+"""Operate on dictionaries of chain-stacked tensors, as the only user of `torch._foreach_*`.
 
 A verb that ends in `_` writes into its first argument and returns it.
 """
@@ -18,52 +18,52 @@ def _aligned(x: Params, y: Params) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def add_(x: Params, y: Params, scale: float = 1.0) -> Params:
-    """`x += scale * y`."""
+    """Add in place: `x += scale * y`."""
     leaves, others = _aligned(x, y)
     torch._foreach_add_(leaves, others, alpha=scale)
     return x
 
 
 def mul_(x: Params, factor: float) -> Params:
-    """`x *= factor`."""
+    """Multiply in place: `x *= factor`."""
     torch._foreach_mul_(list(x.values()), factor)
     return x
 
 
 def add_product_(x: Params, y: Params, z: Params, scale: float = 1.0) -> Params:
-    """`x += scale * y * z`, leaf by leaf."""
+    """Add in place `x += scale * y * z`, leaf by leaf."""
     leaves, others = _aligned(x, y)
     torch._foreach_addcmul_(leaves, others, [z[name] for name in x], value=scale)
     return x
 
 
 def scale_chains_(x: Params, factor_C: Tensor) -> Params:
-    """`x[c] *= factor_C[c]` for every chain c."""
+    """Multiply in place `x[c] *= factor_C[c]` for every chain c."""
     for leaf in x.values():
         leaf.mul_(factor_C.to(leaf.dtype).view(-1, *[1] * (leaf.dim() - 1)))
     return x
 
 
 def difference(x: Params, y: Params) -> Params:
-    """`x - y`; a leaf of y may have a chain axis of length 1."""
+    """Return `x - y`; a leaf of y may have a chain axis of length 1."""
     leaves, others = _aligned(x, y)
     return dict(zip(x, torch._foreach_sub(leaves, others), strict=True))
 
 
 def copied(x: Params) -> Params:
-    """A copy in fresh contiguous memory."""
+    """Return a copy in fresh contiguous memory."""
     return {
         name: leaf.detach().clone(memory_format=torch.contiguous_format) for name, leaf in x.items()
     }
 
 
 def zeros_like(x: Params) -> Params:
-    """Zeros in the shapes of x."""
+    """Return zeros in the shapes of x."""
     return {name: torch.zeros_like(leaf) for name, leaf in x.items()}
 
 
 def stacked(x: Params, num_chains: int) -> Params:
-    """Leaves `[*shape]` to fresh leaves `[num_chains, *shape]`, every chain the same."""
+    """Return leaves `[*shape]` as fresh leaves `[num_chains, *shape]`, every chain the same."""
     return {
         name: leaf.detach().unsqueeze(0).expand(num_chains, *leaf.shape).clone()
         for name, leaf in x.items()
@@ -71,12 +71,12 @@ def stacked(x: Params, num_chains: int) -> Params:
 
 
 def chain(x: Params, index: int) -> Params:
-    """The leaves `[*shape]` of one chain: views, not copies."""
+    """Return the leaves `[*shape]` of one chain: views, not copies."""
     return {name: leaf[index] for name, leaf in x.items()}
 
 
 def squared_norm(x: Params) -> Tensor:
-    """Sum of squares of each chain, `[C]`: of a row in the leaf's precision, then in float64."""
+    """Return each chain's sum of squares `[C]`: rows in the leaf's precision, then float64."""
     parts = []
     for leaf in x.values():
         rows = leaf.reshape(len(leaf), leaf.shape[1] if leaf.dim() > 2 else 1, -1)
@@ -85,12 +85,12 @@ def squared_norm(x: Params) -> Tensor:
 
 
 def squared_distance(leaf: Tensor, other: Tensor) -> Tensor:
-    """Sum of squares of `leaf - other` of each chain, `[C]`; precision as in `squared_norm`."""
+    """Return each chain's sum of squares of `leaf - other`, `[C]`, as in `squared_norm`."""
     return squared_norm({"": leaf - other})
 
 
 def inner(x: Params, y: Params) -> Tensor:
-    """Inner product of each chain, `[C]`, accumulated in float64."""
+    """Return each chain's inner product, `[C]`, accumulated in float64."""
     leaves, others = _aligned(x, y)
     parts = [
         (a * b).reshape(len(a), -1).sum(dim=1, dtype=torch.float64)
@@ -100,17 +100,17 @@ def inner(x: Params, y: Params) -> Tensor:
 
 
 def num_elements(x: Params) -> int:
-    """Weights per chain of leaves `[C, *shape]`."""
+    """Return the weights per chain of leaves `[C, *shape]`."""
     return sum(leaf[0].numel() for leaf in x.values())
 
 
 def dense(leaf: Tensor) -> Tensor:
-    """The leaf itself, or as a dense tensor where it is sparse, as gradients of embeddings are."""
+    """Return the leaf, dense where it is sparse, as gradients of embeddings are."""
     return leaf if leaf.layout == torch.strided else leaf.to_dense()
 
 
 def apart(leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Leaves that may each be overwritten.
+    """Return leaves that may each be overwritten.
 
     Copied are those in the memory of an earlier one, and those of which several numbers are one.
     Where two parameters are added, one of them reshaped or the whole compiled, autograd hands out

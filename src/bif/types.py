@@ -27,7 +27,7 @@ Target = Literal["scratch", "checkpoint"]
 
 
 class GradientEstimate(NamedTuple):
-    """Gradient of the mean loss at the chains' weights.
+    """The gradient of the mean loss at the chains' weights.
 
     `gradient` has leaves `[C, *shape]`; `losses` `[C, N]` are the losses of *all* train items at
     those weights where they fell out of the gradient's own forward pass, else None.
@@ -53,12 +53,12 @@ class Noise(Protocol):
     """A source of standard normal numbers for one block of chains."""
 
     def normal(self, like: Params) -> Params:
-        """Independent N(0, 1) in the shapes of `like`; exactly 0 where a weight may not move."""
+        """Return independent N(0, 1) in the shapes of `like`; 0 where a weight may not move."""
         ...
 
 
 class Gradient(Protocol):
-    """How the gradient of the mean loss is obtained: all items, mini-batches, control variates."""
+    """A way to the gradient of the mean loss: all items, mini-batches, control variates."""
 
     def __call__(self, params: Params, step: int) -> GradientEstimate: ...
 
@@ -67,7 +67,7 @@ State = TypeVar("State", bound="HasParams")
 
 
 class HasParams(Protocol):
-    """What every sampler's state has: the weights at which the next gradient is wanted."""
+    """A sampler's state: it has the weights at which the next gradient is wanted."""
 
     @property
     def params(self) -> Params: ...
@@ -77,11 +77,11 @@ class Mass(Protocol):
     """Coordinates for a sampler: `M^(-1/2)` and its transpose, on leaves `[C, *shape]`."""
 
     def to_weights(self, velocity: Params) -> Params:
-        """`M^(-1/2) x`, in fresh memory."""
+        """Return `M^(-1/2) x`, in fresh memory."""
         ...
 
     def to_velocity(self, force: Params) -> Params:
-        """`(M^(-1/2))ᵀ g`, in fresh memory."""
+        """Return `(M^(-1/2))ᵀ g`, in fresh memory."""
         ...
 
 

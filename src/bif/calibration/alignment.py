@@ -107,7 +107,7 @@ def gradient_sketches(
     """Return the gradients of single items at one chain's weights, `[I, K]`, sketched if long.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         params: w, leaves `[1, *shape]`.
         items: The train items, on the chain's device.
         indices: Positions of the items whose gradients are wanted.

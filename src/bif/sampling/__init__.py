@@ -1,1 +1,1 @@
-"""Chains at w*: posterior, samplers, gradient oracles, mass, engine."""
+"""Sample chains from w*: posterior, samplers, gradient oracles, mass, engine."""

@@ -1,4 +1,4 @@
-"""How far w* is from a minimum of the training objective, in units of the gradient's noise."""
+"""Measure how far w* is from a minimum of the training objective, in units of noise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def center_gradient(
     About 1 or less at a minimum.  NaN of a single item, or where no gradient has any noise.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         posterior: With center, masks and weight decay.
         items: Train items on the device.
         weights: rho of the items, `[N]`.

@@ -1,4 +1,4 @@
-"""The chains: a walk of steps, and a generator of the draws among them."""
+"""Step chains: trajectories, and the draws among their steps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bif.types import Draw, Gradient, Noise, Params, Sampler, State
 
 @dataclass(frozen=True)
 class Position(Generic[State]):
-    """Where a block of chains stands before a step; with its noise, all it takes to go on.
+    """A block of chains before a step; with its noise, all it takes to go on.
 
     Args:
         step: The step that comes next.
-        state: The sampler's; its buffers hold until the next position is asked for.
-        losses: Of the train items `[C, N]` at these weights, where the gradient brought them along.
+        state: State of the sampler; its buffers hold until the next position is asked for.
+        losses: Losses of the train items `[C, N]` here, where the gradient brought them along.
         gradient: Of the mean loss at these weights, or its estimate; its buffers hold as long as
             the state's.  None where no step ever holds it.
     """
@@ -34,7 +34,7 @@ class Position(Generic[State]):
 
 
 class _Drawn:
-    """A step's numbers, drawn beforehand: a generator cannot be compiled."""
+    """The numbers of a step, drawn beforehand: a generator cannot be compiled."""
 
     def __init__(self, drawn: Params) -> None:
         self._drawn: Params | None = drawn
@@ -96,7 +96,7 @@ def trajectory(
 
 
 def draw_index(step: int, *, burn_in: int, thin: int) -> int | None:
-    """Which draw the position before a step is, if any."""
+    """Return which draw the position before a step is, if any."""
     index, off = divmod(step - burn_in, thin)
     return index if index >= 0 and off == 0 else None
 

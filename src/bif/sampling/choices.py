@@ -10,12 +10,12 @@ _WARNING = "warning: "
 
 @dataclass(frozen=True)
 class Choice:
-    """A value that was chosen, or a remark on what was found, with its reason.
+    """A chosen value or a remark, with its reason.
 
     Attributes:
-        name: Of the setting; empty for a remark.
-        value: As a reader should see it.
-        reason: In words.
+        name: Name of the setting; empty for a remark.
+        value: The value as a reader should see it.
+        reason: The reason in words.
         is_warning: Whether it belongs beside the result.
     """
 
@@ -35,7 +35,7 @@ class Choice:
 
 
 class Choices:
-    """Choices in the order in which they were made.
+    """The choices in the order in which they were made.
 
     Args:
         tell: Gets the line of each choice as it is made.

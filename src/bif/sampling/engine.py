@@ -1,4 +1,4 @@
-"""One run's chains: where they start, their steps, and the values of items at a draw."""
+"""Run the chains of one run: starts, steps, and the values of items at a draw."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _LARGE_LEAF = 2**20
 
 @dataclass(frozen=True)
 class Start:
-    """Where a block of chains starts from, or goes on."""
+    """The place from which a block of chains starts or goes on."""
 
     step: int
     state: HasParams
     noise: BlockNoise | LeafNoise
 
     def saved(self, position: Position) -> dict[str, Tensor]:
-        """All it takes to go on from a position, copied."""
+        """Return a copy of all it takes to go on from a position."""
         return {
             **{f"sampler/{n}": x for n, x in state_tensors(position.state).items()},
             "noise": self.noise.state(),
@@ -50,7 +50,7 @@ class Engine:
     Args:
         problem: What is to be attributed.
         settings: Complete.
-        mass: Of `settings.mass="kronecker"`, as measured by calibration.
+        mass: The mass that calibration measured, where `settings.mass="kronecker"`.
 
     Raises:
         ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
@@ -97,12 +97,12 @@ class Engine:
 
     @property
     def last_step(self) -> int:
-        """The step of the last draw."""
+        """Return the step of the last draw."""
         s = self.settings
         return s.burn_in + (s.draws - 1) * s.thin
 
     def start(self, block: int, num_chains: int) -> Start:
-        """A block at w*."""
+        """Return the start of a block at w*."""
         noise = self._noise(block, 0)
         return Start(0, self.sampler.init(self.center(num_chains), noise), noise)
 
@@ -115,7 +115,7 @@ class Engine:
         step: int,
         same_device: bool,
     ) -> Start:
-        """A block where `Start.saved` left it.
+        """Return the start of a block where `Start.saved` left it.
 
         Args:
             same_device: Whether the saved numbers are of this kind of device; else fresh ones go
@@ -128,14 +128,17 @@ class Engine:
         if same_device:
             numbers, like = saved.get("noise"), noise.state()
             if numbers is None or (numbers.shape, numbers.dtype) != (like.shape, like.dtype):
-                raise ValueError("the saved state of the random numbers is not of this device.")
+                raise ValueError(
+                    "the saved state of the random numbers is of another device: go on where the "
+                    "run was begun."
+                )
             noise.restore(numbers)
         return Start(step, restored(state, own), noise)
 
     def positions(
         self, block: int, num_chains: int, start: Start, *, last_step: int | None = None
     ) -> Iterator[Position]:
-        """The block's steps, to the last draw's unless told otherwise."""
+        """Yield the block's positions, to the last draw's unless told otherwise."""
         s = self.settings
         end = self.last_step if last_step is None else last_step
         if isinstance(start.noise, LeafNoise):
@@ -156,17 +159,17 @@ class Engine:
         )
 
     def draw_at(self, step: int) -> int | None:
-        """Which draw the position before a step is, if any."""
+        """Return which draw the position before a step is, if any."""
         s = self.settings
         return draw_index(step, burn_in=s.burn_in, thin=s.thin)
 
     def observed(self, position: Position) -> tuple[Tensor, Tensor]:
-        """Losses of the scored items `[C, N]` and observables of the queries `[C, A·Q]`."""
+        """Return losses of the scored items `[C, N]` and observables of the queries `[C, A·Q]`."""
         params = position.state.params
         return self.observer.train(params, position.losses), self.observer.queries(params)
 
     def mean_train_loss(self, train: Tensor) -> Tensor | None:
-        """Weighted mean loss `[C]` of the train items, from the columns `[C, N]` of a draw.
+        """Return the weighted mean loss `[C]` of the train items, from a draw's columns `[C, N]`.
 
         None where tokens have the columns: masks may leave some out.
         """
@@ -176,7 +179,7 @@ class Engine:
         return (losses * self.weights.to(losses)).mean(dim=1)
 
     def observed_draws(self, block: int, num_chains: int) -> Iterator[tuple[Draw, Tensor, Tensor]]:
-        """Draws of a block from w*, with what is observed at them.
+        """Yield the draws of a block from w*, with what is observed at them.
 
         Nothing here waits for the device.
         """
@@ -196,7 +199,7 @@ class Engine:
         return BlockNoise(source, self.posterior.masks)
 
     def distance_squared(self, params: Params) -> Tensor:
-        """`|w - w*|²` of each chain, `[C]`."""
+        """Return `|w - w*|²` of each chain, `[C]`."""
         return self.posterior.distance_squared(params, self._of_leaf)
 
     def _of_leaf(self, leaf: Tensor, center: Tensor) -> Tensor:
@@ -214,7 +217,7 @@ class Engine:
         return tensors.stacked(center, num_chains)
 
     def gradient(self, block: int, num_chains: int) -> Gradient:
-        """How a block's chains get their gradients."""
+        """Return the gradient of a block's chains."""
         s = self.settings
         chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
         full = FullGradient(
@@ -241,7 +244,7 @@ class Engine:
         )
 
     def _streamed(self, block: int) -> StreamedGradient:
-        """How the live chain gets its gradients where steps are fused into the backward pass."""
+        """Return the live chain's gradient, which steps fused into the backward pass take."""
         s, oracle = self.settings, self.oracle
         assert isinstance(oracle, LiveOracle)
         order = None

@@ -1,4 +1,4 @@
-"""From complete settings to the objects that run them."""
+"""Build the objects of a run from complete settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bif.types import Mass, Params, Sampler
 
 
 def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
-    """The posterior of complete settings, on the run's device.
+    """Return the posterior of complete settings, on the run's device.
 
     Where memory is short, w* is the problem's own model if that is on the device.
     """
@@ -34,21 +34,21 @@ def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
 
 
 def moving_center(problem: Problem, settings: Settings) -> Params:
-    """w* of the weights that move, leaves `[*shape]` as the run stores them, on its device."""
+    """Return w* of the weights that move, leaves `[*shape]` as the run stores them."""
     device, parameters = run_device(problem, settings), problem.parameters()
     names = moving(problem, settings.movable)
     return {name: _stored(parameters[name], settings).to(device) for name in names}
 
 
 def _stored(leaf: Tensor, settings: Settings) -> Tensor:
-    """A weight as the run stores it."""
+    """Return a weight as the run stores it."""
     # Vectors are few, and norms' scales near 1 have the coarsest rounding of all.
     narrow = settings.memory == "lean" and leaf.dim() >= 2 and leaf.is_floating_point()
     return leaf.to(torch.bfloat16) if narrow else widen(leaf)
 
 
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
-    """The oracle of complete settings, on the run's device."""
+    """Return the oracle of complete settings, on the run's device."""
     device = run_device(problem, settings)
     gradient, value = settings.precisions
     if settings.oracle == "live":
@@ -85,23 +85,23 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
 
 
 def make_sampler(settings: RunSettings, mass: Mass | None = None) -> Sampler:
-    """The sampler of complete settings."""
+    """Return the sampler of complete settings."""
     return SAMPLERS[settings.sampler].from_settings(settings, mass)
 
 
 def run_device(problem: Problem, settings: Settings) -> torch.device:
-    """Where the run happens."""
+    """Return the device of the run."""
     return torch.device(settings.device) if settings.device else problem.device
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything asked of the device is done: for honest seconds."""
+    """Wait until everything asked of the device is done, for times that count all of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def item_weights(problem: Problem, like: Tensor) -> Tensor:
-    """Training weights rho `[N]` on the device and in the dtype of a loss tensor."""
+    """Return training weights rho `[N]`, on the device and in the dtype of a loss tensor."""
     if problem.train_weights is None:
         return torch.ones(problem.num_train, dtype=like.dtype, device=like.device)
     return problem.train_weights.to(like)

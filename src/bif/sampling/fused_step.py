@@ -1,4 +1,4 @@
-"""The step inside the backward pass: each leaf moves as soon as its gradient is complete.
+"""Step inside the backward pass: each leaf moves as soon as its gradient is complete.
 
 The gradient of the whole model never exists, nor a second copy of anything as large.  The samplers
 are the same as ever: they act elementwise, so a few rows of one leaf are a state like any other.
@@ -23,16 +23,16 @@ from bif.sampling.stochastic_rounding import round_stochastically_
 from bif.types import Params, Sampler, State
 
 ROWS_OF = 2**24
-"""Numbers that move at a time: what a step needs beside them is a few times as large."""
+"""Numbers that move at a time: a step needs a few times their memory besides."""
 
 
 class StreamedGradient:
     """The mean loss's gradient at a live module's own weights, leaf by leaf.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         items: The train items.
-        order: Which items the chain sees at each step; None for all of them.
+        order: Items that the chain sees at each step; None for all of them.
         train_weights: rho `[N]`.
     """
 
@@ -106,7 +106,7 @@ def fused_trajectory(
 
 
 def _rows(posterior: LocalPosterior, name: str) -> list[_Rows]:
-    """All rows of a leaf that move, some at a time."""
+    """Yield all rows of a leaf that move, some at a time."""
     leaf, mask = posterior.center[name], posterior.masks.get(name)
     count = leaf.shape[0] if leaf.dim() else 1
     size = max(1, count * ROWS_OF // max(1, leaf.numel()))
@@ -156,7 +156,7 @@ class _Rows:
 
 
 def _leaves(state: Any) -> Mapping[str, Params]:
-    """The fields of a sampler's state that are leaves.
+    """Return the fields of a sampler's state that are leaves.
 
     Raises:
         TypeError: One is a tensor, shared by all leaves.
@@ -176,7 +176,7 @@ def _leaves(state: Any) -> Mapping[str, Params]:
 
 
 def _wide(x: Tensor, *, copy: bool = False) -> Tensor:
-    """In float32, or in its own type if that is no narrower."""
+    """Return the leaf in float32, or in its own type if that is no narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32), copy=copy)
 
 

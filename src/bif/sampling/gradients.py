@@ -18,7 +18,7 @@ class FullGradient:
     `∇L = Σ_i (rho_i / n) ∇l_i`.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         items: The train items, on the chains' device.
         chunk_size: Items per forward and backward pass.
         train_weights: rho `[N]`; 1 if None.
@@ -56,9 +56,9 @@ class MiniBatchGradient:
     falls by `(1 - B/n)·n/(n - 1)` below 1/B.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         items: The train items.
-        order: Which items each chain sees at each step.
+        order: Items that each chain sees at each step.
         train_weights: rho `[N]`.
     """
 
@@ -83,9 +83,9 @@ class ControlVariateGradient:
     change of the gradient since w* is noisy.  Costs two mini-batch gradients a step.
 
     Args:
-        oracle: Where gradients come from.
+        oracle: Source of gradients.
         items: The train items.
-        order: Which items each chain sees at each step.
+        order: Items that each chain sees at each step.
         train_weights: rho `[N]`.
         center: w* as a stack, leaves `[C, *shape]`.
         center_gradient: `∇L(w*)` of all items, leaves `[1, *shape]`.

@@ -1,4 +1,4 @@
-"""Gradients of single items at w*, in chunks that fit, and their products."""
+"""Take gradients of single items at w*, in chunks that fit, and their products."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from bif.sampling.posterior import LocalPosterior
 from bif.types import Batch, ItemLoss, Params
 
 _CHUNK_BYTES = 2**29
+"""Bytes of train items' gradients that are taken at a time."""
 _QUERY_BYTES = 2**31
+"""Bytes of queries' gradients that are held at a time."""
 
 
 def signed_products(
@@ -26,7 +28,7 @@ def signed_products(
     prepare: Callable[[Tensor], Tensor] | None = None,
     prepare_train: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`-prepare(g_phi) · prepare_train(g_i)`, `[Q, N]` float64 on the CPU.
+    """Return `-prepare(g_phi) · prepare_train(g_i)`, `[Q, N]` float64 on the CPU.
 
     Neither all queries' gradients nor all train items' are held at once: where the queries'
     exceed 2 GiB they come in blocks, and the train items' gradients are taken once a block.
@@ -36,8 +38,8 @@ def signed_products(
         function: The observable.
         movable: Globs of the parameters whose gradients count; by default all that the model does
             not freeze.
-        prepare: Of rows `[Q', P]`, such as a solve with a damped curvature.
-        prepare_train: Of rows `[B, P]`.
+        prepare: Function of rows `[Q', P]`, such as a solve with a damped curvature.
+        prepare_train: Function of rows `[B, P]`.
     """
     blocks = []
     for queries in query_gradient_blocks(problem, function, movable=movable):
@@ -57,7 +59,7 @@ def query_gradient_blocks(
     movable: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> Iterator[Tensor]:
-    """Gradients of all queries in order, in blocks `[Q', P]` of at most `max_rows`."""
+    """Yield gradients of all queries in order, in blocks `[Q', P]` of at most `max_rows`."""
     held: list[Tensor] = []
     for items in problem.query_groups.values():
         for rows in item_gradient_chunks(problem, function, items, movable=movable):
@@ -73,7 +75,7 @@ def query_gradient_blocks(
 def item_gradients(
     problem: Problem, function: ItemLoss, items: Items, *, movable: Sequence[str] | None = None
 ) -> Tensor:
-    """Gradient of `function` of every item at w*, flattened in the model's order, `[N, P]`."""
+    """Return the gradient of `function` of every item at w*, in the model's order, `[N, P]`."""
     return torch.cat(list(item_gradient_chunks(problem, function, items, movable=movable)))
 
 
@@ -85,13 +87,13 @@ def item_gradient_chunks(
     movable: Sequence[str] | Mapping[str, bool | Tensor] | None = None,
     chunk_size: int | None = None,
 ) -> Iterator[Tensor]:
-    """The rows of `item_gradients`, at most `chunk_size` at a time.
+    """Yield the rows of `item_gradients`, at most `chunk_size` at a time.
 
     By `vmap`; one item after another where the model or the function cannot be vmapped.
 
     Args:
         problem: Whose model.
-        function: Of (model, batch), one number an item or a token.
+        function: Function of (model, batch), one number an item or a token.
         items: Any items of the problem's structure.
         movable: Globs of the parameters whose gradients count, 0 outside of their slices, or names
             and masks; by default all that the model does not freeze.
@@ -124,12 +126,12 @@ def item_gradient_chunks(
 
 
 def trained(problem: Problem) -> dict[str, bool]:
-    """The parameters that the model does not freeze, as what is movable."""
+    """Return the parameters that the model does not freeze, as what is movable."""
     return dict.fromkeys(problem.trainable, True)
 
 
 def rows_that_fit(params: Params) -> int:
-    """How many items' gradients are taken at a time: at most 256, and half a GiB of them."""
+    """Return how many items' gradients to take at a time: at most 256, and half a GiB."""
     num_bytes = sum(leaf.numel() * leaf.element_size() for leaf in params.values())
     return max(1, min(256, _CHUNK_BYTES // max(1, num_bytes)))
 

@@ -1,4 +1,4 @@
-"""How far a chain may go."""
+"""Limit how far a chain may go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An observable linearised in its proxy at w*, and the items with what that needs."""
+"""Linearise an observable in its proxy at w*, and prepare the items for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Figures = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Linearised:
-    """`phi(w*) + slope · (m(w) - m(w*))` of a batch of `CenteredItems`, `[B, 1]` or `[B, T]`."""
+    """Evaluate `phi(w*) + slope · (m(w) - m(w*))` of `CenteredItems`, `[B, 1]` or `[B, T]`."""
 
     proxy: Proxy
 
@@ -35,10 +35,10 @@ class Linearised:
 
 
 class CenteredItems(Items):
-    """Items whose batches are `{"items", "value", "center", "slope"}`: phi, m and slope at w*.
+    """Items whose batches hold phi, m and slope at w* beside the items.
 
     Args:
-        items: As they were.
+        items: The items, unchanged.
         figures: `value` `[N, 1]` or `[N, T]`, `center` and `slope` `[N, K]`, on the items' device.
     """
 
@@ -83,13 +83,13 @@ def centered(
     center: Params,
     chunk_size: int,
 ) -> CenteredItems:
-    """The items with the value of an observable, its proxy and their slope at w*.
+    """Return the items with the value of an observable, its proxy and their slope at w*.
 
     Args:
         items: On the oracle's device.
         function: The observable.
-        proxy: Its own.
-        oracle: Where values come from.
+        proxy: The observable's proxy.
+        oracle: Source of values.
         center: w*, leaves `[1, *shape]`.
         chunk_size: Items a forward pass.
     """

@@ -1,4 +1,4 @@
-"""A mass matrix that is diagonal in a basis of Kronecker products, a leaf at a time."""
+"""A mass that is diagonal in a basis of Kronecker products, a leaf at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bif.types import Mass, Params
 
 @dataclass(frozen=True)
 class KroneckerMass:
-    """`M = (R_l ⊗ R_r) diag(1 / scale²) (R_l ⊗ R_r)ᵀ` for each leaf, seen as a matrix `[m, n]`.
+    """`M = (R_l ⊗ R_r) diag(1 / scale²) (R_l ⊗ R_r)ᵀ` for each leaf as a matrix `[m, n]`.
 
     A leaf `[m, …]` is a matrix of its first axis by all others; a vector is one row.  With
     `w = w* + M^(-1/2) x` a step of unit mass in x is a step of mass M in w: the posterior of w is
@@ -35,7 +35,7 @@ class KroneckerMass:
     scale: Params
 
     def to_weights(self, velocity: Params) -> Params:
-        """`M^(-1/2) x`: velocities in round coordinates to those of weights, `[C, *shape]`."""
+        """Return `M^(-1/2) x`: velocities in the mass's coordinates to those of weights."""
         return {
             name: self._rotated(name, self._matrix(name, leaf) * self.scale[name], back=True)
             .reshape(leaf.shape)
@@ -43,7 +43,7 @@ class KroneckerMass:
         }  # fmt: skip
 
     def to_velocity(self, force: Params) -> Params:
-        """`(M^(-1/2))ᵀ g`: gradients with respect to weights to those in round coordinates."""
+        """Return `(M^(-1/2))ᵀ g`: gradients by weights to those in the mass's coordinates."""
         return {
             name: (self._rotated(name, self._matrix(name, leaf), back=False) * self.scale[name])
             .reshape(leaf.shape)
@@ -68,8 +68,8 @@ def whitened_product(
     """Return `x -> (M^(-1/2))ᵀ U'' M^(-1/2) x`, from products with the mean loss's Hessian.
 
     Args:
-        product: Of directions of length 1.
-        posterior: With nbeta, gamma and weight decay.
+        product: Product with the mean loss's Hessian, of directions of length 1.
+        posterior: Posterior with nbeta, gamma and weight decay.
         mass: Unit mass if None.
     """
     ridge = posterior.nbeta * posterior.weight_decay + posterior.gamma

@@ -1,4 +1,4 @@
-"""Which weights move, and what a run says of it."""
+"""Decide which weights move, and what a run says of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bif.sampling.settings import Settings
 
 
 def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool | Tensor]:
-    """The parameters that move, in the model's order: True, or a mask `[*shape]` of a part.
+    """Return the parameters that move, in the model's order: True, or a mask `[*shape]`.
 
     Padding rows stay: the gradient by an embedding's row `padding_idx` is zero by construction,
     although losses depend on the row, so that it would spread to the prior.  Slices that name it
@@ -24,7 +24,7 @@ def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool 
 
     Args:
         problem: Whose model.
-        movable: As in `Settings`; None for what requires gradients.
+        movable: Globs as in `Settings`; None for what requires gradients.
 
     Raises:
         ValueError: As `bif.LocalPosterior`; tied weights that nobody has decided on.
@@ -91,5 +91,5 @@ def with_movable(problem: Problem, settings: Settings, choices: Choices) -> Sett
 
 
 def _trainable(problem: Problem) -> tuple[str, ...]:
-    """As globs."""
+    """Return the parameters that require gradients, as globs."""
     return tuple(map(escape, problem.trainable))

@@ -1,4 +1,4 @@
-"""Values of items at a draw: forward passes only; where a run spends its time."""
+"""Evaluate items at a draw by forward passes, in which a run spends most of its time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bif.types import ItemLoss, Params
 def observe(
     oracle: Oracle, function: ItemLoss, params: Params, items: Items, *, chunk_size: int
 ) -> Tensor:
-    """`function` of every item at every chain's weights.
+    """Return `function` of every item at every chain's weights.
 
     Args:
-        oracle: Where values come from.
+        oracle: Source of values.
         function: A per-item loss or observable.
         params: Leaves `[C, *shape]`.
         items: The items, on the chains' device.

@@ -1,4 +1,4 @@
-"""Values of tokens at a draw, each for a column of its own."""
+"""Evaluate tokens at a draw, each for a column of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bif.types import Batch, ItemLoss, Params
 
 @dataclass(frozen=True)
 class ByToken:
-    """A token loss `[B, T]` as that of `B·T` items, so that nobody sums it: `[B·T]`."""
+    """Return a token loss `[B, T]` as that of `B·T` items, `[B·T]`, so that nobody sums it."""
 
     function: ItemLoss
 
@@ -25,10 +25,10 @@ class ByToken:
 
 
 class TokenReader:
-    """Values of the tokens that have a column.
+    """Read the values of the tokens that have a column.
 
     Args:
-        items: With a `token_mask`, on the device of the chains.
+        items: Items with a `token_mask`, on the device of the chains.
         shift: Tokens at the start of a text that the function has no value for: 1 where each value
             is of the next token, else 0.
     """
@@ -40,10 +40,10 @@ class TokenReader:
     def __call__(
         self, oracle: Oracle, function: ItemLoss, params: Params, *, chunk_size: int
     ) -> Tensor:
-        """`function` of every token at every chain's weights, `[C, n]`.
+        """Return `function` of every token at every chain's weights, `[C, n]`.
 
         Args:
-            oracle: Where values come from.
+            oracle: Source of values.
             function: A loss or observable that returns `[B, T]`.
             params: Leaves `[C, *shape]`.
             chunk_size: Items per forward pass.
@@ -66,7 +66,7 @@ class TokenReader:
         return torch.cat(parts, dim=1).index_select(1, order)
 
     def _plan(self, chunk_size: int) -> tuple[list[tuple[Tensor, Tensor, int]], Tensor]:
-        """Rows and tokens to read from each batch, and the order that puts them into columns.
+        """Return rows and tokens to read from each batch, and the order of the columns.
 
         Made once: at a draw nothing waits for the device.
         """

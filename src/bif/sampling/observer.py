@@ -1,4 +1,4 @@
-"""Observe items at weights: what is recorded of train items and queries at a draw."""
+"""Observe items at weights: losses of train items and observables of queries at a draw."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Asked:
     Attributes:
         function: The observable, or its linearisation in a proxy.
         groups: The groups of queries, with what the function needs.
-        readers: Of their tokens, where these have columns.
+        readers: Readers of the groups' tokens, where these have columns.
     """
 
     function: ItemLoss
@@ -35,7 +35,7 @@ class Asked:
 
 
 class Observer:
-    """The items of a problem on the run's device, and their values at any weights.
+    """The items of a problem on the run's device, observed at any weights.
 
     Args:
         problem: What is to be attributed.
@@ -70,7 +70,7 @@ class Observer:
         """Evaluate all items at w*, where proxies are linearised.
 
         Args:
-            center: Of one chain, leaves `[1, *shape]`.
+            center: w* of one chain, leaves `[1, *shape]`.
 
         Raises:
             ValueError: Losses or observables that are NaN or infinite there.
@@ -86,7 +86,7 @@ class Observer:
         """Return losses of the train items and candidates, or of their tokens, `[C, N]`.
 
         Args:
-            losses: Of the train items, as the gradient brought them along; they serve where they
+            losses: Losses of the train items that the gradient brought along; they serve where they
                 are as exact as asked for.
             oracle: Where values come from; the observer's own by default.
         """

@@ -1,4 +1,4 @@
-"""The local posterior: what the chains sample."""
+"""The local posterior that the chains sample."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LocalPosterior:
 
     @property
     def num_moving(self) -> int:
-        """Number of weights that move."""
+        """Return the number of weights that move."""
         whole = sum(c.numel() for n, c in self.center.items() if n not in self.masks)
         return whole + sum(int(m.sum()) for m in self.masks.values())
 
@@ -94,31 +94,31 @@ class LocalPosterior:
         return gradient
 
     def potential(self, mean_loss: Tensor, params: Params) -> Tensor:
-        """`U(w)` of each chain, `[C]`, from its mean loss `[C]`."""
+        """Return `U(w)` of each chain, `[C]`, from its mean loss `[C]`."""
         value = self.nbeta * mean_loss.double() + 0.5 * self.gamma * self.distance_squared(params)
         if self.weight_decay:
             value = value + 0.5 * self.nbeta * self.weight_decay * self._squared_norm(params)
         return value
 
     def _squared_norm(self, params: Params) -> Tensor:
-        """`|w|²` over the weights that move, `[C]`."""
+        """Return `|w|²` over the weights that move, `[C]`."""
         moving = {
             n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in params.items()
         }
         return tensors.squared_norm(moving)
 
     def displacement(self, params: Params) -> Params:
-        """`w - center`, leaves `[C, *shape]`."""
+        """Return `w - center`, leaves `[C, *shape]`."""
         return tensors.difference(params, {n: self.center[n].unsqueeze(0) for n in params})
 
     def distance_squared(
         self, params: Params, of_leaf: Callable[[Tensor, Tensor], Tensor] = tensors.squared_distance
     ) -> Tensor:
-        """`|w - center|²` of each chain, `[C]`.
+        """Return `|w - center|²` of each chain, `[C]`.
 
         Args:
             params: w.
-            of_leaf: Of one leaf `[C, *shape]` and its center `[1, *shape]`.
+            of_leaf: Function of one leaf `[C, *shape]` and its center `[1, *shape]`.
         """
         # Leaf by leaf: all displacements at once would be another model.
         parts = [of_leaf(leaf, self.center[name].unsqueeze(0)) for name, leaf in params.items()]
@@ -128,11 +128,11 @@ class LocalPosterior:
 def choose(
     center: Params, movable: Sequence[str] | Mapping[str, bool | Tensor]
 ) -> dict[str, Tensor | None]:
-    """The movable names in the model's order, each with its mask or None.
+    """Return the movable names in the model's order, each with its mask or None.
 
     Args:
         center: Weights by name; values do not matter.
-        movable: As for `LocalPosterior`.
+        movable: Globs as for `LocalPosterior`.
 
     Raises:
         ValueError: As for `LocalPosterior`, of what is movable.
@@ -174,7 +174,7 @@ def choose(
 
 
 def _matching(center: Params, patterns: Sequence[str], known: str) -> dict[str, bool | Tensor]:
-    """Names that the patterns match, with True for whole leaves and masks for parts."""
+    """Return names that the patterns match: True for whole leaves, masks for parts."""
     found: dict[str, bool | Tensor] = {}
     for pattern in patterns:
         sliced = _SLICED.fullmatch(pattern)
@@ -196,7 +196,7 @@ def _matching(center: Params, patterns: Sequence[str], known: str) -> dict[str, 
 
 
 def _region(words: str, shape: torch.Size, *, pattern: str, name: str) -> tuple[slice, ...]:
-    """Slices such as `:, 0:64`, one an axis from the first on."""
+    """Return slices such as `:, 0:64`, one an axis from the first on."""
     matches = [re.fullmatch(r"(\d*):(\d*)", word.strip()) for word in words.split(",")]
     region = [slice(int(m[1] or 0), int(m[2]) if m[2] else None) for m in matches if m]
     fits = len(region) == len(matches) <= len(shape) and all(

@@ -1,4 +1,4 @@
-"""Identities that the posterior fulfils, whatever its shape, followed draw by draw.
+"""Follow identities that the posterior fulfils, whatever its shape, draw by draw.
 
 By integration by parts `E[F·∇U] = E[div F]` for any smooth vector field F.  With `F = w - w*` it is
 the virial theorem, `E[(w - w*)·∇U] = d`; with `F = (L - E[L])·(w - w*)` it says that the covariance
@@ -26,7 +26,7 @@ class IdentitySums:
     """Sums over the draws of every chain, from which both sides of the identities follow.
 
     Args:
-        num_chains: Of the run.
+        num_chains: Number of the run's chains.
         center_loss: Mean loss at w*, which losses are taken from: their offset costs no digits.
     """
 
@@ -47,11 +47,11 @@ class IdentitySums:
         """Take in one draw of a block of chains, without waiting for the device.
 
         Args:
-            first_chain: Of the block.
+            first_chain: Index of the block's first chain.
             posterior: Whose potential is U.
             state: The sampler's at the draw.
             gradient: Of the mean loss there, or an unbiased estimate; left as it is.
-            mean_loss: Of the train items there, `[C]`; None where it is not known.
+            mean_loss: Mean loss of the train items there, `[C]`; None where it is not known.
         """
         away = posterior.displacement(state.params)
         dilation = tensors.inner(away, gradient)
@@ -75,7 +75,7 @@ class IdentitySums:
         self._pending.clear()
 
     def state(self, chains: range) -> Tensor:
-        """The sums of some chains, `[C, 6]`."""
+        """Return the sums of some chains, `[C, 6]`."""
         self.settle()
         return self._sums[chains.start : chains.stop].clone()
 

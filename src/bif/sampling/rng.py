@@ -1,4 +1,4 @@
-"""Random numbers: one generator per (seed, block of chains, purpose), saved and restored exactly.
+"""Random numbers: one generator per (seed, block of chains, purpose), restored exactly.
 
 A block of chains steps as one stacked operation, so its chains share one generator whose numbers
 are laid out along the chain axis: one kernel a leaf, however many chains.  Blocks have a fixed
@@ -22,13 +22,13 @@ Purpose = Literal["noise", "leaf", "order", "probe", "train", "control", "mass"]
 def generator(
     seed: int, block: int, purpose: Purpose, *, device: torch.device, counter: int | str = 0
 ) -> torch.Generator:
-    """A generator that depends on nothing but its arguments.
+    """Return a generator that depends on nothing but its arguments.
 
     Args:
         seed: The run's seed.
         block: Index of the block of chains.
-        purpose: What the numbers are for; purposes never share numbers.
-        device: Where the numbers are made; devices differ in their numbers, not in their law.
+        purpose: Use of the numbers; purposes never share numbers.
+        device: Device that makes the numbers; devices differ in their numbers, not in their law.
         counter: Further index, such as the epoch of a shuffled order, or a name.
     """
     key = f"{seed}/{block}/{purpose}/{counter}".encode()
@@ -59,7 +59,7 @@ class BlockNoise:
         return noise
 
     def state(self) -> Tensor:
-        """The generator's state, for `restore`."""
+        """Return the generator's state, for `restore`."""
         return self.source.get_state()
 
     def restore(self, state: Tensor) -> None:
@@ -75,12 +75,12 @@ class LeafNoise:
     on how many were drawn for it, so that order changes nothing.
 
     Args:
-        names: Of all leaves.
+        names: Names of all leaves.
         seed: The run's seed.
         block: Index of the block of chains.
-        device: Where the numbers are made.
+        device: Device that makes the numbers.
         counter: Further index.
-        masks: As for `BlockNoise`.
+        masks: Masks as for `BlockNoise`.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LeafNoise:
         return noise
 
     def state(self) -> Tensor:
-        """The generators' states, one a row, for `restore`."""
+        """Return the generators' states, one a row, for `restore`."""
         return torch.stack([source.get_state() for source in self.sources.values()])
 
     def restore(self, state: Tensor) -> None:
@@ -116,7 +116,7 @@ class LeafNoise:
 
 
 class ShuffledOrder:
-    """Mini-batches without replacement: every chain of a block walks its own shuffled epochs.
+    """Mini-batches without replacement: every chain of a block has its own shuffled epochs.
 
     The last incomplete batch of an epoch is dropped.  The order of epoch e is drawn afresh from
     (seed, block, e), so nothing but the step number is needed to continue.
@@ -150,7 +150,7 @@ class ShuffledOrder:
         self._order = torch.empty(0, dtype=torch.long)
 
     def indices(self, step: int) -> Tensor:
-        """Item indices `[C, B]` of a step."""
+        """Return item indices `[C, B]` of a step."""
         epoch, position = divmod(step, self.batches_per_epoch)
         if epoch != self._epoch:
             source = generator(self.seed, self.block, "order", device=self.device, counter=epoch)

@@ -1,4 +1,4 @@
-"""What the last positions of the chains tell of the sampler: virial, temperature, step, noise."""
+"""Check the sampler at the last positions of the chains: virial, temperature, step, noise."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ from bif.sampling.oracles import LiveOracle
 from bif.sampling.rng import BlockNoise, generator
 from bif.types import Gradient, HasParams, Params
 
-_CURVATURE_CHAINS, _CURVATURE_ITEMS, _CURVATURE_ITERATIONS = 4, 1024, 10
+_CURVATURE_CHAINS = 4
+"""Chains at whose weights the largest curvature is measured, at most."""
+_CURVATURE_ITEMS = 1024
+"""Train items of that curvature, at most."""
+_CURVATURE_ITERATIONS = 10
+"""Steps of its power iteration."""
 _NOISE_BATCHES = 32
+"""Mini-batches from which the gradient noise is estimated, at most."""
 _MOST_NUMBERS = 2**28
-"""Held at once, a GiB of them: of large models fewer chains and batches are looked at."""
+"""Numbers held at once, a GiB of them: large models have fewer chains and batches checked."""
 _FEWEST_BATCHES = 8
+"""Mini-batches below which no gradient noise is estimated."""
 _PROBE_BLOCK = 1_000_003
 """A block of chains that no run has: its mini-batches belong to the probe."""
 
@@ -74,13 +81,13 @@ class Checks:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, float | None]) -> Checks:
-        """From a manifest, where NaN is null; what it lacks was not measured."""
+        """Return the checks of a manifest, where NaN is null; what it lacks was not measured."""
         values = {f.name: found.get(f.name) for f in fields(cls)}
         return cls(**{name: math.nan if x is None else float(x) for name, x in values.items()})
 
 
 def check(engine: Engine, state: HasParams) -> Checks:
-    """Look at a block where it ended.  Costs a few dozen gradients of four chains.
+    """Check the sampler where a block ended.
 
     Args:
         engine: The run's machinery.
@@ -117,12 +124,12 @@ def _mean_and_error(x: Tensor) -> tuple[float, float]:
 
 
 def not_measured() -> Checks:
-    """Where there was no room to look."""
+    """Return checks without figures, where there was no room to measure."""
     return Checks(*[math.nan] * len(fields(Checks)))
 
 
 def _first(params: Params, count: int) -> Params:
-    """Views of the first chains, one at least."""
+    """Return views of the first chains, one at least."""
     return {name: leaf[: max(1, count)] for name, leaf in params.items()}
 
 
@@ -137,7 +144,7 @@ def _full(engine: Engine, items: Items | None = None, weights: Tensor | None = N
 
 
 def _force(engine: Engine, params: Params) -> Params:
-    """`∇U` with all items."""
+    """Return `∇U` with all items."""
     gradient = _full(engine)(params, 0).gradient
     return engine.posterior.potential_gradient_(tensors.copied(gradient), params)
 
@@ -170,14 +177,14 @@ def _curvature(engine: Engine, params: Params) -> float:
 def _potential_product(
     engine: Engine, gradient: Gradient, params: Params
 ) -> Callable[[Params], Params]:
-    """`x -> U'' x` in the sampler's coordinates."""
+    """Return `x -> U'' x` in the sampler's coordinates."""
     posterior = engine.posterior
     product = hessian_product(gradient, params, posterior.masks)
     return whitened_product(product, posterior, engine.mass)
 
 
 def heat(engine: Engine, one: Params) -> float:
-    """Share by which gradient noise widens the draws in the direction in which it is largest.
+    """Return the share by which gradient noise widens the draws, in its worst direction.
 
     By the laws of the samplers on quadratics; 0 for full gradients, NaN where it is not known,
     infinity where gradients are not finite.
@@ -215,7 +222,7 @@ def heat(engine: Engine, one: Params) -> float:
 
 
 def _batch_gradients(engine: Engine, one: Params, count: int) -> Params:
-    """Independent estimates of the mean loss's gradient at one chain, leaves `[m, *shape]`."""
+    """Return independent estimates of the gradient at one chain, leaves `[m, *shape]`."""
     s = engine.settings
     if isinstance(engine.oracle, LiveOracle):
         epoch = engine.problem.num_train // s.mini_batch
@@ -227,7 +234,7 @@ def _batch_gradients(engine: Engine, one: Params, count: int) -> Params:
 
 
 def _curvature_along(engine: Engine, one: Params, direction: Tensor) -> float:
-    """`xᵀU''x` in the sampler's coordinates, at least that of the Gaussian."""
+    """Return `xᵀU''x` in the sampler's coordinates, at least that of the Gaussian."""
     sizes = [leaf.numel() for leaf in one.values()]
     parts = direction.split(sizes)
     u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
@@ -245,7 +252,7 @@ def _center_gradient(engine: Engine) -> float:
 
 
 def _randomness(engine: Engine, one: Params) -> float:
-    """Items whose loss is drawn anew at every call, as by dropout, give themselves away."""
+    """Return how much losses change from call to call, as those of dropout do."""
     few = engine.observer.train_items.first(64)
     items = Items(few)
     size = engine.settings.chunk_size

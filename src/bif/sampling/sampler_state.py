@@ -1,4 +1,4 @@
-"""A sampler's state as named tensors, and back into a state of the same kind, to the last bit."""
+"""Save a sampler's state as named tensors, and restore it to the last bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = TypeVar("State")
 
 
 def state_tensors(state: object) -> dict[str, Tensor]:
-    """Every leaf, tensor and whole number of a sampler's state, copied where it is.
+    """Return a copy of every leaf, tensor and whole number of a sampler's state.
 
     On a device that lacks the room for copies they are made on the host.
 
@@ -44,7 +44,7 @@ def state_tensors(state: object) -> dict[str, Tensor]:
 
 
 def on_host(tensors: Mapping[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
-    """Copies on the host, made beside the work that the device has been given since `ready`."""
+    """Copy to the host, beside the work that the device has been given since `ready`."""
     devices = {x.device for x in tensors.values() if x.is_cuda}
     if ready is None or not devices:
         return {name: x.cpu() for name, x in tensors.items()}
@@ -55,7 +55,7 @@ def on_host(tensors: Mapping[str, Tensor], ready: torch.cuda.Event | None) -> di
 
 
 def _crowded(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the device has less than twice the room that copies take."""
+    """Return whether the device has less than twice the room that copies take."""
     on_device = [x for x in tensors.values() if x.is_cuda]
     if not on_device:
         return False
@@ -64,11 +64,11 @@ def _crowded(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def restored(state: State, saved: Mapping[str, Tensor]) -> State:
-    """`state` with the saved values, written into its own buffers.
+    """Return `state` with the saved values, written into its own buffers.
 
     Args:
         state: A fresh state of the same sampler and model.
-        saved: What `state_tensors` returned.
+        saved: Tensors that `state_tensors` returned.
 
     Raises:
         ValueError: A leaf is missing or of another shape.

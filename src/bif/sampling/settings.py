@@ -28,6 +28,7 @@ _NOT_OF_THE_SOLVER = (
     "gradient", "batch_size", "oracle", "block_size", "micro_batch",
 )  # fmt: skip
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+"""Seconds of the units in which a budget can be given."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Settings:
         budget: Seconds of sampling to aim at, calibration included; also "90s", "10m", "1.5h".
         burn_in: Steps of each chain before its first draw.
         thin: Steps from one draw to the next.
-        step_size: Of the sampler, in its own unit.
-        friction: Of `baoab` (and the diffusion of `sgnht`), in units of 1 / step_size.
+        step_size: Step size of the sampler, in its own unit.
+        friction: Friction of `baoab` (and diffusion of `sgnht`), in units of 1 / step_size.
         mass: Of `baoab`: the unit one, or one that makes U round, measured at the start by products
             with its Hessian; step size and friction are in its coordinates.  The posterior is the
             same.  By default "kronecker" for stacked chains with full gradients, where step size
@@ -89,8 +90,8 @@ class Settings:
             damps, too, so this is a setting to tune.
         solver_residual: Residual of a system, relative to the query's gradient, at which it counts
             as solved; .03 by default.
-        device: Where to run; the model's device by default.
-        seed: Of all random numbers.
+        device: Device of the run; the model's by default.
+        seed: Seed of all random numbers.
     """
 
     sampler: SamplerName = "baoab"
@@ -181,29 +182,29 @@ class Settings:
 
     @property
     def traits(self) -> Traits:
-        """What the sampler declares of itself."""
+        """Return the traits that the sampler declares."""
         return SAMPLERS[self.sampler].traits
 
     @property
     def pass_size(self) -> int | None:
-        """Items of a backward pass of the live module; None for all train items."""
+        """Return the items of a backward pass of the live module; None for all train items."""
         if self.micro_batch is not None or self.memory == "plain":
             return self.micro_batch or self.chunk_size
         return self.batch_size
 
     @property
     def precisions(self) -> tuple[Precision, Precision]:
-        """Of gradients and of recorded losses; exact where nothing has been chosen."""
+        """Return those of gradients and of recorded losses; exact where none was chosen."""
         return self.gradient_precision or "float32", self.loss_precision or "float32"
 
     @property
     def gradient_brings_losses(self) -> bool:
-        """Whether the losses that a gradient brings along are as exact as asked for."""
+        """Return whether a gradient brings losses as exact as asked for."""
         gradient, loss = (EXACTNESS.index(precision) for precision in self.precisions)
         return gradient >= loss
 
     def plain(self) -> Self:
-        """For a look at the posterior itself: not compiled, and weights as exact as the model's."""
+        """Return settings for the posterior itself: not compiled, weights exactly the model's."""
         if self.memory == "lean":
             exact: dict[str, Any] = {"gradient_precision": "float32", "loss_precision": "float32"}
             return replace(self, compiled=False, memory="plain", **exact)
@@ -214,7 +215,7 @@ class Settings:
         return Settings(**{**self.as_dict(), **changes})
 
     def with_draws(self, draws: int | None) -> Settings:
-        """So many draws, whatever `reliability` or `budget` would choose."""
+        """Return settings of so many draws, without `reliability` and `budget`."""
         return self.reopened(draws=draws, reliability=None, budget=None)
 
     def _refuse_other_estimators(self) -> None:
@@ -278,12 +279,12 @@ class Settings:
             )
 
     def _has_room(self, traits: Traits) -> bool:
-        """Whether leaves can move one by one, with their state where memory is lean."""
+        """Return whether leaves can move one by one, with their state where memory is lean."""
         return traits.leafwise and not (self.memory == "lean" and traits.state_leaves)
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Self:
-        """From what `as_dict` returned, JSON or not.
+        """Return the settings that `as_dict` returned, from JSON or not.
 
         Raises:
             ValueError: Unknown names, or values that are no settings.
@@ -311,7 +312,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """Complete settings: what a run is carried out with, nothing left to choose.
+    """Complete settings with which a run is carried out, nothing left to choose.
 
     Only what the sampler, the gradient or the oracle has no use for may be None: `friction`,
     `batch_size`, `micro_batch`; and what has been followed: `retrained_from`, `reliability`,
@@ -358,7 +359,7 @@ class RunSettings(Settings):
 
     @property
     def mini_batch(self) -> int:
-        """Items of a mini-batch.
+        """Return the items of a mini-batch.
 
         Raises:
             ValueError: Gradients are of all items.
@@ -376,7 +377,7 @@ def _of_every_run() -> tuple[str, ...]:
 
 @cache
 def _literals() -> dict[str, Any]:
-    """The settings that are names, each with its Literal."""
+    """Return the settings that are names, each with its Literal."""
     found = {}
     for name, hint in get_type_hints(Settings).items():
         for part in (hint, *get_args(hint)):
@@ -386,7 +387,7 @@ def _literals() -> dict[str, Any]:
 
 
 def _seconds(budget: float | str | None) -> float | None:
-    """A budget in seconds.
+    """Return a budget in seconds.
 
     Raises:
         ValueError: No number > 0 with one of the units.

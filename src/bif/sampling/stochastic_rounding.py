@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16, and what it adds to the variance of a chain.
+"""Round stochastically to bfloat16, and tell what that adds to the variance of a chain.
 
 A weight x between neighbours a < b = a + u becomes b with probability p = (x - a) / u, else a: the
 mean is x, exactly, and the variance `p (1 - p) u²`.  Steps that are no smaller than u leave p about
@@ -20,7 +20,7 @@ _PRECISION = 8
 
 
 def round_stochastically_(target: Tensor, x: Tensor, source: torch.Generator) -> Tensor:
-    """`target = x` in bfloat16, up or down at random so that the mean is x.
+    """Write `target = x` in bfloat16, up or down at random so that the mean is x.
 
     Args:
         target: bfloat16, overwritten.
@@ -38,7 +38,7 @@ def round_stochastically_(target: Tensor, x: Tensor, source: torch.Generator) ->
 
 
 def spacing(x: Tensor) -> Tensor:
-    """u, the distance from one bfloat16 to the next at the size of x, float32."""
+    """Return u, the distance from one bfloat16 to the next at the size of x, float32."""
     _, exponent = torch.frexp(x.float().abs())
     # The smallest normal number is 2^-126; below it the spacing stays.
     exponent = exponent.clamp(min=-125) - _PRECISION
@@ -46,12 +46,12 @@ def spacing(x: Tensor) -> Tensor:
 
 
 def rounding_variance(x: Tensor) -> float:
-    """`u²/6`, averaged over the numbers of x: what one rounding adds to a weight's variance."""
+    """Return `u²/6`, averaged over x: what one rounding adds to a weight's variance."""
     return float(spacing(x).double().square().mean()) / 6
 
 
 def rounding_shares(leaves: Mapping[str, Tensor], step_size: float) -> dict[str, float]:
-    """By which share rounding widens SGLD's draws, of each leaf in bfloat16.
+    """Return the share by which rounding widens SGLD's draws, of each leaf in bfloat16.
 
     A step adds noise of variance `step_size` and the rounding `u²/6` to it, so on a quadratic of
     curvature k the variance is `(1 + u²/(6 step_size)) / (k (1 - step_size k / 4))`.
