@@ -1,4 +1,4 @@
-"""Estimates from loss traces: influence with errors, and how far to trust them."""
+"""Estimate influence from loss traces, with errors, and how far to trust it."""
 
 from bif.estimate.covariance import (
     ClosedGroup,

@@ -1,4 +1,4 @@
-"""The correlation of paired rows."""
+"""Correlate paired rows."""
 
 from __future__ import annotations
 

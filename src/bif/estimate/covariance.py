@@ -1,4 +1,4 @@
-"""Streaming rectangular covariance of loss traces, with standard errors, in O(N·Q) memory.
+"""Estimate covariances of loss traces with standard errors, in O(N·Q) memory.
 
 Chains are taken in groups, one group open at a time.  An open group gathers centred sums; when it
 is closed its covariance matrix enters two compensated totals, weighted by degrees of freedom, and
@@ -17,7 +17,9 @@ from torch import Tensor
 from bif.estimate.traces import LossTraces
 
 _CHUNK_ELEMENTS = 8 * 2**20
+"""Numbers that are summed at a time, so that temporaries stay small."""
 DEFAULT_GROUPS = 16
+"""Groups of chains whose spread gives the standard errors."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class GroupSums:
         self._count += columns.shape[1]
 
     def close(self) -> ClosedGroup:
-        """The group's covariance; the sums are used up.
+        """Return the group's covariance; the sums are used up.
 
         Raises:
             ValueError: Fewer than two draws.
@@ -109,7 +111,7 @@ class GroupSums:
         return ClosedGroup(freedom, covariance, *variances, *means)
 
     def state(self) -> dict[str, Tensor]:
-        """All sums, by name; nothing before the first draws."""
+        """Return all sums, by name; nothing before the first draws."""
         if self._cross is None:
             return {}
         return {
@@ -174,7 +176,7 @@ class _Compensated:
         self.low += other.low
 
     def use_up(self) -> Tensor:
-        """The total as one float64; the parts are gone."""
+        """Return the total as one float64; the parts are gone."""
         return self.high.add_(self.low)
 
 
@@ -208,7 +210,7 @@ class CovarianceSums:
             self._total(name, total.high).merge(total)
 
     def finish(self) -> Covariance:
-        """Weighted mean over groups and its standard error; the totals are used up.
+        """Return the weighted mean over groups and its error; the totals are used up.
 
         `value = Σ n_g x_g / Σ n_g`; `standard_error² = (Σ n_g x_g² / Σ n_g - value²) / (G - 1)`,
         unbiased where the variance of x_g goes as 1/n_g.
@@ -270,16 +272,16 @@ def estimate_covariance(
     num_groups: int = DEFAULT_GROUPS,
     device: torch.device | None = None,
 ) -> Covariance:
-    """Covariance of the rows (queries, or the train items again) with the train items.
+    """Estimate the covariance of the rows (queries, or the train items again) with the train items.
 
     Centred within groups of chains and divided by draws - 1, which biases covariances down by about
     τ/D for autocorrelation time τ and D draws a group.
 
     Args:
-        traces: Of at least two draws a chain.
+        traces: Traces of at least two draws a chain.
         rows: "query" for the rectangle, "train" for the square of the train items.
         num_groups: Groups of chains for the standard error; at most the number of chains.
-        device: Where to do the arithmetic; the traces' device by default.
+        device: Device of the arithmetic; the traces' by default.
     """
     sums = CovarianceSums()
     for group in chain_groups(traces, num_groups):
@@ -295,7 +297,7 @@ def _close(
     rows: Literal["query", "train"],
     device: torch.device | None,
 ) -> Iterator[ClosedGroup]:
-    """Usually one closed group; a group that straddles blocks of unequal draws closes in parts."""
+    """Yield one closed group, or parts of one that straddles blocks of unequal draws."""
     for block_index, positions in group:
         block, sums = traces.blocks[block_index], GroupSums()
         selection = slice(positions[0], positions[-1] + 1)

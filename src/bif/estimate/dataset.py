@@ -1,4 +1,4 @@
-"""Influence from loss traces, as a dataset whose rows and columns keep their names."""
+"""Put influence from loss traces into a dataset whose rows and columns keep their names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScoreAxes:
         observables: A names to "lower", "higher" or None, in the order of the query columns.
         query_ids: Q names.
         train_ids: N names.
-        nbeta: Of the posterior that was sampled.
+        nbeta: nbeta of the posterior that was sampled.
         query_groups: Q names of groups; all "query" if None.
         num_train: n, the items that the posterior was sampled with; N unless candidates, which
             are scored only, are among the columns.
@@ -60,7 +60,7 @@ class ScoreAxes:
 
     @property
     def scale(self) -> float:
-        """`nbeta / n`, which makes a derivative by an item's weight of an influence."""
+        """Return `nbeta / n`, which makes a derivative by an item's weight of an influence."""
         return self.nbeta / self._num_train
 
     @property
@@ -103,7 +103,7 @@ def estimate_influence(
         traces: Query columns observable-major, `[C, D, A·Q]`.
         axes: Names of rows and columns.
         num_groups: Groups of chains behind the standard errors.
-        device: Where to do the arithmetic.
+        device: Device of the arithmetic.
 
     Returns:
         `influence`, `derivative`, `correlation`, `standard_error` on (`observable`, `query`,
@@ -123,10 +123,10 @@ def influence_dataset(
     """Return a covariance `[A·Q, N]` of queries with train items as the result that users see.
 
     Args:
-        covariance: Of query columns with train columns.
+        covariance: Covariance of query columns with train columns.
         axes: Names of rows and columns.
         num_chains: Behind the covariance.
-        num_draws: Of all these chains.
+        num_draws: Draws of all these chains.
     """
     rows = axes.rows(num_chains=num_chains, num_draws=num_draws)
     return _filled(rows, covariance, rows.attrs, axes.train_ids)
@@ -151,13 +151,13 @@ def summed_influence(
     *,
     queries: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[xr.Dataset, LossTraces]:
-    """Influence of sums over train columns and on sums over queries, from the traces behind.
+    """Return influence of sums over train columns and on sums over queries, with its traces.
 
     A covariance is linear in both, so the scores are the sums of their columns' scores; errors are
     those of the summed traces, since columns are correlated.
 
     Args:
-        dataset: What `estimate_influence` returned for these traces.
+        dataset: The dataset that `estimate_influence` returned for these traces.
         traces: The traces.
         groups: Names to positions of train columns; a group acts as one item with the summed loss.
             None leaves the columns as they are.
@@ -235,5 +235,5 @@ def _with_axes(
 
 
 def _texts(values: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Strings of one width; those read from a file are of NumPy's variable kind."""
+    """Return strings of one width; those read from a file are of NumPy's variable kind."""
     return np.asarray([str(value) for value in values])

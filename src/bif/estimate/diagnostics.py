@@ -1,4 +1,4 @@
-"""How far the scores can be trusted: reliability, R-hat, effective sample size."""
+"""Measure how far the scores can be trusted: reliability, R-hat, effective sample size."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _NUM_SPLITS = 20
+"""Random splits of the chains into halves, over which a reliability is averaged."""
 _CHUNK_ELEMENTS = 8 * 2**20
+"""Numbers whose R-hat is taken at a time, so that temporaries stay small."""
 
 
 def subsample(count: int, at_most: int, *, seed: int = 0) -> np.ndarray:
-    """Sorted random positions among `count`, at most `at_most` of them."""
+    """Return sorted random positions among `count`, at most `at_most` of them."""
     if count <= at_most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, at_most, replace=False))
@@ -29,7 +31,7 @@ def subsample(count: int, at_most: int, *, seed: int = 0) -> np.ndarray:
 def reliability(
     traces: LossTraces, *, num_queries: int = 64, num_train: int = 2048, seed: int = 0
 ) -> float:
-    """How well two runs of this length would agree on their scores.
+    """Return how well two runs of this length would agree on their scores.
 
     Whole chains are split into random halves; for every query the Pearson correlation over train
     items of the two halves' scores, r, is stepped up to the full length by `2r / (1 + r)`; the
@@ -39,10 +41,10 @@ def reliability(
     makes it perfect, so it decides the number of draws, never gamma or nbeta.
 
     Args:
-        traces: Of at least two chains.
+        traces: Traces of at least two chains.
         num_queries: At most this many query columns are used, drawn at random.
         num_train: At most this many train items are used, drawn at random.
-        seed: Of the subsets and splits.
+        seed: Seed of the subsets and splits.
 
     Returns:
         From -1 to 1; NaN with fewer than two chains, with fewer than three train items, between
@@ -54,7 +56,7 @@ def reliability(
 
 
 def thinned(traces: LossTraces, num_queries: int, num_train: int, seed: int) -> LossTraces:
-    """Random columns of the traces: at most so many queries and train items."""
+    """Return random columns of the traces: at most so many queries and train items."""
     first = traces.blocks[0]
     return traces.selected(
         train=subsample(first.train.shape[2], num_train, seed=seed),
@@ -83,7 +85,7 @@ def _split_half(traces: LossTraces, seed: int) -> float:
 
 
 def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Median over rows of the correlation of two halves, stepped up to the full length.
+    """Return the median over rows of two halves' correlation, stepped up to full length.
 
     Halves that disagree are not stepped up: the formula is for halves that measure the same.
     """
@@ -97,7 +99,7 @@ def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
 def reliability_by_draws(
     traces: LossTraces, *, num_points: int = 6
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reliability of growing prefixes of every chain: total draws `[P]` and reliability `[P]`."""
+    """Return total draws `[P]` and reliability `[P]` of growing prefixes of every chain."""
     longest = max(block.num_draws for block in traces.blocks)
     lengths = np.unique(np.geomspace(min(8, longest), longest, num_points).astype(int))
     few_columns = thinned(traces, num_queries=32, num_train=512, seed=0)
@@ -108,7 +110,7 @@ def reliability_by_draws(
 
 
 def convergence(traces: LossTraces, *, num_items: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Bulk effective sample size and rank-normalised split R-hat of item losses.
+    """Return bulk effective sample size and rank-normalised split R-hat of item losses.
 
     Args:
         traces: Chains are cut to the shortest one.
@@ -180,13 +182,13 @@ def has_mixed(traces: LossTraces, *, limit: float = 1.05, num_columns: int = 64)
 
 
 def _columns(traces: LossTraces, side: str, chosen: np.ndarray) -> np.ndarray:
-    """Some columns of all chains, cut to the shortest, float64 `[C, D, K]`."""
+    """Return some columns of all chains, cut to the shortest, float64 `[C, D, K]`."""
     draws = traces.shortest
     return torch.cat([getattr(b, side)[:, :draws, chosen] for b in traces.blocks]).double().numpy()
 
 
 def _plain_rhat(x: np.ndarray) -> np.ndarray:
-    """Split R-hat of columns `[C, D, K]` (Gelman et al. 2013), NaN where nothing moves."""
+    """Return split R-hat of columns `[C, D, K]` (Gelman et al. 2013), NaN without movement."""
     half = x.shape[1] // 2
     halves = np.concatenate([x[:, :half], x[:, -half:]])
     halves = halves - halves[:1, :1]
@@ -199,10 +201,10 @@ def _plain_rhat(x: np.ndarray) -> np.ndarray:
 def diagnose(
     traces: LossTraces, *, center_mean_loss: float, diverged: Sequence[int] = ()
 ) -> xr.Dataset:
-    """Everything the report shows about the chains, as one dataset.
+    """Return everything the report shows about the chains, as one dataset.
 
     Args:
-        traces: Of the surviving chains.
+        traces: Traces of the surviving chains.
         center_mean_loss: Mean loss of the train items at w*.
         diverged: Chains that were left out.
     """

@@ -1,4 +1,4 @@
-"""Whether chains know of each other, and what a run without any influence would look like."""
+"""Compare chains with each other, and a run with one without any influence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bif.estimate.traces import LossTraces, TraceBlock
 
 @dataclass(frozen=True)
 class Independence:
-    """How much chains have in common.
+    """Measures of how much chains have in common.
 
     Attributes:
         shared: Variance of the chains' mean trace over what independent chains would leave,
@@ -34,8 +34,8 @@ def independence(traces: LossTraces, *, num_items: int = 64) -> Independence:
     """Compare chains with each other, draw by draw.
 
     Args:
-        traces: Of at least two chains; cut to the shortest one.
-        num_items: Train items that are looked at, drawn at random.
+        traces: Traces of at least two chains; cut to the shortest one.
+        num_items: Train items that are compared, drawn at random.
     """
     draws = traces.shortest
     few = thinned(traces.truncated(draws), 1, num_items, seed=0)
@@ -59,12 +59,12 @@ def independence(traces: LossTraces, *, num_items: int = 64) -> Independence:
 
 
 def shuffled(traces: LossTraces) -> LossTraces:
-    """The train losses of every chain beside the queries of another.
+    """Return the train losses of every chain beside the queries of another.
 
     Chains are independent, so all covariances are truly 0, with the errors of the run itself.
 
     Args:
-        traces: Of at least two chains; where a block has but one, all are cut to the shortest.
+        traces: Traces of at least two chains; with one in a block, all are cut to the shortest.
     """
     if any(len(block.chains) < 2 for block in traces.blocks):
         blocks = traces.truncated(traces.shortest).blocks
@@ -95,12 +95,12 @@ def significant_pairs(
     num_train: int = 512,
     num_groups: int = DEFAULT_GROUPS,
 ) -> SignificantPairs:
-    """How many scores stand out from their errors, and how many would with nothing to find.
+    """Return how many scores stand out from their errors, and how many would by chance.
 
     Args:
-        traces: Of at least two chains.
-        num_queries: Query columns that are looked at, drawn at random.
-        num_train: Train items that are looked at, drawn at random.
+        traces: Traces of at least two chains.
+        num_queries: Query columns that are compared, drawn at random.
+        num_train: Train items that are compared, drawn at random.
         num_groups: Groups of chains behind the errors.
     """
     few = thinned(traces, num_queries, num_train, seed=0)

@@ -1,4 +1,4 @@
-"""From standard errors to intervals, and to the draws that would resolve a sign."""
+"""Turn standard errors into intervals, and into the draws that would resolve a sign."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from functools import cache
 
 LEVEL = 0.95
+"""Probability of an interval that covers."""
 
 
 @cache
 def t_quantile(num_groups: int, level: float = LEVEL) -> float:
-    """Half-width of a two-sided interval in standard errors, by Student's t.
+    """Return the half-width of a two-sided interval in standard errors, by Student's t.
 
     The error of a score comes from the spread of G groups of chains, which have G - 1 degrees of
     freedom: 2.13 for 16 groups, 12.7 for 2.  Infinite with fewer than two groups.

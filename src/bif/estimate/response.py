@@ -1,4 +1,4 @@
-"""Arithmetic of the response estimator: batch means, the choice of h, fluctuation over response."""
+"""Compute the response estimator: batch means, the choice of h, fluctuation over response."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 _SMALL_BIAS = 0.1
+"""Bias of a rung, as a share of the signal, up to which rungs below it follow the bias's law."""
 _AS_GOOD = 1.1
+"""Ratio of errors up to which two rungs count as equally good."""
 
 
 class BatchMeans:
-    """Mean of correlated traces and its standard error, from the means of long batches.
+    """The mean of correlated traces and its standard error, from the means of long batches.
 
     Every replicate gives its own batches, one after another in time; a batch that is long against
     the autocorrelation is independent of the next.  Kept are the running mean and the sum of
@@ -32,7 +34,7 @@ class BatchMeans:
         self._squares: Tensor | None = None
 
     def add(self, values_KRN: Tensor) -> None:
-        """One moment of time of the open batch: `[K, R, N]` of R independent replicates."""
+        """Add one moment of time of the open batch: `[K, R, N]` of R independent replicates."""
         values = values_KRN.double()
         self._open = values.clone() if self._open is None else self._open.add_(values)
         self._count += 1
@@ -55,7 +57,7 @@ class BatchMeans:
         self._open, self._count = None, 0
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Mean `[K, N]` and standard error `[K, N]`, NaN with a single batch.
+        """Return mean `[K, N]` and standard error `[K, N]`, NaN with a single batch.
 
         Raises:
             ValueError: No batch was closed.
@@ -69,7 +71,7 @@ class BatchMeans:
 
 
 def student_factor(num_batches: int, *, level: float = 0.95) -> float:
-    """How much wider an interval from few batches is than the normal law's.
+    """Return how much wider an interval from few batches is than the normal law's.
 
     `t(level, G - 1) / z(level)`: multiplied onto a standard error from G batches, it makes two of
     them (1.96, at the default level) hold the truth as often as they say.
@@ -86,11 +88,11 @@ def student_factor(num_batches: int, *, level: float = 0.95) -> float:
 
 @dataclass(frozen=True)
 class Rung:
-    """What a pilot found at one size of the perturbation; root means of squares.
+    """The findings of a pilot at one size of the perturbation; root means of squares.
 
     Attributes:
-        size: Of the perturbation; h is proportional to it.
-        bias: Of finite h, estimated, in the units of the responses that were handed in.
+        size: Size of the perturbation; h is proportional to it.
+        bias: Estimated bias of finite h, in the units of the responses.
         noise: Standard error that the final run will have.
         signal: Size of the scores.
     """
@@ -136,7 +138,7 @@ def choose_perturbation(
     tolerance: float,
     advice: str = "lower step_size, or raise gamma",
 ) -> Perturbation:
-    """The best perturbation whose bias is below its noise, or below a share of the scores.
+    """Return the best perturbation whose bias is below its noise, or a share of the scores.
 
     A response at h is off by `-(h²/6)·κ₄(l_i, phi, phi, phi)` and its noise is a constant or falls
     as 1/h.  With h growing by the factor r from rung to rung, the bias at the upper of two rungs is
@@ -154,7 +156,7 @@ def choose_perturbation(
             where the rungs share their noise.
         noise_factor: Standard error of the final run over the pilot's.
         tolerance: Bias that is always fine, relative to the scores' root mean square.
-        advice: What to change where chains diverged at every size.
+        advice: Words on what to change where chains diverged at every size.
 
     Raises:
         ValueError: Sizes that are not ascending or fewer than two; no finite response.
@@ -184,14 +186,14 @@ def choose_perturbation(
 
 
 def _error(rung: Rung, tolerance: float) -> float:
-    """Mean square of bias and noise together, where it matters."""
+    """Return the mean square of bias and noise together, where it matters."""
     return max(rung.bias**2 + rung.noise**2, (tolerance * rung.signal) ** 2)
 
 
 def _bias_of_rungs(
     size_H: Sequence[float], response_HQN: Tensor, change_error_HQN: Tensor, signal_H: list[float]
 ) -> list[float]:
-    """Root mean square bias of every rung, from the changes between rungs."""
+    """Return the root mean square bias of every rung, from the changes between rungs."""
     squares = [(b / a) ** 2 for a, b in zip(size_H, size_H[1:], strict=False)]
     changes = zip(response_HQN[1:] - response_HQN[:-1], change_error_HQN, squares, strict=True)
     bias = [square / (square - 1) * _rms_beyond(x, error) for x, error, square in changes]
@@ -209,7 +211,7 @@ def _rms(x: Tensor) -> float:
 
 
 def _rms_beyond(x: Tensor, error: Tensor) -> float:
-    """Root mean square of x without what its errors alone would bring."""
+    """Return the root mean square of x without what its errors alone would bring."""
     return float((x.double().square() - error.double().square()).mean().clamp(min=0).sqrt())
 
 
@@ -221,7 +223,7 @@ class Ratio(NamedTuple):
 
 
 def fluctuation_over_response(fluctuation_GQN: Tensor, response_RQN: Tensor) -> Ratio:
-    """The slope of fluctuation on response: 1 where the sampler samples what it should.
+    """Return the slope of fluctuation on response: 1 where the sampler is right.
 
     `slope = Σ f·r / Σ r²` over queries and items.  Discretisation and gradient noise change the
     spread of the draws, and with it the fluctuation; the linear response of the mean they leave

@@ -1,4 +1,4 @@
-"""Whether chains have levelled off: common drift, chains that go their own way, detrending."""
+"""Test whether chains have levelled off: common drift, outlying chains, detrending."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TAIL = 1e-4
 
 @dataclass(frozen=True)
 class Drift:
-    """What a straight line explains.
+    """The share of the traces that a straight line explains.
 
     Attributes:
         removed: Share of the covariances that goes when every chain loses its own line; in a
@@ -35,14 +35,14 @@ class Drift:
 
 
 def drift(traces: LossTraces, *, num_items: int = 256, num_queries: int = 32) -> Drift:
-    """Drift of the chains, from a line fitted to every trace.
+    """Return the drift of the chains, from a line fitted to every trace.
 
     A chain that has not levelled off adds `slope_i · slope_j · range² / 12` to every covariance.
 
     Args:
         traces: Chains are cut to the shortest one.
-        num_items: Train items that are looked at, drawn at random.
-        num_queries: Query columns that are looked at, drawn at random.
+        num_items: Train items that are taken, drawn at random.
+        num_queries: Query columns that are taken, drawn at random.
     """
     draws = traces.shortest
     few = thinned(traces.truncated(draws), num_queries, num_items, seed=0)
@@ -52,7 +52,7 @@ def drift(traces: LossTraces, *, num_items: int = 256, num_queries: int = 32) ->
     square = torch.zeros(few.blocks[0].train.shape[2], dtype=torch.float64)
     means = []
     for _, train, query in few.each_chain():
-        x, y = (_centred(part) for part in (train, query))
+        x, y = (_center(part) for part in (train, query))
         slope_x, slope_y = line @ x, line @ y
         covariance = covariance + y.T @ x
         trend = trend + torch.outer(slope_y, slope_x)
@@ -79,19 +79,19 @@ def drift(traces: LossTraces, *, num_items: int = 256, num_queries: int = 32) ->
     )
 
 
-def _centred(x: Tensor) -> Tensor:
+def _center(x: Tensor) -> Tensor:
     x = x.double()
     return x - x.mean(dim=0)
 
 
 def _student(values: np.ndarray) -> float:
-    """The mean over its standard error."""
+    """Return the mean over its standard error."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(values.mean() / error) if error > 0 else 0.0
 
 
 def _outliers(values: np.ndarray) -> list[int]:
-    """Positions that lie apart from the rest, by median and median deviation.
+    """Return positions that lie apart from the rest, by median and median deviation.
 
     The limit is Student's, with half as many degrees of freedom as there are values for the
     deviation's own error, and leaves a healthy set of any size alone but once in 10,000.

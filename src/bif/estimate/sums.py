@@ -1,4 +1,4 @@
-"""Covariance of a block of chains while it runs: open sums of its groups, and no traces."""
+"""Sum the covariance of a block of chains while it runs, without traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BlockSums:
 
     Args:
         chains: The block's chains.
-        num_chains: Of the run.
+        num_chains: Number of the run's chains.
         num_groups: Groups of chains behind the standard errors.
     """
 
@@ -40,11 +40,11 @@ class BlockSums:
             sums.update(train[rows], query[rows])
 
     def lost(self, diverged: Collection[int]) -> set[int]:
-        """Chains whose groups have a diverged chain: what it added cannot be taken out again."""
+        """Return chains whose groups have a diverged chain, which cannot be taken out again."""
         return {c for part in self._parts if set(part) & set(diverged) for c in part}
 
     def close(self, diverged: Collection[int]) -> list[ClosedGroup]:
-        """Covariances of the groups without a diverged chain; their sums are used up."""
+        """Return covariances of groups without a diverged chain; their sums are used up."""
         return [
             sums.close()
             for part, sums in zip(self._parts, self._sums, strict=True)
@@ -52,7 +52,7 @@ class BlockSums:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of all sums, by name."""
+        """Return copies of all sums, by name."""
         return {
             f"{i}/{name}": x.clone()
             for i, sums in enumerate(self._sums)

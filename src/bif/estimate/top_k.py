@@ -1,4 +1,4 @@
-"""The strongest train columns of every query, without ever holding all scores."""
+"""Find the top k train columns of every query, without ever holding all scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from bif.estimate.intervals import t_quantile
 from bif.estimate.traces import LossTraces
 
 _CHUNK_COLUMNS = 4096
+"""Train columns whose scores are held at a time."""
 _CHUNK_ROWS = 1024
+"""Query columns whose scores are held at a time."""
 _SIGNS = (1, -1)
+"""Signs of the lists, in their order."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class TopInfluences:
     Attributes:
         positive: Those that raise the observable as they gain weight.
         negative: Those that lower it.
-        left_out: How many of the strongest on either side are not listed because the sign of their
+        left_out: Number of the strongest on either side are not listed because the sign of their
             score is not certain, `[R]`.
         weakest: The smallest |score| / error among these, `[R]`; NaN where none is left out.
         error_quantile: Half-width of a 95 % interval in standard errors.
@@ -58,7 +61,7 @@ class StrongestInfluences:
 
     Attributes:
         certain: The k most positive and the k most negative of those whose sign is certain at 95 %.
-        strongest: The same of all, whether their sign is certain or not.
+        strongest: The strongest of all, whether their sign is certain or not.
         row_variance: `[R]`; row_mean: `[R]`.
         column_variance: `[N]`; column_variance_error: `[N]`; column_mean: `[N]`.
         error_quantile: Half-width of a 95 % interval in standard errors.
@@ -84,7 +87,7 @@ def top_influences(
     chunk_rows: int = _CHUNK_ROWS,
     device: torch.device | None = None,
 ) -> TopInfluences:
-    """The k most positive and the k most negative scores of every query, with errors.
+    """Return the k most positive and the k most negative scores of every query, with errors.
 
     Args: as for `strongest_influences`.
         unresolved: List scores whose sign is not certain at 95 %, too.
@@ -98,7 +101,7 @@ def top_influences(
     )  # fmt: skip
     quantile = found.error_quantile
     shown = found.strongest if unresolved else found.certain
-    left_out, weakest = _left_out(found.strongest, quantile)
+    left_out, weakest = _count_uncertain(found.strongest, quantile)
     if unresolved:
         left_out, weakest = torch.zeros_like(left_out), torch.full_like(weakest, torch.nan)
     return TopInfluences(shown[0], shown[1], left_out, weakest, quantile)
@@ -113,7 +116,7 @@ def strongest_influences(
     chunk_rows: int = _CHUNK_ROWS,
     device: torch.device | None = None,
 ) -> StrongestInfluences:
-    """The k strongest scores of every query either way, certain ones and all, with errors.
+    """Return the k strongest scores of every query either way, certain ones and all.
 
     The train columns, items or tokens, pass in chunks; of each only what is stronger than what was
     found before is kept.  The result is that of sorting all scores, with ties in the order of the
@@ -126,7 +129,7 @@ def strongest_influences(
         num_groups: Groups of chains behind the standard errors.
         chunk_columns: Train columns at a time.
         chunk_rows: Rows at a time.
-        device: Where to do the arithmetic.
+        device: Device of the arithmetic.
 
     Raises:
         ValueError: k or the size of a chunk below 1.
@@ -146,10 +149,10 @@ def strongest_influences(
         covariance = None
         for start in range(0, num_columns, chunk_columns):
             columns = slice(start, min(start + chunk_columns, num_columns))
-            part = _part(traces, rows, columns)
+            part = _view(traces, rows, columns)
             covariance = estimate_covariance(part, num_groups=num_groups, device=device)
             quantile = t_quantile(covariance.num_groups)
-            found = _stronger(found, covariance, start, k, quantile)
+            found = _merge(found, covariance, start, k, quantile)
             if row == 0:
                 about_columns.append(
                     (covariance.column_variance, covariance.column_variance_error,
@@ -158,7 +161,7 @@ def strongest_influences(
         assert covariance is not None
         sides.append(tuple(found))
         about_rows.append((covariance.row_variance, covariance.row_mean))
-    up, down, any_up, any_down = (_joined(parts) for parts in zip(*sides, strict=True))
+    up, down, any_up, any_down = (_concatenate(parts) for parts in zip(*sides, strict=True))
     variance, mean = (torch.cat(x).cpu() for x in zip(*about_rows, strict=True))
     column_variance, error, column_mean = (
         torch.cat(x).cpu() for x in zip(*about_columns, strict=True)
@@ -169,23 +172,23 @@ def strongest_influences(
     )  # fmt: skip
 
 
-def _stronger(
+def _merge(
     before: list[Strongest], covariance: Covariance, start: int, k: int, quantile: float
 ) -> list[Strongest]:
-    """The strongest of those found before and of a chunk: certain ones, then all, each + and -."""
+    """Merge those found before with those of a chunk: certain ones, then all, each + and -."""
     score, error = -covariance.value, covariance.standard_error
     column = torch.arange(start, start + score.shape[1], device=score.device).expand(score.shape)
     certain, strongest = [], []
     for place, sign in enumerate(_SIGNS):
         fresh = Strongest(column, score.where(sign * score > 0, torch.nan), error)
         strongest.append(_strongest(before[2 + place], fresh, k, sign))
-        listed = fresh.influence.where(_certain(fresh, quantile), torch.nan)
+        listed = fresh.influence.where(_is_certain(fresh, quantile), torch.nan)
         certain.append(_strongest(before[place], Strongest(column, listed, error), k, sign))
     return certain + strongest
 
 
-def _joined(parts: Sequence[Strongest]) -> Strongest:
-    """Chunks of rows one after another, on the host."""
+def _concatenate(parts: Sequence[Strongest]) -> Strongest:
+    """Concatenate chunks of rows on the host."""
     return Strongest(
         *(
             torch.cat([getattr(part, name) for part in parts]).cpu()
@@ -194,8 +197,8 @@ def _joined(parts: Sequence[Strongest]) -> Strongest:
     )
 
 
-def _certain(scores: Strongest, quantile: float) -> Tensor:
-    """As in a ranking, a score without an error counts as certain."""
+def _is_certain(scores: Strongest, quantile: float) -> Tensor:
+    """Return which scores have a certain sign; a score without an error counts as certain."""
     return ~(scores.influence.abs() <= quantile * scores.standard_error)
 
 
@@ -204,8 +207,8 @@ def _nothing(num_rows: int, device: torch.device | None) -> Strongest:
     return Strongest(empty.long(), empty, empty)
 
 
-def _part(traces: LossTraces, rows: slice, columns: slice) -> LossTraces:
-    """Views of some rows and train columns."""
+def _view(traces: LossTraces, rows: slice, columns: slice) -> LossTraces:
+    """Return views of some rows and train columns."""
     return LossTraces(
         tuple(
             replace(b, train=b.train[:, :, columns], query=b.query[:, :, rows])
@@ -215,7 +218,7 @@ def _part(traces: LossTraces, rows: slice, columns: slice) -> LossTraces:
 
 
 def _strongest(before: Strongest, fresh: Strongest, k: int, sign: int) -> Strongest:
-    """The k strongest of both; those found before go first among equals."""
+    """Return the k strongest of both; those found before go first among equals."""
     column, score, error = (
         torch.cat([getattr(before, name), getattr(fresh, name)], dim=1)
         for name in ("column", "influence", "standard_error")
@@ -231,9 +234,9 @@ def _strongest(before: Strongest, fresh: Strongest, k: int, sign: int) -> Strong
     )
 
 
-def _left_out(strongest: Sequence[Strongest], quantile: float) -> tuple[Tensor, Tensor]:
-    """How many of the strongest are not certain, and the weakest of these in errors."""
+def _count_uncertain(strongest: Sequence[Strongest], quantile: float) -> tuple[Tensor, Tensor]:
+    """Return how many of the strongest are not certain, and the weakest of these in errors."""
     ratio = torch.cat([s.influence.abs() / s.standard_error for s in strongest], dim=1)
-    open_ = torch.cat([~_certain(s, quantile) for s in strongest], dim=1)
+    open_ = torch.cat([~_is_certain(s, quantile) for s in strongest], dim=1)
     weakest = ratio.where(open_, torch.inf).amin(dim=1)
     return open_.sum(dim=1), weakest.masked_fill(~open_.any(dim=1), torch.nan)

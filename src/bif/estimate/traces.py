@@ -14,7 +14,7 @@ _CHUNK_ELEMENTS = 2**23
 
 @dataclass(frozen=True)
 class TraceBlock:
-    """Losses of one block of chains at its draws.
+    """The losses of one block of chains at its draws.
 
     Args:
         chains: Indices of the block's chains in the run, `[C]`.
@@ -35,50 +35,50 @@ class TraceBlock:
 
     @property
     def num_draws(self) -> int:
-        """Draws of each chain, D."""
+        """Return the draws of each chain, D."""
         return self.train.shape[1]
 
     def only(self, keep: Sequence[int]) -> TraceBlock:
-        """The same block with the chains at these positions."""
+        """Return the block with the chains at these positions only."""
         rows = torch.as_tensor(list(keep), dtype=torch.long)
         return TraceBlock(tuple(self.chains[i] for i in keep), self.train[rows], self.query[rows])
 
 
 @dataclass(frozen=True)
 class LossTraces:
-    """Traces of all surviving chains, in order of their blocks; blocks may differ in draws."""
+    """The traces of all surviving chains, in order of their blocks, which may differ in draws."""
 
     blocks: tuple[TraceBlock, ...]
 
     @classmethod
     def from_arrays(cls, train: np.ndarray | Tensor, query: np.ndarray | Tensor) -> LossTraces:
-        """One block from arrays `[C, D, N]` and `[C, D, Q]`."""
+        """Make one block of arrays `[C, D, N]` and `[C, D, Q]`."""
         train, query = torch.as_tensor(train), torch.as_tensor(query)
         return cls((TraceBlock(tuple(range(len(train))), train, query),))
 
     @property
     def num_chains(self) -> int:
-        """Chains of all blocks together."""
+        """Return the chains of all blocks together."""
         return sum(len(block.chains) for block in self.blocks)
 
     @property
     def total_draws(self) -> int:
-        """Draws of all chains together."""
+        """Return the draws of all chains together."""
         return sum(len(block.chains) * block.num_draws for block in self.blocks)
 
     @property
     def shortest(self) -> int:
-        """Draws of the shortest chain."""
+        """Return the draws of the shortest chain."""
         return min(block.num_draws for block in self.blocks)
 
     def each_chain(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """`(chain, train [D, N], query [D, A·Q])` in order."""
+        """Yield `(chain, train [D, N], query [D, A·Q])` in order."""
         for block in self.blocks:
             for row, chain in enumerate(block.chains):
                 yield chain, block.train[row], block.query[row]
 
     def truncated(self, num_draws: int) -> LossTraces:
-        """The first `num_draws` draws of every chain."""
+        """Return the first `num_draws` draws of every chain."""
         return LossTraces(
             tuple(
                 replace(b, train=b.train[:, :num_draws], query=b.query[:, :num_draws])
@@ -87,7 +87,7 @@ class LossTraces:
         )
 
     def selected(self, *, train: np.ndarray, query: np.ndarray) -> LossTraces:
-        """The traces of some train items and query columns, by index."""
+        """Return the traces of some train items and query columns, by index."""
         return LossTraces(
             tuple(
                 replace(b, train=b.train[:, :, train], query=b.query[:, :, query])
@@ -102,12 +102,12 @@ class LossTraces:
         queries: Mapping[str, Sequence[int]] | None = None,
         num_observables: int = 1,
     ) -> LossTraces:
-        """Traces of sums: a group of train items, or an item's tokens, moves as one item.
+        """Return traces of sums: a group of items, or an item's tokens, moves as one item.
 
         Args:
             groups: Names of groups to positions of train columns, which may overlap; None leaves
                 the train side as it is.
-            queries: The same for queries, positions among the Q of each observable.
+            queries: Groups of queries, by positions among the Q of each observable.
             num_observables: A, where queries are summed.
         """
         blocks = []
@@ -123,7 +123,7 @@ class LossTraces:
 
 
 def _sums(x: Tensor, groups: Mapping[str, Sequence[int]]) -> Tensor:
-    """Sums over columns of `[C, D, N]`, float64 `[C, D, G]`, some draws at a time."""
+    """Return sums over columns of `[C, D, N]`, float64 `[C, D, G]`, some draws at a time."""
     members = [torch.as_tensor(list(m), dtype=torch.long) for m in groups.values()]
     column = torch.cat([*members, torch.empty(0, dtype=torch.long)])
     group = torch.repeat_interleave(

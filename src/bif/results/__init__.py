@@ -1,1 +1,1 @@
-"""What a user holds: labelled scores, rankings, sums over groups."""
+"""Hold results for users: labelled scores, rankings, sums over groups."""

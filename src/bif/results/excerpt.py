@@ -1,4 +1,4 @@
-"""An excerpt of a result that is too large for a page."""
+"""Excerpt a result that is too large for a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from bif.results.group_sums import Side, columns_of_items
 from bif.results.influence import Influence
 from bif.results.top_influence import SIDES
 
-_MOST_PAIRS, _MOST_QUERIES = 2**22, 8
+_MOST_PAIRS = 2**22
+"""Scores of an excerpt at most, unless its first query or item has more."""
+_MOST_QUERIES = 8
+"""Items whose queries are in an excerpt, at most."""
 
 
 def excerpt(influence: Influence) -> Influence:
@@ -19,7 +22,7 @@ def excerpt(influence: Influence) -> Influence:
     Of at most eight queries and four million pairs, for a page.
 
     Args:
-        influence: Of a run made with `top`, with its traces.
+        influence: Influence of a run made with `top`, with its traces.
     """
     strongest = influence.dataset.isel(observable=0).sel(kind="strongest")
     sizes = influence.dataset.sizes

@@ -1,4 +1,4 @@
-"""Sums over columns of scores: of groups of items, of sources, of the tokens of an item."""
+"""Sum over columns of scores: of groups of items, of sources, of the tokens of an item."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST = {
 
 
 def members_of(groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: int) -> Members:
-    """Positions by group, in order of their names where every item is given one.
+    """Return positions by group, in order of their names where every item is given one.
 
     Raises:
         ValueError: Another number of names than there are train columns.
@@ -41,7 +41,7 @@ def members_of(groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: i
 
 
 def columns_of_items(dataset: xr.Dataset, side: Side) -> Members | None:
-    """Positions of each item's token columns; None where the columns are the items."""
+    """Return positions of each item's token columns; None where columns are items."""
     if f"{side}_item" not in dataset.coords:
         return None
     members: dict[str, list[int]] = {str(i): [] for i in dataset[f"{side}_parent_id"].values}
@@ -51,7 +51,7 @@ def columns_of_items(dataset: xr.Dataset, side: Side) -> Members | None:
 
 
 def named_sources(dataset: xr.Dataset, labels: str | Sequence[str]) -> Sequence[str]:
-    """The source of every train column.
+    """Return the source of every train column.
 
     Args:
         dataset: Scores.
@@ -83,7 +83,7 @@ def named_sources(dataset: xr.Dataset, labels: str | Sequence[str]) -> Sequence[
 
 
 def source_text(dataset: xr.Dataset) -> str | None:
-    """Which text of the train items tells their sources apart: fewer of them than items.
+    """Return which text of the train items tells their sources apart: fewer than items.
 
     The first of "source", "label" and "group" that does, or None.
     """
@@ -103,7 +103,7 @@ def summed(
     train: Members | None = None,
     query: Members | None = None,
 ) -> tuple[xr.Dataset, LossTraces | None]:
-    """Scores of sums over train columns and on sums over queries, and the traces behind them.
+    """Return scores of sums over train columns and on sums over queries, with their traces.
 
     Without traces the errors, which are those of correlated columns, are NaN.
 
@@ -111,14 +111,14 @@ def summed(
         dataset: Scores of columns.
         traces: Behind them, where at hand.
         train: Names to positions of train columns, or None to leave them.
-        query: The same for queries.
+        query: Groups of queries.
     """
     if traces is not None:
         return summed_influence(dataset, traces, train, queries=query)
     if train is not None:
-        dataset = _summed_without_traces(dataset, "train", train)
+        dataset = _sum_without_traces(dataset, "train", train)
     if query is not None:
-        dataset = _summed_without_traces(dataset, "query", query)
+        dataset = _sum_without_traces(dataset, "query", query)
     return dataset, None
 
 
@@ -128,7 +128,7 @@ def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Datase
     Args:
         summed: Scores of items, from `columns_of_items`.
         columns: Scores of tokens.
-        side: Of the items.
+        side: Side of the items.
     """
     kind = f"{side}_parent"
     texts = {
@@ -146,7 +146,7 @@ def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Datase
     return summed.assign_coords(texts)
 
 
-def _summed_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr.Dataset:
+def _sum_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr.Dataset:
     import xarray as xr
 
     names = [n for n in (*_SUMMABLE[side], *_LOST[side]) if n in dataset]

@@ -53,17 +53,17 @@ class Influence:
 
     @property
     def kept(self) -> int | None:
-        """How many train columns each query has either way; None where all scores are kept."""
+        """Return how many train columns each query has either way; None where all are kept."""
         return self.dataset.sizes.get("rank")
 
     @property
     def trusted(self) -> bool:
-        """Whether the run behind the scores passed its gates; True where that is not known."""
+        """Return whether the run behind the scores passed its gates; True if not known."""
         return bool(self.dataset.attrs.get("trusted", True))
 
     @property
     def error_quantile(self) -> float:
-        """Half-width of a 95 % interval in standard errors: Student's t of the groups of chains."""
+        """Return the half-width of a 95 % interval in standard errors, by Student's t."""
         return float(self.dataset.attrs.get("error_quantile", 2.0))
 
     def top(

@@ -1,4 +1,4 @@
-"""Rankings: the items that move a query most, strongest first."""
+"""Rank the items that move a query most, strongest first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Score:
     Attributes:
         train_id: The item.
         influence: The score.
-        standard_error: Its error.
+        standard_error: Standard error of the influence.
         label: The item's, where it has one.
         quantile: Half-width of the 95 % interval in standard errors.
     """
@@ -32,7 +32,7 @@ class Score:
 
     @property
     def resolved(self) -> bool:
-        """Whether the sign is certain: whether the 95 % interval leaves 0 out."""
+        """Return whether the sign is certain: whether the 95 % interval leaves 0 out."""
         return abs(self.influence) > self.quantile * self.standard_error
 
     def __str__(self) -> str:
@@ -48,11 +48,11 @@ class Ranking:
 
     Attributes:
         query_id: The query.
-        observable: Of which the influences are.
+        observable: The observable that the items influence.
         better: "lower", "higher" or "".
         positive: Items that raise the observable as they gain weight.
         negative: Items that lower it.
-        unresolved: How many items among the strongest of either side were left out because the
+        unresolved: Number of items among the strongest of either side were left out because the
             sign of their score is not certain.
         draws_to_resolve: Further draws after which these would be, as far as errors fall as one
             over the root of the draws; NaN where errors or draws are not known, infinite for a
@@ -72,17 +72,17 @@ class Ranking:
 
     @property
     def helpful(self) -> tuple[Score, ...]:
-        """Items that move the observable the better way as they gain weight."""
-        self._need_direction()
+        """Return items that move the observable the better way as they gain weight."""
+        self._refuse_without_direction()
         return self.negative if self.better == "lower" else self.positive
 
     @property
     def harmful(self) -> tuple[Score, ...]:
-        """Items that move the observable the worse way as they gain weight."""
-        self._need_direction()
+        """Return items that move the observable the worse way as they gain weight."""
+        self._refuse_without_direction()
         return self.positive if self.better == "lower" else self.negative
 
-    def _need_direction(self) -> None:
+    def _refuse_without_direction(self) -> None:
         if not self.better:
             raise ValueError(
                 f"observable {self.observable!r} does not say whether lower or higher is better, "
@@ -140,10 +140,10 @@ def ranked(
 
     Args:
         dataset: An influence dataset.
-        position: Of the query.
-        observable: Its name.
+        position: Position of the query.
+        observable: Name of the observable.
         certain: Columns whose sign is certain, positive and negative ones.
-        strongest: The same, whether their sign is certain or not.
+        strongest: The strongest, whether their sign is certain or not.
         unresolved: List the strongest, whatever their sign.
     """
     trusted = bool(dataset.attrs.get("trusted", True))

@@ -1,4 +1,4 @@
-"""The dataset of a run that keeps the strongest scores of every query only."""
+"""Make the dataset of a run that keeps only the top k scores of every query."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOST_SCORE_BYTES = 8 * 2**30
-"""Of the scores of tokens, all at once, while they are estimated."""
+"""Bytes of the scores of tokens at most, while they are estimated all at once."""
 BYTES_A_SCORE = 56
-"""Four float32 views, a group's float64 covariance, and two compensated float64 totals."""
+"""Bytes a score: four float32 views, a float64 covariance, and two compensated float64 totals."""
 KINDS, SIDES = ("certain", "strongest"), ("positive", "negative")
 KIND_AXES = ("kind", "side", "rank")
 _AXES = ("observable", "query", *KIND_AXES)
@@ -37,7 +37,7 @@ def top_k_dataset(
         traces: Query columns observable-major, `[C, D, A·Q]`.
         top: Train columns either way.
         axes: Names of rows and columns.
-        device: Where to do the arithmetic.
+        device: Device of the arithmetic.
 
     Returns:
         `influence`, `derivative`, `correlation`, `standard_error` and `column`, the position on the
@@ -49,13 +49,13 @@ def top_k_dataset(
     dataset = axes_dataset(found, axes, num_chains=traces.num_chains, num_draws=traces.total_draws)
     shape = (dataset.sizes["observable"], dataset.sizes["query"], len(KINDS), len(SIDES))
 
-    def placed(name: str) -> np.ndarray:
-        """`[A, Q, kind, side, rank]` of the four lists `[A·Q, rank]`."""
+    def place(name: str) -> np.ndarray:
+        """Return `[A, Q, kind, side, rank]` of the four lists `[A·Q, rank]`."""
         kinds: list[tuple[Strongest, Strongest]] = [found.certain, found.strongest]
         lists = [getattr(side, name).numpy() for sides in kinds for side in sides]
         return np.stack(lists, axis=1).reshape(*shape, -1)
 
-    column, influence = placed("column"), placed("influence")
+    column, influence = place("column"), place("influence")
     scale = found.row_variance.sqrt().numpy().reshape(*shape[:2], 1, 1, 1)
     scale = scale * found.column_variance.sqrt().numpy()[column]
     correlation = np.divide(influence, scale, out=0.0 * influence, where=scale > 0)
@@ -63,7 +63,7 @@ def top_k_dataset(
         "influence": influence,
         "derivative": axes.scale * influence,
         "correlation": correlation,
-        "standard_error": placed("standard_error"),
+        "standard_error": place("standard_error"),
     }
     return dataset.assign(
         {name: (_AXES, x.astype(np.float32)) for name, x in values.items()} | {

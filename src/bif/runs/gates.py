@@ -21,7 +21,7 @@ COMMON = 0.05
 COMMON_T = 4.0
 """That drift in standard errors below which it may be chance and does not count."""
 SHARED = 1.5
-"""Limit on the variance that chains share, in units of what independent chains have."""
+"""Limit on the variance of the chains' mean trace, in units of that of independent chains."""
 TWINS = 0.99
 """Limit on the correlation of two chains."""
 STEP_UNDERDAMPED = 0.6
