@@ -22,7 +22,7 @@ def gradients(num_items: int, num_weights: int, *, shared: float, seed: int = 0)
     return own + shared * few / num_weights**0.5
 
 
-def test_it_is_the_dense_formula():
+def test_dampings_are_those_of_the_dense_formula():
     """With each item's share of F brought down to one of all items, by matrices of the weights."""
     g, usual, num_train = gradients(6, 9, shared=0.5), 0.3, 40
     for found in dampings(g, usual=usual, num_train=num_train):
@@ -44,7 +44,7 @@ def test_it_is_the_dense_formula():
         assert 1 / found.draws_for_half == pytest.approx(float(torch.stack(signals).median()))
 
 
-def test_it_forecasts_the_reliability_of_sampled_scores():
+def test_alignment_forecasts_the_reliability_of_sampled_scores():
     """Linear losses have Gaussian covariances: two runs agree as the forecast says."""
     num_items, num_weights, draws = 40, 400, 300
     g = gradients(num_items, num_weights, shared=0.15)
@@ -90,7 +90,7 @@ def test_of_dampings_nearly_as_good_the_least_is_taken():
 
 
 class TestGradients:
-    def test_they_are_those_of_single_items(self):
+    def test_sketched_gradients_are_those_of_single_items(self):
         problem = classification()
         params = {n: p.unsqueeze(0) for n, p in problem.center().items()}
         oracle = StackedOracle(problem.model, problem.loss)

@@ -82,7 +82,7 @@ class TestChoice:
         assert settings.draws == int((0.8 * 59 - 0.6) / 0.04)
         assert "allows 1165 of 16 chains" in said and "Forecast: 47 s of sampling" in said
 
-    def test_of_both_the_smaller(self):
+    def test_budget_and_reliability_give_the_fewer_draws_of_both(self):
         assert chosen(budget=600.0, reliability=0.9)[0].draws == chosen(reliability=0.9)[0].draws
         assert chosen(budget=20.0, reliability=0.9)[0].draws == chosen(budget=20.0)[0].draws
 
@@ -306,7 +306,7 @@ class TestCalibrationItself:
 
     @pytest.fixture
     def slow(self, monkeypatch):
-        """A machine on which walk and mass would outlast any budget."""
+        """A machine on which trajectory and mass would outlast any budget."""
         pilot = importlib.import_module("bif.calibration.pilot")
         monkeypatch.setattr(pilot, "_TRAJECTORY_TIMES", 1e9)
         monkeypatch.setattr(
@@ -318,7 +318,7 @@ class TestCalibrationItself:
         found = bif.calibrate(problem, bif.Settings(budget=budget))
         return found.settings, "\n".join(found.explanations)
 
-    def test_the_walk_sees_fewer_items_and_no_mass_is_measured(self, slow):
+    def test_the_trajectory_sees_fewer_items_and_no_mass_is_measured(self, slow):
         settings, said = self.explanations(60.0)
         assert "(16 chains, 64 items)" in said
         assert settings.mass == "identity"

@@ -183,7 +183,7 @@ GIVEN: dict[str, Any] = {
 
 
 class TestFixedSettings:
-    def test_they_are_respected_together(self):
+    def test_given_settings_are_respected_together(self):
         got = bif.calibrate(classification(), Settings(**GIVEN, gradient="full"))
         assert {name: getattr(got.settings, name) for name in GIVEN} == GIVEN
         assert got.explanations == (
@@ -192,7 +192,7 @@ class TestFixedSettings:
         )
 
     @pytest.mark.parametrize("name", GIVEN)
-    def test_and_one_by_one(self, name):
+    def test_each_given_setting_is_respected_alone(self, name):
         got = bif.calibrate(classification(), Settings(**{name: GIVEN[name]}))
         assert getattr(got.settings, name) == GIVEN[name]
         assert not any(line.startswith(f"{name} = ") for line in got.explanations)
@@ -277,11 +277,11 @@ class TestContradictions:
         [("chains", 1), ("draws", 1), ("burn_in", -1), ("thin", 0), ("block_size", 0),
          ("chunk_size", 0)],
     )  # fmt: skip
-    def test_counts_that_are_too_small(self, name, value):
+    def test_counts_that_are_too_small_are_refused(self, name, value):
         with pytest.raises(ValueError, match=rf"{name} must be at least {value + 1}, got {value}"):
             Settings(**{name: value})
 
-    def test_a_batch_of_nothing(self):
+    def test_a_batch_size_of_zero_is_refused(self):
         with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
             Settings(gradient="minibatch", batch_size=0)
 
@@ -289,7 +289,7 @@ class TestContradictions:
         ("name", "value"),
         list(itertools.product(("step_size", "friction"), (0.0, -1.0, math.inf, math.nan))),
     )
-    def test_steps_that_are_not_positive(self, name, value):
+    def test_steps_that_are_not_positive_are_refused(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be a finite number > 0"):
             Settings(**{name: value})
 
@@ -297,23 +297,23 @@ class TestContradictions:
         ("name", "value"),
         list(itertools.product(("nbeta", "gamma", "weight_decay"), (-1.0, math.inf, math.nan))),
     )
-    def test_posteriors_that_are_none(self, name, value):
+    def test_negative_and_infinite_nbeta_or_gamma_are_refused(self, name, value):
         with pytest.raises(ValueError, match=f"{name} must be a finite number ≥ 0"):
             Settings(**{name: value})
 
-    def test_neither_loss_nor_gaussian(self):
+    def test_nbeta_and_gamma_of_zero_are_refused_together(self):
         with pytest.raises(ValueError, match="nbeta and gamma are both 0"):
             bif.calibrate(classification(), Settings(nbeta=0.0, gamma=0.0))
 
-    def test_a_batch_size_with_full_gradients(self):
+    def test_a_batch_size_with_full_gradients_is_refused(self):
         with pytest.raises(ValueError, match="batch_size=5 has no use with gradient='full'"):
             Settings(batch_size=5)
 
-    def test_a_batch_larger_than_the_data(self):
+    def test_a_batch_larger_than_the_data_is_refused(self):
         with pytest.raises(ValueError, match="batch_size=21 exceeds the 20 train items"):
             bif.calibrate(classification(), Settings(gradient="minibatch", batch_size=21))
 
-    def test_stacking_a_model_that_vmap_refuses(self):
+    def test_a_model_that_vmap_refuses_cannot_be_stacked(self):
         with pytest.raises(ValueError, match="cannot be stacked by torch.func.vmap"):
             bif.calibrate(classification(model=NotStackable()), Settings(oracle="stacked"))
 
@@ -360,7 +360,7 @@ class TestDownhill:
         assert any("curves downwards by as much at w*" in line for line in found.explanations)
 
     @pytest.mark.parametrize("bend", [-2.0, 0.5])
-    def test_a_well_is_not(self, bend):
+    def test_a_gamma_above_the_downward_curvature_brings_no_warning(self, bend):
         assert bif.calibrate(downhill(bend), Settings(nbeta=10.0, gamma=25.0)).warnings == []
 
     def test_chains_that_run_off_are_warned_of_with_the_remedy(self, monkeypatch):

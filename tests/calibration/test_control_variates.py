@@ -54,7 +54,7 @@ def needed() -> float:
 
 @pytest.mark.usefixtures("slow")
 class TestChoice:
-    def test_all_items_where_the_budget_allows_it(self):
+    def test_gradients_are_of_all_items_where_the_budget_allows_it(self):
         settings, said = calibrated(3 * needed())
         assert settings.gradient == "full" and settings.batch_size is None
         assert any(line.startswith("gradient = full: the losses") for line in said)
@@ -109,7 +109,7 @@ class TestChoice:
         assert "Control variates" not in str(refused.value)
 
 
-def test_without_a_budget_all_items():
+def test_without_a_budget_gradients_are_of_all_items():
     assert bif.calibrate(problem(), bif.Settings(**GIVEN)).settings.gradient == "full"
 
 

@@ -1,4 +1,4 @@
-"""The Kronecker mass: the same posterior in round coordinates, and fewer steps to forget."""
+"""The Kronecker mass: the same posterior in coordinates of the mass, and fewer steps to forget."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ SETTINGS = Settings(nbeta=600.0, gamma=0.05, oracle="stacked", chunk_size=60, ch
 
 
 def test_the_measured_mass_makes_a_kronecker_hessian_round():
-    """Linear regression: H = I ⊗ XᵀX/n is one Kronecker product, so round coordinates have 1."""
+    """Linear regression: H = I ⊗ XᵀX/n is a Kronecker product: 1 in the coordinates of the mass."""
     problem = steep_problem()
     curvatures = torch.linalg.eigvalsh(
         problem.train.data[0].T @ problem.train.data[0] / problem.num_train
@@ -126,10 +126,10 @@ def test_the_measured_mass_makes_a_kronecker_hessian_round():
 
 
 class TestRunningOff:
-    """No walk stays near w*, as where the loss is far from quadratic."""
+    """No trajectory stays near w*, as where the loss is far from quadratic."""
 
     @pytest.fixture(autouse=True)
-    def all_walks(self, monkeypatch):
+    def all_trajectories(self, monkeypatch):
         monkeypatch.setattr(measured, "short_trajectory", lambda *given, **named: None)
 
     def test_no_mass_is_chosen_whose_steps_are_not_known(self):
@@ -137,7 +137,7 @@ class TestRunningOff:
         assert found.settings.mass == "identity"
         assert any("chains run off w* with every step" in line for line in found.explanations)
 
-    def test_one_that_is_asked_for_is_refused(self):
+    def test_a_mass_asked_for_whose_chains_run_off_is_refused(self):
         with pytest.raises(ValueError, match="run off w\\* with every step .* Leave mass open"):
             calibrate(steep_problem(), Settings(nbeta=600.0, gamma=0.05, mass="kronecker"))
 

@@ -69,7 +69,7 @@ def language_problem(*, recomputes: bool = False, device: str = "cpu", width: in
     )  # fmt: skip
 
 
-def walk(engine: Engine) -> None:
+def sample(engine: Engine) -> None:
     """One chain, with its draws observed."""
     for position in engine.positions(0, 1, engine.start(0, 1)):
         if engine.draw_at(position.step) is not None:
@@ -86,19 +86,19 @@ class TestMemory:
         with PeakBytes() as counter:
             engine = Engine(problem, settings)
             counter.peak = counter.now
-            walk(engine)
+            sample(engine)
         assert abs(found.peak / counter.peak - 1) < 0.2
         assert found.backward.item > 0 and found.forward.item > 0
 
-    def test_the_peak_of_chunked_losses_too(self):
+    def test_the_peak_of_chunked_losses_is_forecast_too(self):
         problem = language_problem(loss=chunked_next_token)
         settings = bif.calibrate(problem, replace(LIVE, memory="fused")).settings
         found = forecast_live(Engine(problem, settings))
         with PeakBytes() as counter:
-            walk(Engine(problem, settings))
+            sample(Engine(problem, settings))
         assert abs(found.peak / counter.peak - 1) < 0.2
 
-    def test_bytes_a_weight_by_hand(self):
+    def test_bytes_a_weight_are_those_counted_by_hand(self):
         with torch.random.fork_rng(devices=[]):
             model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).float()
         problem = classification(
@@ -178,7 +178,7 @@ class TestRuns:
         for a, b in zip(run.traces.blocks, blind.traces.blocks, strict=True):
             assert torch.equal(a.train, b.train)
 
-    def test_stacked_chains_have_none(self):
+    def test_stacked_chains_have_no_forecast_of_the_device(self):
         run = bif.attribute(classification(), TINY)
         assert not any("device at its peak" in line for line in run.manifest["forecast"])
         with pytest.raises(ValueError, match="only live modules are planned, got oracle='stacked'"):
@@ -186,7 +186,7 @@ class TestRuns:
 
 
 class TestCommand:
-    def test_it_prints_the_forecast(self, call, file):
+    def test_the_command_prints_the_forecast(self, call, file):
         flags = [x for x in TINY_FLAGS if x not in ("--friction", "2.0")]
         code, out, _ = call(
             "plan", f"{file}:problem", *flags, "--oracle", "live",
@@ -204,7 +204,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("memory", "way_out"), [("plain", "memory='fused'"), ("fused", "memory='lean'")]
     )
-    def test_weights_that_exceed_the_device(self, memory, way_out, monkeypatch):
+    def test_weights_that_exceed_the_device_are_refused(self, memory, way_out, monkeypatch):
         monkeypatch.setattr(
             "bif.calibration.memory_plan.run_device", lambda problem, s: torch.device("cuda", 0)
         )
@@ -214,7 +214,7 @@ class TestRefusals:
         ):
             refuse_unfit(classification(), replace(LIVE, memory=memory))
 
-    def test_a_peak_that_exceeds_the_device(self, monkeypatch):
+    def test_a_peak_that_exceeds_the_device_is_refused(self, monkeypatch):
         engine: Any = SimpleNamespace(device=torch.device("cuda", 0))
         found = by_hand(memory="fused")
         monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 299)
@@ -231,13 +231,13 @@ def test_on_a_gpu_the_peak_is_the_allocators_within_a_fifth(memory):
     # Large enough that the allocator's blocks and cuBLAS's workspace are small beside it.
     problem = language_problem(recomputes=True, device="cuda", width=1024)
     settings = bif.calibrate(problem, replace(LIVE, **MEMORIES[memory])).settings
-    walk(Engine(problem, settings))  # workspaces of libraries
+    sample(Engine(problem, settings))  # workspaces of libraries
     found = forecast_live(Engine(problem, settings))
     gc.collect()  # copies of the model hold themselves in cycles
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     engine = Engine(problem, settings)
     torch.cuda.reset_peak_memory_stats()
-    walk(engine)
+    sample(engine)
     measured = torch.cuda.max_memory_allocated() - before
     assert abs((found.peak - found.items) / measured - 1) < 0.2

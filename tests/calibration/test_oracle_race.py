@@ -51,7 +51,7 @@ def test_mini_batches_and_compiled_chains_are_not_timed(monkeypatch, free):
 
 
 @pytest.mark.parametrize("oracle", ["stacked", "sequential"])
-def test_a_gradient_is_timed(oracle):
+def test_a_gradient_takes_some_seconds(oracle):
     problem = classification()
     free = Settings(oracle=oracle, gradient="full")
     settings = calibrate._choose_chunk(

@@ -48,7 +48,7 @@ class TestUnusableItems:
         with pytest.raises(ValueError, match=says):
             posed(train=damaged(9, how, at=[1], seed=5))
 
-    def test_what_of_an_item_is_not_finite_is_told_and_few_of_many_are_listed(self):
+    def test_messages_name_what_is_not_finite_and_list_few_of_many_items(self):
         train = damaged(20, "nan", at=range(5, 18), seed=5)
         with pytest.raises(ValueError, match=r"13 of 20 .*'n5'.*'n9' and 8 others \(batch\[0\] of"):
             bif.attribute(posed(train=train), OPEN)
@@ -68,7 +68,7 @@ class TestUnusableItems:
             bif.attribute(posed(train=train), OPEN)
 
     @pytest.mark.parametrize("label", [-1, 3])
-    def test_a_label_out_of_range_is_told_with_the_classes_that_there_are(self, label):
+    def test_a_label_out_of_range_is_named_with_the_number_of_classes(self, label):
         x, y = labelled(20, seed=1)
         y[13] = label
         with pytest.raises(ValueError, match=f"label {label} is out.*3 classes, 0 to 2.*'13'"):
@@ -126,7 +126,7 @@ class TestChangingData:
             found.influence.dataset["influence"], expected.influence.dataset["influence"]
         )
 
-    def test_a_problem_is_looked_at_once_however_often_it_is_calibrated(self):
+    def test_a_problem_is_checked_once_however_often_it_is_calibrated(self):
         calls = []
 
         def loss(model, batch):
@@ -143,7 +143,7 @@ class TestChangingData:
 
 
 class TestWeightsThatNothingMoves:
-    def test_their_number_is_told_by_train_items_and_by_queries(self):
+    def test_weights_that_nothing_moves_are_counted_by_train_items_and_by_queries(self):
         words = torch.tensor([[0, 1, 3], [1, 3, 0], [3, 0, 1], [0, 0, 1]])
         queries = torch.tensor([[4, 0, 1]])
         problem = posed(
@@ -157,7 +157,7 @@ class TestWeightsThatNothingMoves:
     def test_nothing_is_said_where_all_have_a_gradient(self):
         assert "no train item" not in " ".join(bif.calibrate(posed(), TINY).explanations)
 
-    def test_dead_units_count(self):
+    def test_weights_of_dead_units_are_counted(self):
         model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
         with torch.no_grad():
             model.get_parameter("0.bias")[2] = -1e3

@@ -99,7 +99,7 @@ def test_where_chains_run_off_the_gamma_that_holds_them_is_taken_or_said():
     assert not bif.attribute(problem, replace(small, **remedy)).summary["diverged_chains"]
 
 
-def test_fewer_than_three_items_are_told_that_they_have_no_reliability():
+def test_fewer_than_three_items_have_no_reliability_and_the_message_says_so():
     run = bif.attribute(fitted_perfectly(2), bif.Settings(chains=8, draws=100))
     (reason,) = [g["reason"] for g in run.manifest["gates"] if g["name"] == "reliability"]
     assert "it takes at least three train items" in reason and not remedies.parse_remedies(reason)

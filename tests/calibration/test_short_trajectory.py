@@ -1,4 +1,4 @@
-"""A walk from w* finds a step with which its chains stay at their temperature."""
+"""A trajectory from w* finds a step with which its chains stay at their temperature."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bif.sampling.rng import BlockNoise, generator
 from bif.types import GradientEstimate, Params
 
 NUM_CHAINS, NUM_WEIGHTS = 4, 200
-FRICTION = 2 * math.sqrt(1e-3)  # of a walk with k_max = 1
+FRICTION = 2 * math.sqrt(1e-3)  # of a trajectory with k_max = 1
 
 
-def walked(
-    curvature: float, *, looks_like: float, start: float = 0.0, losses: bool = False
+def trajectory_of(
+    curvature: float, *, taken_for: float, start: float = 0.0, losses: bool = False
 ) -> Params | None:
-    """A walk on a quadratic loss whose curvature was taken for another."""
+    """A trajectory on a quadratic loss whose curvature was taken for another."""
     center = {"w": torch.zeros(NUM_WEIGHTS, dtype=torch.float64)}
     posterior = LocalPosterior(center, 1.0, 1e-6)
 
@@ -34,7 +34,7 @@ def walked(
         gradient=gradient,
         params={"w": begin},
         noise=BlockNoise(generator(0, 0, "probe", device=torch.device("cpu")), posterior.masks),
-        k_max=looks_like,
+        k_max=taken_for,
     )
     assert (begin == start).all()
     assert seen is None or len(seen) == NUM_PLACES
@@ -43,34 +43,35 @@ def walked(
 
 @pytest.mark.parametrize("times", [1, 40, 300, 3000])
 def test_a_curvature_that_was_underestimated_makes_the_steps_smaller(times):
-    ended = walked(float(times), looks_like=1.0)
+    ended = trajectory_of(float(times), taken_for=1.0)
     assert ended is not None
     step = CAREFUL
     while step**2 * times >= 4:
         step /= 3
-    # A long walk has the posterior's variance, 1 / curvature; a short one, with steps of size h,
-    # what velocities of N(0, 1) swing to in the time that it has: at most 1 / (1 - h² curvature /
-    # 4) times as much.
+    # A long trajectory has the posterior's variance, 1 / curvature; a short one, with steps of size
+    # h, has what velocities of N(0, 1) reach in its time: at most 1 / (1 - h² curvature / 4) times
+    # as much.
     swing = 1 / (1 - step**2 * times / 4)
     assert 0.3 < float(times * ended["w"].square().mean()) < 1.5 * swing
 
 
 def test_steps_that_are_all_too_large_are_an_answer_of_their_own():
     smallest = CAREFUL / 27
-    assert walked(4.5 / smallest**2, looks_like=1.0) is None
+    assert trajectory_of(4.5 / smallest**2, taken_for=1.0) is None
 
 
-def test_a_walk_begins_where_it_is_told():
+def test_a_trajectory_begins_at_the_given_weights():
     # With steps that are far too careful it hardly leaves.
-    ended = walked(1.0, looks_like=1e8, start=3.0)
+    ended = trajectory_of(1.0, taken_for=1e8, start=3.0)
     assert ended is not None and float((ended["w"] - 3.0).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("losses", [True, False])
 def test_loss_that_turns_into_velocity_is_no_run_off_where_it_is_known(losses):
     # From 4 standard deviations in every direction chains fall with an energy 16 times that of
-    # their temperature; the first walks end with too large velocities if that is not allowed for.
-    ended = walked(1.0, looks_like=1.0, start=4.0, losses=losses)
+    # their temperature; unless that is allowed for, the first trajectories end with too large
+    # velocities.
+    ended = trajectory_of(1.0, taken_for=1.0, start=4.0, losses=losses)
     assert ended is not None
     step = CAREFUL if losses else CAREFUL / 3
     time, frequency = STEPS * step, 2 / step * math.asin(step / 2)

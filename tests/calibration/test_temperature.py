@@ -64,7 +64,7 @@ def test_every_mean_of_the_library_says_of_how_many(loss):
 
 
 @pytest.mark.parametrize("loss", [*SUMS.values(), CHUNKED["sum"], losses.cross_entropy])
-def test_and_no_other_loss_does(loss):
+def test_no_other_loss_has_averages(loss):
     assert not hasattr(loss, "averages")
 
 
@@ -96,7 +96,7 @@ class TestCalibration:
         (line,) = [line for line in found.explanations if line.startswith("nbeta = ")]
         assert line.startswith("nbeta = 160: 10 times the 16 tokens") and "at a minimum" in line
 
-    def test_takes_that_itself_where_training_stopped_short(self, monkeypatch):
+    def test_calibration_takes_the_untempered_nbeta_where_training_stopped_short(self, monkeypatch):
         monkeypatch.setattr("bif.calibration.temperature.distance_from_minimum", lambda *_: 4.0)
         found = bif.calibrate(language(losses.next_token_mean), PLAIN)
         assert found.settings.nbeta == 16
@@ -115,7 +115,7 @@ class TestCalibration:
         assert means.nbeta == 4 * sums.nbeta  # type: ignore[operator]
         assert means.gamma == pytest.approx(sums.gamma, rel=1e-3)  # by finite differences
 
-    def test_leaves_what_is_given(self):
+    def test_calibration_leaves_a_given_nbeta(self):
         found = bif.calibrate(language(losses.next_token_mean), replace(PLAIN, nbeta=3.0))
         assert found.settings.nbeta == 3
 
@@ -176,7 +176,7 @@ class TestRetraining:
         assert (found.nbeta, found.retrained_from) == (nbeta, None)
         assert why.endswith(f"for networks retrained from {where}")
 
-    def test_calibration_takes_it(self):
+    def test_calibration_takes_where_networks_are_retrained_from(self):
         found = bif.calibrate(classification(), replace(PLAIN, retrained_from="checkpoint"))
         assert found.settings.nbeta == 800 and found.settings.retrained_from is None
 

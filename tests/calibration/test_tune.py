@@ -91,17 +91,17 @@ class TestSearch:
         assert self.climbed(peak)[0] == peak
 
     @pytest.mark.parametrize(("dip", "ends_at"), [(0.79, 2), (0.70, 0)])
-    def test_it_looks_beyond_a_dip_that_may_be_noise_and_no_deeper_one(self, dip, ends_at):
+    def test_the_search_goes_on_past_a_dip_that_may_be_noise_and_no_deeper_one(self, dip, ends_at):
         forecasts = {-1: 0.5, 0: 0.80, 1: dip, 2: 0.85, 3: 0.5}
         best = _climb(
             lambda step: Tried(float(step), 1.0, 0.0, 1.0, forecasts[step], 0.1), lambda: True
         )
         assert best.nbeta == ends_at
 
-    def test_it_does_not_look_down_where_up_was_better(self):
+    def test_the_search_tries_no_lower_nbeta_where_a_higher_one_was_better(self):
         assert self.climbed(2)[1] == [0, 1, 2, 3]
 
-    def test_it_ends_where_the_time_does(self):
+    def test_the_search_ends_with_its_budget(self):
         assert self.climbed(4, pilots=2) == (1, [0, 1])
 
 
@@ -200,38 +200,38 @@ class TestTune:
 
 class TestRefusals:
     @pytest.mark.parametrize("given", [{"nbeta": 5.0}, {"gamma": 5.0}])
-    def test_nothing_left_to_tune(self, given):
+    def test_a_given_nbeta_or_gamma_leaves_nothing_to_tune(self, given):
         with pytest.raises(ValueError, match="nothing is left to tune"):
             tuned(replace(GIVEN, **given))
 
-    def test_networks_that_start_elsewhere_than_was_said(self):
+    def test_networks_that_start_elsewhere_than_was_said_are_refused(self):
         with pytest.raises(
             ValueError, match="'scratch', but the bank's networks start from 'check"
         ):
             tuned(replace(GIVEN, retrained_from="scratch"))
 
-    def test_the_reported_part(self):
+    def test_the_reported_part_is_refused(self):
         with pytest.raises(ValueError, match="expected the tuning part"):
             bif.tune(convex().problem, GIVEN, part=bank().reported, queries=convex().tuning_queries)
 
-    def test_other_queries(self):
+    def test_a_bank_of_other_queries_is_refused(self):
         with pytest.raises(ValueError, match="of other queries"):
             bif.tune(
                 convex().problem, GIVEN, part=tuning_part(),
                 queries=next(iter(convex().problem.query_groups.values())),
             )  # fmt: skip
 
-    def test_other_items(self):
+    def test_a_bank_of_other_items_is_refused(self):
         with pytest.raises(ValueError, match="of other train items"):
             bif.tune(convex(41).problem, GIVEN, part=tuning_part(), queries=convex().tuning_queries)
 
-    def test_too_few_subsets(self):
+    def test_a_bank_of_too_few_subsets_is_refused(self):
         part = tuning_part()
         few = replace(part, masks=part.masks[: MIN_SUBSETS - 1])
         with pytest.raises(ValueError, match="has 7 subsets"):
             bif.tune(convex().problem, GIVEN, part=few, queries=convex().tuning_queries)
 
-    def test_outcomes_of_other_observables(self):
+    def test_outcomes_of_other_observables_are_refused(self):
         part = tuning_part()
         other = replace(part, outcomes={"height": part.outcomes["loss"]})
         with pytest.raises(ValueError, match="at least one in common"):
@@ -267,7 +267,9 @@ class TestCommandLine:
         )  # fmt: skip
         return folder
 
-    def test_calibrate_with_a_bank(self, brief, tmp_path: Path, call: Callable[..., Answer]):
+    def test_bif_calibrate_tunes_with_a_bank(
+        self, brief, tmp_path: Path, call: Callable[..., Answer]
+    ):
         bank = self.bank_on_disk(tmp_path / "bank", 8)
         code, out, _ = call(*self.command(tmp_path, bank))
         assert code == 0
@@ -282,6 +284,8 @@ class TestCommandLine:
         code, out, _ = call(*(a for a in command if a not in ("--bank", str(bank))))
         assert code == 0 and "for networks retrained from scratch" in out
 
-    def test_a_bank_without_a_tuning_part(self, tmp_path: Path, call: Callable[..., Answer]):
+    def test_a_bank_without_a_tuning_part_is_refused(
+        self, tmp_path: Path, call: Callable[..., Answer]
+    ):
         bank = self.bank_on_disk(tmp_path / "bank", 0)
         assert "has no tuning part" in failed(call(*self.command(tmp_path, bank)))

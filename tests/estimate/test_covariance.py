@@ -272,7 +272,7 @@ class TestStandardErrors:
         tau = (1 + r) / (1 - r)
         assert abs(np.mean(ratios) - expected) < 5 * error + expected * 2 * tau / draws
 
-    def test_groups_of_chains_by_hand(self):
+    def test_standard_errors_are_those_of_groups_of_chains_by_hand(self):
         train, query = correlated(6, 12)
         got = estimate_covariance(LossTraces.from_arrays(train, query), num_groups=3)
         groups = [slow(grouped([(train[i : i + 2], query[i : i + 2])], 1)) for i in (0, 2, 4)]
@@ -293,20 +293,20 @@ class TestStandardErrors:
 
 
 class TestRefusals:
-    def test_one_draw(self):
+    def test_one_draw_is_refused(self):
         train, query = correlated(3, 1)
         with pytest.raises(ValueError, match="at least 2 draws for a covariance, got 1"):
             estimate_covariance(LossTraces.from_arrays(train, query))
 
-    def test_no_draw(self):
+    def test_groups_without_a_draw_are_refused(self):
         with pytest.raises(ValueError, match="at least 2 draws for a covariance, got 0"):
             GroupSums().close()
 
-    def test_no_group(self):
+    def test_totals_without_a_group_are_refused(self):
         with pytest.raises(ValueError, match="no group of chains was closed"):
             CovarianceSums().finish()
 
-    def test_traces_of_other_draws_or_chains(self):
+    def test_traces_of_other_draws_or_chains_are_refused(self):
         train, query = correlated(3, 5)
         with pytest.raises(ValueError, match="need the same chains and draws, of 3 chains"):
             TraceBlock((0, 1, 2), train, query[:, :4])
@@ -315,7 +315,7 @@ class TestRefusals:
 
 
 class TestTraces:
-    def test_counts_prefixes_and_selections(self):
+    def test_traces_count_truncate_and_select_their_draws(self):
         a, b = TraceBlock((0, 2), *correlated(2, 9)), TraceBlock((5,), *correlated(1, 4, seed=7))
         traces = LossTraces((a, b))
         assert (traces.num_chains, traces.total_draws, traces.shortest) == (3, 22, 4)

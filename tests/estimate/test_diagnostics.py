@@ -60,7 +60,7 @@ class TestReliability:
         )
         assert reliability(given) == pytest.approx(expected, abs=1e-10)
 
-    def test_it_is_that_of_blocks_of_unequal_length(self):
+    def test_reliability_takes_blocks_of_unequal_length(self):
         a, b = traces(1, 60).blocks[0], traces(1, 25, seed=20).blocks[0]
         given = LossTraces((a, TraceBlock((1,), b.train, b.query)))
         assert reliability(given) == pytest.approx(agreement(given, [0]), abs=1e-10)
@@ -97,7 +97,7 @@ class TestReliability:
         ]
         assert -1 <= min(found) < 0
 
-    def test_one_chain_has_none(self):
+    def test_one_chain_has_no_reliability(self):
         assert np.isnan(reliability(traces(1, 20)))
 
     def test_subsets_are_the_same_for_the_same_seed(self):
@@ -120,7 +120,7 @@ class TestReliability:
 
 
 class TestConvergence:
-    def test_it_is_arviz_stats_own(self):
+    def test_convergence_is_that_of_arviz_stats(self):
         given = traces(6, 40)
         ess, rhat = convergence(given)
         losses = given.blocks[0].train.numpy()

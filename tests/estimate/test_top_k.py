@@ -40,7 +40,7 @@ def sorted_scores(given: LossTraces, *, certain: bool) -> tuple[np.ndarray, ...]
 @pytest.mark.parametrize("unresolved", [True, False], ids=["all", "certain"])
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("chunk", [1, 4, 36, 37, 1000])
-def test_it_is_the_full_sort(chunk: int, ties: bool, unresolved: bool):
+def test_the_top_k_are_those_of_the_full_sort(chunk: int, ties: bool, unresolved: bool):
     given = traces(ties=ties)
     score, error, up, down = sorted_scores(given, certain=not unresolved)
     found = top_influences(given, K, unresolved=unresolved, chunk_columns=chunk)
@@ -138,7 +138,7 @@ class TestRuns:
             assert ranking.trusted is expected.trusted is trusted
             assert ranking.draws_to_resolve == pytest.approx(expected.draws_to_resolve, rel=1e-4)
 
-    def test_a_run_that_keeps_sums_has_none(self):
+    def test_a_run_that_keeps_sums_has_no_top_k(self):
         kept = bif.attribute(problem(), TINY, keep="sums")
         with pytest.raises(ValueError, match="keeps sums: top_k needs the traces"):
             kept.top_k(3)

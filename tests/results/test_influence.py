@@ -45,7 +45,7 @@ def influence() -> Influence:
 
 
 class TestEstimate:
-    def test_three_views_of_one_covariance(self):
+    def test_scores_are_three_views_of_one_covariance(self):
         got = dataset()
         covariance = estimate_covariance(traces())
         value = -covariance.value.reshape(3, Q, N).numpy()
@@ -76,7 +76,7 @@ class TestEstimate:
         assert (got["influence"].values == 0).all() and (got["correlation"].values == 0).all()
         assert float(got["self_influence"]) == 0
 
-    def test_means_and_self_influence(self):
+    def test_means_and_self_influence_are_moments_of_the_traces(self):
         got, block = dataset(), traces().blocks[0]
         within = block.train - block.train.mean(dim=1, keepdim=True)
         variance = within.square().sum(dim=(0, 1)) / (6 * 39)
@@ -87,7 +87,7 @@ class TestEstimate:
         )
         assert (got["self_influence_standard_error"].values[:5] > 0).all()
 
-    def test_coordinates_and_attributes(self):
+    def test_coordinates_and_attributes_describe_the_run(self):
         got = dataset(query_groups=["x", "x", "y"])
         assert got["better"].values.tolist() == ["lower", "higher", ""]
         assert got["query_group"].values.tolist() == ["x", "x", "y"]
@@ -205,7 +205,7 @@ class TestTop:
 class TestSums:
     GROUPS = ["odd" if i % 2 else "even" for i in range(N)]
 
-    def test_they_are_sums_of_their_items(self, influence):
+    def test_scores_of_groups_are_sums_over_their_items(self, influence):
         summed = influence.sum_over(self.GROUPS).dataset
         assert summed["train_id"].values.tolist() == ["even", "odd"]
         for name in ("influence", "derivative"):
@@ -279,7 +279,7 @@ class TestFiles:
         with pytest.raises(FileExistsError, match="exists: choose another path"):
             influence.save(path)
 
-    def test_nothing_there_is_refused(self, tmp_path):
+    def test_a_missing_folder_is_refused(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no influence.zarr at .*expected a zarr"):
             Influence.load(tmp_path / "nowhere")
 
@@ -295,7 +295,7 @@ class TestPrinting:
         assert "loss (lower better), margin (higher better), entropy (no better)" in text
         assert "-Cov(train loss, observable)" in text and "negative is helpful" in text
 
-    def test_notebooks_show_it_too(self, influence):
+    def test_notebooks_show_the_ranking_too(self, influence):
         html = influence._repr_html_()
         assert "-Cov(train loss, observable)" in html and "<strong>" in html
 

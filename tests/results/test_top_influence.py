@@ -232,13 +232,13 @@ class TestRunsOnDisk:
         with pytest.raises(FolderInUse, match="keeps all scores"):
             bif.attribute(problem(), TINY, top=K, out=tmp_path / "all")
 
-    def test_it_grows(self, tmp_path: Path):
+    def test_a_run_with_top_can_be_extended(self, tmp_path: Path):
         bif.attribute(problem(), TINY, top=K, out=tmp_path / "run")
         grown = bif.extend(tmp_path / "run", problem(), draws=12)
         straight = bif.attribute(problem(), replace(TINY, draws=12), top=K)
         assert grown.influence.dataset["influence"].equals(straight.influence.dataset["influence"])
 
-    def test_several_are_merged(self, tmp_path: Path):
+    def test_several_runs_with_top_are_merged(self, tmp_path: Path):
         for seed, top in ((0, K), (1, K), (2, None)):
             bif.attribute(problem(), replace(TINY, seed=seed), top=top, out=tmp_path / str(seed))
         merged = bif.merge([tmp_path / "0", tmp_path / "1"])

@@ -70,7 +70,7 @@ class TestKnownAnswer:
         )
         assert dataset.attrs["nbeta"] == self.NBETA and dataset.attrs["gamma"] == self.GAMMA
 
-    def test_diagnostics_are_in_order(self, run):
+    def test_diagnostics_of_a_healthy_run_are_within_their_limits(self, run):
         summary = run[0].summary
         assert summary["rhat_max"] < 1.05 and summary["reliability"] > 0.9
         assert summary["chains"] == 128 and summary["draws"] == 128 * 200

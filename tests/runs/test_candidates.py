@@ -54,11 +54,11 @@ class TestProblem:
         grouped = classification(candidates={"one": batch, "two": bif.Items(batch)}, **given)
         assert list(grouped.candidate_groups) == ["one", "two"]
 
-    def test_no_groups_are_refused(self):
+    def test_an_empty_mapping_of_candidates_is_refused(self):
         with pytest.raises(ValueError, match="candidates is an empty mapping: expected at least"):
             classification(candidates={})
 
-    def test_another_structure_is_refused(self):
+    def test_candidates_of_another_structure_are_refused(self):
         x, y = labelled(2, seed=3)
         message = r"candidate group 'candidate' has another structure.*got batch\[0\] float32"
         with pytest.raises(ValueError, match=message):
@@ -71,7 +71,7 @@ class TestProblem:
         with pytest.raises(ValueError, match=message):
             classification(candidates=(x, y))
 
-    def test_and_beyond_the_probed_items_before_any_sampling(self):
+    def test_broken_candidates_beyond_the_probed_items_are_refused_before_any_sampling(self):
         x, y = labelled(6, seed=3)
         x[5] = float("nan")
         with pytest.raises(ValueError, match=r"at w\* for 1 of 6 candidates .*'candidate': '5'"):
@@ -115,12 +115,12 @@ class TestExtended:
             problem.extended(**{kind: {name: labelled(2, seed=4)}})
 
     @pytest.mark.parametrize("kind", ["queries", "candidates"])
-    def test_another_structure_is_refused(self, kind):
+    def test_further_groups_of_another_structure_are_refused(self, kind):
         x, y = labelled(2, seed=3)
         with pytest.raises(ValueError, match=r"group 'new' has another structure"):
             classification().extended(**{kind: {"new": bif.Items((x.float(), y))}})
 
-    def test_the_callers_model_stays(self):
+    def test_extending_leaves_the_callers_model_as_it_is(self):
         model = network().train()
         problem, before = classification(model=model), state_of(model)
         with global_randomness_untouched():
@@ -140,7 +140,7 @@ class TestScores:
             bif.attribute(classification(candidates=groups), settings),
         )
 
-    def test_they_do_not_enter_the_potential(self, runs):
+    def test_candidates_do_not_enter_the_potential(self, runs):
         plain, more = runs
         assert more.traces.blocks[0].train.shape[2] == 20 + 7 + 3
         assert torch.equal(more.traces.blocks[0].train[..., :20], plain.traces.blocks[0].train)
@@ -174,7 +174,7 @@ class TestScores:
             summed["derivative"], 8 / 20 * summed["influence"], rtol=1e-6, atol=0
         )
 
-    def test_they_have_names_of_their_own(self, runs):
+    def test_candidates_have_names_of_their_own(self, runs):
         scores = runs[1].influence.dataset
         assert scores["train_id"].values[[19, 20, 26, 27]].tolist() == [
             "19",

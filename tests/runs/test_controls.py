@@ -117,7 +117,7 @@ def test_agreement_is_spearmans_with_ties_at_their_mean():
     assert np.isnan(agreement(np.zeros((1, 5)), b[:1, :5]))
 
 
-def test_they_are_deterministic():
+def test_controls_are_deterministic():
     from bif.sampling.engine import Engine
 
     given = bif.attribute(classification(), SETTINGS)

@@ -49,7 +49,7 @@ class TestRefusals:
         [({"draws": 3}, "has 4 draws already: 3 would be fewer"),
          ({"chains": 2}, "has 4 chains already: 2 would be fewer")],
     )  # fmt: skip
-    def test_fewer_draws_or_chains(self, folder, growth, message):
+    def test_fewer_draws_or_chains_are_refused(self, folder, growth, message):
         self.refused(folder, problem(queries={**OWN, **MORE}, candidates=EXTRA), message, **growth)
 
     @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ class TestRefusals:
         ],
         ids=lambda value: value.replace(" ", "-")[:40] if isinstance(value, str) else "",
     )  # fmt: skip
-    def test_another_problem(self, folder, changed, named):
+    def test_another_problem_is_refused(self, folder, changed, named):
         given = {"queries": {**OWN, **MORE}, "candidates": EXTRA, **changed}
         self.refused(folder, problem(**given), named, error=store.FolderInUse, draws=9)
 
@@ -81,7 +81,7 @@ class TestRefusals:
             self.refused(tmp_path, problem().extended(**further), "keeps sums, not traces")
         self.refused(tmp_path, problem(), "neither further queries or candidates", chains=6)
 
-    def test_a_run_that_was_saved_from_memory(self, tmp_path):
+    def test_a_run_that_was_saved_from_memory_is_refused(self, tmp_path):
         out = bif.attribute(problem(), BASE).save(tmp_path / "saved")
         self.refused(out, problem(), "was saved from memory", draws=6)
         self.refused(out, problem().extended(queries=MORE), "was saved from memory")

@@ -79,7 +79,7 @@ def test_its_figures_are_those_of_the_posterior(healthy):
     assert s["autocorrelation_steps"] == pytest.approx(2 * s["draws"] / s["ess_median"])
 
 
-def test_a_step_that_is_too_large():
+def test_a_step_that_is_too_large_fails_its_gate():
     settings = replace(HEALTHY, sampler="sgld", friction=None, step_size=0.001, thin=80)
     settings = replace(settings, burn_in=800)
     assert failed(bif.attribute(classification(), settings)) == set()
@@ -87,12 +87,12 @@ def test_a_step_that_is_too_large():
     assert "step" in failed(bif.attribute(classification(), large))
 
 
-def test_chains_that_were_stopped_before_burn_in():
+def test_chains_without_burn_in_fail_the_gate_of_drift():
     settings = replace(HEALTHY, burn_in=0, thin=1, draws=30, step_size=0.02)
     assert "drift" in failed(bif.attribute(classification(), settings))
 
 
-def test_mini_batches_that_chains_share(monkeypatch):
+def test_mini_batches_that_chains_share_fail_the_gate_of_independence(monkeypatch):
     settings = replace(
         HEALTHY, gradient="minibatch", batch_size=10, chains=8, draws=400, friction=8.0, thin=3
     )
@@ -124,7 +124,7 @@ def test_dropout_that_is_left_on_is_refused_before_any_sampling():
         classification(model=filled(AlwaysDropout()))
 
 
-def test_dropout_that_the_first_items_do_not_show(monkeypatch):
+def test_dropout_that_the_first_items_do_not_show_is_noticed(monkeypatch):
     def noisy(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         losses = bif.losses.cross_entropy(model, batch)
         return losses + torch.rand_like(losses) if len(losses) > 3 else losses
@@ -138,7 +138,7 @@ def test_dropout_that_the_first_items_do_not_show(monkeypatch):
     assert "randomness" in failed(bif.attribute(classification(loss=noisy), settings))
 
 
-def test_gradient_noise_that_is_too_hot():
+def test_gradient_noise_that_is_too_hot_fails_its_gates():
     settings = replace(HEALTHY, gradient="minibatch", batch_size=2, nbeta=400.0, step_size=0.04)
     found = failed(bif.attribute(classification(), settings))
     assert {"gradient noise", "temperature", "virial"} <= found
@@ -146,7 +146,7 @@ def test_gradient_noise_that_is_too_hot():
     assert not failed(bif.attribute(classification(), controlled)) & {"gradient noise", "virial"}
 
 
-def test_most_chains_diverged():
+def test_a_run_whose_chains_mostly_diverge_fails():
     settings = replace(HEALTHY, step_size=0.45, nbeta=600.0, draws=40, chains=12)
     try:
         run = bif.attribute(classification(), settings)
@@ -183,36 +183,36 @@ def test_independent_stationary_traces_pass(chains):
     assert [judged(autoregressive(chains, 600, 30, seed=seed)) for seed in range(8)] == [set()] * 8
 
 
-def test_a_drifting_chain():
+def test_a_chain_that_drifts_is_an_outlier():
     train = autoregressive(16, 600, 30)
     train[5] += torch.linspace(0, 3, 600).unsqueeze(1)
     assert "outliers" in judged(train)
 
 
-def test_a_chain_in_another_basin():
+def test_a_chain_in_another_basin_fails_the_run():
     train = autoregressive(16, 600, 30)
     train[5] += 5
     assert {"outliers", "mixing"} <= judged(train)
 
 
-def test_a_duplicated_chain():
+def test_a_duplicated_chain_fails_the_gate_of_twins():
     train = autoregressive(16, 600, 30)
     train[5] = train[11]
     assert judged(train) == {"twins"}
 
 
-def test_a_drift_that_all_chains_share():
+def test_a_drift_that_all_chains_share_fails_the_run():
     train = autoregressive(16, 600, 30)
     train += torch.linspace(0, 2, 600).view(1, -1, 1)
     assert "drift" in judged(train)
 
 
-def test_chains_that_share_their_noise():
+def test_chains_that_share_their_noise_fail_the_gate_of_independence():
     train = autoregressive(16, 600, 30) + autoregressive(1, 600, 30, seed=9)
     assert judged(train) == {"independence"}
 
 
-def test_chains_shorter_than_their_memory():
+def test_chains_shorter_than_their_memory_fail_the_run():
     assert {"detrending", "mixing"} <= judged(autoregressive(16, 60, 30, kept=0.99))
 
 
@@ -325,7 +325,7 @@ def test_a_run_that_was_interrupted_is_judged_as_one_that_was_not(tmp_path, heal
     assert run.manifest["gates"] == healthy.manifest["gates"]
 
 
-def test_an_extended_run_is_looked_at_once_more_and_one_that_only_answers_is_not(tmp_path):
+def test_an_extended_run_is_checked_once_more_and_one_that_only_answers_is_not(tmp_path):
     problem, settings = classification(), replace(HEALTHY, draws=20)
     before = bif.attribute(problem, settings, out=tmp_path).summary["virial"]
     asked = bif.extend(tmp_path, problem.extended(queries={"more": labelled(3, seed=7)}))
@@ -337,7 +337,7 @@ def test_an_extended_run_is_looked_at_once_more_and_one_that_only_answers_is_not
 
 
 @pytest.mark.parametrize("most", [43 * 4, 43 * 40])
-def test_of_a_large_model_fewer_chains_and_batches_are_looked_at(monkeypatch, most, healthy):
+def test_fewer_chains_and_batches_of_a_large_model_are_checked(monkeypatch, most, healthy):
     # the network has 43 weights
     monkeypatch.setattr("bif.sampling.sampler_checks._MOST_NUMBERS", most)
     settings = replace(HEALTHY, gradient="minibatch", batch_size=10, chains=8, draws=20)
@@ -346,7 +346,7 @@ def test_of_a_large_model_fewer_chains_and_batches_are_looked_at(monkeypatch, mo
     assert s["virial"] > 0 and s["virial_error"] > 0  # of all draws, which needs no room
 
 
-def test_without_memory_for_a_look_the_run_is_kept_and_says_so(monkeypatch):
+def test_without_memory_for_the_checks_the_run_is_kept_and_says_so(monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 

@@ -282,22 +282,22 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_tokens_without_a_mask(self):
+    def test_tokens_without_a_mask_are_refused(self):
         with pytest.raises(ValueError, match=r"nothing says which tokens count: pass Items"):
             problem("train", train=texts(6, seed=1, token_mask=None))
 
-    def test_a_loss_that_sums_them(self):
+    def test_a_loss_that_sums_tokens_is_refused(self):
         with pytest.raises(ValueError, match=r"returned shape \(3,\): expected one value a token"):
             bif.Problem(
                 bigrams(), bif.losses.next_token_mean, train=texts(6, seed=1),
                 queries=texts(3, seed=5), tokens="train",
             )  # fmt: skip
 
-    def test_the_first_token_of_next_token_losses(self):
+    def test_the_first_token_of_next_token_losses_is_refused(self):
         with pytest.raises(ValueError, match=r"set token_mask\[:, 0\] = False"):
             problem("train", train=texts(6, seed=1, token_mask=np.ones((6, WIDTH), bool)))
 
-    def test_observables_of_different_tokens(self):
+    def test_observables_of_different_tokens_are_refused(self):
         def every_token(model: Any, batch: Any) -> torch.Tensor:
             return model.embed(batch["input_ids"]).sum(dim=-1)
 
@@ -309,23 +309,23 @@ class TestRefusals:
         with pytest.raises(ValueError, match="some observables have values of every token, others"):
             problem("query", queries=texts(3, seed=5, token_mask=mask), observables=observables)
 
-    def test_an_unknown_side(self):
+    def test_an_unknown_side_is_refused(self):
         with pytest.raises(ValueError, match="tokens is 'all': expected one of train, query, both"):
             problem("all")
 
     @pytest.mark.parametrize(
         "mask", [np.ones((6, 3)), np.ones((5, 3), bool), np.zeros((6, 3), bool)]
     )
-    def test_masks_that_are_none(self, mask):
+    def test_masks_of_another_shape_or_without_tokens_are_refused(self, mask):
         with pytest.raises(ValueError, match=r"token_mask must be bool \[6, T\] with at least one"):
             texts(6, seed=1, token_mask=mask)
 
     @pytest.mark.parametrize("pieces", [[["a"]] * 5, ["abc"] * 6])
-    def test_pieces_that_are_none(self, pieces):
+    def test_pieces_that_are_no_lists_of_strings_are_refused(self, pieces):
         with pytest.raises(ValueError, match="tokens must be 6 lists of strings"):
             texts(6, seed=1, tokens=pieces)
 
-    def test_a_mask_wider_than_its_batch(self):
+    def test_a_mask_wider_than_its_batch_is_refused(self):
         class Cut(bif.Items):
             def batches(self, size: int) -> Any:
                 for part, batch in self.chunks(size):
@@ -349,7 +349,7 @@ class TestRefusals:
             bif.attribute(problem(), TINY, keep="sums")
         bif.attribute(problem(None), TINY)
 
-    def test_responses_and_cross_checks(self, runs):
+    def test_responses_and_cross_checks_of_tokens_are_refused(self, runs):
         with pytest.raises(ValueError, match="a response knows whole items only.*by_item"):
             bif.respond(problem())
         with pytest.raises(ValueError, match="a cross-check knows whole items only"):

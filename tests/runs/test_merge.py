@@ -84,11 +84,11 @@ class TestMerged:
 
 
 class TestRefused:
-    def test_one_run_alone(self, folders):
+    def test_one_run_alone_is_refused(self, folders):
         with pytest.raises(ValueError, match="takes two runs or more, got 1"):
             bif.merge(folders[:1])
 
-    def test_equal_seeds(self, folders):
+    def test_runs_of_equal_seeds_are_refused(self, folders):
         with pytest.raises(ValueError, match=r"seeds \[0, 0\]: equal seeds give the same draws"):
             bif.merge([folders[0], folders[0]])
 
@@ -107,7 +107,7 @@ class TestRefused:
         with pytest.raises(FolderInUse, match=rf"is another run than .*another {name}"):
             bif.merge([folders[0], other])
 
-    def test_runs_that_keep_sums(self, folders, tmp_path):
+    def test_runs_that_keep_sums_are_refused(self, folders, tmp_path):
         bif.attribute(
             classification(), replace(SETTINGS, seed=9), out=tmp_path / "sums", keep="sums"
         )

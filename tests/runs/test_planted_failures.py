@@ -161,7 +161,7 @@ def unit_loss(model: nn.Module, batch: Batch) -> Tensor:
 def test_step_bias_under_a_kronecker_mass_is_refused():
     problem = tanh_unit()
     chosen = bif.calibrate(problem, bif.Settings(nbeta=25.0, mass="kronecker")).settings
-    # In round coordinates the largest curvature is about 1 at w*, and the edge of stability 2.
+    # In the coordinates of the mass the largest curvature is about 1 at w*: steps are stable to 2.
     assert "step" in refusal(problem, replace(chosen, step_size=1.6)).lower()
 
 

@@ -87,7 +87,7 @@ class TestWhereItStops:
         ("block", "step"), [(0, 1), (0, 2), (0, 8), (1, 0), (1, 8)],
         ids=["burn-in", "first draw", "a block's last draw", "between blocks", "last draw"],
     )  # fmt: skip
-    def test_it_goes_on_from_there(self, tmp_path, block, step):
+    def test_a_stopped_run_goes_on_from_its_last_step(self, tmp_path, block, step):
         problem = classification()
         with preempted(block=block, step=step):
             bif.attribute(problem, SHORT, out=tmp_path)
@@ -109,7 +109,7 @@ class TestWhereItStops:
         assert_same_run(got, bif.attribute(problem, settings))
 
     @pytest.mark.parametrize("oracle", ["sequential", "live"])
-    def test_whatever_the_oracle(self, tmp_path, oracle):
+    def test_a_stopped_run_goes_on_whatever_the_oracle(self, tmp_path, oracle):
         settings = replace(SHORT, oracle=oracle, block_size=None, chains=2)
         problem = classification()
         for step in (1, 5):

@@ -234,7 +234,7 @@ class TestForecast:
             assert _bytes_in(tmp_path / f"{name}.zarr") == pytest.approx(sizes[name], rel=0.01)
         assert (sizes["weights"] > 0) is (keep == "weights")
 
-    def test_it_is_told_to_people(self):
+    def test_the_manifest_has_the_forecast_in_words(self):
         run = bif.attribute(classification(), replace(MANY, chains=3), keep="sums")
         (said,) = run.manifest["forecast"]
         # Float64: traces of 20 items and 10 values of queries, and sums of 3 groups.
@@ -264,7 +264,7 @@ class TestWhatSumsCannotAnswer:
                 assert np.isnan(got[name].values).all(), name
                 assert np.isfinite(expected[name].values).all(), name
 
-    def test_rankings_need_no_traces(self):
+    def test_rankings_of_a_run_with_sums_need_no_traces(self):
         run = bif.attribute(classification(), replace(MANY, chains=3), keep="sums")
         ranking = run.influence.top(0, k=3, unresolved=True)
         assert len(ranking.positive) + len(ranking.negative) > 0

@@ -16,7 +16,7 @@ def test_a_line_has_name_value_and_reason():
     assert list(map(str, made())) == [*lines, "draws = 1000000: asked for"]
 
 
-def test_each_choice_is_told_as_it_comes():
+def test_each_choice_is_reported_as_it_comes():
     told: list[list[str]] = []
     assert [[line] for line in map(str, made(told.append))] == told
 

@@ -126,7 +126,7 @@ class TestTheSameNumbers:
         assert sorted(got[0]) == ["head.bias", "head.weight", "scale"]
         assert_equal_trajectories(got, expected)
 
-    def test_masked_weights_stay(self):
+    def test_masked_weights_stay_as_they_are(self):
         mask = torch.zeros(5, 4, dtype=torch.bool)
         mask[3:, 1] = True
         posterior = LocalPosterior(
@@ -136,7 +136,7 @@ class TestTheSameNumbers:
         moved = (steps[-1]["0.weight"] - steps[0]["0.weight"])[0] != 0
         assert torch.equal(moved, mask)
 
-    def test_a_language_model_with_tied_embeddings(self):
+    def test_a_language_model_with_tied_embeddings_moves_alike(self):
         transformers = pytest.importorskip("transformers")
         config = transformers.GPT2Config(
             vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0,
@@ -350,25 +350,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 class TestRefusals:
     @pytest.mark.parametrize("case", REFUSED)
-    def test_settings_that_contradict_a_fused_step(self, case):
+    def test_settings_that_contradict_a_fused_step_are_refused(self, case):
         changed, said = REFUSED[case]
         with pytest.raises(ValueError, match=f"(?s){said}"):
             replace(LIVE, **changed)
 
-    def test_a_compiled_model_without_blocks_of_its_own(self):
+    def test_a_compiled_model_without_blocks_of_its_own_is_refused(self):
         with pytest.raises(ValueError, match=r"no repeated blocks.*returns all gradients at once"):
             bif.attribute(classification(), replace(LIVE, compiled=True))
 
-    def test_micro_batches_of_other_oracles(self):
+    def test_micro_batches_of_other_oracles_are_refused(self):
         with pytest.raises(ValueError, match=r"micro_batch=2 is for oracle='live'"):
             Settings(micro_batch=2)
 
-    def test_a_state_that_all_leaves_share(self):
+    def test_a_state_that_all_leaves_share_is_refused(self):
         posterior = LocalPosterior(dict(network().named_parameters()), 20.0, 5.0)
         with pytest.raises(TypeError, match=r"SGNHTState\.friction is one tensor for all leaves"):
             trajectory_by_hand(network, posterior, SGNHT(0.01, 1.0))
 
-    def test_gradients_that_come_in_parts(self):
+    def test_gradients_that_come_in_parts_are_refused(self):
         class Reentrant(Odd):
             def forward(self, x: Tensor) -> Tensor:
                 def half(h: Tensor) -> Tensor:

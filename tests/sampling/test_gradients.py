@@ -115,7 +115,7 @@ class TestMiniBatches:
         assert torch.equal(flat(gradient(params, 5).gradient), first)
         assert torch.equal(flat(NOISY[kind]()(params, 5).gradient), first)
 
-    def test_no_losses_come_along(self, kind):
+    def test_gradients_of_mini_batches_bring_no_losses(self, kind):
         assert NOISY[kind]()(displaced(1.0), 0).losses is None
 
     def test_a_dataset_gives_the_gradients_of_its_tensors(self, kind):

@@ -61,7 +61,7 @@ def test_sgld_variance_is_that_of_the_discretised_law():
         pytest.param(SGLD(0.8), id="smaller step, closer to the exact posterior"),
     ],
 )
-def test_sgld_variance_rejects(mutant: Sampler[Any]):
+def test_the_variance_of_sgld_rejects_each_mutant(mutant: Sampler[Any]):
     with OFF_LAW:
         check_sgld(mutant)
 

@@ -96,7 +96,7 @@ class TestRounding:
             p * (1 - p) * (high - low) ** 2 / count**0.5
         )
 
-    def test_nan_and_infinity_stay(self):
+    def test_rounding_keeps_nan_and_infinity(self):
         x = torch.tensor([float("nan"), float("inf"), -float("inf")])
         x = torch.cat([x, torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)])
         got = round_stochastically_(torch.empty(4, dtype=BF16), x, source())
@@ -135,13 +135,13 @@ def stationary_variance(step_size: float, k: float, *, burn_in: int, draws: int)
     )
     noise = LeafNoise(["w"], seed=0, block=0, device=CPU)
     sampler = SGLD(step_size)
-    walk = fused_trajectory(
+    positions = fused_trajectory(
         sampler, posterior, gradient=gradient, state=sampler.init(oracle.live_params(), noise),
         noise=noise, first_step=0, last_step=burn_in + draws,
     )  # fmt: skip
     squares = [
         float((p.state.params["w"].float() - 1.5).square().double().mean())
-        for p in walk
+        for p in positions
         if p.step > burn_in
     ]
     return float(np.mean(squares))
@@ -211,7 +211,7 @@ class TestLaw:
 
 
 class TestMemory:
-    def test_six_bytes_a_weight_besides_activations(self):
+    def test_lean_memory_takes_six_bytes_a_weight_besides_activations(self):
         with torch.random.fork_rng(devices=[]):
             model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(24)])
         model = filled(model, scale=0.05).to(BF16)
@@ -263,7 +263,7 @@ class TestRuns:
 
 
 class TestRefusals:
-    def test_a_step_below_the_rounding_with_its_figures(self):
+    def test_a_step_below_the_rounding_is_refused_with_its_figures(self):
         whole = problem()
         with pytest.raises(
             ValueError, match=r"noise of a step, 0.0001 .* below its rounding .* '\d.weight', 0.00"
@@ -286,6 +286,6 @@ class TestRefusals:
             ({"sampler": "baoab"}, r"no room for the state of sampler='baoab'.*one of sgld"),
         ],
     )
-    def test_settings_that_contradict_it(self, changed, said):
+    def test_settings_that_contradict_lean_memory_are_refused(self, changed, said):
         with pytest.raises(ValueError, match=said):
             replace(LEAN, **changed)

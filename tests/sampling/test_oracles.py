@@ -370,7 +370,7 @@ class TestModelsThatVmapRefuses:
         values = losses.cross_entropy(model, batch)
         return values if values.sum() < 1e9 else 2 * values
 
-    def test_the_operation_is_named(self):
+    def test_the_refused_operation_is_named(self):
         def refusal(make: Callable[[], nn.Module], loss: Any) -> str | None:
             return vmap_refusal(
                 make(), loss, params=stack_near(center(make), 2), batch=labelled(2, seed=0),

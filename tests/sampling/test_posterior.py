@@ -244,7 +244,7 @@ class TestSlices:
     @pytest.mark.parametrize(
         "region", ["0:3", "2:2", "3:", ":,:,0:1", "1,0:1"], ids=lambda r: f"[{r}]"
     )
-    def test_those_that_do_not_fit_are_refused(self, region):
+    def test_regions_that_do_not_fit_are_refused(self, region):
         with pytest.raises(ValueError, match=r"does not fit 'layers.0.weight' \(2, 3\)"):
             LocalPosterior(CENTER, 1.0, 1.0, movable=[f"layers.0.weight[{region}]"])
 

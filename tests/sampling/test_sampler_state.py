@@ -126,13 +126,13 @@ class TestRefusals:
                 restored(after(sampler, torch.float64, 0), without)
 
     @pytest.mark.parametrize("shape", [(C, 2, 3), (C + 1, 3, 2), (C, 3, 2, 1)])
-    def test_another_shape_is_refused(self, shape):
+    def test_a_saved_state_of_another_shape_is_refused(self, shape):
         saved = state_tensors(after(BAOAB(0.3, 0.7), torch.float64, 1))
         other = {**saved, "velocity/layer.weight": torch.zeros(shape, dtype=torch.float64)}
         with pytest.raises(ValueError, match=r"'velocity/layer.weight' is .* expected .*\(3, 3, 2"):
             restored(after(BAOAB(0.3, 0.7), torch.float64, 0), other)
 
-    def test_another_type_is_refused(self):
+    def test_a_saved_state_of_another_type_is_refused(self):
         saved = state_tensors(after(SGLD(0.1), torch.float32, 1))
         with pytest.raises(ValueError, match=r"is torch.float32 .*expected torch.float64"):
             restored(after(SGLD(0.1), torch.float64, 0), saved)
@@ -182,7 +182,7 @@ def saved_at_every_step(engine: Engine, start: Start, num_chains: int) -> list[A
 @pytest.mark.parametrize(
     "sampler", ["baoab", "sgld", "rmsprop_sgld", "rmsprop_sgld_frozen", "sgnht"]
 )
-def test_a_walk_taken_up_anew_at_every_step_is_the_unbroken_walk(sampler, gradient, oracle):
+def test_a_trajectory_resumed_at_every_step_is_the_unbroken_one(sampler, gradient, oracle):
     given = {"sampler": sampler, "gradient": gradient, "oracle": oracle, **GRADIENTS[gradient]}
     engine = machinery(**given)
     num_chains = 1 if oracle == "live" else 2

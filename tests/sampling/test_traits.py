@@ -35,7 +35,7 @@ def built(
     return SAMPLERS[name].from_settings(complete(settings), mass)
 
 
-def walked(
+def end_of_trajectory(
     sampler: Sampler[Any], k: float, steps: int, *, start: float = 0.0, force: float = 0.0
 ) -> Tensor:
     """Where 20 chains of 100 weights are on `k·w²/2 + force·w`, always with the same noise."""
@@ -70,13 +70,15 @@ def check_state(name: str, traits: Traits) -> None:
 
 
 def check_mass(name: str, traits: Traits) -> None:
-    plain, white = (walked(built(name, mass), 1.0, 2) for mass in (None, Doubled()))
+    plain, white = (end_of_trajectory(built(name, mass), 1.0, 2) for mass in (None, Doubled()))
     assert traits.takes_mass == (not torch.equal(plain, white))
 
 
 def check_adaptive(name: str, traits: Traits) -> None:
     """On a quadratic all chains of a rule that adapts to nothing answer alike to a force."""
-    answer = walked(built(name), 1.0, 9, force=1.0) - walked(built(name), 1.0, 9)
+    answer = end_of_trajectory(built(name), 1.0, 9, force=1.0) - end_of_trajectory(
+        built(name), 1.0, 9
+    )
     assert traits.adaptive == (not torch.allclose(answer, answer.mean(), rtol=0, atol=1e-10))
 
 
@@ -86,7 +88,9 @@ def check_stability(name: str, traits: Traits) -> None:
     if math.isnan(share):
         assert not traits.underdamped, "its laws know no divisor"
         return
-    near, far = (float(walked(built(name), c / share, 150).abs().max()) for c in (0.9, 1.1))
+    near, far = (
+        float(end_of_trajectory(built(name), c / share, 150).abs().max()) for c in (0.9, 1.1)
+    )
     # Six of the standard deviations that SGLD has there; BAOAB's are less.
     assert near < 6 * math.sqrt(share / 0.9 / (1 - 0.9))
     assert not far < 1e6
@@ -101,7 +105,7 @@ def check_relaxation(name: str, traits: Traits) -> None:
     told = traits.relaxation_steps(step_size, 3.0, 1.0)
 
     def apart(steps: int) -> float:
-        moved, still = (walked(sampler, 1.0, steps, start=start) for start in (0.1, 0.0))
+        moved, still = (end_of_trajectory(sampler, 1.0, steps, start=start) for start in (0.1, 0.0))
         return float((moved - still).mean())
 
     # After 60 steps the faster of an underdamped rule's two ways to relax has died away.  Half a

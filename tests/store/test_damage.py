@@ -206,7 +206,7 @@ class TestKeptWeights:
         return made, attribute(tmp_path_factory.mktemp("grown") / "run", made=made)
 
     @pytest.mark.parametrize("damage", KEPT.values(), ids=KEPT)
-    def test_they_are_whole_whatever_was_lost(self, whole, kept, grown, tmp_path, damage):
+    def test_kept_weights_are_whole_whatever_was_lost(self, whole, kept, grown, tmp_path, damage):
         folder = shutil.copytree(kept, tmp_path / "run")
         damage(folder)
         assert_goes_on(folder, whole, keep="weights")

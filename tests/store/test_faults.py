@@ -143,7 +143,7 @@ class TestFullDisk:
         assert_goes_on(tmp_path / "run", whole)
 
     @pytest.mark.parametrize("size", ["96k", "224k"])
-    def test_a_real_full_disk(self, whole, tmp_path, size):
+    def test_a_run_goes_on_after_a_disk_was_really_full(self, whole, tmp_path, size):
         disk = tmp_path / "disk"
         disk.mkdir()
 

@@ -153,24 +153,24 @@ class TestAnyContent:
 
     @fuzz(60)
     @given(st.data())
-    def test_of_a_complete_run_that_is_read(self, fuzzed, data):
+    def test_a_complete_run_is_read_with_any_content_of_one_file(self, fuzzed, data):
         examine(fuzzed, data, "complete", READ, "load", "show")
 
     @fuzz(16)
     @given(st.data())
-    def test_of_a_run_that_goes_on(self, fuzzed, data):
+    def test_a_run_that_goes_on_survives_any_content_of_one_file(self, fuzzed, data):
         examine(fuzzed, data, "cut short", CONTINUED, "attribute", "extend")
 
     @pytest.mark.slow
     @fuzz(2000)
     @given(st.data())
-    def test_of_a_complete_run_that_is_read_at_length(self, fuzzed, data):
+    def test_a_complete_run_is_read_with_any_content_of_one_file_at_length(self, fuzzed, data):
         examine(fuzzed, data, "complete", READ, *USES)
 
     @pytest.mark.slow
     @fuzz(1000)
     @given(st.data())
-    def test_of_a_run_that_goes_on_at_length(self, fuzzed, data):
+    def test_a_run_that_goes_on_survives_any_content_of_one_file_at_length(self, fuzzed, data):
         examine(fuzzed, data, "cut short", CONTINUED, *USES)
 
 
@@ -201,7 +201,7 @@ class TestWrongKinds:
         ],
         ids=lambda value: str(value)[:40],
     )  # fmt: skip
-    def test_in_the_manifest_of_a_run_that_goes_on(self, fuzzed, use, change):
+    def test_the_manifest_of_a_run_that_goes_on_may_hold_wrong_kinds(self, fuzzed, use, change):
         content = {**json.loads(fuzzed.original("cut short", "run.json")), **change}
         fuzzed.check("cut short", "run.json", json.dumps(content).encode(), use)
 
@@ -210,18 +210,18 @@ class TestWrongKinds:
         [{"[/not markup]": "[/not markup]"}, {"draws": [1, 2]}, {}],
         ids=lambda value: str(value)[:40],
     )
-    def test_in_the_summary(self, fuzzed, content):
+    def test_the_summary_may_hold_entries_of_wrong_kinds(self, fuzzed, content):
         fuzzed.check("complete", "summary.json", json.dumps(content).encode(), "load", "show")
 
     @pytest.mark.parametrize(
         "name", ["run.json", "influence.zarr/zarr.json", "checkpoints/block-000/NEWEST.json"]
     )
-    def test_nested_deeply(self, fuzzed, name):
+    def test_a_file_may_hold_deeply_nested_json(self, fuzzed, name):
         fuzzed.check("complete", name, b'{"a":' * 10**5, "load")
 
     @pytest.mark.parametrize("kind", ["gone", "longer", "of another type"])
     @pytest.mark.parametrize("name", ["noise", "sampler/params/0.weight"])
-    def test_in_a_state_with_the_right_hash(self, fuzzed, name, kind):
+    def test_a_state_with_the_right_hash_may_hold_wrong_kinds(self, fuzzed, name, kind):
         tensors: dict[str, torch.Tensor] = dict(load(fuzzed.original("cut short", STATE)))
         x = tensors.pop(name)
         if kind == "longer":
@@ -234,7 +234,7 @@ class TestWrongKinds:
         "change", [{"step": 10**9}, {"draws": 10**9}, {"diverged": {"99": 1}}, {"hardware": {}}],
         ids=lambda value: str(value)[:40],
     )  # fmt: skip
-    def test_in_a_record(self, fuzzed, change: Mapping[str, Any]):
+    def test_a_record_may_hold_entries_of_wrong_kinds(self, fuzzed, change: Mapping[str, Any]):
         name = "checkpoints/block-001/NEWEST.json"
         content = {**json.loads(fuzzed.original("cut short", name)), **change}
         fuzzed.check("cut short", name, json.dumps(content).encode(), "attribute")

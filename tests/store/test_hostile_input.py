@@ -102,7 +102,7 @@ class TestPlaces:
 
 
 class TestFailures:
-    def test_a_full_disk_is_told_with_the_file(self, tmp_path, monkeypatch):
+    def test_a_full_disk_is_reported_with_the_file(self, tmp_path, monkeypatch):
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -176,7 +176,7 @@ def test_a_run_that_fails_before_its_first_commit_stays_where_nobody_answers():
     assert folder_at(place).is_file("run.json")
 
 
-def test_one_failed_write_and_one_failed_look_do_not_remove_what_was_committed():
+def test_one_failed_write_and_one_failed_read_do_not_remove_what_was_committed():
     place = url()
     with contextlib.suppress(OSError), open_run(place, wanted()) as run:
         commit(run)

@@ -80,7 +80,7 @@ class TestPickles:
                  "checkpoints/block-001/NEWEST.safetensors", "checkpoints/block-001/NEWEST.json",
                  "traces.zarr/block-001/train_loss-0/c/0/0/0", "checkpoints/run.json"],
     )  # fmt: skip
-    def test_in_the_place_of_a_file(self, cut_short, tmp_path, marker, name):
+    def test_a_pickle_in_the_place_of_a_file_is_refused(self, cut_short, tmp_path, marker, name):
         folder = shutil.copytree(cut_short, tmp_path / "run")
         path = folder / newest(folder, name)
         if name.endswith("NEWEST.safetensors"):
@@ -90,7 +90,9 @@ class TestPickles:
         self.refused(folder)
 
     @pytest.mark.parametrize("group", ["influence.zarr", "traces.zarr/block-000", "weights.zarr"])
-    def test_in_an_array_of_zarrs_second_format(self, whole, tmp_path, marker, group):
+    def test_a_pickle_in_an_array_of_zarrs_second_format_is_refused(
+        self, whole, tmp_path, marker, group
+    ):
         folder = shutil.copytree(whole.folder, tmp_path / "run")
         array = folder / group / "influence"
         shutil.rmtree(array, ignore_errors=True)
@@ -121,7 +123,7 @@ class TestPickles:
     @pytest.mark.parametrize(
         "array", ["influence.zarr/influence", "traces.zarr/block-000/train_loss-0"]
     )
-    def test_codecs_of_others_are_not_even_looked_up(
+    def test_codecs_of_others_are_not_even_searched_for(
         self, whole, tmp_path, marker, monkeypatch, array, codecs
     ):
 
@@ -210,7 +212,7 @@ class TestNames:
         assert [p.name for p in home.iterdir()] == ["run"]
         assert_same(run, bif.attribute(made, SETTINGS))
 
-    def test_the_report_escapes_them(self, tmp_path, monkeypatch):
+    def test_the_report_escapes_names(self, tmp_path, monkeypatch):
         real = importlib.reload(page).render_report  # not the fixture's
         monkeypatch.setattr("bif.report.render_report", real)
         one, two = (n for n in NAMES if "script" in n)
@@ -269,7 +271,7 @@ class TestLinks:
         assert everything(target.parent) == before
 
     @pytest.mark.parametrize("name", ["run.json", "checkpoints", "traces.zarr", "report.html"])
-    def test_loops_are_refused(self, kept, tmp_path, name):
+    def test_links_in_a_loop_are_refused(self, kept, tmp_path, name):
         folder = shutil.copytree(kept, tmp_path / "run")
         path = folder / name
         if path.is_dir():

@@ -101,7 +101,7 @@ class TestDraws:
                 assert same(arrays.read(X, 0, model.shape[1]), model)
 
     @pytest.mark.parametrize("dtype", ["f4", "f8", "i8", "u1"])
-    def test_every_bit_comes_back(self, root, dtype):
+    def test_every_bit_of_the_draws_comes_back(self, root, dtype):
         x = np.random.default_rng(0).integers(0, 256, (2, 5, 3 * int(dtype[1])), dtype="u1")
         x = x.view(dtype)
         if dtype[0] == "f":
@@ -235,11 +235,11 @@ class TestCommits:
         assert found is not None and found[0] == commits[0]
         assert found[1]["w"].tolist() == [9.0] * 3
 
-    def test_of_nothing_there_are_none(self, folder):
+    def test_an_empty_block_has_no_commits(self, folder):
         block = BlockStore(folder, 0)
         assert block.commits() == [] and block.usable([X]) is None and block.good_draws([X]) == 0
 
-    def test_the_lease_is_renewed(self, folder, monkeypatch):
+    def test_a_commit_renews_the_lease(self, folder, monkeypatch):
         renewed = []
         monkeypatch.setattr(type(folder), "renew", lambda self: renewed.append(1))
         committed(folder, 2, 5)
@@ -264,25 +264,25 @@ class TestFallingBack:
         assert same(block.traces.read(X, 0, 9), x)
         assert [c.draws for c in block.commits()] == [9, 5]
 
-    def test_a_state_that_is_not_as_it_was_written(self, root, made):
+    def test_a_state_that_is_not_as_it_was_written_falls_back(self, root, made):
         flip(root / PLACE / "00000003.safetensors", -3)
         self.falls_back(*made)
 
-    def test_a_state_that_is_cut_short(self, root, made):
+    def test_a_state_that_is_cut_short_falls_back(self, root, made):
         path = root / PLACE / "00000003.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
         self.falls_back(*made)
 
-    def test_a_state_that_is_gone(self, root, made):
+    def test_a_state_that_is_gone_falls_back(self, root, made):
         (root / PLACE / "00000003.safetensors").unlink()
         self.falls_back(*made)
 
-    def test_a_shard_that_is_gone(self, root, made):
+    def test_a_shard_that_is_gone_falls_back(self, root, made):
         shard(root, 2).unlink()
         self.falls_back(*made)
 
     @pytest.mark.parametrize("left", [0, 1, 50, -1])
-    def test_a_torn_record(self, root, made, left):
+    def test_a_torn_record_falls_back_to_the_commit_before(self, root, made, left):
         path = root / PLACE / "00000003.json"
         path.write_bytes(path.read_bytes()[:left])
         assert [c.serial for c in made[0].commits()] == [2]
@@ -292,7 +292,7 @@ class TestFallingBack:
 
     @pytest.mark.parametrize("change", [{"step": 91}, {"step": 80}, {"draws": 8},
                                         {"diverged": {}}, {"diverged": {"0": 1}}])  # fmt: skip
-    def test_a_record_that_is_not_as_it_was_written(self, root, made, change):
+    def test_a_record_that_is_not_as_it_was_written_falls_back(self, root, made, change):
         path = root / PLACE / "00000003.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         found = made[0].usable([X])
@@ -307,7 +307,7 @@ class TestFallingBack:
         assert [c.serial for c in made[0].commits()] == [3, 2]
 
     @pytest.mark.parametrize("index", [0, 1, 2])
-    def test_damaged_weights_beside_a_damaged_state(self, root, made, index):
+    def test_damaged_weights_beside_a_damaged_state_fall_back_too(self, root, made, index):
         flip(root / PLACE / "00000003.safetensors", -1)
         flip(root / "weights.zarr/block-000/weight-0/c/0" / str(index) / "0", 3)
         found = made[0].usable([X])

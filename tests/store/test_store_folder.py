@@ -61,7 +61,7 @@ class TestFiles:
             assert folder.read("deep/er/file") == content
         assert folder.names("deep/er") == ["file"]
 
-    def test_files_and_folders_are_told_apart(self, folder):
+    def test_files_and_folders_are_distinguished(self, folder):
         folder.write("a/b", b"x")
         assert folder.is_file("a/b") and not folder.is_folder("a/b")
         assert folder.is_folder("a") and not folder.is_file("a")
@@ -93,7 +93,7 @@ class TestFiles:
         assert folder.names() == ["old"] and folder.names("old") == ["inner"]
         assert folder.read("old/inner/x") == b"new"
 
-    def test_it_holds_zarr_arrays(self, folder):
+    def test_a_folder_holds_zarr_arrays(self, folder):
         values = np.arange(6.0).reshape(2, 3)
         made = zarr.create_array(folder.zarr("x.zarr"), shape=(2, 3), chunks=(1, 3), dtype="f8")
         made[:] = values
@@ -164,7 +164,7 @@ class TestContainment:
         assert folder.read("y") == b"y"
 
     @pytest.mark.parametrize("name", ["", "a/b", "..a", "a..", "...", "<x>", "\N{GRINNING FACE}"])
-    def test_others_are_not(self, name):
+    def test_names_that_stay_inside_are_not_refused(self, name):
         assert refuse_outside(name) == name
 
     @pytest.fixture
@@ -266,7 +266,7 @@ class TestLock:
             with local.locked():
                 assert f"process {os.getpid()} " in (local.root / LOCK).read_text()
 
-    def test_an_exception_lets_go(self, folder):
+    def test_an_exception_releases_the_lock(self, folder):
         with pytest.raises(ZeroDivisionError), folder.locked():
             raise ZeroDivisionError
         with folder.locked():
@@ -336,7 +336,7 @@ class TestLease:
         with other.locked():
             assert json.loads(other.read(LOCK))["owner"] == other._owner
 
-    def test_renewing_extends_it(self, clock, pair):
+    def test_renewing_extends_the_lease(self, clock, pair):
         mine, other = pair
         with mine.locked():
             for _ in range(3):

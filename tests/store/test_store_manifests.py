@@ -62,7 +62,7 @@ class TestManifests:
         with pytest.raises(DamagedRun, match=rf"run\.json is damaged: .*{entry}"):
             RUN.read(folder_at(folder))
 
-    def test_progress_is_told_in_draws_of_all_chains(self, tmp_path):
+    def test_progress_is_given_in_draws_of_all_chains(self, tmp_path):
         folder = begun(tmp_path / "r")
         assert progress(folder) == "not yet sampling"
         with reopen_run(folder) as run:
@@ -73,7 +73,7 @@ class TestManifests:
 
 
 class TestCenterValues:
-    def test_they_come_back_to_the_bit(self, tmp_path):
+    def test_center_values_come_back_to_the_bit(self, tmp_path):
         values = {
             "train_loss-0": torch.tensor([1.0, float("nan")]),
             "query_value-0": torch.ones(2, 3),

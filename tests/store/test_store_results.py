@@ -137,7 +137,7 @@ class TestJson:
 
 
 class TestReading:
-    def test_no_run_is_refused(self, tmp_path):
+    def test_a_folder_without_a_run_is_refused(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="holds no run of bif: it has no run.json"):
             read_run(tmp_path)
 
@@ -251,7 +251,7 @@ class TestForeignZarr:
         ],
         ids=["pickle", "gzip", "nested", "second format", "format named"],
     )  # fmt: skip
-    def test_it_is_refused(self, tmp_path, change, message):
+    def test_a_foreign_zarr_folder_is_refused(self, tmp_path, change, message):
         save_dataset(TestDatasets.DATASET, tmp_path / "d")
         assert load_dataset(tmp_path / "d", name="influence.zarr").sizes["a"] == 2
         change(tmp_path / "d")
