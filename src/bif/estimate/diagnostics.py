@@ -137,7 +137,7 @@ def worst_rhat(
 ) -> np.ndarray:
     """Return the rank-normalised split R-hat of the columns that have mixed least, `[K]`.
 
-    All train columns, or all query columns, are looked at by the plain split R-hat; the `count`
+    All train columns, or all query columns, are judged by the plain split R-hat; the `count`
     worst of them get the rank-normalised one.  Columns that never move are left out.
 
     Args:

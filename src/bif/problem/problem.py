@@ -107,6 +107,7 @@ class Problem:
 
     Nothing of the caller's is changed: a copy of the model is evaluated, in evaluation mode.
     `notes` may say how it was put together; a run keeps that among its explanations.
+    It is one class because a run's identity, columns and checks must follow from the same parts.
 
     Args:
         model: The trained network; its parameters are w*.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Influence:
     """Influence scores as an `xarray.Dataset` with methods for the usual questions.
 
-    Each method is one question, and so there are many.
+    It is one class because users ask one object: each method is one question about the same scores.
 
     Args:
         dataset: `influence`, `derivative`, `correlation`, `standard_error` on

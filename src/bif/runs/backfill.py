@@ -1,6 +1,6 @@
 """Observe new items at the draws that a run has already taken.
 
-From the weights, where they were kept, by forward passes alone; else by walking the same steps
+From the weights, where they were kept, by forward passes alone; else by running the same steps
 once more, with the recorded losses as proof that they are the same.
 """
 

@@ -45,7 +45,9 @@ class Start:
 
 
 class Engine:
-    """The machinery of one run.
+    """The posterior, oracle, sampler and observer of one run, and the steps that they take.
+
+    It is one class because start, steps and draws must all use the same center and random numbers.
 
     Args:
         problem: What is to be attributed.

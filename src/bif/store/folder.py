@@ -160,7 +160,10 @@ def refuse_outside(name: str) -> str:
 
 
 class LocalFolder:
-    """A folder of this machine's file system."""
+    """A folder of this machine's file system.
+
+    It is one class because `Folder` is one protocol: all its methods share one check of names.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -333,6 +336,7 @@ class LocalFolder:
 class RemoteFolder:
     """A folder of any fsspec file system.
 
+    It is one class because `Folder` is one protocol: all its methods share one file system.
     The lock is a lease, good for ten minutes and renewed at every commit: a writer that was killed
     keeps others out until it has run out.
     """
