@@ -50,7 +50,7 @@ class Goal:
     """The reliability that ends a run at the first check that finds it.
 
     Attributes:
-        reliability: Of scores, as the summary has it.
+        reliability: Reliability of scores, as in the summary.
         fewest: Draws of each chain before the first check.
     """
 
@@ -65,8 +65,8 @@ class Pace:
     Attributes:
         step: Seconds of a step of a block of chains.
         record: Seconds that a draw of a block takes beyond its step.
-        signal: Of one draw: a run of T draws in all has reliability `T·signal / (1 + T·signal)`;
-            NaN where it was not measured.
+        signal: Signal of one draw: T draws in all have reliability `T·signal / (1 + T·signal)`; NaN
+            where it was not measured.
         spent: Seconds of calibration, the pilot's among them.
     """
 
@@ -88,7 +88,7 @@ class TooSmallBudget(ValueError):
     """Raised when not even the fewest chains come to an end within a budget.
 
     Attributes:
-        pace: Of a step and a draw, as measured.
+        pace: Seconds of a step and a draw, as measured.
         needed: Seconds that would do.
     """
 
@@ -102,7 +102,7 @@ class Aim:
     """The reliability, the budget or both that decide how many draws a run takes.
 
     Attributes:
-        reliability: Of scores, as the summary has it.
+        reliability: Reliability of scores, as in the summary.
         budget: Seconds, calibration included.
     """
 
@@ -137,10 +137,10 @@ def choose_draws(
     Args:
         problem: What is to be attributed.
         settings: Complete, with whatever draws.
-        aim: What the draws are for.
+        aim: Reliability, budget or both that the draws are for.
         relaxation: Steps in which the slowest direction forgets.
         choices: Gets what is chosen.
-        started: By `time.perf_counter`; what has been spent since is taken from the budget.
+        started: Start by `time.perf_counter`; what has been spent since is taken from the budget.
         of_chain: Seconds of a gradient of one chain, 0 where they are not known: a stack whose
             timing would outlast its share of a budget is not timed.
 
@@ -226,9 +226,9 @@ def measure_pace(
     Args:
         problem: What is to be attributed.
         settings: Complete, with whatever draws.
-        aim: What the draws are for.
+        aim: Reliability, budget or both that the draws are for.
         least: Draws of a chain below which no run is made.
-        started: By `time.perf_counter`, when calibration began.
+        started: Start by `time.perf_counter`, when calibration began.
 
     Raises:
         TooSmallBudget: Not even these are made within it: the pilot itself could outlast it.
@@ -262,8 +262,8 @@ def measure_pace_again(problem: Problem, settings: RunSettings, budget: float, p
     Args:
         problem: What is to be attributed.
         settings: Complete, with that block.
-        budget: In seconds.
-        pace: Of the other block.
+        budget: Budget in seconds.
+        pace: Pace of the other block.
     """
     started = time.perf_counter()
     alone = make_engine(problem, replace(settings, draws=2))
@@ -310,8 +310,8 @@ def affordable(settings: RunSettings, budget: float, pace: Pace, least: int) -> 
 
     Args:
         settings: Complete, with whatever draws.
-        budget: In seconds.
-        pace: Of a step and a draw.
+        budget: Budget in seconds.
+        pace: Seconds of a step and a draw.
         least: Draws of a chain below which no run is made.
 
     Raises:

@@ -77,7 +77,7 @@ def calibrate(
 
     Args:
         problem: What is to be attributed.
-        settings: With None where the library should choose.
+        settings: Settings with None where the library should choose.
         curvature: Largest of the mean loss where the chains will go, where it is known from a
             posterior as warm: with gamma given, it is then not measured.
         tell: Gets every line of explanation as it comes, for what takes long.
@@ -213,7 +213,7 @@ def _faster_oracle(
     Args:
         problem: What is to be attributed.
         free: Settings without a choice of oracle and, perhaps, of chunk.
-        stacked: The same with the usual choices.
+        stacked: Settings with the usual choices.
     """
     if (stacked.oracle, stacked.gradient, stacked.compiled) != ("stacked", "full", False):
         return stacked
@@ -319,8 +319,8 @@ def _choose_mass(
     """Choose the mass; return it with the largest curvature of U in its coordinates.
 
     Args:
-        settings: With nbeta and gamma.
-        found: By the pilot.
+        settings: Settings with nbeta and gamma.
+        found: Findings of the pilot.
     """
     s = settings
     assert s.nbeta is not None and s.gamma is not None

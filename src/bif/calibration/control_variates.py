@@ -47,11 +47,11 @@ def fall_back(
     Args:
         problem: What is to be attributed.
         settings: What is given, with nbeta, gamma and the oracle; the rest is chosen anew.
-        aim: What the draws are for.
-        too_small: What full gradients were refused with.
+        aim: Reliability, budget or both that the draws are for.
+        too_small: The refusal of full gradients.
         k_max: Largest curvature of U.
         choices: Gets what is chosen.
-        started: By `time.perf_counter`, when calibration began.
+        started: Start by `time.perf_counter`, when calibration began.
 
     Raises:
         TooSmallBudget: They do not fit either, or their noise would widen the draws too much; a

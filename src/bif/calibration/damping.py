@@ -56,8 +56,8 @@ def leftover_curvature(
     directions lead again.
 
     Args:
-        gradient: Of the mean loss over all train items.
-        posterior: With center, masks and weight decay, both of which count.
+        gradient: Gradient of the mean loss over all train items.
+        posterior: Posterior with center, masks and weight decay, both of which count.
         params: w*, leaves `[1, *shape]`.
         largest: Largest curvature of the mean loss at w*.
 

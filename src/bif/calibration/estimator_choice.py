@@ -12,7 +12,7 @@ class Cost(NamedTuple):
     """The seconds that a pilot of an estimator took and the error that it reached.
 
     Attributes:
-        seconds: Of recorded sampling, without burn-in and set-up.
+        seconds: Seconds of recorded sampling, without burn-in and set-up.
         standard_error: Root mean square over its queries and items, in the scores' units.
         num_queries: Scored by those seconds.
         steps: Recorded steps behind it, of a response.
@@ -38,8 +38,8 @@ def choose_estimator(num_queries: int, *, fluctuation: Cost, response: Cost) -> 
 
     Args:
         num_queries: To be scored.
-        fluctuation: Of a pilot of `bif.attribute`.
-        response: Of a pilot of `bif.respond`.
+        fluctuation: Cost of a pilot of `bif.attribute`.
+        response: Cost of a pilot of `bif.respond`.
 
     Returns:
         Its name as the value, and why.

@@ -56,7 +56,7 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
 
     Args:
         problem: What is to be attributed.
-        settings: With nbeta and gamma.
+        settings: Settings with nbeta and gamma.
     """
     key = Settings(
         nbeta=settings.nbeta, gamma=settings.gamma, weight_decay=settings.weight_decay,

@@ -82,7 +82,7 @@ class Plan:
     """The forecast of a live run.
 
     Attributes:
-        weights: By shapes.
+        weights: Bytes of weights, by shapes.
         items: Bytes of the items on the device.
         backward: A step's pass; a fused step is in it, gradients of a plain one are not.
         forward: A pass that observes.
@@ -172,7 +172,7 @@ def plan(problem: Problem, settings: Settings | None = None) -> Plan:
 
     Args:
         problem: What is to be attributed.
-        settings: With `oracle="live"`; what is open is chosen as by `bif.calibrate`.
+        settings: Settings with `oracle="live"`; what is open is chosen as by `bif.calibrate`.
 
     Raises:
         ValueError: Another oracle; a model that does not fit on the device.
@@ -187,7 +187,7 @@ def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
 
     Args:
         problem: What is to be attributed.
-        settings: Of a live module; `movable`, `memory` and `sampler` matter.
+        settings: Settings of a live module; `movable`, `memory` and `sampler` matter.
 
     Raises:
         ValueError: Another oracle.
@@ -285,7 +285,7 @@ def forecast_live(engine: Engine) -> Plan:
     """Measure passes of a few items, and a few steps and draws from w*.
 
     Args:
-        engine: Of a live module; its next start is at w* as ever.
+        engine: Engine of a live module; its next start is at w* as ever.
     """
     problem, s, oracle = engine.problem, engine.settings, engine.oracle
     weights = weight_bytes(problem, s)

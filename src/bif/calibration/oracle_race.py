@@ -31,7 +31,7 @@ def seconds_of_gradient(problem: Problem, settings: Settings) -> float:
 
     Args:
         problem: What is to be attributed.
-        settings: With oracle, chains and chunk size.
+        settings: Settings with oracle, chains and chunk size.
     """
     assert settings.chains is not None and settings.chunk_size is not None
     device = run_device(problem, settings)

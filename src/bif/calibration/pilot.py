@@ -100,7 +100,7 @@ def pilot(problem: Problem, settings: Settings, choices: Choices) -> Pilot:
 
     Args:
         problem: What is to be attributed.
-        settings: With nbeta.
+        settings: Settings with nbeta.
         choices: Gets what is chosen.
     """
     probe = Probe(problem, settings.plain())
@@ -335,7 +335,7 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamm
     """Raise where not even the curvature at w* fits, before it is measured.
 
     Args:
-        budget: In seconds.
+        budget: Budget in seconds.
         alone: Seconds of a gradient of one chain, over the pilot's items.
         of_chain: Seconds of a gradient of one chain, over all train items.
         open_gamma: Whether gamma is open, which takes three of these besides.

@@ -55,7 +55,7 @@ def check_items(problem: Problem, settings: Settings, choices: Choices) -> None:
 
     Args:
         problem: What is to be attributed.
-        settings: With oracle and chunk size.
+        settings: Settings with oracle and chunk size.
         choices: Gets remarks on what was found.
 
     Raises:

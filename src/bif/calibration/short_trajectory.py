@@ -38,8 +38,8 @@ def short_trajectory(
     show curvatures for which the step is too long: the trajectory begins again with a third of it.
 
     Args:
-        posterior: Of which U is the potential.
-        gradient: Of the mean loss.
+        posterior: Posterior whose potential is U.
+        gradient: Gradient of the mean loss.
         params: Where it begins, leaves `[C, *shape]`.
         noise: For velocities and steps.
         k_max: Largest curvature of U there, in the coordinates of the mass.

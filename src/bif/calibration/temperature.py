@@ -33,7 +33,7 @@ def default_nbeta(problem: Problem, settings: Settings) -> tuple[Settings, str]:
 
     Args:
         problem: What is to be attributed.
-        settings: With an oracle and a chunk size, nbeta open.
+        settings: Settings with an oracle and a chunk size, nbeta open.
     """
     unit, why = untempered(problem)
     target, there = settings.retrained_from, math.nan
@@ -95,7 +95,7 @@ def distance_from_minimum(problem: Problem, settings: Settings) -> float:
 
     Args:
         problem: What is to be attributed.
-        settings: With an oracle and a chunk size.
+        settings: Settings with an oracle and a chunk size.
     """
     s = replace(settings, retrained_from=None, nbeta=1.0, gamma=1.0).plain()
     posterior = make_posterior(problem, s)

@@ -101,9 +101,9 @@ def tune(
 
     Args:
         problem: Model, train items and observables; its queries play no part.
-        settings: Of the run to come; its nbeta and gamma must be open, and if it says what networks
+        settings: Settings of the run to come, with nbeta and gamma open.  If they say what networks
             are retrained from, it must be what the bank's are.  With a budget, at most 45 % of it
-            goes into pilots, and what they took is taken from it.
+            goes into pilots; the run gets the rest.
         part: The tuning part of a bank: never what is reported.
         queries: The tuning queries that its outcomes are of.
 

@@ -161,7 +161,7 @@ def summed_influence(
         traces: The traces.
         groups: Names to positions of train columns; a group acts as one item with the summed loss.
             None leaves the columns as they are.
-        queries: The same for queries.
+        queries: Groups of queries, likewise.
 
     Returns:
         The scores, and the summed traces behind them.

@@ -44,7 +44,7 @@ def conclude(
     Args:
         calibration: Complete settings and why they were chosen.
         recording: Ended.
-        top: How many scores of every row are kept either way, or None for all.
+        top: Number of scores of every row that are kept either way, or None for all.
         identity: The run's identity, as it was before the sampling.
         started: Start by `time.perf_counter`, as if there had been no interruption.
         forecast: Forecast of memory and disk, in words.

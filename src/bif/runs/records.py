@@ -82,7 +82,7 @@ class Manifest(Record):
     Attributes:
         identity: Fingerprints of problem and settings as they were asked for.
         keep: "traces", "sums" or "weights".
-        top: How many scores of every row are kept either way; None for all.
+        top: Number of scores of every row that are kept either way; None for all.
         settings: Complete settings.
         explanations: A line for each choice.
         forecast: Forecast of memory and disk, in words.

@@ -69,7 +69,7 @@ def refuse_vast_scores(problem: Problem, keep: Keep, *, top: int | None = None) 
     Args:
         problem: A problem with tokens or without.
         keep: What is kept of the draws.
-        top: How many scores of each row are kept either way, or None for all.
+        top: Number of scores of each row that are kept either way, or None for all.
 
     Raises:
         ValueError: They would, with what to choose instead.

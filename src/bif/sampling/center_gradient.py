@@ -34,7 +34,7 @@ def center_gradient(
 
     Args:
         oracle: Source of gradients.
-        posterior: With center, masks and weight decay.
+        posterior: Posterior with center, masks and weight decay.
         items: Train items on the device.
         weights: rho of the items, `[N]`.
         chunk_size: Items of a forward and backward pass.

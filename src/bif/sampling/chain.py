@@ -23,8 +23,8 @@ class Position(Generic[State]):
         step: The step that comes next.
         state: State of the sampler; its buffers hold until the next position is asked for.
         losses: Losses of the train items `[C, N]` here, where the gradient brought them along.
-        gradient: Of the mean loss at these weights, or its estimate; its buffers hold as long as
-            the state's.  None where no step ever holds it.
+        gradient: Gradient of the mean loss at these weights, or its estimate; its buffers hold as
+            long as the state's.  None where no step ever holds it.
     """
 
     step: int
@@ -74,7 +74,7 @@ def trajectory(
         first_step: The step at which `state` stands.
         last_step: The step at which to end.
         use_compile: Compile the elementwise part of a step into few kernels by `torch.compile`.
-        precision: Of the products with a sampler's mass.
+        precision: Precision of the products with a sampler's mass.
 
     Yields:
         Every position, the first and the last included.

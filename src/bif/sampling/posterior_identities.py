@@ -50,7 +50,7 @@ class IdentitySums:
             first_chain: Index of the block's first chain.
             posterior: Whose potential is U.
             state: The sampler's at the draw.
-            gradient: Of the mean loss there, or an unbiased estimate; left as it is.
+            gradient: Gradient of the mean loss there, or an unbiased estimate; left as it is.
             mean_loss: Mean loss of the train items there, `[C]`; None where it is not known.
         """
         away = posterior.displacement(state.params)

@@ -55,10 +55,10 @@ class Settings:
         thin: Steps from one draw to the next.
         step_size: Step size of the sampler, in its own unit.
         friction: Friction of `baoab` (and diffusion of `sgnht`), in units of 1 / step_size.
-        mass: Of `baoab`: the unit one, or one that makes U round, measured at the start by products
-            with its Hessian; step size and friction are in its coordinates.  The posterior is the
-            same.  By default "kronecker" for stacked chains with full gradients, where step size
-            and friction are open too.
+        mass: Mass of `baoab`: the unit one, or one that makes U round, measured at the start by
+            products with its Hessian; step size and friction are in its coordinates.  The posterior
+            is the same.  By default "kronecker" for stacked chains with full gradients, where step
+            size and friction are open too.
         gradient: All items a step, mini-batches of each chain's own, or these with a control
             variate at w*.  All items by default, whose losses come along; a control variate where
             `budget` is too small for that.
@@ -68,9 +68,9 @@ class Settings:
         chunk_size: Items of a forward (and backward) pass.
         micro_batch: Items of a backward pass of the live module, whose gradients add up over the
             mini-batch; `chunk_size` by default, and the whole mini-batch where steps are fused.
-        memory: Of the live module: "plain" holds weights, w* and the gradient; "fused" steps within
-            the backward pass and never holds the gradient; "lean" does so with the matrices and w*
-            in bfloat16, rounded stochastically.
+        memory: Memory of the live module: "plain" holds weights, w* and the gradient; "fused" steps
+            within the backward pass and never holds the gradient; "lean" does so with the matrices
+            and w* in bfloat16, rounded stochastically.
         movable: Globs of the parameters that move, with slices for a part: `*.weight[0:64]`; by
             default those that the model does not freeze (`requires_grad`), padding rows left out.
         weight_decay: Coefficient of |w|²/2 in the training objective that enters U.
