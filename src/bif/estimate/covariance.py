@@ -134,7 +134,10 @@ class GroupSums:
             for name in ("reference", "sums", "squares")
         )
         if len(self._reference[0]) != 1:
-            raise ValueError("the saved sums are of a version of bif that centred chain by chain.")
+            raise ValueError(
+                "the saved sums are of a version of bif that centred chain by chain: go on with "
+                "that version, or begin the run anew."
+            )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def members_of(groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: i
         return {str(name): positions for name, positions in groups.items()}
     names = np.asarray([str(getattr(g, "item", lambda g=g: g)()) for g in groups])
     if len(names) != num_train:
-        raise ValueError(f"groups names {len(names)} items, but there are {num_train}.")
+        raise ValueError(
+            f"groups names {len(names)} items, but there are {num_train}: give one name an item."
+        )
     return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}
 
 

@@ -47,7 +47,9 @@ class Influence:
     def __init__(self, dataset: xr.Dataset, traces: LossTraces | None = None) -> None:
         missing = {"influence", "derivative", "correlation", "standard_error"} - set(dataset)
         if missing:
-            raise ValueError(f"not an influence dataset: it lacks {sorted(missing)}.")
+            raise ValueError(
+                f"not an influence dataset: it lacks {sorted(missing)}. Pass one that bif has made."
+            )
         self.dataset = dataset
         self.traces = traces
 

@@ -142,7 +142,10 @@ def _settings_of(problem: Problem, run: Run) -> RunSettings:
     problem.refuse_tokens("a cross-check")
     settings = RunSettings.from_dict(run.manifest.settings)
     if run.manifest.keep == "sums" or not run.traces.blocks:
-        raise ValueError("the run keeps sums: cross-checks need the traces of all items.")
+        raise ValueError(
+            "the run keeps sums: cross-checks need the traces of all items. Attribute with "
+            "keep='traces'."
+        )
     if settings.traits.adaptive:
         raise ValueError(
             f"the sampler is {settings.sampler!r}, whose step adapts: cross-checks are for "

@@ -37,7 +37,9 @@ def merge(folders: Sequence[str | Path]) -> Run:
         FileNotFoundError, DamagedRun: A run that cannot be read.
     """
     if len(folders) < 2:
-        raise ValueError(f"merging takes two runs or more, got {len(folders)}.")
+        raise ValueError(
+            f"merging takes two runs or more, got {len(folders)}: pass the folders of at least two."
+        )
     runs = [load(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         _refuse_unfit(str(folder), run, str(folders[0]), runs[0])

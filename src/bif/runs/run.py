@@ -79,7 +79,10 @@ class Run:
         """
         dataset = self.influence.dataset
         if self.manifest.keep == "sums" or not self.traces.blocks:
-            raise ValueError("the run keeps sums: top_k needs the traces of all items.")
+            raise ValueError(
+                "the run keeps sums: top_k needs the traces of all items. Attribute with "
+                "keep='traces'."
+            )
         names = [str(name) for name in dataset["observable"].values]
         position = observable_position(names, observable)
         first = position * dataset.sizes["query"]

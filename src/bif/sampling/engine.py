@@ -62,7 +62,10 @@ class Engine:
         self, problem: Problem, settings: RunSettings, *, mass: Mass | None = None
     ) -> None:
         if (mass is not None) != (settings.mass == "kronecker"):
-            raise ValueError(f"mass={settings.mass!r} was asked for, and {mass!r} is given.")
+            raise ValueError(
+                f"mass={settings.mass!r} was asked for, and {mass!r} is given: build the engine by "
+                "make_engine, which measures the mass."
+            )
         self.problem, self.settings, self.mass = problem, settings, mass
         self.device = run_device(problem, settings)
         self.posterior = make_posterior(problem, settings)

@@ -88,7 +88,10 @@ def restored(state: State, saved: Mapping[str, Tensor]) -> State:
 
 def _found(saved: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in saved:
-        raise ValueError(f"the saved state lacks {name!r}: it is of another sampler or model.")
+        raise ValueError(
+            f"the saved state lacks {name!r}: it is of another sampler or model. Pass "
+            "the run's own."
+        )
     return saved[name]
 
 

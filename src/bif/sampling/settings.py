@@ -292,7 +292,10 @@ class Settings:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(found) - known)
         if unknown:
-            raise ValueError(f"unknown settings {unknown}: of another version of bif?")
+            raise ValueError(
+                f"unknown settings {unknown}: of another version of bif? Use that version, or "
+                "leave them out."
+            )
         given: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
         }
@@ -365,7 +368,10 @@ class RunSettings(Settings):
             ValueError: Gradients are of all items.
         """
         if self.batch_size is None:
-            raise ValueError(f"gradient={self.gradient!r} has no mini-batches.")
+            raise ValueError(
+                f"gradient={self.gradient!r} has no mini-batches: set gradient='minibatch' or "
+                "'control_variate'."
+            )
         return self.batch_size
 
 

@@ -12,7 +12,6 @@ from bif.store.banks import BANK, BankFolder, open_bank, read_bank_part
 from bif.store.checkpoints import BlockStore, Commit
 from bif.store.folder import (
     CALIBRATION,
-    DIAGNOSTICS,
     INFLUENCE,
     MANIFEST,
     REPORT,
@@ -58,7 +57,6 @@ from bif.store.scores import (
 
 __all__ = [
     "CALIBRATION",
-    "DIAGNOSTICS",
     "INFLUENCE",
     "MANIFEST",
     "REPORT",

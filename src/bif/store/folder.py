@@ -446,7 +446,10 @@ class RemoteFolder:
             )
         self.renew()
         if self._holder()[0] != self._owner:
-            raise FolderInUse(f"{self.url} was taken by another process at the same moment.")
+            raise FolderInUse(
+                f"{self.url} was taken by another process at the same moment: let that one end, or "
+                "choose another folder."
+            )
         try:
             yield
         finally:
@@ -462,7 +465,10 @@ class RemoteFolder:
         """
         owner, fresh = self._holder()
         if fresh and owner != self._owner:
-            raise FolderInUse(f"{self.url} was taken by another process ({owner}).")
+            raise FolderInUse(
+                f"{self.url} was taken by another process ({owner}): let that one end, or choose "
+                "another folder."
+            )
         record = {"owner": self._owner, "renewed": time.time()}
         self.write(LOCK, json.dumps(record).encode())
 
