@@ -219,6 +219,9 @@ class TestWrongKinds:
     def test_a_file_may_hold_deeply_nested_json(self, fuzzed, name):
         fuzzed.check("complete", name, b'{"a":' * 10**5, "load")
 
+    def test_a_manifest_may_lack_all_entries(self, fuzzed):
+        fuzzed.check("complete", "run.json", b"{}", "load")
+
     @pytest.mark.parametrize("kind", ["gone", "longer", "of another type"])
     @pytest.mark.parametrize("name", ["noise", "sampler/params/0.weight"])
     def test_a_state_with_the_right_hash_may_hold_wrong_kinds(self, fuzzed, name, kind):
