@@ -11,7 +11,7 @@ import torch
 from bif.calibration.calibrate import activation_bytes, with_precisions
 from bif.calibration.damping import SHARE
 from bif.calibration.pilot import Probe
-from bif.calibration.preflight import first_look
+from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta, distance_from_minimum
 from bif.linear_response.solver import sampling_settings
 from bif.problem.problem import Problem
@@ -67,7 +67,7 @@ def calibrate_solver(
     plain = sampling_settings(asked)
     chunk, together = _pass_size(problem, plain, choices)
     plain = replace(plain, chunk_size=chunk)
-    first_look(problem, plain, choices)
+    check_items(problem, plain, choices)
     if plain.nbeta is None:
         plain, why = default_nbeta(problem, plain)
         choices.choose("nbeta", f"{plain.nbeta:g}", why)
@@ -99,7 +99,7 @@ def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[
 def _choose_gamma(problem: Problem, settings: Settings, choices: Choices) -> float:
     """Return nbeta times the default damping of a solve."""
     probe = Probe(problem, settings.plain())
-    largest = probe.look_at_center().largest
+    largest = probe.measure_center().largest
     settled = distance_from_minimum(problem, settings) < _SETTLED
     damping, why = solver_damping(largest, math.nan if settled else probe.leftover(largest))
     nbeta = settings.nbeta or 1.0
