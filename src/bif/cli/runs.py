@@ -279,7 +279,10 @@ def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> N
     for warning in manifest.get("warnings", []):  # type: ignore[attr-defined]
         console.print("warning:", escape_controls(warning), style="yellow", markup=False)
     table = Table(show_header=False, box=None)
+    solved = summary.get("estimator") == "response"
     for name, value in summary.items():
+        if solved and value in (None, 0, []):  # what chains would have
+            continue
         shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
         table.add_row(Text(escape_controls(name.replace("_", " "))), Text(escape_controls(shown)))
     console.print(table)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bif.curvature.products import map_rows, trainable_copy
+from bif.curvature.products import map_rows
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 from bif.types import Batch, ItemLoss, Params
@@ -25,7 +25,7 @@ class Derivatives:
     """
 
     def __init__(self, problem: Problem, *, num_together: int = 64) -> None:
-        self.model = trainable_copy(problem)
+        self.model = problem.evaluation_copy(problem.device)
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
         self._together, self._pushes_forward = num_together, True
 

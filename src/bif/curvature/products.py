@@ -78,6 +78,7 @@ class CurvatureProduct:
         self._split = None
         if self.curvature == "gauss_newton":
             self._split = SplitLoss(self._model, problem.loss, first_items(problem), criterion)
+        self._model.requires_grad_(False)  # what is differentiated is passed in
         self._pushes_forward = True
 
     @property

@@ -83,10 +83,15 @@ def headline(source: Source, *, summary: Mapping) -> str:
     train, query = plural(len(source.train), "training item"), plural(len(source.query), "query")
     chains = summary.get("chains", source.attrs.get("num_chains"))
     draws = summary.get("draws", source.attrs.get("num_draws"))
+    how = (
+        f"Solved at the trained weights in {count(summary.get('solver_steps'))} steps"
+        if summary.get("estimator") == "response"
+        else f"Estimated from {count(draws)} draws of {count(chains)} chains around the trained "
+        "weights"
+    )
     return (
         f"<h1>Influence of {train} on the {observables} of {query}</h1>"
-        f'<p class="lead">Estimated from {count(draws)} draws of {count(chains)} chains around '
-        f"the trained weights, at nbeta {setting(source.attrs.get('nbeta'))} and gamma "
+        f'<p class="lead">{how}, at nbeta {setting(source.attrs.get("nbeta"))} and gamma '
         f"{setting(source.attrs.get('gamma'))}.</p>{proxy_line(source)}{excerpt_line(source)}"
     )
 
@@ -118,6 +123,17 @@ def trust_line(summary: Mapping) -> str:
         if trusted is None
         else [("Trusted", "yes" if trusted else "no", _trust_verdict(trusted))]
     )
+    if summary.get("estimator") == "response":
+        return _figures(
+            [
+                *tiles,
+                ("Steps", count(summary.get("solver_steps")), ""),
+                ("Largest residual", number(summary.get("largest_residual")), ""),
+                ("Damping", number(summary.get("damping")), ""),
+                ("Left by it", number(summary.get("damping_keeps")), ""),
+                ("Seconds", MISSING if seconds is None else number(seconds), ""),
+            ]
+        )
     tiles += [
         ("Reliability", number(reliability), _gate_verdict(reliability, RELIABILITY_GATES, sign=1)),
         ("R-hat, largest", number(rhat, digits=4), _gate_verdict(rhat, RHAT_GATES, sign=-1)),
@@ -126,6 +142,11 @@ def trust_line(summary: Mapping) -> str:
         ("Chains", count(summary.get("chains")), ""),
         ("Seconds", MISSING if seconds is None else number(seconds), ""),
     ]
+    return _figures(tiles)
+
+
+def _figures(tiles: list[tuple[str, str, str]]) -> str:
+    """Return figures with their verdicts."""
     cells = "".join(
         f"<div><dt>{name}</dt><dd>{value}"
         + (f' <span class="verdict {verdict}">{verdict}</span>' if verdict else "")

@@ -189,6 +189,8 @@ def _draws_to_resolve(ratios: np.ndarray, num_draws: float, quantile: float) -> 
     """
     if not len(ratios):
         return 0.0
+    if not num_draws:  # what is solved has none
+        return float("nan")
     smallest = float(ratios.min())
     if not smallest > 0 or quantile == np.inf:
         return float("inf")

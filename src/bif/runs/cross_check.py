@@ -23,6 +23,7 @@ from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.runs.attribute import attribute
 from bif.runs.gates import Gate, cross_gates
+from bif.runs.records import refuse_solved
 from bif.runs.respond import respond
 from bif.runs.run import Run, load
 from bif.sampling.samplers import names_of
@@ -140,6 +141,7 @@ def with_gates(run: Run, added: list[Gate], figures: Mapping[str, float]) -> Run
 
 def _settings_of(problem: Problem, run: Run) -> RunSettings:
     problem.refuse_tokens("a cross-check")
+    refuse_solved(run.manifest, "cross-checked: its residuals say how far it is solved")
     settings = RunSettings.from_dict(run.manifest.settings)
     if run.manifest.keep == "sums" or not run.traces.blocks:
         raise ValueError(

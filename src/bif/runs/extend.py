@@ -13,6 +13,7 @@ from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.runs.attribute import COMMIT_EVERY, run_attribution
 from bif.runs.backfill import ReplayDeparts
+from bif.runs.records import refuse_solved
 from bif.runs.run import Run, load
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
@@ -67,6 +68,7 @@ def _extend(
     show_progress: bool,
 ) -> Run | None:
     """Return the extended run; None where it had all that already."""
+    refuse_solved(opened.manifest, "extended: attribute the new items into a folder of their own")
     before = dict(opened.manifest)
     requested = _enter_changes(opened, problem, draws=draws, chains=chains)
     if opened.complete:

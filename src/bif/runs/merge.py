@@ -12,7 +12,7 @@ from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.results.influence import Influence
 from bif.results.top_influence import top_k_dataset
-from bif.runs.records import Manifest
+from bif.runs.records import Manifest, refuse_solved
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
 
@@ -43,6 +43,8 @@ def merge(folders: Sequence[str | Path]) -> Run:
     runs = [load(folder) for folder in folders]
     for folder, run in zip(folders, runs, strict=True):
         _refuse_unfit(str(folder), run, str(folders[0]), runs[0])
+    for run in runs:
+        refuse_solved(run.manifest, "merged: it has no chains, and another seed gives the same")
     seeds = [run.manifest.settings["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(

@@ -9,6 +9,17 @@ from typing import Any, Self
 NAN = float("nan")
 
 
+def refuse_solved(manifest: Mapping[str, Any], what: str) -> None:
+    """Raise where a run's scores were solved for and chains are needed.
+
+    Raises:
+        ValueError: They were; `what` cannot be done, and what to do.
+    """
+    asked = manifest.get("identity", {}).get("settings", {})
+    if asked.get("estimator") == "response":
+        raise ValueError(f"the run was solved with estimator='response' and cannot be {what}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record(Mapping[str, Any]):
     """A dataclass that reads as the mapping in its JSON file.
@@ -73,6 +84,11 @@ class Summary(Record):
     rhat_max: float = NAN
     reliability: float = NAN
     diverged_chains: Sequence[int] = ()
+
+    @property
+    def solved(self) -> bool:
+        """Whether the scores were solved for, not sampled."""
+        return self.others.get("estimator") == "response"
 
 
 @dataclass(frozen=True, kw_only=True)

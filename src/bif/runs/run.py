@@ -193,11 +193,19 @@ class Run:
                 f"{m.num_moving_weights:,} of {m.num_weights:,} weights move, held in "
                 f"{' and '.join(m.weight_types)}\n"
             )
+        warnings = "".join(f"\nwarning: {warning}" for warning in m.warnings)
+        if s.solved:
+            return (
+                f"{trusted}{self.influence!r}\n{moved}solved in {s['solver_steps']} steps and "
+                f"{s.seconds:.1f} s, largest residual {s['largest_residual']:.2g}, at damping "
+                f"{s['damping']:.3g}, which leaves about {s['damping_keeps']:.0%} of what a tenth "
+                f"of it does{warnings}"
+            )
         return (
             f"{trusted}{self.influence!r}\n{moved}{s.draws} draws of {s.chains} chains in "
             f"{s.seconds:.1f} s; reliability {s.reliability:.3f}, R-hat at most "
             f"{s.rhat_max:.3f}, effective sample size {s.ess_median:.0f} (median)"
-            + "".join(f"\nwarning: {warning}" for warning in m.warnings)
+            f"{warnings}"
         )
 
 

@@ -89,7 +89,7 @@ class Settings:
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.
         solver_residual: Residual of a system, relative to the query's gradient, at which it counts
-            as solved; .03 by default.
+            as solved; .01 by default.
         device: Device of the run; the model's by default.
         seed: Seed of all random numbers.
     """

@@ -1,0 +1,302 @@
+"""The response by solving: exact where it must be, honest where it stops."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bif
+from bif.curvature.derivatives import Derivatives
+from bif.curvature.krylov import KrylovSpace
+from bif.curvature.products import CurvatureProduct, split_rows
+from bif.curvature.solve import conjugate_gradients
+from bif.response import respond
+from bif.sampling.item_gradients import item_gradients
+from rival_problems import (
+    GN,
+    damped,
+    dense_gauss_newton,
+    dense_hessian,
+    dense_scores,
+    mlp_problem,
+    tokens,
+)
+from small_problems import classification, filled, labelled, normal
+from token_problems import problem as token_problem
+
+TIGHT = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
+RHO = normal(20, seed=4).exp()
+
+
+def scores(problem: bif.Problem, settings: bif.Settings = TIGHT) -> np.ndarray:
+    return bif.attribute(problem, settings).influence.dataset["influence"].values
+
+
+def symmetric(size: int, *, seed: int) -> Tensor:
+    root = normal(size, size, seed=seed)
+    return root @ root.T / size
+
+
+class TestExact:
+    @pytest.mark.parametrize("curvature", [GN, "hessian"])
+    @pytest.mark.parametrize("rho", [None, RHO], ids=["unweighted", "weighted"])
+    def test_scores_are_those_of_the_dense_solve(self, curvature, rho):
+        problem = classification(train_weights=rho)
+        dense = dense_gauss_newton if curvature == GN else dense_hessian
+        damping = 0.1 if curvature == GN else 1.0
+        settings = replace(TIGHT, gamma=20 * damping, curvature=curvature)
+        matrix = damped(dense(problem), damping)
+        for a, observable in enumerate(problem.observables):
+            expected = dense_scores(problem, matrix, observable.function) / 20
+            got = scores(problem, settings)[a]
+            np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-7)
+
+    def test_weight_decay_adds_to_the_damping(self):
+        with_decay = scores(classification(), replace(TIGHT, gamma=1.0, weight_decay=0.05))
+        np.testing.assert_allclose(with_decay, scores(classification()), rtol=1e-6, atol=1e-7)
+
+    def test_weights_that_stay_are_left_out(self):
+        problem = classification()
+        settings = replace(TIGHT, movable=("0.weight[0:2]",))
+        flat = torch.cat(
+            [torch.full((x.numel(),), n == "0.weight") for n, x in problem.center().items()]
+        )
+        rows = torch.zeros_like(flat)
+        rows[: 2 * 4] = True  # the first two rows of four inputs
+        keep = (flat & rows).nonzero().flatten()
+        matrix = dense_gauss_newton(problem)[keep][:, keep]
+        g = {
+            "train": item_gradients(problem, problem.loss, problem.train)[:, keep],
+            "query": item_gradients(problem, problem.loss, problem.query_groups["query"])[:, keep],
+        }
+        expected = -g["query"] @ torch.linalg.solve(damped(matrix, 0.1), g["train"].T) / 20
+        np.testing.assert_allclose(scores(problem, settings)[0], expected, rtol=2e-6, atol=1e-7)
+
+    def test_candidates_and_groups_of_queries_have_columns_and_rows(self):
+        queries = {"a": labelled(2, seed=2), "b": labelled(3, seed=4)}
+        problem = classification(queries=queries, candidates=labelled(4, seed=6))
+        dataset = bif.attribute(problem, TIGHT).influence.dataset
+        assert dataset["influence"].shape == (2, 5, 24)
+        alone = bif.attribute(classification(queries=queries["b"]), TIGHT).influence.dataset
+        np.testing.assert_allclose(
+            dataset["influence"].values[:, 2:, :20], alone["influence"].values, rtol=1e-5, atol=1e-8
+        )
+
+    @pytest.mark.parametrize("size", [1, 2])
+    def test_blocks_of_queries_change_nothing(self, monkeypatch, size):
+        whole = scores(mlp_problem())
+        monkeypatch.setattr("bif.linear_response.solver.Solver._rows_that_fit", lambda self: size)
+        monkeypatch.setattr("bif.calibration.solving._DIRECTIONS", 2)
+        np.testing.assert_allclose(scores(mlp_problem()), whole, rtol=1e-5, atol=1e-8)
+
+    def test_scores_of_tokens_add_up_to_those_of_items(self):
+        settings = replace(TIGHT, solver_residual=1e-6)
+        by_token = bif.attribute(token_problem(), settings).influence.by_item().dataset
+        by_item = bif.attribute(token_problem(tokens=None), settings).influence.dataset
+        # Of items whose masks leave out no token with a loss.
+        np.testing.assert_allclose(
+            by_token["influence"].values, by_item["influence"].values, rtol=1e-3, atol=1e-6
+        )
+
+    def test_they_are_the_response_by_descent_within_its_error(self):
+        problem = classification()
+        solved = scores(problem)[0]
+        settings = bif.Settings(nbeta=20.0, gamma=2.0)
+        descended = respond(problem, settings, temperature=0.0, curvature="bregman", h=1e-3)
+        np.testing.assert_allclose(descended.scores, solved, rtol=0.02, atol=2e-3)
+
+
+class TestProducts:
+    @pytest.mark.parametrize("curvature", [GN, "hessian"])
+    @pytest.mark.parametrize("forward", [True, False], ids=["forward", "twice backward"])
+    def test_products_are_those_of_the_dense_matrix(self, curvature, forward):
+        problem = tokens(RHO)[0] if curvature == GN else mlp_problem()
+        product = CurvatureProduct(problem, curvature, chunk_size=7, num_together=3)
+        product._pushes_forward = forward
+        rows = normal(5, product.num_weights, seed=3)
+        whole = CurvatureProduct(problem, curvature)(torch.eye(product.num_weights).double())
+        torch.testing.assert_close(product(rows), rows @ whole, rtol=1e-10, atol=1e-12)
+        assert product.num_products == 5
+
+    def test_a_subset_of_the_items_has_their_own_curvature(self):
+        problem, places = mlp_problem(), torch.tensor([3, 1, 7])
+        part = copy(problem)
+        part.train = bif.Items(problem.train.take(places))
+        rows = normal(2, 1210, seed=3)
+        got = CurvatureProduct(problem, items=places)(rows)
+        torch.testing.assert_close(got, CurvatureProduct(part)(rows), rtol=1e-10, atol=1e-12)
+
+    def test_models_that_vmap_refuses_are_multiplied_row_by_row(self):
+        class Refuses(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                out = self.inner(x)
+                return out * (1.0 if out.sum().item() == out.sum().item() else 2.0)
+
+        model = filled(Refuses())
+        plain = classification(model=model.inner)
+        refused = classification(model=model)
+        np.testing.assert_allclose(scores(refused), scores(plain), rtol=1e-5, atol=1e-8)
+
+    def test_derivatives_along_directions_are_products_with_gradients(self):
+        problem = classification()
+        directions = normal(3, 43, seed=5)
+        oracle = Derivatives(problem, num_together=2)
+        leaves = split_rows(directions, problem.center())
+        got = oracle.values(problem.loss, leaves, problem.train.first(20))
+        expected = directions @ item_gradients(problem, problem.loss, problem.train).T
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+class TestSolver:
+    matrix, right = symmetric(20, seed=1), normal(3, 20, seed=2)
+
+    def solved(self, damping: float, steps: int, **given: Any):
+        return conjugate_gradients(
+            lambda x: x @ self.matrix, self.right, damping=damping, tolerance=0.0,
+            max_steps=steps, **given,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("damping", [0.1, 1.0])
+    @pytest.mark.parametrize("steps", [1, 4, 8])
+    def test_one_recursion_gives_every_damping_and_number_of_steps(self, damping, steps):
+        space = KrylovSpace(lambda x: x @ self.matrix, self.right, steps=8)
+        weights = space.coefficients(damping=damping, steps=steps)
+        got = torch.einsum("ks,skp->kp", weights, space.basis[:steps])
+        torch.testing.assert_close(got, self.solved(damping, steps).value, rtol=1e-9, atol=1e-11)
+
+    def test_what_a_damping_leaves_is_that_of_the_dense_inverse(self):
+        eye = torch.eye(20).double()
+
+        def response(damping: float) -> Tensor:
+            return (
+                self.right * torch.linalg.solve(self.matrix + damping * eye, self.right.T).T
+            ).sum(1)
+
+        found = conjugate_gradients(
+            lambda x: x @ self.matrix, self.right, damping=0.5, tolerance=1e-12, max_steps=60
+        )
+        expected = response(0.5) / response(0.05)
+        torch.testing.assert_close(found.kept(-0.45), expected, rtol=1e-6, atol=0)
+
+    def test_a_preconditioner_that_is_the_inverse_needs_one_step(self):
+        inverse = torch.linalg.inv(self.matrix + torch.eye(20))
+        found = self.solved(1.0, 1, precondition=lambda x: x @ inverse)
+        assert float(found.residuals.max()) < 1e-10
+
+
+class TestHonesty:
+    @pytest.mark.parametrize("residual", [0.1, 0.01])
+    def test_intervals_cover_the_solution(self, residual):
+        problem = mlp_problem()
+        stopped = bif.attribute(problem, replace(TIGHT, gamma=0.2, solver_residual=residual))
+        exact = scores(problem, replace(TIGHT, gamma=0.2))
+        low, high = stopped.influence.interval()
+        inside = (low.values <= exact) & (exact <= high.values)
+        assert inside.mean() > (0.95 if residual == 0.01 else 0.85)
+        assert stopped.summary["largest_residual"] <= residual
+
+    def test_an_early_stop_is_trusted_only_where_it_was_asked_for(self, monkeypatch):
+        asked = bif.attribute(mlp_problem(), replace(TIGHT, solver_residual=None, solver_steps=2))
+        assert asked.summary.trusted and asked.summary["largest_residual"] > 0.1
+        monkeypatch.setattr("bif.linear_response.solver.MOST_STEPS", 2)
+        left = bif.attribute(mlp_problem(), TIGHT)
+        assert left.failed_gates == ["residual"] and not left.summary.trusted
+        assert "raise gamma, or give solver_steps" in left.manifest.warnings[0]
+        assert "NOT TRUSTED" in repr(left)
+
+    def test_negative_curvature_is_refused_with_a_damping_to_try(self):
+        settings = replace(TIGHT, gamma=0.0, curvature="hessian")
+        with pytest.raises(ValueError, match="Raise damping above"):
+            bif.attribute(classification(), settings)
+
+    def test_nothing_given_comes_to_an_end_and_says_what_was_chosen(self):
+        run = bif.attribute(classification(), bif.Settings(estimator="response"))
+        text = " ".join(run.manifest.explanations)
+        assert "gamma = " in text and "nbeta = " in text and run.summary.trusted
+
+
+class TestRuns:
+    def test_a_run_on_disk_is_read_as_it_was_made_and_not_made_twice(self, tmp_path: Path):
+        made = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        read = bif.load(tmp_path / "run")
+        assert read.influence.dataset.equals(made.influence.dataset)
+        assert read.summary.others == made.summary.others and "solved in" in repr(read)
+        again = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        assert again.influence.dataset.equals(made.influence.dataset)
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert "Solved at the trained weights in" in page and "Largest residual" in page
+
+    def test_a_run_goes_on_at_the_block_where_it_stopped(self, tmp_path: Path, monkeypatch):
+        from bif.linear_response.solver import Solver
+
+        monkeypatch.setattr(Solver, "_rows_that_fit", lambda self: 2)
+        whole, solve, done = scores(classification()), Solver.solve, []
+
+        def stops(self: Solver, *block: Any) -> dict[str, Tensor]:
+            done.append(block)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+            return solve(self, *block)
+
+        monkeypatch.setattr(Solver, "solve", stops)
+        with pytest.raises(KeyboardInterrupt):
+            bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        run = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        assert len(done) == 3 + 4  # six blocks, two of which were kept
+        np.testing.assert_array_equal(run.influence.dataset["influence"].values, whole)
+
+    def test_saved_from_memory_it_loads(self, tmp_path: Path):
+        made = bif.attribute(classification(), TIGHT)
+        made.save(tmp_path / "run")
+        assert bif.load(tmp_path / "run").influence.dataset.equals(made.influence.dataset)
+
+    def test_what_needs_chains_is_refused(self, tmp_path: Path):
+        problem = classification()
+        run = bif.attribute(problem, TIGHT, out=tmp_path / "run")
+        bif.attribute(problem, replace(TIGHT, seed=1), out=tmp_path / "other")
+        for what in (
+            lambda: bif.extend(tmp_path / "run", problem, draws=10),
+            lambda: bif.merge([tmp_path / "run", tmp_path / "other"]),
+            lambda: bif.cross_check(problem, run),
+        ):
+            with pytest.raises(ValueError, match="was solved with estimator='response'"):
+                what()
+        with pytest.raises(ValueError, match="keep='sums' and top=None are for what is sampled"):
+            bif.attribute(problem, TIGHT, keep="sums")
+
+    def test_the_command_line_solves_and_shows(self, call, tmp_path: Path):
+        file = tmp_path / "mine.py"
+        file.write_text("from small_problems import classification\n", encoding="utf-8")
+        asked = ["--estimator", "response", "--gamma", 2, "--nbeta", 20]
+        code, said, _ = call("attribute", f"{file}:classification", "--out", tmp_path / "r", *asked)
+        assert code == 0 and "solver steps" in said and "rhat" not in said
+        code, said, _ = call("show", tmp_path / "r", "--query", "0")
+        assert code == 0 and "helpful" in said and "largest residual" in said
+
+
+class TestSettings:
+    def test_what_is_of_the_other_estimator_is_refused(self):
+        with pytest.raises(ValueError, match="chains, draws has no use with estimator='response'"):
+            bif.Settings(estimator="response", chains=4, draws=10)
+        with pytest.raises(ValueError, match="solver_steps has no use with estimator=None"):
+            bif.Settings(solver_steps=4)
+        with pytest.raises(ValueError, match="solver_residual is 2: expected a number between"):
+            bif.Settings(estimator="response", solver_residual=2)
+
+    def test_settings_of_covariances_are_written_as_before(self):
+        assert not {"estimator", "curvature", "solver_steps"} & set(bif.Settings().as_dict())
+        assert bif.Settings.from_dict(TIGHT.as_dict()) == TIGHT
+
+    def test_words_of_earlier_versions_name_the_same_curvature(self):
+        assert CurvatureProduct(classification(), "ggn").curvature == GN
