@@ -10,7 +10,8 @@ One dated JSON file a setting: rows, curves, what was tuned, plan, versions and 
         --sizes 500 1000 2000 6000 20000
 
 `--by-default` runs the BIF given nothing but the weight decay, and EK-FAC, into a file of its own,
-whose row stands beside those of the setting's own file.
+whose row stands beside those of the setting's own file. `--by-solving` does so for the response by
+solving, with rivals that solve or approximate the same system.
 
 The file is written anew after every method that takes long: a run cut short leaves what it has.
 """
@@ -26,12 +27,18 @@ from bif.benchmark import SETTINGS, Results, benchmark, named_task
 from bif.benchmark.judge import table
 
 BY_DEFAULT = ("ekfac", "bif_default")
+BY_SOLVING = ("ekfac", "solver_default", "solver", "empirical_fisher", "gradient_product",
+              "solver_exact")  # fmt: skip
 
 
 def measure(setting: str, arguments: argparse.Namespace) -> None:
     """Measure a setting from end to end."""
     task = named_task(setting, arguments.data, device=arguments.device, seed=arguments.seed)
-    name = f"lds-{setting}-default" if arguments.by_default else f"lds-{setting}"
+    name, methods = f"lds-{setting}", arguments.methods
+    if arguments.by_default:
+        name, methods = f"{name}-default", BY_DEFAULT
+    elif arguments.by_solving:
+        name, methods = f"{name}-solver", methods or BY_SOLVING
 
     def save(results: Results) -> Path:
         return write(
@@ -41,7 +48,7 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
 
     with bank_folder(arguments.banks, setting) as folder:
         results = benchmark(
-            task, out=folder, methods=BY_DEFAULT if arguments.by_default else arguments.methods,
+            task, out=folder, methods=methods,
             fractions=arguments.fractions, after_each=save, show_progress=True,
         )  # fmt: skip
     print(table(results.rows), flush=True)
@@ -78,7 +85,9 @@ def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("settings", nargs="+", choices=SETTINGS)
     options.add_argument("--methods", nargs="+")
-    options.add_argument("--by-default", action="store_true")
+    kinds = options.add_mutually_exclusive_group()
+    kinds.add_argument("--by-default", action="store_true")
+    kinds.add_argument("--by-solving", action="store_true")
     add_banks(options)
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])

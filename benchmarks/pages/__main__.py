@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "at a glance": lambda: tables.at_a_glance("docs/results.md"),
     "at a glance, on the page itself": lambda: tables.at_a_glance(""),
     "lds": lambda: lds.results(IMAGES),
+    "solving": tables.solving,
     "sweeps": tables.calibration_beside_sweeps,
     "growing budgets": tables.calibration_by_budget,
     "told elsewhere": tables.retrained_elsewhere,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.common import all_runs
-from benchmarks.pages.runs import machine, newest_of_settings, newest_of_sizes
+from benchmarks.common import all_runs, newest_run
+from benchmarks.pages.runs import describe_run, machine, newest_of_settings, newest_of_sizes
 from benchmarks.pages.sections import table
 from bif.benchmark import SETTINGS
 from bif.benchmark.judge import verdict
@@ -46,6 +46,31 @@ def at_a_glance(page: str) -> list[str]:
                 f"{rival['seconds']:.3g}", machine(run),
             ])  # fmt: skip
     return table(labels, lines)
+
+
+def solving() -> list[str]:
+    """Show the response by solving beside rivals of the same run, setting by setting."""
+    labels = (
+        "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning | "
+        "steps | damping | trusted"
+    ).split(" | ")
+    lines, commands = [], []
+    for setting in SETTINGS:
+        run = newest_run(f"lds-{setting}-solver")
+        if run is None:
+            continue
+        commands.append(describe_run(run))
+        for row in run["rows"]:
+            low, high = row.get("minus_ekfac_low"), row.get("minus_ekfac_high")
+            paired = "–" if low is None else f"{low:+.3f} to {high:+.3f}"
+            lines.append([
+                f"{setting}, {row['target']}", row["observable"], f"`{row['method']}`",
+                figure(row["lds"]), f"{row['ci_low']:.3f} to {row['ci_high']:.3f}", paired,
+                f"{row['seconds']:.3g}", f"{row['tuning_seconds']:.3g}",
+                figure(row.get("solver_steps"), 0), figure(row.get("damping"), 3), verdict(row),
+            ])  # fmt: skip
+    between = [line for command in commands for line in (command, "")]
+    return [*table(labels, lines), "", *between[:-1]]
 
 
 def small_sets() -> list[str]:
