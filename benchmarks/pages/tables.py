@@ -51,8 +51,8 @@ def at_a_glance(page: str) -> list[str]:
 def solving() -> list[str]:
     """Show the response by solving beside rivals of the same run, setting by setting."""
     labels = (
-        "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning | "
-        "steps | damping | trusted"
+        "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning "
+        "| steps | damping | trusted"
     ).split(" | ")
     lines, commands = [], []
     for setting in SETTINGS:

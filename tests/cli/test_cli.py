@@ -235,4 +235,6 @@ class TestUsage:
         assert (tmp_path / "out" / "report.html").is_file()
         bad = run("attribute", "mine.py:missing", "--out", "other")
         assert bad.returncode == 2 and bad.stdout == ""
-        assert bad.stderr == "bif: 'mine.py' has no function 'missing'.\n"
+        assert bad.stderr == (
+            "bif: 'mine.py' has no function 'missing': name one that is in the file.\n"
+        )

@@ -51,7 +51,7 @@ class TestExact:
         problem = classification(train_weights=rho)
         dense = dense_gauss_newton if curvature == GN else dense_hessian
         damping = 0.1 if curvature == GN else 1.0
-        settings = replace(TIGHT, gamma=20 * damping, curvature=curvature)
+        settings = replace(TIGHT, gamma=20 * damping, solver_curvature=curvature)
         matrix = damped(dense(problem), damping)
         for a, observable in enumerate(problem.observables):
             expected = dense_scores(problem, matrix, observable.function) / 20
@@ -216,7 +216,7 @@ class TestHonesty:
         assert "NOT TRUSTED" in repr(left)
 
     def test_negative_curvature_is_refused_with_a_damping_to_try(self):
-        settings = replace(TIGHT, gamma=0.0, curvature="hessian")
+        settings = replace(TIGHT, gamma=0.0, solver_curvature="hessian")
         with pytest.raises(ValueError, match="Raise damping above"):
             bif.attribute(classification(), settings)
 
@@ -295,7 +295,7 @@ class TestSettings:
             bif.Settings(estimator="response", solver_residual=2)
 
     def test_settings_of_covariances_are_written_as_before(self):
-        assert not {"estimator", "curvature", "solver_steps"} & set(bif.Settings().as_dict())
+        assert not {"estimator", "solver_curvature", "solver_steps"} & set(bif.Settings().as_dict())
         assert bif.Settings.from_dict(TIGHT.as_dict()) == TIGHT
 
     def test_words_of_earlier_versions_name_the_same_curvature(self):

@@ -201,18 +201,31 @@ class Probe:
 
     def leftover(self, largest: float) -> float:
         """Return `leftover_curvature` by all items in float32; NaN where there are too many."""
-        problem, settings = self.problem, self.settings
-        if problem.num_train > _MOST_ITEMS:
+        if self.problem.num_train > _MOST_ITEMS:
             return math.nan
+        return leftover_curvature(self._exact(), self.posterior, self.one, largest=largest)
+
+    def left_gradient(self) -> float:
+        """Return the squared gradient of the training objective at w*; NaN of too many items."""
+        if self.problem.num_train > _MOST_ITEMS:
+            return math.nan
+        found = tensors.copied(self._exact()(self.one, 0).gradient)
+        tensors.add_(found, self.one, self.posterior.weight_decay)
+        for name in found.keys() & self.posterior.masks.keys():
+            found[name].mul_(self.posterior.masks[name])
+        return float(tensors.squared_norm(found))
+
+    def _exact(self) -> FullGradient:
+        """Return the gradient of all items in float32."""
+        problem, settings = self.problem, self.settings
         exact = replace(settings, gradient_precision="float32")
         like = next(iter(self.posterior.center.values()))
-        gradient = FullGradient(
+        return FullGradient(
             make_oracle(problem, exact, list(self.posterior.center)),
             problem.train.to(self.device),
             chunk_size=settings.chunk_size or 1,
             train_weights=item_weights(problem, like).to(self.device),
         )
-        return leftover_curvature(gradient, self.posterior, self.one, largest=largest)
 
 
 def _choose_gamma(probe: Probe, center: _Center, choices: Choices) -> tuple[float, float]:

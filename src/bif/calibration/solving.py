@@ -12,11 +12,13 @@ from bif.calibration.calibrate import activation_bytes, with_precisions
 from bif.calibration.damping import SHARE
 from bif.calibration.pilot import Probe
 from bif.calibration.preflight import check_items
-from bif.calibration.temperature import default_nbeta, distance_from_minimum
+from bif.calibration.temperature import default_nbeta
 from bif.linear_response.solver import sampling_settings
+from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.factory import run_device
+from bif.sampling.item_gradients import item_gradients
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.settings import Settings
 
@@ -28,6 +30,8 @@ _GPU_SHARE = 0.4
 """Part of a GPU's free memory for them: small passes wait for their kernels to be launched."""
 _LEAST = 1e-3
 """Part of the largest curvature that is the damping where training went to its minimum."""
+_NOISE_ITEMS = 64
+"""Items whose gradients tell the sampling noise."""
 _SETTLED = 1e-4
 """Squared gradient at w*, in units of its sampling noise, below which training went there."""
 
@@ -75,7 +79,7 @@ def calibrate_solver(
         plain = replace(plain, gamma=_choose_gamma(problem, plain, choices))
     chosen = replace(
         asked, nbeta=plain.nbeta, gamma=plain.gamma, chunk_size=chunk, retrained_from=None,
-        curvature=asked.curvature or "gauss_newton",
+        solver_curvature=asked.solver_curvature or "gauss_newton",
     )  # fmt: skip
     return SolverCalibration(chosen, tuple(choices), together)
 
@@ -100,14 +104,26 @@ def _choose_gamma(problem: Problem, settings: Settings, choices: Choices) -> flo
     """Return nbeta times the default damping of a solve."""
     probe = Probe(problem, settings.plain())
     largest = probe.measure_center().largest
-    settled = distance_from_minimum(problem, settings) < _SETTLED
-    damping, why = solver_damping(largest, math.nan if settled else probe.leftover(largest))
+    settled = _left_of_noise(probe, problem) < _SETTLED
+    damping, why = solver_damping(largest, probe.leftover(largest), settled=settled)
     nbeta = settings.nbeta or 1.0
     choices.choose("gamma", nbeta * damping, f"damping gamma/nbeta = {damping:.4g}, {why}")
     return nbeta * damping
 
 
-def solver_damping(largest: float, leftover: float) -> tuple[float, str]:
+def _left_of_noise(probe: Probe, problem: Problem) -> float:
+    """Return the squared gradient of the training objective at w*, in units of its sampling noise.
+
+    The noise is that of a mean over the train items, by a few of them.
+    """
+    masks = {name: probe.posterior.masks.get(name, True) for name in probe.posterior.center}
+    few = Items(problem.train.take(probe.order[:_NOISE_ITEMS].sort().values))
+    rows = item_gradients(problem, problem.loss, few, movable=masks).double()
+    noise = float(rows.square().sum(dim=1).mean()) / problem.num_train
+    return probe.left_gradient() / noise if noise > 0 else math.nan
+
+
+def solver_damping(largest: float, leftover: float, *, settled: bool) -> tuple[float, str]:
     """Return the default damping of a solve and the reason.
 
     As of the sampler, the geometric mean of `a`, a fiftieth of the largest curvature at w*, and the
@@ -117,11 +133,14 @@ def solver_damping(largest: float, leftover: float) -> tuple[float, str]:
 
     Args:
         largest: Curvature of the mean loss at w*.
-        leftover: What `leftover_curvature` found; NaN where training left no gradient.
+        leftover: What `leftover_curvature` found; NaN where it is not known.
+        settled: Whether training left no gradient.
     """
     least, part = _LEAST * largest, largest / SHARE
-    if math.isnan(leftover):
+    if settled:
         return least, f"a thousandth of the largest curvature at w*, {largest:.4g}, a minimum"
+    if math.isnan(leftover):
+        return part, f"a fiftieth of the largest curvature at w*, {largest:.4g}"
     damping = math.sqrt(part * min(part, leftover))
     words = (
         f"geometric mean of {part:.4g}, a fiftieth of the largest curvature at w*, and the "

@@ -44,7 +44,7 @@ class Solver:
 
     def __init__(self, problem: Problem, settings: Settings, *, num_together: int) -> None:
         s = settings
-        assert s.nbeta is not None and s.gamma is not None and s.curvature is not None
+        assert s.nbeta is not None and s.gamma is not None and s.solver_curvature is not None
         self.problem, self.settings, self.nbeta = problem, s, s.nbeta
         self.device, self.damping = run_device(problem, s), s.weight_decay + s.gamma / s.nbeta
         plain = sampling_settings(s)
@@ -55,7 +55,7 @@ class Solver:
         self.observer = Observer(problem, plain, oracle, center)
         self._derivatives = Derivatives(problem, num_together=num_together)
         self._product = CurvatureProduct(
-            problem, s.curvature, names=names, chunk_size=s.chunk_size or 256,
+            problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
             num_together=num_together,
         )  # fmt: skip
         self._mask = self._flat_mask()
@@ -123,6 +123,6 @@ class Solver:
 def sampling_settings(settings: Settings) -> Settings:
     """Return the same settings for what evaluates items at one chain's weights."""
     return settings.reopened(
-        estimator=None, curvature=None, solver_steps=None, solver_residual=None,
+        estimator=None, solver_curvature=None, solver_steps=None, solver_residual=None,
         oracle="sequential", gradient="full", chains=2, block_size=1,
     )  # fmt: skip

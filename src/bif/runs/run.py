@@ -223,6 +223,8 @@ def load(folder: str | Path) -> Run:
     """
     place = store.folder_at(folder)
     found = store.read_run(place)
+    if "identity" not in found["manifest"]:
+        raise store.DamagedRun(f"the manifest in {place} is damaged: it has no identity.")
     manifest = Manifest.read(found["manifest"])
     traces, damage = _traces(place, manifest)
     manifest = replace(manifest, warnings=[*manifest.warnings, *damage])

@@ -110,7 +110,7 @@ def _conclude(
         trusted=not gate.failed,
         seconds=stages.seconds,
         others={
-            "estimator": "response", "curvature": s.curvature, "damping": solver.damping,
+            "estimator": "response", "curvature": s.solver_curvature, "damping": solver.damping,
             "solver_steps": int(gathered["steps"].max()), "largest_residual": worst,
             "truncation": _relative_change(gathered),
             "damping_keeps": float(gathered["kept"].median()),
@@ -153,8 +153,9 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
     axes = score_axes(problem, solver.nbeta)
     dataset = influence_dataset(covariance, axes, num_chains=0, num_draws=0)
     dataset = describe_items(dataset, problem, observer).assign_attrs(
-        estimator="response", curvature=solver.settings.curvature, gamma=solver.settings.gamma,
-        complete=1, error_quantile=1.0,  # the error is how far the scores still moved
+        estimator="response", curvature=solver.settings.solver_curvature,
+        gamma=solver.settings.gamma, complete=1,
+        error_quantile=1.0,  # the error is how far the scores still moved
     )  # fmt: skip
     dataset["correlation"] = dataset["correlation"] * np.nan  # without a spread there is none
     return dataset
@@ -163,7 +164,7 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
 def _residual_gate(worst: float, settings: Settings) -> Gate:
     """Return the gate of the residual, which no number of steps that was asked for has to pass."""
     failed = settings.solver_steps is None and not worst <= _GATE
-    name = curvature_in_words(settings.curvature or "gauss_newton")
+    name = curvature_in_words(settings.solver_curvature or "gauss_newton")
     reason = (
         f"the largest residual of a query's system is {worst:.2g} of its gradient after "
         f"{MOST_STEPS} products with the {name}: raise gamma, or give solver_steps to stop early "

@@ -45,16 +45,16 @@ def center_gradient(
         return math.nan
     center = tensors.stacked(posterior.center, 1)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(weights.device)
-    mean, squares = tensors.zeros_like(center), 0.0
-    for chosen in order.tensor_split(parts):
+    total, squares = tensors.zeros_like(center), 0.0
+    for chosen in order[: n - n % parts].chunk(parts):
         part = Items(items.take(chosen))
         gradient = FullGradient(oracle, part, chunk_size=chunk_size, train_weights=weights[chosen])(
             center, 0
         ).gradient
-        share = len(chosen) / n  # parts differ by an item at most
-        tensors.add_(mean, gradient, share)
-        squares += share * float(tensors.squared_norm(gradient))
-    spread = parts * max(0.0, squares - float(tensors.squared_norm(mean)))
+        tensors.add_(total, gradient)
+        squares += float(tensors.squared_norm(gradient))
+    mean = tensors.mul_(total, 1 / parts)
+    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
     noise = spread / (parts * (parts - 1))
     force = posterior.potential_gradient_(tensors.copied(mean), center)
     square = float(tensors.squared_norm(force)) / nbeta**2

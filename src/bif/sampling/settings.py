@@ -22,7 +22,7 @@ OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
 EstimatorName = Literal["covariance", "response"]
 CurvatureName = Literal["gauss_newton", "hessian"]
-_OF_THE_SOLVER = ("curvature", "solver_steps", "solver_residual")
+_OF_THE_SOLVER = ("solver_curvature", "solver_steps", "solver_residual")
 _NOT_OF_THE_SOLVER = (
     "chains", "draws", "reliability", "budget", "burn_in", "thin", "step_size", "friction", "mass",
     "gradient", "batch_size", "oracle", "block_size", "micro_batch",
@@ -85,7 +85,7 @@ class Settings:
         estimator: "covariance" samples; "response" solves the linear system that the covariance
             tends to at low temperature, without noise and with what training takes of memory.  By
             default "covariance".
-        curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
+        solver_curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.
         solver_residual: Residual of a system, relative to the query's gradient, at which it counts
@@ -121,7 +121,7 @@ class Settings:
     compiled: bool = False
     controls: bool = False
     estimator: EstimatorName | None = None
-    curvature: CurvatureName | None = None
+    solver_curvature: CurvatureName | None = None
     solver_steps: int | None = None
     solver_residual: float | None = None
     device: str | None = None

@@ -250,8 +250,6 @@ def read_run(where: str | Path | Folder) -> dict[str, Any]:
     if not folder.is_file(MANIFEST):
         raise RUN.none_in(folder)
     manifest = RUN.read(folder)
-    if "identity" not in manifest:
-        raise DamagedRun(f"{folder}/{MANIFEST} is damaged: it has no identity. {RUN.anew}")
     unfinished = manifest.get("format") == FORMAT and "results" not in manifest
     if unfinished or not folder.is_file(SUMMARY):
         raise FileNotFoundError(
