@@ -77,10 +77,10 @@ def compare(
 
 
 def test_the_default_damping_leaves_the_scale_of_leave_one_out(trained):
-    slope, r = compare(*trained, NOTHING_GIVEN)
+    slope, r = compare(*trained, settings=NOTHING_GIVEN)
     assert 0.8 <= slope <= 1.25 and r >= 0.95
 
 
 def test_a_strong_damping_is_noticed(trained):
-    slope, _ = compare(*trained, replace(NOTHING_GIVEN, nbeta=200.0, gamma=200.0))
+    slope, _ = compare(*trained, settings=replace(NOTHING_GIVEN, nbeta=200.0, gamma=200.0))
     assert slope > 1.25
