@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import bif
+from bif import store
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.krylov import KrylovSpace
 from bif.curvature.products import CurvatureProduct, split_rows
@@ -124,6 +126,27 @@ class TestProducts:
         whole = CurvatureProduct(problem, curvature)(torch.eye(product.num_weights).double())
         torch.testing.assert_close(product(rows), rows @ whole, rtol=1e-10, atol=1e-12)
         assert product.num_products == 5
+
+    def test_the_hessian_needs_no_forward_derivative_of_a_backward_pass(self):
+        model = filled(nn.Sequential(nn.Linear(4, 3), nn.SiLU(), nn.Linear(3, 3)))
+        problem = classification(model=model)
+        names, leaves = zip(*problem.center().items(), strict=True)
+
+        def loss(*params: Tensor) -> Tensor:
+            out = functional_call(
+                model, dict(zip(names, params, strict=True)), problem.train.data[0]
+            )
+            return nn.functional.cross_entropy(out, problem.train.data[1])
+
+        blocks = torch.autograd.functional.hessian(loss, leaves)
+        sizes = [x.numel() for x in leaves]
+        rows = [
+            torch.cat([b.reshape(n, m) for b, m in zip(row, sizes, strict=True)], dim=1)
+            for row, n in zip(blocks, sizes, strict=True)
+        ]
+        dense = torch.cat(rows)
+        got = CurvatureProduct(problem, "hessian")(torch.eye(len(dense)).double())
+        torch.testing.assert_close(got, dense, rtol=1e-9, atol=1e-11)
 
     def test_a_subset_of_the_items_has_their_own_curvature(self):
         problem, places = mlp_problem(), torch.tensor([3, 1, 7])
@@ -252,6 +275,8 @@ class TestRuns:
         monkeypatch.setattr(Solver, "solve", stops)
         with pytest.raises(KeyboardInterrupt):
             bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        assert store.progress(tmp_path / "run") == "4 of 10 query columns committed"
+        monkeypatch.setattr(Solver, "_rows_that_fit", lambda self: 5)  # of another device
         run = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
         assert len(done) == 3 + 4  # six blocks, two of which were kept
         np.testing.assert_array_equal(run.influence.dataset["influence"].values, whole)
@@ -293,6 +318,14 @@ class TestSettings:
             bif.Settings(solver_steps=4)
         with pytest.raises(ValueError, match="solver_residual is 2: expected a number between"):
             bif.Settings(estimator="response", solver_residual=2)
+
+    def test_what_is_for_chains_refuses_settings_that_solve(self):
+        for what in (
+            lambda: bif.calibrate(classification(), TIGHT),
+            lambda: respond(classification(), TIGHT),
+        ):
+            with pytest.raises(ValueError, match="is for chains, and estimator='response' solves"):
+                what()
 
     def test_settings_of_covariances_are_written_as_before(self):
         assert not {"estimator", "solver_curvature", "solver_steps"} & set(bif.Settings().as_dict())

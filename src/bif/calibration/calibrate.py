@@ -89,6 +89,7 @@ def calibrate(
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
             than the data; a budget too small to converge.
     """
+    settings.require_chains("calibration")
     started = time.perf_counter()
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):

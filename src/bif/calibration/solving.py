@@ -84,6 +84,14 @@ def calibrate_solver(
     return SolverCalibration(chosen, tuple(choices), together)
 
 
+def resume_solver(
+    problem: Problem, settings: Settings, choices: tuple[Choice, ...]
+) -> SolverCalibration:
+    """Return what a run that was begun is carried out with, on whatever device it goes on."""
+    _, together = _pass_size(problem, sampling_settings(settings), Choices())
+    return SolverCalibration(settings, choices, together)
+
+
 def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[int, int]:
     """Return items and directions of a pass that hold a budget of activations together."""
     device = run_device(problem, settings)

@@ -18,6 +18,7 @@ from bif.calibration.calibrate import DEFAULT_DRAWS, Calibration, calibrate
 from bif.calibration.damping import SHARE
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.temperature import untempered
+from bif.calibration.tune_solver import tune_solver
 from bif.estimate import estimate_covariance
 from bif.estimate.correlation import correlation
 from bif.estimate.traces import LossTraces
@@ -121,6 +122,8 @@ def tune(
     asked = problem.asking({"tuning": queries})
     _check(asked, settings, part)
     settings = replace(settings, retrained_from=None)
+    if settings.estimator == "response":
+        return _tune_solver(asked, settings, part)
     pilots = _Pilots(asked, settings, part)
     left = None if settings.budget is None else _SHARE * float(settings.budget)
 
@@ -157,6 +160,14 @@ def tune(
         spent = time.perf_counter() - started
         chosen = replace(chosen, budget=max(float(settings.budget) - spent, 1e-3))
     return Tuned(chosen, tuple(pilots.tried), tuple(choices))
+
+
+def _tune_solver(asked: Problem, settings: Settings, part: BankPart) -> Tuned:
+    """Return the damping and the steps of a solve, with the dampings that were tried."""
+    found = tune_solver(asked, settings, [part])
+    nbeta = found.settings.nbeta or 1.0
+    tried = (Tried(nbeta, nbeta * t.damping, t.lds, 1.0, t.lds, 0.0) for t in found.tried)
+    return Tuned(found.settings, tuple(tried), found.choices)
 
 
 def forecast(value: float, reliability: float, times: float) -> float:

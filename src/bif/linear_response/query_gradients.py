@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vjp
 
+from bif.curvature.products import map_rows
 from bif.problem.columns import mask_of
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device
@@ -64,6 +65,6 @@ def _of_tokens(
         )[:2]
         unit = torch.zeros(len(places), len(values), dtype=values.dtype, device=values.device)
         unit[torch.arange(len(places)), torch.as_tensor(places, device=values.device)] = 1
-        leaves = vmap(lambda u, pull=pull: pull(u)[0])(unit)
+        leaves = map_rows(lambda u, pull=pull: pull(u)[0], unit)
         moving = (leaves[n] * posterior.masks.get(n, 1.0) for n in posterior.center)
         yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()

@@ -29,6 +29,7 @@ class Request:
     replicates: int
 
     def __post_init__(self) -> None:
+        self.settings.require_chains("bif.respond")
         if self.temperature not in (0.0, 1.0):
             raise ValueError(
                 f"temperature is {self.temperature!r}: expected 1.0 (the posterior) or 0.0 (its "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import sqrt
+
+from torch import Tensor
 
 from bif import store
 from bif.problem.provenance import hardware
@@ -10,7 +13,7 @@ from bif.sampling.center_gradient import gradient_sums
 from bif.sampling.choices import Choice
 from bif.sampling.engine import Engine
 from bif.sampling.oracles.precision import rounding
-from bif.sampling.settings import RunSettings
+from bif.sampling.settings import RunSettings, Settings
 
 _SAME = 1e3
 """Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
@@ -33,6 +36,24 @@ def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[Ch
     return settings, tuple(map(Choice.from_line, folder.manifest.get("explanations", [])))
 
 
+def solver_chosen_before(
+    folder: store.RunFolder | None,
+) -> tuple[Settings, tuple[Choice, ...]] | None:
+    """Return settings and choices of a run by solving that was begun; None before that.
+
+    Raises:
+        DamagedRun: The manifest's settings are none.
+    """
+    found = folder.manifest.get("settings") if folder else None
+    if folder is None or not isinstance(found, dict):
+        return None
+    try:
+        settings = Settings.from_dict(found)
+    except ValueError as error:
+        raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
+    return settings, tuple(map(Choice.from_line, folder.manifest.get("explanations", [])))
+
+
 def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
     """Compare losses and gradients at w* with those of a run that was begun.
 
@@ -46,6 +67,37 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
     """
     now = dict(zip(engine.panels.names, engine.observer.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(engine.device)
+    kept, notes = refuse_other_values(folder, now, same=same)
+    gradient = gradient_sums(engine)
+    if "gradient" in kept:
+        then = kept["gradient"]
+        unit = rounding(engine.observer.train_center.dtype, *engine.settings.precisions)
+        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
+        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
+            raise store.FolderInUse(
+                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
+                "losses agree: something that the loss or the model depend on has changed."
+            )
+    folder.keep_center_values({**now, "gradient": gradient})
+    return notes
+
+
+def refuse_other_values(
+    folder: store.RunFolder, now: Mapping[str, Tensor], *, same: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Compare values of the items at w* with those of a run that was begun.
+
+    Args:
+        folder: Of the run.
+        now: Values by the names of the arrays of traces.
+        same: Whether the device is the same.
+
+    Returns:
+        What was kept, and notes for the reader where there is nothing to compare with.
+
+    Raises:
+        FolderInUse: The run was begun with others.
+    """
     notes = []
     try:
         kept = folder.center_values()
@@ -69,15 +121,4 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
                 f"{folder.folder} was begun with other {what} at w*, although fingerprints agree: "
                 "something that the model, the data or the loss depend on has changed."
             )
-    gradient = gradient_sums(engine)
-    if "gradient" in kept:
-        then = kept["gradient"]
-        unit = rounding(engine.observer.train_center.dtype, *engine.settings.precisions)
-        tolerance = (_SAME * unit if same else sqrt(unit)) * float(then[:, 0].norm())
-        if then.shape != gradient.shape or bool(((then - gradient).abs() > tolerance).any()):
-            raise store.FolderInUse(
-                f"{folder.folder} was begun with other gradients at w*, although fingerprints and "
-                "losses agree: something that the loss or the model depend on has changed."
-            )
-    folder.keep_center_values({**now, "gradient": gradient})
-    return notes
+    return kept, notes

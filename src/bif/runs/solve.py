@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bif import __version__, store
-from bif.calibration.solving import SolverCalibration, calibrate_solver
+from bif.calibration.solving import SolverCalibration, calibrate_solver, resume_solver
 from bif.curvature.products import curvature_in_words
 from bif.estimate.covariance import Covariance
 from bif.estimate.dataset import influence_dataset
@@ -27,6 +27,7 @@ from bif.runs.gates import Gate
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.records import Manifest, Summary
 from bif.runs.response_stages import Stages
+from bif.runs.resumption import refuse_other_values, solver_chosen_before
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
 from bif.terminal import say
@@ -62,19 +63,28 @@ def run_solver(
     """
     started = time.perf_counter()
     asked = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
-    found = calibrate_solver(problem, requested, tell=say if show_progress else None)
+    tell = say if show_progress else None
+    begun = solver_chosen_before(folder)
+    found = resume_solver(problem, *begun) if begun else None
+    found = found or calibrate_solver(problem, requested, tell=tell)
     solver = Solver(problem, found.settings, num_together=found.num_together)
+    blocks = [(a, range(*b)) for a, *b in folder.manifest.get("query_blocks", [])] if folder else []
+    blocks = blocks or solver.blocks
     stages = Stages(folder, solver.device, since=started)
     if folder is not None:
-        folder.begin()
+        values = solver.observer.center_values()
+        now = dict(zip(Panels.of(problem).names, values, strict=True))
+        same = folder.manifest.get("hardware") == hardware(solver.device)
+        stages.notes += refuse_other_values(folder, now, same=same)[1]
+        folder.keep_center_values(now)
         folder.update({
             "settings": found.settings.as_dict(),
             "explanations": [str(choice) for choice in found.choices],
-            "query_blocks": [[b.start, b.stop] for _, b in solver.blocks],
+            "query_blocks": [[a, b.start, b.stop] for a, b in blocks],
             "hardware": hardware(solver.device),
         })  # fmt: skip
     parts = []
-    for index, block in enumerate(solver.blocks):
+    for index, block in enumerate(blocks):
         parts.append(stages.get(index, lambda block=block: solver.solve(*block)))
         if show_progress:
             say([f"query columns to {block[1].stop}: {stages.seconds:.1f} s"])

@@ -73,7 +73,11 @@ def query_gradient_blocks(
 
 
 def item_gradients(
-    problem: Problem, function: ItemLoss, items: Items, *, movable: Sequence[str] | None = None
+    problem: Problem,
+    function: ItemLoss,
+    items: Items,
+    *,
+    movable: Sequence[str] | Mapping[str, bool | Tensor] | None = None,
 ) -> Tensor:
     """Return the gradient of `function` of every item at w*, in the model's order, `[N, P]`."""
     return torch.cat(list(item_gradient_chunks(problem, function, items, movable=movable)))

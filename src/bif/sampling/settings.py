@@ -214,6 +214,18 @@ class Settings:
         """Return settings with changes, of which those that are None are chosen anew."""
         return Settings(**{**self.as_dict(), **changes})
 
+    def require_chains(self, what: str) -> None:
+        """Raise where these settings solve and chains are needed.
+
+        Raises:
+            ValueError: They do; names what needs chains.
+        """
+        if self.estimator == "response":
+            raise ValueError(
+                f"{what} is for chains, and estimator='response' solves without any: leave "
+                "estimator out, or pass these settings to bif.attribute, which chooses the rest."
+            )
+
     def with_draws(self, draws: int | None) -> Settings:
         """Return settings of so many draws, without `reliability` and `budget`."""
         return self.reopened(draws=draws, reliability=None, budget=None)
