@@ -15,6 +15,7 @@ from bif.baselines import (
     EKFAC,
     TRAK,
     ConjugateGradients,
+    EmpiricalFisher,
     ExactInfluence,
     gradient_cosine,
     gradient_product,
@@ -30,6 +31,7 @@ RIVALS: dict[str, Callable[..., Tensor]] = {
     "exact": lambda p, **kw: scores_of(ExactInfluence, p, damping=0.1, **kw),
     GN: lambda p, **kw: scores_of(ExactInfluence, p, damping=0.1, curvature=GN, **kw),
     "cg": lambda p, **kw: scores_of(ConjugateGradients, p, damping=0.1, curvature=GN, **kw),
+    "empirical_fisher": lambda p, **kw: scores_of(EmpiricalFisher, p, damping=0.1, **kw),
     "ekfac": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, **kw),
     "ekfac_mc": lambda p, **kw: scores_of(EKFAC, p, damping=0.1, fisher_type="mc", **kw),
     "ekfac_empirical": lambda p, **kw: scores_of(
