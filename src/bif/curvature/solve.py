@@ -94,8 +94,7 @@ def conjugate_gradients(
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
     kept = earlier = solution.clone()
-    steps, before = 0, torch.zeros_like(aligned)
-    diagonal, offdiagonal = [], []
+    steps, tridiagonal = 0, _Tridiagonal(aligned)
     while steps < max_steps:
         active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
         if not len(active):
@@ -113,22 +112,42 @@ def conjugate_gradients(
         residual[active] = left
         ahead = apply(left)
         now = _inner(left, ahead)
-        ratio, size_of_step = now / aligned[active], aligned[active] / curved
+        ratio = now / aligned[active]
         direction[active] = ahead + ratio.to(along)[:, None] * along
-        diagonal.append(torch.ones_like(aligned).index_copy(0, active, 1 / size_of_step))
-        diagonal[-1] += before
-        beside = ratio.clamp(min=0).sqrt() / size_of_step
-        offdiagonal.append(torch.zeros_like(aligned).index_copy(0, active, beside))
-        before = torch.zeros_like(aligned).index_copy(0, active, ratio / size_of_step)
+        tridiagonal.add(active, aligned[active] / curved, ratio)
         aligned[active] = now
         steps += 1
         if steps & (steps - 1) == 0:  # a power of two
             kept, earlier = solution.clone(), kept
     final = right - product(solution) - damping * solution
-    diagonal = torch.stack(diagonal or [torch.ones_like(aligned)], dim=1)
-    beside = torch.stack(offdiagonal or [torch.zeros_like(aligned)], dim=1)[:, :-1]
     residuals = _inner(final, final).sqrt() / size
-    return Solution(solution, earlier, residuals, steps, diagonal, beside)
+    return Solution(solution, earlier, residuals, steps, *tridiagonal.stacked())
+
+
+class _Tridiagonal:
+    """The matrix of the recursion, row by row, from the lengths of its steps.
+
+    Args:
+        like: A number of every row, `[K]`.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._before = like, torch.zeros_like(like)
+        self._diagonal: list[Tensor] = []
+        self._beside: list[Tensor] = []
+
+    def add(self, active: Tensor, step: Tensor, ratio: Tensor) -> None:
+        """Add a step of some rows; rows that are solved get a 1 that nothing is coupled to."""
+        one, zero = torch.ones_like(self._like), torch.zeros_like(self._like)
+        self._diagonal.append(one.index_copy(0, active, 1 / step) + self._before)
+        self._beside.append(zero.index_copy(0, active, ratio.clamp(min=0).sqrt() / step))
+        self._before = zero.index_copy(0, active, ratio / step)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Return the diagonal `[K, steps]` and what stands beside it `[K, steps - 1]`."""
+        diagonal = torch.stack(self._diagonal or [torch.ones_like(self._like)], dim=1)
+        beside = torch.stack(self._beside or [torch.zeros_like(self._like)], dim=1)
+        return diagonal, beside[:, :-1]
 
 
 def _corner(diagonal: Tensor, offdiagonal: Tensor) -> Tensor:

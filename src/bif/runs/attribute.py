@@ -101,6 +101,8 @@ def attribute(
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
+        if requested.estimator == "response":
+            return run_solver(problem, requested, show_progress=show_progress)
         return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
     if on_existing == "resume" and store.is_complete(out, manifest):
@@ -110,9 +112,13 @@ def attribute(
         store.open_run(out, manifest, on_existing=on_existing) as folder,
     ):
         if not folder.complete:
-            run = run_attribution(
-                problem, requested, folder=folder, keep=keep, top=top,
-                commit_every=commit_every, show_progress=show_progress,
+            run = (
+                run_solver(problem, requested, folder=folder, show_progress=show_progress)
+                if requested.estimator == "response"
+                else run_attribution(
+                    problem, requested, folder=folder, keep=keep, top=top,
+                    commit_every=commit_every, show_progress=show_progress,
+                )
             )  # fmt: skip
             run.write(folder)
             return run
@@ -133,8 +139,6 @@ def run_attribution(
 
     Args and raises: as for `attribute`.
     """
-    if requested.estimator == "response":
-        return run_solver(problem, requested, folder=folder, show_progress=show_progress)
     started = time.perf_counter()
     refuse_vast_scores(problem, keep, top=top)
     refuse_vast_traces(problem, requested, keep)
