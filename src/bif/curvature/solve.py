@@ -38,6 +38,8 @@ class Solution:
         earlier: x after a fourth to half of the steps: how far it still moves.
         residuals: `|right - x (C + damping)| / |right|` of every row, `[K]` float64, computed anew
             at the end.
+        shrinkage: The residual over that of `earlier`, `[K]` float64: about what of the error of
+            `earlier` is left.
         steps: Products with C of every row that was solved last.
         diagonal: `[K, steps]` float64, of the tridiagonal matrix that `C + damping·I` is in the
             basis of the residuals; 1 after a row was solved.
@@ -47,6 +49,7 @@ class Solution:
     value: Tensor
     earlier: Tensor
     residuals: Tensor
+    shrinkage: Tensor
     steps: int
     diagonal: Tensor
     offdiagonal: Tensor
@@ -94,6 +97,7 @@ def conjugate_gradients(
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
     kept = earlier = solution.clone()
+    size_kept = size_earlier = size
     steps, tridiagonal = 0, _Tridiagonal(aligned)
     while steps < max_steps:
         active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
@@ -119,9 +123,11 @@ def conjugate_gradients(
         steps += 1
         if steps & (steps - 1) == 0:  # a power of two
             kept, earlier = solution.clone(), kept
+            size_kept, size_earlier = _inner(residual, residual).sqrt(), size_kept
     final = right - product(solution) - damping * solution
-    residuals = _inner(final, final).sqrt() / size
-    return Solution(solution, earlier, residuals, steps, *tridiagonal.stacked())
+    left_over = _inner(final, final).sqrt()
+    shrinkage = left_over / size_earlier.clamp(min=1e-300)
+    return Solution(solution, earlier, left_over / size, shrinkage, steps, *tridiagonal.stacked())
 
 
 class _Tridiagonal:

@@ -68,7 +68,7 @@ class Solver:
         ]
 
     def solve(self, observable: int, columns: range) -> dict[str, Tensor]:
-        """Return scores `[K, N]`, how they still change, residuals and steps, on the host."""
+        """Return scores `[K, N]`, how far they may still move, residuals and steps, on the host."""
         s = self.settings
         with matmul_precision(s.precisions[0]):
             rows = self.gradients(observable, columns)
@@ -80,8 +80,9 @@ class Solver:
                 max_steps=s.solver_steps or MOST_STEPS,
             )
             scores, earlier = self.scores(found.value), self.scores(found.earlier)
+        left = found.shrinkage.clamp(max=1).cpu().to(scores)
         return {
-            "scores": scores, "change": (scores - earlier).abs(),
+            "scores": scores, "change": (scores - earlier).abs() * left[:, None],
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
             "residual": found.residuals.cpu(), "steps": torch.full((len(rows),), found.steps),
         }  # fmt: skip

@@ -130,7 +130,7 @@ def trust_line(summary: Mapping) -> str:
                 ("Steps", count(summary.get("solver_steps")), ""),
                 ("Largest residual", number(summary.get("largest_residual")), ""),
                 ("Damping", number(summary.get("damping")), ""),
-                ("Left by it", number(summary.get("damping_keeps")), ""),
+                ("Left by damping", number(summary.get("damping_keeps")), ""),
                 ("Seconds", MISSING if seconds is None else number(seconds), ""),
             ]
         )
@@ -179,6 +179,22 @@ def reading_section(source: Source) -> str:
         "" if source.trusted else "; this run is not trusted, so that no sign is certain, and the "
         "strongest are listed all the same"
     )  # fmt: skip
+    scale, error = (
+        (
+            "A score is what −Cov(training loss, observable) tends to at low temperature.",
+            "± is the error of stopping early, from how far scores still moved",
+        )
+        if source.solved
+        else (
+            "A score is −Cov(training loss, observable) over the draws.",
+            "± is one standard error, from the spread between groups of chains",
+        )
+    )
+    test = "95&nbsp;%" if source.solved else "95&nbsp;%, Student's t"
+    chance = "" if source.solved else (
+        " About 5&nbsp;% of scores that are truly zero would still pass as clear of zero, and the "
+        "extremes of a long list look somewhat larger than they are."
+    )  # fmt: skip
     factor = f"nbeta/n = {setting(nbeta / size)}" if nbeta is not None and size else "nbeta/n"
     return f"""<section aria-labelledby="reading"><h2 id="reading">How to read the numbers</h2>
 <div class="scroll" tabindex="0" role="region" aria-label="Signs"><table class="signs"><thead><tr>
@@ -189,13 +205,11 @@ def reading_section(source: Source) -> str:
 <div><dt>Sign</dt><dd>A score says which way the observable moves when the training item gains
 weight: a negative one lowers it, a positive one raises it. Numbers are never flipped; only the
 words follow from which direction is better.</dd></div>
-<div><dt>Scale</dt><dd>A score is −Cov(training loss, observable) over the draws. The expected
+<div><dt>Scale</dt><dd>{scale} The expected
 observable changes by {factor} times the score for each unit of weight the item gains; taking the
 item out is minus one unit, to first order.</dd></div>
-<div><dt>Error</dt><dd>± is one standard error, from the spread between groups of chains. A score
-less than {source.error_quantile:.3g} errors from zero (95&nbsp;%, Student's t) has no certain sign
-and is not listed{untrusted}. About 5&nbsp;% of scores that are truly zero would still pass as clear
-of zero, and the extremes of a long list look somewhat larger than they are.</dd></div>
+<div><dt>Error</dt><dd>{error}. A score less than {source.error_quantile:.3g} errors from zero
+({test}) has no certain sign and is not listed{untrusted}.{chance}</dd></div>
 </dl></section>"""
 
 

@@ -96,14 +96,16 @@ def _query(source: Source, q: int, *, top: int) -> str:
     values = "".join(
         f'<tr><th scope="row">{escape(name)}{_proxy_note(source, o)}</th>'
         f"<td>{number(source.query_center[o, q])}</td>"
-        f"<td>{number(source.query_mean[o, q])}</td></tr>"
+        + ("" if source.solved else f"<td>{number(source.query_mean[o, q])}</td>")
+        + "</tr>"
         for o, name in enumerate(source.observables)
     )
+    mean = "" if source.solved else '<th scope="col">mean of draws</th>'
     observables = "".join(_observable(source, q, o, top=top) for o in range(len(source.better)))
     return f"""<article class="query" id="query-{q}" aria-labelledby="query-{q}-title">
 <header>{picture(query, q)}<div><h3 id="query-{q}-title">{title}</h3>
 {f'<p class="under">{under}</p>' if under else ""}<table class="values"><thead><tr><td></td>
-<th scope="col">trained weights</th><th scope="col">mean of draws</th></tr></thead>
+<th scope="col">trained weights</th>{mean}</tr></thead>
 <tbody>{values}</tbody></table>{_difficulty(source, q)}</div></header>
 <div class="observables">{observables}</div></article>"""
 

@@ -77,6 +77,11 @@ class Source:
         return float(found) if isinstance(found, int | float) else 2.0
 
     @property
+    def solved(self) -> bool:
+        """Whether the scores were solved for: there are no draws, then."""
+        return self.attrs.get("estimator") == "response" and not self.attrs.get("num_draws")
+
+    @property
     def trusted(self) -> bool:
         """Whether the run behind the scores is trusted; True where that is not known."""
         return bool(self.attrs.get("trusted", True))

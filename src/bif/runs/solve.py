@@ -35,6 +35,8 @@ from bif.terminal import say
 if TYPE_CHECKING:
     import xarray as xr
 
+_ERRORS = 3.0
+"""Errors to either side that hold 95 % of the scores, where systems were solved to 1 %."""
 _GATE = 0.1
 """Relative residual above which a solve that was to end by itself is not trusted."""
 
@@ -122,7 +124,7 @@ def _conclude(
         others={
             "estimator": "response", "curvature": s.solver_curvature, "damping": solver.damping,
             "solver_steps": int(gathered["steps"].max()), "largest_residual": worst,
-            "truncation": _relative_change(gathered),
+            "truncation": _relative_size(gathered),
             "damping_keeps": float(gathered["kept"].median()),
         },
     )  # fmt: skip
@@ -152,7 +154,7 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
     unknown = torch.full((len(problem.scored_ids),), float("nan"))
     covariance = Covariance(
         value=-gathered["scores"],
-        standard_error=gathered["change"],
+        standard_error=_truncation(gathered),
         row_variance=torch.full_like(observer.query_center, float("nan")),
         row_mean=observer.query_center,
         column_variance=unknown,
@@ -165,7 +167,7 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
     dataset = describe_items(dataset, problem, observer).assign_attrs(
         estimator="response", curvature=solver.settings.solver_curvature,
         gamma=solver.settings.gamma, complete=1,
-        error_quantile=1.0,  # the error is how far the scores still moved
+        error_quantile=_ERRORS,
     )  # fmt: skip
     dataset["correlation"] = dataset["correlation"] * np.nan  # without a spread there is none
     return dataset
@@ -183,7 +185,20 @@ def _residual_gate(worst: float, settings: Settings) -> Gate:
     return Gate("residual", worst, _GATE, failed, reason if failed else "")
 
 
-def _relative_change(gathered: Mapping[str, Tensor]) -> float:
-    """Return how far scores moved in the last half of the steps, relative to their size."""
+def _truncation(gathered: Mapping[str, Tensor]) -> Tensor:
+    """Return the errors of scores for stopping early, `[A·Q, N]` float64.
+
+    What the scores moved since an earlier step, times what is left of the residual since: of the
+    right size in each row, but for single scores by chance too small.  So none is below its row's
+    mean square, in units of how large its column's scores are.
+    """
+    change, scores = gathered["change"].double(), gathered["scores"].double()
+    column = scores.square().mean(dim=0, keepdim=True).sqrt().clamp(min=1e-300)
+    row = (change / column).square().mean(dim=1, keepdim=True).sqrt()
+    return torch.maximum(change, row * column)
+
+
+def _relative_size(gathered: Mapping[str, Tensor]) -> float:
+    """Return the errors for stopping early, relative to the size of the scores."""
     change, scores = gathered["change"].double(), gathered["scores"].double()
     return float(change.square().mean().sqrt() / scores.square().mean().sqrt().clamp(min=1e-300))
