@@ -238,13 +238,37 @@ class TestHonesty:
         monkeypatch.setattr("bif.linear_response.solver.MOST_STEPS", 2)
         left = bif.attribute(mlp_problem(), TIGHT)
         assert left.failed_gates == ["residual"] and not left.summary.trusted
-        assert "raise gamma, or give solver_steps" in left.manifest.warnings[0]
+        assert "after 2 products" in left.manifest.warnings[0]
+        chosen = bif.attribute(mlp_problem(), replace(TIGHT, solver_residual=0.8))
+        assert chosen.summary.trusted  # what was asked for
+        nowhere = replace(TIGHT, gamma=0.0, solver_residual=None, solver_steps=100)
+        assert not bif.attribute(mlp_problem(), nowhere).summary.trusted
         assert "NOT TRUSTED" in repr(left)
 
     def test_negative_curvature_is_refused_with_a_damping_to_try(self):
         settings = replace(TIGHT, gamma=0.0, solver_curvature="hessian")
-        with pytest.raises(ValueError, match="Raise damping above"):
+        with pytest.raises(ValueError, match="U curves downwards.* Set gamma above"):
             bif.attribute(classification(), settings)
+
+    def test_a_gradient_that_is_not_finite_is_refused_by_query(self):
+        def rooted(model: nn.Module, batch: Any) -> Tensor:
+            return (model(batch[0])[:, 0] * (batch[1] > 1)).abs().sqrt()
+
+        problem = classification(observables=[bif.Observable("rooted", rooted, "lower")])
+        with pytest.raises(ValueError, match="gradient of the observable 'rooted' is NaN"):
+            bif.attribute(problem, TIGHT)
+
+    def test_each_query_has_its_own_steps_and_errors(self):
+        right = torch.diag_embed(torch.tensor([1.0, 1.0])).double()
+        right = torch.cat([right, torch.zeros(2, 18).double()], dim=1)
+        matrix = symmetric(20, seed=1)
+        matrix[0], matrix[:, 0] = 0, 0
+        matrix[0, 0] = 3.0  # an eigenvector: one step
+        found = conjugate_gradients(
+            lambda x: x @ matrix, right, damping=0.01, tolerance=1e-3, max_steps=60
+        )
+        assert found.steps[0] == 1 < found.steps[1]
+        assert (found.earlier[0] - found.value[0]).abs().max() > 0.1
 
     def test_nothing_given_comes_to_an_end_and_says_what_was_chosen(self):
         run = bif.attribute(classification(), bif.Settings(estimator="response"))
@@ -301,7 +325,7 @@ class TestRuns:
         ):
             with pytest.raises(ValueError, match="was solved with estimator='response'"):
                 what()
-        with pytest.raises(ValueError, match="keep='sums' and top=None are for what is sampled"):
+        with pytest.raises(ValueError, match="keep='sums' is for what is sampled"):
             bif.attribute(problem, TIGHT, keep="sums")
 
     def test_the_command_line_solves_and_shows(self, call, tmp_path: Path):
@@ -322,6 +346,10 @@ class TestSettings:
             bif.Settings(solver_steps=4)
         with pytest.raises(ValueError, match="solver_residual is 2: expected a number between"):
             bif.Settings(estimator="response", solver_residual=2)
+        with pytest.raises(ValueError, match="ends by one or the other"):
+            bif.Settings(estimator="response", solver_residual=0.1, solver_steps=3)
+        with pytest.raises(ValueError, match="nbeta is 0"):
+            bif.Settings(estimator="response", nbeta=0.0)
 
     def test_what_is_for_chains_refuses_settings_that_solve(self):
         for what in (

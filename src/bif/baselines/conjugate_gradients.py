@@ -151,7 +151,7 @@ class ConjugateGradients:
             train = item_gradient_chunks(problem, problem.loss, problem.train)
             blocks.append(torch.cat([-(found.value @ g.T).double().cpu() for g in train], dim=1))
             residuals.append(found.residuals.cpu())
-            most = max(most, found.steps)
+            most = max(most, int(found.steps.max()))
         self.report = SolveReport(most, torch.cat(residuals), self._tolerance)
         if steps is None:
             _warn_unless_solved(self.report)

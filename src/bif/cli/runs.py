@@ -120,7 +120,7 @@ class Attribute:
         _print_result(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
-        from bif.runs.extend import extend
+        from bif.runs.extend import extend, refuse_solved_run
 
         if self.overwrite:
             raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
@@ -149,6 +149,7 @@ class Attribute:
             else problem
         )
         out = self.out or run
+        refuse_solved_run(run)
         if out != run and not store.RUN.holds(store.folder_at(out)):
             store.copy_run(run, out)
         extend(

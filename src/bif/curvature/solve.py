@@ -35,12 +35,12 @@ class Solution:
 
     Attributes:
         value: x, `[K, P]`.
-        earlier: x after a fourth to half of the steps: how far it still moves.
+        earlier: x after a fourth to half of its steps: how far it still moves.
         residuals: `|right - x (C + damping)| / |right|` of every row, `[K]` float64, computed anew
             at the end.
         shrinkage: The residual over that of `earlier`, `[K]` float64: about what of the error of
             `earlier` is left.
-        steps: Products with C of every row that was solved last.
+        steps: Products with C of every row, `[K]` on the CPU.
         diagonal: `[K, steps]` float64, of the tridiagonal matrix that `C + damping·I` is in the
             basis of the residuals; 1 after a row was solved.
         offdiagonal: `[K, steps - 1]`, beside it; 0 after a row was solved.
@@ -50,7 +50,7 @@ class Solution:
     earlier: Tensor
     residuals: Tensor
     shrinkage: Tensor
-    steps: int
+    steps: Tensor
     diagonal: Tensor
     offdiagonal: Tensor
 
@@ -96,9 +96,10 @@ def conjugate_gradients(
     solution, residual = torch.zeros_like(right), right.clone()
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
-    kept = earlier = solution.clone()
-    size_kept = size_earlier = size
-    steps, tridiagonal = 0, _Tridiagonal(aligned)
+    kept, earlier = solution.clone(), solution.clone()
+    size_kept, size_earlier = size.clone(), size.clone()
+    steps, steps_K = 0, torch.zeros(len(right), dtype=torch.long)
+    tridiagonal = _Tridiagonal(aligned)
     while steps < max_steps:
         active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
         if not len(active):
@@ -121,13 +122,15 @@ def conjugate_gradients(
         tridiagonal.add(active, aligned[active] / curved, ratio)
         aligned[active] = now
         steps += 1
-        if steps & (steps - 1) == 0:  # a power of two
-            kept, earlier = solution.clone(), kept
-            size_kept, size_earlier = _inner(residual, residual).sqrt(), size_kept
+        steps_K[active.cpu()] = steps
+        if steps & (steps - 1) == 0:  # a power of two; what has left keeps its own
+            earlier[active], kept[active] = kept[active], solution[active]
+            size_earlier[active] = size_kept[active]
+            size_kept[active] = _inner(left, left).sqrt()
     final = right - product(solution) - damping * solution
     left_over = _inner(final, final).sqrt()
     shrinkage = left_over / size_earlier.clamp(min=1e-300)
-    return Solution(solution, earlier, left_over / size, shrinkage, steps, *tridiagonal.stacked())
+    return Solution(solution, earlier, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())
 
 
 class _Tridiagonal:

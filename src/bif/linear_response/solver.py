@@ -8,7 +8,7 @@ from torch import Tensor
 from bif import tensors
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.products import CurvatureProduct, split_rows
-from bif.curvature.solve import conjugate_gradients
+from bif.curvature.solve import NegativeCurvature, conjugate_gradients
 from bif.linear_response.query_gradients import query_gradients
 from bif.problem.problem import Problem
 from bif.sampling.factory import make_oracle, make_posterior, run_device
@@ -54,10 +54,14 @@ class Solver:
         center = tensors.stacked(self.posterior.center, 1)
         self.observer = Observer(problem, plain, oracle, center)
         self._derivatives = Derivatives(problem, num_together=num_together)
-        self._product = CurvatureProduct(
-            problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
-            num_together=num_together,
-        )  # fmt: skip
+        try:
+            self._product = CurvatureProduct(
+                problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
+                num_together=num_together,
+            )  # fmt: skip
+        except ValueError as error:
+            text = str(error).replace("curvature='hessian'", "solver_curvature='hessian'")
+            raise ValueError(text) from error
         self._mask = self._flat_mask()
         size = self._rows_that_fit()
         columns = problem.num_queries
@@ -72,25 +76,41 @@ class Solver:
         s = self.settings
         with matmul_precision(s.precisions[0]):
             rows = self.gradients(observable, columns)
-            found = conjugate_gradients(
-                self.times,
-                rows,
-                damping=self.damping,
-                tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
-                max_steps=s.solver_steps or MOST_STEPS,
-            )
+            try:
+                found = conjugate_gradients(
+                    self.times,
+                    rows,
+                    damping=self.damping,
+                    tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
+                    max_steps=s.solver_steps or MOST_STEPS,
+                )
+            except NegativeCurvature as error:
+                needed = self.nbeta * (self.damping - error.lowest)
+                raise ValueError(
+                    f"U curves downwards: a direction has {error.lowest:.3g} in units of the mean "
+                    f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
+                    "perhaps further, or use solver_curvature='gauss_newton'."
+                ) from error
             scores, earlier = self.scores(found.value), self.scores(found.earlier)
         left = found.shrinkage.clamp(max=1).cpu().to(scores)
         return {
             "scores": scores, "change": (scores - earlier).abs() * left[:, None],
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
-            "residual": found.residuals.cpu(), "steps": torch.full((len(rows),), found.steps),
+            "residual": found.residuals.cpu(), "steps": found.steps,
         }  # fmt: skip
 
     def gradients(self, observable: int, columns: range) -> Tensor:
         """Return the gradients of an observable of query columns, rows `[K, P]`."""
         phi = self.problem.observables[observable]
-        return query_gradients(self.problem, phi, columns, self.posterior)
+        rows = query_gradients(self.problem, phi, columns, self.posterior)
+        bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            ids = [str(self.problem.query_ids[columns.start + i]) for i in bad[:5]]
+            raise ValueError(
+                f"the gradient of the observable {phi.name!r} is NaN or infinite at w* for "
+                f"{len(bad)} queries, such as {ids}: mend the observable, or leave these out."
+            )
+        return rows
 
     def times(self, rows: Tensor) -> Tensor:
         """Return the products of rows with the curvature of the mean loss."""

@@ -70,9 +70,23 @@ def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping, manifest: 
             "loss.",
         ),
     ]
+    solved = "residual" in diagnostics.variables
+    if solved:
+        figures = [
+            _histogram(
+                diagnostics,
+                variable="residual",
+                name="residual of a query's system",
+                mark=0.01,
+                meaning="one part in a hundred",
+                advice="What is left of a query's gradient: 0 where its system is solved.",
+                of="systems,",
+            )
+        ]
+    title = "How far the systems were solved" if solved else "How the chains behaved"
     body = "".join(figures) or f"<p>{MISSING} No diagnostics were recorded.</p>"
     return (
-        '<section aria-labelledby="chains"><h2 id="chains">How the chains behaved</h2>'
+        f'<section aria-labelledby="chains"><h2 id="chains">{title}</h2>'
         f'{_gates(manifest)}<div class="plots">{body}</div></section>'
     )
 
@@ -221,7 +235,14 @@ def _reliability(diagnostics: xr.Dataset) -> str:
 
 
 def _histogram(
-    diagnostics: xr.Dataset, *, variable: str, name: str, mark: float, meaning: str, advice: str
+    diagnostics: xr.Dataset,
+    *,
+    variable: str,
+    name: str,
+    mark: float,
+    meaning: str,
+    advice: str,
+    of: str = "losses and observables that were looked at,",
 ) -> str:
     if variable not in diagnostics.variables:
         return ""
@@ -234,8 +255,7 @@ def _histogram(
     return _figure(
         plots.histogram(values, name=name, mark=mark),
         title=name[0].upper() + name[1:],
-        caption=f"{advice} Of the {count(len(values))} losses and observables that were looked at, "
-        f"from {low} to {high}, median {middle}; {meaning} is {number(mark)}.",
+        caption=f"{advice} Of the {count(len(values))} {of} from {low} to {high}, median {middle}; {meaning} is {number(mark)}.",
     )
 
 

@@ -81,18 +81,22 @@ def headline(source: Source, *, summary: Mapping) -> str:
     """Return one sentence on what was computed, and how."""
     observables = join_words([escape(name) for name in source.observables])
     train, query = plural(len(source.train), "training item"), plural(len(source.query), "query")
-    chains = summary.get("chains", source.attrs.get("num_chains"))
-    draws = summary.get("draws", source.attrs.get("num_draws"))
-    how = (
-        f"Solved at the trained weights in {count(summary.get('solver_steps'))} steps"
-        if summary.get("estimator") == "response"
-        else f"Estimated from {count(draws)} draws of {count(chains)} chains around the trained "
-        "weights"
-    )
     return (
         f"<h1>Influence of {train} on the {observables} of {query}</h1>"
-        f'<p class="lead">{how}, at nbeta {setting(source.attrs.get("nbeta"))} and gamma '
+        f'<p class="lead">{how_made(source, summary=summary)}, at nbeta '
+        f"{setting(source.attrs.get('nbeta'))} and gamma "
         f"{setting(source.attrs.get('gamma'))}.</p>{proxy_line(source)}{excerpt_line(source)}"
+    )
+
+
+def how_made(source: Source, *, summary: Mapping) -> str:
+    """Return the beginning of a sentence: how the scores came about."""
+    if source.solved:
+        return f"Solved at the trained weights in {count(summary.get('solver_steps'))} steps"
+    chains = summary.get("chains", source.attrs.get("num_chains"))
+    draws = summary.get("draws", source.attrs.get("num_draws"))
+    return (
+        f"Estimated from {count(draws)} draws of {count(chains)} chains around the trained weights"
     )
 
 

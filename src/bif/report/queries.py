@@ -63,7 +63,8 @@ def _without_alt(tag: str) -> str:
 
 
 def _legend(source: Source) -> str:
-    parts = ["its score with standard error", "label", "id"]
+    error = "error" if source.solved else "standard error"
+    parts = [f"its score with {error}", "label", "id"]
     if not any(source.train.labels):
         parts.remove("label")
     return f"Each training item is shown with {join_words(parts)}."

@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bif.report.evidence import diagnostics_section, provenance_section
-from bif.report.markup import count, escape, plural, setting
-from bif.report.overview import excerpt_line, proxy_line, reading_section, trust_line, warnings_box
+from bif.report.markup import escape, plural, setting
+from bif.report.overview import (
+    excerpt_line,
+    how_made,
+    proxy_line,
+    reading_section,
+    trust_line,
+    warnings_box,
+)
 from bif.report.page import assemble_page
 from bif.report.passages import reader_section, sources_section
 from bif.report.source import choose_queries, find_queries
@@ -83,11 +90,9 @@ def _headline(source: TokenSource, *, summary: Mapping) -> str:
     for texts, noun in ((source.passages, "training passage"), (source.queries, "query")):
         whole, tokens = plural(len(texts.columns), noun), sum(map(len, texts.columns))
         sides.append(f"{plural(tokens, 'token')} in {whole}" if texts.by_token else whole)
-    chains = summary.get("chains", items.attrs.get("num_chains"))
-    draws = summary.get("draws", items.attrs.get("num_draws"))
     return (
         f"<h1>Influence of {sides[0]} on the {escape(items.observables[source.observable])} of "
-        f'{sides[1]}</h1><p class="lead">Estimated from {count(draws)} draws of {count(chains)} '
-        f"chains around the trained weights, at nbeta {setting(items.attrs.get('nbeta'))} and "
-        f"gamma {setting(items.attrs.get('gamma'))}.</p>{proxy_line(items)}{excerpt_line(items)}"
+        f'{sides[1]}</h1><p class="lead">{how_made(items, summary=summary)}, at nbeta '
+        f"{setting(items.attrs.get('nbeta'))} and gamma {setting(items.attrs.get('gamma'))}.</p>"
+        f"{proxy_line(items)}{excerpt_line(items)}"
     )

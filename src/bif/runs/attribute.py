@@ -92,9 +92,9 @@ def attribute(
         )
     _refuse_unfit_top(top, requested, keep)
     if requested.estimator == "response" and (keep != "traces" or top is not None):
+        given = f"keep={keep!r}" if top is None else f"top={top}"
         raise ValueError(
-            f"keep={keep!r} and top={top} are for what is sampled, and estimator='response' "
-            "solves: leave them out."
+            f"{given} is for what is sampled, and estimator='response' solves: leave it out."
         )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")

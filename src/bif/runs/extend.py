@@ -19,6 +19,9 @@ from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
 from bif.terminal import say
 
+_NOT_EXTENDED = "extended: attribute the new items into a folder of their own"
+"""What a run that was solved cannot be, and what to do."""
+
 
 def extend(
     folder: str | Path,
@@ -59,6 +62,17 @@ def extend(
     return run or load(folder)
 
 
+def refuse_solved_run(folder: str | Path) -> None:
+    """Raise where the run in a folder was solved, before anything is copied.
+
+    Raises:
+        ValueError: It was.
+        FileNotFoundError: There is no run.
+    """
+    with store.reopen_run(folder) as opened:
+        refuse_solved(opened.manifest, _NOT_EXTENDED)
+
+
 def _extend(
     opened: store.RunFolder,
     problem: Problem,
@@ -68,7 +82,7 @@ def _extend(
     show_progress: bool,
 ) -> Run | None:
     """Return the extended run; None where it had all that already."""
-    refuse_solved(opened.manifest, "extended: attribute the new items into a folder of their own")
+    refuse_solved(opened.manifest, _NOT_EXTENDED)
     before = dict(opened.manifest)
     requested = _enter_changes(opened, problem, draws=draws, chains=chains)
     if opened.complete:

@@ -17,7 +17,7 @@ from bif.curvature.products import curvature_in_words
 from bif.estimate.covariance import Covariance
 from bif.estimate.dataset import influence_dataset
 from bif.estimate.traces import LossTraces
-from bif.linear_response.solver import MOST_STEPS, Solver
+from bif.linear_response.solver import Solver
 from bif.problem.array_layout import Panels
 from bif.problem.identity import identity
 from bif.problem.problem import Problem
@@ -117,7 +117,7 @@ def _conclude(
         }
     ).assign_coords(observable=dataset["observable"], query_id=dataset["query_id"])
     worst = float(residual.max())
-    gate = _residual_gate(worst, s)
+    gate = _residual_gate(worst, int(gathered["steps"].max()), s)
     summary = Summary(
         trusted=not gate.failed,
         seconds=stages.seconds,
@@ -173,16 +173,18 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
     return dataset
 
 
-def _residual_gate(worst: float, settings: Settings) -> Gate:
-    """Return the gate of the residual, which no number of steps that was asked for has to pass."""
-    failed = settings.solver_steps is None and not worst <= _GATE
+def _residual_gate(worst: float, steps: int, settings: Settings) -> Gate:
+    """Return the gate of the residual: a tenth, what was asked for, or 1 where steps were."""
+    asked = 1.0 if settings.solver_steps else 2 * (settings.solver_residual or 0.0)
+    limit = max(_GATE, asked)
+    failed = not worst <= limit
     name = curvature_in_words(settings.solver_curvature or "gauss_newton")
     reason = (
         f"the largest residual of a query's system is {worst:.2g} of its gradient after "
-        f"{MOST_STEPS} products with the {name}: raise gamma, or give solver_steps to stop early "
+        f"{steps} products with the {name}: raise gamma, or give fewer solver_steps to stop early "
         "on purpose"
     )
-    return Gate("residual", worst, _GATE, failed, reason if failed else "")
+    return Gate("residual", worst, limit, failed, reason if failed else "")
 
 
 def _truncation(gathered: Mapping[str, Tensor]) -> Tensor:

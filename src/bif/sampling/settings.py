@@ -243,6 +243,13 @@ class Settings:
                 f"{', '.join(given)} has no use with estimator={self.estimator!r}: drop it, or use "
                 f"estimator={'covariance' if solves else 'response'!r}."
             )
+        if self.solver_steps is not None and self.solver_residual is not None:
+            raise ValueError(
+                f"solver_steps={self.solver_steps} and solver_residual={self.solver_residual}: a "
+                "solve ends by one or the other, so give one of them."
+            )
+        if solves and self.nbeta == 0:
+            raise ValueError("nbeta is 0: a response needs the loss, so give nbeta > 0 or none.")
         if self.solver_residual is not None and not 0 < self.solver_residual < 1:
             raise ValueError(
                 f"solver_residual is {self.solver_residual}: expected a number between 0 and 1."
