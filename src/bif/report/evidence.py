@@ -255,7 +255,8 @@ def _histogram(
     return _figure(
         plots.histogram(values, name=name, mark=mark),
         title=name[0].upper() + name[1:],
-        caption=f"{advice} Of the {count(len(values))} {of} from {low} to {high}, median {middle}; {meaning} is {number(mark)}.",
+        caption=f"{advice} Of the {count(len(values))} {of} from {low} to {high}, median {middle}; "
+        f"{meaning} is {number(mark)}.",
     )
 
 
