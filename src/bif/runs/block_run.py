@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from bif.runs.recording import Recording
 
 _FRESH_BYTES = 512 * 2**20
-"""Bytes of weights on the host above which a commit is due."""
+"""Bytes recorded since the last commit above which another is due."""
 _COMMIT_SHARE = 50
 """Time between two commits at least, in units of what a commit takes."""
 _NEXT_CHECK = 1.1
