@@ -79,7 +79,7 @@ class CurvatureProduct:
         if self.curvature == "gauss_newton":
             self._split = SplitLoss(self._model, problem.loss, first_items(problem), criterion)
         self._model.requires_grad_(False)  # what is differentiated is passed in
-        self._pushes_forward = True
+        self._along = AlongDirections()
 
     @property
     def num_weights(self) -> int:
@@ -134,35 +134,44 @@ class CurvatureProduct:
         def rooted(params: Params) -> Tensor:
             return functional_call(outputs, _prefixed(params, "model."), (given,))
 
-        out, pull = vjp(rooted, self.params)[:2]
+        pull = vjp(rooted, self.params)[1]
 
         def product(leaves: Params) -> Params:
-            pushed = self._push(rooted, pull, out, leaves)
+            pushed = self._along(rooted, self.params, leaves)
             return map_rows(lambda u: pull(u)[0], pushed)
 
         return product
 
-    def _push(
-        self,
-        function: Callable[[Params], Tensor],
-        pull: Callable[[Tensor], tuple[Params]],
-        out: Tensor,
-        leaves: Params,
-    ) -> Tensor:
-        """Return J v of rows, by forward differentiation or as the derivative of `u -> Jᵀ u`."""
-        if self._pushes_forward:
-            try:
-                return map_rows(lambda v: jvp(function, (self.params,), (v,))[1], leaves)
-            except (NotImplementedError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError) or "forward" not in str(error):
-                    raise
-                self._pushes_forward = False
-        push = vjp(lambda u: pull(u)[0], torch.zeros_like(out))[1]
-        return map_rows(lambda v: push(v)[0], leaves)
-
     def _chunks(self) -> Iterator[tuple[Tensor, Batch]]:
         """Yield `rho_i / n` `[B]` of the items that count, and their batches."""
         yield from weighted_chunks(self._problem, self._chunk, items=self._items)
+
+
+class AlongDirections:
+    """Derivatives of a function of weights along directions: J v of each row v.
+
+    Attributes:
+        forward: Whether forward differentiation is tried first; where an operation knows none, the
+            map `u -> Jᵀ u` is differentiated backward from then on.
+    """
+
+    def __init__(self) -> None:
+        self.forward = True
+
+    def __call__(
+        self, function: Callable[[Params], Tensor], center: Params, directions: Params
+    ) -> Tensor:
+        """Return `[K, *outputs]` of directions with leaves `[K, *shape]`."""
+        if self.forward:
+            try:
+                return map_rows(lambda v: jvp(function, (center,), (v,))[1], directions)
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "forward" not in str(error):
+                    raise
+                self.forward = False
+        out, pull = vjp(function, center)[:2]
+        push = vjp(lambda u: pull(u)[0], torch.zeros_like(out))[1]
+        return map_rows(lambda v: push(v)[0], directions)
 
 
 class RootedOutputs(nn.Module):

@@ -134,11 +134,10 @@ class Solver:
         room = _CPU_BYTES
         if self.device.type == "cuda":
             room = torch.cuda.mem_get_info(self.device)[0] // 3
-        each = _VECTORS * sum(leaf.numel() * leaf.element_size() for leaf in self._leaves())
+        each = _VECTORS * sum(
+            leaf.numel() * leaf.element_size() for leaf in self.posterior.center.values()
+        )
         return max(1, min(self.problem.num_queries, room // max(1, each)))
-
-    def _leaves(self) -> list[Tensor]:
-        return list(self.posterior.center.values())
 
 
 def sampling_settings(settings: Settings) -> Settings:

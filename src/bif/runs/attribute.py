@@ -30,7 +30,7 @@ from bif.runs.run import Run, load
 from bif.runs.solve import run_solver
 from bif.runs.writer import Writer
 from bif.sampling.choices import Choice
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 from bif.store.signals import termination_raises
 from bif.terminal import as_bytes, say
 
@@ -214,7 +214,7 @@ def _calibrate(
     tell: Callable[[list[str]], None] | None,
 ) -> Calibration:
     """Return what was chosen when the run was begun, or a fresh choice."""
-    begun = chosen_before(folder)
+    begun = chosen_before(folder, RunSettings)
     if folder is None or begun is None:
         return calibrate(problem, requested, tell=tell)
     settings, choices = begun

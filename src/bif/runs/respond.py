@@ -189,7 +189,7 @@ def run_response(
     """
     started = time.perf_counter()
     alone, run = of_observable(problem, observable), folder.run if folder else None
-    begun = chosen_before(run)
+    begun = chosen_before(run, RunSettings)
     calibration = Calibration(*begun) if begun else calibrate_pairs(alone, request)
     s = calibration.settings
     pairs = Pairs(

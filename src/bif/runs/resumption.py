@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,15 +14,22 @@ from bif.sampling.center_gradient import gradient_sums
 from bif.sampling.choices import Choice
 from bif.sampling.engine import Engine
 from bif.sampling.oracles.precision import rounding
-from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.settings import Settings
 
+_Kind = TypeVar("_Kind", bound=Settings)
 _SAME = 1e3
 """Roundings by which a gradient may differ from pass to pass on one device, whose sums have no
 order."""
 
 
-def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[Choice, ...]] | None:
-    """Return the complete settings and choices of a run that was begun; None before that.
+def chosen_before(
+    folder: store.RunFolder | None, kind: type[_Kind]
+) -> tuple[_Kind, tuple[Choice, ...]] | None:
+    """Return the settings and choices of a run that was begun; None before that.
+
+    Args:
+        folder: Of the run.
+        kind: `RunSettings` of chains, `Settings` of a solve.
 
     Raises:
         DamagedRun: The manifest's settings are none.
@@ -30,25 +38,7 @@ def chosen_before(folder: store.RunFolder | None) -> tuple[RunSettings, tuple[Ch
     if folder is None or not isinstance(found, dict):
         return None
     try:
-        settings = RunSettings.from_dict(found)
-    except ValueError as error:
-        raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
-    return settings, tuple(map(Choice.from_line, folder.manifest.get("explanations", [])))
-
-
-def solver_chosen_before(
-    folder: store.RunFolder | None,
-) -> tuple[Settings, tuple[Choice, ...]] | None:
-    """Return settings and choices of a run by solving that was begun; None before that.
-
-    Raises:
-        DamagedRun: The manifest's settings are none.
-    """
-    found = folder.manifest.get("settings") if folder else None
-    if folder is None or not isinstance(found, dict):
-        return None
-    try:
-        settings = Settings.from_dict(found)
+        settings = kind.from_dict(found)
     except ValueError as error:
         raise store.DamagedRun(f"the settings in {folder.folder}'s manifest: {error}") from error
     return settings, tuple(map(Choice.from_line, folder.manifest.get("explanations", [])))

@@ -27,7 +27,7 @@ from bif.runs.gates import Gate
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.records import Manifest, Summary
 from bif.runs.response_stages import Stages
-from bif.runs.resumption import refuse_other_values, solver_chosen_before
+from bif.runs.resumption import chosen_before, refuse_other_values
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
 from bif.terminal import say
@@ -66,7 +66,7 @@ def run_solver(
     started = time.perf_counter()
     asked = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
     tell = say if show_progress else None
-    begun = solver_chosen_before(folder)
+    begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
     found = found or calibrate_solver(problem, requested, tell=tell)
     solver = Solver(problem, found.settings, num_together=found.num_together)
