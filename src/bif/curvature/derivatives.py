@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bif.curvature.attention import DifferentiableAttention
 from bif.curvature.products import AlongDirections
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
@@ -37,7 +37,7 @@ class Derivatives:
         def values(params: Params) -> Tensor:
             return of_items.at(params, batch)
 
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no forward derivatives
+        with DifferentiableAttention():
             while start < count:
                 part = slice(start, start + self._together)
                 try:

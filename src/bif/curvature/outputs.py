@@ -205,8 +205,11 @@ def _known_criterion(loss: ItemLoss) -> str | None:
 
 
 def _probe(like: Tensor, seed: int) -> Tensor:
+    """Return a random direction: one draw of the last axis, with a random sign at each position."""
     source = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=source, dtype=torch.float64).to(like)
+    last = torch.randn(like.shape[-1:], generator=source, dtype=torch.float64)
+    signs = 2 * torch.randint(2, (*like.shape[:-1], 1), generator=source) - 1
+    return last.to(like) * signs.to(like)
 
 
 def _nonnegative(curvatures: Tensor) -> Tensor:

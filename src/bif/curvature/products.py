@@ -8,8 +8,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bif.curvature.attention import DifferentiableAttention
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
@@ -183,7 +183,7 @@ class RootedOutputs(nn.Module):
         self._of = lambda x: split.apply_root(split.outputs(x["batch"]), x["root"])
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no second derivatives
+        with DifferentiableAttention():
             return x["weights"].unsqueeze(1) * self._of(x)
 
 
@@ -195,7 +195,7 @@ class _Weighted(nn.Module):
         self.inner, self._weights = inner, weights
 
     def forward(self, batch: Batch) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # as above
+        with DifferentiableAttention():
             return self._weights * self.inner(batch)
 
 
