@@ -58,7 +58,7 @@ PUBLIC = {
     "bif": """
         MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
         Problem Proxy Ranking Response Run Score Settings Tuned attribute calibrate cross_check
-        estimate evaluate extend known_proxy load losses merge respond response run_chains samplers
+        adam_metric estimate evaluate extend gradient_metric known_proxy load losses merge respond response run_chains samplers
         tune
     """,
     "bif.samplers": """

@@ -13,6 +13,7 @@ from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.tune import Tuned, tune
 from bif.estimate.traces import LossTraces
 from bif.problem.items import Items
+from bif.problem.metric import adam_metric, gradient_metric
 from bif.problem.problem import MARGIN, Observable, Problem
 from bif.problem.proxy import Proxy, known_proxy
 from bif.response import Response, respond
@@ -44,12 +45,14 @@ __all__ = [
     "Score",
     "Settings",
     "Tuned",
+    "adam_metric",
     "attribute",
     "calibrate",
     "cross_check",
     "estimate",
     "evaluate",
     "extend",
+    "gradient_metric",
     "known_proxy",
     "load",
     "losses",

@@ -91,7 +91,7 @@ class ConjugateGradients:
 
         Raises:
             ValueError: Limits that are not positive; a loss that cannot be split for
-                "gauss_newton"; a preconditioner that leaves weights out.
+                "gauss_newton"; a preconditioner that leaves weights out, or beside a metric.
         """
         limits = {"tolerance": tolerance, "max_iterations": max_iterations,
                   "num_together": num_together, "chunk_size": chunk_size}  # fmt: skip
@@ -99,6 +99,11 @@ class ConjugateGradients:
             if not value > 0:
                 raise ValueError(f"{name} must be positive, got {value!r}.")
         if preconditioner is not None:
+            if problem.metric is not None:
+                raise ValueError(
+                    "EK-FAC's factors precondition an isotropic damping, and the problem has a "
+                    "metric: leave the preconditioner out, or pass problem.with_metric(None)."
+                )
             preconditioner.require_all_weights()
         product = CurvatureProduct(
             problem, curvature, criterion=criterion, chunk_size=chunk_size,

@@ -108,6 +108,8 @@ class EKFAC:
     ) -> EKFAC:
         """Compute factors, then eigenvalues in their basis: two passes over the train items.
 
+        The damping is isotropic: a metric of the problem is left out.
+
         Args:
             problem: Model, loss and train items.
             fisher_type: "type-2": the exact Gauss-Newton matrix, one backward pass an output, at
@@ -132,6 +134,7 @@ class EKFAC:
         require_literal("fisher_type", fisher_type, FisherType)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        problem = problem.with_metric(None)
         posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
         if posterior.masks:
             raise ValueError(
@@ -193,6 +196,7 @@ class EKFAC:
             ValueError: Another model or train items; both or neither of the dampings; no damping
                 where an eigenvalue is 0.
         """
+        problem = problem.with_metric(None)
         require_same_fit(self._problem, problem)
         dampings = self._dampings(damping, damping_scale)
         function = find_observable(problem, observable).function

@@ -11,7 +11,7 @@ def require_same_fit(fitted: Problem, problem: Problem) -> None:
     """Raise unless `problem` differs from the fitted one in queries and observables alone.
 
     Raises:
-        ValueError: Another number of train items, other train weights, another model.
+        ValueError: Another number of train items, other train weights, another model or metric.
     """
     if problem is fitted:
         return
@@ -25,8 +25,18 @@ def require_same_fit(fitted: Problem, problem: Problem) -> None:
         before[n].shape == now[n].shape and torch.equal(before[n], now[n].to(before[n]))
         for n in before
     )
-    if not same or not _same(fitted.train_weights, problem.train_weights):
-        what = "train weights rho" if same else "model's weights"
+    metrics = fitted.metric or {}, problem.metric or {}
+    same_metric = metrics[0].keys() == metrics[1].keys() and all(
+        torch.equal(metrics[0][n], metrics[1][n].to(metrics[0][n])) for n in metrics[0]
+    )
+    if not (same and same_metric and _same(fitted.train_weights, problem.train_weights)):
+        what = (
+            "model's weights"
+            if not same
+            else "train weights rho"
+            if same_metric
+            else "metric's numbers"
+        )
         raise ValueError(
             f"the {what} are not those that were fitted: only the queries and observables may "
             "differ. Fit again."

@@ -64,20 +64,21 @@ def leftover_curvature(
     Returns:
         In units of the loss; NaN where g is certainly no more than w*'s rounding.
     """
-    decay = posterior.weight_decay
 
-    def objective(found: Params, at: Params) -> Params:
-        tensors.add_(found, at, decay)
+    def moving(found: Params) -> Params:
         for name in found.keys() & posterior.masks.keys():
             found[name].mul_(posterior.masks[name])
         return found
 
-    left = objective(tensors.copied(gradient(params, 0).gradient), params)
+    left = tensors.copied(gradient(params, 0).gradient)
+    posterior.add_decay_(left, params)
+    left = moving(left)
     size = float(tensors.squared_norm(left)) ** 0.5
-    moving = {n: leaf * posterior.masks.get(n, 1.0) for n, leaf in params.items()}
+    at = moving(tensors.copied(params))
     rounding = max(torch.finfo(leaf.dtype).eps for leaf in params.values())
-    if not size > _ROUNDING * rounding * largest * float(tensors.squared_norm(moving)) ** 0.5:
+    if not size > _ROUNDING * rounding * largest * float(tensors.squared_norm(at)) ** 0.5:
         return math.nan
     tensors.mul_(left, 1 / size)
     ahead = hessian_product(gradient, params, posterior.masks)(left)
-    return float(tensors.squared_norm(objective(ahead, left))) ** 0.5
+    ahead = moving(tensors.add_(ahead, left, posterior.weight_decay))
+    return float(tensors.squared_norm(ahead)) ** 0.5

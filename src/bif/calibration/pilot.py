@@ -60,7 +60,7 @@ _TIGHTER = 8
 """Tenfold gammas that are tried where chains run off."""
 _BATCHES = 8
 """Mini-batches whose curvatures are measured."""
-_CENTER_ITERATIONS = 20
+CENTER_ITERATIONS = 20
 """Steps of a power iteration at w*, where the curvature sets gamma."""
 _CENTER_SHARE = 0.3
 """Part of a budget that the curvatures at w* may take."""
@@ -189,7 +189,7 @@ class Probe:
         of_chain = alone * self.problem.num_train / len(self.whole.items)
         if budget is not None:
             _refuse_small_budget(budget, alone, of_chain, self.settings.gamma is None)
-        largest = self.largest(self.whole, self.one, _CENTER_ITERATIONS)
+        largest = self.largest(self.whole, self.one, CENTER_ITERATIONS)
         seconds = self.num_chains * alone
         if budget is None or 2 * seconds < _TIMED_SHARE * budget:
             seconds = _seconds_of_gradient(gradient, self.params)  # stacks are faster than that
@@ -210,7 +210,7 @@ class Probe:
         if self.problem.num_train > _MOST_ITEMS:
             return math.nan
         found = tensors.copied(self._exact()(self.one, 0).gradient)
-        tensors.add_(found, self.one, self.posterior.weight_decay)
+        self.posterior.add_decay_(found, self.one)
         for name in found.keys() & self.posterior.masks.keys():
             found[name].mul_(self.posterior.masks[name])
         return float(tensors.squared_norm(found))
@@ -353,7 +353,7 @@ def _refuse_small_budget(budget: float, alone: float, of_chain: float, open_gamm
         of_chain: Seconds of a gradient of one chain, over all train items.
         open_gamma: Whether gamma is open, which takes three of these besides.
     """
-    at_center = 4 * _CENTER_ITERATIONS * alone + 3 * open_gamma * of_chain
+    at_center = 4 * CENTER_ITERATIONS * alone + 3 * open_gamma * of_chain
     if at_center <= _CENTER_SHARE * budget:
         return
     needed = 1.2 * (2 * at_center + _FEWEST_STEPS * of_chain)

@@ -10,7 +10,7 @@ import torch
 
 from bif.calibration.calibrate import activation_bytes, with_precisions
 from bif.calibration.damping import SHARE
-from bif.calibration.pilot import Probe
+from bif.calibration.pilot import CENTER_ITERATIONS, Probe
 from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta
 from bif.linear_response.solver import sampling_settings
@@ -111,7 +111,7 @@ def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[
 def _choose_gamma(problem: Problem, settings: Settings, choices: Choices) -> float:
     """Return nbeta times the default damping of a solve."""
     probe = Probe(problem, settings.plain())
-    largest = probe.measure_center().largest
+    largest = probe.largest(probe.whole, probe.one, CENTER_ITERATIONS)
     settled = _left_of_noise(probe, problem) < _SETTLED
     damping, why = solver_damping(largest, probe.leftover(largest), settled=settled)
     nbeta = settings.nbeta or 1.0

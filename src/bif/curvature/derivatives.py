@@ -24,6 +24,7 @@ class Derivatives:
     """
 
     def __init__(self, problem: Problem, *, num_together: int = 64) -> None:
+        self._problem = problem
         self.model = problem.evaluation_copy(problem.device)
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
         self._together, self._along = num_together, AlongDirections()
@@ -37,6 +38,8 @@ class Derivatives:
         def values(params: Params) -> Tensor:
             return of_items.at(params, batch)
 
+        if (scale := self._problem.metric_scale(center)) is not None:
+            params = {name: leaf * scale[name] for name, leaf in params.items()}
         with DifferentiableAttention():
             while start < count:
                 part = slice(start, start + self._together)

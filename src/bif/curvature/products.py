@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
+from bif import tensors
 from bif.curvature.attention import DifferentiableAttention
 from bif.curvature.outputs import Criterion, SplitLoss
 from bif.problem.functional import ItemFunction
@@ -35,6 +36,8 @@ def require_curvature(curvature: str) -> Curvature:
 
 class CurvatureProduct:
     """The map `X -> X C` of rows, with C the curvature of the (weighted) mean train loss at w*.
+
+    With a metric M of the problem it is `M^(-1/2) C M^(-1/2)`.
 
     Gauss-Newton products are a forward derivative of the outputs and a backward one; where an
     operation knows no forward derivative, the backward pass is differentiated in its place.
@@ -78,6 +81,8 @@ class CurvatureProduct:
         self._split = None
         if self.curvature == "gauss_newton":
             self._split = SplitLoss(self._model, problem.loss, first_items(problem), criterion)
+        scale = problem.metric_scale(self.params)
+        self._scale = None if scale is None else join_leaves(tensors.stacked(scale, 1))
         self._model.requires_grad_(False)  # what is differentiated is passed in
         self._along = AlongDirections()
 
@@ -93,13 +98,14 @@ class CurvatureProduct:
             torch.OutOfMemoryError: Not even a single row fits.
         """
         self.num_products += len(rows)
+        rows = rows if self._scale is None else rows * self._scale
         total = torch.zeros_like(rows)
         for share, batch in self._chunks():
             start = 0
             for part in self._in_parts(self._of_chunk(share, batch), rows):
                 total[start : start + len(part)] += part
                 start += len(part)
-        return total
+        return total if self._scale is None else total.mul_(self._scale)
 
     def _in_parts(self, product: Callable[[Params], Params], rows: Tensor) -> Iterator[Tensor]:
         """Yield a chunk's products with some rows at a time: fewer where memory is short."""

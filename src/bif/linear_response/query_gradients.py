@@ -14,7 +14,7 @@ from bif.problem.columns import mask_of
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device
 from bif.problem.problem import Observable, Problem
-from bif.sampling.item_gradients import item_gradient_chunks
+from bif.sampling.item_gradients import factors_of_rows, item_gradient_chunks
 from bif.sampling.observe_tokens import ByToken
 from bif.sampling.posterior import LocalPosterior
 
@@ -56,6 +56,7 @@ def _of_tokens(
     row, token = np.nonzero(mask_of(items))
     model = problem.evaluation_copy(problem.device)
     of_tokens = ItemFunction(model, ByToken(observable.function))
+    factors = factors_of_rows(problem, posterior)
     wanted = np.arange(columns.start, columns.stop)
     for item in np.unique(row[wanted]):
         batch = to_device(items.take(torch.tensor([item])), problem.device)
@@ -66,5 +67,5 @@ def _of_tokens(
         unit = torch.zeros(len(places), len(values), dtype=values.dtype, device=values.device)
         unit[torch.arange(len(places)), torch.as_tensor(places, device=values.device)] = 1
         leaves = map_rows(lambda u, pull=pull: pull(u)[0], unit)
-        moving = (leaves[n] * posterior.masks.get(n, 1.0) for n in posterior.center)
+        moving = (leaves[n] * factors[n] if n in factors else leaves[n] for n in posterior.center)
         yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()

@@ -16,7 +16,7 @@ from bif.sampling.observer import Observer
 from bif.sampling.oracles.precision import matmul_precision
 from bif.sampling.settings import Settings
 
-RESIDUAL = 0.01
+RESIDUAL = 0.05
 """Residual relative to a query's gradient at which a system counts as solved."""
 MOST_STEPS = 200
 """Products of a query where a residual is aimed at."""

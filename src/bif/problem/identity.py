@@ -35,5 +35,6 @@ def identity(problem: Problem, settings: Mapping[str, object]) -> dict[str, Any]
         "observables": {o.name: code_fingerprint(o.function) for o in problem.observables},
         # Not there where nothing is: runs of versions that knew none are still the same runs.
         **({"through": proxies} if proxies else {}),
+        **({"metric": fingerprint(problem.metric)} if problem.metric else {}),
         **({"tokens": problem.tokens} if problem.tokens else {}),
     }

@@ -16,6 +16,7 @@ from bif.problem.columns import Columns, Tokens, num_columns
 from bif.problem.items import Items, as_items, batch_leaves, to_device
 from bif.problem.literals import require_literal
 from bif.problem.losses import margin
+from bif.problem.metric import require_metric
 from bif.problem.proxy import Proxy, default_proxy
 from bif.problem.validation import (
     check_item_values,
@@ -126,6 +127,10 @@ class Problem:
         tokens: "train", "query" or "both": on that side every token of the items' `token_mask` has
             a column (or row) `ID[t]` of its own, in the place of its item's.
 
+        metric: How stiffly each weight is held near w*, positive leaves by the names of the trained
+            parameters: the diagonal M of `(gamma/2) (w - w*)ᵀ M (w - w*)`, 1 by default.
+            `bif.adam_metric` and `bif.gradient_metric` make that of Adam.
+
     Raises:
         TypeError, ValueError: A loss that returns a scalar, another length, NaN or infinities; a
             query batch of another structure than the train batch; tied weights; parameters on
@@ -149,6 +154,7 @@ class Problem:
         train_weights: Tensor | Sequence[float] | None = None,
         tied_weights: TiedWeights = "refuse",
         tokens: Tokens | None = None,
+        metric: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
@@ -192,6 +198,7 @@ class Problem:
             require_literal("tokens", tokens, Tokens)
         self.tokens = tokens
         self.train_shift = self.query_shift = 0
+        self.metric = None if metric is None else self._checked_metric(metric)
         self._probe()
 
     @property
@@ -358,6 +365,25 @@ class Problem:
         other.observables = self.observables if observables is None else tuple(observables)
         other._probe()
         return other
+
+    def with_metric(self, metric: Mapping[str, Tensor] | None) -> Problem:
+        """Return the same problem with another metric of the localisation, or with none.
+
+        Raises:
+            ValueError: As at construction, of the metric.
+        """
+        other = copy(self)
+        other.metric = None if metric is None else self._checked_metric(metric)
+        return other
+
+    def metric_scale(self, like: Params) -> Params | None:
+        """Return `M^(-1/2)` of some leaves, on their devices; None without a metric."""
+        if self.metric is None:
+            return None
+        return {name: self.metric[name].rsqrt().to(leaf) for name, leaf in like.items()}
+
+    def _checked_metric(self, metric: Mapping[str, Tensor]) -> Params:
+        return require_metric(metric, {n: self.parameters()[n] for n in self.trainable})
 
     def parameters(self) -> Params:
         """Return all named parameters as the model holds them, leaves `[*shape]`, detached."""

@@ -35,8 +35,8 @@ from bif.terminal import say
 if TYPE_CHECKING:
     import xarray as xr
 
-_ERRORS = 3.0
-"""Errors to either side that hold 95 % of the scores, where systems were solved to 1 %."""
+_ERRORS = 4.0
+"""Errors to either side that hold 95 % of the scores, where systems were solved to 1 to 10 %."""
 _GATE = 0.1
 """Relative residual above which a solve that was to end by itself is not trusted."""
 

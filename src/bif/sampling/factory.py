@@ -11,6 +11,7 @@ from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle
 from bif.sampling.oracles.activation_checkpointing import keep_less_
 from bif.sampling.oracles.compilation import repeated_blocks
+from bif.sampling.oracles.in_metric import InMetric
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.samplers import SAMPLERS
 from bif.sampling.settings import RunSettings, Settings
@@ -23,14 +24,22 @@ def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
     Where memory is short, w* is the problem's own model if that is on the device.
     """
     assert settings.nbeta is not None and settings.gamma is not None
+    center = moving_center(problem, settings)
     return LocalPosterior(
-        moving_center(problem, settings),
+        center,
         settings.nbeta,
         settings.gamma,
         moving(problem, settings.movable),
         settings.weight_decay,
+        decay_origin=_decay_origin(problem, center),
         copies_center=settings.memory == "plain",
     )
+
+
+def _decay_origin(problem: Problem, center: Params) -> Params | None:
+    """Return the coordinates of the weights 0, `w* - M^(1/2) w*`; None without a metric."""
+    scale = problem.metric_scale(center)
+    return scale and {name: leaf - leaf / scale[name] for name, leaf in center.items()}
 
 
 def moving_center(problem: Problem, settings: Settings) -> Params:
@@ -49,9 +58,21 @@ def _stored(leaf: Tensor, settings: Settings) -> Tensor:
 
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
     """Return the oracle of complete settings, on the run's device."""
+    oracle = _make_oracle(problem, settings, names)
+    center = {n: leaf.to(run_device(problem, settings)) for n, leaf in problem.center().items()}
+    scale = problem.metric_scale({name: center[name] for name in names})
+    return InMetric(oracle, center, scale) if scale else oracle
+
+
+def _make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
     device = run_device(problem, settings)
     gradient, value = settings.precisions
     if settings.oracle == "live":
+        if problem.metric is not None:
+            raise ValueError(
+                "oracle='live' moves the model's own weights, whose coordinates are not those of "
+                "the problem's metric: use oracle='sequential', or estimator='response'."
+            )
         # Narrowed before it moves: the device never holds the wide weights.
         model = problem.evaluation_copy(problem.device, lean=settings.memory == "lean")
         for name, parameter in model.named_parameters():

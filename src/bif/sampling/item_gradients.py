@@ -93,7 +93,7 @@ def item_gradient_chunks(
 ) -> Iterator[Tensor]:
     """Yield the rows of `item_gradients`, at most `chunk_size` at a time.
 
-    By `vmap`; one item after another where the model or the function cannot be vmapped.
+    Rows are divided by `M^(1/2)` of the problem's metric if it has one.  By `vmap`; one item after another where the model or the function cannot be vmapped.
 
     Args:
         problem: Whose model.
@@ -105,8 +105,9 @@ def item_gradient_chunks(
     """
     model = problem.evaluation_copy(problem.device)
     posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
-    params, masks = posterior.center, posterior.masks
+    params = posterior.center
     of_items = ItemFunction(model, function)
+    factors = factors_of_rows(problem, posterior)
 
     def value(params: Params, item: Batch) -> Tensor:
         alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
@@ -125,8 +126,16 @@ def item_gradient_chunks(
                 stacked = False
         if not stacked:
             rows = _one_by_one(grad(value), params, batch)
-        moving = (rows[n] * masks[n] if n in masks else rows[n] for n in params)
+        moving = (rows[n] * factors[n] if n in factors else rows[n] for n in params)
         yield torch.cat([leaf.flatten(1) for leaf in moving], dim=1).detach()
+
+
+def factors_of_rows(problem: Problem, posterior: LocalPosterior) -> Params:
+    """Return what multiplies gradients: `M^(-1/2)` of a metric, 0 where nothing may move."""
+    scale = problem.metric_scale(posterior.center)
+    if scale is None:
+        return posterior.masks
+    return {n: s * posterior.masks[n] if n in posterior.masks else s for n, s in scale.items()}
 
 
 def trained(problem: Problem) -> dict[str, bool]:

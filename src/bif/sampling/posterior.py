@@ -24,6 +24,7 @@ class LocalPosterior:
     `p(w) ∝ exp(-U(w))` with
     `U(w) = nbeta * L(w) + (gamma / 2) * |w - center|² + nbeta * (weight_decay / 2) * |w|²`,
     where L is the (weighted) mean loss of the train items and norms run over movable weights.
+    Where the problem has a metric, w are its coordinates (`bif.problem.metric`).
 
     Args:
         center: Trained weights w*, leaves `[*shape]`; must hold at least one movable leaf.
@@ -35,6 +36,7 @@ class LocalPosterior:
             mapping from parameter names to True or to a boolean mask `[*shape]`.  Everything
             else stays at w*.
         weight_decay: Coefficient of `|w|²/2` in the training objective; 0 leaves it out of U.
+        decay_origin: Weights at which the decay pulls no further, leaves `[*shape]`; 0 by default.
         copies_center: False takes the tensors of `center` as they are: they must not change.
 
     Raises:
@@ -50,6 +52,7 @@ class LocalPosterior:
     gamma: float
     movable: Sequence[str] | Mapping[str, bool | Tensor] = ("*",)
     weight_decay: float = 0.0
+    decay_origin: Params | None = None
     copies_center: bool = True
     masks: Params = field(init=False, repr=False)
 
@@ -87,11 +90,21 @@ class LocalPosterior:
         """
         gradient = tensors.mul_(mean_loss_gradient, self.nbeta)
         tensors.add_(gradient, self.displacement(params), self.gamma)
-        if self.weight_decay:
-            tensors.add_(gradient, params, self.nbeta * self.weight_decay)
+        self.add_decay_(gradient, params, self.nbeta)
         for name in gradient.keys() & self.masks.keys():
             gradient[name].mul_(self.masks[name])
         return gradient
+
+    def add_decay_(self, gradient: Params, params: Params, factor: float = 1.0) -> None:
+        """Add the weight decay's gradient times a factor, in place: `weight_decay * w`."""
+        if not self.weight_decay:
+            return
+        tensors.add_(gradient, params, factor * self.weight_decay)
+        if self.decay_origin is not None:
+            origin = {
+                n: self.decay_origin[n].unsqueeze(0).expand_as(g) for n, g in gradient.items()
+            }
+            tensors.add_(gradient, origin, -factor * self.weight_decay)
 
     def potential(self, mean_loss: Tensor, params: Params) -> Tensor:
         """Return `U(w)` of each chain, `[C]`, from its mean loss `[C]`."""
@@ -102,9 +115,9 @@ class LocalPosterior:
 
     def _squared_norm(self, params: Params) -> Tensor:
         """Return `|w|²` over the weights that move, `[C]`."""
-        moving = {
-            n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in params.items()
-        }
+        origin = self.decay_origin
+        away = params if origin is None else {n: leaf - origin[n] for n, leaf in params.items()}
+        moving = {n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in away.items()}
         return tensors.squared_norm(moving)
 
     def displacement(self, params: Params) -> Params:
