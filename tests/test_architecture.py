@@ -57,9 +57,9 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 PUBLIC = {
     "bif": """
         MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
-        Problem Proxy Ranking Response Run Score Settings Tuned attribute calibrate cross_check
-        adam_metric estimate evaluate extend gradient_metric known_proxy load losses merge respond response run_chains samplers
-        tune
+        Problem Proxy Ranking Response Run Score Settings Tuned adam_metric attribute calibrate
+        cross_check estimate evaluate extend gradient_metric known_proxy load losses merge respond
+        response run_chains samplers tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -35,7 +35,7 @@ from benchmarks.language.corpus import (
     train_,
     train_tokenizer,
 )
-from benchmarks.language.fine_tuning import METHODS, lds_rows
+from benchmarks.language.fine_tuning import BATCH, METHODS, lds_rows
 from benchmarks.language.paraphrases import paraphrase, ranks, shared_words
 from benchmarks.language.word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 from benchmarks.scaling.neox import Shape, network
@@ -229,23 +229,29 @@ def fine_tuning_rows(text: Text, model: nn.Module) -> Iterator[list[dict[str, An
     fine_tune = functools.partial(_fine_tune, model, a.lds_steps, a.lds_rate)
 
     def train(start: nn.Module | None, items: Any, seed: int) -> nn.Module:
-        return fine_tune(items, seed)
+        return fine_tune(items, seed)[0]
 
     draft = text.problem(model, own, asked, length=a.lds_length)
     items = draft.train.to(torch.device(a.device))
-    tuned = fine_tune(items.first(len(items)), a.seed)
+    tuned, path = fine_tune(items.first(len(items)), a.seed)
     groups = {"query": asked, "tuning": tuning}
     problem = text.problem(tuned, own, groups, length=a.lds_length)
     own_settings = replace(settings(a), draws=a.lds_draws)
     yield from lds_rows(
-        problem, train, own_settings, arguments=a, pairs=pair_settings(own_settings, a)
+        problem, train, own_settings, arguments=a, pairs=pair_settings(own_settings, a), path=path
     )
 
 
-def _fine_tune(base: nn.Module, steps: int, rate: float, items: Any, seed: int) -> nn.Module:
+def _fine_tune(
+    base: nn.Module, steps: int, rate: float, items: Any, seed: int
+) -> tuple[nn.Module, list[nn.Module]]:
+    """Return the fine-tuned model, and the models on the way to it, the first one among them."""
     model = copy.deepcopy(base)
-    train_(model, items, steps=steps, batch_size=16, rate=rate, seed=seed)
-    return model
+    path = train_(
+        model, items, steps=steps, batch_size=BATCH, rate=rate, seed=seed,
+        keep_every=max(1, steps // 4),
+    )  # fmt: skip
+    return model, path
 
 
 def _run_figures(run: bif.Run) -> dict[str, Any]:

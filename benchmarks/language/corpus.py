@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,8 +68,9 @@ def train_tokenizer(texts: Iterable[str], *, pieces: int) -> Any:
 
 
 def train_(
-    model: nn.Module, items: Batch, *, steps: int, batch_size: int, rate: float, seed: int
-) -> None:
+    model: nn.Module, items: Batch, *, steps: int, batch_size: int, rate: float, seed: int,
+    keep_every: int | None = None,
+) -> list[nn.Module]:  # fmt: skip
     """Train by AdamW with a cosine schedule and no dropout, on the mean loss a token.
 
     Args:
@@ -78,7 +80,12 @@ def train_(
         batch_size: Items of an update, shuffled anew in every epoch; all if there are fewer.
         rate: Highest learning rate, after a twentieth of the steps.
         seed: Seed of the order.
+        keep_every: Steps after which a copy of the model is kept, and again before the first.
+
+    Returns:
+        The copies that were kept.
     """
+    kept = []
     device = items["input_ids"].device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.01,
@@ -91,6 +98,8 @@ def train_(
     precision: Precision = "tf32" if device.type == "cuda" else "float32"
     with matmul_precision(precision):
         for step in range(steps):
+            if keep_every and step % keep_every == 0:
+                kept.append(copy.deepcopy(model))
             if len(order) < size:
                 order = torch.randperm(count, generator=source)
             here, order = order[:size].to(device), order[size:]
@@ -105,6 +114,7 @@ def train_(
             (losses.sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+    return kept
 
 
 def loss_a_token(model: nn.Module, items: Batch, *, size: int = 64) -> float:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from torch import nn
 
 import bif
 from bif import baselines
 from bif.bank import Plan, TrainFunction, retrained
 from bif.benchmark import Task, judge
+from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.methods.fluctuation import Fluctuation
 from bif.benchmark.methods.response import Responses
 from bif.benchmark.methods.rivals import FittedRival
+from bif.benchmark.methods.solving import Solving
+from bif.types import Params
 
 METHODS = (
-    "random", "gradient_product", "gradient_cosine", "ekfac", "bif", "bif_response",
-    "bif_minibatch",
+    "random", "gradient_product", "gradient_cosine", "ekfac", "ekfac_cg", "solver_default",
+    "solver", "gradient_product_in_metric", "solver_default_in_metric", "solver_in_metric",
+    "solver_along_path", "bif", "bif_response", "bif_minibatch",
 )  # fmt: skip
+BATCH = 16
+"""Documents of an update of fine-tuning, and of the mini-batches that give the metric."""
 _CANDIDATES = ((1.0, 1.0), (10.0, 1.0), (10.0, 0.2))
 """nbeta in units of the number of train items, and gamma/nbeta in units of the default's."""
 _PAIR_CANDIDATE = (10.0, 0.2)
@@ -37,6 +46,58 @@ def _ekfac(problem: bif.Problem) -> FittedRival:
     )
 
 
+@dataclass(frozen=True)
+class InMetric:
+    """A method in the metric of Adam, from the squared gradients of mini-batches at w*."""
+
+    inner: Any
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}_in_metric"
+
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        with measure_cost(task.problem.device) as cost:
+            metric = _metric(task.problem)
+        task = replace(task, problem=task.problem.with_metric(metric))
+        return [
+            replace(scored, method=self.name, cost=cost.then(scored.cost))
+            for scored in self.inner.run(task, judge, found)
+        ]
+
+
+@dataclass(frozen=True)
+class AlongPath:
+    """Influence along the path of fine-tuning: damped responses at models on the way, averaged.
+
+    Damping, steps and metric are those of `solver_in_metric`, chosen at w*.
+    """
+
+    path: Sequence[nn.Module]
+    name: str = "solver_along_path"
+
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        (first,) = InMetric(Solving("solver")).run(task, judge, found)
+        problem = task.problem
+        with measure_cost(problem.device) as cost:
+            metric = _metric(problem)
+            settings = bif.Settings(
+                estimator="response", nbeta=1.0, gamma=first.choice["damping"],
+                solver_steps=int(first.choice["steps"]),
+            )  # fmt: skip
+            scores = [
+                bif.attribute(problem.with_model(model).with_metric(metric), settings)
+                .influence.dataset["influence"].values[0]
+                for model in (*self.path, problem.model)
+            ]  # fmt: skip
+        mean = np.mean(scores, axis=0)
+        return [replace(first, method=self.name, scores=mean, cost=first.cost.then(cost))]
+
+
+def _metric(problem: bif.Problem) -> Params:
+    return bif.gradient_metric(problem, batch_size=min(BATCH, problem.num_train // 2))
+
+
 def _mini_batch_settings(settings: bif.Settings, num_train: int) -> bif.Settings:
     """Return settings of SGLD as it is commonly run: mini-batches, few steps a draw."""
     return replace(
@@ -47,7 +108,7 @@ def _mini_batch_settings(settings: bif.Settings, num_train: int) -> bif.Settings
 
 def lds_rows(
     problem: bif.Problem, train: TrainFunction, settings: bif.Settings, *,
-    arguments: argparse.Namespace, pairs: bif.Settings,
+    arguments: argparse.Namespace, pairs: bif.Settings, path: Sequence[nn.Module],
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Judge every method by fine-tuned networks, tuned on other subsets and queries.
 
@@ -59,6 +120,7 @@ def lds_rows(
         settings: Settings of the BIF.
         arguments: Sizes.
         pairs: Settings of the response estimator.
+        path: Models on the way of fine-tuning.
     """
     groups = dict(problem.query_groups)
     tuning = groups.pop("tuning")
@@ -74,7 +136,7 @@ def lds_rows(
     print(f"bank: {bank.num_networks} networks, {bank.seconds:.0f} s", flush=True)
     assert bank.tuning is not None
     judged = Judge([bank.tuning])
-    methods = _methods(task, pairs, arguments)
+    methods = _methods(task, pairs, arguments, path)
     found: list[Scored] = []
     for name in arguments.methods or METHODS:
         method, settings_of_it = methods[name]
@@ -91,7 +153,7 @@ def lds_rows(
 
 
 def _methods(
-    task: Task, pairs: bif.Settings, arguments: argparse.Namespace
+    task: Task, pairs: bif.Settings, arguments: argparse.Namespace, path: Sequence[nn.Module]
 ) -> dict[str, tuple[Any, tuple[bif.Settings, ...]]]:
     """Return every method by name, with the settings between which it is tuned."""
     (settings,), n = task.settings, task.problem.num_train
@@ -108,9 +170,20 @@ def _methods(
         dampings=tuple(arguments.response_dampings),
         curvatures=tuple(arguments.response_curvatures),
     )
-    plain = ("random", "gradient_product", "gradient_cosine")
+    known = all_methods()
+    plain = (
+        "random",
+        "gradient_product",
+        "gradient_cosine",
+        "ekfac_cg",
+        "solver",
+        "solver_default",
+    )
+    in_metric = ("gradient_product", "solver", "solver_default")
     return {
-        **{name: (all_methods()[name], paired) for name in plain},
+        **{name: (known[name], paired) for name in plain},
+        **{f"{name}_in_metric": (InMetric(known[name]), paired) for name in in_metric},
+        "solver_along_path": (AlongPath(path), paired),
         "ekfac": (FittedMethod("ekfac", _ekfac, _DAMPING_SCALES), paired),
         "bif": (Fluctuation("bif"), candidates),
         "bif_response": (responses, paired),

@@ -203,7 +203,7 @@ class TestRefusals:
             fitted.scores(classification(), damping=1.0, soft_threshold=threshold)
 
     def test_models_of_other_weights_or_none_at_all_are_refused(self):
-        with pytest.raises(ValueError, match="every model must have the weights of the problem"):
+        with pytest.raises(ValueError, match="the model must have the weights of the problem"):
             TRAK.fit(mlp_problem(), models=[network()])
         with pytest.raises(ValueError, match="models is empty"):
             TRAK.fit(mlp_problem(), models=[])

@@ -30,13 +30,8 @@ def require_same_fit(fitted: Problem, problem: Problem) -> None:
         torch.equal(metrics[0][n], metrics[1][n].to(metrics[0][n])) for n in metrics[0]
     )
     if not (same and same_metric and _same(fitted.train_weights, problem.train_weights)):
-        what = (
-            "model's weights"
-            if not same
-            else "train weights rho"
-            if same_metric
-            else "metric's numbers"
-        )
+        what = "train weights rho" if same_metric else "metric's numbers"
+        what = what if same else "model's weights"
         raise ValueError(
             f"the {what} are not those that were fitted: only the queries and observables may "
             "differ. Fit again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +86,7 @@ class TRAK:
         if dimension is not None:
             project = Projection(count, dimension, kind=projection, seed=seed, like=like)
         fitted = [
-            _checkpoint(_with_model(problem, model), function, weight, project)
+            _checkpoint(problem.with_model(model), function, weight, project)
             for model in ([problem.model] if models is None else _require_models(models))
         ]
         return cls(problem, project, fitted)
@@ -132,7 +131,7 @@ class TRAK:
                     "directions. Give damping, for example damping_scale=0.1, or a smaller "
                     "dimension."
                 )
-            blocks = query_gradient_blocks(_with_model(problem, one.model), function)
+            blocks = query_gradient_blocks(problem.with_model(one.model), function)
             along = (
                 torch.cat([_project(rows, self._projection) for rows in blocks]) @ one.eigenvectors
             )
@@ -163,22 +162,6 @@ def _values(problem: Problem, function: ItemLoss) -> Iterator[Tensor]:
     for _, batch in problem.train.chunks(256):
         with torch.no_grad():
             yield of_items(to_device(batch, problem.device))
-
-
-def _with_model(problem: Problem, model: nn.Module) -> Problem:
-    """Return the same problem at another model's weights."""
-    shapes = {name: leaf.shape for name, leaf in model.named_parameters()}
-    expected = {name: leaf.shape for name, leaf in problem.model.named_parameters()}
-    if shapes != expected:
-        raise ValueError(
-            "every model must have the weights of the problem's: got "
-            f"{len(shapes)} tensors, {sum(s.numel() for s in shapes.values()):,} weights; expected "
-            f"{len(expected)} tensors, {sum(s.numel() for s in expected.values()):,} weights of "
-            "the same names and shapes."
-        )
-    other = copy(problem)
-    other.model = model
-    return other
 
 
 def _require_models(models: Sequence[nn.Module]) -> Sequence[nn.Module]:

@@ -124,11 +124,10 @@ def gradient_metric(
     for _ in range(num_batches):
         places = torch.randperm(problem.num_train, generator=source)[:batch_size].sort().values
         batch = to_device(problem.train.take(places), problem.device)
-        weights = 1.0 if problem.train_weights is None else problem.train_weights[places]
+        rho = problem.train_weights
+        weights = 1.0 if rho is None else rho[places].to(problem.device)
         with torch.enable_grad():
-            value = (
-                of_items.at(leaves, batch) * torch.as_tensor(weights).to(problem.device)
-            ).mean()
+            value = (weights * of_items.at(leaves, batch)).mean()
             found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
         for name, gradient in zip(leaves, found, strict=True):
             squares[name] += gradient.square() / num_batches

@@ -366,6 +366,25 @@ class Problem:
         other._probe()
         return other
 
+    def with_model(self, model: nn.Module) -> Problem:
+        """Return the same problem at another model's weights, such as those of a checkpoint.
+
+        Raises:
+            ValueError: Weights of other names or shapes.
+        """
+        shapes = {name: leaf.shape for name, leaf in model.named_parameters()}
+        expected = {name: leaf.shape for name, leaf in self.model.named_parameters()}
+        if shapes != expected:
+            raise ValueError(
+                "the model must have the weights of the problem's: got "
+                f"{len(shapes)} tensors, {sum(s.numel() for s in shapes.values()):,} weights; "
+                f"expected {len(expected)} tensors, {sum(s.numel() for s in expected.values()):,} "
+                "weights of the same names and shapes."
+            )
+        other = copy(self)
+        other.model = model
+        return other
+
     def with_metric(self, metric: Mapping[str, Tensor] | None) -> Problem:
         """Return the same problem with another metric of the localisation, or with none.
 

@@ -93,7 +93,8 @@ def item_gradient_chunks(
 ) -> Iterator[Tensor]:
     """Yield the rows of `item_gradients`, at most `chunk_size` at a time.
 
-    Rows are divided by `M^(1/2)` of the problem's metric if it has one.  By `vmap`; one item after another where the model or the function cannot be vmapped.
+    Rows are divided by `M^(1/2)` of the problem's metric if it has one.  By `vmap`, or one item
+    after another where the model or the function cannot be vmapped.
 
     Args:
         problem: Whose model.

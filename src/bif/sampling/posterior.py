@@ -101,9 +101,7 @@ class LocalPosterior:
             return
         tensors.add_(gradient, params, factor * self.weight_decay)
         if self.decay_origin is not None:
-            origin = {
-                n: self.decay_origin[n].unsqueeze(0).expand_as(g) for n, g in gradient.items()
-            }
+            origin = {n: self.decay_origin[n].expand_as(g) for n, g in gradient.items()}
             tensors.add_(gradient, origin, -factor * self.weight_decay)
 
     def potential(self, mean_loss: Tensor, params: Params) -> Tensor:
