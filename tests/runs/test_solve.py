@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import bif
 from bif import store
@@ -30,7 +31,7 @@ from rival_problems import (
     mlp_problem,
     tokens,
 )
-from small_problems import classification, filled, labelled, normal
+from small_problems import classification, filled, labelled, network, normal
 from token_problems import problem as token_problem
 
 TIGHT = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
@@ -274,6 +275,128 @@ class TestHonesty:
         run = bif.attribute(classification(), bif.Settings(estimator="response"))
         text = " ".join(run.manifest.explanations)
         assert "gamma = " in text and "nbeta = " in text and run.summary.trusted
+
+
+class Recomputes(nn.Module):
+    """A model that recomputes its activations."""
+
+    def __init__(self, *, use_reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.use_reentrant = network(), use_reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=self.use_reentrant)
+
+
+class Applies(nn.Module):
+    """A model with a `torch.autograd.Function` of its own after its layers."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.inner, self._function = network(), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function.apply(self.inner(x))
+
+
+class WithoutContext(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope.clone()
+
+
+class BackwardOnly(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return slope.clone()
+
+
+class ThroughNumpy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        return out * float(out.detach().numpy().max() > -1e9)
+
+
+def distances(model: nn.Module, batch: Any) -> Tensor:
+    """A loss whose second derivative torch does not have."""
+    return torch.cdist(model(batch[0])[:, None], batch[0][:, None, :3])[:, 0, 0]
+
+
+def stepped(model: nn.Module, batch: Any) -> Tensor:
+    """A loss without forward derivatives."""
+    return nn.functional.cross_entropy(
+        BackwardOnly.apply(model(batch[0])), batch[1], reduction="none"
+    )
+
+
+class TestRefusals:
+    """What torch does not differentiate is refused in words, before all items are evaluated."""
+
+    @pytest.mark.parametrize("curvature", [GN, "hessian"])
+    @pytest.mark.parametrize(
+        ("changed", "words"),
+        [
+            (lambda: {"model": Recomputes(use_reentrant=False)}, "recomputes activations"),
+            (lambda: {"model": Recomputes(use_reentrant=True)}, "without setup_context"),
+            (lambda: {"model": Applies(WithoutContext)}, "staticmethod setup_context"),
+            (lambda: {"model": ThroughNumpy()}, "outside of torch"),
+            (lambda: {"loss": distances}, "no such derivative.*_cdist_backward"),
+        ],
+        ids=["checkpoint", "reentrant", "function", "numpy", "cdist"],
+    )
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+    def test_the_cause_is_named_before_anything_long_begins(
+        self, monkeypatch, changed, words, curvature
+    ):
+        monkeypatch.setattr("bif.calibration.solving.check_items", None)
+        with pytest.raises(ValueError, match=f"(?s){words}.*use estimator='covariance'"):
+            scores(classification(**changed()), replace(TIGHT, solver_curvature=curvature))
+
+    def test_the_other_curvature_is_tried_before_it_is_named(self, monkeypatch):
+        problem = classification(loss=stepped)
+        monkeypatch.setattr("bif.calibration.solving.check_items", None)
+        with pytest.raises(ValueError, match="solver_curvature='hessian' was tried too and works"):
+            scores(problem, TIGHT)
+
+    def test_what_is_named_works(self):
+        settings = replace(TIGHT, solver_curvature="hessian", gamma=20.0)
+        np.testing.assert_allclose(
+            scores(classification(loss=stepped), settings),
+            scores(classification(), settings), rtol=1e-6, atol=1e-9,
+        )  # fmt: skip
+
+    def test_a_model_without_gauss_newton_matrix_is_told_the_name_of_the_setting(self):
+        def twice(model: nn.Module, batch: Any) -> Tensor:
+            return bif.losses.cross_entropy(model, batch) + model(batch[0])[:, 0]
+
+        with pytest.raises(ValueError, match="called the model 2 times.*Use solver_curvature="):
+            scores(classification(loss=twice))
+
+    def test_the_folder_takes_the_mended_model(self, tmp_path: Path):
+        with pytest.raises(ValueError, match="setup_context"):
+            bif.attribute(classification(model=Applies(WithoutContext)), TIGHT, out=tmp_path / "r")
+        mended = classification(model=Applies(BackwardOnly))
+        run = bif.attribute(mended, TIGHT, out=tmp_path / "r")
+        np.testing.assert_allclose(
+            run.influence.dataset["influence"], scores(classification()), rtol=1e-5, atol=1e-9
+        )
 
 
 class TestRuns:

@@ -13,6 +13,7 @@ from bif.calibration.damping import SHARE
 from bif.calibration.pilot import CENTER_ITERATIONS, Probe
 from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta
+from bif.linear_response.rehearsal import require_derivatives
 from bif.linear_response.solver import sampling_settings
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -62,12 +63,14 @@ def calibrate_solver(
         tell: Gets every line of explanation as it comes.
 
     Raises:
-        ValueError: Items on which a function fails or is not finite.
+        ValueError: Items on which a function fails or is not finite; what torch does not
+            differentiate.
     """
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):
         choices.remark(note)
     asked = with_movable(problem, with_precisions(problem, requested, choices), choices)
+    require_derivatives(problem, asked)
     plain = sampling_settings(asked)
     chunk, together = _pass_size(problem, plain, choices)
     plain = replace(plain, chunk_size=chunk)

@@ -54,14 +54,10 @@ class Solver:
         center = tensors.stacked(self.posterior.center, 1)
         self.observer = Observer(problem, plain, oracle, center)
         self._derivatives = Derivatives(problem, num_together=num_together)
-        try:
-            self._product = CurvatureProduct(
-                problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
-                num_together=num_together,
-            )  # fmt: skip
-        except ValueError as error:
-            text = str(error).replace("curvature='hessian'", "solver_curvature='hessian'")
-            raise ValueError(text) from error
+        self._product = CurvatureProduct(
+            problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
+            num_together=num_together,
+        )  # fmt: skip
         self._mask = self._flat_mask()
         size = self._rows_that_fit()
         columns = problem.num_queries
