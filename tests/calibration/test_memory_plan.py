@@ -208,7 +208,7 @@ class TestRefusals:
         monkeypatch.setattr(
             "bif.calibration.memory_plan.run_device", lambda problem, s: torch.device("cuda", 0)
         )
-        monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 100)
+        monkeypatch.setattr("bif.calibration.memory_plan.free_bytes", lambda device: 100)
         with pytest.raises(
             ValueError, match=rf"for weights .* 100 B are free on cuda:0.*{way_out}"
         ):
@@ -217,10 +217,10 @@ class TestRefusals:
     def test_a_peak_that_exceeds_the_device_is_refused(self, monkeypatch):
         engine: Any = SimpleNamespace(device=torch.device("cuda", 0))
         found = by_hand(memory="fused")
-        monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 299)
+        monkeypatch.setattr("bif.calibration.memory_plan.free_bytes", lambda device: 299)
         with pytest.raises(ValueError, match=r"needs 300 B besides.*299 B are free.*chunk_size"):
             refuse_overflow(found, engine)
-        monkeypatch.setattr("bif.calibration.memory_plan._free_bytes", lambda device: 300)
+        monkeypatch.setattr("bif.calibration.memory_plan.free_bytes", lambda device: 300)
         refuse_overflow(found, engine)
 
 

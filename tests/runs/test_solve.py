@@ -16,10 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 import bif
 from bif import store
+from bif.calibration import tune_solver
+from bif.calibration.peak_memory import PeakBytes
+from bif.calibration.solving import calibrate_solver
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.krylov import KrylovSpace
-from bif.curvature.products import CurvatureProduct, split_rows
+from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
 from bif.curvature.solve import conjugate_gradients
+from bif.linear_response import vectors
+from bif.linear_response.solver import Solver
 from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
 from rival_problems import (
@@ -40,6 +45,11 @@ RHO = normal(20, seed=4).exp()
 
 def scores(problem: bif.Problem, settings: bif.Settings = TIGHT) -> np.ndarray:
     return bif.attribute(problem, settings).influence.dataset["influence"].values
+
+
+def rows_that_fit(monkeypatch: pytest.MonkeyPatch, count: int, *, num_weights: int = 43) -> None:
+    """Let the host have memory for so many queries of a float64 model, and as much beside them."""
+    monkeypatch.setattr(vectors, "free_bytes", lambda device: 2 * count * 12 * 8 * num_weights)
 
 
 def symmetric(size: int, *, seed: int) -> Tensor:
@@ -95,7 +105,7 @@ class TestExact:
     @pytest.mark.parametrize("size", [1, 2])
     def test_blocks_of_queries_change_nothing(self, monkeypatch, size):
         whole = scores(mlp_problem())
-        monkeypatch.setattr("bif.linear_response.solver.Solver._rows_that_fit", lambda self: size)
+        rows_that_fit(monkeypatch, size, num_weights=1210)
         monkeypatch.setattr("bif.calibration.solving._DIRECTIONS", 2)
         np.testing.assert_allclose(scores(mlp_problem()), whole, rtol=1e-5, atol=1e-8)
 
@@ -217,6 +227,74 @@ class TestSolver:
         inverse = torch.linalg.inv(self.matrix + torch.eye(20))
         found = self.solved(1.0, 1, precondition=lambda x: x @ inverse)
         assert float(found.residuals.max()) < 1e-10
+
+
+class TestMemory:
+    def test_conjugate_gradients_hold_as_many_vectors_as_are_forecast(self):
+        along, right = torch.linspace(0, 1, 4000).double(), normal(12, 4000, seed=1)
+        right[::4, 100:] = 0  # these are solved sooner
+
+        def product(rows: Tensor) -> Tensor:
+            total = torch.zeros_like(rows)
+            for part, row in zip(total, rows, strict=True):
+                part += row * along
+            return total
+
+        with PeakBytes() as counter:
+            conjugate_gradients(product, right, damping=0.01, tolerance=1e-2, max_steps=200)
+        assert vectors.VECTORS - 1 < 1 + counter.peak / right.nbytes <= vectors.VECTORS
+        with PeakBytes() as counter:
+            KrylovSpace(product, right, steps=max(tune_solver.STEPS))
+        held = tune_solver._HELD
+        assert held - 1 < 1 + counter.peak / right.nbytes <= held + 0.1  # numbers of a row, too
+
+    @pytest.mark.parametrize("num_rows", [1, 3, 100])
+    def test_candidates_of_tuning_have_the_scores_of_solves_in_whatever_blocks(self, num_rows):
+        settings = replace(TIGHT, gamma=0.6, solver_residual=None, solver_steps=4)
+        found = calibrate_solver(mlp_problem(), replace(settings, gamma=2.0))
+        solver = Solver(mlp_problem(), found.settings, num_together=8, num_rows=num_rows)
+        candidate = tune_solver._Scored(solver, "margin").at(0.6 / 20, 4)
+        expected = scores(mlp_problem(), settings)[1]
+        np.testing.assert_allclose(candidate, expected, rtol=1e-5, atol=1e-8)
+
+    def test_what_a_block_takes_is_among_the_choices(self, monkeypatch):
+        rows_that_fit(monkeypatch, 2)
+        run = bif.attribute(classification(), TIGHT)
+        said = "queries of a block = 2: each has 12 vectors of 43 weights, 4.03 KiB, which is 8.06"
+        assert said in "\n".join(run.manifest.explanations)
+
+    def test_vectors_of_a_query_that_do_not_fit_are_refused_before_anything_is_evaluated(
+        self, monkeypatch, tmp_path: Path
+    ):
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 12 * 8 * 43 - 1)
+        monkeypatch.setattr("bif.calibration.solving.require_derivatives", None)
+        with pytest.raises(ValueError, match="12 vectors of 43 weights, 4.03 KiB, and 4.03 KiB"):
+            bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        monkeypatch.undo()
+        few = replace(TIGHT, movable=("0.bias",))
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 12 * 8 * 5)
+        assert bif.attribute(classification(), few, out=tmp_path / "run").summary.trusted
+
+    def test_rows_of_a_pass_are_halved_where_they_do_not_fit(self, monkeypatch):
+        whole, along, passes = scores(mlp_problem()), AlongDirections.__call__, []
+
+        def short(self: Any, function: Any, center: Any, directions: Any) -> Tensor:
+            passes.append(len(next(iter(directions.values()))))
+            if passes[-1] > 2:
+                raise torch.OutOfMemoryError
+            return along(self, function, center, directions)
+
+        monkeypatch.setattr(AlongDirections, "__call__", short)
+        np.testing.assert_allclose(scores(mlp_problem()), whole, rtol=1e-5, atol=1e-8)
+        assert max(passes) == 6 and passes.count(6) == 2  # once for products, once for derivatives
+
+    def test_a_row_that_does_not_fit_is_refused_with_what_to_do(self, monkeypatch):
+        def short(*given: Any) -> Tensor:
+            raise torch.OutOfMemoryError("there are 3 bytes")
+
+        monkeypatch.setattr(AlongDirections, "__call__", short)
+        with pytest.raises(torch.OutOfMemoryError, match="smaller chunk_size.*there are 3 bytes"):
+            scores(mlp_problem())
 
 
 class TestHonesty:
@@ -412,9 +490,7 @@ class TestRuns:
         assert "over the draws" not in page and "groups of chains" not in page
 
     def test_a_run_goes_on_at_the_block_where_it_stopped(self, tmp_path: Path, monkeypatch):
-        from bif.linear_response.solver import Solver
-
-        monkeypatch.setattr(Solver, "_rows_that_fit", lambda self: 2)
+        rows_that_fit(monkeypatch, 2)
         whole, solve, done = scores(classification()), Solver.solve, []
 
         def stops(self: Solver, *block: Any) -> dict[str, Tensor]:
@@ -427,7 +503,7 @@ class TestRuns:
         with pytest.raises(KeyboardInterrupt):
             bif.attribute(classification(), TIGHT, out=tmp_path / "run")
         assert store.progress(tmp_path / "run") == "4 of 10 query columns committed"
-        monkeypatch.setattr(Solver, "_rows_that_fit", lambda self: 5)  # of another device
+        rows_that_fit(monkeypatch, 5)  # of another device
         run = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
         assert len(done) == 3 + 4  # six blocks, two of which were kept
         np.testing.assert_array_equal(run.influence.dataset["influence"].values, whole)

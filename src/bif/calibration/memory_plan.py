@@ -20,6 +20,7 @@ from bif.calibration.peak_memory import PeakBytes
 from bif.problem.items import Items, batch_leaves
 from bif.problem.problem import Problem
 from bif.problem.weights import NARROW
+from bif.sampling.device_memory import free_bytes
 from bif.sampling.engine import Engine
 from bif.sampling.factory import run_device, wait_for
 from bif.sampling.fused_step import ROWS_OF
@@ -246,7 +247,7 @@ def refuse_unfit(problem: Problem, settings: Settings) -> None:
     device = run_device(problem, settings)
     if settings.oracle != "live" or device.type != "cuda":
         return
-    needed, free = weight_bytes(problem, settings), _free_bytes(device)
+    needed, free = weight_bytes(problem, settings), free_bytes(device)
     if needed.total > free:
         leaner = {"plain": "memory='fused'", "fused": "memory='lean'", "lean": "a larger device"}
         raise ValueError(
@@ -266,7 +267,7 @@ def refuse_overflow(found: Plan, engine: Engine) -> None:
         return
     w = found.weights
     there = w.weights + w.center + found.items
-    free = _free_bytes(engine.device)
+    free = free_bytes(engine.device)
     if found.peak - there > free:
         raise ValueError(
             f"the run needs {as_bytes(found.peak - there)} besides what is on {engine.device}, "
@@ -274,11 +275,6 @@ def refuse_overflow(found: Plan, engine: Engine) -> None:
             "batch_size or micro_batch), have the model recompute its activations, or use another "
             "memory."
         )
-
-
-def _free_bytes(device: torch.device) -> int:
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def forecast_live(engine: Engine) -> Plan:

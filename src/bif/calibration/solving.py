@@ -15,6 +15,7 @@ from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta
 from bif.linear_response.rehearsal import require_derivatives
 from bif.linear_response.solver import sampling_settings
+from bif.linear_response.vectors import forecast_vectors
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
@@ -45,11 +46,13 @@ class SolverCalibration:
         settings: With nbeta, gamma, movable weights, precisions and items of a pass.
         choices: What was chosen, and why.
         num_together: Directions that pass through the model together.
+        num_rows: Queries that are solved together.
     """
 
     settings: Settings
     choices: tuple[Choice, ...]
     num_together: int
+    num_rows: int
 
 
 def calibrate_solver(
@@ -64,12 +67,14 @@ def calibrate_solver(
 
     Raises:
         ValueError: Items on which a function fails or is not finite; what torch does not
-            differentiate.
+            differentiate; vectors of a single query that do not fit.
     """
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):
         choices.remark(note)
     asked = with_movable(problem, with_precisions(problem, requested, choices), choices)
+    vectors = forecast_vectors(problem, asked)
+    choices.choose("queries of a block", vectors.num_rows, vectors.in_words())
     require_derivatives(problem, asked)
     plain = sampling_settings(asked)
     chunk, together = _pass_size(problem, plain, choices)
@@ -84,15 +89,16 @@ def calibrate_solver(
         asked, nbeta=plain.nbeta, gamma=plain.gamma, chunk_size=chunk, retrained_from=None,
         solver_curvature=asked.solver_curvature or "gauss_newton",
     )  # fmt: skip
-    return SolverCalibration(chosen, tuple(choices), together)
+    return SolverCalibration(chosen, tuple(choices), together, vectors.num_rows)
 
 
 def resume_solver(
     problem: Problem, settings: Settings, choices: tuple[Choice, ...]
 ) -> SolverCalibration:
     """Return what a run that was begun is carried out with, on whatever device it goes on."""
+    vectors = forecast_vectors(problem, settings)
     _, together = _pass_size(problem, sampling_settings(settings), Choices())
-    return SolverCalibration(settings, choices, together)
+    return SolverCalibration(settings, choices, together, vectors.num_rows)
 
 
 def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from bif.curvature.krylov import KrylovSpace
 from bif.evaluate import lds
 from bif.evaluate.retraining import BankPart
 from bif.linear_response.solver import Solver
+from bif.linear_response.vectors import VECTORS
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.oracles.precision import matmul_precision
@@ -32,6 +33,8 @@ _FINER = (0.6, 1.0, 1.7)
 """Dampings around the best of these, in units of it."""
 _MOST_QUERIES = 32
 """Tuning queries that are solved."""
+_HELD = max(STEPS) + 7
+"""Vectors of the weights' length that the recursion of a query holds."""
 _NOISE = 0.005
 """LDS by which fewer steps may be worse and still be taken."""
 
@@ -72,7 +75,7 @@ def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -
     found = calibrate_solver(asked, settings)
     s = found.settings
     assert s.nbeta is not None and s.gamma is not None
-    solver = Solver(asked, s, num_together=found.num_together)
+    solver = Solver(asked, s, num_together=found.num_together, num_rows=found.num_rows)
     outcomes = [(n, p) for p in parts for n in _names(asked) if n in p.outcomes]
     with matmul_precision(s.precisions[0]):
         spaces = {name: _Scored(solver, name) for name, _ in outcomes}
@@ -118,19 +121,26 @@ class _Scored:
     """Scores of the first tuning queries at any damping and number of steps."""
 
     def __init__(self, solver: Solver, observable: str) -> None:
-        columns = range(min(_MOST_QUERIES, solver.problem.num_queries))
-        self.num_queries = len(columns)
-        space = KrylovSpace(
-            solver.times, solver.gradients(_names(solver.problem).index(observable), columns),
-            steps=max(STEPS),
-        )  # fmt: skip
-        along = [solver.scores(vectors).double() for vectors in space.basis]
-        self._space, self._along = space, torch.stack(along)
+        self.num_queries = min(_MOST_QUERIES, solver.problem.num_queries)
+        place = _names(solver.problem).index(observable)
+        self._spaces: list[tuple[KrylovSpace, Tensor]] = []
+        size = max(1, solver.num_rows * VECTORS // _HELD)
+        for start in range(0, self.num_queries, size):
+            rows = solver.gradients(place, range(self.num_queries)[start : start + size])
+            space = KrylovSpace(solver.times, rows, steps=max(STEPS))
+            along = torch.stack([solver.scores(vectors).double() for vectors in space.basis])
+            del space.basis  # what remains of the recursion is small
+            self._spaces.append((space, along))
 
     def at(self, damping: float, steps: int) -> np.ndarray:
-        weights = self._space.coefficients(damping=damping, steps=steps).cpu()
-        found: Tensor = torch.einsum("qs,sqn->qn", weights, self._along[:steps])
-        return found.numpy()
+        found: list[Tensor] = [
+            torch.einsum(
+                "qs,sqn->qn",
+                space.coefficients(damping=damping, steps=steps).cpu(), along[:steps],
+            )
+            for space, along in self._spaces
+        ]  # fmt: skip
+        return torch.cat(found).numpy()
 
 
 def _names(problem: Problem) -> list[str]:

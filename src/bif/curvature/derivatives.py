@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bif.curvature.attention import DifferentiableAttention
 from bif.curvature.products import AlongDirections
+from bif.curvature.rows import RowsTogether
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 from bif.types import Batch, ItemLoss, Params
@@ -27,33 +28,25 @@ class Derivatives:
         self._problem = problem
         self.model = problem.evaluation_copy(problem.device)
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
-        self._together, self._along = num_together, AlongDirections()
+        self._together, self._along = RowsTogether(num_together), AlongDirections()
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         """Return derivatives along directions with leaves `[K, *shape]`, `[K, B]`."""
         of_items = ItemFunction(self.model, function)
         center = {name: self._leaves[name] for name in params}
-        count, parts, start = len(next(iter(params.values()))), [], 0
+        count = len(next(iter(params.values())))
 
         def values(params: Params) -> Tensor:
             return of_items.at(params, batch)
 
         if (scale := self._problem.metric_scale(center)) is not None:
             params = {name: leaf * scale[name] for name, leaf in params.items()}
+
+        def some(part: slice) -> Tensor:
+            return self._along(values, center, {n: leaf[part] for n, leaf in params.items()})
+
         with DifferentiableAttention():
-            while start < count:
-                part = slice(start, start + self._together)
-                try:
-                    some = {name: leaf[part] for name, leaf in params.items()}
-                    parts.append(self._along(values, center, some))
-                except torch.OutOfMemoryError:
-                    if self._together == 1:
-                        raise
-                    self._together = max(1, self._together // 2)
-                    torch.cuda.empty_cache()
-                    continue
-                start += self._together
-        return torch.cat(parts)
+            return torch.cat(list(self._together.map(some, count)))
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool

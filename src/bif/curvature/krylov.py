@@ -30,13 +30,13 @@ class KrylovSpace:
         self._size = right.double().norm(dim=1)
         vector = right / self._size.clamp(min=1e-300).to(right)[:, None]
         before, beta = torch.zeros_like(vector), torch.zeros_like(self._size)
-        basis, alphas, betas = [], [], []
-        for _ in range(steps):
-            basis.append(vector)
+        self.basis, alphas, betas = right.new_empty(steps, *right.shape), [], []
+        for step in range(steps):
+            self.basis[step] = vector
             image = product(vector) - beta.to(vector)[:, None] * before
             alpha = (image * vector).sum(dim=1, dtype=torch.float64)
             image -= alpha.to(vector)[:, None] * vector
-            for earlier in basis:  # rounding brings earlier directions back
+            for earlier in self.basis[: step + 1]:  # rounding brings earlier directions back
                 image -= (image * earlier).sum(dim=1, keepdim=True) * earlier
             beta = image.double().norm(dim=1)
             alphas.append(alpha)
@@ -44,7 +44,6 @@ class KrylovSpace:
             # A space that is whole has no further direction.
             scale = torch.where(beta > 1e-12 * alphas[0].abs(), 1 / beta.clamp(min=1e-300), 0.0)
             before, vector = vector, image * scale.to(vector)[:, None]
-        self.basis = torch.stack(basis)
         self._alpha, self._beta = torch.stack(alphas, dim=1), torch.stack(betas, dim=1)
 
     def coefficients(self, *, damping: float, steps: int) -> Tensor:

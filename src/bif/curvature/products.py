@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from bif import tensors
 from bif.curvature.attention import DifferentiableAttention
 from bif.curvature.outputs import Criterion, SplitLoss
+from bif.curvature.rows import RowsTogether
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
 from bif.problem.literals import require_literal
@@ -73,7 +74,7 @@ class CurvatureProduct:
     ) -> None:
         self.curvature = require_curvature(curvature)
         self._problem, self._items, self._chunk = problem, items, chunk_size
-        self._together, self.num_products = num_together, 0
+        self._together, self.num_products = RowsTogether(num_together), 0
         self._model = trainable_copy(problem)
         chosen = problem.trainable if names is None else names
         leaves = dict(self._model.named_parameters())
@@ -101,27 +102,15 @@ class CurvatureProduct:
         rows = rows if self._scale is None else rows * self._scale
         total = torch.zeros_like(rows)
         for share, batch in self._chunks():
-            start = 0
-            for part in self._in_parts(self._of_chunk(share, batch), rows):
+            product, start = self._of_chunk(share, batch), 0
+
+            def some(part: slice, product: Callable[[Params], Params] = product) -> Tensor:
+                return join_leaves(product(split_rows(rows[part], self.params)))
+
+            for part in self._together.map(some, len(rows)):
                 total[start : start + len(part)] += part
                 start += len(part)
         return total if self._scale is None else total.mul_(self._scale)
-
-    def _in_parts(self, product: Callable[[Params], Params], rows: Tensor) -> Iterator[Tensor]:
-        """Yield a chunk's products with some rows at a time: fewer where memory is short."""
-        start = 0
-        while start < len(rows):
-            part = rows[start : start + self._together]
-            try:
-                found = join_leaves(product(split_rows(part, self.params)))
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise
-                self._together = max(1, len(part) // 2)
-                torch.cuda.empty_cache()
-                continue
-            start += len(part)
-            yield found
 
     def _of_chunk(self, share: Tensor, batch: Batch) -> Callable[[Params], Params]:
         """Return the product of rows' leaves `[K, *shape]` with a chunk's part of C."""

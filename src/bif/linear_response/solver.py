@@ -20,11 +20,6 @@ RESIDUAL = 0.05
 """Residual relative to a query's gradient at which a system counts as solved."""
 MOST_STEPS = 200
 """Products of a query where a residual is aimed at."""
-_VECTORS = 8
-"""Vectors of the weights' length that a system holds: solution, two earlier ones, residual,
-direction, image and two of the product."""
-_CPU_BYTES = 4 * 2**30
-"""Bytes of the vectors of a block of queries; on a GPU a third of what is free."""
 _LESS = 0.1
 """Part of the damping with which a response is compared, to say what the damping does."""
 
@@ -36,13 +31,17 @@ class Solver:
         problem: What is to be attributed.
         settings: Of a response by solving, complete.
         num_together: Directions that pass through the model together.
+        num_rows: Queries that are solved together.
 
     Attributes:
         blocks: Each an observable's position and a range of query columns.
         damping: Weight decay and gamma/nbeta together.
+        num_rows: Queries that are solved together.
     """
 
-    def __init__(self, problem: Problem, settings: Settings, *, num_together: int) -> None:
+    def __init__(
+        self, problem: Problem, settings: Settings, *, num_together: int, num_rows: int
+    ) -> None:
         s = settings
         assert s.nbeta is not None and s.gamma is not None and s.solver_curvature is not None
         self.problem, self.settings, self.nbeta = problem, s, s.nbeta
@@ -59,16 +58,23 @@ class Solver:
             num_together=num_together,
         )  # fmt: skip
         self._mask = self._flat_mask()
-        size = self._rows_that_fit()
-        columns = problem.num_queries
+        self.num_rows, columns = num_rows, problem.num_queries
         self.blocks = [
-            (a, range(start, min(start + size, columns)))
+            (a, range(start, min(start + num_rows, columns)))
             for a in range(len(problem.observables))
-            for start in range(0, columns, size)
+            for start in range(0, columns, num_rows)
         ]
 
     def solve(self, observable: int, columns: range) -> dict[str, Tensor]:
         """Return scores `[K, N]`, how far they may still move, residuals and steps, on the host."""
+        parts = [
+            self._solve(observable, columns[start : start + self.num_rows])
+            for start in range(0, len(columns), self.num_rows)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _solve(self, observable: int, columns: range) -> dict[str, Tensor]:
+        """Solve what fits together."""
         s = self.settings
         with matmul_precision(s.precisions[0]):
             rows = self.gradients(observable, columns)
@@ -125,15 +131,6 @@ class Solver:
         center, masks = self.posterior.center, self.posterior.masks
         parts = [masks.get(n, torch.ones_like(x)).to(x).flatten() for n, x in center.items()]
         return torch.cat(parts)
-
-    def _rows_that_fit(self) -> int:
-        room = _CPU_BYTES
-        if self.device.type == "cuda":
-            room = torch.cuda.mem_get_info(self.device)[0] // 3
-        each = _VECTORS * sum(
-            leaf.numel() * leaf.element_size() for leaf in self.posterior.center.values()
-        )
-        return max(1, min(self.problem.num_queries, room // max(1, each)))
 
 
 def sampling_settings(settings: Settings) -> Settings:

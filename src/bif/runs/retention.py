@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,6 +11,7 @@ from bif.problem.array_layout import Panels
 from bif.problem.problem import Problem
 from bif.results.top_influence import BYTES_A_SCORE, MOST_SCORE_BYTES
 from bif.runs.block_recorder import Subset
+from bif.sampling.device_memory import memory_of_host
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
 from bif.terminal import as_bytes
@@ -123,14 +123,6 @@ def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> Non
             f"take {as_bytes(needed)}, and this machine has {as_bytes(memory_of_host())}: choose "
             "fewer chains or draws, or keep='sums'."
         )
-
-
-def memory_of_host() -> int:
-    """Return the bytes of physical memory; infinity where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 2**63
 
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:

@@ -69,7 +69,9 @@ def run_solver(
     begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
     found = found or calibrate_solver(problem, requested, tell=tell)
-    solver = Solver(problem, found.settings, num_together=found.num_together)
+    solver = Solver(
+        problem, found.settings, num_together=found.num_together, num_rows=found.num_rows
+    )
     blocks = [(a, range(*b)) for a, *b in folder.manifest.get("query_blocks", [])] if folder else []
     blocks = blocks or solver.blocks
     stages = Stages(folder, solver.device, since=started)

@@ -1,0 +1,73 @@
+"""Forecast of the vectors that the linear systems of queries hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bif.problem.problem import Problem
+from bif.problem.weights import NARROW
+from bif.sampling.device_memory import free_bytes
+from bif.sampling.factory import run_device
+from bif.sampling.movable_weights import moving
+from bif.sampling.settings import Settings
+from bif.terminal import as_bytes
+
+VECTORS = 12
+"""Vectors of the weights' length that conjugate gradients hold of a query at most: gradient,
+solution, two earlier ones, residual, direction, image, and copies of rows that are not solved."""
+_GPU_SHARE = 0.5
+"""Part of a GPU's free memory for the vectors; passes of the model take most of the rest."""
+_HOST_SHARE = 0.5
+"""Part of the host's memory for them, at most."""
+_HOST_BYTES = 6 * 2**30
+"""Bytes for them on the host, at most: more queries together are hardly faster there."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of the queries that are solved together.
+
+    Attributes:
+        num_weights: P, the length of a vector.
+        row_bytes: Bytes of a query's vectors.
+        num_rows: Queries that are solved together.
+    """
+
+    num_weights: int
+    row_bytes: int
+    num_rows: int
+
+    def in_words(self) -> str:
+        """Return what they take."""
+        return (
+            f"each has {VECTORS} vectors of {self.num_weights:,} weights, "
+            f"{as_bytes(self.row_bytes)}, which is {as_bytes(self.num_rows * self.row_bytes)} "
+            "together"
+        )
+
+
+def forecast_vectors(problem: Problem, settings: Settings) -> Vectors:
+    """Return how many queries are solved together, by the memory that is free now.
+
+    Args:
+        problem: What is to be attributed.
+        settings: With `estimator="response"`; `movable` and `device` matter.
+
+    Raises:
+        ValueError: Not even the vectors of one query fit.
+    """
+    parameters, device = problem.parameters(), run_device(problem, settings)
+    leaves = [parameters[name] for name in moving(problem, settings.movable)]
+    widths = [4 if leaf.dtype in NARROW else leaf.element_size() for leaf in leaves]
+    num_weights = sum(leaf.numel() for leaf in leaves)
+    row = VECTORS * sum(leaf.numel() * width for leaf, width in zip(leaves, widths, strict=True))
+    free = free_bytes(device)
+    if row > free:
+        where = f"are free on {device}" if device.type == "cuda" else "are the host's memory"
+        raise ValueError(
+            f"a query's linear system has {VECTORS} vectors of {num_weights:,} weights, "
+            f"{as_bytes(row)}, and {as_bytes(free)} {where}: solve for fewer weights (movable), or "
+            "use a device with more memory."
+        )
+    room = _GPU_SHARE * free if device.type == "cuda" else min(_HOST_BYTES, _HOST_SHARE * free)
+    return Vectors(num_weights, row, max(1, min(problem.num_queries, int(room // row))))
