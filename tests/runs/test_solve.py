@@ -24,9 +24,11 @@ from bif.curvature.krylov import KrylovSpace
 from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
 from bif.curvature.solve import conjugate_gradients
 from bif.linear_response import vectors
+from bif.linear_response.column_gradients import train_gradients
 from bif.linear_response.solver import Solver
 from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
+from bif.sampling.posterior import LocalPosterior
 from rival_problems import (
     GN,
     damped,
@@ -117,6 +119,63 @@ class TestExact:
         np.testing.assert_allclose(
             by_token["influence"].values, by_item["influence"].values, rtol=1e-5, atol=1e-8
         )
+
+    @pytest.mark.parametrize("curvature", [GN, "hessian"])
+    def test_self_influence_is_that_of_the_dense_solve(self, curvature):
+        """Of train items and candidates alike."""
+        candidates = labelled(4, seed=6)
+        problem = classification(train_weights=RHO, candidates=candidates)
+        dense = dense_gauss_newton if curvature == GN else dense_hessian
+        matrix = damped(dense(problem), 1.0)
+        settings = replace(TIGHT, gamma=20.0, solver_curvature=curvature, self_influence=True)
+        rows = [item_gradients(problem, problem.loss, x) for x in problem.scored_groups.values()]
+        g = torch.cat(rows)
+        expected = -(g * torch.linalg.solve(matrix, g.T).T).sum(dim=1) / 20
+        run = bif.attribute(problem, settings)
+        assert run.influence.self_influence().dims == ("train",) and len(expected) == 24
+        np.testing.assert_allclose(run.influence.self_influence(), expected, rtol=2e-6, atol=1e-7)
+        np.testing.assert_array_equal(
+            run.influence.dataset["influence"],
+            scores(problem, replace(settings, self_influence=False)),
+        )
+
+    def test_self_influence_is_the_score_of_an_item_that_is_its_own_query(self):
+        problem = classification(queries=labelled(20, seed=1))
+        run = bif.attribute(problem, replace(TIGHT, self_influence=True))
+        on_itself = np.diagonal(run.influence.dataset["influence"].values[0])
+        np.testing.assert_allclose(run.influence.self_influence(), on_itself, rtol=1e-5, atol=1e-9)
+
+    def test_self_influence_of_tokens_is_their_own(self):
+        problem = token_problem()
+        run = bif.attribute(problem, replace(TIGHT, self_influence=True))
+        found = run.influence.self_influence().values
+        gradients = train_gradients(
+            problem, range(problem.num_scored),
+            LocalPosterior(problem.center(), 1.0, 1.0, dict.fromkeys(problem.trainable, True)),
+        )  # fmt: skip
+        product = CurvatureProduct(problem)(torch.eye(gradients.shape[1]).to(gradients))
+        solved = torch.linalg.solve(damped(product, 0.1), gradients.T).T
+        expected = -(gradients * solved).sum(dim=1) / 20
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+        assert len(found) == problem.num_scored > len(problem.train)
+
+    def test_self_influence_comes_in_blocks_with_errors_that_cover_it(self, monkeypatch):
+        asked = replace(TIGHT, gamma=0.2, self_influence=True)
+        exact = bif.attribute(mlp_problem(), asked).influence.self_influence()
+        rows_that_fit(monkeypatch, 7, num_weights=1210)
+        run = bif.attribute(mlp_problem(), replace(asked, solver_residual=0.05))
+        error = run.influence.dataset["self_influence_standard_error"]
+        gap = abs(run.influence.self_influence() - exact)
+        assert (gap <= 3 * error).mean() > 0.95 and float((gap / abs(exact)).max()) > 1e-5
+        assert run.diagnostics["self_influence_residual"].max() <= 0.05
+
+    def test_self_influence_that_was_not_solved_for_is_refused_with_what_to_do(self):
+        run = bif.attribute(classification(), TIGHT)
+        assert run.influence.dataset["self_influence"].isnull().all()
+        with pytest.raises(ValueError, match="a linear system an item: .*self_influence=True"):
+            run.influence.self_influence()
+        with pytest.raises(ValueError, match="self_influence has no use with estimator=None"):
+            bif.Settings(self_influence=True)
 
     def test_they_are_the_response_by_descent_within_its_error(self):
         problem = classification()
@@ -502,7 +561,7 @@ class TestRuns:
         monkeypatch.setattr(Solver, "solve", stops)
         with pytest.raises(KeyboardInterrupt):
             bif.attribute(classification(), TIGHT, out=tmp_path / "run")
-        assert store.progress(tmp_path / "run") == "4 of 10 query columns committed"
+        assert store.progress(tmp_path / "run") == "4 of 10 linear systems committed"
         rows_that_fit(monkeypatch, 5)  # of another device
         run = bif.attribute(classification(), TIGHT, out=tmp_path / "run")
         assert len(done) == 3 + 4  # six blocks, two of which were kept

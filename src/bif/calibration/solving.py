@@ -77,7 +77,7 @@ def calibrate_solver(
     choices.choose("queries of a block", vectors.num_rows, vectors.in_words())
     require_derivatives(problem, asked)
     plain = sampling_settings(asked)
-    chunk, together = _pass_size(problem, plain, choices)
+    chunk, together = _pass_size(problem, asked, choices)
     plain = replace(plain, chunk_size=chunk)
     check_items(problem, plain, choices)
     if plain.nbeta is None:
@@ -97,7 +97,7 @@ def resume_solver(
 ) -> SolverCalibration:
     """Return what a run that was begun is carried out with, on whatever device it goes on."""
     vectors = forecast_vectors(problem, settings)
-    _, together = _pass_size(problem, sampling_settings(settings), Choices())
+    _, together = _pass_size(problem, settings, Choices())
     return SolverCalibration(settings, choices, together, vectors.num_rows)
 
 
@@ -108,7 +108,9 @@ def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[
     if device.type == "cuda":
         free = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     room = free // activation_bytes(problem, device)
-    together = max(1, min(_DIRECTIONS, problem.num_queries * len(problem.observables), room))
+    together = problem.num_queries * len(problem.observables)
+    together += problem.num_scored if settings.self_influence else 0
+    together = max(1, min(_DIRECTIONS, together, room))
     chunk = settings.chunk_size or max(1, min(problem.num_train, room // together))
     if settings.chunk_size is None:
         chunk = math.ceil(problem.num_train / math.ceil(problem.num_train / chunk))

@@ -16,7 +16,7 @@ from bif.curvature.products import (
     require_curvature,
     split_rows,
 )
-from bif.linear_response.query_gradients import query_gradients
+from bif.linear_response.column_gradients import query_gradients
 from bif.problem.problem import Problem
 from bif.sampling.movable_weights import moving
 from bif.sampling.posterior import LocalPosterior

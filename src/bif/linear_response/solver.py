@@ -9,7 +9,7 @@ from bif import tensors
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.products import CurvatureProduct, split_rows
 from bif.curvature.solve import NegativeCurvature, conjugate_gradients
-from bif.linear_response.query_gradients import query_gradients
+from bif.linear_response.column_gradients import query_gradients, train_gradients
 from bif.problem.problem import Problem
 from bif.sampling.factory import make_oracle, make_posterior, run_device
 from bif.sampling.observer import Observer
@@ -34,7 +34,8 @@ class Solver:
         num_rows: Queries that are solved together.
 
     Attributes:
-        blocks: Each an observable's position and a range of query columns.
+        blocks: Each an observable's position and a range of query columns, or the number of
+            observables and a range of train columns, whose self-influence is solved for.
         damping: Weight decay and gamma/nbeta together.
         num_rows: Queries that are solved together.
     """
@@ -58,26 +59,39 @@ class Solver:
             num_together=num_together,
         )  # fmt: skip
         self._mask = self._flat_mask()
-        self.num_rows, columns = num_rows, problem.num_queries
+        self.num_rows = num_rows
+        counts = [problem.num_queries] * len(problem.observables)
+        counts += [problem.num_scored] if s.self_influence else []
         self.blocks = [
-            (a, range(start, min(start + num_rows, columns)))
-            for a in range(len(problem.observables))
-            for start in range(0, columns, num_rows)
+            (kind, range(start, min(start + num_rows, count)))
+            for kind, count in enumerate(counts)
+            for start in range(0, count, num_rows)
         ]
 
-    def solve(self, observable: int, columns: range) -> dict[str, Tensor]:
-        """Return scores `[K, N]`, how far they may still move, residuals and steps, on the host."""
+    def solve(self, kind: int, columns: range) -> dict[str, Tensor]:
+        """Return what a block has, on the host.
+
+        Of queries scores `[K, N]`, of train columns their scores on themselves `[K]`; how far these
+        may still move, residuals and steps `[K]`, and which part the damping leaves.
+        """
         parts = [
-            self._solve(observable, columns[start : start + self.num_rows])
+            self._solve(kind, columns[start : start + self.num_rows])
             for start in range(0, len(columns), self.num_rows)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _solve(self, observable: int, columns: range) -> dict[str, Tensor]:
+    def _solve(self, kind: int, columns: range) -> dict[str, Tensor]:
         """Solve what fits together."""
-        s = self.settings
+        s, of_queries = self.settings, kind < len(self.problem.observables)
         with matmul_precision(s.precisions[0]):
-            rows = self.gradients(observable, columns)
+            rows = self.gradients(kind, columns) if of_queries else self._of_train(columns)
+
+            def scored(solutions: Tensor) -> Tensor:
+                if of_queries:
+                    return self.scores(solutions)
+                own = (rows * solutions).sum(dim=1, dtype=torch.float64)
+                return (-own / self.nbeta).float().cpu()
+
             try:
                 found = conjugate_gradients(
                     self.times,
@@ -93,13 +107,23 @@ class Solver:
                     f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
                     "perhaps further, or use solver_curvature='gauss_newton'."
                 ) from error
-            scores, earlier = self.scores(found.value), self.scores(found.earlier)
+            scores, earlier = scored(found.value), scored(found.earlier)
         left = found.shrinkage.clamp(max=1).cpu().to(scores)
+        left = left[:, None] if of_queries else left
         return {
-            "scores": scores, "change": (scores - earlier).abs() * left[:, None],
+            "scores": scores, "change": (scores - earlier).abs() * left,
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
             "residual": found.residuals.cpu(), "steps": found.steps,
         }  # fmt: skip
+
+    def in_words(self, kind: int, columns: range) -> str:
+        """Return how far a run is at the end of a block."""
+        if kind < len(self.problem.observables):
+            name, count = self.problem.observables[kind].name, self.problem.num_queries
+            return f"{name}: {columns.stop:,} of {count:,} query columns solved"
+        return (
+            f"self-influence: {columns.stop:,} of {self.problem.num_scored:,} train columns solved"
+        )
 
     def gradients(self, observable: int, columns: range) -> Tensor:
         """Return the gradients of an observable of query columns, rows `[K, P]`."""
@@ -111,6 +135,18 @@ class Solver:
             raise ValueError(
                 f"the gradient of the observable {phi.name!r} is NaN or infinite at w* for "
                 f"{len(bad)} queries, such as {ids}: mend the observable, or leave these out."
+            )
+        return rows
+
+    def _of_train(self, columns: range) -> Tensor:
+        """Return the gradients of the losses of train columns, rows `[K, P]`."""
+        rows = train_gradients(self.problem, columns, self.posterior)
+        bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            ids = [str(self.problem.scored_ids[columns.start + i]) for i in bad[:5]]
+            raise ValueError(
+                f"the gradient of the loss is NaN or infinite at w* for {len(bad)} train items, "
+                f"such as {ids}: mend the loss, or leave these out."
             )
         return rows
 
@@ -137,5 +173,5 @@ def sampling_settings(settings: Settings) -> Settings:
     """Return the same settings for what evaluates items at one chain's weights."""
     return settings.reopened(
         estimator=None, solver_curvature=None, solver_steps=None, solver_residual=None,
-        oracle="sequential", gradient="full", chains=2, block_size=1,
+        self_influence=False, oracle="sequential", gradient="full", chains=2, block_size=1,
     )  # fmt: skip

@@ -22,6 +22,9 @@ _HOST_SHARE = 0.5
 _HOST_BYTES = 6 * 2**30
 """Bytes for them on the host, at most: more queries together are hardly faster there."""
 
+_COLUMNS = 64
+"""Train columns of a block of self-influence, at most: a block that ends is kept on disk."""
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -70,4 +73,7 @@ def forecast_vectors(problem: Problem, settings: Settings) -> Vectors:
             "use a device with more memory."
         )
     room = _GPU_SHARE * free if device.type == "cuda" else min(_HOST_BYTES, _HOST_SHARE * free)
-    return Vectors(num_weights, row, max(1, min(problem.num_queries, int(room // row))))
+    most = problem.num_queries
+    if settings.self_influence:
+        most = max(most, min(_COLUMNS, problem.num_scored))
+    return Vectors(num_weights, row, max(1, min(most, int(room // row))))

@@ -134,8 +134,21 @@ class Influence:
         return (abs(self.dataset["influence"]) > self.error_quantile * error) & self.trusted
 
     def self_influence(self) -> xr.DataArray:
-        """Return `-Var(l_i)` of every train item, `[N]`: how freely its loss moves."""
-        return self.dataset["self_influence"]
+        """Return the influence of every train item on its own loss, `[N]`: how freely that moves.
+
+        `-Var(l_i)` where chains sampled it, `-(1/nbeta) g_iᵀ (C + damping)⁻¹ g_i` where it was
+        solved for.
+
+        Raises:
+            ValueError: It was not solved for.
+        """
+        found = self.dataset["self_influence"]
+        if self.dataset.attrs.get("estimator") == "response" and bool(found.isnull().all()):
+            raise ValueError(
+                "self-influence was not solved for, as it takes a linear system an item: attribute "
+                "with Settings(estimator='response', self_influence=True)."
+            )
+        return found
 
     def sum_over(self, groups: Sequence[str] | Mapping[str, Sequence[int]]) -> Influence:
         """Return the influence of groups of train items: the sums of their items' influences.

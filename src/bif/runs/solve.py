@@ -91,24 +91,37 @@ def run_solver(
     for index, block in enumerate(blocks):
         parts.append(stages.get(index, lambda block=block: solver.solve(*block)))
         if show_progress:
-            say([f"query columns to {block[1].stop}: {stages.seconds:.1f} s"])
-    gathered = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _conclude(solver, found, gathered, stages, identity=store.plain(asked))
+            say([f"{solver.in_words(*block)}: {stages.seconds:.1f} s"])
+    of_queries = [a < len(problem.observables) for a, _ in blocks]
+    queries = _joined([part for part, of in zip(parts, of_queries, strict=True) if of])
+    own = _joined([part for part, of in zip(parts, of_queries, strict=True) if not of])
+    return _conclude(solver, found, queries, own, stages, identity=store.plain(asked))
+
+
+def _joined(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what blocks have, one after another; nothing of none."""
+    return {name: torch.cat([part[name] for part in parts]) for part in parts[:1] for name in part}
 
 
 def _conclude(
     solver: Solver,
     found: SolverCalibration,
     gathered: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
     stages: Stages,
     *,
     identity: Mapping[str, object],
 ) -> Run:
-    """Make a run of what was solved."""
+    """Make a run of what was solved.
+
+    Args:
+        gathered: Of all query columns.
+        own: Of all scored columns, on themselves; empty where that was not asked for.
+    """
     import xarray as xr
 
     problem, s = solver.problem, found.settings
-    dataset = _dataset(solver, gathered)
+    dataset = _dataset(solver, gathered, own)
     axes = ("observable", "query")
     shape = (len(problem.observables), problem.num_queries)
     residual = gathered["residual"].reshape(shape).numpy()
@@ -118,14 +131,18 @@ def _conclude(
             "solver_steps": (axes, gathered["steps"].reshape(shape).numpy()),
         }
     ).assign_coords(observable=dataset["observable"], query_id=dataset["query_id"])
-    worst = float(residual.max())
-    gate = _residual_gate(worst, int(gathered["steps"].max()), s)
+    systems = [gathered, own] if own else [gathered]
+    if own:
+        diagnostics["self_influence_residual"] = ("train", own["residual"].numpy())
+    worst = max(float(part["residual"].max()) for part in systems)
+    steps = max(int(part["steps"].max()) for part in systems)
+    gate = _residual_gate(worst, steps, s)
     summary = Summary(
         trusted=not gate.failed,
         seconds=stages.seconds,
         others={
             "estimator": "response", "curvature": s.solver_curvature, "damping": solver.damping,
-            "solver_steps": int(gathered["steps"].max()), "largest_residual": worst,
+            "solver_steps": steps, "largest_residual": worst,
             "truncation": _relative_size(gathered),
             "damping_keeps": float(gathered["kept"].median()),
         },
@@ -151,7 +168,9 @@ def _conclude(
     return Run(Influence(dataset), LossTraces(()), diagnostics, summary, manifest)
 
 
-def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
+def _dataset(
+    solver: Solver, gathered: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> xr.Dataset:
     problem, observer = solver.problem, solver.observer
     unknown = torch.full((len(problem.scored_ids),), float("nan"))
     covariance = Covariance(
@@ -159,8 +178,8 @@ def _dataset(solver: Solver, gathered: Mapping[str, Tensor]) -> xr.Dataset:
         standard_error=_truncation(gathered),
         row_variance=torch.full_like(observer.query_center, float("nan")),
         row_mean=observer.query_center,
-        column_variance=unknown,
-        column_variance_error=unknown,
+        column_variance=-own["scores"] if own else unknown,
+        column_variance_error=_truncation_of_own(own) if own else unknown,
         column_mean=observer.train_center,
         num_groups=2,
     )
@@ -182,7 +201,7 @@ def _residual_gate(worst: float, steps: int, settings: Settings) -> Gate:
     failed = not worst <= limit
     name = curvature_in_words(settings.solver_curvature or "gauss_newton")
     reason = (
-        f"the largest residual of a query's system is {worst:.2g} of its gradient after "
+        f"the largest residual of a system is {worst:.2g} of its gradient after "
         f"{steps} products with the {name}: raise gamma, or give fewer solver_steps to stop early "
         "on purpose"
     )
@@ -200,6 +219,14 @@ def _truncation(gathered: Mapping[str, Tensor]) -> Tensor:
     column = scores.square().mean(dim=0, keepdim=True).sqrt().clamp(min=1e-300)
     row = (change / column).square().mean(dim=1, keepdim=True).sqrt()
     return torch.maximum(change, row * column)
+
+
+def _truncation_of_own(own: Mapping[str, Tensor]) -> Tensor:
+    """Return the errors of self-influence, `[N]` float64: as of scores, none below their size."""
+    change, scores = own["change"].double(), own["scores"].double().abs()
+    return torch.maximum(
+        change, (change / scores.clamp(min=1e-300)).square().mean().sqrt() * scores
+    )
 
 
 def _relative_size(gathered: Mapping[str, Tensor]) -> float:

@@ -22,7 +22,7 @@ OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
 EstimatorName = Literal["covariance", "response"]
 CurvatureName = Literal["gauss_newton", "hessian"]
-_OF_THE_SOLVER = ("solver_curvature", "solver_steps", "solver_residual")
+_OF_THE_SOLVER = ("solver_curvature", "solver_steps", "solver_residual", "self_influence")
 _NOT_OF_THE_SOLVER = (
     "chains", "draws", "reliability", "budget", "burn_in", "thin", "step_size", "friction", "mass",
     "gradient", "batch_size", "oracle", "block_size", "micro_batch",
@@ -90,6 +90,8 @@ class Settings:
             damps, too, so this is a setting to tune.
         solver_residual: Residual of a system, relative to the query's gradient, at which it counts
             as solved; .01 by default.
+        self_influence: Solve for the influence of each train item on its own loss too, a system an
+            item; sampled runs have it without.
         device: Device of the run; the model's by default.
         seed: Seed of all random numbers.
     """
@@ -124,6 +126,7 @@ class Settings:
     solver_curvature: CurvatureName | None = None
     solver_steps: int | None = None
     solver_residual: float | None = None
+    self_influence: bool = False
     device: str | None = None
     seed: int = 0
 
@@ -234,7 +237,7 @@ class Settings:
         """Raise where a setting is of another estimator."""
         solves = self.estimator == "response"
         others = _NOT_OF_THE_SOLVER if solves else _OF_THE_SOLVER
-        given = [name for name in others if getattr(self, name) is not None]
+        given = [name for name in others if getattr(self, name) not in (None, False)]
         if solves:
             given += [name for name in ("compiled", "controls") if getattr(self, name)]
             given += ["memory"] if self.memory != "plain" else []
@@ -328,7 +331,7 @@ class Settings:
         names = ("estimator", *_OF_THE_SOLVER)  # settings of older runs lack them
         return {
             f.name: getattr(self, f.name) for f in fields(self)
-            if f.name not in names or getattr(self, f.name) is not None
+            if f.name not in names or getattr(self, f.name) not in (None, False)
         }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Gradients of query columns at w*, of items or of their tokens, any range of them."""
+"""Gradients of query or train columns at w*, of items or of their tokens, any range of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from bif.problem.problem import Observable, Problem
 from bif.sampling.item_gradients import factors_of_rows, item_gradient_chunks
 from bif.sampling.observe_tokens import ByToken
 from bif.sampling.posterior import LocalPosterior
+from bif.types import ItemLoss
 
 
 def query_gradients(
@@ -30,37 +31,68 @@ def query_gradients(
         columns: Positions among all queries, or their tokens.
         posterior: With the weights that move, in the order of a row, and masks.
     """
+    groups, by_token = problem.query_groups.values(), problem.query_by_token
+    shift = problem.query_shift if by_token else None
+    return _gradients(problem, observable.function, groups, columns, posterior, shift)
+
+
+def train_gradients(problem: Problem, columns: range, posterior: LocalPosterior) -> Tensor:
+    """Return the gradients of the losses of some scored columns, rows `[K, P]`.
+
+    Args:
+        problem: Whose train items and candidates.
+        columns: Positions among all of them, or their tokens.
+        posterior: With the weights that move, in the order of a row, and masks.
+    """
+    groups, by_token = problem.scored_groups.values(), problem.train_by_token
+    shift = problem.train_shift if by_token else None
+    return _gradients(problem, problem.loss, groups, columns, posterior, shift)
+
+
+def _gradients(
+    problem: Problem,
+    function: ItemLoss,
+    groups: Iterable[Items],
+    columns: range,
+    posterior: LocalPosterior,
+    shift: int | None,
+) -> Tensor:
+    """Return the gradients of a function of some columns of groups.
+
+    Args:
+        shift: Tokens at the start of a text without a value; None where columns are items.
+    """
     movable = {name: posterior.masks.get(name, True) for name in posterior.center}
     parts, first = [], 0
-    for items in problem.query_groups.values():
-        by_token = problem.query_by_token
-        count = int(mask_of(items).sum()) if by_token else len(items)
+    for items in groups:
+        count = len(items) if shift is None else int(mask_of(items).sum())
         inside = range(max(columns.start - first, 0), min(columns.stop - first, count))
-        if len(inside) and by_token:
-            parts += _of_tokens(problem, observable, items, inside, posterior)
+        if len(inside) and shift is not None:
+            parts += _of_tokens(problem, function, items, inside, posterior, shift)
         elif len(inside):
             some = Items(items.take(torch.arange(inside.start, inside.stop)))
-            parts += item_gradient_chunks(problem, observable.function, some, movable=movable)
+            parts += item_gradient_chunks(problem, function, some, movable=movable)
         first += count
     return torch.cat(parts)
 
 
 def _of_tokens(
     problem: Problem,
-    observable: Observable,
+    function: ItemLoss,
     items: Items,
     columns: range,
     posterior: LocalPosterior,
+    shift: int,
 ) -> Iterator[Tensor]:
     """Yield the gradients of some tokens of a group, an item at a time."""
     row, token = np.nonzero(mask_of(items))
     model = problem.evaluation_copy(problem.device)
-    of_tokens = ItemFunction(model, ByToken(observable.function))
+    of_tokens = ItemFunction(model, ByToken(function))
     factors = factors_of_rows(problem, posterior)
     wanted = np.arange(columns.start, columns.stop)
     for item in np.unique(row[wanted]):
         batch = to_device(items.take(torch.tensor([item])), problem.device)
-        places = token[wanted][row[wanted] == item] - problem.query_shift
+        places = token[wanted][row[wanted] == item] - shift
         values, pull = vjp(
             lambda params, batch=batch: of_tokens.at(params, batch), posterior.center
         )[:2]
