@@ -38,7 +38,7 @@ from rival_problems import (
     mlp_problem,
     tokens,
 )
-from small_problems import classification, filled, labelled, network, normal
+from small_problems import TINY, classification, filled, labelled, network, normal
 from token_problems import problem as token_problem
 
 TIGHT = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
@@ -577,7 +577,6 @@ class TestRuns:
         run = bif.attribute(problem, TIGHT, out=tmp_path / "run")
         bif.attribute(problem, replace(TIGHT, seed=1), out=tmp_path / "other")
         for what in (
-            lambda: bif.extend(tmp_path / "run", problem, draws=10),
             lambda: bif.merge([tmp_path / "run", tmp_path / "other"]),
             lambda: bif.cross_check(problem, run),
         ):
@@ -585,6 +584,137 @@ class TestRuns:
                 what()
         with pytest.raises(ValueError, match="keep='sums' is for what is sampled"):
             bif.attribute(problem, TIGHT, keep="sums")
+
+    @pytest.mark.parametrize(
+        ("asked", "settings"),
+        [
+            ({"solver_residual": 1e-10}, {"solver_residual": 1e-10}),
+            ({"solver_steps": 40}, {"solver_residual": None, "solver_steps": 40}),
+        ],
+        ids=["residual", "steps"],
+    )
+    def test_a_run_that_is_solved_further_is_the_longer_solve(self, tmp_path, asked, settings):
+        rough = replace(TIGHT, gamma=0.2, solver_residual=0.3)
+        run = bif.attribute(mlp_problem(), rough, out=tmp_path / "run")
+        whole = bif.attribute(mlp_problem(), replace(rough, **settings))
+        longer = bif.extend(tmp_path / "run", mlp_problem(), **asked)
+        for found in (longer, bif.load(tmp_path / "run")):
+            assert found.influence.dataset.equals(whole.influence.dataset)
+            assert found.diagnostics.equals(whole.diagnostics)
+            assert found.summary.others == whole.summary.others
+            settings_of = store.plain(found.manifest.settings)
+            assert settings_of == store.plain(whole.manifest.settings)
+        assert run.summary["largest_residual"] > 1e-3 > whole.summary["largest_residual"]
+        page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+        assert f"in {whole.summary['solver_steps']} steps" in page
+        again = bif.attribute(mlp_problem(), replace(rough, **settings), out=tmp_path / "run")
+        assert again.influence.dataset.equals(whole.influence.dataset)  # that very run
+
+    def test_added_queries_and_candidates_are_as_if_they_had_been_there(
+        self, tmp_path: Path, monkeypatch
+    ):
+        settings, solve, done = replace(TIGHT, self_influence=True), Solver._solve, []
+
+        def counted(self: Solver, *block: Any) -> dict[str, Tensor]:
+            done.append(block)
+            return solve(self, *block)
+
+        monkeypatch.setattr(Solver, "_solve", counted)
+        rows_that_fit(monkeypatch, 3)
+        bif.attribute(classification(), settings, out=tmp_path / "run")
+        more = classification().extended(queries={"b": labelled(4, seed=4)})
+        done.clear()
+        bif.extend(tmp_path / "run", more)
+        assert done == [(a, columns) for a in (0, 1) for columns in (range(5, 8), range(8, 9))]
+        most = more.extended(candidates={"c": labelled(2, seed=6)})
+        got = bif.extend(tmp_path / "run", most).influence.dataset
+        whole = bif.attribute(most, settings).influence.dataset
+        assert got.sizes == {**whole.sizes, "query": 9, "train": 22}
+        for name in whole.data_vars:
+            np.testing.assert_allclose(got[name], whole[name], rtol=1e-4, atol=1e-7, err_msg=name)
+        for name in whole.coords:
+            np.testing.assert_array_equal(got[name], whole[name])
+
+    def test_an_interrupted_extension_keeps_what_was_there_and_goes_on(
+        self, tmp_path: Path, monkeypatch
+    ):
+        rows_that_fit(monkeypatch, 2)
+        problem, rough = classification(), replace(TIGHT, solver_residual=0.3)
+        before = bif.attribute(problem, rough, out=tmp_path / "run")
+        solve, done = Solver.solve, []
+
+        def stops(self: Solver, *block: Any) -> dict[str, Tensor]:
+            done.append(block)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+            return solve(self, *block)
+
+        monkeypatch.setattr(Solver, "solve", stops)
+        with pytest.raises(KeyboardInterrupt):
+            bif.extend(tmp_path / "run", problem, solver_residual=1e-10)
+        there = bif.load(tmp_path / "run")
+        assert there.influence.dataset.equals(before.influence.dataset)
+        assert store.progress(tmp_path / "run") == "4 of 10 linear systems committed"
+        run = bif.extend(tmp_path / "run", problem, solver_residual=1e-10)
+        assert len(done) == 3 + 4  # six blocks, two of which were kept
+        np.testing.assert_array_equal(run.influence.dataset["influence"], scores(problem))
+
+    def test_an_extension_that_is_refused_leaves_the_run_as_it_was(self, tmp_path: Path):
+        def rooted(model: nn.Module, batch: Any) -> Tensor:
+            return (model(batch[0])[:, 0] * (batch[1] > 1)).abs().sqrt()
+
+        observables = [bif.Observable("rooted", rooted, "lower")]
+        good, bad = (labelled(2, seed=2)[0], torch.tensor([2, 2])), labelled(5, seed=2)
+        problem = classification(observables=observables, queries=good)
+        before = bif.attribute(problem, TIGHT, out=tmp_path / "run")
+        with pytest.raises(ValueError, match="gradient of the observable 'rooted' is NaN"):
+            bif.extend(tmp_path / "run", problem.extended(queries={"b": bad}))
+        there = bif.attribute(problem, TIGHT, out=tmp_path / "run")
+        assert there.influence.dataset.equals(before.influence.dataset)
+        mended = problem.extended(queries={"b": (bad[0], torch.full((5,), 2))})
+        extended = bif.extend(tmp_path / "run", mended).influence.dataset
+        np.testing.assert_allclose(
+            extended["influence"], scores(mended), rtol=1e-5, atol=1e-8
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            ({"solver_residual": 0.1}, "solved to a residual of 1e-10 already: 0.1 would be"),
+            ({"solver_steps": 1}, "steps already: 1 would be fewer"),
+            ({"solver_steps": 90, "solver_residual": 1e-12}, "one or the other"),
+            ({"draws": 10}, "was solved with estimator='response' and cannot be extended by draws"),
+        ],
+    )
+    def test_what_would_be_a_shorter_solve_or_none_is_refused(self, tmp_path, asked, words):
+        bif.attribute(classification(), TIGHT, out=tmp_path / "run")
+        with pytest.raises(ValueError, match=words):
+            bif.extend(tmp_path / "run", classification(), **asked)
+        assert bif.load(tmp_path / "run").manifest.complete
+        same = bif.extend(tmp_path / "run", classification(), solver_residual=1e-10)
+        assert same.manifest.complete  # nothing to do
+
+    def test_a_sampled_run_is_not_solved_further(self, tmp_path: Path):
+        bif.attribute(classification(), TINY, out=tmp_path / "run")
+        with pytest.raises(ValueError, match="was sampled and cannot be extended by solver_steps"):
+            bif.extend(tmp_path / "run", classification(), solver_steps=4)
+
+    def test_the_command_line_solves_further(self, call, tmp_path: Path):
+        file = tmp_path / "mine.py"
+        file.write_text("from small_problems import classification\n", encoding="utf-8")
+        target, solves = f"{file}:classification", ["--estimator", "response"]
+        asked = [*solves, "--gamma", 2, "--nbeta", 20, "--solver-residual", 0.5]
+        assert call("attribute", target, "--out", tmp_path / "r", *asked)[0] == 0
+        further = ["--from", tmp_path / "r", "--out", tmp_path / "copy"]
+        code, _, said = call("attribute", target, *further, "--draws", 9)
+        assert (
+            code == 2 and "cannot be extended by draws" in said and not (tmp_path / "copy").exists()
+        )
+        code, _, said = call("attribute", target, *further, *solves, "--solver-residual", 1e-10)
+        assert code == 0 and "self-influence" not in said
+        got = bif.load(tmp_path / "copy").influence.dataset["influence"]
+        np.testing.assert_array_equal(got, scores(classification()))
+        assert bif.load(tmp_path / "r").summary["largest_residual"] > 1e-3
 
     def test_the_command_line_solves_and_shows(self, call, tmp_path: Path):
         file = tmp_path / "mine.py"

@@ -19,6 +19,9 @@ from bif.terminal import escape_controls
 if TYPE_CHECKING:
     from bif.results.influence import Influence
 
+_GROW = ("draws", "chains", "solver_residual", "solver_steps")
+"""Settings that `--from` may change."""
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -54,7 +57,7 @@ class Attribute:
 
     The problem is a Python function that returns a `bif.Problem`; or --model, --train and --query
     name a language model and its documents. With `--from`, add draws, chains, queries or
-    candidates to a run that is there.
+    candidates to a run that is there, or solve it further.
     """
 
     target: tyro.conf.Positional[str | None] = None
@@ -120,7 +123,7 @@ class Attribute:
         _print_result(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
-        from bif.runs.extend import extend, refuse_solved_run
+        from bif.runs.extend import extend, refuse_of_other_estimator
 
         if self.overwrite:
             raise ValueError("--overwrite would begin anew what --from extends: drop one of them.")
@@ -129,12 +132,13 @@ class Attribute:
         given = {
             name: value
             for name, value in self.settings.as_dict().items()
-            if value != getattr(Settings(), name) and name not in ("draws", "chains")
+            if value not in (getattr(Settings(), name), "response") and name not in _GROW
         }
         if given:
             raise ValueError(
                 f"--from goes on with the run's own settings; {', '.join(sorted(given))} cannot be "
-                "changed. Only --draws and --chains can grow."
+                "changed. Only --draws and --chains can grow; of a run that was solved, with "
+                "--estimator response, --solver-steps or a smaller --solver-residual."
             )
         problem, _ = pose_problem(
             self.target, self.language, self.settings,
@@ -149,14 +153,14 @@ class Attribute:
             else problem
         )
         out = self.out or run
-        refuse_solved_run(run)
+        grows = {name: getattr(self.settings, name) for name in _GROW}
+        refuse_of_other_estimator(run, {**grows, "estimator": self.settings.estimator})
         if out != run and not store.RUN.holds(store.folder_at(out)):
             store.copy_run(run, out)
         extend(
             out,
             extended,
-            draws=self.settings.draws,
-            chains=self.settings.chains,
+            **grows,
             commit_every=self.commit_every,
             show_progress=True,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,11 @@ _LESS = 0.1
 """Part of the damping with which a response is compared, to say what the damping does."""
 
 
+Block = tuple[int, range]
+"""An observable's position and a range of query columns; or the number of observables and a range
+of train columns, whose self-influence is solved for."""
+
+
 class Solver:
     """The linear systems of a problem's queries.
 
@@ -34,8 +41,6 @@ class Solver:
         num_rows: Queries that are solved together.
 
     Attributes:
-        blocks: Each an observable's position and a range of query columns, or the number of
-            observables and a range of train columns, whose self-influence is solved for.
         damping: Weight decay and gamma/nbeta together.
         num_rows: Queries that are solved together.
     """
@@ -60,13 +65,17 @@ class Solver:
         )  # fmt: skip
         self._mask = self._flat_mask()
         self.num_rows = num_rows
-        counts = [problem.num_queries] * len(problem.observables)
-        counts += [problem.num_scored] if s.self_influence else []
-        self.blocks = [
-            (kind, range(start, min(start + num_rows, count)))
-            for kind, count in enumerate(counts)
-            for start in range(0, count, num_rows)
-        ]
+
+    def blocks(self, there: Sequence[Block] = ()) -> list[Block]:
+        """Return the blocks of a run: those that are there, then of what they leave out."""
+        counts = [self.problem.num_queries] * len(self.problem.observables)
+        counts += [self.problem.num_scored] if self.settings.self_influence else []
+        found = list(there)
+        for kind, count in enumerate(counts):
+            first = max((columns.stop for k, columns in there if k == kind), default=0)
+            starts = range(first, count, self.num_rows)
+            found += [(kind, range(i, min(i + self.num_rows, count))) for i in starts]
+        return found
 
     def solve(self, kind: int, columns: range) -> dict[str, Tensor]:
         """Return what a block has, on the host.

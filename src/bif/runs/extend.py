@@ -1,4 +1,4 @@
-"""Add draws, chains, queries or candidates to a run on disk."""
+"""Add draws, chains, queries or candidates to a run on disk, or solve it further."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 
 from bif import store
 from bif.problem.array_layout import Panels
-from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.runs.attribute import COMMIT_EVERY, run_attribution
 from bif.runs.backfill import ReplayDeparts
-from bif.runs.records import refuse_solved
+from bif.runs.records import is_solved
+from bif.runs.resumption import compare_extended, new_groups_of, settings_of
 from bif.runs.run import Run, load
+from bif.runs.solve_further import solve_further
 from bif.sampling.settings import Settings
 from bif.store.signals import termination_raises
 from bif.terminal import say
-
-_NOT_EXTENDED = "extended: attribute the new items into a folder of their own"
-"""What a run that was solved cannot be, and what to do."""
 
 
 def extend(
@@ -29,6 +27,8 @@ def extend(
     *,
     draws: int | None = None,
     chains: int | None = None,
+    solver_residual: float | None = None,
+    solver_steps: int | None = None,
     commit_every: float = COMMIT_EVERY,
     show_progress: bool = False,
 ) -> Run:
@@ -38,12 +38,18 @@ def extend(
     Further groups are observed at the draws that are there: by forward passes alone where the
     weights were kept, else by running the same steps once more.
 
+    Of a run that was solved, further queries are solved for; further candidates, a smaller residual
+    and more steps solve it anew, block by block, as no solution is kept.
+
     Args:
         folder: The run's folder.
         problem: The run's own, with further groups of queries or candidates after those it had:
             `problem.extended(…)`.
         draws: Draws of each chain, at least as many as there are.
         chains: Chains, at least as many as there are.
+        solver_residual: Of a run that was solved: the residual of each query's system, at most what
+            it is.
+        solver_steps: In its place so many products for each query, at least as many as there were.
         commit_every: Seconds between commits, as for `attribute`.
         show_progress: Whether to show a progress bar, as for `attribute`.
 
@@ -53,24 +59,52 @@ def extend(
         ReplayDeparts: The steps cannot be repeated, on another device for example.
         FileNotFoundError: There is no run.
     """
+    given = {
+        "draws": draws, "chains": chains, "solver_residual": solver_residual,
+        "solver_steps": solver_steps,
+    }  # fmt: skip
     with termination_raises(), store.reopen_run(folder) as opened:
+        _refuse_of_other_estimator(opened.manifest, given)
+        if is_solved(opened.manifest):
+            run = solve_further(
+                opened, problem, residual=solver_residual, steps=solver_steps,
+                show_progress=show_progress,
+            )  # fmt: skip
+            return run or load(folder)
         run = None
-        if (draws or chains) and _new_groups(opened.manifest["identity"], problem):
+        if (draws or chains) and new_groups_of(opened.manifest["identity"], problem):
             # Groups first, so that steps which cannot be repeated leave the run as it was.
             run = _extend(opened, problem, None, None, commit_every, show_progress)
         run = _extend(opened, problem, draws, chains, commit_every, show_progress) or run
     return run or load(folder)
 
 
-def refuse_solved_run(folder: str | Path) -> None:
-    """Raise where the run in a folder was solved, before anything is copied.
+def refuse_of_other_estimator(folder: str | Path, given: Mapping[str, object]) -> None:
+    """Raise where what is to grow is not of a run's estimator, before anything is copied.
+
+    Args:
+        folder: The run's.
+        given: Settings that would grow, by name; None for those that stay.
 
     Raises:
-        ValueError: It was.
+        ValueError: It is not.
         FileNotFoundError: There is no run.
     """
     with store.reopen_run(folder) as opened:
-        refuse_solved(opened.manifest, _NOT_EXTENDED)
+        _refuse_of_other_estimator(opened.manifest, given)
+
+
+def _refuse_of_other_estimator(manifest: Mapping[str, Any], given: Mapping[str, object]) -> None:
+    solved = is_solved(manifest)
+    others = ("draws", "chains") if solved else ("estimator", "solver_residual", "solver_steps")
+    names = [name for name in others if given.get(name) is not None]
+    if names:
+        how = "solved with estimator='response'" if solved else "sampled"
+        own = "solver_residual or solver_steps" if solved else "draws or chains"
+        raise ValueError(
+            f"the run was {how} and cannot be extended by {' and '.join(names)}: give {own}, or "
+            "further queries or candidates."
+        )
 
 
 def _extend(
@@ -82,13 +116,12 @@ def _extend(
     show_progress: bool,
 ) -> Run | None:
     """Return the extended run; None where it had all that already."""
-    refuse_solved(opened.manifest, _NOT_EXTENDED)
     before = dict(opened.manifest)
     requested = _enter_changes(opened, problem, draws=draws, chains=chains)
     if opened.complete:
         return None
     if show_progress:
-        say(_cost_of_new_groups(opened, problem))
+        say(_cost_ofnew_groups_of(opened, problem))
     try:
         run = run_attribution(
             problem, requested, folder=opened, keep=opened.manifest["keep"],
@@ -101,25 +134,12 @@ def _extend(
     return run
 
 
-def _new_groups(then: Mapping[str, Any], problem: Problem) -> list[str]:
-    """Return the names of the problem's groups that a run does not have."""
-    now = {"queries": problem.query_groups, "candidates": problem.candidate_groups}
-    return [f"{kind}.{n}" for kind, groups in now.items() for n in groups if n not in then[kind]]
-
-
 def _enter_changes(
     folder: store.RunFolder, problem: Problem, *, draws: int | None, chains: int | None
 ) -> Settings:
     """Return the settings after the changes, and enter these into the manifest."""
-    found = folder.manifest
-    then, keep = found["identity"], found["keep"]
-    if not found.get("resumable", True):
-        raise ValueError(
-            f"{folder.folder} was saved from memory and holds no state to go on from: runs can "
-            "grow that were made with attribute(…, out=…)."
-        )
-    requested = Settings.from_dict(then["settings"])
-    chosen = Settings.from_dict(found.get("settings", then["settings"]))
+    keep = folder.manifest["keep"]
+    requested, chosen = settings_of(folder)
     for name, there, wanted in (
         ("draws", chosen.draws, draws), ("chains", chosen.chains, chains)
     ):  # fmt: skip
@@ -136,24 +156,7 @@ def _enter_changes(
         requested = replace(requested, budget=None, reliability=None)
     requested, chosen = replace(requested, **changes), replace(chosen, **changes)
     free = {*changes, "budget", "reliability"} if "draws" in changes else set(changes)
-    now = store.plain(identity(problem, requested.as_dict()))
-    for kind in ("queries", "candidates"):
-        there, wanted = list(then[kind]), list(now[kind])
-        if wanted[: len(there)] != there:
-            raise store.FolderInUse(
-                f"{folder.folder} has the {kind} {there}, the problem {wanted}: keep the run's own "
-                "first, and add others after them."
-            )
-    new_groups = _new_groups(then, problem)
-    changed = [
-        name
-        for name in store.differences(then, now)
-        if name not in new_groups and name.removeprefix("settings.") not in free
-    ]
-    if changed:
-        raise store.FolderInUse(
-            f"{folder.folder} is of another problem, with another {store.in_words(changed)}."
-        )
+    now, new_groups = compare_extended(folder, problem, requested, free=free)
     if keep == "sums" and (new_groups or "chains" in changes):
         raise ValueError(
             f"{folder.folder} keeps sums, not traces: it can be given more draws, but neither "
@@ -176,7 +179,7 @@ def _drop_unfinished(folder: store.RunFolder) -> None:
                 traces.remove(name)
 
 
-def _cost_of_new_groups(folder: store.RunFolder, problem: Problem) -> list[str]:
+def _cost_ofnew_groups_of(folder: store.RunFolder, problem: Problem) -> list[str]:
     """Return what observing new groups at old draws will take, before it begins."""
     there = folder.manifest.get("arrays") or []
     names = [n for n in Panels.of(problem).names if n not in there]

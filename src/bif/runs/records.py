@@ -9,14 +9,19 @@ from typing import Any, Self
 NAN = float("nan")
 
 
+def is_solved(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run's scores were solved for, not sampled."""
+    asked = manifest.get("identity", {}).get("settings", {})
+    return asked.get("estimator") == "response"
+
+
 def refuse_solved(manifest: Mapping[str, Any], what: str) -> None:
     """Raise where a run's scores were solved for and chains are needed.
 
     Raises:
         ValueError: They were; `what` cannot be done, and what to do.
     """
-    asked = manifest.get("identity", {}).get("settings", {})
-    if asked.get("estimator") == "response":
+    if is_solved(manifest):
         raise ValueError(f"the run was solved with estimator='response' and cannot be {what}.")
 
 

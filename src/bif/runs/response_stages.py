@@ -20,16 +20,20 @@ class Stages:
         folder: Where stages are kept; None: nowhere.
         device: They are made on.
         since: When the process began with the first, by `time.perf_counter`.
+        serial: Of the stages that count: those of before are made anew, and replaced one by one.
 
     Attributes:
         seconds: Of all stages so far, by whatever process.
         notes: What a response that went on has to say of itself.
     """
 
-    def __init__(self, folder: RunFolder | None, device: torch.device, *, since: float) -> None:
+    def __init__(
+        self, folder: RunFolder | None, device: torch.device, *, since: float, serial: int = 1
+    ) -> None:
         self.seconds = 0.0
         self.notes: list[str] = []
         self._folder, self._hardware, self._since = folder, hardware(device), since
+        self._serial = serial
 
     def get(self, index: int, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """A stage as it was kept, or as `make` makes it.
@@ -43,7 +47,7 @@ class Stages:
         """
         store = self._folder.block(index) if self._folder else None
         found = store.usable([]) if store else None
-        if found is not None:
+        if found is not None and found[0].serial >= self._serial:
             commit, state = found
             self.seconds += commit.seconds
             note = other_hardware(commit.hardware, self._hardware)
@@ -55,7 +59,9 @@ class Stages:
         seconds, self._since = now - self._since, now
         self.seconds += seconds
         if store and self._folder:
-            commit = Commit(serial=1, step=0, draws=0, seconds=seconds, hardware=self._hardware)
+            commit = Commit(
+                serial=self._serial, step=0, draws=0, seconds=seconds, hardware=self._hardware
+            )
             store.commit(commit, traces={}, weights={}, state=state)
             self._folder.folder.renew()
         return state

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from bif import store
+from bif.problem.identity import identity
+from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
 from bif.sampling.center_gradient import gradient_sums
 from bif.sampling.choices import Choice
@@ -112,3 +114,61 @@ def refuse_other_values(
                 "something that the model, the data or the loss depend on has changed."
             )
     return kept, notes
+
+
+def settings_of(folder: store.RunFolder) -> tuple[Settings, Settings]:
+    """Return a run's settings as they were asked for, and as they were chosen.
+
+    Raises:
+        ValueError: The run holds no state to go on from.
+    """
+    found = folder.manifest
+    if not found.get("resumable", True):
+        raise ValueError(
+            f"{folder.folder} was saved from memory and holds no state to go on from: runs can "
+            "grow that were made with attribute(…, out=…)."
+        )
+    asked = found["identity"]["settings"]
+    return Settings.from_dict(asked), Settings.from_dict(found.get("settings", asked))
+
+
+def compare_extended(
+    folder: store.RunFolder, problem: Problem, requested: Settings, *, free: set[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the identity of the extended run, and the groups that are new in it.
+
+    Args:
+        folder: Of the run.
+        problem: With further groups.
+        requested: With what changes.
+        free: Settings that may differ.
+
+    Raises:
+        FolderInUse: The run is of another problem, or of other settings.
+    """
+    then = folder.manifest["identity"]
+    now = store.plain(identity(problem, requested.as_dict()))
+    for kind in ("queries", "candidates"):
+        there, wanted = list(then[kind]), list(now[kind])
+        if wanted[: len(there)] != there:
+            raise store.FolderInUse(
+                f"{folder.folder} has the {kind} {there}, the problem {wanted}: keep the run's own "
+                "first, and add others after them."
+            )
+    new_groups = new_groups_of(then, problem)
+    changed = [
+        name
+        for name in store.differences(then, now)
+        if name not in new_groups and name.removeprefix("settings.") not in free
+    ]
+    if changed:
+        raise store.FolderInUse(
+            f"{folder.folder} is of another problem, with another {store.in_words(changed)}."
+        )
+    return now, new_groups
+
+
+def new_groups_of(then: Mapping[str, Any], problem: Problem) -> list[str]:
+    """Return the names of the problem's groups that a run does not have."""
+    now = {"queries": problem.query_groups, "candidates": problem.candidate_groups}
+    return [f"{kind}.{n}" for kind, groups in now.items() for n in groups if n not in then[kind]]

@@ -72,9 +72,10 @@ def run_solver(
     solver = Solver(
         problem, found.settings, num_together=found.num_together, num_rows=found.num_rows
     )
-    blocks = [(a, range(*b)) for a, *b in folder.manifest.get("query_blocks", [])] if folder else []
-    blocks = blocks or solver.blocks
-    stages = Stages(folder, solver.device, since=started)
+    manifest = folder.manifest if folder else {}
+    blocks = solver.blocks([(a, range(*b)) for a, *b in manifest.get("query_blocks", [])])
+    serial = manifest.get("solve_serial", 1)
+    stages = Stages(folder, solver.device, since=started, serial=serial)
     if folder is not None:
         values = solver.observer.center_values()
         now = dict(zip(Panels.of(problem).names, values, strict=True))
@@ -85,16 +86,19 @@ def run_solver(
             "settings": found.settings.as_dict(),
             "explanations": [str(choice) for choice in found.choices],
             "query_blocks": [[a, b.start, b.stop] for a, b in blocks],
+            "solve_serial": serial,
             "hardware": hardware(solver.device),
         })  # fmt: skip
-    parts = []
-    for index, block in enumerate(blocks):
-        parts.append(stages.get(index, lambda block=block: solver.solve(*block)))
+    parts = {}
+    for index, (kind, columns) in enumerate(blocks):
+        parts[kind, columns.start] = stages.get(
+            index, lambda kind=kind, columns=columns: solver.solve(kind, columns)
+        )
         if show_progress:
-            say([f"{solver.in_words(*block)}: {stages.seconds:.1f} s"])
-    of_queries = [a < len(problem.observables) for a, _ in blocks]
-    queries = _joined([part for part, of in zip(parts, of_queries, strict=True) if of])
-    own = _joined([part for part, of in zip(parts, of_queries, strict=True) if not of])
+            say([f"{solver.in_words(kind, columns)}: {stages.seconds:.1f} s"])
+    last = len(problem.observables)
+    queries = _joined([parts[place] for place in sorted(parts) if place[0] < last])
+    own = _joined([parts[place] for place in sorted(parts) if place[0] == last])
     return _conclude(solver, found, queries, own, stages, identity=store.plain(asked))
 
 

@@ -179,6 +179,7 @@ def _run_checks(manifest: Mapping[str, Any]) -> dict[str, bool]:
         "blocks": _are_blocks(manifest.get("blocks", [])),
         "query_blocks": isinstance(manifest.get("query_blocks", []), list)
         and all(_are_counts(b) and len(b) == 3 for b in manifest.get("query_blocks", [])),
+        "solve_serial": _are_counts([manifest.get("solve_serial", 1)]),
         "draws": _are_counts(manifest.get("draws", [])),
         "left_out": _are_counts(manifest.get("left_out", [])),
         "num_weights": _are_counts(

@@ -288,8 +288,10 @@ def progress(where: str | Path | Folder) -> str:
     draws = sum((b[1] - b[0]) * c[0].draws for b, c in zip(blocks, done, strict=True) if c)
     if solved := manifest.get("query_blocks"):  # what is solved for, and a range of columns
         commits = [BlockStore(folder, i, token=token).commits() for i in range(len(solved))]
-        whole = sum(b[2] - b[1] for b, c in zip(solved, commits, strict=True) if c)
-        return f"{whole:,} of {sum(b[2] - b[1] for b in solved):,} linear systems committed"
+        serial = manifest.get("solve_serial", 1)  # earlier ones are solved anew
+        count = [b[2] - b[1] for b in solved]
+        whole = sum(n for n, c in zip(count, commits, strict=True) if c and c[0].serial >= serial)
+        return f"{whole:,} of {sum(count):,} linear systems committed"
     if "response" in manifest["identity"]:  # blocks of queries
         whole = sum(b[1] - b[0] for b, c in zip(blocks, done, strict=True) if c)
         return f"{whole:,} of {blocks[-1][1] if blocks else 0:,} queries committed"
