@@ -101,6 +101,7 @@ class TestAttribute:
             (["--chains", "1"], "chains must be at least 2, got 1"),
             (["--batch-size", "3"], "batch_size=3 has no use with gradient='full'"),
             (["--movable", "head.*"], "movable pattern 'head.*' matches no parameter"),
+            (["--estimator", "covariance", "--solver-steps", "3"], "solver_steps has no use with"),
             (["--commit-every", "-1"], "commit_every is -1.0 seconds"),
         ],
     )
@@ -108,7 +109,7 @@ class TestAttribute:
         answer = call("attribute", f"{file}:problem", "--out", tmp_path / "out",
                              *TINY_FLAGS, *flags)  # fmt: skip
         code, _, err = answer
-        assert code == 2 and "Traceback" not in err and message in err
+        assert code == 2 and "Traceback" not in err and f"bif: {message}" in err
         assert not (tmp_path / "out").exists()
 
     def test_chains_that_all_diverge_are_kept_and_give_way_to_a_smaller_step(

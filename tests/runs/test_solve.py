@@ -29,6 +29,7 @@ from bif.linear_response.solver import Solver
 from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
 from bif.sampling.posterior import LocalPosterior
+from command_line import failed
 from rival_problems import (
     GN,
     damped,
@@ -547,6 +548,11 @@ class TestRuns:
         page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
         assert "Solved at the trained weights in" in page and "Largest residual" in page
         assert "over the draws" not in page and "groups of chains" not in page
+        assert "influence = -(1/nbeta) g_i" in repr(read) and "Cov(" not in repr(read)
+        assert "A score is −(1/nbeta) g·(C + damping)⁻¹·g′" in page and "Cov(" not in page
+        for name in ("thin", "burn_in", "friction", "sampler", "memory", "left_out", "controls"):
+            assert f">{name}<" not in page and f">settings.{name}<" not in page
+        assert ">solver_residual<" in page and ">settings.weight_decay<" in page
 
     def test_a_run_goes_on_at_the_block_where_it_stopped(self, tmp_path: Path, monkeypatch):
         rows_that_fit(monkeypatch, 2)
@@ -720,8 +726,12 @@ class TestRuns:
         file = tmp_path / "mine.py"
         file.write_text("from small_problems import classification\n", encoding="utf-8")
         asked = ["--estimator", "response", "--gamma", 2, "--nbeta", 20]
-        code, said, _ = call("attribute", f"{file}:classification", "--out", tmp_path / "r", *asked)
+        target, out = f"{file}:classification", tmp_path / "r"
+        code, said, progress = call("attribute", target, "--out", out, *asked)
         assert code == 0 and "solver steps" in said and "rhat" not in said
+        assert "margin: 5 of 5 query columns solved" in progress
+        refused = failed(call("attribute", target, "--out", out, *asked, "--controls"))
+        assert "bif: controls has no use with estimator='response'" in refused
         code, said, _ = call("show", tmp_path / "r", "--query", "0")
         assert code == 0 and "helpful" in said and "largest residual" in said
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated, NoReturn
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -46,7 +48,7 @@ def main() -> None:
         | Annotated[Lds, tyro.conf.subcommand("lds")],
         tyro.conf.OmitArgPrefixes,
     ]
-    command = tyro.cli(commands, prog="bif", description="Bayesian influence functions.")  # type: ignore[arg-type]
+    command = _parsed(commands)
     try:
         with termination_raises():
             command.run()
@@ -80,6 +82,23 @@ def main() -> None:
             f"{what} ({error}). What was committed is kept: {remedy}, and run the same command to "
             "go on from there.",
         )
+
+
+def _parsed(commands: Any) -> Any:
+    """Return the command of the arguments; settings that contradict each other exit in a sentence.
+
+    Tyro draws a box around what a dataclass refuses, under a name of its own.
+    """
+    held = StringIO()
+    try:
+        with redirect_stderr(held):
+            return tyro.cli(commands, prog="bif", description="Bayesian influence functions.")
+    except SystemExit as stop:
+        refused = stop.__context__
+        if isinstance(getattr(refused, "arg", None), str):  # of a dataclass, not of one argument
+            _exit_with(2, str(getattr(refused, "message", refused)))
+        sys.stderr.write(held.getvalue())
+        raise
 
 
 def _exit_with(status: int, message: str) -> NoReturn:

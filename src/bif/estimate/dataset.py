@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from bif.estimate.top_k import StrongestInfluences
 
-SIGN = (
-    "influence = -Cov(train loss, observable): the way the observable moves when the item gains "
-    "weight. For a loss negative is helpful; for an observable that should be large positive is."
+_READING = (
+    "the way the observable moves when the item gains weight. For a loss negative is helpful; for "
+    "an observable that should be large positive is."
 )
+SIGN = f"influence = -Cov(train loss, observable): {_READING}"
+SIGN_OF_SOLVED = f"influence = -(1/nbeta) g_i·(C + damping)⁻¹·g_phi: {_READING}"
+"""With gradients g and the curvature C of the mean loss at w*."""
 
 
 @dataclass(frozen=True, kw_only=True)

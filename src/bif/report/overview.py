@@ -185,7 +185,8 @@ def reading_section(source: Source) -> str:
     )  # fmt: skip
     scale, error = (
         (
-            "A score is what −Cov(training loss, observable) tends to at low temperature.",
+            "A score is −(1/nbeta) g·(C + damping)⁻¹·g′, with gradients g of the training loss and "
+            "g′ of the observable and the curvature C of the mean loss at the trained weights.",
             "± is the error of stopping early, from how far scores still moved",
         )
         if source.solved

@@ -262,7 +262,7 @@ class Influence:
         part = "" if self.kept is None else f"The {self.kept} strongest either way of every query. "
         return (
             f"{part}Influence of {sizes['train']} train items on {sizes['query']} queries; "
-            f"observables: {better}\n{SIGN}"
+            f"observables: {better}\n{self.dataset.attrs.get('sign', SIGN)}"
         )
 
     def _repr_html_(self) -> str:

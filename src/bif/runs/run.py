@@ -20,8 +20,9 @@ from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
 from bif.results.influence import Influence
 from bif.results.ranking import Listed, Ranking, ranked
-from bif.runs.records import NAN, Manifest, Summary
+from bif.runs.records import NAN, Manifest, Summary, is_solved
 from bif.runs.retention import subset_of
+from bif.sampling.settings import without_unused
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -163,7 +164,7 @@ class Run:
         """Return the page of items, or where tokens have columns that of tokens."""
         from bif.report import render_report, render_token_report
 
-        scores, manifest = self.influence, dict(self.manifest)
+        scores, manifest = self.influence, _shown(self.manifest)
         if scores.kept is not None:
             scores = excerpt(scores)
         dataset = scores.dataset
@@ -232,6 +233,20 @@ def load(folder: str | Path) -> Run:
     influence = Influence(found["influence"], traces if whole else None)
     summary = Summary.read({n: NAN if v is None else v for n, v in found["summary"].items()})
     return Run(influence, traces, found["diagnostics"], summary, manifest)
+
+
+def _shown(manifest: Manifest) -> dict[str, Any]:
+    """Return the manifest for the page: of a run that was solved, without what is of chains."""
+    found = dict(manifest)
+    if not is_solved(manifest):
+        return found
+    of_chains = ("keep", "top", "forecast", "left_out")
+    asked = without_unused(manifest.identity["settings"])
+    return {
+        **{name: value for name, value in found.items() if name not in of_chains},
+        "settings": without_unused(manifest.settings),
+        "identity": {**manifest.identity, "settings": asked},
+    }
 
 
 def _row(side: Strongest, row: int) -> Listed:

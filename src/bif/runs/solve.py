@@ -15,7 +15,7 @@ from bif import __version__, store
 from bif.calibration.solving import SolverCalibration, calibrate_solver, resume_solver
 from bif.curvature.products import curvature_in_words
 from bif.estimate.covariance import Covariance
-from bif.estimate.dataset import influence_dataset
+from bif.estimate.dataset import SIGN_OF_SOLVED, influence_dataset
 from bif.estimate.traces import LossTraces
 from bif.linear_response.solver import Solver
 from bif.problem.array_layout import Panels
@@ -190,7 +190,7 @@ def _dataset(
     axes = score_axes(problem, solver.nbeta)
     dataset = influence_dataset(covariance, axes, num_chains=0, num_draws=0)
     dataset = describe_items(dataset, problem, observer).assign_attrs(
-        estimator="response", curvature=solver.settings.solver_curvature,
+        estimator="response", sign=SIGN_OF_SOLVED, curvature=solver.settings.solver_curvature,
         gamma=solver.settings.gamma, complete=1,
         error_quantile=_ERRORS,
     )  # fmt: skip

@@ -335,6 +335,13 @@ class Settings:
         }  # fmt: skip
 
 
+def without_unused(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as `as_dict` returned them without what their estimator has no use for."""
+    unused = (*_NOT_OF_THE_SOLVER, "sampler", "memory", "compiled", "controls")
+    solves = found.get("estimator") == "response"
+    return {name: value for name, value in found.items() if not (solves and name in unused)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
     """Complete settings with which a run is carried out, nothing left to choose.
