@@ -40,24 +40,26 @@ def scores_of(problem: bif.Problem, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-@pytest.mark.parametrize("curvatures", [("hessian",), ("hessian", "bregman")])
+@pytest.mark.parametrize("curvatures", [("hessian",), ("hessian", "gauss_newton")])
 def test_the_gauss_newton_matrix_is_tried_at_temperature_0_if_asked_for(
     task, monkeypatch, curvatures
 ):
-    bregman = "bregman" in curvatures
+    gauss_newton = "gauss_newton" in curvatures
     asked: list[tuple[float, str]] = []
 
     def respond(problem: bif.Problem, _: bif.Settings, **how: Any) -> SimpleNamespace:
         asked.append((how["temperature"], how["curvature"]))
-        sign = 1 if how["curvature"] == "bregman" else -1
+        sign = 1 if how["curvature"] == "gauss_newton" else -1
         return SimpleNamespace(scores=sign * gradient_product(problem, observable="loss").numpy())
 
     found = run(task, Responses(curvatures=curvatures), monkeypatch, respond)
     tried = asked[: len(found.tuned)]
     assert tried.count((0.0, "hessian")) == 3 and tried.count((1.0, "hessian")) == 1
-    assert tried.count((0.0, "bregman")) == (3 if bregman else 0)
-    assert len(tried) == (7 if bregman else 4)
-    assert found.choice.get("curvature", "hessian") == ("bregman" if bregman else "hessian")
+    assert tried.count((0.0, "gauss_newton")) == (3 if gauss_newton else 0)
+    assert len(tried) == (7 if gauss_newton else 4)
+    assert found.choice.get("curvature", "hessian") == (
+        "gauss_newton" if gauss_newton else "hessian"
+    )
 
 
 def test_a_query_whose_pairs_diverged_costs_a_candidate_that_query_alone(task, monkeypatch):

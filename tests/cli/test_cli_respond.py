@@ -82,7 +82,7 @@ def test_folders_with_other_files_are_refused(tmp_path, response):
     [
         (["--temperature", "0.5"], "temperature is 0.5"),
         (["--observable", "beauty"], "beauty"),
-        (["--curvature", "bregman"], "bregman"),
+        (["--curvature", "bregman"], "curvature='gauss_newton' belongs to temperature 0"),
         (["--replicates", "0"], "replicates is 0"),
     ],
 )
@@ -109,6 +109,20 @@ class TestAFolderOfScoresIsLookedAtFirst:
         request.getfixturevalue("forbidden")
         code, said, _ = call(*command)
         assert code == 0 and "already holds these scores, complete" in said and "steps" in said
+
+    @pytest.mark.parametrize("word", ["gauss_newton", "bregman"])
+    def test_scores_that_name_a_curvature_as_earlier_versions_did_are_the_same(
+        self, call, command, monkeypatch, request, word
+    ):
+        command = [*command, "--temperature", "0", "--curvature"]
+        with monkeypatch.context() as patch:
+            patch.setattr("bif.curvature.products.require_curvature", lambda word: word)
+            assert call(*command, "bregman")[0] == 0
+        about = store.read_scores(command[command.index("--out") + 1])[1]
+        assert about["identity"]["response"]["curvature"] == "bregman"
+        request.getfixturevalue("forbidden")
+        code, said, _ = call(*command, word)
+        assert code == 0 and "already holds these scores, complete" in said
 
     def test_other_scores_are_refused_by_name_before_anything_is_sampled(
         self, call, command, monkeypatch, request

@@ -203,7 +203,7 @@ def gauss_newton(dense: Dense, problem: bif.Problem, w: Tensor) -> Tensor:
 @pytest.mark.parametrize("make, decay", CASES, ids=NAMES)
 def test_bregman_is_influence_with_the_gauss_newton_matrix_at_the_center(make, decay: float):
     problem, settings = make(), replace(SETTINGS, weight_decay=decay)
-    found = respond(problem, settings, temperature=0.0, curvature="bregman", h=SMALL)
+    found = respond(problem, settings, temperature=0.0, curvature="gauss_newton", h=SMALL)
     dense = Dense.of(problem, settings, problem.loss)
     exact = dense.influence(dense.center, gauss_newton(dense, problem, dense.center))
     assert_same(found.scores, exact)
@@ -290,7 +290,7 @@ def increase_beyond_first_order(
 def test_a_loss_without_a_known_form_is_refused():
     problem = classification(loss=lambda model, batch: bif.losses.cross_entropy(model, batch))
     with pytest.raises(ValueError, match="Bregman divergence .* expected one of bif.losses.cross"):
-        respond(problem, SETTINGS, temperature=0.0, curvature="bregman")
+        respond(problem, SETTINGS, temperature=0.0, curvature="gauss_newton")
 
 
 def test_token_losses_respond_too():
@@ -300,7 +300,7 @@ def test_token_losses_respond_too():
         train=token_batch(8, seed=7),
         queries=token_batch(3, seed=8),
     )
-    found = respond(problem, SETTINGS, temperature=0.0, curvature="bregman", h=SMALL)
+    found = respond(problem, SETTINGS, temperature=0.0, curvature="gauss_newton", h=SMALL)
     assert np.isfinite(found.scores).all() and found.warnings == ()
 
 

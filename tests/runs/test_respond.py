@@ -177,7 +177,7 @@ MISTAKES = {
     "h is nan": {"h": float("nan")},
     "steps is 0": {"steps": 0},
     "replicates is 0": {"replicates": 0},
-    "belongs to temperature 0": {"curvature": "bregman"},
+    "belongs to temperature 0": {"curvature": "gauss_newton"},
     "replicates=1, got": {"temperature": 0.0, "replicates": 2},
     "oracle='live'": {"settings": bif.Settings(oracle="live")},
     "sampler is 'sgnht'": {"settings": bif.Settings(sampler="sgnht")},

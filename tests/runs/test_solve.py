@@ -25,6 +25,7 @@ from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
 from bif.curvature.solve import conjugate_gradients
 from bif.linear_response import vectors
 from bif.linear_response.column_gradients import train_gradients
+from bif.linear_response.request import Request
 from bif.linear_response.solver import Solver
 from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
@@ -182,7 +183,7 @@ class TestExact:
         problem = classification()
         solved = scores(problem)[0]
         settings = bif.Settings(nbeta=20.0, gamma=2.0)
-        descended = respond(problem, settings, temperature=0.0, curvature="bregman", h=1e-3)
+        descended = respond(problem, settings, temperature=0.0, curvature=GN, h=1e-3)
         np.testing.assert_allclose(descended.scores, solved, rtol=0.02, atol=2e-3)
 
 
@@ -762,4 +763,6 @@ class TestSettings:
         assert bif.Settings.from_dict(TIGHT.as_dict()) == TIGHT
 
     def test_words_of_earlier_versions_name_the_same_curvature(self):
+        asked = Request(bif.Settings(), 0.0, "bregman", None, None, 1)
+        assert asked.curvature == GN
         assert CurvatureProduct(classification(), "ggn").curvature == GN

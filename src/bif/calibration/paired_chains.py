@@ -43,7 +43,7 @@ def calibrate_pairs(problem: Problem, request: Request) -> Calibration:
     s = replace(s, mass="identity", chains=chains)
     found = calibrate(problem, s)
     choices.extend(found.choices)
-    if request.curvature == "bregman":
+    if request.curvature == "gauss_newton":
         # The same posterior, but a step for its own largest curvature.
         other = bregman_problem(problem, s)
         s = replace(s, nbeta=found.settings.nbeta, gamma=found.settings.gamma)

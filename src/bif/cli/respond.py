@@ -29,8 +29,9 @@ class Respond:
     """The observable of the queries; the problem's first by default."""
     temperature: float = 1.0
     """Temperature: 1, the local posterior, or 0, its minimum."""
-    curvature: Literal["hessian", "bregman"] = "hessian"
-    """At temperature 0: "bregman" has the Gauss-Newton matrix in the Hessian's place."""
+    curvature: Literal["hessian", "gauss_newton", "bregman"] = "hessian"
+    """At temperature 0: "gauss_newton" has the Gauss-Newton matrix in the Hessian's place; earlier
+    versions called it "bregman"."""
     h: float | None = None
     """Size of the perturbation; chosen by a pilot if left out."""
     steps: int | None = None
@@ -47,6 +48,7 @@ class Respond:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        from bif.curvature.products import require_curvature
         from bif.linear_response.request import Request
         from bif.problem.identity import identity
         from bif.runs.respond import run_response
@@ -58,7 +60,7 @@ class Respond:
         )  # fmt: skip
         asked: dict[str, Any] = {
             "temperature": self.temperature,
-            "curvature": self.curvature,
+            "curvature": require_curvature(self.curvature),
             "h": self.h,
             "steps": self.steps,
             "replicates": self.replicates,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,6 @@ from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBat
 from bif.sampling.rng import BlockNoise, ShuffledOrder, generator
 from bif.sampling.settings import RunSettings, Settings
 from bif.types import Gradient, ItemLoss, Noise, Params, Sampler
-
-Curvature = Literal["hessian", "bregman"]
 
 
 class SharedNoise:
@@ -79,8 +77,8 @@ class Pairs:
     Args:
         problem: What is to be attributed; its one observable is phi.
         settings: Complete.
-        curvature: "bregman" replaces the mean loss in U by its divergence from w*; the losses that
-            are observed stay what they are.
+        curvature: "gauss_newton" replaces the mean loss in U by its divergence from w*; the losses
+            that are observed stay what they are.
         num_replicates: Of each pair with numbers of their own, R.
         num_mirrors: 2 with noise, 1 without.
     """
@@ -90,7 +88,7 @@ class Pairs:
         problem: Problem,
         settings: RunSettings,
         *,
-        curvature: Curvature,
+        curvature: str,
         num_replicates: int,
         num_mirrors: int,
     ) -> None:
@@ -101,7 +99,7 @@ class Pairs:
         (asked,) = self.engine.observer.asked
         self.queries = asked.groups
         self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, [])
-        if curvature == "bregman":
+        if curvature == "gauss_newton":
             self.posterior = make_posterior(problem, around_center(settings))
             self._oracle = make_oracle(bregman_problem(problem, settings), settings, [])
         else:

@@ -6,8 +6,7 @@ from copy import copy
 from dataclasses import dataclass
 from math import inf
 
-from bif.linear_response.pairs import Curvature
-from bif.problem.literals import require_literal
+from bif.curvature.products import require_curvature
 from bif.problem.problem import Problem, find_observable
 from bif.sampling.samplers import names_of
 from bif.sampling.settings import Settings
@@ -15,7 +14,7 @@ from bif.sampling.settings import Settings
 
 @dataclass(frozen=True)
 class Request:
-    """How `bif.respond` was asked, checked.
+    """How `bif.respond` was asked, checked; words of earlier versions for a curvature still do.
 
     Raises:
         ValueError: Arguments out of range, or that contradict each other.
@@ -23,7 +22,7 @@ class Request:
 
     settings: Settings
     temperature: float
-    curvature: Curvature
+    curvature: str
     h: float | None
     steps: int | None
     replicates: int
@@ -35,7 +34,7 @@ class Request:
                 f"temperature is {self.temperature!r}: expected 1.0 (the posterior) or 0.0 (its "
                 "minimum). For temperatures between them change nbeta and gamma alike."
             )
-        require_literal("curvature", self.curvature, Curvature)
+        object.__setattr__(self, "curvature", require_curvature(self.curvature))
         if self.h is not None and not 0 < self.h < inf:
             raise ValueError(f"h is {self.h!r}: expected a finite number > 0, or None to choose.")
         for name in ("steps", "replicates"):
@@ -71,9 +70,9 @@ class Request:
                 "oracle='live' has one chain and a response needs pairs: use 'sequential', which "
                 "takes any model, or 'stacked'."
             )
-        if not self.cold and self.curvature == "bregman":
+        if not self.cold and self.curvature == "gauss_newton":
             raise ValueError(
-                "curvature='bregman' belongs to temperature 0, where its minimum is w*: pass "
+                "curvature='gauss_newton' belongs to temperature 0, where its minimum is w*: pass "
                 "temperature=0.0, or curvature='hessian'."
             )
         gradient = s.gradient or "full"

@@ -21,7 +21,7 @@ from bif.estimate.covariance import Covariance
 from bif.estimate.dataset import influence_dataset
 from bif.estimate.response import Perturbation, Rung, student_factor
 from bif.linear_response.estimates import Clock, common_minimum, sampled, settled
-from bif.linear_response.pairs import Curvature, Pairs, blocks_of_queries
+from bif.linear_response.pairs import Pairs, blocks_of_queries
 from bif.linear_response.perturbation import bounded, pilot, sizes_of_h
 from bif.linear_response.request import Request, of_observable
 from bif.problem.items import Items
@@ -121,7 +121,7 @@ def respond(
     *,
     observable: str | None = None,
     temperature: float = 1.0,
-    curvature: Curvature = "hessian",
+    curvature: str = "hessian",
     h: float | None = None,
     steps: int | None = None,
     replicates: int = 1,
@@ -140,8 +140,9 @@ def respond(
         settings: As for `attribute`; `chains` and `draws` follow from the queries and `steps`.
         observable: The name of phi; the problem's first by default.
         temperature: 1.0, the local posterior, or 0.0, its minimum.
-        curvature: At temperature 0, "bregman" replaces L in U by its Bregman divergence at w*:
-            the Gauss-Newton matrix then stands in the place of H, for losses of `bif.losses`.
+        curvature: "hessian" or, at temperature 0, "gauss_newton", which replaces L in U by its
+            Bregman divergence at w*: the Gauss-Newton matrix then stands in the place of H, for
+            losses of `bif.losses`.
         h: Of all queries, in U.  If None, `size·sqrt(k)/|∇phi|` of each query, which moves the law
             by about `size` standard deviations, with a size that a pilot chooses.
         steps: Recorded steps of each chain at temperature 1, `draws · thin` by default; at
@@ -159,8 +160,8 @@ def respond(
         KeyError: No such observable.
         RuntimeError: All pairs diverged.
 
-    Source: theory of linear response; at temperature 0 with curvature="bregman" Bae et al. 2022
-    (arXiv 2209.05364).
+    Source: theory of linear response; at temperature 0 with curvature="gauss_newton" Bae et al.
+    2022 (arXiv 2209.05364).
     """
     request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
     return run_response(problem, request, observable=observable, show_progress=show_progress)

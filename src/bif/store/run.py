@@ -26,7 +26,7 @@ from bif.store.folder import (
     FolderInUse,
     folder_at,
 )
-from bif.store.manifests import FORMAT, RUN, differences
+from bif.store.manifests import FORMAT, RUN, differences, in_words_of_today
 from bif.store.marks import mark, marked_names, remove_marked
 from bif.store.results import (
     adopt,
@@ -367,7 +367,8 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
 
 def _refuse_another(folder: Folder, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     RUN.refuse_format(folder, found)
-    named = differences(found.get("identity", {}), expected.get("identity", {}))
+    there = in_words_of_today(found.get("identity", {}))
+    named = differences(there, expected.get("identity", {}))
     if "keep" in expected and found.get("keep") != expected["keep"]:
         named.append(f"keep (it keeps {found.get('keep')})")
     if "top" in expected and found.get("top") != expected["top"]:

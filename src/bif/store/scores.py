@@ -20,7 +20,7 @@ from bif.store.folder import (
     FolderInUse,
     folder_at,
 )
-from bif.store.manifests import differences
+from bif.store.manifests import differences, in_words_of_today
 from bif.store.marks import mark, marked_names, remove_marked, split_by_maker
 from bif.store.results import load_dataset, plain, read_json, save_dataset, write_sealed
 from bif.store.run import OnExisting, RunFolder, open_run, remove_run
@@ -103,7 +103,7 @@ def open_scores(
         there = holds_scores(folder)
         if there and on_existing == "resume":
             about = read_scores(folder)[1]
-            named = differences(about.get("identity") or {}, plain(identity))
+            named = differences(in_words_of_today(about.get("identity") or {}), plain(identity))
             if named:
                 which = f", with another {', '.join(named)}" if about.get("identity") else ""
                 raise FolderInUse(

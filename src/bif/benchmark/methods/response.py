@@ -14,7 +14,7 @@ from bif.benchmark.methods.base import Judge, Scored, Unsuited
 from bif.benchmark.methods.fluctuation import Fluctuation, temperatures
 from bif.benchmark.task import Task
 from bif.calibration.estimator_choice import choose_estimator
-from bif.linear_response.pairs import Curvature
+from bif.curvature.products import Curvature
 from bif.linear_response.request import Request
 from bif.problem.items import Items
 from bif.problem.problem import Problem
@@ -36,7 +36,7 @@ class Responses:
     Attributes:
         name: The name of its rows.
         dampings: Dampings at temperature 0, in units of the settings' gamma/nbeta.
-        curvatures: Curvatures at temperature 0; "bregman" has the Gauss-Newton matrix in the
+        curvatures: Curvatures at temperature 0; "gauss_newton" has that matrix in the
             Hessian's place and takes a loss of `bif.losses`.
     """
 
