@@ -163,6 +163,14 @@ class TestRuns:
         assert "the" in "".join(json.loads(str(data["query_tokens"].values[0])))
         assert np.isfinite(data["influence"].values).all()
 
+    @pytest.mark.parametrize("given", [TEXTS[3:5], [{"text": text} for text in TEXTS[3:5]]])
+    def test_candidates_without_a_name_are_one_group(self, given):
+        problem = problem_with("gpt2", candidates=given)
+        named = problem_with("gpt2", candidates={"candidate": given})
+        assert list(problem.candidate_groups) == ["candidate"]
+        assert problem.scored_ids.tolist() == named.scored_ids.tolist() and problem.num_scored == 8
+        assert problem_with("gpt2", candidates=[]).candidate_groups == {}
+
     def test_stacked_and_sequential_chains_agree(self):
         scores = [
             bif.attribute(

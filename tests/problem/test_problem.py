@@ -341,3 +341,15 @@ def test_weights_of_frozen_parameters_move_all_the_same():
     runs = [bif.attribute(classification(model=m), TINY) for m in (frozen, free)]
     for a, b in itertools.pairwise(runs):
         assert torch.equal(a.traces.blocks[0].train, b.traces.blocks[0].train)
+
+
+@pytest.mark.parametrize("given", [{"queries": labelled(2, seed=1)}, {"candidates": [1, 2]}])
+def test_further_groups_without_names_are_told_to_have_some(given):
+    (kind,) = given
+    with pytest.raises(TypeError, match=f"{kind} is a .*, expected a mapping from names of groups"):
+        classification().extended(**given)
+
+
+def test_other_queries_without_names_are_told_to_have_some():
+    with pytest.raises(TypeError, match="queries is a tuple, expected a mapping from names"):
+        classification().asking(labelled(2, seed=1))  # type: ignore[arg-type]

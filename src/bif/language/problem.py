@@ -33,7 +33,7 @@ def language_problem(
     *,
     train: Documents,
     queries: Documents | Mapping[str, Documents],
-    candidates: Mapping[str, Documents] | None = None,
+    candidates: Documents | Mapping[str, Documents] | None = None,
     task: Task | None = None,
     max_length: int | None = None,
     long: Long = "truncate",
@@ -54,7 +54,7 @@ def language_problem(
         train: What the model was trained on: documents, texts, or records with the fields of a
             file's; what has no id is named after its place, "train-1".
         queries: Documents of the queries, or a mapping from group names to such.
-        candidates: Groups of documents that were not trained on, to be scored as well.
+        candidates: Documents that were not trained on, to be scored as well, or groups of such.
         task: What the model predicts: the next token ("causal"), masked tokens ("masked") or the
             text's class ("classification"); by the model's class by default.
         max_length: Tokens of a passage; by default 512, or the model's context if that is less.
@@ -98,10 +98,13 @@ def language_problem(
         return maker.items(found)
 
     groups = queries if isinstance(queries, Mapping) else {"query": queries}
+    others = candidates or {}
+    if not isinstance(others, Mapping):
+        others = {"candidate": others}
     data: dict[str, Any] = {
         "train": items(train, "train"),
         "queries": {name: items(documents, name) for name, documents in groups.items()},
-        "candidates": {n: items(d, n) for n, d in candidates.items()} if candidates else None,
+        "candidates": {n: items(d, n) for n, d in others.items()} or None,
     }
 
     def make_problem(loss: ItemLoss) -> Problem:

@@ -332,8 +332,11 @@ class Problem:
         """Return the same problem with further groups of queries and candidates, after its own.
 
         Raises:
+            TypeError: Groups without names.
             ValueError: A group of that name is there; a batch of another structure.
         """
+        _require_names(queries, "queries")
+        _require_names(candidates, "candidates")
         for kind, there, more in (
             ("queries", self.query_groups, queries or {}),
             ("candidates", self.candidate_groups, candidates or {}),
@@ -360,6 +363,7 @@ class Problem:
         Raises:
             TypeError, ValueError: As at construction.
         """
+        _require_names(queries, "queries")
         other = copy(self)
         other.query_groups = {str(n): self._items(x) for n, x in queries.items()}
         other.observables = self.observables if observables is None else tuple(observables)
@@ -509,6 +513,19 @@ class Problem:
     ) -> None:
         check_left_padding(function, model, items, what, where, device=self.device)
         check_right_padding(function, model, items, what, where, device=self.device)
+
+
+def _require_names(groups: object, kind: str) -> None:
+    """Raise unless groups of items have names.
+
+    Raises:
+        TypeError: They have none.
+    """
+    if groups is not None and not isinstance(groups, Mapping):
+        raise TypeError(
+            f"{kind} is a {type(groups).__name__}, expected a mapping from names of groups to "
+            f"items: pass {kind}={{'more': …}}."
+        )
 
 
 def _tied(model: nn.Module, *, one_object_is_fine: bool) -> list[tuple[str, str]]:
