@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev
+from torch.func import functional_call, jacrev
 
 import bif
 from bif import losses
@@ -92,7 +92,11 @@ def dense_gradients(problem: bif.Problem, function: Any, batch: Any) -> Tensor:
 
 
 def dense_hessian(problem: bif.Problem) -> Tensor:
-    """Of the weighted mean train loss."""
+    """Of the weighted mean train loss, row by row.
+
+    `torch.func.hessian` takes all rows at once by vmap, under which the second derivative of an
+    affine LayerNorm is wrong in torch 2.13.
+    """
     rho = torch.ones(problem.num_train).double()
     rho = rho if problem.train_weights is None else problem.train_weights
     of, flat = flat_function(
@@ -100,7 +104,8 @@ def dense_hessian(problem: bif.Problem) -> Tensor:
         lambda m, b: (rho * losses.per_item(problem.loss(m, b))).mean(),
         problem.train.data,
     )
-    return hessian(of)(flat)
+    found: Any = torch.autograd.functional.hessian(of, flat)
+    return found
 
 
 def dense_gauss_newton(problem: bif.Problem, *, softmax: bool = True) -> Tensor:

@@ -61,11 +61,18 @@ def symmetric(size: int, *, seed: int) -> Tensor:
     return root @ root.T / size
 
 
+def normalised() -> nn.Module:
+    """A network with an affine LayerNorm: 53 weights."""
+    layers = nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)
+    return filled(nn.Sequential(*layers))
+
+
 class TestExact:
     @pytest.mark.parametrize("curvature", [GN, "hessian"])
     @pytest.mark.parametrize("rho", [None, RHO], ids=["unweighted", "weighted"])
-    def test_scores_are_those_of_the_dense_solve(self, curvature, rho):
-        problem = classification(train_weights=rho)
+    @pytest.mark.parametrize("make", [network, normalised], ids=["plain", "normalised"])
+    def test_scores_are_those_of_the_dense_solve(self, curvature, rho, make):
+        problem = classification(train_weights=rho, model=make())
         dense = dense_gauss_newton if curvature == GN else dense_hessian
         damping = 0.1 if curvature == GN else 1.0
         settings = replace(TIGHT, gamma=20 * damping, solver_curvature=curvature)
