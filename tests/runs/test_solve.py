@@ -379,6 +379,27 @@ class TestHonesty:
         relative = np.sqrt((actual**2).mean() / (exact**2).mean())
         assert 0.5 < stopped.summary["truncation"] / relative < 2
 
+    @pytest.mark.parametrize("count", [16, 30])
+    def test_intervals_cover_the_solution_with_the_curvature_of_some_items(self, count):
+        problem, settings = mlp_problem(), replace(TIGHT, gamma=2.0, solver_residual=1e-3)
+        exact, inside, relative = scores(problem, settings), [], []
+        for seed in range(6):
+            run = bif.attribute(problem, replace(settings, solver_items=count, seed=seed))
+            low, high = run.influence.interval()
+            inside.append((low.values <= exact) & (exact <= high.values))
+            off = run.influence.dataset["influence"].values - exact
+            actual = np.sqrt((off**2).mean() / (exact**2).mean())
+            relative.append(run.summary["curvature_sampling"] / actual)
+            assert run.summary["truncation"] < 0.01
+        assert np.mean(inside) > 0.95
+        assert 0.5 < np.median(relative) < 2
+
+    def test_a_curvature_of_all_items_has_no_sampling_error(self):
+        problem = classification()
+        run = bif.attribute(problem, replace(TIGHT, solver_items=20))
+        assert "curvature_sampling" not in run.summary
+        np.testing.assert_array_equal(run.influence.dataset["influence"], scores(problem))
+
     def test_an_early_stop_is_trusted_only_where_it_was_asked_for(self, monkeypatch):
         asked = bif.attribute(mlp_problem(), replace(TIGHT, solver_residual=None, solver_steps=2))
         assert asked.summary.trusted and asked.summary["largest_residual"] > 0.1

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bif.curvature.attention import DifferentiableAttention
-from bif.curvature.products import AlongDirections
+from bif.curvature.products import AlongDirections, differentiable
 from bif.curvature.rows import RowsTogether
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
@@ -22,10 +21,13 @@ class Derivatives:
     Args:
         problem: Whose model.
         num_together: Directions of a pass; fewer where memory does not hold them.
+        compute_dtype: What matrices are multiplied in, such as bfloat16.
     """
 
-    def __init__(self, problem: Problem, *, num_together: int = 64) -> None:
-        self._problem = problem
+    def __init__(
+        self, problem: Problem, *, num_together: int = 64, compute_dtype: torch.dtype | None = None
+    ) -> None:
+        self._problem, self._compute = problem, compute_dtype
         self.model = problem.evaluation_copy(problem.device)
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
         self._together, self._along = RowsTogether(num_together), AlongDirections()
@@ -45,7 +47,7 @@ class Derivatives:
         def some(part: slice) -> Tensor:
             return self._along(values, center, {n: leaf[part] for n, leaf in params.items()})
 
-        with DifferentiableAttention():
+        with differentiable(self._problem.device, self._compute):
             return torch.cat(list(self._together.map(some, count)))
 
     def gradient(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -52,6 +54,7 @@ class CurvatureProduct:
         criterion: For "gauss_newton", how the loss curves in the model's outputs; found by default.
         items: Positions of the train items that it is taken over; all by default.
         chunk_size: Items of a pass.
+        compute_dtype: What matrices are multiplied in, such as bfloat16; sums stay as they are.
         num_together: Rows of a pass; fewer where memory does not hold them.
 
     Attributes:
@@ -71,9 +74,11 @@ class CurvatureProduct:
         items: Tensor | None = None,
         chunk_size: int = 256,
         num_together: int = 64,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.curvature = require_curvature(curvature)
         self._problem, self._items, self._chunk = problem, items, chunk_size
+        self._compute = compute_dtype
         self._together, self.num_products = RowsTogether(num_together), 0
         self._model = trainable_copy(problem)
         chosen = problem.trainable if names is None else names
@@ -86,6 +91,12 @@ class CurvatureProduct:
         self._scale = None if scale is None else join_leaves(tensors.stacked(scale, 1))
         self._model.requires_grad_(False)  # what is differentiated is passed in
         self._along = AlongDirections()
+
+    def over(self, items: Tensor) -> CurvatureProduct:
+        """Return the product of the curvature of other train items, by their positions."""
+        other = copy(self)
+        other._items = items
+        return other
 
     @property
     def num_weights(self) -> int:
@@ -115,7 +126,8 @@ class CurvatureProduct:
     def _of_chunk(self, share: Tensor, batch: Batch) -> Callable[[Params], Params]:
         """Return the product of rows' leaves `[K, *shape]` with a chunk's part of C."""
         if self._split is None:
-            losses = _Weighted(ItemFunction(self._model, self._problem.loss), share)
+            of_items = ItemFunction(self._model, self._problem.loss)
+            losses = _Weighted(of_items, share, self._compute)
 
             def total(params: Params) -> Tensor:
                 return functional_call(losses, _prefixed(params, "inner.model."), (batch,)).sum()
@@ -123,7 +135,7 @@ class CurvatureProduct:
             pull = vjp(grad(total), self.params)[1]
             return lambda leaves: map_rows(lambda v: pull(v)[0], leaves)
         root = self._split.root(batch)
-        outputs = RootedOutputs(self._model, self._split)
+        outputs = RootedOutputs(self._model, self._split, self._compute)
         given = {"weights": share.sqrt(), "batch": batch, "root": root}
 
         def rooted(params: Params) -> Tensor:
@@ -172,26 +184,41 @@ class AlongDirections:
 class RootedOutputs(nn.Module):
     """`sqrt(rho_i / n) · Sᵀ f`, `[B, K]`: half its square curves like the mean loss."""
 
-    def __init__(self, model: nn.Module, split: SplitLoss) -> None:
+    def __init__(
+        self, model: nn.Module, split: SplitLoss, compute_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._compute = model, compute_dtype
         self._of = lambda x: split.apply_root(split.outputs(x["batch"]), x["root"])
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
-        with DifferentiableAttention():
+        with differentiable(x["root"].device, self._compute):
             return x["weights"].unsqueeze(1) * self._of(x)
 
 
 class _Weighted(nn.Module):
     """Item losses times their weights."""
 
-    def __init__(self, inner: ItemFunction, weights: Tensor) -> None:
+    def __init__(
+        self, inner: ItemFunction, weights: Tensor, compute_dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
-        self.inner, self._weights = inner, weights
+        self.inner, self._weights, self._compute = inner, weights, compute_dtype
 
     def forward(self, batch: Batch) -> Tensor:
-        with DifferentiableAttention():
+        with differentiable(self._weights.device, self._compute):
             return self._weights * self.inner(batch)
+
+
+@contextmanager
+def differentiable(device: torch.device, compute_dtype: torch.dtype | None) -> Iterator[None]:
+    """Let attention have all derivatives and, if given, matrices be multiplied in another dtype."""
+    # The cache of autocast would hold casts of weights that functorch has wrapped.
+    narrow = torch.autocast(
+        device.type, compute_dtype, enabled=compute_dtype is not None, cache_enabled=False
+    )
+    with DifferentiableAttention(), narrow:
+        yield
 
 
 def trainable_copy(problem: Problem) -> nn.Module:

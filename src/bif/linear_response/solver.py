@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ RESIDUAL = 0.05
 """Residual relative to a query's gradient at which a system counts as solved."""
 MOST_STEPS = 200
 """Products of a query where a residual is aimed at."""
+_GROUPS = 4
+"""Groups of items that the jackknife leaves out in turn."""
+_SPREAD_RESIDUAL = 0.3
+"""Residual of its systems, relative to what a group's curvature changes: errors need no more."""
 _LESS = 0.1
 """Part of the damping with which a response is compared, to say what the damping does."""
 
@@ -58,10 +63,12 @@ class Solver:
         oracle = make_oracle(problem, plain, list(names))
         center = tensors.stacked(self.posterior.center, 1)
         self.observer = Observer(problem, plain, oracle, center)
-        self._derivatives = Derivatives(problem, num_together=num_together)
+        narrow = torch.bfloat16 if s.precisions[0] == "bfloat16" else None
+        self._derivatives = Derivatives(problem, num_together=num_together, compute_dtype=narrow)
+        self._items = _some_items(problem, s)
         self._product = CurvatureProduct(
             problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
-            num_together=num_together,
+            num_together=num_together, items=self._items, compute_dtype=narrow,
         )  # fmt: skip
         self._mask = self._flat_mask()
         self.num_rows = num_rows
@@ -117,13 +124,39 @@ class Solver:
                     "perhaps further, or use solver_curvature='gauss_newton'."
                 ) from error
             scores, earlier = scored(found.value), scored(found.earlier)
+            spread = self._spread(rows, found.value, scored)
         left = found.shrinkage.clamp(max=1).cpu().to(scores)
         left = left[:, None] if of_queries else left
         return {
             "scores": scores, "change": (scores - earlier).abs() * left,
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
             "residual": found.residuals.cpu(), "steps": found.steps,
+            **({} if spread is None else {"sampling": spread}),
         }  # fmt: skip
+
+    def _spread(
+        self, rows: Tensor, solutions: Tensor, scored: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """Return the standard errors of scores for the items whose curvature is not taken.
+
+        A jackknife: the systems are solved again without each group of the items that are.
+        """
+        if self._items is None:
+            return None
+        groups, changes = self._items.tensor_split(_GROUPS), []
+        for g in range(len(groups)):
+            kept = torch.cat([items for k, items in enumerate(groups) if k != g])
+            times = partial(self.times, product=self._product.over(kept))
+            right = rows - times(solutions) - self.damping * solutions
+            found = conjugate_gradients(
+                times, right, damping=self.damping, tolerance=_SPREAD_RESIDUAL,
+                max_steps=MOST_STEPS,
+            )  # fmt: skip
+            changes.append(scored(found.value).double())
+        count = len(changes)
+        variance = torch.stack(changes).var(dim=0, correction=0) * (count - 1)
+        left_out = 1 - len(self._items) / self.problem.num_train
+        return (variance * left_out).sqrt().float()
 
     def in_words(self, kind: int, columns: range) -> str:
         """Return how far a run is at the end of a block."""
@@ -159,9 +192,9 @@ class Solver:
             )
         return rows
 
-    def times(self, rows: Tensor) -> Tensor:
+    def times(self, rows: Tensor, *, product: CurvatureProduct | None = None) -> Tensor:
         """Return the products of rows with the curvature of the mean loss."""
-        found = self._product(rows)
+        found = (product or self._product)(rows)
         return found if self._mask is None else found.mul_(self._mask)
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -178,9 +211,18 @@ class Solver:
         return torch.cat(parts)
 
 
+def _some_items(problem: Problem, settings: Settings) -> Tensor | None:
+    """Return the positions of the train items whose curvature is taken; None for all."""
+    if settings.solver_items is None or settings.solver_items >= problem.num_train:
+        return None
+    source = torch.Generator().manual_seed(settings.seed)
+    return torch.randperm(problem.num_train, generator=source)[: settings.solver_items]
+
+
 def sampling_settings(settings: Settings) -> Settings:
     """Return the same settings for what evaluates items at one chain's weights."""
     return settings.reopened(
         estimator=None, solver_curvature=None, solver_steps=None, solver_residual=None,
-        self_influence=False, oracle="sequential", gradient="full", chains=2, block_size=1,
+        solver_items=None, self_influence=False, oracle="sequential", gradient="full", chains=2,
+        block_size=1,
     )  # fmt: skip

@@ -148,6 +148,8 @@ def _conclude(
             "estimator": "response", "curvature": s.solver_curvature, "damping": solver.damping,
             "solver_steps": steps, "largest_residual": worst,
             "truncation": _relative_size(gathered),
+            **({"curvature_sampling": _relative_size(gathered, "sampling")}
+               if "sampling" in gathered else {}),
             "damping_keeps": float(gathered["kept"].median()),
         },
     )  # fmt: skip
@@ -179,11 +181,11 @@ def _dataset(
     unknown = torch.full((len(problem.scored_ids),), float("nan"))
     covariance = Covariance(
         value=-gathered["scores"],
-        standard_error=_truncation(gathered),
+        standard_error=_standard_error(gathered),
         row_variance=torch.full_like(observer.query_center, float("nan")),
         row_mean=observer.query_center,
         column_variance=-own["scores"] if own else unknown,
-        column_variance_error=_truncation_of_own(own) if own else unknown,
+        column_variance_error=_error_of_own(own) if own else unknown,
         column_mean=observer.train_center,
         num_groups=2,
     )
@@ -212,28 +214,38 @@ def _residual_gate(worst: float, steps: int, settings: Settings) -> Gate:
     return Gate("residual", worst, limit, failed, reason if failed else "")
 
 
-def _truncation(gathered: Mapping[str, Tensor]) -> Tensor:
-    """Return the errors of scores for stopping early, `[A·Q, N]` float64.
+def _standard_error(gathered: Mapping[str, Tensor]) -> Tensor:
+    """Return the errors of scores, `[A·Q, N]` float64.
 
-    What the scores moved since an earlier step, times what is left of the residual since: of the
-    right size in each row, but for single scores by chance too small.  So none is below its row's
-    mean square, in units of how large its column's scores are.
+    For stopping early: what the scores moved since an earlier step, times what is left of the
+    residual since.  For a curvature of some of the items: that of the jackknife.  Both have the
+    right size in each row, but for single scores are by chance too small.  So none is below its
+    row's mean square, in units of how large its column's scores are.
     """
-    change, scores = gathered["change"].double(), gathered["scores"].double()
+    scores = gathered["scores"].double()
     column = scores.square().mean(dim=0, keepdim=True).sqrt().clamp(min=1e-300)
-    row = (change / column).square().mean(dim=1, keepdim=True).sqrt()
-    return torch.maximum(change, row * column)
+    squares = torch.zeros_like(scores)
+    for name in ("change", "sampling"):
+        if name in gathered:
+            error = gathered[name].double()
+            row = (error / column).square().mean(dim=1, keepdim=True).sqrt()
+            squares += torch.maximum(error, row * column).square()
+    return squares.sqrt()
 
 
-def _truncation_of_own(own: Mapping[str, Tensor]) -> Tensor:
+def _error_of_own(own: Mapping[str, Tensor]) -> Tensor:
     """Return the errors of self-influence, `[N]` float64: as of scores, none below their size."""
-    change, scores = own["change"].double(), own["scores"].double().abs()
-    return torch.maximum(
-        change, (change / scores.clamp(min=1e-300)).square().mean().sqrt() * scores
-    )
+    scores = own["scores"].double().abs()
+    squares = torch.zeros_like(scores)
+    for name in ("change", "sampling"):
+        if name in own:
+            error = own[name].double()
+            relative = (error / scores.clamp(min=1e-300)).square().mean().sqrt()
+            squares += torch.maximum(error, relative * scores).square()
+    return squares.sqrt()
 
 
-def _relative_size(gathered: Mapping[str, Tensor]) -> float:
-    """Return the errors for stopping early, relative to the size of the scores."""
-    change, scores = gathered["change"].double(), gathered["scores"].double()
+def _relative_size(gathered: Mapping[str, Tensor], name: str = "change") -> float:
+    """Return errors, for stopping early by default, relative to the size of the scores."""
+    change, scores = gathered[name].double(), gathered["scores"].double()
     return float(change.square().mean().sqrt() / scores.square().mean().sqrt().clamp(min=1e-300))

@@ -22,7 +22,9 @@ OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
 EstimatorName = Literal["covariance", "response"]
 CurvatureName = Literal["gauss_newton", "hessian"]
-_OF_THE_SOLVER = ("solver_curvature", "solver_steps", "solver_residual", "self_influence")
+_OF_THE_SOLVER = (
+    "solver_curvature", "solver_steps", "solver_residual", "solver_items", "self_influence",
+)  # fmt: skip
 _NOT_OF_THE_SOLVER = (
     "chains", "draws", "reliability", "budget", "burn_in", "thin", "step_size", "friction", "mass",
     "gradient", "batch_size", "oracle", "block_size", "micro_batch",
@@ -89,7 +91,9 @@ class Settings:
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.
         solver_residual: Residual of a system, relative to the query's gradient, at which it counts
-            as solved; .01 by default.
+            as solved; .05 by default.
+        solver_items: Train items, drawn at random, whose curvature is taken; all by default.  The
+            errors hold what the others might have changed.
         self_influence: Solve for the influence of each train item on its own loss too, a system an
             item; sampled runs have it without.
         device: Device of the run; the model's by default.
@@ -126,6 +130,7 @@ class Settings:
     solver_curvature: CurvatureName | None = None
     solver_steps: int | None = None
     solver_residual: float | None = None
+    solver_items: int | None = None
     self_influence: bool = False
     device: str | None = None
     seed: int = 0
@@ -136,7 +141,7 @@ class Settings:
                 require_literal(name, value, literal)
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
                     "block_size": 1, "chunk_size": 1, "micro_batch": 1,
-                    "solver_steps": 1}  # fmt: skip
+                    "solver_steps": 1, "solver_items": 8}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is None:
