@@ -19,7 +19,7 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ from benchmarks.language.paraphrases import paraphrase, ranks, shared_words
 from benchmarks.language.word_pairs import CLASSES, bootstrap, matched_pairs, p_value, tokens_of
 from benchmarks.scaling.neox import Shape, network
 from bif import baselines
+from bif.curvature.products import require_curvature
 from bif.language import Document, language_problem
-from bif.linear_response.pairs import Curvature
 
 PARTS = ("tokens", "planted", "lds")
 
@@ -273,7 +273,7 @@ def options() -> argparse.ArgumentParser:
         help="of the response estimator at temperature 0, in units of that at temperature 1",
     )  # fmt: skip
     made.add_argument(
-        "--response-curvatures", nargs="+", choices=get_args(Curvature), default=["hessian"]
+        "--response-curvatures", nargs="+", type=require_curvature, default=["hessian"]
     )
     for name, value in DEFAULTS.items():
         made.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None)
