@@ -694,23 +694,24 @@ class TestRuns:
         assert len(done) == 3 + 4  # six blocks, two of which were kept
         np.testing.assert_array_equal(run.influence.dataset["influence"], scores(problem))
 
-    def test_an_extension_that_is_refused_leaves_the_run_as_it_was(self, tmp_path: Path):
+    def test_an_extension_that_is_refused_leaves_the_run_as_it_was(self, tmp_path, monkeypatch):
+        rows_that_fit(monkeypatch, 1)  # so that what comes before the bad query is committed
+
         def rooted(model: nn.Module, batch: Any) -> Tensor:
             return (model(batch[0])[:, 0] * (batch[1] > 1)).abs().sqrt()
 
         observables = [bif.Observable("rooted", rooted, "lower")]
-        good, bad = (labelled(2, seed=2)[0], torch.tensor([2, 2])), labelled(5, seed=2)
+        good = labelled(2, seed=2)[0], torch.tensor([2, 2])
+        bad = labelled(2, seed=8)[0], torch.tensor([2, 0])
         problem = classification(observables=observables, queries=good)
         before = bif.attribute(problem, TIGHT, out=tmp_path / "run")
         with pytest.raises(ValueError, match="gradient of the observable 'rooted' is NaN"):
             bif.extend(tmp_path / "run", problem.extended(queries={"b": bad}))
         there = bif.attribute(problem, TIGHT, out=tmp_path / "run")
         assert there.influence.dataset.equals(before.influence.dataset)
-        mended = problem.extended(queries={"b": (bad[0], torch.full((5,), 2))})
+        mended = problem.extended(queries={"b": (labelled(2, seed=9)[0], good[1])})
         extended = bif.extend(tmp_path / "run", mended).influence.dataset
-        np.testing.assert_allclose(
-            extended["influence"], scores(mended), rtol=1e-5, atol=1e-8
-        )  # fmt: skip
+        np.testing.assert_allclose(extended["influence"], scores(mended), rtol=1e-5, atol=1e-8)
 
     @pytest.mark.parametrize(
         ("asked", "words"),
