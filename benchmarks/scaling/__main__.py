@@ -3,7 +3,8 @@
 GPT-NeoX with random weights in the shapes of Pythia. 128 train sequences and 16 queries of 512
 tokens are scored at every draw, with one SGLD step of batch 16 between draws: float32 weights
 (bfloat16 in the lean layout) and losses, bfloat16 compute. devinterp scores the same 144
-sequences at every draw; EK-FAC by kronfluence is fitted to the 128 and scores them for the 16.
+sequences at every draw; EK-FAC by kronfluence is fitted to the 128 and scores them for the 16, and
+the response solves for the 16 with the curvature of the 128 or of `--curvature-items` of them.
 A rival goes up to the largest shape that it finishes within `--limit` seconds.
 
     python -m benchmarks.scaling --out benchmarks/results --device cuda
@@ -30,6 +31,7 @@ import bif
 from benchmarks.common import parser, print_table, read, synchronize, write
 from benchmarks.scaling.neox import PYTHIA, SHAPES, Layout, Shape, layouts_of, network, sequences
 from benchmarks.scaling.power_laws import fit_laws
+from benchmarks.scaling.response import response_cost
 from benchmarks.scaling.rivals import TooLong, devinterp_cost, ekfac_cost, why_missing
 from bif.calibration.memory_plan import forecast_live
 from bif.language.linear_loss import chunked_next_token
@@ -43,7 +45,7 @@ PEAK_BF16 = 989e12
 BATCH = 16
 TARGETS = {"14M": 0.020, "160M": 0.085, "1.4B": 0.54}
 """Seconds a draw that are to be reached on one H100, by shape."""
-METHODS = ("bif", "devinterp", "ekfac")
+METHODS = ("bif", "response", "devinterp", "ekfac")
 _WARM_UP = 5
 
 
@@ -199,6 +201,23 @@ def measure_rival(
         _free()
 
 
+def measure_response(
+    shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
+) -> dict[str, Any]:
+    """Return the cost of the response by solving, or the reason why it has none."""
+    a = arguments
+    ids = sequences(shape, items + queries, length=a.length, seed=a.seed)
+    try:
+        return response_cost(
+            shape, ids[:items], ids[items:], device=a.device, seed=a.seed, damping=a.damping,
+            curvature_items=a.curvature_items, steps=a.solver_steps, exact=a.exact,
+        )  # fmt: skip
+    except (torch.OutOfMemoryError, ValueError) as error:
+        return {"reason": _first_sentence(error)}
+    finally:
+        _free()
+
+
 def add_rates(
     row: dict[str, Any], shape: Shape, arguments: argparse.Namespace, *, items: int, queries: int
 ) -> dict[str, Any]:
@@ -242,6 +261,8 @@ class Measurement:
             for how in modes(shape, a) if method == "bif" else [""]:
                 if method == "bif":
                     row = measure_bif(shape, how, a, items=items, queries=queries)
+                elif method == "response":
+                    row = measure_response(shape, a, items=items, queries=queries)
                 elif self._beyond.get(method):
                     row = {"reason": self._beyond[method]}
                 elif why_missing(_package(method)):
@@ -339,6 +360,12 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--items", type=int, nargs="+", default=[128])
     made.add_argument("--queries", type=int, nargs="+", default=[16])
     made.add_argument("--sweep", choices=list(SHAPES), help="vary items and queries on this shape")
+    made.add_argument("--damping", type=float, help="of the response; calibrated by default")
+    made.add_argument("--curvature-items", type=int, help="of the response; all by default")
+    made.add_argument("--solver-steps", type=int, help="of the response; to a residual by default")
+    made.add_argument(
+        "--exact", action="store_true", help="compare with a solve to 1e-3 by all items in float32"
+    )
     made.add_argument("--add", type=Path, help="file whose rows come first")
     made.add_argument("--name", default="scaling", help="of the JSON file")
     return made

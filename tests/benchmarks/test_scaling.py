@@ -116,21 +116,22 @@ def test_the_benchmark_runs_writes_after_each_row_and_says_what_is_not_installed
     (file,) = tmp_path.glob("scaling-*.json")
     content = json.loads(file.read_text())
     rows = {(row["shape"], row["method"]): row for row in content["rows"]}
-    assert len(rows) == 6
+    assert len(rows) == 8
     for shape in ("tiny", "small"):
         ours = rows[shape, "bif"]
         assert ours["seconds"] == pytest.approx(1000 * ours["seconds_a_draw"])
         assert ours["layout"] == "plain" and ours["forecast_gib"] > 0
         assert 0 < ours["share_of_bf16_peak"] < 1
+        assert rows[shape, "response"]["trusted"] and rows[shape, "response"]["seconds"] > 0
         assert "not installed" in rows[shape, "devinterp"]["reason"]
         assert "kronfluence" in rows[shape, "ekfac"]["reason"]
-    assert [e["method"] for e in content["fits"]["exponents"]] == ["bif"]
+    assert [e["method"] for e in content["fits"]["exponents"]] == ["bif", "response"]
     # A second command goes on from the first's rows and replaces those that it measures anew.
     more = options.replace("tiny small", "tiny") + f" --only bif --add {file} --name again"
     monkeypatch.setattr(sys, "argv", [*more.split(), "--out", str(tmp_path)])
     scaling.main()
     (again,) = tmp_path.glob("again-*.json")
-    assert len(json.loads(again.read_text())["rows"]) == 6
+    assert len(json.loads(again.read_text())["rows"]) == 8
 
 
 def test_a_rival_that_takes_too_long_is_stopped():

@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import bif
 from bif.curvature.attention import DifferentiableAttention, attention
-from small_problems import normal
+from bif.curvature.products import CurvatureProduct
+from language_cases import model
+from small_problems import integers, normal
 
 ITEMS, HEADS, TOKENS, WIDTH, ROWS = 2, 4, 5, 3, 6
 Q, K, V = (normal(ITEMS, HEADS, TOKENS, WIDTH, seed=s) for s in (1, 2, 3))
@@ -87,6 +90,20 @@ def test_a_learned_bias_has_derivatives():
             both.append((forward, vjp(of, bias)[1](end)[0]))
     for found, expected in zip(both[1], both[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_products_in_bfloat16_are_near_those_in_float32():
+    pytest.importorskip("transformers", reason="the extra `lm` is not installed")
+    items = {"input_ids": integers(330, 4, 12, seed=1)}
+    made = model("llama", double=False)
+    problem = bif.Problem(made, bif.losses.next_token, train=items, queries=items)
+    rows = normal(3, CurvatureProduct(problem).num_weights, seed=1).float()
+    exact, narrow = (
+        CurvatureProduct(problem, compute_dtype=dtype)(rows) for dtype in (None, torch.bfloat16)
+    )
+    assert narrow.dtype == torch.float32
+    # Each of a few products rounds to eight bits.
+    assert 0 < float((narrow - exact).norm() / exact.norm()) < 0.03
 
 
 def test_dropout_is_refused():

@@ -27,6 +27,7 @@ from bif.linear_response import vectors
 from bif.linear_response.column_gradients import train_gradients
 from bif.linear_response.request import Request
 from bif.linear_response.solver import Solver
+from bif.linear_response.vectors import Vectors
 from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
 from bif.sampling.posterior import LocalPosterior
@@ -53,7 +54,9 @@ def scores(problem: bif.Problem, settings: bif.Settings = TIGHT) -> np.ndarray:
 
 def rows_that_fit(monkeypatch: pytest.MonkeyPatch, count: int, *, num_weights: int = 43) -> None:
     """Let the host have memory for so many queries of a float64 model, and as much beside them."""
-    monkeypatch.setattr(vectors, "free_bytes", lambda device: 2 * count * 12 * 8 * num_weights)
+    monkeypatch.setattr(
+        vectors, "free_bytes", lambda device: 2 * count * vectors.VECTORS * 8 * num_weights
+    )
 
 
 def symmetric(size: int, *, seed: int) -> Tensor:
@@ -320,27 +323,43 @@ class TestMemory:
     def test_candidates_of_tuning_have_the_scores_of_solves_in_whatever_blocks(self, num_rows):
         settings = replace(TIGHT, gamma=0.6, solver_residual=None, solver_steps=4)
         found = calibrate_solver(mlp_problem(), replace(settings, gamma=2.0))
-        solver = Solver(mlp_problem(), found.settings, num_together=8, num_rows=num_rows)
+        solver = Solver(
+            mlp_problem(), found.settings, num_together=8, vectors=Vectors(1, 1, num_rows)
+        )
         candidate = tune_solver._Scored(solver, "margin").at(0.6 / 20, 4)
         expected = scores(mlp_problem(), settings)[1]
         np.testing.assert_allclose(candidate, expected, rtol=1e-5, atol=1e-8)
 
+    def test_what_a_step_only_adds_to_stays_on_the_host_where_more_fit_so(self, monkeypatch):
+        rows_that_fit(monkeypatch, 2)
+        monkeypatch.setattr(vectors, "run_device", lambda *_: torch.device("cuda"))
+        monkeypatch.setattr(vectors, "memory_of_host", lambda: 10**9)
+        found = vectors.forecast_vectors(classification(), TIGHT)
+        assert (found.num_rows, found.on_host) == (4, True)  # half of the vectors: twice as many
+        assert "5 of them on the host" in found.in_words()
+        rows_that_fit(monkeypatch, 5)
+        found = vectors.forecast_vectors(classification(), TIGHT)
+        assert (found.num_rows, found.on_host) == (5, False)
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 1000)
+        with pytest.raises(ValueError, match="has 5 vectors of 43 weights there.* free on cuda"):
+            vectors.forecast_vectors(classification(), TIGHT)
+
     def test_what_a_block_takes_is_among_the_choices(self, monkeypatch):
         rows_that_fit(monkeypatch, 2)
         run = bif.attribute(classification(), TIGHT)
-        said = "queries of a block = 2: each has 12 vectors of 43 weights, 4.03 KiB, which is 8.06"
+        said = "queries of a block = 2: each has 10 vectors of 43 weights, 3.36 KiB, which is 6.72"
         assert said in "\n".join(run.manifest.explanations)
 
     def test_vectors_of_a_query_that_do_not_fit_are_refused_before_anything_is_evaluated(
         self, monkeypatch, tmp_path: Path
     ):
-        monkeypatch.setattr(vectors, "free_bytes", lambda device: 12 * 8 * 43 - 1)
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 10 * 8 * 43 - 1)
         monkeypatch.setattr("bif.calibration.solving.require_derivatives", None)
-        with pytest.raises(ValueError, match="12 vectors of 43 weights, 4.03 KiB, and 4.03 KiB"):
+        with pytest.raises(ValueError, match="10 vectors of 43 weights there, 3.36 KiB, and"):
             bif.attribute(classification(), TIGHT, out=tmp_path / "run")
         monkeypatch.undo()
         few = replace(TIGHT, movable=("0.bias",))
-        monkeypatch.setattr(vectors, "free_bytes", lambda device: 12 * 8 * 5)
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 10 * 8 * 5)
         assert bif.attribute(classification(), few, out=tmp_path / "run").summary.trusted
 
     def test_rows_of_a_pass_are_halved_where_they_do_not_fit(self, monkeypatch):

@@ -15,7 +15,7 @@ from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta
 from bif.linear_response.rehearsal import require_derivatives
 from bif.linear_response.solver import sampling_settings
-from bif.linear_response.vectors import forecast_vectors
+from bif.linear_response.vectors import Vectors, forecast_vectors
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
@@ -46,13 +46,13 @@ class SolverCalibration:
         settings: With nbeta, gamma, movable weights, precisions and items of a pass.
         choices: What was chosen, and why.
         num_together: Directions that pass through the model together.
-        num_rows: Queries that are solved together.
+        vectors: Queries that are solved together, and where their vectors are.
     """
 
     settings: Settings
     choices: tuple[Choice, ...]
     num_together: int
-    num_rows: int
+    vectors: Vectors
 
 
 def calibrate_solver(
@@ -89,7 +89,7 @@ def calibrate_solver(
         asked, nbeta=plain.nbeta, gamma=plain.gamma, chunk_size=chunk, retrained_from=None,
         solver_curvature=asked.solver_curvature or "gauss_newton",
     )  # fmt: skip
-    return SolverCalibration(chosen, tuple(choices), together, vectors.num_rows)
+    return SolverCalibration(chosen, tuple(choices), together, vectors)
 
 
 def resume_solver(
@@ -98,7 +98,7 @@ def resume_solver(
     """Return what a run that was begun is carried out with, on whatever device it goes on."""
     vectors = forecast_vectors(problem, settings)
     _, together = _pass_size(problem, settings, Choices())
-    return SolverCalibration(settings, choices, together, vectors.num_rows)
+    return SolverCalibration(settings, choices, together, vectors)
 
 
 def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -
     found = calibrate_solver(asked, settings)
     s = found.settings
     assert s.nbeta is not None and s.gamma is not None
-    solver = Solver(asked, s, num_together=found.num_together, num_rows=found.num_rows)
+    solver = Solver(asked, s, num_together=found.num_together, vectors=found.vectors)
     outcomes = [(n, p) for p in parts for n in _names(asked) if n in p.outcomes]
     with matmul_precision(s.precisions[0]):
         spaces = {name: _Scored(solver, name) for name, _ in outcomes}
@@ -124,7 +124,7 @@ class _Scored:
         self.num_queries = min(_MOST_QUERIES, solver.problem.num_queries)
         place = _names(solver.problem).index(observable)
         self._spaces: list[tuple[KrylovSpace, Tensor]] = []
-        size = max(1, solver.num_rows * VECTORS // _HELD)
+        size = max(1, solver.vectors.num_rows * VECTORS // _HELD)
         for start in range(0, self.num_queries, size):
             rows = solver.gradients(place, range(self.num_queries)[start : start + size])
             space = KrylovSpace(solver.times, rows, steps=max(STEPS))

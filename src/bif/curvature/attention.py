@@ -42,6 +42,10 @@ def attention(
     if enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(repeats, dim=-3) for x in (key, value))
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # as torch does for its own
+        narrow = torch.get_autocast_dtype(kind)
+        query, key, value = (x.to(narrow) for x in (query, key, value))
     shape = query.shape[-2], key.shape[-2]
     if is_causal:
         attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
@@ -99,12 +103,13 @@ class _Attention(torch.autograd.Function):
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """Return weights of the keys, 0 for a query that sees none."""
+    """Return weights of the keys in the dtype of k, 0 for a query that sees none."""
     logits = q @ k.mT + bias
     if bias.dim():
         blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
-        return torch.where(blind, 0.0, logits).softmax(dim=-1).masked_fill(blind, 0.0)
-    return logits.softmax(dim=-1)
+        logits = torch.where(blind, 0.0, logits)
+        return logits.softmax(dim=-1).masked_fill(blind, 0.0).to(k.dtype)
+    return logits.softmax(dim=-1).to(k.dtype)
 
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bif.curvature.products import AlongDirections, differentiable
 from bif.curvature.rows import RowsTogether
@@ -22,13 +22,15 @@ class Derivatives:
         problem: Whose model.
         num_together: Directions of a pass; fewer where memory does not hold them.
         compute_dtype: What matrices are multiplied in, such as bfloat16.
+        model: A copy of the problem's model, which is shared; one of its own by default.
     """
 
     def __init__(
-        self, problem: Problem, *, num_together: int = 64, compute_dtype: torch.dtype | None = None
-    ) -> None:
+        self, problem: Problem, *, num_together: int = 64,
+        compute_dtype: torch.dtype | None = None, model: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         self._problem, self._compute = problem, compute_dtype
-        self.model = problem.evaluation_copy(problem.device)
+        self.model = problem.evaluation_copy(problem.device) if model is None else model
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
         self._together, self._along = RowsTogether(num_together), AlongDirections()
 

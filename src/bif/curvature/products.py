@@ -58,6 +58,7 @@ class CurvatureProduct:
         num_together: Rows of a pass; fewer where memory does not hold them.
 
     Attributes:
+        model: A copy of the problem's, whose weights are w*.
         num_products: Rows that have been multiplied so far.
 
     Raises:
@@ -80,16 +81,16 @@ class CurvatureProduct:
         self._problem, self._items, self._chunk = problem, items, chunk_size
         self._compute = compute_dtype
         self._together, self.num_products = RowsTogether(num_together), 0
-        self._model = trainable_copy(problem)
+        self.model = trainable_copy(problem)
         chosen = problem.trainable if names is None else names
-        leaves = dict(self._model.named_parameters())
+        leaves = dict(self.model.named_parameters())
         self.params: Params = {name: leaves[name].detach() for name in chosen}
         self._split = None
         if self.curvature == "gauss_newton":
-            self._split = SplitLoss(self._model, problem.loss, first_items(problem), criterion)
+            self._split = SplitLoss(self.model, problem.loss, first_items(problem), criterion)
         scale = problem.metric_scale(self.params)
         self._scale = None if scale is None else join_leaves(tensors.stacked(scale, 1))
-        self._model.requires_grad_(False)  # what is differentiated is passed in
+        self.model.requires_grad_(False)  # what is differentiated is passed in
         self._along = AlongDirections()
 
     def over(self, items: Tensor) -> CurvatureProduct:
@@ -112,21 +113,24 @@ class CurvatureProduct:
         self.num_products += len(rows)
         rows = rows if self._scale is None else rows * self._scale
         total = torch.zeros_like(rows)
+        sums = split_rows(total, self.params, cast=False)
         for share, batch in self._chunks():
             product, start = self._of_chunk(share, batch), 0
 
-            def some(part: slice, product: Callable[[Params], Params] = product) -> Tensor:
-                return join_leaves(product(split_rows(rows[part], self.params)))
+            def some(part: slice, product: Callable[[Params], Params] = product) -> Params:
+                return product(split_rows(rows[part], self.params))
 
             for part in self._together.map(some, len(rows)):
-                total[start : start + len(part)] += part
-                start += len(part)
+                count = len(next(iter(part.values())))
+                for name, leaf in part.items():  # not joined: rows may be as large as the model
+                    sums[name][start : start + count] += leaf
+                start += count
         return total if self._scale is None else total.mul_(self._scale)
 
     def _of_chunk(self, share: Tensor, batch: Batch) -> Callable[[Params], Params]:
         """Return the product of rows' leaves `[K, *shape]` with a chunk's part of C."""
         if self._split is None:
-            of_items = ItemFunction(self._model, self._problem.loss)
+            of_items = ItemFunction(self.model, self._problem.loss)
             losses = _Weighted(of_items, share, self._compute)
 
             def total(params: Params) -> Tensor:
@@ -135,7 +139,7 @@ class CurvatureProduct:
             pull = vjp(grad(total), self.params)[1]
             return lambda leaves: map_rows(lambda v: pull(v)[0], leaves)
         root = self._split.root(batch)
-        outputs = RootedOutputs(self._model, self._split, self._compute)
+        outputs = RootedOutputs(self.model, self._split, self._compute)
         given = {"weights": share.sqrt(), "batch": batch, "root": root}
 
         def rooted(params: Params) -> Tensor:
@@ -256,11 +260,11 @@ def weighted_chunks(
         )
 
 
-def split_rows(rows: Tensor, like: Params) -> Params:
-    """Return rows `[K, P]` as leaves `[K, *shape]`."""
+def split_rows(rows: Tensor, like: Params, *, cast: bool = True) -> Params:
+    """Return rows `[K, P]` as leaves `[K, *shape]`, in the leaves' dtypes or as views."""
     parts = rows.split([leaf.numel() for leaf in like.values()], dim=1)
     return {
-        name: part.reshape(len(rows), *leaf.shape).to(leaf.dtype)
+        name: part.view(len(rows), *leaf.shape).to(leaf.dtype if cast else rows.dtype)
         for part, (name, leaf) in zip(parts, like.items(), strict=True)
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+_Found = TypeVar("_Found")
 
 
 class RowsTogether:
@@ -21,7 +23,7 @@ class RowsTogether:
     def __init__(self, most: int) -> None:
         self.most = most
 
-    def map(self, function: Callable[[slice], Tensor], count: int) -> Iterator[Tensor]:
+    def map(self, function: Callable[[slice], _Found], count: int) -> Iterator[_Found]:
         """Yield `function` of slices of `count` rows, one after another.
 
         Raises:

@@ -73,10 +73,12 @@ def conjugate_gradients(
     tolerance: float,
     max_steps: int,
     precondition: Product | None = None,
+    device: torch.device | None = None,
 ) -> Solution:
     """Solve `x (C + damping·I) = right` for every row by itself.
 
-    Rows that are solved leave the iteration.  Inner products are accumulated in float64.
+    Rows that are solved leave the iteration.  Inner products are accumulated in float64.  Vectors
+    that a step only adds to stay where `right` is, which may be the host.
 
     Args:
         product: `X -> X C` for `[K, P]`.
@@ -85,6 +87,7 @@ def conjugate_gradients(
         tolerance: Largest `|residual| / |right|`; 0 takes all steps.
         max_steps: Most products of a row.
         precondition: `X -> X M⁻¹` with M near `C + damping·I`, symmetric and positive.
+        device: Device of the products; that of `right` by default.
 
     Raises:
         NegativeCurvature: A direction in which the damped curvature is not positive.
@@ -92,10 +95,12 @@ def conjugate_gradients(
     Source: Hestenes and Stiefel 1952.
     """
     apply = precondition or (lambda rows: rows)
-    size = _inner(right, right).sqrt().clamp(min=1e-300)
-    solution, residual = torch.zeros_like(right), right.clone()
+    device, home = device or right.device, right.device
+    residual = right.to(device, copy=True)
+    size = _inner(residual, residual).sqrt().clamp(min=1e-300)
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
+    solution = torch.zeros_like(right)
     kept, earlier = solution.clone(), solution.clone()
     size_kept, size_earlier = size.clone(), size.clone()
     steps, steps_K = 0, torch.zeros(len(right), dtype=torch.long)
@@ -104,30 +109,34 @@ def conjugate_gradients(
         active = (_inner(residual, residual).sqrt() > tolerance * size).nonzero().flatten()
         if not len(active):
             break
-        whole = len(active) == len(right)
-        along = direction if whole else direction[active]
+        rows = slice(None) if len(active) == len(right) else active  # a slice makes no copies
+        along = direction[rows]
         image = product(along).add_(along, alpha=damping)
         curved = _inner(along, image)
         lowest = float((curved / _inner(along, along)).min())
         if not lowest > 0:
             raise NegativeCurvature(lowest, damping)
-        step = (aligned[active] / curved).to(along)[:, None]
-        solution[active] += step * along
-        left = residual[active] - step * image
-        residual[active] = left
+        length = aligned[active] / curved
+        at_home = active.to(home)
+        solution[at_home] += (along * length.to(along)[:, None]).to(home)
+        residual[rows] -= image.mul_(length.to(along)[:, None])
+        del image
+        left = residual[rows]
         ahead = apply(left)
         now = _inner(left, ahead)
         ratio = now / aligned[active]
-        direction[active] = ahead + ratio.to(along)[:, None] * along
-        tridiagonal.add(active, aligned[active] / curved, ratio)
+        direction[rows] = along.mul_(ratio.to(along)[:, None]).add_(ahead)
+        tridiagonal.add(active, length, ratio)
         aligned[active] = now
         steps += 1
         steps_K[active.cpu()] = steps
         if steps & (steps - 1) == 0:  # a power of two; what has left keeps its own
-            earlier[active], kept[active] = kept[active], solution[active]
+            earlier[at_home], kept[at_home] = kept[at_home], solution[at_home]
             size_earlier[active] = size_kept[active]
             size_kept[active] = _inner(left, left).sqrt()
-    final = right - product(solution) - damping * solution
+    del residual, direction
+    final = product(solution.to(device)).neg_()
+    final += right.to(device) - damping * solution.to(device)
     left_over = _inner(final, final).sqrt()
     shrinkage = left_over / size_earlier.clamp(min=1e-300)
     return Solution(solution, earlier, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())

@@ -8,14 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bif import tensors
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.products import CurvatureProduct, split_rows
 from bif.curvature.solve import NegativeCurvature, conjugate_gradients
 from bif.linear_response.column_gradients import query_gradients, train_gradients
+from bif.linear_response.vectors import Vectors
 from bif.problem.problem import Problem
-from bif.sampling.factory import make_oracle, make_posterior, run_device
+from bif.sampling.factory import make_posterior, run_device
 from bif.sampling.observer import Observer
+from bif.sampling.oracles import SequentialOracle
 from bif.sampling.oracles.precision import matmul_precision
 from bif.sampling.settings import Settings
 
@@ -43,35 +44,42 @@ class Solver:
         problem: What is to be attributed.
         settings: Of a response by solving, complete.
         num_together: Directions that pass through the model together.
-        num_rows: Queries that are solved together.
+        vectors: Queries that are solved together, and where their vectors are.
 
     Attributes:
         damping: Weight decay and gamma/nbeta together.
-        num_rows: Queries that are solved together.
+        vectors: As given.
     """
 
     def __init__(
-        self, problem: Problem, settings: Settings, *, num_together: int, num_rows: int
+        self, problem: Problem, settings: Settings, *, num_together: int, vectors: Vectors
     ) -> None:
         s = settings
         assert s.nbeta is not None and s.gamma is not None and s.solver_curvature is not None
         self.problem, self.settings, self.nbeta = problem, s, s.nbeta
         self.device, self.damping = run_device(problem, s), s.weight_decay + s.gamma / s.nbeta
         plain = sampling_settings(s)
-        self.posterior = make_posterior(problem, plain)
-        names = tuple(self.posterior.center)
-        oracle = make_oracle(problem, plain, list(names))
-        center = tensors.stacked(self.posterior.center, 1)
-        self.observer = Observer(problem, plain, oracle, center)
+        self.posterior = make_posterior(problem, plain, copies_center=False)
         narrow = torch.bfloat16 if s.precisions[0] == "bfloat16" else None
-        self._derivatives = Derivatives(problem, num_together=num_together, compute_dtype=narrow)
         self._items = _some_items(problem, s)
         self._product = CurvatureProduct(
-            problem, s.solver_curvature, names=names, chunk_size=s.chunk_size or 256,
-            num_together=num_together, items=self._items, compute_dtype=narrow,
+            problem, s.solver_curvature, names=tuple(self.posterior.center),
+            chunk_size=s.chunk_size or 256, num_together=num_together, items=self._items,
+            compute_dtype=narrow,
         )  # fmt: skip
+        model = self._product.model  # one copy for all: it may be as large as what is solved for
+        self._derivatives = Derivatives(
+            problem, num_together=num_together, compute_dtype=narrow, model=model
+        )
+        oracle = SequentialOracle(
+            model, problem.loss, gradient_precision=s.precisions[0],
+            value_precision=s.precisions[1],
+        )  # fmt: skip
+        center = {name: leaf.unsqueeze(0) for name, leaf in self.posterior.center.items()}
+        self.observer = Observer(problem, plain, oracle, center)
         self._mask = self._flat_mask()
-        self.num_rows = num_rows
+        self.vectors = vectors
+        self._home = torch.device("cpu") if vectors.on_host else self.device
 
     def blocks(self, there: Sequence[Block] = ()) -> list[Block]:
         """Return the blocks of a run: those that are there, then of what they leave out."""
@@ -80,8 +88,8 @@ class Solver:
         found = list(there)
         for kind, count in enumerate(counts):
             first = max((columns.stop for k, columns in there if k == kind), default=0)
-            starts = range(first, count, self.num_rows)
-            found += [(kind, range(i, min(i + self.num_rows, count))) for i in starts]
+            starts = range(first, count, self.vectors.num_rows)
+            found += [(kind, range(i, min(i + self.vectors.num_rows, count))) for i in starts]
         return found
 
     def solve(self, kind: int, columns: range) -> dict[str, Tensor]:
@@ -91,8 +99,8 @@ class Solver:
         may still move, residuals and steps `[K]`, and which part the damping leaves.
         """
         parts = [
-            self._solve(kind, columns[start : start + self.num_rows])
-            for start in range(0, len(columns), self.num_rows)
+            self._solve(kind, columns[start : start + self.vectors.num_rows])
+            for start in range(0, len(columns), self.vectors.num_rows)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -101,6 +109,7 @@ class Solver:
         s, of_queries = self.settings, kind < len(self.problem.observables)
         with matmul_precision(s.precisions[0]):
             rows = self.gradients(kind, columns) if of_queries else self._of_train(columns)
+            rows = rows.to(self._home)
 
             def scored(solutions: Tensor) -> Tensor:
                 if of_queries:
@@ -115,6 +124,7 @@ class Solver:
                     damping=self.damping,
                     tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
                     max_steps=s.solver_steps or MOST_STEPS,
+                    device=self.device,
                 )
             except NegativeCurvature as error:
                 needed = self.nbeta * (self.damping - error.lowest)
@@ -147,10 +157,12 @@ class Solver:
         for g in range(len(groups)):
             kept = torch.cat([items for k, items in enumerate(groups) if k != g])
             times = partial(self.times, product=self._product.over(kept))
-            right = rows - times(solutions) - self.damping * solutions
+            there = solutions.to(self.device)
+            right = (rows.to(there) - times(there).add_(there, alpha=self.damping)).to(self._home)
+            del there
             found = conjugate_gradients(
                 times, right, damping=self.damping, tolerance=_SPREAD_RESIDUAL,
-                max_steps=MOST_STEPS,
+                max_steps=MOST_STEPS, device=self.device,
             )  # fmt: skip
             changes.append(scored(found.value).double())
         count = len(changes)
@@ -199,7 +211,7 @@ class Solver:
 
     def scores(self, rows: Tensor) -> Tensor:
         """Return `-g_i · x / nbeta` of solutions x, `[K, N]` float32 on the host."""
-        directions = split_rows(rows, self.posterior.center)
+        directions = split_rows(rows.to(self.device), self.posterior.center)
         found = self.observer.train(directions, oracle=self._derivatives)
         return (-found / self.nbeta).detach().cpu()
 

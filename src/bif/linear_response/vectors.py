@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 from bif.problem.problem import Problem
 from bif.problem.weights import NARROW
-from bif.sampling.device_memory import free_bytes
+from bif.sampling.device_memory import free_bytes, memory_of_host
 from bif.sampling.factory import run_device
 from bif.sampling.movable_weights import moving
 from bif.sampling.settings import Settings
 from bif.terminal import as_bytes
 
-VECTORS = 12
+VECTORS = 10
 """Vectors of the weights' length that conjugate gradients hold of a query at most: gradient,
 solution, two earlier ones, residual, direction, image, and copies of rows that are not solved."""
+_ON_DEVICE, _ON_HOST = 5, 5
+"""The vectors of these that products need beside them, and those that a step only adds to."""
 _GPU_SHARE = 0.5
 """Part of a GPU's free memory for the vectors; passes of the model take most of the rest."""
 _HOST_SHARE = 0.5
@@ -34,18 +36,21 @@ class Vectors:
         num_weights: P, the length of a vector.
         row_bytes: Bytes of a query's vectors.
         num_rows: Queries that are solved together.
+        on_host: Whether what a step only adds to stays on the host, so that more fit together.
     """
 
     num_weights: int
     row_bytes: int
     num_rows: int
+    on_host: bool = False
 
     def in_words(self) -> str:
         """Return what they take."""
+        where = f", {_ON_HOST} of them on the host" if self.on_host else ""
         return (
             f"each has {VECTORS} vectors of {self.num_weights:,} weights, "
             f"{as_bytes(self.row_bytes)}, which is {as_bytes(self.num_rows * self.row_bytes)} "
-            "together"
+            f"together{where}"
         )
 
 
@@ -64,16 +69,23 @@ def forecast_vectors(problem: Problem, settings: Settings) -> Vectors:
     widths = [4 if leaf.dtype in NARROW else leaf.element_size() for leaf in leaves]
     num_weights = sum(leaf.numel() for leaf in leaves)
     row = VECTORS * sum(leaf.numel() * width for leaf, width in zip(leaves, widths, strict=True))
-    free = free_bytes(device)
-    if row > free:
-        where = f"are free on {device}" if device.type == "cuda" else "are the host's memory"
+    free, on_gpu = free_bytes(device), device.type == "cuda"
+    at_least = row * _ON_DEVICE // VECTORS if on_gpu else row
+    if at_least > free:
+        where = f"are free on {device}" if on_gpu else "are the host's memory"
+        count = _ON_DEVICE if on_gpu else VECTORS
         raise ValueError(
-            f"a query's linear system has {VECTORS} vectors of {num_weights:,} weights, "
-            f"{as_bytes(row)}, and {as_bytes(free)} {where}: solve for fewer weights (movable), or "
-            "use a device with more memory."
+            f"a query's linear system has {count} vectors of {num_weights:,} weights there, "
+            f"{as_bytes(at_least)}, and {as_bytes(free)} {where}: solve for fewer weights "
+            "(movable), or use a device with more memory."
         )
-    room = _GPU_SHARE * free if device.type == "cuda" else min(_HOST_BYTES, _HOST_SHARE * free)
+    room = _GPU_SHARE * free if on_gpu else min(_HOST_BYTES, _HOST_SHARE * free)
     most = problem.num_queries
     if settings.self_influence:
         most = max(most, min(_COLUMNS, problem.num_scored))
-    return Vectors(num_weights, row, max(1, min(most, int(room // row))))
+    fit = int(room // row)
+    if not on_gpu or fit >= most:
+        return Vectors(num_weights, row, max(1, min(most, fit)))
+    there = _HOST_SHARE * memory_of_host() // (row * _ON_HOST // VECTORS)
+    with_host = int(min(most, room // at_least, there))
+    return Vectors(num_weights, row, max(1, fit, with_host), on_host=with_host > fit)

@@ -69,9 +69,7 @@ def run_solver(
     begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
     found = found or calibrate_solver(problem, requested, tell=tell)
-    solver = Solver(
-        problem, found.settings, num_together=found.num_together, num_rows=found.num_rows
-    )
+    solver = Solver(problem, found.settings, num_together=found.num_together, vectors=found.vectors)
     manifest = folder.manifest if folder else {}
     blocks = solver.blocks([(a, range(*b)) for a, *b in manifest.get("query_blocks", [])])
     serial = manifest.get("solve_serial", 1)

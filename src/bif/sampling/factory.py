@@ -18,10 +18,13 @@ from bif.sampling.settings import RunSettings, Settings
 from bif.types import Mass, Params, Sampler
 
 
-def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
+def make_posterior(
+    problem: Problem, settings: Settings, *, copies_center: bool = True
+) -> LocalPosterior:
     """Return the posterior of complete settings, on the run's device.
 
-    Where memory is short, w* is the problem's own model if that is on the device.
+    Where memory is short, or no copy is wanted, w* is the problem's own model if that is on the
+    device.
     """
     assert settings.nbeta is not None and settings.gamma is not None
     center = moving_center(problem, settings)
@@ -32,7 +35,7 @@ def make_posterior(problem: Problem, settings: Settings) -> LocalPosterior:
         moving(problem, settings.movable),
         settings.weight_decay,
         decay_origin=_decay_origin(problem, center),
-        copies_center=settings.memory == "plain",
+        copies_center=copies_center and settings.memory == "plain",
     )
 
 
