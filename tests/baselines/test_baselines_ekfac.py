@@ -146,21 +146,21 @@ class TestByHand:
 
     @pytest.mark.parametrize("mutant", ["scale", "damping", "bias"])
     def test_a_wrong_scale_damping_or_bias_is_noticed(self, monkeypatch, mutant):
-        true_chunks, true_apply = fisher_module.weighted_chunks, ekfac_module._Layer.apply_inverse
+        true_chunks, true_apply = fisher_module.weighted_chunks, ekfac_module._Layer.apply
 
         def scaled(*args: Any, **kw: Any) -> Any:
             return ((2 * share, batch) for share, batch in true_chunks(*args, **kw))
 
-        def apply_inverse(self: Any, rows: Tensor, damping: float) -> list[Tensor]:
+        def apply(self: Any, rows: Tensor, values: Tensor) -> list[Tensor]:
             if mutant == "damping":
-                return true_apply(self, rows, damping**0.5)
-            pieces = true_apply(self, rows, damping)
+                return true_apply(self, rows, values**0.5)
+            pieces = true_apply(self, rows, values)
             return [pieces[0], torch.zeros_like(pieces[1])]
 
         if mutant == "scale":
             monkeypatch.setattr(fisher_module, "weighted_chunks", scaled)
         else:
-            monkeypatch.setattr(ekfac_module._Layer, "apply_inverse", apply_inverse)
+            monkeypatch.setattr(ekfac_module._Layer, "apply", apply)
         with pytest.raises(AssertionError):
             self.test_two_layers_are_their_factors_corrected_eigenvalues_and_exact_damping()
 

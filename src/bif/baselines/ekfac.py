@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bif.baselines.fitted import require_same_fit, resolve_damping
+from bif.baselines.kronecker import Factors, compute_factors, kronecker_operator, mean_of
 from bif.baselines.layers import OtherLayers, kronecker_layers
-from bif.curvature.fisher import FisherType, squared_fisher
-from bif.curvature.library import import_curvlinops
+from bif.curvature.fisher import FisherType
 from bif.curvature.outputs import Criterion
 from bif.curvature.products import first_items
+from bif.problem.checkpoints import (
+    Checkpoint,
+    at_checkpoint,
+    duration_shares,
+    require_checkpoints,
+)
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import (
@@ -38,13 +43,13 @@ class _Layer:
     output_vectors: Tensor
     eigenvalues: Tensor
 
-    def apply_inverse(self, rows: Tensor, damping: float) -> list[Tensor]:
-        """Return `Q_G ((Q_Gᵀ G Q_A) / (eigenvalues + damping)) Q_Aᵀ`, split as the rows are."""
+    def apply(self, rows: Tensor, values: Tensor) -> list[Tensor]:
+        """Return `Q_G ((Q_Gᵀ G Q_A) · values) Q_Aᵀ`, split as the rows are."""
         out = len(self.output_vectors)
         parts = [rows[:, part].reshape(len(rows), out, -1) for part in self.columns]
         along = self.output_vectors.T @ torch.cat(parts, dim=2) @ self.input_vectors
-        solved = self.output_vectors @ (along / (self.eigenvalues + damping)) @ self.input_vectors.T
-        pieces = solved.split([part.shape[2] for part in parts], dim=2)
+        applied = self.output_vectors @ (along * values) @ self.input_vectors.T
+        pieces = applied.split([part.shape[2] for part in parts], dim=2)
         return [piece.flatten(1) for piece in pieces]
 
 
@@ -55,10 +60,9 @@ class _Diagonal:
     columns: tuple[slice, ...]
     eigenvalues: Tensor
 
-    def apply_inverse(self, rows: Tensor, damping: float) -> list[Tensor]:
-        parts = torch.cat([rows[:, part] for part in self.columns], dim=1)
-        solved = parts / (self.eigenvalues + damping)
-        return list(solved.split([part.stop - part.start for part in self.columns], dim=1))
+    def apply(self, rows: Tensor, values: Tensor) -> list[Tensor]:
+        applied = torch.cat([rows[:, part] for part in self.columns], dim=1) * values
+        return list(applied.split([part.stop - part.start for part in self.columns], dim=1))
 
 
 class EKFAC:
@@ -76,6 +80,7 @@ class EKFAC:
 
     Attributes:
         eigenvalues: The eigenvalues of every layer, by its name, `[out, in]`.
+        names: Names of the parameters that count, in the model's order.
 
     Source: George et al. 2018 (arXiv 1806.03884); for influence Grosse et al. 2023 (arXiv
     2308.03296), eq. 21.
@@ -85,7 +90,7 @@ class EKFAC:
         self, problem: Problem, names: list[str], layers: Mapping[str, _Layer | _Diagonal]
     ) -> None:
         self.eigenvalues = {name: layer.eigenvalues for name, layer in layers.items()}
-        self._problem, self._names, self._layers = problem, names, layers
+        self._problem, self.names, self._layers = problem, names, layers
 
     @property
     def mean_eigenvalue(self) -> float:
@@ -98,6 +103,7 @@ class EKFAC:
         cls,
         problem: Problem,
         *,
+        checkpoints: Sequence[Checkpoint] | None = None,
         fisher_type: FisherType = "type-2",
         criterion: Criterion | None = None,
         other_layers: OtherLayers = "refuse",
@@ -112,6 +118,9 @@ class EKFAC:
 
         Args:
             problem: Model, loss and train items.
+            checkpoints: The curvature is the mean over these, by learning rate times steps,
+                instead of the one at w*: Q_A and Q_G diagonalise the mean moments, and the
+                eigenvalues are the means of the checkpoints' in that basis.
             fisher_type: "type-2": the exact Gauss-Newton matrix, one backward pass an output, at
                 most 1,000; "mc": an unbiased estimate of it from `num_samples` backward passes,
                 the one for tokens; "empirical": from the items' own loss gradients.
@@ -128,13 +137,14 @@ class EKFAC:
 
         Raises:
             ValueError: Layers that EK-FAC cannot take; a loss that cannot be split; too many
-                outputs for "type-2".
+                outputs for "type-2"; no checkpoint, or one of another model.
             ImportError: The extra `baselines` is not installed.
         """
         require_literal("fisher_type", fisher_type, FisherType)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
         problem = problem.with_metric(None)
+        problems, shares = _problems_and_shares(problem, checkpoints)
         posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
         if posterior.masks:
             raise ValueError(
@@ -147,29 +157,23 @@ class EKFAC:
         weights = {n for group in layers.values() for n in group}
         names = [name for name in chosen if name in weights]
         others = [name for name in chosen if name not in weights]
-        wrapped, data = squared_fisher(problem, model, fisher_type, criterion,
-                                 chunk_size or rows_that_fit(chosen))  # fmt: skip
-        parameters = dict(model.named_parameters())
-        operator = import_curvlinops().EKFACLinearOperator(
-            wrapped,
-            nn.MSELoss(reduction="sum"),
-            [parameters[name] for name in names],
-            data,
-            check_deterministic=False,
-            seed=seed,
-            fisher_type="mc" if fisher_type == "mc" else "type-2",
-            mc_samples=num_samples if fisher_type == "mc" else 1,
-            num_per_example_loss_terms=1,
-            separate_weight_and_bias=False,
-            num_data=problem.num_train,
-            batch_size_fn=lambda x: len(x["weights"]),
-        )
-        _ = operator.trace  # makes curvlinops compute everything
+        operators = [
+            kronecker_operator(
+                one, names, fisher_type=fisher_type, criterion=criterion, num_samples=num_samples,
+                seed=seed, chunk_size=chunk_size or rows_that_fit(chosen),
+            )
+            for one in problems
+        ]  # fmt: skip
+        factors = compute_factors(operators, shares, layers)
         found: dict[str, _Layer | _Diagonal] = {}
         if other_layers == "diagonal" and others:
-            found["weights without factors"] = _diagonal(problem, chosen, others)
+            columns = _columns(chosen, list(chosen))
+            found["weights without factors"] = _Diagonal(
+                tuple(columns[name] for name in others),
+                mean_of([_mean_squares(one, others) for one in problems], shares),
+            )
             names = list(chosen)
-        found |= _eigenbases(operator.state_dict(), layers, chosen, names)
+        found |= _place(factors, layers, chosen, names)
         return cls(problem, names, found)
 
     def scores(
@@ -201,11 +205,15 @@ class EKFAC:
         dampings = self._dampings(damping, damping_scale)
         function = find_observable(problem, observable).function
         prepare = partial(self._apply_inverse, dampings=dampings)
-        return signed_products(problem, function, movable=self._names, prepare=prepare)
+        return signed_products(problem, function, movable=self.names, prepare=prepare)
 
     def apply_inverse(self, rows: Tensor, damping: float) -> Tensor:
         """Return `X (F + damping·I)⁻¹` of rows over the weights that count, `[K, P]`."""
         return self._apply_inverse(rows, dampings=self._dampings(damping, None))
+
+    def apply_function(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `X f(F)` of rows over the weights that count, f a function of eigenvalues."""
+        return self._apply(rows, [function(one.eigenvalues) for one in self._layers.values()])
 
     def require_all_weights(self) -> None:
         """Raise unless every weight that the model does not freeze counts.
@@ -213,7 +221,7 @@ class EKFAC:
         Raises:
             ValueError: Some were left out.
         """
-        left_out = [name for name in self._problem.trainable if name not in self._names]
+        left_out = [name for name in self._problem.trainable if name not in self.names]
         if left_out:
             raise ValueError(
                 f"EK-FAC was fitted without {', '.join(left_out[:5])} ({len(left_out)} in all), "
@@ -221,12 +229,15 @@ class EKFAC:
             )
 
     def _apply_inverse(self, rows: Tensor, dampings: Sequence[float]) -> Tensor:
-        solved = torch.empty_like(rows)
-        for layer, own in zip(self._layers.values(), dampings, strict=True):
-            pieces = layer.apply_inverse(rows, own)
-            for part, piece in zip(layer.columns, pieces, strict=True):
-                solved[:, part] = piece
-        return solved
+        layers = zip(self._layers.values(), dampings, strict=True)
+        return self._apply(rows, [1 / (layer.eigenvalues + own) for layer, own in layers])
+
+    def _apply(self, rows: Tensor, values: Sequence[Tensor]) -> Tensor:
+        applied = torch.empty_like(rows)
+        for layer, own in zip(self._layers.values(), values, strict=True):
+            for part, piece in zip(layer.columns, layer.apply(rows, own), strict=True):
+                applied[:, part] = piece
+        return applied
 
     def _dampings(self, damping: float | None, damping_scale: float | None) -> list[float]:
         resolve_damping(damping, damping_scale, self.mean_eigenvalue)
@@ -254,32 +265,39 @@ def _columns(params: Params, names: Sequence[str]) -> dict[str, slice]:
     return columns
 
 
-def _diagonal(problem: Problem, params: Params, others: list[str]) -> _Diagonal:
+def _mean_squares(problem: Problem, names: list[str]) -> Tensor:
     """Return the mean squares of the items' gradients, weighted, of some of the parameters."""
     rho = problem.train_weights
     total, start = torch.zeros(()), 0
-    for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=others):
+    for rows in item_gradient_chunks(problem, problem.loss, problem.train, movable=names):
         share = rows.new_ones(len(rows))
         if rho is not None:
             share = rho[start : start + len(rows)].to(rows)
         total = total.to(rows) + (share[:, None] * rows.square()).sum(dim=0)
         start += len(rows)
-    columns = _columns(params, list(params))
-    return _Diagonal(tuple(columns[name] for name in others), total / problem.num_train)
+    return total / problem.num_train
 
 
-def _eigenbases(
-    state: dict[str, Any], layers: dict[str, list[str]], params: Params, names: list[str]
+def _problems_and_shares(
+    problem: Problem, checkpoints: Sequence[Checkpoint] | None
+) -> tuple[list[Problem], list[float]]:
+    """Return where the curvature is taken, and the weights of its mean."""
+    if checkpoints is None:
+        return [problem], [1.0]
+    require_checkpoints(problem, checkpoints)
+    return [at_checkpoint(problem, one) for one in checkpoints], duration_shares(checkpoints)
+
+
+def _place(
+    factors: Mapping[str, Factors],
+    layers: dict[str, list[str]],
+    params: Params,
+    names: list[str],
 ) -> dict[str, _Layer]:
-    """Return the eigenvectors and corrected eigenvalues of curvlinops, by layer."""
+    """Return the eigenbasis of every layer with the columns of its weights."""
     columns, found = _columns(params, names), {}
     for layer, weights in layers.items():
-        key = f"model.{layer}".rstrip(".")
-        values = state["corrected_eigenvalues"][key]
-        if isinstance(values, dict):  # the weight or the bias alone
-            values = next(iter(values.values()))
-        output_vectors = state["gradient_covariances_eigenvectors"][key]
-        input_vectors = state["input_covariances_eigenvectors"].get(key)
+        input_vectors, output_vectors, values = factors[layer]
         if input_vectors is None:  # a bias alone
             input_vectors = torch.ones_like(values[:1, None])
         found[layer] = _Layer(
