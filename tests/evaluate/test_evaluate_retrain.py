@@ -1,12 +1,13 @@
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from bif.evaluate import Recipe, random_subsets, retrain, train
+from bif.evaluate import Recipe, random_subsets, retrain, train, train_with_checkpoints
 from small_problems import global_randomness_untouched
 
 NUM_ITEMS, NUM_QUERIES = 14, 5
@@ -462,3 +463,56 @@ def test_a_recipe_comes_back_from_json(recipe):
 def test_what_is_no_recipe_is_refused(found, message):
     with pytest.raises(ValueError, match=message):
         Recipe.from_dict(found)
+
+
+class TestCheckpoints:
+    RECIPE = Recipe(12, 0.1, momentum=0.5, weight_decay=0.01, batch_size=4, schedule="cosine")
+
+    def test_the_network_is_that_of_train_and_its_weights_those_on_the_way(self):
+        trained, checkpoints = train_with_checkpoints(
+            network(), cross_entropy, ITEMS, self.RECIPE, at=[0, 5, 11], seed=3
+        )
+        expected = train(network(), cross_entropy, ITEMS, self.RECIPE, seed=3)
+        for a, b in zip(trained.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(a, b)
+        _, all_of_them = train_with_checkpoints(
+            network(), cross_entropy, ITEMS, self.RECIPE, at=range(12), seed=3
+        )
+        for step, checkpoint in zip((0, 5, 11), checkpoints, strict=True):
+            for name, leaf in checkpoint.weights.items():
+                assert torch.equal(leaf, all_of_them[step].weights[name])
+
+    def test_weights_are_those_before_the_update_that_they_stand_for(self):
+        recipe = Recipe(4, 0.3, weight_decay=0.05)
+        _, checkpoints = train_with_checkpoints(
+            network(), cross_entropy, ITEMS, recipe, at=4, seed=0, init="checkpoint"
+        )
+        for steps, checkpoint in enumerate(checkpoints):
+            reference = trained_by_torch(network(), ITEMS, replace(recipe, steps=max(steps, 1)))
+            weights = dict((reference if steps else network()).named_parameters())
+            for name, leaf in checkpoint.weights.items():
+                assert (leaf - weights[name]).abs().max() < 1e-12
+
+    @pytest.mark.parametrize("at", [1, 3, 5, 12, [0], [11], [0, 1], [2, 3, 9]])
+    def test_rates_and_steps_add_up_to_those_of_the_recipe(self, at):
+        _, checkpoints = train_with_checkpoints(
+            network(), cross_entropy, ITEMS, self.RECIPE, at=at, seed=0
+        )
+        rates = [self.RECIPE.rate_at(step) for step in range(12)]
+        assert sum(c.num_steps for c in checkpoints) == 12
+        assert sum(c.duration for c in checkpoints) == pytest.approx(sum(rates) / 0.5, rel=1e-12)
+        first = checkpoints[0]
+        mean = sum(rates[: first.num_steps]) / first.num_steps
+        assert first.learning_rate == pytest.approx(mean / 0.5, rel=1e-12)
+
+    def test_each_stands_for_the_updates_nearest_to_it(self):
+        _, checkpoints = train_with_checkpoints(
+            network(), cross_entropy, ITEMS, self.RECIPE, at=[2, 3, 9], seed=0
+        )
+        # Update 6 is as near to 3 as to 9.
+        assert [c.num_steps for c in checkpoints] == [3, 3, 6]
+
+    @pytest.mark.parametrize("at", [0, 13, [], [3, 3], [4, 2], [-1, 2], [3, 12]])
+    def test_steps_that_are_not_there_are_refused(self, at):
+        with pytest.raises(ValueError, match="expected 1 to 12|numbers of updates from 0 to 11"):
+            train_with_checkpoints(network(), cross_entropy, ITEMS, self.RECIPE, at=at, seed=0)

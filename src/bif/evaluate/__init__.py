@@ -13,7 +13,7 @@ from bif.evaluate.leave_one_out import LeaveOneOut, leave_one_out_correlation
 from bif.evaluate.mislabel import auroc
 from bif.evaluate.removal import Curve, RemovalCurve, RemovalMasks, removal_curve, removal_masks
 from bif.evaluate.resampling import Estimate
-from bif.evaluate.retrain import Recipe, retrain, train
+from bif.evaluate.retrain import Recipe, retrain, train, train_with_checkpoints
 from bif.evaluate.subsets import leave_out, random_subsets
 from bif.evaluate.tracing import Tracing, tracing
 
@@ -42,4 +42,5 @@ __all__ = [
     "retrain",
     "tracing",
     "train",
+    "train_with_checkpoints",
 ]

@@ -18,6 +18,7 @@ from bif.evaluate.training import (
     num_rows,
     values_of_stack,
 )
+from bif.problem.checkpoints import Checkpoint
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
 from bif.problem.literals import require_literal
@@ -25,7 +26,7 @@ from bif.problem.weights import copy_module, widen_
 from bif.sampling.oracles.precision import matmul_precision
 from bif.types import Batch, ItemLoss, Target
 
-__all__ = ["Recipe", "retrain", "train"]
+__all__ = ["Recipe", "retrain", "train", "train_with_checkpoints"]
 
 MatmulPrecision = Literal["float32", "tf32"]
 Queries = Mapping[str, tuple[ItemLoss, Sequence[Batch]]]
@@ -187,18 +188,99 @@ def train(
         ValueError: If an argument does not fit, before any training.
         FloatingPointError: If the network diverges.
     """
+    return _train(model, loss, items, recipe, seed, init, device, kept=())[0]
+
+
+def train_with_checkpoints(
+    model: nn.Module,
+    loss: ItemLoss,
+    items: Batch,
+    recipe: Recipe,
+    *,
+    at: Sequence[int] | int,
+    seed: int,
+    init: Target = "scratch",
+    device: torch.device | str | None = None,
+) -> tuple[nn.Module, list[Checkpoint]]:
+    """Train as `train` does, and keep the weights at some steps.
+
+    Each checkpoint stands for the updates nearest to it: its learning rate is their mean, divided
+    by `1 - momentum`.
+
+    Args:
+        model: As in `retrain`.
+        loss: As in `retrain`.
+        items: As in `retrain`.
+        recipe: As in `retrain`.
+        at: Numbers of updates after which weights are kept, from 0 to `recipe.steps - 1`, rising;
+            or how many checkpoints, in the middle of equal stretches of steps.
+        seed: As in `train`.
+        init: As in `retrain`.
+        device: As in `retrain`.
+
+    Returns:
+        The trained copy, the same as `train` returns, and the checkpoints in order, with weights
+        on `device`.
+
+    Raises:
+        ValueError: If an argument does not fit, before any training.
+        FloatingPointError: If the network diverges.
+    """
+    steps = _kept_steps(at, recipe.steps)
+    trained, weights = _train(model, loss, items, recipe, seed, init, device, kept=steps)
+    inner = [(a + b + 1) // 2 for a, b in itertools.pairwise(steps)]
+    edges = itertools.pairwise([0, *inner, recipe.steps])
+    checkpoints = []
+    for (first, last), leaves in zip(edges, weights, strict=True):
+        rates = [recipe.rate_at(step) for step in range(first, last)]
+        mean = float(np.mean(rates)) / (1 - recipe.momentum)
+        checkpoints.append(Checkpoint(leaves, mean, last - first))
+    return trained, checkpoints
+
+
+def _train(
+    model: nn.Module,
+    loss: ItemLoss,
+    items: Batch,
+    recipe: Recipe,
+    seed: int,
+    init: Target,
+    device: torch.device | str | None,
+    *,
+    kept: Sequence[int],
+) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """Return the trained copy, and the weights after some numbers of updates."""
     trainer = StackTrainer(model, loss, items, recipe, init, device)
-    mask = np.ones(num_rows(items, "items"), dtype=bool)
-    trainer.check(mask)
+    network = Network(np.ones(num_rows(items, "items"), dtype=bool), seed)
+    trainer.check(network.mask)
+    leaves: dict[str, Tensor] = {}
+    weights = []
     with matmul_precision("float32"):
-        leaves = trainer.fit([Network(mask, seed)])
-    _require_finite(leaves, {}, [Network(mask, seed)], recipe)
+        for step, leaves in enumerate(trainer.path([network])):
+            if step in kept:
+                weights.append({name: leaf[0].detach().clone() for name, leaf in leaves.items()})
+    _require_finite(leaves, {}, [network], recipe)
     trained = widen_(copy_module(model)).to(trainer.device)
     with torch.no_grad():
         for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(leaves[name][0])
-    return trained
+    return trained, weights
+
+
+def _kept_steps(at: Sequence[int] | int, steps: int) -> list[int]:
+    """Return the numbers of updates, checked; a count means the middles of equal stretches."""
+    if isinstance(at, int):
+        if not 1 <= at <= steps:
+            raise ValueError(f"at is {at} checkpoints; expected 1 to {steps}, the recipe's steps.")
+        return [(2 * k + 1) * steps // (2 * at) for k in range(at)]
+    rising = all(a < b for a, b in itertools.pairwise(at))
+    if not len(at) or not rising or not 0 <= at[0] <= at[-1] < steps:
+        raise ValueError(
+            f"at is {list(at)}; expected numbers of updates from 0 to {steps - 1}, rising, or how "
+            "many checkpoints to keep."
+        )
+    return list(at)
 
 
 def check_seeds(seeds: Sequence[int], recipe: Recipe, init: Target) -> None:

@@ -116,8 +116,16 @@ class StackTrainer:
 
     def fit(self, networks: Sequence[Network]) -> dict[str, Tensor]:
         """Return trained weights [G, *shape] of networks."""
+        leaves: dict[str, Tensor] = {}
+        for leaves in self.path(networks):  # noqa: B007
+            pass
+        return {name: leaf.detach() for name, leaf in leaves.items()}
+
+    def path(self, networks: Sequence[Network]) -> Iterator[dict[str, Tensor]]:
+        """Yield weights [G, *shape] before the first update and after each, then changed."""
         leaves, recipe = self._initial_weights(networks), self._recipe
         momenta: list[Tensor | None] = [None for _ in leaves]
+        yield leaves
         for step, batch in enumerate(self._batches(networks)):
             with torch.enable_grad():
                 loss_GB = _stacked_values(self._losses, leaves, batch, own_batches=True)
@@ -134,7 +142,7 @@ class StackTrainer:
                     leaves.values(), momenta, gradients, strict=True
                 ):
                     _update_(weight, momentum, gradient, recipe, rate=rate)
-        return {name: leaf.detach() for name, leaf in leaves.items()}
+            yield leaves
 
     def _initial_weights(self, networks: Sequence[Network]) -> dict[str, Tensor]:
         drawn: dict[str, list[Tensor]] = {
