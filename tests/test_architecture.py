@@ -68,13 +68,13 @@ PUBLIC = {
         Brittleness Curve Estimate LDSResult LeaveOneOut PairedDifference Recipe RemovalCurve
         RemovalMasks Tracing auroc brittleness compare lds leave_one_out_correlation leave_out
         noise_ceiling predict random_subsets removal_curve removal_masks retrain tracing train
+        train_with_checkpoints
     """,
     "bif.report": "render_report render_token_report",
     "bif.response": "Choice Cost Response choose_estimator measure_costs respond",
     "bif.baselines": """
-        EKFAC TRAK ConjugateGradients EmpiricalFisher ExactInfluence gradient_cosine
-        gradient_product item_gradients
-        random_scores representation_similarity
+        EKFAC TRAK Checkpoint ConjugateGradients EmpiricalFisher ExactInfluence Source TracIn
+        gradient_cosine gradient_product item_gradients random_scores representation_similarity
     """,
     "bif.bank": "Bank BankPart Plan Purpose Target TrainFunction load retrained",
     "bif.benchmark": """

@@ -14,9 +14,12 @@ import bif
 from bif.baselines import (
     EKFAC,
     TRAK,
+    Checkpoint,
     ConjugateGradients,
     EmpiricalFisher,
     ExactInfluence,
+    Source,
+    TracIn,
     gradient_cosine,
     gradient_product,
     random_scores,
@@ -38,11 +41,21 @@ RIVALS: dict[str, Callable[..., Tensor]] = {
         EKFAC, p, damping=0.1, fisher_type="empirical", **kw
     ),
     "trak": lambda p, **kw: scores_of(TRAK, p, damping_scale=10.0, dimension=None, **kw),
+    "tracin": lambda p, **kw: TracIn.fit(p, path_to(p)).scores(p, **kw),
+    "source": lambda p, **kw: Source.fit(p, path_to(p)).scores(p, damping=1e-3, **kw),
     "product": gradient_product,
     "cosine": gradient_cosine,
     "representation": representation_similarity,
     "representation_labels": lambda p, **kw: representation_similarity(p, labels="match", **kw),
 }
+
+
+def path_to(problem: bif.Problem) -> list[Checkpoint]:
+    """Four checkpoints on the straight line from small weights to w*."""
+    return [
+        Checkpoint({n: share * leaf for n, leaf in problem.center().items()}, 0.2, 50)
+        for share in (0.1, 0.4, 0.7, 1.0)
+    ]
 
 
 @cache

@@ -11,15 +11,21 @@ from bif.baselines.empirical_fisher import EmpiricalFisher
 from bif.baselines.exact import ExactInfluence
 from bif.baselines.gradient_product import gradient_cosine, gradient_product
 from bif.baselines.similarity import random_scores, representation_similarity
+from bif.baselines.source import Source
+from bif.baselines.tracin import TracIn
 from bif.baselines.trak import TRAK
+from bif.problem.checkpoints import Checkpoint
 from bif.sampling.item_gradients import item_gradients
 
 __all__ = [
     "EKFAC",
     "TRAK",
+    "Checkpoint",
     "ConjugateGradients",
     "EmpiricalFisher",
     "ExactInfluence",
+    "Source",
+    "TracIn",
     "gradient_cosine",
     "gradient_product",
     "item_gradients",
