@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import bif
-from benchmark_cases import SETTINGS, convex
+from benchmark_cases import RECIPE, SETTINGS, convex
 from bif.bank import BankPart, Plan, load
-from bif.baselines import ExactInfluence
+from bif.baselines import ExactInfluence, TracIn
 from bif.benchmark import Proxy, benchmark, benchmark_sizes, judge_file
 from bif.benchmark.harness import ABOUT, RESULTS, TABLE, retrain_banks, write
 from bif.benchmark.judge import budget_table, names_at_edge, rows, table, verdict
@@ -23,7 +23,8 @@ from bif.benchmark.methods import Judge, Scored, Unsuited, all_methods
 from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
 from bif.benchmark.task import RESIDUAL
-from bif.evaluate import lds
+from bif.evaluate import lds, train
+from bif.problem.checkpoints import with_model
 from rival_problems import GN
 from small_problems import labelled
 
@@ -466,3 +467,68 @@ class TestSettingsOfATask:
         task = replace(convex(), settings=(replace(SETTINGS, sampler="sgnht"),))
         found = benchmark(task, methods=["random", "bif_response"])
         assert "sampler is 'sgnht', whose state answers" in found.unsuited["bif_response"]
+
+
+class TestAlongPath:
+    """Rivals that follow the way of training, one way a target."""
+
+    def test_each_target_has_scores_along_its_own_path(self):
+        pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
+        task = replace(convex(), targets=("scratch", "checkpoint"))
+        found = benchmark(task, methods=["tracin", "source", "random"])
+        ways = [(s.method, s.outcome, s.target) for s in found.scored]
+        assert ways == [
+            *((m, o, t) for m in ("tracin", "source") for t in task.targets
+              for o in ("loss", "margin")),
+            ("random", "loss", None), ("random", "margin", None),
+        ]  # fmt: skip
+        assert len(found.rows) == 12
+        by = {(s.method, s.target): s for s in found.scored if s.outcome == "loss"}
+        for row in found.rows:
+            if row["method"] == "source":
+                assert row["lds"] > 0.8
+                assert row["choice"]["damping"] >= 1e-2  # the weight decay
+        model, checkpoints = task.path("scratch")
+        ended = with_model(task.problem, model)
+        tracin = by["tracin", "scratch"]
+        kept = checkpoints[-tracin.choice["num_checkpoints"] :]
+        expected = TracIn.fit(ended, kept).scores(ended)
+        np.testing.assert_allclose(tracin.scores, expected.numpy(), rtol=1e-12, atol=0)
+        assert not np.allclose(tracin.scores, by["tracin", "checkpoint"].scores)
+        targets = [t.get("target") for t in found.tuned]
+        assert targets == ["scratch", "scratch", "checkpoint", "checkpoint"] * 2
+
+    def test_a_path_is_trained_as_the_networks_of_its_target(self):
+        task = convex()
+        whole = task.problem.train.first(40)
+        for target in ("scratch", "checkpoint"):
+            model, checkpoints = task.path(target)
+            expected = train(
+                task.problem.model, task.problem.loss, whole, RECIPE, seed=0, init=target
+            )
+            pairs = zip(model.parameters(), expected.parameters(), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+            assert [c.num_steps for c in checkpoints] == [10] * 6
+
+    def test_a_training_function_keeps_no_checkpoints(self):
+        task = replace(convex(), retraining=lambda start, items, seed: start)
+        with pytest.raises(Unsuited, match=r"give the task paths=\{'checkpoint': \(model, check"):
+            all_methods()["source"].run(task, tuning(), [])
+
+    def test_a_path_of_ones_own_is_followed(self):
+        task = convex()
+        model, checkpoints = task.path("checkpoint")
+        given = replace(
+            task,
+            retraining=lambda start, items, seed: start,
+            paths={"checkpoint": (model, checkpoints)},
+        )
+        own = all_methods()["tracin"].run(given, tuning(), [])
+        expected = all_methods()["tracin"].run(task, tuning(), [])
+        assert all(np.array_equal(a.scores, b.scores) for a, b in zip(own, expected, strict=True))
+
+    def test_a_path_of_another_model_is_unsuited(self):
+        other = nn.Linear(5, 3).double()
+        task = replace(convex(), paths={"checkpoint": (other, [])})
+        with pytest.raises(Unsuited, match="must have the weights of the problem's"):
+            all_methods()["tracin"].run(task, tuning(), [])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import bif
 from bif.bank import Plan, retrained
 from bif.benchmark import Task, named_task
+from bif.benchmark.methods import Judge, all_methods
 from bif.benchmark.networks import FrozenBatchNorm, ResNet9, ResNet20
 from bif.benchmark.tasks import cifar, resnet20, stories
 from llama2c_files import HEADER, arrays_of, write_checkpoint, write_tokenizer
@@ -168,6 +169,23 @@ class TestATask:
         expected = (len(task.problem.observables), task.problem.num_queries, SIZE)
         assert influence.shape == expected and np.isfinite(influence.values).all()
         assert influence.values.std() > 0
+
+    @each_task
+    @pytest.mark.parametrize("method", ["tracin", "source"])
+    def test_methods_along_the_path_score_every_query(self, tasks, name, method):
+        if method == "source":
+            pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
+        task = tasks[name]
+        assert isinstance(task.retraining, bif.evaluate.Recipe)
+        short = replace(task, retraining=replace(task.retraining, steps=2))
+        of_path: Any = all_methods()[method]
+        assert method in task.methods
+        first = replace(of_path, candidates=lambda *given: of_path.candidates(*given)[-1:])
+        found = first.run(short, Judge([]), [])
+        assert [s.outcome for s in found] == [o.name for o in task.problem.observables]
+        for scored in found:
+            assert scored.scores.shape == (task.problem.num_queries, SIZE)
+            assert np.isfinite(scored.scores).all() and scored.scores.std() > 0
 
     @each_task
     def test_the_model_is_in_evaluation_mode_where_modes_differ(self, tasks, name):

@@ -50,6 +50,7 @@ class Results:
         """The candidates of each choice, and how well each did on the tuning part."""
         return [
             {"method": s.method, "observable": s.outcome, "tuned": [dict(t) for t in s.tuned]}
+            | ({} if s.target is None else {"target": s.target})
             for s in self.scored
             if len(s.tuned) > 1
         ]

@@ -32,13 +32,12 @@ def rows(
     for bank in banks:
         part = bank.reported.required("reported")
         judged = {}
-        for outcome in dict.fromkeys(s.outcome for s in found):
-            scores = {s.method: s.scores for s in found if s.outcome == outcome}
+        own = [scored for scored in found if scored.is_for(bank.target)]
+        for outcome in dict.fromkeys(s.outcome for s in own):
+            scores = {s.method: s.scores for s in own if s.outcome == outcome}
             against = rival if rival in scores else None
             judged[outcome] = compare(scores, part.masks, part.outcomes[outcome], against=against)
-        made += [
-            _row(scored, bank.target, *judged[scored.outcome], rival=rival) for scored in found
-        ]
+        made += [_row(scored, bank.target, *judged[scored.outcome], rival=rival) for scored in own]
     return made
 
 
@@ -127,7 +126,7 @@ def curves(found: Sequence[Scored], banks: Sequence[Bank]) -> list[dict[str, Any
     for bank in banks:
         part = bank.reported.required("reported")
         for scored in found:
-            for point in scored.curve:
+            for point in scored.curve if scored.is_for(bank.target) else ():
                 result = lds(
                     point.scores, part.masks, part.outcomes[point.outcome], num_bootstrap=200
                 )

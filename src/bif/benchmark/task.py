@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bif.evaluate import Recipe
+from torch import nn
+
+from bif.evaluate import Recipe, train_with_checkpoints
 from bif.evaluate.retraining import Plan, Target, TrainFunction
+from bif.problem.checkpoints import Checkpoint
 from bif.problem.items import Items, as_items
 from bif.problem.problem import Observable, Problem
 from bif.problem.proxy import Proxy, known_proxy, residuals
 from bif.sampling.settings import Settings
 from bif.types import Batch
 
+NUM_CHECKPOINTS = 6
+"""Checkpoints of a recipe's path: as many as in Bae et al. 2024."""
 RESIDUAL = Observable("residual", residuals)
 """The signed error `f(x) - y` of a regression with one output."""
 
@@ -40,6 +45,8 @@ class Task:
         in_sample: Whether the queries were trained on.
         proxies: Proxies by outcome between which the tuning part decides, the outcome itself always
             among them; by default the observable's own and `known_proxy`.
+        paths: The way of training by target, for methods that follow it: the trained network and
+            its checkpoints.  Where there is none, a recipe trains on all train items.
         networks_per_stack: Networks that are retrained at once by a recipe.
         retraining_precision: Precision of matrix products in retraining by a recipe.
     """
@@ -56,6 +63,7 @@ class Task:
     about: str = ""
     in_sample: bool = False
     proxies: Mapping[str, tuple[Proxy, ...]] | None = None
+    paths: Mapping[Target, tuple[nn.Module, Sequence[Checkpoint]]] | None = None
     networks_per_stack: int = 64
     retraining_precision: str = "float32"
 
@@ -92,6 +100,27 @@ class Task:
             return tuple(self.proxies.get(outcome.name, ()))
         own = (outcome.through, known_proxy(outcome.function))
         return tuple(dict.fromkeys(proxy for proxy in own if proxy is not None))
+
+    def path(self, target: Target) -> tuple[nn.Module, Sequence[Checkpoint]]:
+        """Return a network trained on all train items as those of a target are, and checkpoints.
+
+        It starts where they start and takes as many steps.
+
+        Raises:
+            ValueError: The task is retrained by a function and has no path for the target.
+        """
+        if self.paths is not None and target in self.paths:
+            return self.paths[target]
+        if not isinstance(self.retraining, Recipe):
+            raise ValueError(
+                f"task {self.name!r} is retrained by a function, which keeps no checkpoints: give "
+                f"the task paths={{{target!r}: (model, checkpoints)}}."
+            )
+        problem = self.problem
+        return train_with_checkpoints(
+            problem.model, problem.loss, problem.train.first(problem.num_train), self.retraining,
+            at=min(NUM_CHECKPOINTS, self.retraining.steps), seed=self.settings[0].seed, init=target,
+        )  # fmt: skip
 
     @property
     def tuning_problem(self) -> Problem:

@@ -14,6 +14,7 @@ from bif.benchmark.task import Task
 from bif.evaluate import lds
 from bif.evaluate.retraining import BankPart
 from bif.problem.problem import Problem
+from bif.types import Target
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Scored:
         tuned: Candidates with their tuning LDS; NaN for those that the task did not allow.
         facts: Further figures for the row, such as draws and whether the run is trusted.
         curve: The same method's scores after less work, for the plots.
+        target: The only target that the scores are for; None for scores of every target.
     """
 
     method: str
@@ -41,6 +43,11 @@ class Scored:
     tuned: Sequence[Mapping[str, Any]] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     curve: Sequence[Scored] = ()
+    target: Target | None = None
+
+    def is_for(self, target: Target) -> bool:
+        """Return whether networks of a target judge the scores."""
+        return self.target in (None, target)
 
 
 class Judge:
@@ -55,6 +62,10 @@ class Judge:
 
     def __init__(self, parts: Sequence[BankPart]) -> None:
         self.parts = [part.required("tuning") for part in parts]
+
+    def of(self, target: Target) -> Judge:
+        """Return the judge by the networks of one target."""
+        return Judge([part for part in self.parts if part.target == target])
 
     def __call__(self, scores: np.ndarray, outcome: str, num_queries: int | None = None) -> float:
         """Return the mean LDS; 0 for scores with NaN, whose method has failed.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from bif import baselines
 from bif.benchmark.measure import measure_cost
-from bif.benchmark.methods.base import FittedMethod, Judge, Scored, Unsuited
+from bif.benchmark.methods.base import Fitted, FittedMethod, Judge, Method, Scored, Unsuited
 from bif.benchmark.task import Task
+from bif.evaluate import Recipe
+from bif.problem.checkpoints import Checkpoint, with_model
 from bif.problem.problem import Problem
 
 _DAMPING_SCALES = (
@@ -26,6 +29,9 @@ _TRAK_DAMPING_SCALES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _DAMPINGS, _STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0), (4, 10)
 """Dampings of conjugate gradients in units of the mean loss's curvature, and their steps: stopping
 early damps, too."""
+
+_FURTHER_DAMPINGS = (0.0, 1e-3, 1e-2, 0.1, 1.0)
+"""Dampings of SOURCE besides the weight decay; the paper has none."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +116,113 @@ class SameDamping:
         return made
 
 
+@dataclass(frozen=True)
+class AlongPath:
+    """A rival that follows the way of training, another one for each target.
+
+    Its seconds hold the training of the path, which a user who kept checkpoints does not need.
+
+    Attributes:
+        name: The method's name in tables.
+        fit: A function from the problem at the end of the path, and its checkpoints, to what is
+            `Fitted`.
+        candidates: A function from the number of checkpoints and the weight decay to choices.
+    """
+
+    name: str
+    fit: Callable[[Problem, Sequence[Checkpoint]], Fitted]
+    candidates: Callable[[int, float], tuple[Mapping[str, Any], ...]]
+
+    def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
+        made = []
+        recipe = task.retraining
+        decay = recipe.weight_decay if isinstance(recipe, Recipe) else 0.0
+        for target in task.targets:
+            with measure_cost(task.problem.device) as training:
+                try:
+                    model, checkpoints = task.path(target)
+                    ended = replace(task, problem=with_model(task.problem, model))
+                except (ValueError, torch.OutOfMemoryError) as error:
+                    raise Unsuited(str(error)) from error
+            method = FittedMethod(
+                self.name,
+                lambda problem, path=checkpoints: self.fit(problem, path),
+                self.candidates(len(checkpoints), decay),
+            )
+            made += [
+                replace(scored, target=target, cost=training.then(scored.cost))
+                for scored in method.run(ended, judge.of(target), found)
+            ]
+        return made
+
+
+@dataclass(frozen=True)
+class _LastCheckpoints:
+    """TracIn on the last checkpoints of a path."""
+
+    problem: Problem
+    checkpoints: Sequence[Checkpoint]
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        kept = self.checkpoints[-choice["num_checkpoints"] :]
+        fitted = baselines.TracIn.fit(self.problem, kept)
+        return _to_numpy(fitted.scores(problem, observable=outcome))
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    """SOURCE for several numbers of segments, fitted as they are asked for."""
+
+    problem: Problem
+    checkpoints: Sequence[Checkpoint]
+    by_segments: dict[int, baselines.Source] = field(default_factory=dict)
+
+    def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
+        number = choice["num_segments"]
+        if number not in self.by_segments:
+            self.by_segments[number] = self._fit(number)
+        fitted = self.by_segments[number]
+        scores = fitted.scores(problem, damping=choice["damping"], observable=outcome)
+        return _to_numpy(scores)
+
+    def _fit(self, number: int) -> baselines.Source:
+        fit = partial(
+            baselines.Source.fit, self.problem, self.checkpoints, num_segments=number,
+            other_layers="diagonal",
+        )  # fmt: skip
+        try:
+            return fit()
+        except ValueError:  # too many outputs
+            return fit(fisher_type="mc")
+
+
+def _last_checkpoints(num_checkpoints: int, weight_decay: float) -> tuple[Mapping[str, Any], ...]:
+    """Return how many of the last checkpoints count: the first ones may be worth nothing."""
+    kept = {min(k, num_checkpoints) for k in (1, 2, 3, num_checkpoints)}
+    return tuple({"num_checkpoints": k} for k in sorted(kept))
+
+
+def _segmentations(num_checkpoints: int, weight_decay: float) -> tuple[Mapping[str, Any], ...]:
+    numbers = sorted({min(k, num_checkpoints) for k in (1, 3, num_checkpoints)})
+    return tuple(
+        {"num_segments": k, "damping": weight_decay + more}
+        for k in numbers
+        for more in _FURTHER_DAMPINGS
+    )
+
+
 def _to_numpy(scores: Tensor) -> np.ndarray:
     return scores.double().cpu().numpy()
 
 
-def rivals() -> dict[str, FittedMethod]:
+def rivals() -> dict[str, Method]:
     """Return all rivals by name, in the order of the table."""
     scales = tuple({"damping_scale": scale} for scale in _DAMPING_SCALES)
     early_stops = tuple({"damping": d, "steps": k} for d in _DAMPINGS for k in _STEPS)
     projections = tuple(
         {"dimension": d, "damping_scale": s} for d in _TRAK_DIMENSIONS for s in _TRAK_DAMPING_SCALES
     )
-    made = [
+    made: list[Method] = [
         FittedMethod("random", lambda _: _FunctionRival(baselines.random_scores)),
         FittedMethod(
             "representation",
@@ -161,5 +262,7 @@ def rivals() -> dict[str, FittedMethod]:
             lambda problem: FittedRival(baselines.ExactInfluence.fit(problem)),
             scales,
         ),
+        AlongPath("tracin", _LastCheckpoints, _last_checkpoints),
+        AlongPath("source", _Segmented, _segmentations),
     ]
     return {method.name: method for method in made}

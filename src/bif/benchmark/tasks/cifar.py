@@ -87,8 +87,8 @@ def task(
 
 
 METHODS = (
-    "random", "representation", "gradient_product", "gradient_cosine", "trak", "ekfac", "bif",
-    "bif_default",
+    "random", "representation", "gradient_product", "gradient_cosine", "trak", "ekfac", "tracin",
+    "source", "bif", "bif_default",
 )  # fmt: skip
 """Methods that take some 100,000 weights."""
 

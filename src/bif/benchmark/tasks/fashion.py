@@ -53,7 +53,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=40, tuning_seeds=2),
         settings=settings,
         methods=("random", "representation", "gradient_product", "gradient_cosine", "trak",
-                 "ekfac", "bif", "bif_default"),
+                 "ekfac", "tracin", "source", "bif", "bif_default"),
         about=f"Fashion-MNIST, {num_train:,} train images, MLP 784-512-256-10, 534,784 weights.",
         networks_per_stack=50,
         retraining_precision="tf32" if on_gpu else "float32",

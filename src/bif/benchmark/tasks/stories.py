@@ -80,7 +80,15 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
         Plan(num_subsets=100, seeds=3, mask_seed=seed, num_tuning_subsets=24, tuning_seeds=2),
         targets=("checkpoint",),
         settings=(settings(num_train, seed=seed, device=device),),
-        methods=("random", "gradient_product", "gradient_cosine", "ekfac", "bif"),
+        methods=(
+            "random",
+            "gradient_product",
+            "gradient_cosine",
+            "ekfac",
+            "tracin",
+            "source",
+            "bif",
+        ),
         about=f"stories260K, {num_weights:,} weights, fine-tuned on {num_train} stories of "
         f"TinyStories cut to {NUM_TOKENS} tokens; mean loss a token. EK-FAC has no factors for "
         "embedding and norms and leaves them out. The published model may have "
