@@ -487,7 +487,6 @@ class TestAlongPath:
         for row in found.rows:
             if row["method"] == "source":
                 assert row["lds"] > 0.8
-                assert row["choice"]["damping"] >= 1e-2  # the weight decay
         model, checkpoints = task.path("scratch")
         ended = with_model(task.problem, model)
         tracin = by["tracin", "scratch"]
@@ -495,6 +494,13 @@ class TestAlongPath:
         expected = TracIn.fit(ended, kept).scores(ended)
         np.testing.assert_allclose(tracin.scores, expected.numpy(), rtol=1e-12, atol=0)
         assert not np.allclose(tracin.scores, by["tracin", "checkpoint"].scores)
+        # It is tuned on the networks of its own target.
+        (part,) = (b.tuning for b in retrain_banks(task)[0] if b.target == "scratch")
+        assert part is not None
+        for tried in tracin.tuned:
+            fitted = TracIn.fit(ended, checkpoints[-tried["choice"]["num_checkpoints"] :])
+            asked = fitted.scores(with_model(task.tuning_problem, model)).numpy()
+            assert tried["lds"] == pytest.approx(Judge([part])(asked, "loss"), abs=1e-12)
         targets = [t.get("target") for t in found.tuned]
         assert targets == ["scratch", "scratch", "checkpoint", "checkpoint"] * 2
 
@@ -508,7 +514,7 @@ class TestAlongPath:
             )
             pairs = zip(model.parameters(), expected.parameters(), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
-            assert [c.num_steps for c in checkpoints] == [10] * 6
+            assert [c.num_steps for c in checkpoints] == [5] * 12
 
     def test_a_training_function_keeps_no_checkpoints(self):
         task = replace(convex(), retraining=lambda start, items, seed: start)
@@ -532,3 +538,8 @@ class TestAlongPath:
         task = replace(convex(), paths={"checkpoint": (other, [])})
         with pytest.raises(Unsuited, match="must have the weights of the problem's"):
             all_methods()["tracin"].run(task, tuning(), [])
+
+    def test_too_many_weights_for_the_matrix_are_unsuited_in_one_sentence(self, monkeypatch):
+        monkeypatch.setattr("bif.baselines.exact._MAX_WEIGHTS", 10)
+        with pytest.raises(Unsuited, match=r"^the exact Gauss-Newton matrix of 15 weights"):
+            all_methods()["source_ggn"].run(convex(), tuning(), [])

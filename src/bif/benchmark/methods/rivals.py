@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bif import baselines
+from bif.baselines.source import SourceCurvature
 from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods.base import Fitted, FittedMethod, Judge, Method, Scored, Unsuited
 from bif.benchmark.task import Task
@@ -30,8 +31,8 @@ _DAMPINGS, _STEPS = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0), (4, 10)
 """Dampings of conjugate gradients in units of the mean loss's curvature, and their steps: stopping
 early damps, too."""
 
-_FURTHER_DAMPINGS = (0.0, 1e-3, 1e-2, 0.1, 1.0)
-"""Dampings of SOURCE besides the weight decay; the paper has none."""
+_SOURCE_DAMPINGS = (0.0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0)
+"""Dampings of SOURCE beside the weight decay alone, in units of the mean loss's curvature."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,11 @@ class _Segmented:
 
     problem: Problem
     checkpoints: Sequence[Checkpoint]
+    curvature: SourceCurvature = "ekfac"
     by_segments: dict[int, baselines.Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.by_segments[1] = self._fit(1)  # what the task does not allow is refused here
 
     def scores(self, problem: Problem, outcome: str, choice: Mapping[str, Any]) -> np.ndarray:
         number = choice["num_segments"]
@@ -188,26 +193,29 @@ class _Segmented:
     def _fit(self, number: int) -> baselines.Source:
         fit = partial(
             baselines.Source.fit, self.problem, self.checkpoints, num_segments=number,
-            other_layers="diagonal",
+            curvature=self.curvature, other_layers="diagonal",
         )  # fmt: skip
         try:
             return fit()
         except ValueError:  # too many outputs
+            if self.curvature != "ekfac":
+                raise
             return fit(fisher_type="mc")
 
 
 def _last_checkpoints(num_checkpoints: int, weight_decay: float) -> tuple[Mapping[str, Any], ...]:
     """Return how many of the last checkpoints count: the first ones may be worth nothing."""
-    kept = {min(k, num_checkpoints) for k in (1, 2, 3, num_checkpoints)}
+    kept = {min(k, num_checkpoints) for k in (1, 3, 6, num_checkpoints)}
     return tuple({"num_checkpoints": k} for k in sorted(kept))
 
 
-def _segmentations(num_checkpoints: int, weight_decay: float) -> tuple[Mapping[str, Any], ...]:
-    numbers = sorted({min(k, num_checkpoints) for k in (1, 3, num_checkpoints)})
+def _segmentations(
+    num_checkpoints: int, weight_decay: float, *, numbers: Sequence[int] = (1, 3, 6)
+) -> tuple[Mapping[str, Any], ...]:
     return tuple(
-        {"num_segments": k, "damping": weight_decay + more}
-        for k in numbers
-        for more in _FURTHER_DAMPINGS
+        {"num_segments": k, "damping": damping}
+        for k in sorted({min(k, num_checkpoints) for k in numbers})
+        for damping in sorted({weight_decay, *_SOURCE_DAMPINGS})
     )
 
 
@@ -264,5 +272,10 @@ def rivals() -> dict[str, Method]:
         ),
         AlongPath("tracin", _LastCheckpoints, _last_checkpoints),
         AlongPath("source", _Segmented, _segmentations),
+        AlongPath(
+            "source_ggn",
+            partial(_Segmented, curvature="gauss_newton"),
+            partial(_segmentations, numbers=(1, 3)),
+        ),
     ]
     return {method.name: method for method in made}
