@@ -11,7 +11,8 @@ One dated JSON file a setting: rows, curves, what was tuned, plan, versions and 
 
 `--by-default` runs the BIF given nothing but the weight decay, and EK-FAC, into a file of its own,
 whose row stands beside those of the setting's own file. `--by-solving` does so for the response by
-solving, with rivals that solve or approximate the same system.
+solving, with rivals that solve or approximate the same system, and `--along-path` for the rivals
+that follow the training of the networks that judge.
 
 The file is written anew after every method that takes long: a run cut short leaves what it has.
 """
@@ -29,6 +30,7 @@ from bif.benchmark.judge import table
 BY_DEFAULT = ("ekfac", "bif_default")
 BY_SOLVING = ("ekfac", "solver_default", "solver", "empirical_fisher", "gradient_product",
               "solver_exact")  # fmt: skip
+ALONG_PATH = ("ekfac", "exact_ggn", "tracin", "source", "source_ggn", "gradient_product")
 
 
 def measure(setting: str, arguments: argparse.Namespace) -> None:
@@ -39,6 +41,8 @@ def measure(setting: str, arguments: argparse.Namespace) -> None:
         name, methods = f"{name}-default", BY_DEFAULT
     elif arguments.by_solving:
         name, methods = f"{name}-solver", methods or BY_SOLVING
+    elif arguments.along_path:
+        name, methods = f"{name}-path", methods or ALONG_PATH
 
     def save(results: Results) -> Path:
         return write(
@@ -88,6 +92,7 @@ def main() -> None:
     kinds = options.add_mutually_exclusive_group()
     kinds.add_argument("--by-default", action="store_true")
     kinds.add_argument("--by-solving", action="store_true")
+    kinds.add_argument("--along-path", action="store_true")
     add_banks(options)
     options.add_argument("--fractions", nargs="*", type=float, default=[])
     options.add_argument("--sizes", nargs="*", type=int, default=[])
