@@ -539,6 +539,17 @@ class TestAlongPath:
         with pytest.raises(Unsuited, match="must have the weights of the problem's"):
             all_methods()["tracin"].run(task, tuning(), [])
 
+    @pytest.mark.parametrize("method", ["tracin", "source"])
+    def test_a_path_without_checkpoints_is_unsuited(self, method):
+        task = replace(convex(), paths={"checkpoint": (convex().problem.model, [])})
+        with pytest.raises(Unsuited, match="checkpoints is empty"):
+            all_methods()[method].run(task, tuning(), [])
+
+    def test_a_path_that_diverges_is_unsuited(self):
+        task = replace(convex(), retraining=replace(RECIPE, learning_rate=1e200))
+        with pytest.raises(Unsuited, match="diverged"):
+            all_methods()["tracin"].run(task, tuning(), [])
+
     def test_too_many_weights_for_the_matrix_are_unsuited_in_one_sentence(self, monkeypatch):
         monkeypatch.setattr("bif.baselines.exact._MAX_WEIGHTS", 10)
         with pytest.raises(Unsuited, match=r"^the exact Gauss-Newton matrix of 15 weights"):
