@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "at a glance, on the page itself": lambda: tables.at_a_glance(""),
     "lds": lambda: lds.results(IMAGES),
     "solving": tables.solving,
+    "along the path": tables.along_path,
     "sweeps": tables.calibration_beside_sweeps,
     "growing budgets": tables.calibration_by_budget,
     "told elsewhere": tables.retrained_elsewhere,

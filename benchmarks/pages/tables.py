@@ -9,7 +9,7 @@ from benchmarks.common import all_runs, newest_run
 from benchmarks.pages.runs import describe_run, machine, newest_of_settings, newest_of_sizes
 from benchmarks.pages.sections import table
 from bif.benchmark import SETTINGS
-from bif.benchmark.judge import verdict
+from bif.benchmark.judge import choice_text, verdict
 
 Row = Mapping[str, Any]
 _RIVALS = {
@@ -50,13 +50,31 @@ def at_a_glance(page: str) -> list[str]:
 
 def solving() -> list[str]:
     """Show the response by solving beside rivals of the same run, setting by setting."""
-    labels = (
-        "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning "
-        "| steps | damping | trusted"
+    return _beside_ekfac(
+        "solver",
+        ["steps", "damping", "trusted"],
+        lambda row: [figure(row.get("solver_steps"), 0), figure(row.get("damping"), 3),
+                     verdict(row)],
+    )  # fmt: skip
+
+
+def along_path() -> list[str]:
+    """Show rivals that follow the training beside EK-FAC of the same run, setting by setting."""
+    return _beside_ekfac(
+        "path", ["chosen"], lambda row: [choice_text(row["choice"], row["at_edge"])]
+    )
+
+
+def _beside_ekfac(
+    kind: str, labels: list[str], cells: Callable[[Mapping[str, Any]], list[str]]
+) -> list[str]:
+    """Return the rows of the newest runs of a kind, with further columns, and their commands."""
+    first = (
+        "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning"
     ).split(" | ")
     lines, commands = [], []
     for setting in SETTINGS:
-        run = newest_run(f"lds-{setting}-solver")
+        run = newest_run(f"lds-{setting}-{kind}")
         if run is None:
             continue
         commands.append(describe_run(run))
@@ -66,11 +84,10 @@ def solving() -> list[str]:
             lines.append([
                 f"{setting}, {row['target']}", row["observable"], f"`{row['method']}`",
                 figure(row["lds"]), f"{row['ci_low']:.3f} to {row['ci_high']:.3f}", paired,
-                f"{row['seconds']:.3g}", f"{row['tuning_seconds']:.3g}",
-                figure(row.get("solver_steps"), 0), figure(row.get("damping"), 3), verdict(row),
+                f"{row['seconds']:.3g}", f"{row['tuning_seconds']:.3g}", *cells(row),
             ])  # fmt: skip
     between = [line for command in commands for line in (command, "")]
-    return [*table(labels, lines), "", *between[:-1]]
+    return [*table([*first, *labels], lines), "", *between[:-1]]
 
 
 def small_sets() -> list[str]:
