@@ -54,7 +54,7 @@ from bif.evaluate import Recipe, train
 from bif.losses import cross_entropy, squared_error
 from bif.types import ItemLoss
 
-METHODS = ("gradient_product", "ekfac", "exact_ggn", "bif", "exact_ggn@bif")
+METHODS = ("gradient_product", "ekfac", "exact_ggn", "solver_default", "bif", "exact_ggn@bif")
 STEPS, SPLIT_SEED = 800, 2
 PLAN = Plan(num_subsets=100, seeds=3, num_tuning_subsets=24, tuning_seeds=1)
 Arrays = Any

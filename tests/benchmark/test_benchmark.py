@@ -24,7 +24,6 @@ from bif.benchmark.methods.base import FittedMethod
 from bif.benchmark.plots import plots
 from bif.benchmark.task import RESIDUAL
 from bif.evaluate import lds, train
-from bif.problem.checkpoints import with_model
 from rival_problems import GN
 from small_problems import labelled
 
@@ -488,7 +487,7 @@ class TestAlongPath:
             if row["method"] == "source":
                 assert row["lds"] > 0.8
         model, checkpoints = task.path("scratch")
-        ended = with_model(task.problem, model)
+        ended = task.problem.with_model(model)
         tracin = by["tracin", "scratch"]
         kept = checkpoints[-tracin.choice["num_checkpoints"] :]
         expected = TracIn.fit(ended, kept).scores(ended)
@@ -499,7 +498,7 @@ class TestAlongPath:
         assert part is not None
         for tried in tracin.tuned:
             fitted = TracIn.fit(ended, checkpoints[-tried["choice"]["num_checkpoints"] :])
-            asked = fitted.scores(with_model(task.tuning_problem, model)).numpy()
+            asked = fitted.scores(task.tuning_problem.with_model(model)).numpy()
             assert tried["lds"] == pytest.approx(Judge([part])(asked, "loss"), abs=1e-12)
         targets = [t.get("target") for t in found.tuned]
         assert targets == ["scratch", "scratch", "checkpoint", "checkpoint"] * 2

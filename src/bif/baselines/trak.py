@@ -12,7 +12,6 @@ from bif.baselines.fitted import require_same_fit, resolve_damping
 from bif.baselines.projection import Projection, ProjectionKind
 from bif.curvature.outputs import Criterion
 from bif.problem import losses
-from bif.problem.checkpoints import with_model
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
 from bif.problem.problem import Problem, find_observable

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bif.problem.problem import Problem
 from bif.problem.weights import copy_module, load_weights_, widen_
@@ -56,27 +55,7 @@ def at_checkpoint(problem: Problem, checkpoint: Checkpoint) -> Problem:
     frozen = {name: own[name] for name in own.keys() - {*problem.trainable}}
     model = widen_(copy_module(problem.model))
     load_weights_(model, {**frozen, **checkpoint.weights})
-    return with_model(problem, model)
-
-
-def with_model(problem: Problem, model: nn.Module) -> Problem:
-    """Return the same problem with another model of the same weights' names and shapes.
-
-    Raises:
-        ValueError: Other names or shapes.
-    """
-    shapes = {name: leaf.shape for name, leaf in model.named_parameters()}
-    expected = {name: leaf.shape for name, leaf in problem.model.named_parameters()}
-    if shapes != expected:
-        raise ValueError(
-            "every model must have the weights of the problem's: got "
-            f"{len(shapes)} tensors, {sum(s.numel() for s in shapes.values()):,} weights; expected "
-            f"{len(expected)} tensors, {sum(s.numel() for s in expected.values()):,} weights of "
-            "the same names and shapes."
-        )
-    other = copy(problem)
-    other.model = model
-    return other
+    return problem.with_model(model)
 
 
 def require_checkpoints(problem: Problem, checkpoints: Sequence[Checkpoint]) -> None:

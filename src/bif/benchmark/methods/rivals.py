@@ -17,7 +17,7 @@ from bif.benchmark.measure import measure_cost
 from bif.benchmark.methods.base import Fitted, FittedMethod, Judge, Method, Scored, Unsuited
 from bif.benchmark.task import Task
 from bif.evaluate import Recipe
-from bif.problem.checkpoints import Checkpoint, require_checkpoints, with_model
+from bif.problem.checkpoints import Checkpoint, require_checkpoints
 from bif.problem.problem import Problem
 
 _DAMPING_SCALES = (
@@ -142,7 +142,7 @@ class AlongPath:
             with measure_cost(task.problem.device) as training:
                 try:
                     model, checkpoints = task.path(target)
-                    ended = replace(task, problem=with_model(task.problem, model))
+                    ended = replace(task, problem=task.problem.with_model(model))
                     require_checkpoints(ended.problem, checkpoints)
                 except (ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
                     raise Unsuited(str(error)) from error
