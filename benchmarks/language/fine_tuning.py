@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 import bif
@@ -85,12 +84,8 @@ class AlongPath:
                 estimator="response", nbeta=1.0, gamma=first.choice["damping"],
                 solver_steps=int(first.choice["steps"]),
             )  # fmt: skip
-            scores = [
-                bif.attribute(problem.with_model(model).with_metric(metric), settings)
-                .influence.dataset["influence"].values[0]
-                for model in (*self.path, problem.model)
-            ]  # fmt: skip
-        mean = np.mean(scores, axis=0)
+            run = bif.attribute(problem.with_metric(metric).with_path(self.path), settings)
+        mean = run.influence.dataset["influence"].values[0]
         return [replace(first, method=self.name, scores=mean, cost=first.cost.then(cost))]
 
 

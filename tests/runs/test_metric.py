@@ -28,7 +28,7 @@ from exact_problems import (
     settings_for,
 )
 from rival_problems import GN, close, dense_gauss_newton, dense_scores
-from small_problems import classification, normal
+from small_problems import classification, filled, normal
 from token_problems import problem as token_problem
 
 SOLVED = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
@@ -79,6 +79,28 @@ class TestSolver:
         np.testing.assert_allclose(same[1], same[0], rtol=1e-9)
         identities = [run.manifest.identity for run in runs]
         assert "metric" not in identities[0] and "metric" in identities[1]
+
+
+class TestPath:
+    def test_scores_are_the_mean_over_the_path_and_the_end(self):
+        problem, metric = in_metric()
+        other = filled(problem.evaluation_copy(problem.device), seed=3)
+        places = [problem, problem.with_model(other)]
+        expected = np.mean(
+            [dense_scores(p, dense_gauss_newton(p) + 0.1 * metric) / 20 for p in places], axis=0
+        )
+        for one in (other, other.state_dict()):
+            run = bif.attribute(problem.with_path([one]), SOLVED)
+            got = run.influence.dataset["influence"].values[0]
+            np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-7)
+        assert len(run.manifest.identity["path"]) == 1
+
+    def test_what_is_no_path_is_refused(self):
+        problem = classification()
+        with pytest.raises(ValueError, match="path, number 1: "):
+            problem.with_path([problem.model, nn.Linear(2, 2)])
+        with pytest.raises(ValueError, match="the problem has a path, along which responses are"):
+            bif.attribute(problem.with_path([problem.model]), bif.Settings(draws=4))
 
 
 class TestRivals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -78,7 +78,7 @@ class Solver:
         center = {name: leaf.unsqueeze(0) for name, leaf in self.posterior.center.items()}
         self.observer = Observer(problem, plain, oracle, center)
         self._mask = self._flat_mask()
-        self.vectors = vectors
+        self.vectors, self._together = vectors, num_together
         self._home = torch.device("cpu") if vectors.on_host else self.device
 
     def blocks(self, there: Sequence[Block] = ()) -> list[Block]:
@@ -93,7 +93,7 @@ class Solver:
         return found
 
     def solve(self, kind: int, columns: range) -> dict[str, Tensor]:
-        """Return what a block has, on the host.
+        """Return what a block has, on the host: means where the problem has a path.
 
         Of queries scores `[K, N]`, of train columns their scores on themselves `[K]`; how far these
         may still move, residuals and steps `[K]`, and which part the damping leaves.
@@ -102,7 +102,15 @@ class Solver:
             self._solve(kind, columns[start : start + self.vectors.num_rows])
             for start in range(0, len(columns), self.vectors.num_rows)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        places = [found]
+        for weights in self.problem.path:
+            problem = self.problem.at_weights(weights).with_path(())
+            there = Solver(
+                problem, self.settings, num_together=self._together, vectors=self.vectors
+            )
+            places.append(there.solve(kind, columns))
+        return _mean(places)
 
     def _solve(self, kind: int, columns: range) -> dict[str, Tensor]:
         """Solve what fits together."""
@@ -221,6 +229,15 @@ class Solver:
         center, masks = self.posterior.center, self.posterior.masks
         parts = [masks.get(n, torch.ones_like(x)).to(x).flatten() for n, x in center.items()]
         return torch.cat(parts)
+
+
+def _mean(places: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean over places, and the largest residuals and steps; errors may be as one."""
+    stacked = {name: torch.stack([place[name] for place in places]) for name in places[0]}
+    return {
+        name: values.amax(dim=0) if name in ("residual", "steps") else values.mean(dim=0)
+        for name, values in stacked.items()
+    }
 
 
 def _some_items(problem: Problem, settings: Settings) -> Tensor | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bif.problem.problem import Problem
-from bif.problem.weights import copy_module, load_weights_, widen_
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +50,7 @@ def at_checkpoint(problem: Problem, checkpoint: Checkpoint) -> Problem:
     Raises:
         ValueError: Weights of another model.
     """
-    own = problem.parameters()
-    frozen = {name: own[name] for name in own.keys() - {*problem.trainable}}
-    model = widen_(copy_module(problem.model))
-    load_weights_(model, {**frozen, **checkpoint.weights})
-    return problem.with_model(model)
+    return problem.at_weights(checkpoint.weights)
 
 
 def require_checkpoints(problem: Problem, checkpoints: Sequence[Checkpoint]) -> None:

@@ -36,5 +36,6 @@ def identity(problem: Problem, settings: Mapping[str, object]) -> dict[str, Any]
         # Not there where nothing is: runs of versions that knew none are still the same runs.
         **({"through": proxies} if proxies else {}),
         **({"metric": fingerprint(problem.metric)} if problem.metric else {}),
+        **({"path": [fingerprint(w) for w in problem.path]} if problem.path else {}),
         **({"tokens": problem.tokens} if problem.tokens else {}),
     }

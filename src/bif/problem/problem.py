@@ -28,6 +28,7 @@ from bif.problem.validation import (
 from bif.problem.weights import (
     copy_module,
     densify_,
+    load_weights_,
     narrow_types,
     padding_rows,
     trainable,
@@ -198,6 +199,7 @@ class Problem:
             require_literal("tokens", tokens, Tokens)
         self.tokens = tokens
         self.train_shift = self.query_shift = 0
+        self.path: tuple[Params, ...] = ()
         self.metric = None if metric is None else self._checked_metric(metric)
         self._probe()
 
@@ -387,6 +389,42 @@ class Problem:
             )
         other = copy(self)
         other.model = model
+        return other
+
+    def at_weights(self, weights: Mapping[str, Tensor]) -> Problem:
+        """Return the same problem at other weights: a state dict.
+
+        Frozen parameters and buffers that stay as they are may be left out.
+
+        Raises:
+            ValueError: Weights of another model.
+        """
+        own = self.parameters()
+        frozen = {name: own[name] for name in own.keys() - {*self.trainable}}
+        model = widen_(copy_module(self.model))
+        load_weights_(model, {**frozen, **weights})
+        return self.with_model(model)
+
+    def with_path(self, path: Sequence[nn.Module | Mapping[str, Tensor]]) -> Problem:
+        """Return the same problem with weights on the way of training, over which a response goes.
+
+        A response by solving is then the mean of those at each of these weights and at w*, with the
+        curvature, the items' and the queries' gradients there.
+
+        Args:
+            path: Models or state dicts, at about equal numbers of steps.
+
+        Raises:
+            ValueError: Weights of another model.
+        """
+        weights = [x.state_dict() if isinstance(x, nn.Module) else x for x in path]
+        for number, one in enumerate(weights):
+            try:
+                self.at_weights(one)
+            except ValueError as error:
+                raise ValueError(f"path, number {number}: {error}") from error
+        other = copy(self)
+        other.path = tuple({n: leaf.detach().clone() for n, leaf in w.items()} for w in weights)
         return other
 
     def with_metric(self, metric: Mapping[str, Tensor] | None) -> Problem:

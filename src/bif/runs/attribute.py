@@ -91,6 +91,11 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
+    if problem.path and requested.estimator != "response":
+        raise ValueError(
+            "the problem has a path, along which responses are solved: set estimator='response', "
+            "or pass problem.with_path(())."
+        )
     if requested.estimator == "response" and (keep != "traces" or top is not None):
         given = f"keep={keep!r}" if top is None else f"top={top}"
         raise ValueError(

@@ -51,7 +51,8 @@ def run_solver(
     """Score by solving, into an open folder if there is one; results are not written.
 
     `influence = -(1/nbeta) g_iᵀ (C + weight_decay + gamma/nbeta)⁻¹ g_phi`, the covariance's limit
-    at low temperature, with C the curvature of the mean loss at w*.
+    at low temperature, with C the curvature of the mean loss at w*; its mean over the problem's
+    path if it has one.
 
     Args:
         problem: Model, loss, items, queries and observables.
