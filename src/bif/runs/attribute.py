@@ -10,6 +10,7 @@ from pathlib import Path
 from bif import store
 from bif.calibration.budget import Goal
 from bif.calibration.calibrate import Calibration, calibrate
+from bif.calibration.default_estimator import default_estimator
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.memory_plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem.identity import identity
@@ -91,22 +92,12 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
-    if problem.path and requested.estimator != "response":
-        raise ValueError(
-            "the problem has a path, along which responses are solved: set estimator='response', "
-            "or pass problem.with_path(())."
-        )
-    if requested.estimator == "response" and (keep != "traces" or top is not None):
-        given = f"keep={keep!r}" if top is None else f"top={top}"
-        raise ValueError(
-            f"{given} is for what is sampled, and estimator='response' solves: leave it out."
-        )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
-        if requested.estimator == "response":
+        if _solves(problem, requested, keep, top):
             return run_solver(problem, requested, show_progress=show_progress)
         return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
@@ -119,7 +110,7 @@ def attribute(
         if not folder.complete:
             run = (
                 run_solver(problem, requested, folder=folder, show_progress=show_progress)
-                if requested.estimator == "response"
+                if _solves(problem, requested, keep, top, begun=folder.manifest.get("settings"))
                 else run_attribution(
                     problem, requested, folder=folder, keep=keep, top=top,
                     commit_every=commit_every, show_progress=show_progress,
@@ -128,6 +119,31 @@ def attribute(
             run.write(folder)
             return run
     return load(out)
+
+
+def _solves(
+    problem: Problem, requested: Settings, keep: Keep, top: int | None, *,
+    begun: Mapping[str, object] | None = None,
+) -> bool:  # fmt: skip
+    """Return whether a run solves for a response.
+
+    Args:
+        begun: Settings of the run as it was begun, which an earlier version may have chosen.
+
+    Raises:
+        ValueError: A path, which needs a response.
+    """
+    estimator = requested.estimator
+    if begun is not None:
+        estimator = begun.get("estimator") or "covariance"
+    elif estimator is None and (keep != "traces" or top is not None):
+        estimator = "covariance"
+    if problem.path and estimator != "response":
+        raise ValueError(
+            "the problem has a path, along which responses are solved: set estimator='response', "
+            "or pass problem.with_path(())."
+        )
+    return (estimator or default_estimator(problem, requested)) == "response"
 
 
 def run_attribution(

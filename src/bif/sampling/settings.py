@@ -25,6 +25,11 @@ CurvatureName = Literal["gauss_newton", "hessian"]
 _OF_THE_SOLVER = (
     "solver_curvature", "solver_steps", "solver_residual", "solver_items", "self_influence",
 )  # fmt: skip
+SHARED_BY_ESTIMATORS = (
+    "retrained_from", "nbeta", "gamma", "chunk_size", "movable", "weight_decay",
+    "gradient_precision", "loss_precision", "estimator", *_OF_THE_SOLVER, "device", "seed",
+)  # fmt: skip
+"""Settings that do not tell which estimator is meant."""
 _NOT_OF_THE_SOLVER = (
     "chains", "draws", "reliability", "budget", "burn_in", "thin", "step_size", "friction", "mass",
     "gradient", "batch_size", "oracle", "block_size", "micro_batch",
@@ -86,7 +91,8 @@ class Settings:
             chains shuffled, for comparison.
         estimator: "covariance" samples; "response" solves the linear system that the covariance
             tends to at low temperature, without noise and with what training takes of memory.  By
-            default "covariance".
+            default the response for more than 50,000 weights, unless settings for chains, such as
+            `draws` or `budget`, are given or the model cannot be solved for; else the covariance.
         solver_curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.

@@ -51,7 +51,9 @@ class Fluctuation:
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         if not self.hand_set:
             first = task.settings[0]
-            plain = Settings(weight_decay=first.weight_decay, seed=first.seed)
+            plain = Settings(
+                estimator="covariance", weight_decay=first.weight_decay, seed=first.seed
+            )
             task = replace(task, settings=(plain,))
         asked = _TwoPartProblem(task)
         device = task.problem.device

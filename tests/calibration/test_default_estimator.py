@@ -1,0 +1,75 @@
+"""The estimator that a run has where nothing was said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bif
+from bif.calibration.default_estimator import default_estimator
+from bif.runs.attribute import _solves
+from small_problems import filled, integers, normal
+
+
+class NumpyModel(nn.Module):
+    """A network that leaves torch on its way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = wide_network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = self.inner(x)
+        return values + torch.from_numpy(values.detach().cpu().numpy() * 0)
+
+
+def wide_network() -> nn.Sequential:
+    return filled(nn.Sequential(nn.Linear(4, 8000), nn.Tanh(), nn.Linear(8000, 3)), scale=0.02)
+
+
+def wide(model: nn.Module | None = None) -> bif.Problem:
+    """64,003 weights, 8 items, 3 queries."""
+    return bif.Problem(
+        model or wide_network(), bif.losses.cross_entropy,
+        train=(normal(8, 4, seed=1), integers(3, 8, seed=2)),
+        queries=(normal(3, 4, seed=3), integers(3, 3, seed=4)),
+    )  # fmt: skip
+
+
+CHAINS = bif.Settings(draws=4)
+
+
+def test_many_weights_are_solved_for_and_the_run_says_so(tmp_path: Path):
+    run = bif.attribute(wide(), out=tmp_path / "run")
+    assert run.manifest.settings["estimator"] == "response"
+    assert "estimator = response: draws see few directions" in " ".join(run.manifest.explanations)
+    assert run.manifest.identity["settings"].get("estimator") is None
+    again = bif.attribute(wide(), out=tmp_path / "run")
+    assert again.summary["estimator"] == "response"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CHAINS, bif.Settings(budget=60), bif.Settings(controls=True), bif.Settings(sampler="sgld"),
+        bif.Settings(estimator="covariance"), bif.Settings(movable=("0.bias",)),
+    ],
+)  # fmt: skip
+def test_what_speaks_of_chains_and_few_weights_are_sampled(settings: bif.Settings):
+    assert default_estimator(wide(), settings) == "covariance"
+    assert default_estimator(wide(), bif.Settings(gamma=1.0, seed=3)) == "response"
+
+
+def test_what_a_solve_cannot_take_is_sampled():
+    assert default_estimator(wide(NumpyModel()), bif.Settings()) == "covariance"
+
+
+def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with():
+    for estimator, expected in ((None, False), ("covariance", False), ("response", True)):
+        begun = {"estimator": estimator}  # settings of an earlier version, which chose otherwise
+        assert _solves(wide(), bif.Settings(), "traces", None, begun=begun) is expected
+    assert not _solves(wide(), bif.Settings(), "sums", None)
+    assert not _solves(wide(), bif.Settings(), "traces", 5)
