@@ -258,7 +258,7 @@ def main() -> None:
     add_banks(options)
     arguments = options.parse_args()
     rows: list[dict[str, Any]] = []
-    kind = "small-temperatures" if arguments.nbeta else "small"
+    kind = "small-temperatures" if arguments.nbeta else "small-solver"
     kind = "small-dampings" if arguments.dampings else kind
     ways = arguments.nbeta or arguments.dampings or [None]
     asked = [(name, way) for name in arguments.sets for way in ways]

@@ -31,6 +31,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "growing budgets": tables.calibration_by_budget,
     "told elsewhere": tables.retrained_elsewhere,
     "small sets": lambda: [describe_newest("small"), "", *tables.small_sets()],
+    "small sets by solving": lambda: [
+        describe_newest("small-solver"), "", *tables.small_by_solving()
+    ],
     "small sets by damping": lambda: [
         describe_newest("small-dampings"), "", *tables.small_dampings()
     ],

@@ -67,9 +67,12 @@ def newest_of_settings() -> dict[str, Run]:
 
 def language_runs() -> list[Run]:
     """Read the runs of `benchmarks.language`, which divide its parts among them."""
-    large = functools.reduce(join_runs, all_runs("language-lds"))
+    large = functools.reduce(
+        join_runs, [*all_runs("language-lds"), *all_runs("language-lds-solver")]
+    )
     small = join_runs(all_runs("language-lds-small")[-1], all_runs("language-lds-response")[-1])
-    return [all_runs("language")[-1], all_runs("language-planted")[-1], large, small]
+    solved = all_runs("language-lds-solver-small")[-1]
+    return [all_runs("language")[-1], all_runs("language-planted")[-1], large, small, solved]
 
 
 def add_edges(run: Run) -> Run:

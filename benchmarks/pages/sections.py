@@ -51,6 +51,12 @@ SECTIONS = {
         "minus_bif | minus_bif_low=95 % from | minus_bif_high=to | chosen | "
         f"{_JUDGED} | seconds",
     ),
+    "small-solver": Section(
+        "The same sets on another machine, with the response by solving beside them. In short: "
+        "[docs/response.md](../../docs/response.md#how-well-it-predicts).",
+        "set | target | told | method | lds | ci_low | ci_high | minus_bif | "
+        f"minus_bif_low=95 % from | minus_bif_high=to | chosen | {_JUDGED} | seconds",
+    ),
     "small-dampings": Section(
         "The same for the BIF alone, by the two yardsticks whose geometric mean the default "
         "damping is.",

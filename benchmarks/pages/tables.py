@@ -110,6 +110,23 @@ def small_sets() -> list[str]:
     return table(labels, lines)
 
 
+def small_by_solving() -> list[str]:
+    """Show the response given only the weight decay beside the BIF and Gauss-Newton influence."""
+    rows = [row for row in all_runs("small-solver")[-1]["rows"] if "told" not in row]
+    labels = "set | retrained from | EK-FAC, tuned | Gauss-Newton, tuned | response | seconds | "
+    labels += "BIF | seconds | BIF minus response, 95 %"
+    lines = []
+    for (name, target), own in by_columns(rows, ["set", "target"], "method").items():
+        solved, bif = own["solver_default"], own["bif"]
+        low, high = -solved["minus_bif_high"], -solved["minus_bif_low"]
+        lines.append(
+            [name, target, figure(own["ekfac"]["lds"]), figure(own["exact_ggn"]["lds"]),
+             figure(solved["lds"]), f"{solved['seconds']:.2g}", figure(bif["lds"]),
+             f"{bif['seconds']:.3g}", f"{low:+.3f} to {high:+.3f}"]
+        )  # fmt: skip
+    return table(labels.split(" | "), lines)
+
+
 def small_temperatures() -> list[str]:
     """Show the LDS of the BIF on small sets by temperature."""
     rows = all_runs("small-temperatures")[-1]["rows"]
