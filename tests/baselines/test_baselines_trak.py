@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bif
 from bif import losses
-from bif.baselines import TRAK
+from bif.baselines import TRAK, item_gradients
 from bif.baselines.projection import Projection
 from rival_problems import (
     close,
@@ -20,6 +20,7 @@ from rival_problems import (
     mlp_problem,
     regression_problem,
     scores_of,
+    tokens,
 )
 from small_problems import classification, dict_cross_entropy, labelled, network, normal
 
@@ -39,6 +40,21 @@ def dense(problem: bif.Problem, function: Any, damping: float, project: Any = No
 
 
 class TestScores:
+    def test_texts_have_the_log_odds_of_their_probability_as_output(self):
+        problem = tokens()[0]
+        batch = problem.train.data
+        rows = item_gradients(problem, losses.next_token, problem.train)
+        with torch.no_grad():
+            p = torch.exp(-losses.next_token(problem.model, batch).sum(dim=1))
+        phi = rows / (p - 1)[:, None]  # l = -log p and f = log p/(1-p), so df = dl / (p - 1)
+        queries = torch.cat(
+            [item_gradients(problem, losses.next_token, g)
+             for g in problem.query_groups.values()]
+        )  # fmt: skip
+        kernel = phi.T @ phi + 0.5 * torch.eye(phi.shape[1]).double()
+        expected = queries @ torch.linalg.solve(kernel, phi.T) * (1 - p)
+        close(scores_of(TRAK, problem, damping=0.5, dimension=None), expected)
+
     @pytest.mark.parametrize("name", ["loss", "margin"])
     def test_scores_without_projection_are_the_formula(self, name):
         function = losses.margin if name == "margin" else losses.cross_entropy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from bif.curvature.outputs import Criterion
 from bif.problem import losses
 from bif.problem.functional import ItemFunction
 from bif.problem.items import to_device
+from bif.problem.losses import per_item
 from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradient_chunks, query_gradient_blocks
 from bif.types import Batch, ItemLoss
@@ -66,7 +68,8 @@ class TRAK:
             problem: Loss, train items and, if `models` is None, the model.
             models: Trained models of the same architecture, on the problem's device.
             criterion: "cross_entropy": the output function is the margin of the batch `(x, y)`;
-                "squared_error": the model's only output.  By default after the problem's loss.
+                "squared_error": the model's only output.  By default after the problem's loss; of
+                next tokens it is the log odds of `p = exp(-l)`, a text's probability.
             output: Instead, the output function f and the weight `-dl/df`, each of (model, batch)
                 and with one number an item.
             dimension: Dimension of the projection; None for none, where the model is small.
@@ -173,6 +176,8 @@ def _require_models(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
 def _output_function(loss: ItemLoss, criterion: Criterion | None) -> tuple[ItemLoss, ItemLoss]:
     if criterion == "cross_entropy" or (criterion is None and loss is losses.cross_entropy):
         return losses.margin, _one_minus_p
+    if criterion is None and loss in (losses.next_token, losses.next_token_mean):
+        return partial(_log_odds, loss), partial(_not_probable, loss)
     if criterion == "squared_error" or (criterion is None and loss is losses.squared_error):
         return _only_output, _residual
     raise ValueError(
@@ -184,6 +189,17 @@ def _output_function(loss: ItemLoss, criterion: Criterion | None) -> tuple[ItemL
 def _one_minus_p(model: nn.Module, batch: Batch) -> Tensor:
     """Return `-dl/df = 1 - p` for `l = log(1 + exp(-f))`, f the margin."""
     return torch.sigmoid(-losses.margin(model, batch))
+
+
+def _log_odds(loss: ItemLoss, model: nn.Module, batch: Batch) -> Tensor:
+    """Return `log p/(1-p)` with `p = exp(-l)`, of the mean loss a text's mean probability."""
+    value = per_item(loss(model, batch))
+    return -value - torch.log(-torch.expm1(-value))
+
+
+def _not_probable(loss: ItemLoss, model: nn.Module, batch: Batch) -> Tensor:
+    """Return `-dl/df = 1 - p` of the same."""
+    return -torch.expm1(-per_item(loss(model, batch)))
 
 
 def _only_output(model: nn.Module, batch: Batch) -> Tensor:
