@@ -114,4 +114,6 @@ def figure() -> Any:
 
 def _colour(method: str) -> str:
     """Return the colour of a method; all forms of the BIF share theirs."""
-    return COLOURS["bif"] if method.startswith(("bif", "solver")) else COLOURS.get(method, "#475569")
+    return (
+        COLOURS["bif"] if method.startswith(("bif", "solver")) else COLOURS.get(method, "#475569")
+    )

@@ -404,7 +404,7 @@ def test_by_default_a_tasks_own_temperatures_do_not_count(monkeypatch):
 
     monkeypatch.setattr("bif.benchmark.methods.fluctuation.attribute", quick)
     (loss, _) = all_methods()["bif_default"].run(convex(), tuning(), [])
-    assert asked == [bif.Settings(weight_decay=1e-2)]
+    assert asked == [bif.Settings(estimator="covariance", weight_decay=1e-2)]
     complete = bif.calibrate(convex().problem, asked[0]).settings
     assert complete.nbeta is not None
     assert loss.choice["nbeta/n"] == pytest.approx(complete.nbeta / 40)

@@ -147,7 +147,7 @@ class TestLargestCurvature:
 
 OPTIONAL = {
     "reliability", "budget", "retrained_from", "device", "batch_size", "micro_batch", "friction",
-    "estimator", "solver_curvature", "solver_steps", "solver_residual",
+    "estimator", "solver_curvature", "solver_steps", "solver_residual", "solver_items",
 }  # fmt: skip
 
 
@@ -322,7 +322,10 @@ class TestContradictions:
 def test_settings_go_into_the_manifest_field_by_field():
     settings = replace(Settings(), draws=3)
     assert settings.as_dict()["draws"] == 3
-    of_the_solver = {"estimator", "solver_curvature", "solver_steps", "solver_residual"}
+    of_the_solver = {
+        "estimator", "solver_curvature", "solver_steps", "solver_residual", "solver_items",
+        "self_influence",
+    }  # fmt: skip
     named = [f.name for f in fields(Settings) if f.name not in of_the_solver]
     assert list(settings.as_dict()) == named
     assert normal(1, seed=0).dtype == torch.float64

@@ -51,10 +51,10 @@ class Fluctuation:
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         if not self.hand_set:
             first = task.settings[0]
-            plain = Settings(
-                estimator="covariance", weight_decay=first.weight_decay, seed=first.seed
-            )
+            plain = Settings(weight_decay=first.weight_decay, seed=first.seed)
             task = replace(task, settings=(plain,))
+        sampled = tuple(replace(s, estimator="covariance") for s in task.settings)
+        task = replace(task, settings=sampled)
         asked = _TwoPartProblem(task)
         device = task.problem.device
         with measure_cost(device) as tuning:
