@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad, jvp, vjp, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bif
 from bif.curvature.attention import DifferentiableAttention, attention
-from bif.curvature.products import CurvatureProduct
+from bif.curvature.products import CurvatureProduct, split_rows
 from language_cases import model
 from small_problems import integers, normal
 
@@ -104,6 +104,50 @@ def test_products_in_bfloat16_are_near_those_in_float32():
     assert narrow.dtype == torch.float32
     # Each of a few products rounds to eight bits.
     assert 0 < float((narrow - exact).norm() / exact.norm()) < 0.03
+
+
+class Encoder(torch.nn.Module):
+    """Classifies sequences by torch's own layers, in which attention is called deep inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+        self.layers = torch.nn.TransformerEncoder(layer, 1)
+        self.out = torch.nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x).mean(dim=1))
+
+
+@pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+def test_products_of_torchs_own_transformer_layers_are_those_of_dense_matrices(curvature: str):
+    grad = torch.autograd.grad
+    torch.manual_seed(0)
+    made = Encoder().double().eval()
+    x, labels = normal(6, 5, 4, seed=1), integers(3, 6, seed=2)
+    problem = bif.Problem(made, bif.losses.cross_entropy, train=(x, labels), queries=(x, labels))
+    product = CurvatureProduct(problem, curvature)
+    rows = normal(2, product.num_weights, seed=3)
+    found = product(rows)
+    assert product._along.forward, "an operation had no forward derivative"
+
+    def outputs(flat: Tensor) -> Tensor:
+        rows = split_rows(flat.unsqueeze(0), product.params)
+        leaves = {name: leaf[0] for name, leaf in rows.items()}
+        return functional_call(made, leaves, (x,))
+
+    center = torch.cat([leaf.flatten() for leaf in product.params.values()]).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        out = outputs(center)
+        if curvature == "hessian":  # by autograd: torch.func.hessian is not symmetric here
+            slope = grad(F.cross_entropy(out, labels), center, create_graph=True)[0]
+            dense = torch.stack([grad(s, center, retain_graph=True)[0] for s in slope])
+        else:
+            jacobian = torch.stack([grad(o, center, retain_graph=True)[0] for o in out.flatten()])
+            jacobian, p = jacobian.view(*out.shape, -1), out.softmax(dim=-1)
+            inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+            dense = torch.einsum("bip,bij,bjq->pq", jacobian, inner, jacobian) / len(x)
+    torch.testing.assert_close(found, rows @ dense.detach(), rtol=0, atol=1e-10)
 
 
 def test_dropout_is_refused():

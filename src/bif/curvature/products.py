@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bif import tensors
 from bif.curvature.attention import DifferentiableAttention
@@ -221,8 +222,15 @@ def differentiable(device: torch.device, compute_dtype: torch.dtype | None) -> I
     narrow = torch.autocast(
         device.type, compute_dtype, enabled=compute_dtype is not None, cache_enabled=False
     )
-    with DifferentiableAttention(), narrow:
-        yield
+    # Torch's own modules call attention within functions that the mode sees as a whole, and have a
+    # fused forward pass where no weight requires a gradient.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), DifferentiableAttention(), narrow:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def trainable_copy(problem: Problem) -> nn.Module:
