@@ -103,6 +103,27 @@ class TestPath:
             bif.attribute(problem.with_path([problem.model]), bif.Settings(draws=4))
 
 
+class TestPairs:
+    def test_responses_of_pairs_are_those_of_the_dense_solve(self):
+        problem, metric = in_metric()
+        cold = bif.respond(
+            problem, bif.Settings(nbeta=20.0, gamma=2.0), temperature=0.0,
+            curvature="gauss_newton", h=1e-3,
+        )  # fmt: skip
+        expected = dense_scores(problem, dense_gauss_newton(problem) + 0.1 * metric) / 20
+        # Of finite h an error of h², with the curvature's change along the way.
+        np.testing.assert_allclose(cold.scores, expected, atol=1e-5 * float(expected.abs().max()))
+
+    def test_a_metric_of_fours_is_four_times_gamma(self):
+        plain = classification()
+        fours = {n: torch.full_like(leaf, 4.0) for n, leaf in plain.parameters().items()}
+        found, expected = (
+            bif.respond(p, bif.Settings(nbeta=20.0, gamma=gamma), temperature=0.0, h=1e-3).scores
+            for p, gamma in ((plain.with_metric(fours), 3.0), (plain, 12.0))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 class TestRivals:
     def test_gradient_products_and_solves_are_in_the_metric(self):
         problem, metric = in_metric()

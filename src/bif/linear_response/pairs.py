@@ -97,11 +97,11 @@ class Pairs:
         self.num_replicates, self.num_mirrors = num_replicates, num_mirrors
         self.device = self.engine.device
         (asked,) = self.engine.observer.asked
-        self.queries = asked.groups
-        self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, [])
+        self.queries, names = asked.groups, list(self.engine.posterior.center)
+        self._query_oracle = make_oracle(with_loss(problem, asked.function), settings, names)
         if curvature == "gauss_newton":
             self.posterior = make_posterior(problem, around_center(settings))
-            self._oracle = make_oracle(bregman_problem(problem, settings), settings, [])
+            self._oracle = make_oracle(bregman_problem(problem, settings), settings, names)
         else:
             self.posterior, self._oracle = self.engine.posterior, self.engine.oracle
         self._brings_losses = curvature == "hessian"
