@@ -73,3 +73,18 @@ def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with():
         assert _solves(wide(), bif.Settings(), "traces", None, begun=begun) is expected
     assert not _solves(wide(), bif.Settings(), "sums", None)
     assert not _solves(wide(), bif.Settings(), "traces", 5)
+
+
+def test_a_run_that_was_solved_by_default_is_extended_as_a_solved_one(tmp_path: Path):
+    run = bif.attribute(wide(), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="was solved .* and cannot be cross-checked"):
+        bif.cross_check(wide(), run)
+    with pytest.raises(ValueError, match="was solved .* and cannot be extended by draws"):
+        bif.extend(tmp_path / "run", wide(), draws=9)
+    more = wide().extended(queries={"more": (normal(2, 4, seed=5), integers(3, 2, seed=6))})
+    bif.extend(tmp_path / "run", more)
+    found = bif.extend(tmp_path / "run", more, solver_steps=30)
+    asked = bif.Settings(estimator="response", solver_steps=30)
+    expected = bif.attribute(more, asked, out=tmp_path / "other")
+    assert found.influence.dataset["influence"].equals(expected.influence.dataset["influence"])
+    assert bif.attribute(more, asked, out=tmp_path / "run").summary["solver_steps"] == 30

@@ -10,9 +10,9 @@ NAN = float("nan")
 
 
 def is_solved(manifest: Mapping[str, Any]) -> bool:
-    """Return whether a run's scores were solved for, not sampled."""
-    asked = manifest.get("identity", {}).get("settings", {})
-    return asked.get("estimator") == "response"
+    """Return whether a run's scores were solved for, not sampled, asked for or by default."""
+    chosen = manifest.get("settings") or manifest.get("identity", {}).get("settings", {})
+    return chosen.get("estimator") == "response"
 
 
 def refuse_solved(manifest: Mapping[str, Any], what: str) -> None:

@@ -47,6 +47,8 @@ def solve_further(
     changes: dict[str, Any] = {}
     if _goes_further(opened, chosen, residual=residual, steps=steps):
         changes = {"solver_residual": residual, "solver_steps": steps}
+        if requested.estimator is None:  # it was chosen by default, which these settings preclude
+            changes["estimator"] = "response"
     requested = replace(requested, **changes)
     now, new_groups = compare_extended(opened, problem, requested, free=set(changes))
     serial = before.get("solve_serial", 1)
