@@ -101,6 +101,22 @@ class TestPath:
             problem.with_path([problem.model, nn.Linear(2, 2)])
         with pytest.raises(ValueError, match="the problem has a path, along which responses are"):
             bif.attribute(problem.with_path([problem.model]), bif.Settings(draws=4))
+        for one in (problem.model, problem.model.state_dict()):
+            with pytest.raises(TypeError, match="expected a list of models or state dicts"):
+                problem.with_path(one)
+
+    def test_what_would_ignore_a_path_refuses_it(self):
+        problem = classification()
+        along = problem.with_path([problem.model])
+        for ignorant in (bif.respond, bif.calibrate):
+            with pytest.raises(ValueError, match="at w\\* alone, and the problem has a path"):
+                ignorant(along, bif.Settings())
+
+    def test_an_error_on_the_way_says_where(self):
+        problem = classification()
+        broken = {n: leaf * float("nan") for n, leaf in problem.parameters().items()}
+        with pytest.raises(ValueError, match="path, number 1, there: the loss is NaN"):
+            bif.attribute(problem.with_path([problem.model, broken]), SOLVED)
 
 
 class TestPairs:
@@ -259,6 +275,18 @@ class TestAdam:
             assert parameter.grad is not None
             torch.testing.assert_close(found[name], parameter.grad.abs())
 
+    def test_frozen_weights_that_move_are_refused(self):
+        model = classification().evaluation_copy(torch.device("cpu")).requires_grad_()
+        name = next(iter(dict(model.named_parameters())))
+        model.get_parameter(name).requires_grad_(False)
+        problem = classification().with_model(model)
+        problem = bif.Problem(
+            model, problem.loss, train=problem.train, queries=problem.query_groups
+        )
+        metric = {n: leaf for n, leaf in metric_of(problem).items() if n != name}
+        with pytest.raises(ValueError, match="no leaf of .* which the model freezes and movable"):
+            bif.attribute(problem.with_metric(metric), replace(SOLVED, movable=(name,)))
+
     def test_what_is_no_metric_is_refused(self):
         problem = classification()
         good = metric_of(problem)
@@ -268,11 +296,14 @@ class TestAdam:
             ({**good, "other": torch.ones(1)}, "has unknown \\['other'\\]"),
             ({**good, name: torch.ones(2)}, "has shape \\(2,\\), expected"),
             ({**good, name: -good[name]}, "not positive and finite"),
+            ({**good, name: 1.0}, "has shape \\(\\), expected"),
         ):
             with pytest.raises(ValueError, match=message):
                 problem.with_metric(bad)
         with pytest.raises(ValueError, match="batch_size must be from 1 to 20"):
             bif.gradient_metric(problem, batch_size=21)
+        with pytest.raises(ValueError, match="num_batches must be at least 1, got 0"):
+            bif.gradient_metric(problem, batch_size=20, num_batches=0)
         with pytest.raises(ValueError, match="floor must be at least 0"):
             bif.gradient_metric(problem, batch_size=20, floor=-1.0)
         model = problem.evaluation_copy(problem.device).requires_grad_()

@@ -90,6 +90,7 @@ def calibrate(
             than the data; a budget too small to converge.
     """
     settings.require_chains("calibration")
+    problem.refuse_path("calibration")
     started = time.perf_counter()
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):

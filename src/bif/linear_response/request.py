@@ -91,8 +91,10 @@ def of_observable(problem: Problem, name: str | None) -> Problem:
 
     Raises:
         KeyError: There is none of that name.
+        ValueError: The problem has columns of tokens or a path.
     """
     problem.refuse_tokens("a response")
+    problem.refuse_path("a response by pairs of chains")
     alone = copy(problem)
     alone.observables = (find_observable(problem, name),)
     return alone

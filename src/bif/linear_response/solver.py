@@ -104,12 +104,15 @@ class Solver:
         ]
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         places = [found]
-        for weights in self.problem.path:
+        for number, weights in enumerate(self.problem.path):
             problem = self.problem.at_weights(weights).with_path(())
-            there = Solver(
-                problem, self.settings, num_together=self._together, vectors=self.vectors
-            )
-            places.append(there.solve(kind, columns))
+            try:
+                there = Solver(
+                    problem, self.settings, num_together=self._together, vectors=self.vectors
+                )
+                places.append(there.solve(kind, columns))
+            except ValueError as error:
+                raise ValueError(f"path, number {number}, there: {error}") from error
         return _mean(places)
 
     def _solve(self, kind: int, columns: range) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def require_metric(metric: Mapping[str, Tensor], parameters: Params) -> Params:
         )
     found = {}
     for name, parameter in parameters.items():
-        leaf = metric[name].detach().to(parameter.device)
+        leaf = torch.as_tensor(metric[name]).detach().to(parameter.device)
         if leaf.shape != parameter.shape:
             raise ValueError(
                 f"the metric of {name!r} has shape {tuple(leaf.shape)}, expected the weights' "
@@ -108,8 +108,10 @@ def gradient_metric(
         floor: Part of the metric's mean that is added everywhere.
 
     Raises:
-        ValueError: A batch size that is not between 1 and n.
+        ValueError: A batch size that is not between 1 and n; no mini-batch.
     """
+    if num_batches < 1:
+        raise ValueError(f"num_batches must be at least 1, got {num_batches}: 16 are enough.")
     if not 1 <= batch_size <= problem.num_train:
         raise ValueError(
             f"batch_size must be from 1 to {problem.num_train:,}, the number of train items, got "

@@ -127,7 +127,6 @@ class Problem:
             one.  Frozen ones need neither.
         tokens: "train", "query" or "both": on that side every token of the items' `token_mask` has
             a column (or row) `ID[t]` of its own, in the place of its item's.
-
         metric: How stiffly each weight is held near w*, positive leaves by the names of the trained
             parameters: the diagonal M of `(gamma/2) (w - w*)ᵀ M (w - w*)`, 1 by default.
             `bif.adam_metric` and `bif.gradient_metric` make that of Adam.
@@ -310,6 +309,19 @@ class Problem:
                 "problem.by_item()."
             )
 
+    def refuse_path(self, what: str) -> None:
+        """Raise where the problem has a path, which `what` would ignore.
+
+        Raises:
+            ValueError: It has.
+        """
+        if self.path:
+            raise ValueError(
+                f"{what} is at w* alone, and the problem has a path, along which "
+                "bif.attribute(…, Settings(estimator='response')) solves: pass "
+                "problem.with_path(())."
+            )
+
     def refuse_tied(self, names: Collection[str]) -> None:
         """Raise where one of these parameters, which are to move, shares storage with another.
 
@@ -415,8 +427,14 @@ class Problem:
             path: Models or state dicts, at about equal numbers of steps.
 
         Raises:
+            TypeError: One model or state dict in the place of a list of them.
             ValueError: Weights of another model.
         """
+        if isinstance(path, nn.Module | Mapping):
+            raise TypeError(
+                f"path is a {type(path).__name__}, expected a list of models or state dicts: pass "
+                "with_path([…])."
+            )
         weights = [x.state_dict() if isinstance(x, nn.Module) else x for x in path]
         for number, one in enumerate(weights):
             try:
@@ -438,9 +456,19 @@ class Problem:
         return other
 
     def metric_scale(self, like: Params) -> Params | None:
-        """Return `M^(-1/2)` of some leaves, on their devices; None without a metric."""
+        """Return `M^(-1/2)` of some leaves, on their devices; None without a metric.
+
+        Raises:
+            ValueError: Leaves that the model freezes, which a metric does not have.
+        """
         if self.metric is None:
             return None
+        missing = [name for name in like if name not in self.metric]
+        if missing:
+            raise ValueError(
+                f"the metric has no leaf of {missing[:5]}, which the model freezes and movable "
+                "moves: let them require gradients before the problem is made, and give theirs."
+            )
         return {name: self.metric[name].rsqrt().to(leaf) for name, leaf in like.items()}
 
     def _checked_metric(self, metric: Mapping[str, Tensor]) -> Params:
