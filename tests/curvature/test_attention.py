@@ -63,8 +63,19 @@ def test_derivatives_are_those_of_the_plain_implementation(mask: str):
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-12)
 
 
-def test_heads_that_share_keys_have_the_same_derivatives():
-    key, value = K[:, :2], V[:, :2]
+@pytest.mark.parametrize("kind", ["seen", "bias"])
+def test_a_mask_and_causality_hold_together(kind: str):
+    mask = normal(ITEMS, 1, TOKENS, TOKENS, seed=4)
+    mask = mask > -0.5 if kind == "seen" else mask
+    expected = F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, is_causal=True)
+    with DifferentiableAttention():
+        found = F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, is_causal=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value_heads", [1, 2])
+def test_heads_that_share_keys_have_the_same_derivatives(value_heads: int):
+    key, value = K[:, :2], V[:, :value_heads]
 
     def of(key: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(Q, key, value, enable_gqa=True)

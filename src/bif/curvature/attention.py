@@ -40,19 +40,26 @@ def attention(
     if dropout_p > 0:
         raise ValueError(f"attention drops out {dropout_p:g} of its weights, expected none here.")
     if enable_gqa:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(repeats, dim=-3) for x in (key, value))
+        heads = query.shape[-3]
+        key, value = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (key, value))
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as torch does for its own
         narrow = torch.get_autocast_dtype(kind)
         query, key, value = (x.to(narrow) for x in (query, key, value))
     shape = query.shape[-2], key.shape[-2]
     if is_causal:
-        attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+        attn_mask = _only_earlier(attn_mask, torch.ones(shape, device=query.device).tril().bool())
     bias = query.new_zeros(()) if attn_mask is None else _as_bias(attn_mask, query)
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     found: Any = _Attention.apply(scaled, key, value, bias)
     return found
+
+
+def _only_earlier(mask: Tensor | None, earlier: Tensor) -> Tensor:
+    """Return a mask, or one of logits, that lets a token see earlier ones alone."""
+    if mask is None:
+        return earlier
+    return mask & earlier if mask.dtype is torch.bool else mask.masked_fill(~earlier, -torch.inf)
 
 
 def _as_bias(mask: Tensor, like: Tensor) -> Tensor:
