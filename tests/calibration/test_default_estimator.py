@@ -11,7 +11,7 @@ from torch import nn
 import bif
 from bif.calibration.default_estimator import default_estimator
 from bif.runs.attribute import _solves
-from small_problems import filled, integers, normal
+from small_problems import classification, filled, integers, normal
 
 
 class NumpyModel(nn.Module):
@@ -59,20 +59,34 @@ def test_many_weights_are_solved_for_and_the_run_says_so(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_what_speaks_of_chains_and_few_weights_are_sampled(settings: bif.Settings):
-    assert default_estimator(wide(), settings) == "covariance"
-    assert default_estimator(wide(), bif.Settings(gamma=1.0, seed=3)) == "response"
+    assert default_estimator(wide(), settings) == ("covariance", "")
+    assert default_estimator(wide(), bif.Settings(gamma=1.0, seed=3)) == ("response", "")
+
+
+def test_a_setting_of_the_solver_or_a_path_asks_for_a_solve():
+    assert bif.Settings(solver_residual=0.01).estimator == "response"
+    assert bif.Settings(self_influence=True).estimator == "response"
+    small = classification()
+    run = bif.attribute(small.with_path([small.model]))
+    assert run.summary["estimator"] == "response"
+    with pytest.raises(ValueError, match="solver_items has no use with estimator=None"):
+        bif.Settings(solver_items=20, draws=5)
 
 
 def test_what_a_solve_cannot_take_is_sampled():
-    assert default_estimator(wide(NumpyModel()), bif.Settings()) == "covariance"
+    name, why = default_estimator(wide(NumpyModel()), bif.Settings())
+    assert name == "covariance"
+    assert why.startswith("64,003 weights are sampled, since they cannot be solved for: ")
+    _, noted = _solves(wide(NumpyModel()), bif.Settings(), "traces", None)
+    assert noted.notes == (why,)
 
 
 def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with():
     for estimator, expected in ((None, False), ("covariance", False), ("response", True)):
         begun = {"estimator": estimator}  # settings of an earlier version, which chose otherwise
-        assert _solves(wide(), bif.Settings(), "traces", None, begun=begun) is expected
-    assert not _solves(wide(), bif.Settings(), "sums", None)
-    assert not _solves(wide(), bif.Settings(), "traces", 5)
+        assert _solves(wide(), bif.Settings(), "traces", None, begun=begun)[0] is expected
+    assert not _solves(wide(), bif.Settings(), "sums", None)[0]
+    assert not _solves(wide(), bif.Settings(), "traces", 5)[0]
 
 
 def test_a_run_that_was_solved_by_default_is_extended_as_a_solved_one(tmp_path: Path):

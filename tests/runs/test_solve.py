@@ -186,8 +186,16 @@ class TestExact:
         assert run.influence.dataset["self_influence"].isnull().all()
         with pytest.raises(ValueError, match="a linear system an item: .*self_influence=True"):
             run.influence.self_influence()
-        with pytest.raises(ValueError, match="self_influence has no use with estimator=None"):
-            bif.Settings(self_influence=True)
+        with pytest.raises(ValueError, match="self_influence has no use with estimator='cov"):
+            bif.Settings(estimator="covariance", self_influence=True)
+
+    def test_errors_of_sums_are_the_sums_of_errors(self):
+        influence = bif.attribute(classification(), replace(TIGHT, solver_residual=0.05)).influence
+        names = ["a" if i < 5 else "b" for i in range(20)]
+        error = influence.sum_over(names).dataset["standard_error"].values[..., 0]
+        expected = influence.dataset["standard_error"].values[..., :5].sum(axis=-1)
+        np.testing.assert_allclose(error, expected, rtol=1e-6)
+        assert (error > 0).all()
 
     def test_they_are_the_response_by_descent_within_its_error(self):
         problem = classification()
@@ -790,7 +798,7 @@ class TestSettings:
         with pytest.raises(ValueError, match="chains, draws has no use with estimator='response'"):
             bif.Settings(estimator="response", chains=4, draws=10)
         with pytest.raises(ValueError, match="solver_steps has no use with estimator=None"):
-            bif.Settings(solver_steps=4)
+            bif.Settings(solver_steps=4, draws=10)
         with pytest.raises(ValueError, match="solver_residual is 2: expected a number between"):
             bif.Settings(estimator="response", solver_residual=2)
         with pytest.raises(ValueError, match="ends by one or the other"):

@@ -15,8 +15,10 @@ MANY_WEIGHTS = 50_000
 """Weights above which draws see too few of their directions: the response is solved for."""
 
 
-def default_estimator(problem: Problem, settings: Settings) -> EstimatorName:
+def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorName, str]:
     """Return the estimator that settings name, or the one for a model of this size.
+
+    And why a large model is sampled all the same, if it cannot be solved for.
 
     Draws of chains are a random projection of the gradients to as many dimensions as there are
     draws.  With few weights they see all of influence, also what is not linear; with many they
@@ -28,13 +30,15 @@ def default_estimator(problem: Problem, settings: Settings) -> EstimatorName:
         settings: As asked for.
     """
     if settings.estimator is not None:
-        return settings.estimator
+        return settings.estimator, ""
     usual = Settings()
     for_chains = any(
         getattr(settings, f.name) != getattr(usual, f.name)
         for f in fields(settings)
         if f.name not in SHARED_BY_ESTIMATORS
     )
+    if problem.path and not for_chains:
+        return "response", ""
     parameters = problem.parameters()
     names = moving(problem, settings.movable)
     num_weights = sum(
@@ -42,9 +46,10 @@ def default_estimator(problem: Problem, settings: Settings) -> EstimatorName:
         for name, mask in names.items()
     )
     if for_chains or num_weights <= MANY_WEIGHTS:
-        return "covariance"
+        return "covariance", ""
     try:
         require_derivatives(problem, settings.reopened(estimator="response"))
-    except ValueError:
-        return "covariance"
-    return "response"
+    except ValueError as error:
+        why = f"{num_weights:,} weights are sampled, since they cannot be solved for: {error}"
+        return "covariance", why
+    return "response", ""

@@ -107,7 +107,8 @@ def summed(
 ) -> tuple[xr.Dataset, LossTraces | None]:
     """Return scores of sums over train columns and on sums over queries, with their traces.
 
-    Without traces the errors, which are those of correlated columns, are NaN.
+    Without traces the errors, which are those of correlated columns, are NaN; those of a solved
+    run, which has none, are at most the sums of the columns' and are given as such.
 
     Args:
         dataset: Scores of columns.
@@ -157,8 +158,9 @@ def _sum_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr
     result = dataset.drop_dims(side).assign(
         {name: x.transpose(*items[name].dims) for name, x in xr.concat(columns, side).items()}
     )
+    solved = dataset.attrs.get("estimator") == "response"
     for name in _LOST[side]:
-        if name in result:
+        if name in result and not (solved and name == "standard_error"):
             result[name] = result[name] * np.nan
     ids = {f"{side}_id": (side, list(members))}
     if side == "query":

@@ -154,7 +154,7 @@ class Influence:
         """Return the influence of groups of train items: the sums of their items' influences.
 
         The errors of sums need the traces, for the items' errors are correlated; without traces
-        (a loaded result) they are NaN.
+        (a loaded result) they are NaN.  Those of a solved run are the sums of the items' errors.
 
         Args:
             groups: A group name for every train item, or group names to positions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -92,12 +93,18 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
+    if requested.estimator == "response" and (keep != "traces" or top is not None):
+        given = f"keep={keep!r}" if top is None else f"top={top}"
+        raise ValueError(
+            f"{given} is for what is sampled, and estimator='response' solves: leave it out."
+        )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
-        if _solves(problem, requested, keep, top):
+        solves, problem = _solves(problem, requested, keep, top)
+        if solves:
             return run_solver(problem, requested, show_progress=show_progress)
         return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
@@ -108,9 +115,11 @@ def attribute(
         store.open_run(out, manifest, on_existing=on_existing) as folder,
     ):
         if not folder.complete:
+            begun = folder.manifest.get("settings")
+            solves, problem = _solves(problem, requested, keep, top, begun=begun)
             run = (
                 run_solver(problem, requested, folder=folder, show_progress=show_progress)
-                if _solves(problem, requested, keep, top, begun=folder.manifest.get("settings"))
+                if solves
                 else run_attribution(
                     problem, requested, folder=folder, keep=keep, top=top,
                     commit_every=commit_every, show_progress=show_progress,
@@ -124,8 +133,8 @@ def attribute(
 def _solves(
     problem: Problem, requested: Settings, keep: Keep, top: int | None, *,
     begun: Mapping[str, object] | None = None,
-) -> bool:  # fmt: skip
-    """Return whether a run solves for a response.
+) -> tuple[bool, Problem]:  # fmt: skip
+    """Return whether a run solves for a response, and the problem with a note if it cannot.
 
     Args:
         begun: Settings of the run as it was begun, which an earlier version may have chosen.
@@ -138,12 +147,18 @@ def _solves(
         estimator = begun.get("estimator") or "covariance"
     elif estimator is None and (keep != "traces" or top is not None):
         estimator = "covariance"
+    why = ""
+    if estimator is None:
+        estimator, why = default_estimator(problem, requested)
     if problem.path and estimator != "response":
         raise ValueError(
             "the problem has a path, along which responses are solved: set estimator='response', "
             "or pass problem.with_path(())."
         )
-    return (estimator or default_estimator(problem, requested)) == "response"
+    if why:
+        problem = copy(problem)
+        problem.notes = (*problem.notes, why)
+    return estimator == "response", problem
 
 
 def run_attribution(

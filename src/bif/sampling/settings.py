@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -91,8 +91,9 @@ class Settings:
             chains shuffled, for comparison.
         estimator: "covariance" samples; "response" solves the linear system that the covariance
             tends to at low temperature, without noise and with what training takes of memory.  By
-            default the response for more than 50,000 weights, unless settings for chains, such as
-            `draws` or `budget`, are given or the model cannot be solved for; else the covariance.
+            default the response where a setting of the solver is given or, for more than 50,000
+            weights, none for chains, such as `draws` or `budget`; the covariance for fewer weights
+            and for models that cannot be solved for.
         solver_curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.
@@ -246,9 +247,12 @@ class Settings:
 
     def _refuse_other_estimators(self) -> None:
         """Raise where a setting is of another estimator."""
+        if self.estimator is None and any(self._given(_OF_THE_SOLVER)):
+            if not any(self._given(_NOT_OF_THE_SOLVER)):
+                object.__setattr__(self, "estimator", "response")
         solves = self.estimator == "response"
         others = _NOT_OF_THE_SOLVER if solves else _OF_THE_SOLVER
-        given = [name for name in others if getattr(self, name) not in (None, False)]
+        given = self._given(others)
         if solves:
             given += [name for name in ("compiled", "controls") if getattr(self, name)]
             given += ["memory"] if self.memory != "plain" else []
@@ -268,6 +272,10 @@ class Settings:
             raise ValueError(
                 f"solver_residual is {self.solver_residual}: expected a number between 0 and 1."
             )
+
+    def _given(self, names: Sequence[str]) -> list[str]:
+        """Return which of these settings were given."""
+        return [name for name in names if getattr(self, name) not in (None, False)]
 
     def _refuse_memory(self) -> None:
         """Raise where the live module's settings contradict others."""
