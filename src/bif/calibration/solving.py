@@ -92,7 +92,7 @@ def calibrate_solver(
         plain, why = default_nbeta(problem, plain)
         choices.choose("nbeta", f"{plain.nbeta:g}", why)
     if plain.gamma is None:
-        plain = replace(plain, gamma=_choose_gamma(problem, plain, choices))
+        plain = replace(plain, gamma=_choose_gamma(problem, plain, choices, asked.solver_items))
     chosen = replace(
         asked, nbeta=plain.nbeta, gamma=plain.gamma, chunk_size=chunk, retrained_from=None,
         solver_curvature=asked.solver_curvature or "gauss_newton",
@@ -127,10 +127,17 @@ def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[
     return chunk, together
 
 
-def _choose_gamma(problem: Problem, settings: Settings, choices: Choices) -> float:
-    """Return nbeta times the default damping of a solve."""
+def _choose_gamma(
+    problem: Problem, settings: Settings, choices: Choices, num_items: int | None
+) -> float:
+    """Return nbeta times the default damping of a solve.
+
+    Args:
+        num_items: Train items that the largest curvature is taken over; the pilot's if None.
+    """
     probe = Probe(problem, settings.plain())
-    largest = probe.largest(probe.whole, probe.one, CENTER_ITERATIONS)
+    some = probe.whole if num_items is None else probe.items(num_items)
+    largest = probe.largest(some, probe.one, CENTER_ITERATIONS)
     settled = _left_of_noise(probe, problem) < _SETTLED
     damping, why = solver_damping(largest, probe.leftover(largest), settled=settled)
     nbeta = settings.nbeta or 1.0
