@@ -174,6 +174,8 @@ class TestATask:
     @pytest.mark.parametrize("method", ["tracin", "source"])
     def test_methods_along_the_path_score_every_query(self, tasks, name, method):
         if method == "source":
+            if name == "resnet20":
+                pytest.skip("16 s: the convolutions of the CIFAR task are the same code")
             pytest.importorskip("curvlinops", reason="the extra `baselines` is not installed")
         task = tasks[name]
         assert isinstance(task.retraining, bif.evaluate.Recipe)
