@@ -34,11 +34,11 @@ def response_cost(
         model, bif.losses.next_token,
         train={"input_ids": train.to(device)}, queries={"input_ids": queries.to(device)},
     )  # fmt: skip
-    count = float(len(train))
-    known = {} if damping is None else {"nbeta": count, "gamma": damping * count}
+    nbeta = None if damping is None else float(len(train))
     settings = bif.Settings(
         estimator="response", seed=seed, gradient_precision="bfloat16", solver_steps=steps,
-        solver_items=curvature_items, **known,
+        solver_items=curvature_items, nbeta=nbeta,
+        gamma=None if damping is None or nbeta is None else damping * nbeta,
     )  # fmt: skip
     on_gpu = device.startswith("cuda")
     if on_gpu:

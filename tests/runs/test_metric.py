@@ -103,7 +103,7 @@ class TestPath:
             bif.attribute(problem.with_path([problem.model]), bif.Settings(draws=4))
         for one in (problem.model, problem.model.state_dict()):
             with pytest.raises(TypeError, match="expected a list of models or state dicts"):
-                problem.with_path(one)
+                problem.with_path(one)  # type: ignore[arg-type]
 
     def test_what_would_ignore_a_path_refuses_it(self):
         problem = classification()
