@@ -77,10 +77,11 @@ def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping, manifest: 
                 diagnostics,
                 variable="residual",
                 name="residual of a query's system",
-                mark=0.01,
-                meaning="one part in a hundred",
+                mark=_limit_of(manifest, "residual"),
+                meaning="the gate",
                 advice="What is left of a query's gradient: 0 where its system is solved.",
                 of="systems,",
+                counted="queries",
             )
         ]
     title = "How far the systems were solved" if solved else "How the chains behaved"
@@ -109,6 +110,13 @@ def _gates(manifest: Mapping) -> str:
         '</th><th scope="col">Limit</th><th scope="col">Verdict</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def _limit_of(manifest: Mapping, name: str) -> float:
+    """Return the limit of a gate; NaN where it is not known."""
+    gates = [g for g in manifest.get("gates") or [] if isinstance(g, Mapping)]
+    limits = [finite(g.get("limit")) for g in gates if g.get("name") == name]
+    return next((limit for limit in limits if limit is not None), float("nan"))
 
 
 def _gate_verdict(gate: Mapping) -> str:
@@ -243,6 +251,7 @@ def _histogram(
     meaning: str,
     advice: str,
     of: str = "losses and observables that were looked at,",
+    counted: str = "losses",
 ) -> str:
     if variable not in diagnostics.variables:
         return ""
@@ -253,7 +262,7 @@ def _histogram(
     digits = 4 if variable == "rhat" else 3
     low, middle, high = (number(v, digits=digits) for v in np.quantile(values, [0, 0.5, 1]))
     return _figure(
-        plots.histogram(values, name=name, mark=mark),
+        plots.histogram(values, name=name, mark=mark, counted=counted),
         title=name[0].upper() + name[1:],
         caption=f"{advice} Of the {count(len(values))} {of} from {low} to {high}, median {middle}; "
         f"{meaning} is {number(mark)}.",

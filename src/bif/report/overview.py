@@ -187,7 +187,8 @@ def reading_section(source: Source) -> str:
         (
             "A score is −(1/nbeta) g·(C + damping)⁻¹·g′, with gradients g of the training loss and "
             "g′ of the observable and the curvature C of the mean loss at the trained weights.",
-            "± is the error of stopping early, from how far scores still moved",
+            "± is the error of stopping early, from how far scores still moved, and of train items "
+            "whose curvature was left out, if any",
         )
         if source.solved
         else (

@@ -87,8 +87,8 @@ def reliability(draws: np.ndarray, values: np.ndarray) -> str:
     return _svg(draw, "reliability")
 
 
-def histogram(values: np.ndarray, *, name: str, mark: float) -> str:
-    """Return the distribution of a diagnostic over losses, with a mark as a dotted line."""
+def histogram(values: np.ndarray, *, name: str, mark: float, counted: str = "losses") -> str:
+    """Return the distribution of a diagnostic over what is counted, a mark as a dotted line."""
 
     def draw(axes: Axes) -> None:
         low, high = float(values.min()), float(values.max())
@@ -100,7 +100,7 @@ def histogram(values: np.ndarray, *, name: str, mark: float) -> str:
             axes.axvline(mark, color=_INK, linestyle=(0, (1, 2)), linewidth=1)
         axes.locator_params(axis="both", nbins=5)
         axes.set_xlabel(name)
-        axes.set_ylabel("losses")
+        axes.set_ylabel(counted)
 
     return _svg(draw, re.sub(r"\W", "", name).lower())
 
