@@ -119,8 +119,7 @@ class Solver:
         """Solve what fits together."""
         s, of_queries = self.settings, kind < len(self.problem.observables)
         with matmul_precision(s.precisions[0]):
-            rows = self.gradients(kind, columns) if of_queries else self._of_train(columns)
-            rows = rows.to(self._home)
+            rows = self.gradients(kind, columns).to(self._home)
 
             def scored(solutions: Tensor) -> Tensor:
                 if of_queries:
@@ -190,28 +189,25 @@ class Solver:
             f"self-influence: {columns.stop:,} of {self.problem.num_scored:,} train columns solved"
         )
 
-    def gradients(self, observable: int, columns: range) -> Tensor:
-        """Return the gradients of an observable of query columns, rows `[K, P]`."""
-        phi = self.problem.observables[observable]
-        rows = query_gradients(self.problem, phi, columns, self.posterior)
-        bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        if bad:
-            ids = [str(self.problem.query_ids[columns.start + i]) for i in bad[:5]]
-            raise ValueError(
-                f"the gradient of the observable {phi.name!r} is NaN or infinite at w* for "
-                f"{len(bad)} queries, such as {ids}: mend the observable, or leave these out."
-            )
-        return rows
+    def gradients(self, kind: int, columns: range) -> Tensor:
+        """Return the gradients of a block's columns, rows `[K, P]`.
 
-    def _of_train(self, columns: range) -> Tensor:
-        """Return the gradients of the losses of train columns, rows `[K, P]`."""
-        rows = train_gradients(self.problem, columns, self.posterior)
+        Raises:
+            ValueError: One that is not finite.
+        """
+        problem = self.problem
+        if kind < len(problem.observables):
+            phi, ids, which = problem.observables[kind], problem.query_ids, "queries"
+            what = f"observable {phi.name!r}"
+            rows = query_gradients(problem, phi, columns, self.posterior)
+        else:
+            what, ids, which = "loss", problem.scored_ids, "train items"
+            rows = train_gradients(problem, columns, self.posterior)
         bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:
-            ids = [str(self.problem.scored_ids[columns.start + i]) for i in bad[:5]]
             raise ValueError(
-                f"the gradient of the loss is NaN or infinite at w* for {len(bad)} train items, "
-                f"such as {ids}: mend the loss, or leave these out."
+                f"the gradient of the {what} is NaN or infinite at w* for {len(bad)} {which}, such "
+                f"as {[str(ids[columns.start + i]) for i in bad[:5]]}: mend it, or leave these out."
             )
         return rows
 

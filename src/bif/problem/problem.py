@@ -182,16 +182,7 @@ class Problem:
         self.candidate_groups = (
             {} if candidates is None else self._groups(candidates, default="candidate")
         )
-        self.observables = tuple(observables or (loss_observable(loss),))
-        for observable in self.observables:
-            if not isinstance(observable, Observable):
-                raise TypeError(
-                    f"observables must be bif.Observable, got {observable!r}: use bif.MARGIN, or "
-                    "bif.Observable(name, function, better)."
-                )
-        names = [observable.name for observable in self.observables]
-        if len(set(names)) != len(names):
-            raise ValueError(f"observables need different names, got {names}: rename one of them.")
+        self.observables = _require_observables(observables or (loss_observable(loss),))
         self.train_weights = _weights(train_weights, len(self.train))
         self.notes: tuple[str, ...] = ()
         if tokens is not None:
@@ -592,6 +583,19 @@ def _require_names(groups: object, kind: str) -> None:
             f"{kind} is a {type(groups).__name__}, expected a mapping from names of groups to "
             f"items: pass {kind}={{'more': …}}."
         )
+
+
+def _require_observables(observables: Sequence[Observable]) -> tuple[Observable, ...]:
+    for observable in observables:
+        if not isinstance(observable, Observable):
+            raise TypeError(
+                f"observables must be bif.Observable, got {observable!r}: use bif.MARGIN, or "
+                "bif.Observable(name, function, better)."
+            )
+    names = [observable.name for observable in observables]
+    if len(set(names)) != len(names):
+        raise ValueError(f"observables need different names, got {names}: rename one of them.")
+    return tuple(observables)
 
 
 def _tied(model: nn.Module, *, one_object_is_fine: bool) -> list[tuple[str, str]]:

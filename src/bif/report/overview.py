@@ -160,6 +160,21 @@ def _figures(tiles: list[tuple[str, str, str]]) -> str:
     return f'<dl class="trust">{cells}</dl>'
 
 
+def _scale_and_error(solved: bool) -> tuple[str, str]:
+    """Return what a score and its error are."""
+    if solved:
+        return (
+            "A score is −(1/nbeta) g·(C + damping)⁻¹·g′, with gradients g of the training loss and "
+            "g′ of the observable and the curvature C of the mean loss at the trained weights.",
+            "± is the error of stopping early, from how far scores still moved, and of train items "
+            "whose curvature was left out, if any",
+        )
+    return (
+        "A score is −Cov(training loss, observable) over the draws.",
+        "± is one standard error, from the spread between groups of chains",
+    )
+
+
 def reading_section(source: Source) -> str:
     """Return the section on signs, scale and errors."""
     rows = []
@@ -183,19 +198,7 @@ def reading_section(source: Source) -> str:
         "" if source.trusted else "; this run is not trusted, so that no sign is certain, and the "
         "strongest are listed all the same"
     )  # fmt: skip
-    scale, error = (
-        (
-            "A score is −(1/nbeta) g·(C + damping)⁻¹·g′, with gradients g of the training loss and "
-            "g′ of the observable and the curvature C of the mean loss at the trained weights.",
-            "± is the error of stopping early, from how far scores still moved, and of train items "
-            "whose curvature was left out, if any",
-        )
-        if source.solved
-        else (
-            "A score is −Cov(training loss, observable) over the draws.",
-            "± is one standard error, from the spread between groups of chains",
-        )
-    )
+    scale, error = _scale_and_error(source.solved)
     test = "95&nbsp;%" if source.solved else "95&nbsp;%, Student's t"
     chance = "" if source.solved else (
         " About 5&nbsp;% of scores that are truly zero would still pass as clear of zero, and the "
