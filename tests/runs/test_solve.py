@@ -23,6 +23,7 @@ from bif.curvature.derivatives import Derivatives
 from bif.curvature.krylov import KrylovSpace
 from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
 from bif.curvature.solve import conjugate_gradients
+from bif.language.linear_loss import chunked_next_token
 from bif.linear_response import vectors
 from bif.linear_response.column_gradients import train_gradients
 from bif.linear_response.request import Request
@@ -32,6 +33,7 @@ from bif.response import respond
 from bif.sampling.item_gradients import item_gradients
 from bif.sampling.posterior import LocalPosterior
 from command_line import failed
+from language_cases import model
 from rival_problems import (
     GN,
     damped,
@@ -41,7 +43,7 @@ from rival_problems import (
     mlp_problem,
     tokens,
 )
-from small_problems import TINY, classification, filled, labelled, network, normal
+from small_problems import TINY, classification, filled, integers, labelled, network, normal
 from token_problems import problem as token_problem
 
 TIGHT = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
@@ -188,6 +190,16 @@ class TestExact:
             run.influence.self_influence()
         with pytest.raises(ValueError, match="self_influence has no use with estimator='cov"):
             bif.Settings(estimator="covariance", self_influence=True)
+
+    def test_losses_in_chunks_of_logits_are_solved_for_in_their_plain_form(self):
+        pytest.importorskip("transformers", reason="the extra `lm` is not installed")
+        items = {"input_ids": integers(330, 6, 10, seed=1)}
+        settings = replace(TIGHT, gamma=200.0, solver_residual=1e-6)
+        plain, chunked = (
+            scores(bif.Problem(model("neox"), loss, train=items, queries=items), settings)
+            for loss in (bif.losses.next_token, chunked_next_token)
+        )
+        np.testing.assert_allclose(chunked, plain, rtol=1e-9)
 
     def test_errors_of_sums_are_the_sums_of_errors(self):
         influence = bif.attribute(classification(), replace(TIGHT, solver_residual=0.05)).influence

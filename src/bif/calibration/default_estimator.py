@@ -48,7 +48,7 @@ def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorNa
     if for_chains or num_weights <= MANY_WEIGHTS:
         return "covariance", ""
     try:
-        require_derivatives(problem, settings.reopened(estimator="response"))
+        require_derivatives(problem.with_plain_losses(), settings.reopened(estimator="response"))
     except ValueError as error:
         why = f"{num_weights:,} weights are sampled, since they cannot be solved for: {error}"
         return "covariance", why

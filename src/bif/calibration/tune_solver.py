@@ -72,6 +72,7 @@ def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -
         parts: Tuning parts of banks, of these queries; one for each kind of retraining.
     """
     started = time.perf_counter()
+    asked = asked.with_plain_losses()
     found = calibrate_solver(asked, settings)
     s = found.settings
     assert s.nbeta is not None and s.gamma is not None

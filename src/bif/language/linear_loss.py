@@ -23,8 +23,11 @@ from bif.problem.losses import (
     at_least_float32,
     averages,
     counted_tokens,
+    form_of,
     mean_over_counted,
     next_targets,
+    next_token,
+    next_token_mean,
     reads_masks,
     refuse_other_than_texts,
 )
@@ -45,6 +48,7 @@ class NoLinearHead(ValueError):
     """The model's logits are not those of a linear map."""
 
 
+@form_of(next_token)
 @reads_masks
 def chunked_next_token(
     model: nn.Module, batch: Batch, *, logits_at_once: int = LOGITS_AT_ONCE
@@ -80,6 +84,7 @@ def chunked_next_token(
     return losses.view(targets.shape)
 
 
+@form_of(next_token_mean)
 @reads_masks
 @averages(counted_tokens)
 def chunked_next_token_mean(model: nn.Module, batch: Batch) -> Tensor:

@@ -97,10 +97,7 @@ def language_problem(
         notes.extend(f"{name}: {line}" for line in said)
         return maker.items(found)
 
-    groups = queries if isinstance(queries, Mapping) else {"query": queries}
-    others = candidates or {}
-    if not isinstance(others, Mapping):
-        others = {"candidate": others}
+    groups, others = _named(queries, "query"), _named(candidates or {}, "candidate")
     data: dict[str, Any] = {
         "train": items(train, "train"),
         "queries": {name: items(documents, name) for name, documents in groups.items()},
@@ -120,6 +117,11 @@ def language_problem(
         problem = make_problem(default_loss(chosen, reduction))
     problem.notes = (*notes, *_note_tied(model))
     return problem
+
+
+def _named(given: Documents | Mapping[str, Documents], name: str) -> Mapping[str, Documents]:
+    """Return groups by name; documents without one get `name`."""
+    return given if isinstance(given, Mapping) else {name: given}
 
 
 def _refuse_foreign(model: nn.Module) -> None:

@@ -43,6 +43,30 @@ def averages(count: Callable[[Batch], Tensor]) -> Callable[[ItemLoss], ItemLoss]
     return mark
 
 
+def plain_form(loss: ItemLoss) -> ItemLoss:
+    """Return the loss that a loss is another form of, or the loss itself."""
+    return getattr(loss, "form_of", loss)
+
+
+def form_of(plain: ItemLoss) -> Callable[[_Loss], _Loss]:
+    """Mark a loss as having the values of another, which torch differentiates in every way.
+
+    A response by solving takes the other: it needs derivatives in both modes.
+
+    Args:
+        plain: The other loss.
+
+    Returns:
+        A decorator; the loss stays what it is.
+    """
+
+    def mark(loss: _Loss) -> _Loss:
+        loss.form_of = plain  # type: ignore[attr-defined]
+        return loss
+
+    return mark
+
+
 def reads_masks(loss: _Loss) -> _Loss:
     """Mark a loss of texts that is to be the same wherever a row's `attention_mask` pads it."""
     loss.reads_masks = True  # type: ignore[attr-defined]

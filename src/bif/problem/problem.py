@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from bif.problem.columns import Columns, Tokens, num_columns
 from bif.problem.items import Items, as_items, batch_leaves, to_device
 from bif.problem.literals import require_literal
-from bif.problem.losses import margin
+from bif.problem.losses import margin, plain_form
 from bif.problem.metric import require_metric
 from bif.problem.proxy import Proxy, default_proxy
 from bif.problem.validation import (
@@ -286,6 +286,18 @@ class Problem:
         """Return the same problem with every observable recorded itself, not through a proxy."""
         other = copy(self)
         other.observables = tuple(replace(o, through=None) for o in self.observables)
+        return other
+
+    def with_plain_losses(self) -> Problem:
+        """Return the same problem with losses that torch differentiates in every way.
+
+        Values are the same: `bif.problem.losses.form_of` marks what is another form of a loss.
+        """
+        other = copy(self)
+        other.loss = plain_form(self.loss)
+        other.observables = tuple(
+            replace(o, function=plain_form(o.function)) for o in self.observables
+        )
         return other
 
     def refuse_tokens(self, what: str) -> None:

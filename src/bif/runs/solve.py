@@ -66,6 +66,7 @@ def run_solver(
     """
     started = time.perf_counter()
     asked = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
+    problem = problem.with_plain_losses()
     tell = say if show_progress else None
     begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
