@@ -62,9 +62,11 @@ def _stored(leaf: Tensor, settings: Settings) -> Tensor:
 def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
     """Return the oracle of complete settings, on the run's device."""
     oracle = _make_oracle(problem, settings, names)
+    if problem.metric is None:
+        return oracle
     center = {n: leaf.to(run_device(problem, settings)) for n, leaf in problem.center().items()}
     scale = problem.metric_scale({name: center[name] for name in names})
-    return InMetric(oracle, center, scale) if scale else oracle
+    return InMetric(oracle, center, scale or {})
 
 
 def _make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
