@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-import torch
-
 from bif.linear_response.rehearsal import require_derivatives
 from bif.problem.problem import Problem
-from bif.sampling.movable_weights import moving
+from bif.sampling.movable_weights import num_moving
 from bif.sampling.settings import SHARED_BY_ESTIMATORS, EstimatorName, Settings
 
 MANY_WEIGHTS = 50_000
@@ -39,12 +37,7 @@ def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorNa
     )
     if problem.path and not for_chains:
         return "response", ""
-    parameters = problem.parameters()
-    names = moving(problem, settings.movable)
-    num_weights = sum(
-        int(mask.sum()) if isinstance(mask, torch.Tensor) else parameters[name].numel()
-        for name, mask in names.items()
-    )
+    num_weights = num_moving(problem, settings)
     if for_chains or num_weights <= MANY_WEIGHTS:
         return "covariance", ""
     try:

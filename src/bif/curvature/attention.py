@@ -15,8 +15,8 @@ class DifferentiableAttention(TorchFunctionMode):
     """Within the block, `F.scaled_dot_product_attention` has derivatives of any order and mode.
 
     Torch's fused kernels know no forward derivative and no second one.  Its plain implementation
-    knows both, at some 25 passes over a matrix `[T, T]` a head, a direction and a layer; here it is
-    nine, and what all directions share is multiplied for all of them at once.
+    knows both, at many more passes over a matrix `[T, T]` a head, a direction and a layer than are
+    needed; here what all directions share is multiplied for all of them at once.
     """
 
     def __torch_function__(

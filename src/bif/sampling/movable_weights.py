@@ -43,12 +43,18 @@ def moving(problem: Problem, movable: tuple[str, ...] | None) -> dict[str, bool 
     return found
 
 
+def num_moving(problem: Problem, settings: Settings) -> int:
+    """Return the number of weights that move."""
+    found, parameters = moving(problem, settings.movable), problem.parameters()
+    return LocalPosterior(
+        {name: parameters[name] for name in found}, 1.0, 1.0, found, copies_center=False
+    ).num_moving
+
+
 def with_movable(problem: Problem, settings: Settings, choices: Choices) -> Settings:
     """Return settings that name the weights that move, and record how many do, and why."""
     found, parameters = moving(problem, settings.movable), problem.parameters()
-    num = LocalPosterior(
-        {name: parameters[name] for name in found}, 1.0, 1.0, found, copies_center=False
-    ).num_moving
+    num = num_moving(problem, settings)
     total = sum(leaf.numel() for leaf in parameters.values())
     frozen = {name for name, p in problem.model.named_parameters() if not p.requires_grad}
     of_frozen = f"{len(frozen)} of {len(parameters)} parameters are frozen (requires_grad=False)"

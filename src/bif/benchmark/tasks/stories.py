@@ -84,6 +84,7 @@ def task(data: Path, *, device: str, seed: int, size: int | None = None) -> Task
             "random",
             "gradient_product",
             "gradient_cosine",
+            "trak",
             "ekfac",
             "tracin",
             "source",
