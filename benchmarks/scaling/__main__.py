@@ -211,6 +211,7 @@ def measure_response(
         return response_cost(
             shape, ids[:items], ids[items:], device=a.device, seed=a.seed, damping=a.damping,
             curvature_items=a.curvature_items, steps=a.solver_steps, exact=a.exact,
+            exact_queries=a.exact_queries,
         )  # fmt: skip
     except (torch.OutOfMemoryError, ValueError) as error:
         return {"reason": _first_sentence(error)}
@@ -318,7 +319,10 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[Shape, int, int]]:
 
 def _case(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return the key of a row."""
-    return tuple(row.get(k) for k in ("shape", "method", "how", "num_items", "num_queries"))
+    return tuple(
+        row.get(k)
+        for k in ("shape", "method", "how", "num_items", "num_queries", "curvature_items")
+    )
 
 
 def _package(method: str) -> str:
@@ -364,8 +368,11 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--curvature-items", type=int, help="of the response; all by default")
     made.add_argument("--solver-steps", type=int, help="of the response; to a residual by default")
     made.add_argument(
-        "--exact", action="store_true", help="compare with a solve to 1e-3 by all items in float32"
+        "--exact",
+        choices=("same", "all"),
+        help="compare with a solve to 1e-3, by the same items or by all in TF32",
     )
+    made.add_argument("--exact-queries", type=int, default=4, help="first queries of that")
     made.add_argument("--add", type=Path, help="file whose rows come first")
     made.add_argument("--name", default="scaling", help="of the JSON file")
     return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from benchmarks.scaling.neox import Shape, network
 
 def response_cost(
     shape: Shape, train: Tensor, queries: Tensor, *, device: str, seed: int,
-    damping: float | None, curvature_items: int | None, steps: int | None, exact: bool,
+    damping: float | None, curvature_items: int | None, steps: int | None,
+    exact: Literal["same", "all"] | None, exact_queries: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return seconds with calibration, peak memory, steps, errors, and the nearness.
 
@@ -26,8 +28,9 @@ def response_cost(
         damping: gamma/nbeta; calibrated if None.
         curvature_items: Train items whose curvature is taken; all if None.
         steps: Products a query; to the default residual if None.
-        exact: Solve again, to a residual of 1e-3, by all items and in float32, and return the
-            smallest and the mean correlation of a query's scores with that.
+        exact: Solve again to a residual of 1e-3, by the same items in the same precision or by all
+            items in TF32, and return the smallest and the mean correlation of a query's scores.
+        exact_queries: How many queries are solved again.
     """
     model = network(shape, length=train.shape[1], seed=seed, device=device, dtype=torch.float32)
     problem = bif.Problem(
@@ -59,17 +62,22 @@ def response_cost(
     row["curvature_sampling"] = run.summary.get("curvature_sampling", 0.0)
     if exact:
         at = run.manifest["settings"]
-        whole = bif.Settings(
-            estimator="response", nbeta=at["nbeta"], gamma=at["gamma"], seed=seed,
-            solver_residual=1e-3,
-        )  # fmt: skip
+        whole = replace(
+            settings, nbeta=at["nbeta"], gamma=at["gamma"], solver_steps=None, solver_residual=1e-3
+        )
+        if exact == "all":
+            whole = replace(whole, solver_items=None, gradient_precision=None)
+        few = problem.asking({"first": {"input_ids": queries[:exact_queries].to(device)}})
         started = time.perf_counter()
-        reference = bif.attribute(problem, whole)
+        reference = bif.attribute(few, whole)
         found, true = (
-            r.influence.dataset["influence"].values[0].astype(float) for r in (run, reference)
+            r.influence.dataset["influence"].values[0][:exact_queries].astype(float)
+            for r in (run, reference)
         )
         nearness = [np.corrcoef(a, b)[0, 1] for a, b in zip(found, true, strict=True)]
         row |= {
+            "exact_by": exact,
+            "exact_queries": len(nearness),
             "exact_seconds": time.perf_counter() - started,
             "exact_steps": reference.summary["solver_steps"],
             "correlation_min": float(np.min(nearness)),
