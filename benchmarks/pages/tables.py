@@ -49,9 +49,12 @@ def at_a_glance(page: str) -> list[str]:
 
 
 def solving() -> list[str]:
-    """Show the response by solving beside rivals of the same run, setting by setting."""
+    """Show the response by solving beside rivals of the same run, setting by setting.
+
+    Rows of `-cg` files are of earlier runs of rivals that take long, on networks retrained alike.
+    """
     return _beside_ekfac(
-        "solver",
+        ["solver", "cg"],
         ["steps", "damping", "trusted"],
         lambda row: [figure(row.get("solver_steps"), 0), figure(row.get("damping"), 3),
                      verdict(row)],
@@ -61,24 +64,24 @@ def solving() -> list[str]:
 def along_path() -> list[str]:
     """Show rivals that follow the training beside EK-FAC of the same run, setting by setting."""
     return _beside_ekfac(
-        "path", ["chosen"], lambda row: [choice_text(row["choice"], row["at_edge"])]
+        ["path"], ["chosen"], lambda row: [choice_text(row["choice"], row["at_edge"])]
     )
 
 
 def _beside_ekfac(
-    kind: str, labels: list[str], cells: Callable[[Mapping[str, Any]], list[str]]
+    kinds: list[str], labels: list[str], cells: Callable[[Mapping[str, Any]], list[str]]
 ) -> list[str]:
-    """Return the rows of the newest runs of a kind, with further columns, and their commands."""
+    """Return the rows of the newest runs of some kinds, with further columns, and their commands."""
     first = (
         "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning"
     ).split(" | ")
     lines, commands = [], []
     for setting in SETTINGS:
-        run = newest_run(f"lds-{setting}-{kind}")
-        if run is None:
-            continue
-        commands.append(describe_run(run))
-        for row in run["rows"]:
+        found = [newest_run(f"lds-{setting}-{kind}") for kind in kinds]
+        runs = [run for run in found if run is not None]
+        commands += [describe_run(run) for run in runs]
+        known: set[str] = set()
+        for row in (row for run in runs for row in _others(run, known)):
             low, high = row.get("minus_ekfac_low"), row.get("minus_ekfac_high")
             paired = "–" if low is None else f"{low:+.3f} to {high:+.3f}"
             lines.append([
@@ -88,6 +91,13 @@ def _beside_ekfac(
             ])  # fmt: skip
     between = [line for command in commands for line in (command, "")]
     return [*table([*first, *labels], lines), "", *between[:-1]]
+
+
+def _others(run: Mapping[str, Any], known: set[str]) -> list[Mapping[str, Any]]:
+    """Return the rows of methods that are not known yet, and add these to what is known."""
+    rows = [row for row in run["rows"] if row["method"] not in known]
+    known.update(row["method"] for row in rows)
+    return rows
 
 
 def small_sets() -> list[str]:

@@ -29,15 +29,21 @@ class Solving:
             weight decay.
         residual: To what relative residual the systems are solved at the tuned damping, in the
             place of the tuned steps; None for these.
+        share: Part of the train items whose curvature is taken.
     """
 
     name: str
     tuned: bool = True
     residual: float | None = None
+    share: float = 1.0
 
     def run(self, task: Task, judge: Judge, found: Sequence[Scored]) -> list[Scored]:
         first, device = task.settings[0], task.problem.device
-        plain = Settings(estimator="response", weight_decay=first.weight_decay, seed=first.seed)
+        some = None if self.share == 1 else max(2, round(self.share * task.problem.num_train))
+        plain = Settings(
+            estimator="response", weight_decay=first.weight_decay, seed=first.seed,
+            solver_items=some,
+        )  # fmt: skip
         made = []
         for outcome in task.problem.observables:
             alone = of_observable(task.problem, outcome.name)
@@ -79,6 +85,8 @@ def _solve(problem: Problem, settings: Settings) -> tuple[np.ndarray, Mapping[st
     run = attribute(problem, settings)
     names = ("damping", "solver_steps", "largest_residual", "truncation", "damping_keeps")
     facts = {name: run.summary[name] for name in names}
+    if "curvature_sampling" in run.summary:
+        facts["curvature_sampling"] = run.summary["curvature_sampling"]
     scores = run.influence.dataset["influence"].values[0]
     return scores, {**facts, "trusted": run.summary.trusted, "failed_gates": run.failed_gates}
 
@@ -89,5 +97,7 @@ def solving() -> dict[str, Solving]:
         Solving("solver"),
         Solving("solver_default", tuned=False),
         Solving("solver_exact", residual=1e-4),
+        Solving("solver_half", tuned=False, share=1 / 2),
+        Solving("solver_quarter", tuned=False, share=1 / 4),
     )
     return {way.name: way for way in ways}
