@@ -9,7 +9,13 @@ from torch import Tensor
 
 import bif
 from bif import losses
-from bif.calibration.damping import FLATTEST, SHARE, leftover_curvature, usual_damping
+from bif.calibration.damping import (
+    FLATTEST,
+    SHARE,
+    left_gradient,
+    leftover_curvature,
+    usual_damping,
+)
 from bif.calibration.pilot import pilot
 from bif.problem.items import Items
 from bif.sampling.choices import Choices
@@ -37,7 +43,9 @@ def leftover(weight: Tensor, *, decay: float = 0.0, mask: Tensor | None = None) 
         Items((X, Y)), chunk_size=N, train_weights=torch.ones(N).double(),
     )  # fmt: skip
     largest = float(torch.linalg.eigvalsh(HESSIAN)[-1])
-    return leftover_curvature(gradient, posterior, {"weight": weight[None, None]}, largest=largest)
+    params = {"weight": weight[None, None]}
+    left = left_gradient(gradient, posterior, params)
+    return leftover_curvature(gradient, posterior, params, left=left, largest=largest)
 
 
 def test_leftover_curvature_is_the_hessians_along_the_gradient():

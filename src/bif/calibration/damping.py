@@ -45,8 +45,21 @@ def usual_damping(largest: float, leftover: float) -> tuple[float, str]:
     return (damping, words) if damping >= least else (least, f"{words}, raised so that chains mix")
 
 
+def left_gradient(gradient: Gradient, posterior: LocalPosterior, params: Params) -> Params:
+    """Return the gradient of the training objective at w*, weight decay included.
+
+    Args:
+        gradient: Gradient of the mean loss over all train items.
+        posterior: Posterior with center, masks and weight decay, both of which count.
+        params: w*, leaves `[1, *shape]`.
+    """
+    left = tensors.copied(gradient(params, 0).gradient)
+    posterior.add_decay_(left, params)
+    return posterior.masked_(left)
+
+
 def leftover_curvature(
-    gradient: Gradient, posterior: LocalPosterior, params: Params, *, largest: float
+    gradient: Gradient, posterior: LocalPosterior, params: Params, *, left: Params, largest: float
 ) -> float:
     """Return `|H g| / |g|` at w* of the training objective's gradient g and Hessian H.
 
@@ -59,26 +72,18 @@ def leftover_curvature(
         gradient: Gradient of the mean loss over all train items.
         posterior: Posterior with center, masks and weight decay, both of which count.
         params: w*, leaves `[1, *shape]`.
+        left: g, as of `left_gradient`.
         largest: Largest curvature of the mean loss at w*.
 
     Returns:
         In units of the loss; NaN where g is certainly no more than w*'s rounding.
     """
-
-    def moving(found: Params) -> Params:
-        for name in found.keys() & posterior.masks.keys():
-            found[name].mul_(posterior.masks[name])
-        return found
-
-    left = tensors.copied(gradient(params, 0).gradient)
-    posterior.add_decay_(left, params)
-    left = moving(left)
     size = float(tensors.squared_norm(left)) ** 0.5
-    at = moving(tensors.copied(params))
+    at = posterior.masked_(tensors.copied(params))
     rounding = max(torch.finfo(leaf.dtype).eps for leaf in params.values())
     if not size > _ROUNDING * rounding * largest * float(tensors.squared_norm(at)) ** 0.5:
         return math.nan
-    tensors.mul_(left, 1 / size)
-    ahead = hessian_product(gradient, params, posterior.masks)(left)
-    ahead = moving(tensors.add_(ahead, left, posterior.weight_decay))
+    along = tensors.mul_(tensors.copied(left), 1 / size)
+    ahead = hessian_product(gradient, params, posterior.masks)(along)
+    ahead = posterior.masked_(tensors.add_(ahead, along, posterior.weight_decay))
     return float(tensors.squared_norm(ahead)) ** 0.5

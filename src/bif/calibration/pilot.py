@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from bif.calibration.alignment import (
     dampings,
     gradient_sketches,
 )
-from bif.calibration.damping import SHARE, leftover_curvature, usual_damping
+from bif.calibration.damping import SHARE, left_gradient, leftover_curvature, usual_damping
 from bif.calibration.short_trajectory import NUM_PLACES, STEPS, short_trajectory
 from bif.curvature.extreme_eigenvalues import largest_curvature, smallest_curvature
 from bif.problem.items import Items
@@ -27,6 +28,7 @@ from bif.sampling.choices import Choices
 from bif.sampling.factory import item_weights, make_oracle, make_posterior, run_device, wait_for
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import Oracle
+from bif.sampling.oracles.precision import precision_at_center
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.sampling.settings import Settings
@@ -200,26 +202,31 @@ class Probe:
         return _Center(largest, float(smallest), seconds, of_chain)
 
     def leftover(self, largest: float) -> float:
-        """Return `leftover_curvature` by all items in float32; NaN where there are too many."""
+        """Return `leftover_curvature` by all items; NaN where there are too many."""
         if self.problem.num_train > _MOST_ITEMS:
             return math.nan
-        return leftover_curvature(self._exact(), self.posterior, self.one, largest=largest)
+        return leftover_curvature(
+            self._of_all, self.posterior, self.one, left=self._left, largest=largest
+        )
 
     def left_gradient(self) -> float:
         """Return the squared gradient of the training objective at w*; NaN of too many items."""
         if self.problem.num_train > _MOST_ITEMS:
             return math.nan
-        found = tensors.copied(self._exact()(self.one, 0).gradient)
-        self.posterior.add_decay_(found, self.one)
-        for name in found.keys() & self.posterior.masks.keys():
-            found[name].mul_(self.posterior.masks[name])
-        return float(tensors.squared_norm(found))
+        return float(tensors.squared_norm(self._left))
 
-    def _exact(self) -> FullGradient:
-        """Return the gradient of all items in float32."""
+    @cached_property
+    def _left(self) -> Params:
+        """The gradient of the training objective at w*."""
+        return left_gradient(self._of_all, self.posterior, self.one)
+
+    @cached_property
+    def _of_all(self) -> FullGradient:
+        """The gradient of all items."""
         problem, settings = self.problem, self.settings
-        exact = replace(settings, gradient_precision="float32")
         like = next(iter(self.posterior.center.values()))
+        precision = precision_at_center(settings.precisions[1], self.posterior.num_moving)
+        exact = replace(settings, gradient_precision=precision)
         return FullGradient(
             make_oracle(problem, exact, list(self.posterior.center)),
             problem.train.to(self.device),

@@ -17,7 +17,7 @@ from bif.sampling.choices import Choices
 from bif.sampling.factory import run_device
 from bif.sampling.movable_weights import moving
 from bif.sampling.oracles import autocast
-from bif.sampling.oracles.precision import matmul_precision
+from bif.sampling.oracles.precision import matmul_precision, precision_at_center
 from bif.sampling.settings import Settings
 from bif.tensors import dense
 from bif.types import Batch, ItemLoss
@@ -75,7 +75,9 @@ def _check(problem: Problem, settings: Settings) -> tuple[str, ...]:
     model = problem.evaluation_copy(device, lean=lean)
     chains = settings.block_size or 1 if settings.oracle == "stacked" else 1
     size = chains * (settings.chunk_size or 1)
-    with matmul_precision("float32"), preserve_randomness():
+    numbers = sum(leaf.numel() for leaf in model.parameters())
+    precision = precision_at_center(settings.precisions[1], numbers)
+    with matmul_precision(precision), preserve_randomness():
         for group in groups:
             _refuse_labels(model, group, lean=lean)
         once = [_values(model, group, size, lean=lean) for group in groups]

@@ -21,7 +21,7 @@ from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.factory import run_device
-from bif.sampling.item_gradients import item_gradients
+from bif.sampling.item_gradients import item_gradient_chunks
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.settings import Settings
 
@@ -31,6 +31,8 @@ _CPU_BYTES = 2**30
 """Bytes of activations of a pass, over items and directions."""
 _GPU_SHARE = 0.4
 """Part of a GPU's free memory for them: small passes wait for their kernels to be launched."""
+_PASS, _DIRECTION = 3.0, 0.5
+"""Activations of a pass and of each direction through it, in units of a plain backward pass."""
 _LEAST = 1e-3
 """Part of the largest curvature that is the damping where training went to its minimum."""
 _NOISE_ITEMS = 64
@@ -85,8 +87,8 @@ def calibrate_solver(
     choices.choose("queries of a block", vectors.num_rows, vectors.in_words())
     require_derivatives(problem, asked)
     plain = sampling_settings(asked)
-    chunk, together = _pass_size(problem, asked, choices)
-    plain = replace(plain, chunk_size=chunk)
+    chunk, together = _pass_size(problem, asked, choices, most=vectors.num_rows)
+    plain = replace(plain, chunk_size=min(problem.num_train, chunk * together))
     check_items(problem, plain, choices)
     if plain.nbeta is None:
         plain, why = default_nbeta(problem, plain)
@@ -105,21 +107,26 @@ def resume_solver(
 ) -> SolverCalibration:
     """Return what a run that was begun is carried out with, on whatever device it goes on."""
     vectors = forecast_vectors(problem, settings)
-    _, together = _pass_size(problem, settings, Choices())
+    _, together = _pass_size(problem, settings, Choices(), most=vectors.num_rows)
     return SolverCalibration(settings, choices, together, vectors)
 
 
-def _pass_size(problem: Problem, settings: Settings, choices: Choices) -> tuple[int, int]:
-    """Return items and directions of a pass that hold a budget of activations together."""
+def _pass_size(
+    problem: Problem, settings: Settings, choices: Choices, *, most: int
+) -> tuple[int, int]:
+    """Return items and directions of a pass that hold a budget of activations together.
+
+    Args:
+        most: Queries that are solved together.
+    """
     device = run_device(problem, settings)
     free = _CPU_BYTES
     if device.type == "cuda":
         free = int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     room = free // activation_bytes(problem, device)
-    together = problem.num_queries * len(problem.observables)
-    together += problem.num_scored if settings.self_influence else 0
-    together = max(1, min(_DIRECTIONS, together, room))
-    chunk = settings.chunk_size or max(1, min(problem.num_train, room // together))
+    together = max(1, min(_DIRECTIONS, most, room))
+    fit = int(room / (_PASS + _DIRECTION * together))
+    chunk = settings.chunk_size or max(1, min(problem.num_train, fit))
     if settings.chunk_size is None:
         chunk = math.ceil(problem.num_train / math.ceil(problem.num_train / chunk))
         reason = f"{together} directions pass through the model together"
@@ -152,8 +159,9 @@ def _left_of_noise(probe: Probe, problem: Problem) -> float:
     """
     masks = {name: probe.posterior.masks.get(name, True) for name in probe.posterior.center}
     few = Items(problem.train.take(probe.order[:_NOISE_ITEMS].sort().values))
-    rows = item_gradients(problem, problem.loss, few, movable=masks).double()
-    noise = float(rows.square().sum(dim=1).mean()) / problem.num_train
+    chunks = item_gradient_chunks(problem, problem.loss, few, movable=masks)
+    squares = sum(float(rows.square().sum(dtype=torch.float64)) for rows in chunks)
+    noise = squares / len(few) / problem.num_train
     return probe.left_gradient() / noise if noise > 0 else math.nan
 
 

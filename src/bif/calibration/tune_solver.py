@@ -129,7 +129,7 @@ class _Scored:
         for start in range(0, self.num_queries, size):
             rows = solver.gradients(place, range(self.num_queries)[start : start + size])
             space = KrylovSpace(solver.times, rows, steps=max(STEPS))
-            along = torch.stack([solver.scores(vectors).double() for vectors in space.basis])
+            along = torch.stack(solver.scores(*space.basis)).double()
             del space.basis  # what remains of the recursion is small
             self._spaces.append((space, along))
 

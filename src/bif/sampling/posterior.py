@@ -91,9 +91,13 @@ class LocalPosterior:
         gradient = tensors.mul_(mean_loss_gradient, self.nbeta)
         tensors.add_(gradient, self.displacement(params), self.gamma)
         self.add_decay_(gradient, params, self.nbeta)
-        for name in gradient.keys() & self.masks.keys():
-            gradient[name].mul_(self.masks[name])
-        return gradient
+        return self.masked_(gradient)
+
+    def masked_(self, leaves: Params) -> Params:
+        """Set what belongs to weights that may not move to 0, in place."""
+        for name in leaves.keys() & self.masks.keys():
+            leaves[name].mul_(self.masks[name])
+        return leaves
 
     def add_decay_(self, gradient: Params, params: Params, factor: float = 1.0) -> None:
         """Add the weight decay's gradient times a factor, in place: `weight_decay * w`."""

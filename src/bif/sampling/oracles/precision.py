@@ -16,6 +16,9 @@ EXACTNESS: tuple[Precision, ...] = ("bfloat16", "tf32", "float32")
 _COARSER: dict[Precision, float] = {"bfloat16": torch.finfo(torch.bfloat16).eps, "tf32": 2.0**-10}
 """Relative distance of numbers in precisions below float32."""
 
+_LARGE = 10**8
+"""Weights from which a few float32 passes over all items take as long as a solve."""
+
 
 def rounding(dtype: torch.dtype, *precisions: Precision) -> float:
     """Relative distance of numbers, of a dtype whose products are in the coarsest of these.
@@ -24,6 +27,16 @@ def rounding(dtype: torch.dtype, *precisions: Precision) -> float:
     """
     coarser = [_COARSER.get(p, 0.0) for p in precisions if dtype == torch.float32]
     return max([torch.finfo(dtype).eps, *coarser])
+
+
+def precision_at_center(asked: Precision, num_weights: int) -> Precision:
+    """Return the precision of a look at all items at w*: float32 unless the model is large.
+
+    Args:
+        asked: Of the losses that are recorded.
+        num_weights: How many weights move.
+    """
+    return asked if num_weights >= _LARGE else "float32"
 
 
 @contextmanager
