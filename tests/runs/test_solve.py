@@ -24,13 +24,13 @@ from bif.curvature.krylov import KrylovSpace
 from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
 from bif.curvature.solve import conjugate_gradients
 from bif.language.linear_loss import chunked_next_token
-from bif.linear_response import vectors
+from bif.linear_response import solver, vectors
 from bif.linear_response.column_gradients import train_gradients
 from bif.linear_response.request import Request
 from bif.linear_response.solver import Solver
 from bif.linear_response.vectors import Vectors
 from bif.response import respond
-from bif.sampling.item_gradients import item_gradients
+from bif.sampling.item_gradients import NotVmapped, item_gradients
 from bif.sampling.posterior import LocalPosterior
 from command_line import failed
 from language_cases import model
@@ -54,10 +54,10 @@ def scores(problem: bif.Problem, settings: bif.Settings = TIGHT) -> np.ndarray:
     return bif.attribute(problem, settings).influence.dataset["influence"].values
 
 
-def rows_that_fit(monkeypatch: pytest.MonkeyPatch, count: int, *, num_weights: int = 43) -> None:
+def rows_that_fit(monkeypatch: pytest.MonkeyPatch, count: float, *, num_weights: int = 43) -> None:
     """Let the host have memory for so many queries of a float64 model, and as much beside them."""
     monkeypatch.setattr(
-        vectors, "free_bytes", lambda device: 2 * count * vectors.VECTORS * 8 * num_weights
+        vectors, "free_bytes", lambda device: int(2 * count * vectors.VECTORS * 8 * num_weights)
     )
 
 
@@ -124,6 +124,36 @@ class TestExact:
         rows_that_fit(monkeypatch, size, num_weights=1210)
         monkeypatch.setattr("bif.calibration.solving._DIRECTIONS", 2)
         np.testing.assert_allclose(scores(mlp_problem()), whole, rtol=1e-5, atol=1e-8)
+
+    @pytest.mark.parametrize("metric", [None, "given"])
+    def test_items_gradients_and_derivatives_along_solutions_give_the_same_scores(
+        self, monkeypatch, metric
+    ):
+        problem = mlp_problem()
+        problem = problem.extended(candidates={"more": problem.train.take(torch.arange(3))})
+        if metric:
+            center = problem.center()
+            problem = problem.with_metric({n: 1 + leaf.abs() for n, leaf in center.items()})
+        settings = replace(TIGHT, movable=("0.weight[0:2]", "*bias"))
+        called = []
+        whole = solver.products_with_gradients
+        monkeypatch.setattr(
+            solver, "products_with_gradients", lambda *a, **k: called.append(1) or whole(*a, **k)
+        )
+        found = scores(problem, settings)
+        assert called and found.shape[-1] == 43
+        monkeypatch.setattr(solver, "_MANY_ROWS", 10**9)
+        np.testing.assert_allclose(scores(problem, settings), found, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("refusal", [NotVmapped(), torch.OutOfMemoryError()])
+    def test_where_gradients_of_items_are_refused_derivatives_serve(self, monkeypatch, refusal):
+        expected = scores(mlp_problem())
+
+        def refused(*given: Any, **named: Any) -> None:
+            raise refusal
+
+        monkeypatch.setattr(solver, "products_with_gradients", refused)
+        np.testing.assert_allclose(scores(mlp_problem()), expected, rtol=1e-6, atol=1e-9)
 
     def test_scores_of_tokens_add_up_to_those_of_items(self):
         settings = TIGHT
@@ -258,6 +288,27 @@ class TestProducts:
         got = CurvatureProduct(problem, items=places)(rows)
         torch.testing.assert_close(got, CurvatureProduct(part)(rows), rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.parametrize("curvature", [GN, "hessian"])
+    def test_each_row_may_have_weights_of_the_items_of_its_own(self, curvature):
+        problem, rows = mlp_problem(), normal(3, 1210, seed=3)
+        weights = normal(3, problem.num_train, seed=4).exp()
+        product = CurvatureProduct(problem, curvature, chunk_size=7, num_together=2)
+        got = product(rows, weights)
+        items = torch.arange(problem.num_train)
+        of_items = [CurvatureProduct(problem, curvature, items=i)(rows) for i in items.split(1)]
+        expected = torch.einsum("ki,ikp->kp", weights, torch.stack(of_items)) / len(items)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+    def test_how_the_loss_curves_in_the_outputs_is_found_once_a_chunk(self, monkeypatch):
+        product, found = CurvatureProduct(mlp_problem(), chunk_size=7), []
+        assert product._split is not None
+        root = product._split.root
+        monkeypatch.setattr(product._split, "root", lambda batch: found.append(1) or root(batch))
+        rows = normal(3, 1210, seed=3)
+        first = product(rows)
+        torch.testing.assert_close(product(rows), first, rtol=0, atol=0)
+        assert len(found) == -(-mlp_problem().num_train // 7)
+
     def test_models_that_vmap_refuses_are_multiplied_row_by_row(self):
         class Refuses(nn.Module):
             def __init__(self) -> None:
@@ -343,23 +394,25 @@ class TestMemory:
     def test_candidates_of_tuning_have_the_scores_of_solves_in_whatever_blocks(self, num_rows):
         settings = replace(TIGHT, gamma=0.6, solver_residual=None, solver_steps=4)
         found = calibrate_solver(mlp_problem(), replace(settings, gamma=2.0))
-        solver = Solver(
+        made = Solver(
             mlp_problem(), found.settings, num_together=8, vectors=Vectors(1, 1, num_rows)
         )
-        candidate = tune_solver._Scored(solver, "margin").at(0.6 / 20, 4)
+        candidate = tune_solver._Scored(made, "margin").at(0.6 / 20, 4)
         expected = scores(mlp_problem(), settings)[1]
         np.testing.assert_allclose(candidate, expected, rtol=1e-5, atol=1e-8)
 
-    def test_what_a_step_only_adds_to_stays_on_the_host_where_more_fit_so(self, monkeypatch):
+    def test_what_a_step_only_adds_to_stays_on_the_host_where_the_device_has_no_room(
+        self, monkeypatch
+    ):
         rows_that_fit(monkeypatch, 2)
         monkeypatch.setattr(vectors, "run_device", lambda *_: torch.device("cuda"))
         monkeypatch.setattr(vectors, "memory_of_host", lambda: 10**9)
         found = vectors.forecast_vectors(classification(), TIGHT)
-        assert (found.num_rows, found.on_host) == (4, True)  # half of the vectors: twice as many
-        assert "5 of them on the host" in found.in_words()
-        rows_that_fit(monkeypatch, 5)
+        assert (found.num_rows, found.on_host) == (2, False)  # the host would take long
+        rows_that_fit(monkeypatch, 0.6)
         found = vectors.forecast_vectors(classification(), TIGHT)
-        assert (found.num_rows, found.on_host) == (5, False)
+        assert (found.num_rows, found.on_host) == (1, True)
+        assert "5 of them on the host" in found.in_words()
         monkeypatch.setattr(vectors, "free_bytes", lambda device: 1000)
         with pytest.raises(ValueError, match="has 5 vectors of 43 weights there.* free on cuda"):
             vectors.forecast_vectors(classification(), TIGHT)
@@ -383,6 +436,7 @@ class TestMemory:
         assert bif.attribute(classification(), few, out=tmp_path / "run").summary.trusted
 
     def test_rows_of_a_pass_are_halved_where_they_do_not_fit(self, monkeypatch):
+        monkeypatch.setattr(solver, "_MANY_ROWS", 10**9)
         whole, along, passes = scores(mlp_problem()), AlongDirections.__call__, []
 
         def short(self: Any, function: Any, center: Any, directions: Any) -> Tensor:
@@ -418,8 +472,11 @@ class TestHonesty:
         relative = np.sqrt((actual**2).mean() / (exact**2).mean())
         assert 0.5 < stopped.summary["truncation"] / relative < 2
 
-    @pytest.mark.parametrize("count", [16, 30])
-    def test_intervals_cover_the_solution_with_the_curvature_of_some_items(self, count):
+    @pytest.mark.parametrize(("count", "jackknifed"), [(16, 4), (30, 4), (30, 2)])
+    def test_intervals_cover_the_solution_with_the_curvature_of_some_items(
+        self, monkeypatch, count, jackknifed
+    ):
+        monkeypatch.setattr("bif.linear_response.solver._SPREAD_COLUMNS", jackknifed)
         problem, settings = mlp_problem(), replace(TIGHT, gamma=2.0, solver_residual=1e-3)
         exact, inside, relative = scores(problem, settings), [], []
         for seed in range(6):
@@ -432,6 +489,13 @@ class TestHonesty:
             assert run.summary["truncation"] < 0.01
         assert np.mean(inside) > 0.95
         assert 0.5 < np.median(relative) < 2
+
+    def test_the_jackknife_is_the_same_in_blocks_of_one_query(self, monkeypatch):
+        settings = replace(TIGHT, gamma=2.0, solver_items=20)
+        whole = bif.attribute(mlp_problem(), settings).influence.dataset["standard_error"]
+        rows_that_fit(monkeypatch, 1, num_weights=1210)
+        alone = bif.attribute(mlp_problem(), settings).influence.dataset["standard_error"]
+        np.testing.assert_allclose(alone, whole, rtol=1e-4)
 
     def test_a_curvature_of_all_items_has_no_sampling_error(self):
         problem = classification()

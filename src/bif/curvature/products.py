@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -24,6 +24,12 @@ from bif.types import Batch, Params
 
 Curvature = Literal["gauss_newton", "hessian"]
 """The generalised Gauss-Newton matrix `(1/n) Σ rho_i Jᵢᵀ ∇²l Jᵢ`, or the Hessian."""
+_Product = Callable[[Params, Tensor | None], Params]
+"""Of rows' leaves `[K, *shape]`, and factors of the items `[K, B]` if any."""
+_FACTORS = ""
+"""The name of a row's factors beside its leaves."""
+_ROOT_BYTES = 2**28
+"""Bytes of the roots of losses' curvatures that are kept: they are the same in every product."""
 _EARLIER_WORDS = {"ggn": "gauss_newton", "bregman": "gauss_newton"}
 
 
@@ -93,20 +99,19 @@ class CurvatureProduct:
         self._scale = None if scale is None else join_leaves(tensors.stacked(scale, 1))
         self.model.requires_grad_(False)  # what is differentiated is passed in
         self._along = AlongDirections()
-
-    def over(self, items: Tensor) -> CurvatureProduct:
-        """Return the product of the curvature of other train items, by their positions."""
-        other = copy(self)
-        other._items = items
-        return other
+        self._roots: dict[int, Tensor] = {}
 
     @property
     def num_weights(self) -> int:
         """P, the length of a row."""
         return sum(leaf.numel() for leaf in self.params.values())
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor, item_weights: Tensor | None = None) -> Tensor:
         """Return the products of rows `[K, P]`.
+
+        Args:
+            rows: X.
+            item_weights: `[K, n]`, for each row factors of the curvatures of the n items.
 
         Raises:
             torch.OutOfMemoryError: Not even a single row fits.
@@ -115,11 +120,19 @@ class CurvatureProduct:
         rows = rows if self._scale is None else rows * self._scale
         total = torch.zeros_like(rows)
         sums = split_rows(total, self.params, cast=False)
-        for share, batch in self._chunks():
-            product, start = self._of_chunk(share, batch), 0
+        first = 0
+        for number, (share, batch) in enumerate(self._chunks()):
+            product, start = self._of_chunk(number, share, batch), 0
+            factors = None
+            if item_weights is not None:
+                factors = item_weights[:, first : first + len(share)].to(share)
+            first += len(share)
 
-            def some(part: slice, product: Callable[[Params], Params] = product) -> Params:
-                return product(split_rows(rows[part], self.params))
+            def some(
+                part: slice, product: _Product = product, factors: Tensor | None = factors
+            ) -> Params:
+                here = None if factors is None else factors[part]
+                return product(split_rows(rows[part], self.params), here)
 
             for part in self._together.map(some, len(rows)):
                 count = len(next(iter(part.values())))
@@ -128,19 +141,37 @@ class CurvatureProduct:
                 start += count
         return total if self._scale is None else total.mul_(self._scale)
 
-    def _of_chunk(self, share: Tensor, batch: Batch) -> Callable[[Params], Params]:
+    def _of_chunk(self, number: int, share: Tensor, batch: Batch) -> _Product:
         """Return the product of rows' leaves `[K, *shape]` with a chunk's part of C."""
-        if self._split is None:
-            of_items = ItemFunction(self.model, self._problem.loss)
-            losses = _Weighted(of_items, share, self._compute)
+        return (
+            self._hessian(share, batch)
+            if self._split is None
+            else self._rooted(self._split, self._root(number, batch), share, batch)
+        )
 
-            def total(params: Params) -> Tensor:
-                return functional_call(losses, _prefixed(params, "inner.model."), (batch,)).sum()
+    def _hessian(self, share: Tensor, batch: Batch) -> _Product:
+        losses = _Losses(ItemFunction(self.model, self._problem.loss), self._compute)
 
-            pull = vjp(grad(total), self.params)[1]
-            return lambda leaves: map_rows(lambda v: pull(v)[0], leaves)
-        root = self._split.root(batch)
-        outputs = RootedOutputs(self.model, self._split, self._compute)
+        def total(params: Params, share: Tensor) -> Tensor:
+            values = functional_call(losses, _prefixed(params, "inner.model."), (batch,))
+            return (share * values).sum()
+
+        pull = vjp(grad(partial(total, share=share)), self.params)[1]
+
+        def product(leaves: Params, factors: Tensor | None) -> Params:
+            if factors is None:
+                return map_rows(lambda v: pull(v)[0], leaves)
+
+            def weighted(row: Params) -> Params:
+                of_row = partial(total, share=share * row.pop(_FACTORS))
+                return vjp(grad(of_row), self.params)[1](row)[0]
+
+            return map_rows(weighted, {**leaves, _FACTORS: factors})
+
+        return product
+
+    def _rooted(self, split: SplitLoss, root: Tensor, share: Tensor, batch: Batch) -> _Product:
+        outputs = RootedOutputs(self.model, split, self._compute)
         given = {"weights": share.sqrt(), "batch": batch, "root": root}
 
         def rooted(params: Params) -> Tensor:
@@ -148,11 +179,24 @@ class CurvatureProduct:
 
         pull = vjp(rooted, self.params)[1]
 
-        def product(leaves: Params) -> Params:
+        def product(leaves: Params, factors: Tensor | None) -> Params:
             pushed = self._along(rooted, self.params, leaves)
+            if factors is not None:
+                pushed = pushed * factors.unsqueeze(2)
             return map_rows(lambda u: pull(u)[0], pushed)
 
         return product
+
+    def _root(self, number: int, batch: Batch) -> Tensor:
+        """Return the root of the loss's curvature in a chunk's outputs, kept where it is small."""
+        assert self._split is not None
+        if number in self._roots:
+            return self._roots[number]
+        root = self._split.root(batch)
+        held = sum(there.nbytes for there in self._roots.values())
+        if held + root.nbytes <= _ROOT_BYTES:
+            self._roots[number] = root
+        return root
 
     def _chunks(self) -> Iterator[tuple[Tensor, Batch]]:
         """Yield `rho_i / n` `[B]` of the items that count, and their batches."""
@@ -201,18 +245,17 @@ class RootedOutputs(nn.Module):
             return x["weights"].unsqueeze(1) * self._of(x)
 
 
-class _Weighted(nn.Module):
-    """Item losses times their weights."""
+class _Losses(nn.Module):
+    """Item losses."""
 
-    def __init__(
-        self, inner: ItemFunction, weights: Tensor, compute_dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, inner: ItemFunction, compute_dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.inner, self._weights, self._compute = inner, weights, compute_dtype
+        self.inner, self._compute = inner, compute_dtype
 
     def forward(self, batch: Batch) -> Tensor:
-        with differentiable(self._weights.device, self._compute):
-            return self._weights * self.inner(batch)
+        device = next(self.inner.parameters()).device
+        with differentiable(device, self._compute):
+            return self.inner(batch)
 
 
 @contextmanager

@@ -66,13 +66,14 @@ class Solution:
 
 
 def conjugate_gradients(
-    product: Product,
+    product: Callable[..., Tensor],
     right: Tensor,
     *,
     damping: float,
     tolerance: float,
     max_steps: int,
     precondition: Product | None = None,
+    row_factors: Tensor | None = None,
     device: torch.device | None = None,
 ) -> Solution:
     """Solve `x (C + damping·I) = right` for every row by itself.
@@ -87,6 +88,8 @@ def conjugate_gradients(
         tolerance: Largest `|residual| / |right|`; 0 takes all steps.
         max_steps: Most products of a row.
         precondition: `X -> X M⁻¹` with M near `C + damping·I`, symmetric and positive.
+        row_factors: `[K, …]`, of which the product takes those of its rows as a second argument: a
+            map of its own for each row.
         device: Device of the products; that of `right` by default.
 
     Raises:
@@ -95,6 +98,10 @@ def conjugate_gradients(
     Source: Hestenes and Stiefel 1952.
     """
     apply = precondition or (lambda rows: rows)
+
+    def times(rows: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        return product(rows) if row_factors is None else product(rows, row_factors[which])
+
     device, home = device or right.device, right.device
     residual = right.to(device, copy=True)
     size = _inner(residual, residual).sqrt().clamp(min=1e-300)
@@ -111,7 +118,7 @@ def conjugate_gradients(
             break
         rows = slice(None) if len(active) == len(right) else active  # a slice makes no copies
         along = direction[rows]
-        image = product(along).add_(along, alpha=damping)
+        image = times(along, active).add_(along, alpha=damping)
         curved = _inner(along, image)
         lowest = float((curved / _inner(along, along)).min())
         if not lowest > 0:
@@ -135,7 +142,7 @@ def conjugate_gradients(
             size_earlier[active] = size_kept[active]
             size_kept[active] = _inner(left, left).sqrt()
     del residual, direction
-    final = product(solution.to(device)).neg_()
+    final = times(solution.to(device)).neg_()
     final += right.to(device) - damping * solution.to(device)
     left_over = _inner(final, final).sqrt()
     shrinkage = left_over / size_earlier.clamp(min=1e-300)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from bif.problem.columns import mask_of
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device
 from bif.problem.problem import Observable, Problem
-from bif.sampling.item_gradients import factors_of_rows, item_gradient_chunks
+from bif.sampling.item_gradients import factors_of_rows, item_gradient_chunks, rows_that_fit
 from bif.sampling.observe_tokens import ByToken
 from bif.sampling.posterior import LocalPosterior
 from bif.types import ItemLoss
@@ -47,6 +47,32 @@ def train_gradients(problem: Problem, columns: range, posterior: LocalPosterior)
     groups, by_token = problem.scored_groups.values(), problem.train_by_token
     shift = problem.train_shift if by_token else None
     return _gradients(problem, problem.loss, groups, columns, posterior, shift)
+
+
+def products_with_gradients(
+    problem: Problem, rows: Sequence[Tensor], posterior: LocalPosterior, *, chunk_size: int
+) -> list[Tensor]:
+    """Return the products of several rows `[K, P]` with the gradients of scored items, `[K, N]`.
+
+    Args:
+        problem: Whose train items and candidates.
+        rows: On the problem's device.
+        posterior: With the weights that move, in the order of a row, and masks.
+        chunk_size: Items of a pass, at most.
+
+    Raises:
+        NotVmapped: Gradients of items come one by one only, which would take long.
+    """
+    movable = {name: posterior.masks.get(name, True) for name in posterior.center}
+    size = min(chunk_size, rows_that_fit(posterior.center))
+    parts: list[list[Tensor]] = [[] for _ in rows]
+    for items in problem.scored_groups.values():
+        for gradients in item_gradient_chunks(
+            problem, problem.loss, items, movable=movable, chunk_size=size, one_by_one=False
+        ):
+            for some, part in zip(rows, parts, strict=True):
+                part.append(some @ gradients.to(some.dtype).T)
+    return [torch.cat(part, dim=1) for part in parts]
 
 
 def _gradients(

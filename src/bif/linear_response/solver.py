@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,10 +12,15 @@ from torch import Tensor
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.products import CurvatureProduct, split_rows
 from bif.curvature.solve import NegativeCurvature, conjugate_gradients
-from bif.linear_response.column_gradients import query_gradients, train_gradients
+from bif.linear_response.column_gradients import (
+    products_with_gradients,
+    query_gradients,
+    train_gradients,
+)
 from bif.linear_response.vectors import Vectors
 from bif.problem.problem import Problem
 from bif.sampling.factory import make_posterior, run_device
+from bif.sampling.item_gradients import NotVmapped
 from bif.sampling.observer import Observer
 from bif.sampling.oracles import SequentialOracle
 from bif.sampling.oracles.precision import matmul_precision
@@ -26,8 +32,12 @@ MOST_STEPS = 200
 """Products of a query where a residual is aimed at."""
 _GROUPS = 4
 """Groups of items that the jackknife leaves out in turn."""
+_SPREAD_COLUMNS = 4
+"""Columns that it is applied to: the relative error is much alike for all."""
 _SPREAD_RESIDUAL = 0.3
 """Residual of its systems, relative to what a group's curvature changes: errors need no more."""
+_MANY_ROWS = 4
+"""Solutions from which a gradient of each item is cheaper than a derivative along each."""
 _LESS = 0.1
 """Part of the damping with which a response is compared, to say what the damping does."""
 
@@ -121,11 +131,11 @@ class Solver:
         with matmul_precision(s.precisions[0]):
             rows = self.gradients(kind, columns).to(self._home)
 
-            def scored(solutions: Tensor) -> Tensor:
+            def scored(*solutions: Tensor, of: Tensor = rows) -> list[Tensor]:
                 if of_queries:
-                    return self.scores(solutions)
-                own = (rows * solutions).sum(dim=1, dtype=torch.float64)
-                return (-own / self.nbeta).float().cpu()
+                    return self.scores(*solutions)
+                own = [(of * found).sum(dim=1, dtype=torch.float64) for found in solutions]
+                return [(-found / self.nbeta).float().cpu() for found in own]
 
             try:
                 found = conjugate_gradients(
@@ -143,8 +153,8 @@ class Solver:
                     f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
                     "perhaps further, or use solver_curvature='gauss_newton'."
                 ) from error
-            scores, earlier = scored(found.value), scored(found.earlier)
-            spread = self._spread(rows, found.value, scored)
+            scores, earlier = scored(found.value, found.earlier)
+            spread = self._spread(kind, columns, rows, found.value, like=scores, scored=scored)
         left = found.shrinkage.clamp(max=1).cpu().to(scores)
         left = left[:, None] if of_queries else left
         return {
@@ -155,30 +165,39 @@ class Solver:
         }  # fmt: skip
 
     def _spread(
-        self, rows: Tensor, solutions: Tensor, scored: Callable[[Tensor], Tensor]
-    ) -> Tensor | None:
+        self, kind: int, columns: range, rows: Tensor, solutions: Tensor, *, like: Tensor,
+        scored: Callable[..., list[Tensor]],
+    ) -> Tensor | None:  # fmt: skip
         """Return the standard errors of scores for the items whose curvature is not taken.
 
-        A jackknife: the systems are solved again without each group of the items that are.
+        A jackknife of some columns, spread over all; the others' errors are NaN.  Their systems are
+        solved again without each group of the items that are taken.
         """
         if self._items is None:
             return None
-        groups, changes = self._items.tensor_split(_GROUPS), []
-        for g in range(len(groups)):
-            kept = torch.cat([items for k, items in enumerate(groups) if k != g])
-            times = partial(self.times, product=self._product.over(kept))
-            there = solutions.to(self.device)
-            right = (rows.to(there) - times(there).add_(there, alpha=self.damping)).to(self._home)
-            del there
-            found = conjugate_gradients(
-                times, right, damping=self.damping, tolerance=_SPREAD_RESIDUAL,
-                max_steps=MOST_STEPS, device=self.device,
-            )  # fmt: skip
-            changes.append(scored(found.value).double())
-        count = len(changes)
-        variance = torch.stack(changes).var(dim=0, correction=0) * (count - 1)
+        of_queries = kind < len(self.problem.observables)
+        count = self.problem.num_queries if of_queries else self.problem.num_scored
+        every = -(-count // _SPREAD_COLUMNS)
+        some = torch.tensor([k for k, c in enumerate(columns) if c % every == 0], dtype=torch.long)
+        errors = torch.full_like(like, math.nan)
+        if not len(some):
+            return errors
+        rows, solutions = rows[some], solutions[some]
+        weights, moved = _without_a_group(len(self._items), self.device), []
+        for some_weights in weights.split(max(1, self.vectors.num_rows // len(some))):
+            factors = some_weights.repeat_interleave(len(some), dim=0)
+            asked, at = (x.repeat(len(some_weights), 1) for x in (rows, solutions.to(self.device)))
+            right = asked.to(at) - self.times(at, factors).add_(at, alpha=self.damping)
+            del at
+            changes = conjugate_gradients(
+                self.times, right.to(self._home), damping=self.damping, row_factors=factors,
+                tolerance=_SPREAD_RESIDUAL, max_steps=MOST_STEPS, device=self.device,
+            ).value  # fmt: skip
+            moved += scored(changes, of=asked)[0].double().split(len(some))
+        variance = torch.stack(moved).var(dim=0, correction=0) * (len(moved) - 1)
         left_out = 1 - len(self._items) / self.problem.num_train
-        return (variance * left_out).sqrt().float()
+        errors[some] = (variance * left_out).sqrt().to(errors)
+        return errors
 
     def in_words(self, kind: int, columns: range) -> str:
         """Return how far a run is at the end of a block."""
@@ -211,13 +230,28 @@ class Solver:
             )
         return rows
 
-    def times(self, rows: Tensor, *, product: CurvatureProduct | None = None) -> Tensor:
+    def times(self, rows: Tensor, item_weights: Tensor | None = None) -> Tensor:
         """Return the products of rows with the curvature of the mean loss."""
-        found = (product or self._product)(rows)
+        found = self._product(rows, item_weights)
         return found if self._mask is None else found.mul_(self._mask)
 
-    def scores(self, rows: Tensor) -> Tensor:
-        """Return `-g_i · x / nbeta` of solutions x, `[K, N]` float32 on the host."""
+    def scores(self, *solutions: Tensor) -> list[Tensor]:
+        """Return `-g_i · x / nbeta` of solutions x, each `[K, N]` float32 on the host.
+
+        Many are multiplied with the items' gradients; a few, or those of tokens, pass through the
+        model as directions of derivatives, which takes less memory.
+        """
+        many = sum(len(rows) for rows in solutions) >= _MANY_ROWS
+        if many and self._home == self.device and not self.problem.train_by_token:
+            size = self._together * (self.settings.chunk_size or 1)
+            with suppress(NotVmapped, torch.OutOfMemoryError):
+                found = products_with_gradients(
+                    self.problem, solutions, self.posterior, chunk_size=size
+                )
+                return [(-x / self.nbeta).float().cpu() for x in found]
+        return [self._along(rows) for rows in solutions]
+
+    def _along(self, rows: Tensor) -> Tensor:
         directions = split_rows(rows.to(self.device), self.posterior.center)
         found = self.observer.train(directions, oracle=self._derivatives)
         return (-found / self.nbeta).detach().cpu()
@@ -237,6 +271,13 @@ def _mean(places: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         name: values.amax(dim=0) if name in ("residual", "steps") else values.mean(dim=0)
         for name, values in stacked.items()
     }
+
+
+def _without_a_group(count: int, device: torch.device) -> Tensor:
+    """Return weights `[G, count]` of items that leave out each of G groups in turn."""
+    groups = torch.arange(count, device=device) * _GROUPS // count
+    kept = groups != torch.arange(_GROUPS, device=device)[:, None]
+    return kept * (count / kept.sum(dim=1, keepdim=True))
 
 
 def _some_items(problem: Problem, settings: Settings) -> Tensor | None:

@@ -36,7 +36,8 @@ class Vectors:
         num_weights: P, the length of a vector.
         row_bytes: Bytes of a query's vectors.
         num_rows: Queries that are solved together.
-        on_host: Whether what a step only adds to stays on the host, so that more fit together.
+        on_host: Whether what a step only adds to stays on the host, where the device has no room
+            for all: moving it there takes about as long as a product.
     """
 
     num_weights: int
@@ -84,8 +85,8 @@ def forecast_vectors(problem: Problem, settings: Settings) -> Vectors:
     if settings.self_influence:
         most = max(most, min(_COLUMNS, problem.num_scored))
     fit = int(room // row)
-    if not on_gpu or fit >= most:
+    if fit >= 1 or not on_gpu:
         return Vectors(num_weights, row, max(1, min(most, fit)))
     there = _HOST_SHARE * memory_of_host() // (row * _ON_HOST // VECTORS)
     with_host = int(min(most, room // at_least, there))
-    return Vectors(num_weights, row, max(1, fit, with_host), on_host=with_host > fit)
+    return Vectors(num_weights, row, max(1, with_host), on_host=True)

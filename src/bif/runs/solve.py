@@ -104,7 +104,23 @@ def run_solver(
 
 def _joined(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return what blocks have, one after another; nothing of none."""
-    return {name: torch.cat([part[name] for part in parts]) for part in parts[:1] for name in part}
+    found = {name: torch.cat([part[name] for part in parts]) for part in parts[:1] for name in part}
+    if "sampling" in found:
+        found["sampling"] = _for_all_columns(found["sampling"], found["scores"])
+    return found
+
+
+def _for_all_columns(errors: Tensor, scores: Tensor) -> Tensor:
+    """Return errors `[K, N]` or `[K]`, in place of NaN what has the largest relative error of all.
+
+    Such a row's errors are in proportion to the size of each column's scores.
+    """
+    flat, known = scores.double().view(len(scores), -1), errors.view(len(scores), -1).double()
+    column = flat.square().mean(dim=0).sqrt().clamp(min=1e-300)
+    size = (flat / column).square().mean(dim=1).sqrt().clamp(min=1e-300)
+    relative = (known / column).square().mean(dim=1).sqrt() / size
+    guessed = relative.nan_to_num(0).max() * size[:, None] * column
+    return torch.where(known.isnan(), guessed, known).view_as(errors).to(errors)
 
 
 def _conclude(

@@ -20,6 +20,10 @@ _QUERY_BYTES = 2**31
 """Bytes of queries' gradients that are held at a time."""
 
 
+class NotVmapped(RuntimeError):
+    """Raised where a model or a function cannot be vmapped over items."""
+
+
 def signed_products(
     problem: Problem,
     function: ItemLoss,
@@ -90,6 +94,7 @@ def item_gradient_chunks(
     *,
     movable: Sequence[str] | Mapping[str, bool | Tensor] | None = None,
     chunk_size: int | None = None,
+    one_by_one: bool = True,
 ) -> Iterator[Tensor]:
     """Yield the rows of `item_gradients`, at most `chunk_size` at a time.
 
@@ -103,6 +108,10 @@ def item_gradient_chunks(
         movable: Globs of the parameters whose gradients count, 0 outside of their slices, or names
             and masks; by default all that the model does not freeze.
         chunk_size: At most 256, and what takes half a GiB, by default.
+        one_by_one: Whether to go on where `vmap` is refused.
+
+    Raises:
+        NotVmapped: It is refused, and the items are not to be taken one by one.
     """
     model = problem.evaluation_copy(problem.device)
     posterior = LocalPosterior(problem.center(), 1.0, 1.0, movable or trained(problem))
@@ -123,7 +132,9 @@ def item_gradient_chunks(
                 rows = together(params, batch)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # what vmap says of a branch on values, of .item() and the like
+            except RuntimeError as error:  # as vmap says of a branch on values, .item() and so on
+                if not one_by_one:
+                    raise NotVmapped from error
                 stacked = False
         if not stacked:
             rows = _one_by_one(grad(value), params, batch)
