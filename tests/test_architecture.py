@@ -57,7 +57,7 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 PUBLIC = {
     "bif": """
         MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
-        Problem Proxy Ranking Response Run Score Settings Tuned adam_metric attribute calibrate
+        Problem Proxy Ranking Response Run Score Settings Tuned adam_metric attribute baselines calibrate
         cross_check estimate evaluate extend gradient_metric known_proxy load losses merge respond
         response run_chains samplers tune
     """,

@@ -8,7 +8,7 @@ print(run.influence.top(0, k=5))
 
 __version__ = "0.1.0"
 
-from bif import estimate, evaluate, losses, response, samplers
+from bif import baselines, estimate, evaluate, losses, response, samplers
 from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.tune import Tuned, tune
 from bif.estimate.traces import LossTraces
@@ -47,6 +47,7 @@ __all__ = [
     "Tuned",
     "adam_metric",
     "attribute",
+    "baselines",
     "calibrate",
     "cross_check",
     "estimate",

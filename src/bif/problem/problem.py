@@ -424,7 +424,7 @@ class Problem:
         """Return the same problem with weights on the way of training, over which a response goes.
 
         A response by solving is then the mean of those at each of these weights and at w*, with the
-        curvature, the items' and the queries' gradients there.
+        curvature, the items' and the queries' gradients there.  Baselines stay at w*.
 
         Args:
             path: Models or state dicts, at about equal numbers of steps.
