@@ -41,6 +41,9 @@ MAY_IMPORT = {
     "runs": "problem sampling curvature estimate linear_response results store calibration report",
     "baselines": "problem sampling curvature",
     "language": "problem",
+    "stages": """
+        problem sampling curvature estimate linear_response results store calibration runs baselines
+    """,
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
@@ -48,7 +51,7 @@ MAY_IMPORT = {
     """,
     "cli": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
-        baselines language interop benchmark report
+        baselines language interop benchmark report stages
     """,
 }
 # Not rooms: the package itself, and public names of what lies elsewhere.
@@ -56,10 +59,11 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 
 PUBLIC = {
     "bif": """
-        MARGIN Calibration CrossChecks Influence Items LocalPosterior LossTraces Observable
-        Problem Proxy Ranking Response Run Score Settings Tuned adam_metric attribute baselines calibrate
-        cross_check estimate evaluate extend gradient_metric known_proxy load losses merge respond
-        response run_chains samplers tune
+        MARGIN Calibration CheckpointSeries CrossChecks Influence Items LocalPosterior LossTraces
+        Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings Trajectory
+        Tuned adam_metric attribute baselines calibrate cross_check estimate evaluate extend
+        gradient_metric known_proxy load log_spaced_steps losses merge respond response run_chains
+        samplers stages tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState
@@ -82,7 +86,7 @@ PUBLIC = {
     """,
     "bif.language": """
         Document Head LanguageModel Sequences label_cross_entropy language_problem load_model
-        masked_token movable_weights read_documents
+        masked_token movable_weights read_documents revisions
     """,
     "bif.interop": """
         ImportedScores read_bergson_scores read_kronfluence_scores read_scores

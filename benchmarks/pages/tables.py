@@ -71,7 +71,7 @@ def along_path() -> list[str]:
 def _beside_ekfac(
     kinds: list[str], labels: list[str], cells: Callable[[Mapping[str, Any]], list[str]]
 ) -> list[str]:
-    """Return the rows of the newest runs of some kinds, with further columns, and their commands."""
+    """Return the rows of the newest runs of some kinds, with more columns, and their commands."""
     first = (
         "setting | outcome | method | LDS | 95 % | minus EK-FAC, 95 % | seconds | of these tuning"
     ).split(" | ")

@@ -27,10 +27,12 @@ from bif.runs.run import Run, load
 from bif.sampling.chain import run_chains
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
+from bif.stages import CheckpointSeries, SaveCheckpoints, Trajectory, log_spaced_steps, stages
 
 __all__ = [
     "MARGIN",
     "Calibration",
+    "CheckpointSeries",
     "CrossChecks",
     "Influence",
     "Items",
@@ -42,8 +44,10 @@ __all__ = [
     "Ranking",
     "Response",
     "Run",
+    "SaveCheckpoints",
     "Score",
     "Settings",
+    "Trajectory",
     "Tuned",
     "adam_metric",
     "attribute",
@@ -56,12 +60,14 @@ __all__ = [
     "gradient_metric",
     "known_proxy",
     "load",
+    "log_spaced_steps",
     "losses",
     "merge",
     "respond",
     "response",
     "run_chains",
     "samplers",
+    "stages",
     "tune",
 ]
 

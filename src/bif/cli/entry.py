@@ -15,6 +15,7 @@ from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
+from bif.cli.stages import Stages
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
 from bif.terminal import escape_controls
@@ -43,6 +44,7 @@ def main() -> None:
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Respond, tyro.conf.subcommand("respond")]
+        | Annotated[Stages, tyro.conf.subcommand("stages")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],

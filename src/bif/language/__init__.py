@@ -5,6 +5,7 @@ from bif.language.documents import Document
 from bif.language.losses import label_cross_entropy, masked_token
 from bif.language.models import LanguageModel, load_model
 from bif.language.problem import language_problem
+from bif.language.revisions import revisions
 from bif.language.sequences import Sequences
 from bif.language.sources import read_documents
 
@@ -19,4 +20,5 @@ __all__ = [
     "masked_token",
     "movable_weights",
     "read_documents",
+    "revisions",
 ]

@@ -35,7 +35,11 @@ class LanguageModel:
 
 
 def load_model(
-    name: str | Path, *, adapter: str | Path | None = None, task: Task | None = None
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    task: Task | None = None,
+    revision: str | None = None,
 ) -> LanguageModel:
     """Load a model with `AutoModelForCausalLM`, `…MaskedLM` or `…SequenceClassification`.
 
@@ -46,6 +50,7 @@ def load_model(
         name: A folder written by `save_pretrained`, or a name on the Hugging Face hub.
         adapter: A folder written by peft.
         task: What the model predicts; read from its configuration by default.
+        revision: Branch, tag or commit of the model's repository, such as a step of its training.
 
     Raises:
         FileNotFoundError: No such model, adapter, or no safetensors in it.
@@ -57,9 +62,12 @@ def load_model(
     if task is not None:
         require_literal("task", task, Task)
     _refuse_missing_folder(name, "model")
+    given: dict[str, Any] = {"trust_remote_code": False}
+    if revision is not None:
+        given["revision"] = revision
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **given)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no model with a tokenizer at {str(name)!r}: expected a folder written by "
@@ -74,9 +82,7 @@ def load_model(
     wide = torch.promote_types(config.dtype or torch.float32, torch.float32)
     try:
         with _no_progress_bars():
-            model = loader.from_pretrained(
-                name, dtype=wide, use_safetensors=True, trust_remote_code=False
-            )
+            model = loader.from_pretrained(name, dtype=wide, use_safetensors=True, **given)
     except OSError as error:
         raise FileNotFoundError(
             f"no safetensors of {str(name)!r} could be read: {_first_line(error)} Pickled weights "

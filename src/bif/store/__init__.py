@@ -32,6 +32,7 @@ from bif.store.results import (
     refuse_foreign_calibration,
     save_dataset,
     write_calibration,
+    write_summary,
 )
 from bif.store.run import (
     OnExisting,
@@ -54,16 +55,20 @@ from bif.store.scores import (
     unfinished,
     write_scores,
 )
+from bif.store.stages import STAGES, TRAJECTORY, StagesFolder, open_stages
+from bif.store.weights import save_weights
 
 __all__ = [
+    "BANK",
     "CALIBRATION",
     "INFLUENCE",
     "MANIFEST",
     "REPORT",
     "RUN",
     "SCORES",
+    "STAGES",
     "SUMMARY",
-    "BANK",
+    "TRAJECTORY",
     "BankFolder",
     "BankLayout",
     "BankPartStore",
@@ -71,17 +76,18 @@ __all__ = [
     "Commit",
     "DamagedRun",
     "FilesFailed",
-    "discard_output",
     "Folder",
     "FolderInUse",
     "OnExisting",
     "RunFolder",
     "ScoresFolder",
+    "StagesFolder",
     "copy_run",
     "differences",
-    "in_words",
+    "discard_output",
     "folder_at",
     "holds_scores",
+    "in_words",
     "is_complete",
     "load_dataset",
     "mark",
@@ -89,6 +95,7 @@ __all__ = [
     "open_bank",
     "open_run",
     "open_scores",
+    "open_stages",
     "plain",
     "progress",
     "read_bank_part",
@@ -100,7 +107,9 @@ __all__ = [
     "remove_run",
     "reopen_run",
     "save_dataset",
+    "save_weights",
     "unfinished",
     "write_calibration",
     "write_scores",
+    "write_summary",
 ]

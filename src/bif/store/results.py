@@ -238,6 +238,18 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
     return found
 
 
+def write_summary(
+    where: str | Path, content: Mapping[str, Any], *, files: Mapping[str, str]
+) -> None:
+    """Write the figures of a study as `summary.json`, and texts beside it by their names."""
+    folder = folder_at(where)
+    refuse_foreign(folder, [SUMMARY, *files])
+    mark(folder, [SUMMARY, *files])
+    for name, text in files.items():
+        folder.write(name, text.encode())
+    write_json(folder, SUMMARY, plain(content))
+
+
 def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
     """Write a JSON object to a file; NaN and infinities, which JSON lacks, become null."""
     folder.write(name, (json.dumps(plain(content), indent=2) + "\n").encode())

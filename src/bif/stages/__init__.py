@@ -1,0 +1,15 @@
+"""Influence over the checkpoints of a training: when an item helped, and when it harmed."""
+
+from bif.problem.series import CheckpointSeries, Stage
+from bif.stages.run import stages
+from bif.stages.saving import SaveCheckpoints, log_spaced_steps
+from bif.stages.trajectory import Trajectory
+
+__all__ = [
+    "CheckpointSeries",
+    "SaveCheckpoints",
+    "Stage",
+    "Trajectory",
+    "log_spaced_steps",
+    "stages",
+]

@@ -1,0 +1,109 @@
+"""Attribute at every checkpoint of a series: from a problem to a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bif import store
+from bif.problem.identity import identity
+from bif.problem.problem import Problem
+from bif.problem.series import CheckpointSeries, Stage, stage_problem
+from bif.runs.attribute import attribute
+from bif.runs.run import Run
+from bif.sampling.settings import Settings
+from bif.stages.common_settings import common_settings
+from bif.stages.trajectory import Trajectory, joined
+from bif.terminal import say
+
+_FAR = 2.0
+"""Squared gradient at a checkpoint, in units of its noise, above which it is no minimum."""
+
+
+def stages(
+    problem: Problem,
+    series: CheckpointSeries,
+    settings: Settings | None = None,
+    *,
+    groups: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+    out: str | Path | None = None,
+    show_progress: bool = False,
+) -> Trajectory:
+    """Return influence over the checkpoints of a training.
+
+    Every checkpoint is run with the same items, nbeta, gamma and random numbers.  With `out` each
+    has a run's folder there, and the same call goes on where it stopped.  Checkpoints that cannot
+    be used, such as those of another model, are named in the notes.
+
+    Args:
+        problem: Model, loss, items, queries and observables; the model's own weights play no part.
+        series: The checkpoints.
+        settings: Of every run.  By default the response by solving: with the Gauss-Newton matrix
+            it is defined far from a minimum too, and without noise.
+        groups: Sums over groups of train items in the place of items: a name for each item, or
+            names to positions.
+        out: A path or fsspec URL; in memory only if None.
+        show_progress: Print what is chosen and which checkpoint is done.
+
+    Raises:
+        ValueError: Fewer than two checkpoints of the problem's model; as `attribute`.
+        FolderInUse: `out` holds another series, or has another writer.
+
+    Source: Lee et al. 2025, arXiv 2510.12071.
+    """
+    tell = say if show_progress else None
+    usable = series.usable(problem)
+    requested = settings or Settings(estimator="response")
+    if requested.estimator is None:
+        requested = replace(requested, estimator="covariance")
+    notes = [f"left out: {name}: {why}" for name, why in usable.unusable.items()]
+    with ExitStack() as stack:
+        folder = None
+        if out is not None:
+            asked = identity(problem, requested.as_dict())
+            asked["weights"] = {str(stage.step): stage.name for stage in usable}
+            folder = stack.enter_context(store.open_stages(out, asked))
+        if folder is not None and folder.chosen is not None:
+            chosen = Settings.from_dict(folder.chosen["settings"])
+            reasons = folder.chosen["explanations"]
+        else:
+            chosen, reasons = common_settings(problem, usable.stages, requested, tell=tell)
+            if folder is not None:
+                folder.keep({"settings": chosen.as_dict(), "explanations": reasons})
+        notes += reasons
+        parts, facts = [], []
+        for stage in usable:
+            place = None if folder is None else folder.run(stage.name)
+            run = attribute(stage_problem(problem, stage), chosen, out=place)
+            found = run.influence if groups is None else run.influence.sum_over(groups)
+            parts.append(found.dataset)
+            facts.append(_facts(stage, run))
+            if show_progress:
+                verdict = "" if run.summary.trusted else f", NOT TRUSTED ({run.failed_gates})"
+                say([f"{stage.name}: {run.summary.seconds:.1f} s{verdict}"])
+        far = [fact["name"] for fact in facts if fact["center_gradient"] > _FAR]
+        if far:
+            notes.append(
+                f"{len(far)} of {len(facts)} checkpoints are far from a minimum, {far[0]} first: "
+                "influence there is that of draws held near the checkpoint, not of networks "
+                "that were trained to the end"
+            )
+        trajectory = joined(parts, facts, notes=notes)
+        if folder is not None:
+            trajectory.save(folder.replace_trajectory())
+        return trajectory
+
+
+def _facts(stage: Stage, run: Run) -> dict[str, object]:
+    others = run.summary.others
+    rhat = run.summary.rhat_max
+    return {
+        "step": stage.step, "name": stage.name, "trusted": bool(run.summary.trusted),
+        "rhat": np.nan if rhat is None else float(rhat),
+        "error_quantile": float(run.influence.error_quantile),
+        "center_gradient": float(others.get("center_gradient", np.nan)),
+    }  # fmt: skip

@@ -1,0 +1,151 @@
+"""Influence over the checkpoints of a training, with errors, and the events in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bif import store
+from bif.estimate.trajectory import Event, find_events
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_CARRIED = ("influence", "standard_error", "train_center_loss", "query_center")
+_CONTROLS = "control_"
+_GAUSSIAN_95 = 1.96
+"""Standard errors to either side of a Gaussian's 95 %."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Scores of every checkpoint: `[K, A, Q, N]`.
+
+    Attributes:
+        dataset: `influence` and `standard_error` `[checkpoint, observable, query, train]`,
+            `train_center_loss` `[checkpoint, train]`, `query_center` `[checkpoint, observable,
+            query]`, and of every checkpoint `step`, `trusted`, `rhat`, `error_quantile`,
+            `center_gradient`: the squared gradient there in units of its noise.
+        notes: What a reader should know: checkpoints that were left out, and those far from a
+            minimum.
+    """
+
+    dataset: xr.Dataset
+    notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Return the steps of training before each checkpoint, `[K]`."""
+        return self.dataset["step"].values
+
+    def of_pair(
+        self, train: str, query: str, *, observable: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the influence of a train item on a query, and its standard errors, `[K]` each.
+
+        Args:
+            train: Id of the item, or the name of a group of a trajectory of groups.
+            query: Id of the query.
+            observable: The first by default.
+        """
+        a, q, i = self._place(train, query, observable)
+        scores, errors = self.dataset["influence"], self.dataset["standard_error"]
+        return scores.values[:, a, q, i], errors.values[:, a, q, i]
+
+    def events(
+        self, *, level: float = 0.05, nulls: Sequence[str] = (), pairs: int | None = None
+    ) -> list[Event]:
+        """Return the peaks, sign flips and onsets that are certain, the largest scores first.
+
+        Each is tested at `level` over the number of pairs and checkpoints that are looked at
+        (Bonferroni).
+
+        Args:
+            level: Chance of any event that is none.
+            nulls: Names of controls, of runs with `Settings(controls=True)`: "shuffled", "nbeta_0",
+                "gradient_product".  An event is left out where a null has it too, by its sign.
+            pairs: Most events that are returned.
+
+        Raises:
+            ValueError: A null that was not recorded.
+        """
+        d = self.dataset
+        for name in nulls:
+            if f"{_CONTROLS}{name}" not in d:
+                raise ValueError(
+                    f"there is no null {name!r}: run the series with Settings(controls=True); "
+                    f"there are {[str(v).removeprefix(_CONTROLS) for v in d if _is_control(v)]}."
+                )
+        # In units of which an interval of 95 % is that of a Gaussian.
+        width = d["error_quantile"].values / _GAUSSIAN_95
+        found = find_events(
+            d["influence"].values, d["standard_error"].values * width[:, None, None, None],
+            level=level,
+            unsettled=~d["trusted"].values.astype(bool),
+            nulls=[d[f"{_CONTROLS}{name}"].values for name in nulls],
+        )  # fmt: skip
+        named = [
+            event.named(
+                step=[int(self.steps[k]) for k in event.checkpoints],
+                observable=str(d["observable"].values[event.place[0]]),
+                query=str(d["query_id"].values[event.place[1]]),
+                train=str(d["train_id"].values[event.place[2]]),
+            )
+            for event in found
+        ]
+        return named[:pairs]
+
+    def save(self, path: str | Path) -> None:
+        """Write the trajectory as a zarr folder.
+
+        Raises:
+            FileExistsError: There is something already.
+        """
+        store.save_dataset(self.dataset.assign_attrs(notes="\n".join(self.notes)), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read what `save` wrote, or the trajectory in the folder of a series."""
+        dataset = store.load_dataset(path, name=store.TRAJECTORY)
+        notes = dataset.attrs.pop("notes", "")
+        return cls(dataset, tuple(filter(None, notes.split("\n"))))
+
+    def _place(self, train: str, query: str, observable: str | None) -> tuple[int, int, int]:
+        d = self.dataset
+        places = [0 if observable is None else _index(d["observable"].values, observable)]
+        return places[0], _index(d["query_id"].values, query), _index(d["train_id"].values, train)
+
+
+def _index(names: np.ndarray, name: str) -> int:
+    known = [str(one) for one in names]  # read from disk they are of another type
+    if known.count(name) != 1:
+        raise ValueError(
+            f"{name!r} names {known.count(name)} entries, expected one: {', '.join(known[:5])}…"
+        )
+    return known.index(name)
+
+
+def _is_control(name: Any) -> bool:
+    return str(name).startswith(_CONTROLS)
+
+
+def joined(
+    parts: Sequence[xr.Dataset], facts: Sequence[Mapping[str, Any]], *, notes: Sequence[str]
+) -> Trajectory:
+    """Return the trajectory of single results, one a checkpoint.
+
+    Args:
+        parts: Datasets of influences, alike but for the weights.
+        facts: `step`, `name`, `trusted`, `rhat`, `error_quantile`, `center_gradient` of each.
+        notes: For the reader.
+    """
+    import xarray as xr
+
+    kept = [part[[v for v in part if v in _CARRIED or _is_control(v)]] for part in parts]
+    dataset = xr.concat(kept, dim="checkpoint", join="override", combine_attrs="drop_conflicts")
+    named = {name: ("checkpoint", [fact[name] for fact in facts]) for name in facts[0]}
+    return Trajectory(dataset.assign_coords(named), tuple(notes))

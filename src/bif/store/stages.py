@@ -1,0 +1,68 @@
+"""The folder of a series of checkpoints: a run's folder for each, and what they have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bif.store.folder import FolderInUse, folder_at
+from bif.store.manifests import differences
+from bif.store.marks import mark, refuse_foreign
+from bif.store.results import plain
+
+STAGES = "stages.json"
+TRAJECTORY = "trajectory.zarr"
+_RUNS = "checkpoints"
+
+
+class StagesFolder:
+    """A folder that is written to.
+
+    Attributes:
+        chosen: What the runs have in common, as kept by an earlier call; None before that.
+    """
+
+    def __init__(self, where: str | Path, identity: Mapping[str, Any]) -> None:
+        self._folder, self._identity = folder_at(where), plain(identity)
+        refuse_foreign(self._folder, [STAGES, TRAJECTORY, _RUNS])
+        self.chosen: dict[str, Any] | None = None
+        if self._folder.is_file(STAGES):
+            there = json.loads(self._folder.read(STAGES))
+            named = differences(there["identity"], self._identity)
+            if named:
+                raise FolderInUse(
+                    f"{self._folder} holds a series already, with another {', '.join(named)}: "
+                    "choose another folder, or remove it first."
+                )
+            self.chosen = there["chosen"]
+        mark(self._folder, [STAGES, TRAJECTORY, _RUNS])
+
+    def keep(self, chosen: Mapping[str, Any]) -> None:
+        """Write what the runs have in common."""
+        self.chosen = plain(chosen)
+        text = json.dumps({"identity": self._identity, "chosen": self.chosen}, indent=1)
+        self._folder.write(STAGES, text.encode())
+
+    def run(self, name: str) -> str:
+        """Return the place of a checkpoint's run."""
+        return f"{self._folder}/{_RUNS}/{name}"
+
+    def replace_trajectory(self) -> str:
+        """Return the place of the trajectory, empty."""
+        if self._folder.is_folder(TRAJECTORY):
+            self._folder.remove(TRAJECTORY)
+        return f"{self._folder}/{TRAJECTORY}"
+
+
+@contextmanager
+def open_stages(where: str | Path, identity: Mapping[str, Any]) -> Iterator[StagesFolder]:
+    """Hold the folder of a series as its only writer.
+
+    Raises:
+        FolderInUse: Another series, other files, or another writer.
+    """
+    with folder_at(where).locked():
+        yield StagesFolder(where, identity)
