@@ -63,7 +63,7 @@ PUBLIC = {
         Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings Trajectory
         Tuned adam_metric attribute baselines calibrate cross_check estimate evaluate extend
         gradient_metric known_proxy load log_spaced_steps losses merge respond response run_chains
-        samplers stages tune
+        samplers trajectory tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -27,7 +27,7 @@ from bif.runs.run import Run, load
 from bif.sampling.chain import run_chains
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
-from bif.stages import CheckpointSeries, SaveCheckpoints, Trajectory, log_spaced_steps, stages
+from bif.stages import CheckpointSeries, SaveCheckpoints, Trajectory, log_spaced_steps, trajectory
 
 __all__ = [
     "MARGIN",
@@ -67,7 +67,7 @@ __all__ = [
     "response",
     "run_chains",
     "samplers",
-    "stages",
+    "trajectory",
     "tune",
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 from bif import store
 from bif.report.trajectories import Curve, draw_curves
 from bif.stages import hierarchy
-from bif.stages.trajectory import Trajectory
+from bif.stages.result import Trajectory
 
 _PAIRS = (("dog", "item/cat"), ("dog", "item/sparrow"), ("dog", "item/rose"))
 

@@ -10,7 +10,7 @@ import tyro
 from bif import store
 from bif.cli.language import Language, pose_problem
 from bif.sampling.settings import Settings
-from bif.terminal import say
+from bif.terminal import escape_controls
 
 _SHOWN = 10
 
@@ -47,7 +47,7 @@ class Stages:
         if bool(self.revisions) == (self.checkpoints is not None):
             raise ValueError("expected --checkpoints DIR, or --model NAME with --revisions A B C.")
         from bif.language import revisions
-        from bif.stages import CheckpointSeries, stages
+        from bif.stages import CheckpointSeries, trajectory
 
         problem, settings = pose_problem(
             self.target, self.language, self.settings, query=self.query
@@ -59,11 +59,13 @@ class Stages:
             series = revisions(self.language.model, self.revisions, task=self.language.task)
         if settings == Settings(seed=settings.seed, movable=settings.movable):
             settings = replace(settings, estimator="response")
-        trajectory = stages(problem, series, settings, out=self.out, show_progress=True)
-        events = trajectory.events()
-        say([f"{len(trajectory.steps)} checkpoints, {len(events):,} events, by size of influence:"])
-        say([event.in_words() for event in events[:_SHOWN]])
-        say([f"note: {note}" for note in trajectory.notes])
+        found = trajectory(problem, series, settings, out=self.out, show_progress=True)
+        events = found.events()
+        _print(
+            f"{len(found.steps)} checkpoints, {len(events):,} events, by size of influence:",
+            *(event.in_words() for event in events[:_SHOWN]),
+            *(f"note: {note}" for note in found.notes),
+        )
 
     def _run_example(self) -> None:
         given = (self.target, self.checkpoints, self.language.model)
@@ -72,9 +74,17 @@ class Stages:
         from bif.cli.hierarchy_example import run_hierarchy
 
         found = run_hierarchy(self.out, seed=self.settings.seed)
-        for name in ("dog_sparrow_most_helpful", "dog_sparrow_most_harmful", "never_flips"):
-            value, error, step = found[name]
-            say([f"{name}: {value:.4g} ± {error:.2g} at step {step}"])
-        for name, split in found["splits"].items():
-            say([f"{name}: peak at step {split['peak_step']}, branching {split['branching_step']}"])
-        say([f"written: {self.out}/{store.SUMMARY} and {self.out}/trajectories.svg"])
+        extremes = ("dog_sparrow_most_helpful", "dog_sparrow_most_harmful", "never_flips")
+        _print(
+            *("{}: {:.4g} ± {:.2g} at step {}".format(name, *found[name]) for name in extremes),
+            *(
+                f"{name}: peak at step {split['peak_step']}, branching {split['branching_step']}"
+                for name, split in found["splits"].items()
+            ),
+            f"written: {self.out}/{store.SUMMARY} and {self.out}/trajectories.svg",
+        )
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        print(escape_controls(line))

@@ -67,8 +67,8 @@ def draw_curves(
             axis.legend(frameon=False, fontsize="small", loc="best")
         for k, (name, step) in enumerate((marked or {}).items()):
             axes[0].annotate(  # neighbours on lines of their own
-                name, (step, 1.0 + 0.09 * (k % 2)), xycoords=("data", "axes fraction"), fontsize="x-small",
-                ha="center", va="bottom",
+                name, (step, 1.0 + 0.09 * (k % 2)), xycoords=("data", "axes fraction"),
+                fontsize="x-small", ha="center", va="bottom",
             )  # fmt: skip
         axes[-1].set_xlabel("steps of training")
         held = io.StringIO()

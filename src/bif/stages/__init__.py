@@ -1,9 +1,9 @@
 """Influence over the checkpoints of a training: when an item helped, and when it harmed."""
 
 from bif.problem.series import CheckpointSeries, Stage
-from bif.stages.run import stages
+from bif.stages.result import Trajectory
+from bif.stages.run import trajectory
 from bif.stages.saving import SaveCheckpoints, log_spaced_steps
-from bif.stages.trajectory import Trajectory
 
 __all__ = [
     "CheckpointSeries",
@@ -11,5 +11,5 @@ __all__ = [
     "Stage",
     "Trajectory",
     "log_spaced_steps",
-    "stages",
+    "trajectory",
 ]

@@ -23,8 +23,8 @@ from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.series import CheckpointSeries
 from bif.sampling.settings import Settings
-from bif.stages.run import stages
-from bif.stages.trajectory import Trajectory
+from bif.stages.result import Trajectory
+from bif.stages.run import trajectory
 from bif.types import Batch
 
 ITEMS = ("dog", "cat", "sparrow", "robin", "rose", "daisy", "oak", "pine")
@@ -34,14 +34,12 @@ SPLITS = {
     "dogs from cats": (1, -1, 0, 0, 0, 0, 0, 0),
 }
 """Queries that ask how two branches differ, as combinations of the items."""
-HIDDEN, START, LEARNING_RATE, STEPS, EVERY = 16, 1e-5, 0.1, 1200, 25
-_NBETA = 1e6
-"""Draws stay within about a thousandth of the checkpoint, where the loss is quadratic."""
+HIDDEN, START, LEARNING_RATE, STEPS, EVERY = 16, 1e-5, 0.1, 1200, 30
+_NBETA = 1e7
+"""Draws stay within a few ten-thousandths of the checkpoint, where the loss is quadratic."""
 _DAMPING = 2.0
 """gamma/nbeta in units of the most negative curvature of all checkpoints."""
 _CHAINS, _DRAWS = 64, 150
-_NEVER = "animals from plants"
-"""The split on which a dog never harms, by the exact influence."""
 _SEEDS = 20
 """Trainings in which the item is left out within a window."""
 _WINDOW = 40
@@ -119,8 +117,8 @@ class Exact:
         gradient_product: `-g_q · g_i`, `[K, Q, N]`.
         retraining: Loss of a query less that of a training without the item, `[K, Q, N]`.
         damping: gamma/nbeta.
-        at_other_dampings: The influence of the dog on the sparrow, `[K]`, at a half and at four times
-            of the damping's excess over the most negative curvature.
+        at_other_dampings: The influence of the dog on the sparrow, `[K]`, with half and with four
+            times of what the damping exceeds the most negative curvature by.
         branching: For each split the step at which it is learned by half.
     """
 
@@ -201,7 +199,7 @@ def sampled(seed: int, known: Exact, *, out: Path | None, show_progress: bool) -
             draws=_DRAWS, seed=1000 * seed + half,
         )  # fmt: skip
         place = None if out is None else out / f"half-{half}"
-        found.append(stages(pose(), series, settings, out=place, show_progress=show_progress))
+        found.append(trajectory(pose(), series, settings, out=place, show_progress=show_progress))
     return found
 
 
@@ -243,6 +241,15 @@ def combined(halves: Sequence[Trajectory], train: str, query: str) -> tuple[np.n
     return _NBETA * values, _NBETA * errors
 
 
+def peak_step(steps: Sequence[int], scores: np.ndarray) -> int:
+    """Return where the parabola through the most negative of scores `[K]` and its neighbours is."""
+    k = min(max(int(np.argmin(scores)), 1), len(scores) - 2)
+    before, at, after = scores[k - 1 : k + 2]
+    bend = before - 2 * at + after
+    shift = 0.5 * (before - after) / bend if bend > 0 else 0.0
+    return round(steps[k] + float(np.clip(shift, -0.5, 0.5)) * (steps[k + 1] - steps[k]))
+
+
 def correlations(known: Exact, halves: Sequence[Trajectory]) -> dict[str, list[float]]:
     """Return the correlation with retraining over pairs of items, at all checkpoints but the first.
 
@@ -279,13 +286,13 @@ def summary(known: Exact, halves: Sequence[Trajectory]) -> dict[str, Any]:
 
     splits = {}
     for name, branching in known.branching.items():
-        peak = int(known.steps[int(np.argmin(combined(halves, "dog", f"split/{name}")[0]))])
+        peak = peak_step(known.steps, combined(halves, "dog", f"split/{name}")[0])
         splits[name] = {"branching_step": branching, "peak_step": peak, "ratio": peak / branching}
     return {
         "dog_sparrow_most_helpful": extreme("dog", "item/sparrow", -1),
         "dog_sparrow_most_harmful": extreme("dog", "item/sparrow", 1),
-        "never_flips": extreme("dog", f"split/{_NEVER}", 1),
-        "never_flips_pair": ["dog", _NEVER],
+        "never_flips": extreme("dog", "item/dog", 1),
+        "never_flips_pair": ["dog", "dog"],
         "splits": splits,
         "steps": list(known.steps[1:]),
         "correlation_with_retraining": correlations(known, halves),

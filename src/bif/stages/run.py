@@ -17,14 +17,14 @@ from bif.runs.attribute import attribute
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
 from bif.stages.common_settings import common_settings
-from bif.stages.trajectory import Trajectory, joined
+from bif.stages.result import Trajectory, joined
 from bif.terminal import say
 
 _FAR = 2.0
 """Squared gradient at a checkpoint, in units of its noise, above which it is no minimum."""
 
 
-def stages(
+def trajectory(
     problem: Problem,
     series: CheckpointSeries,
     settings: Settings | None = None,
@@ -79,8 +79,8 @@ def stages(
         for stage in usable:
             place = None if folder is None else folder.run(stage.name)
             run = attribute(stage_problem(problem, stage), chosen, out=place)
-            found = run.influence if groups is None else run.influence.sum_over(groups)
-            parts.append(found.dataset)
+            scores = run.influence if groups is None else run.influence.sum_over(groups)
+            parts.append(scores.dataset)
             facts.append(_facts(stage, run))
             if show_progress:
                 verdict = "" if run.summary.trusted else f", NOT TRUSTED ({run.failed_gates})"
@@ -92,10 +92,10 @@ def stages(
                 "influence there is that of draws held near the checkpoint, not of networks "
                 "that were trained to the end"
             )
-        trajectory = joined(parts, facts, notes=notes)
+        found = joined(parts, facts, notes=notes)
         if folder is not None:
-            trajectory.save(folder.replace_trajectory())
-        return trajectory
+            found.save(folder.replace_trajectory())
+        return found
 
 
 def _facts(stage: Stage, run: Run) -> dict[str, object]:
