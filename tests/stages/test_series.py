@@ -134,7 +134,7 @@ class TestSaving:
 
     def test_the_trainer_of_transformers_saves_too(self, tmp_path: Path):
         transformers = pytest.importorskip("transformers", reason="the extra `lm` is not installed")
-        callback = bif.SaveCheckpoints(tmp_path, [0, 2]).for_trainer()
+        callback: Any = bif.SaveCheckpoints(tmp_path, [0, 2]).for_trainer()
         assert isinstance(callback, transformers.TrainerCallback)
         state, model = transformers.TrainerState(), nn.Linear(2, 1)
         callback.on_train_begin(None, state, None, model=model)
@@ -150,7 +150,7 @@ class TestSaving:
         module.Callback = type("Callback", (), {})
         monkeypatch.setitem(sys.modules, "lightning", ModuleType("lightning"))
         monkeypatch.setitem(sys.modules, "lightning.pytorch", module)
-        callback = bif.SaveCheckpoints(tmp_path, [0, 1]).for_lightning()
+        callback: Any = bif.SaveCheckpoints(tmp_path, [0, 1]).for_lightning()
         assert isinstance(callback, module.Callback)
         callback.on_train_start(SimpleNamespace(global_step=0), nn.Linear(2, 1))
         callback.on_train_batch_end(SimpleNamespace(global_step=1), nn.Linear(2, 1), None, {}, 0)
