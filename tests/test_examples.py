@@ -35,6 +35,17 @@ def test_a_model_of_ones_own_is_benchmarked(call, tmp_path):
     assert by["bif"]["num_seeds"] == 2 and by["bif"]["ceiling"] <= 1
 
 
+def test_checkpoints_of_ones_own_training_are_followed(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+    monkeypatch.chdir(tmp_path)
+    file = EXAMPLES / "own_checkpoints.py"
+    assert lines_of_code(file) <= 26
+    runpy.run_path(str(file))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 5 and all(": " in line and "±" in line for line in said)
+    assert len(bif.Trajectory.load(tmp_path / "own-checkpoints" / "stages").steps) >= 10
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_digits_that_made_a_generated_one_are_of_its_kind(tmp_path):
     pytest.importorskip("sklearn", reason="the extra `demo` is not installed")

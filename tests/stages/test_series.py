@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bif
+from bif.language import LanguageModel, revisions
 from bif.problem.series import stage_problem, step_of
 from small_problems import classification, network
 
@@ -60,6 +61,20 @@ class TestOrder:
         assert [s.step for s in series] == [2, 11]
         assert set(next(iter(series)).read()) == set(names)
         assert len(series.usable(classification())) == 2
+
+    def test_revisions_of_a_language_model_are_read_one_by_one(self, monkeypatch):
+        asked = []
+
+        def load_model(name: str, *, task: Any, revision: str) -> Any:
+            asked.append((name, task, revision))
+            return LanguageModel(network(), None, "causal")
+
+        monkeypatch.setattr("bif.language.revisions.load_model", load_model)
+        series = revisions("someone/some-model", ["step20", "step3", "main"], task="causal")
+        assert [stage.name for stage in series] == ["step3", "step20"] and not asked
+        assert "no number of steps" in series.unusable["main"]
+        assert next(iter(series)).read().keys() == network().state_dict().keys()
+        assert asked == [("someone/some-model", "causal", "step3")]
 
 
 class TestBadInput:
@@ -151,7 +166,7 @@ class TestSaving:
         monkeypatch.setitem(sys.modules, "lightning", ModuleType("lightning"))
         monkeypatch.setitem(sys.modules, "lightning.pytorch", module)
         callback: Any = bif.SaveCheckpoints(tmp_path, [0, 1]).for_lightning()
-        assert isinstance(callback, module.Callback)
+        assert module.Callback in type(callback).__mro__
         callback.on_train_start(SimpleNamespace(global_step=0), nn.Linear(2, 1))
         callback.on_train_batch_end(SimpleNamespace(global_step=1), nn.Linear(2, 1), None, {}, 0)
         assert [s.step for s in bif.CheckpointSeries.from_folder(tmp_path)] == [0, 1]

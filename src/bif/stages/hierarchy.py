@@ -39,7 +39,7 @@ _NBETA = 1e7
 """Draws stay within a few ten-thousandths of the checkpoint, where the loss is quadratic."""
 _DAMPING = 2.0
 """gamma/nbeta in units of the most negative curvature of all checkpoints."""
-_CHAINS, _DRAWS = 64, 150
+_CHAINS, _DRAWS = 128, 150
 _SEEDS = 20
 """Trainings in which the item is left out within a window."""
 _WINDOW = 40
