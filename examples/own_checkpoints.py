@@ -1,4 +1,4 @@
-"""Influence over your own training: `python examples/own_checkpoints.py` saves, attributes, prints."""
+"""Influence over your own training: `python examples/own_checkpoints.py` saves and attributes."""
 
 import torch
 from sklearn.datasets import load_wine

@@ -69,7 +69,7 @@ class TestOrder:
             asked.append((name, task, revision))
             return LanguageModel(network(), None, "causal")
 
-        monkeypatch.setattr("bif.language.revisions.load_model", load_model)
+        monkeypatch.setattr("bif.language.hub_revisions.load_model", load_model)
         series = revisions("someone/some-model", ["step20", "step3", "main"], task="causal")
         assert [stage.name for stage in series] == ["step3", "step20"] and not asked
         assert "no number of steps" in series.unusable["main"]

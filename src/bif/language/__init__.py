@@ -2,10 +2,10 @@
 
 from bif.language.components import Head, movable_weights
 from bif.language.documents import Document
+from bif.language.hub_revisions import revisions
 from bif.language.losses import label_cross_entropy, masked_token
 from bif.language.models import LanguageModel, load_model
 from bif.language.problem import language_problem
-from bif.language.revisions import revisions
 from bif.language.sequences import Sequences
 from bif.language.sources import read_documents
 
