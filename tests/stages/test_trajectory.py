@@ -97,6 +97,19 @@ def test_it_goes_on_to_the_last_bit_where_it_was_cut_short(tmp_path: Path, monke
     assert loaded.notes == whole.notes and loaded.events() == whole.events()
 
 
+def test_nothing_given_solves_and_says_which_checkpoints_are_no_minimum(monkeypatch):
+    monkeypatch.setattr(stages_run, "_FAR", 1.0)
+    found = bif.trajectory(classification(), SERIES)
+    assert found.dataset.attrs["estimator"] == "response"
+    far = found.dataset["center_gradient"].values
+    assert far[0] > 2 and far[0] > far[-1]
+    assert any(
+        note.startswith(f"{(far > 2).sum()} of 4 checkpoints are far") for note in found.notes
+    )
+    sampled = bif.trajectory(classification(), SERIES, bif.Settings(chains=4, draws=10))
+    assert "estimator" not in sampled.dataset.attrs
+
+
 def test_another_series_or_other_settings_are_refused_in_the_same_folder(tmp_path: Path):
     bif.trajectory(classification(), SERIES, SOLVED, out=tmp_path)
     fewer = bif.CheckpointSeries(list(SERIES)[:3])

@@ -29,16 +29,11 @@ def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorNa
     """
     if settings.estimator is not None:
         return settings.estimator, ""
-    usual = Settings()
-    for_chains = any(
-        getattr(settings, f.name) != getattr(usual, f.name)
-        for f in fields(settings)
-        if f.name not in SHARED_BY_ESTIMATORS
-    )
-    if problem.path and not for_chains:
+    chains = for_chains(settings)
+    if problem.path and not chains:
         return "response", ""
     num_weights = num_moving(problem, settings)
-    if for_chains or num_weights <= MANY_WEIGHTS:
+    if chains or num_weights <= MANY_WEIGHTS:
         return "covariance", ""
     try:
         require_derivatives(problem.with_plain_losses(), settings.reopened(estimator="response"))
@@ -46,3 +41,13 @@ def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorNa
         why = f"{num_weights:,} weights are sampled, since they cannot be solved for: {error}"
         return "covariance", why
     return "response", ""
+
+
+def for_chains(settings: Settings) -> bool:
+    """Return whether settings say something that only chains have a use for."""
+    usual = Settings()
+    return any(
+        getattr(settings, f.name) != getattr(usual, f.name)
+        for f in fields(settings)
+        if f.name not in SHARED_BY_ESTIMATORS
+    )

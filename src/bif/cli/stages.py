@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
@@ -57,8 +57,6 @@ class Stages:
         else:
             assert self.language.model is not None
             series = revisions(self.language.model, self.revisions, task=self.language.task)
-        if settings == Settings(seed=settings.seed, movable=settings.movable):
-            settings = replace(settings, estimator="response")
         found = trajectory(problem, series, settings, out=self.out, show_progress=True)
         events = found.events()
         _print(

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bif import store
+from bif.calibration.default_estimator import for_chains
+from bif.calibration.temperature import distance_from_minimum
+from bif.linear_response.solver import sampling_settings
 from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.problem.series import CheckpointSeries, Stage, stage_problem
@@ -55,55 +59,72 @@ def trajectory(
 
     Source: Lee et al. 2025, arXiv 2510.12071.
     """
-    tell = say if show_progress else None
-    usable = series.usable(problem)
-    requested = settings or Settings(estimator="response")
-    if requested.estimator is None:
-        requested = replace(requested, estimator="covariance")
-    notes = [f"left out: {name}: {why}" for name, why in usable.unusable.items()]
+    usable, requested = series.usable(problem), _with_estimator(settings or Settings())
     with ExitStack() as stack:
         folder = None
         if out is not None:
             asked = identity(problem, requested.as_dict())
             asked["weights"] = {str(stage.step): stage.name for stage in usable}
             folder = stack.enter_context(store.open_stages(out, asked))
-        if folder is not None and folder.chosen is not None:
-            chosen = Settings.from_dict(folder.chosen["settings"])
-            reasons = folder.chosen["explanations"]
-        else:
-            chosen, reasons = common_settings(problem, usable.stages, requested, tell=tell)
-            if folder is not None:
-                folder.keep({"settings": chosen.as_dict(), "explanations": reasons})
-        notes += reasons
+        chosen, reasons = _chosen(problem, usable, requested, folder, show_progress=show_progress)
         parts, facts = [], []
         for stage in usable:
+            there = stage_problem(problem, stage)
             place = None if folder is None else folder.run(stage.name)
-            run = attribute(stage_problem(problem, stage), chosen, out=place)
+            run = attribute(there, chosen, out=place)
             scores = run.influence if groups is None else run.influence.sum_over(groups)
             parts.append(scores.dataset)
-            facts.append(_facts(stage, run))
+            facts.append(_facts(stage, run, there))
             if show_progress:
                 verdict = "" if run.summary.trusted else f", NOT TRUSTED ({run.failed_gates})"
                 say([f"{stage.name}: {run.summary.seconds:.1f} s{verdict}"])
-        far = [fact["name"] for fact in facts if fact["center_gradient"] > _FAR]
-        if far:
-            notes.append(
-                f"{len(far)} of {len(facts)} checkpoints are far from a minimum, {far[0]} first: "
-                "influence there is that of draws held near the checkpoint, not of networks "
-                "that were trained to the end"
-            )
-        found = joined(parts, facts, notes=notes)
+        left_out = [f"left out: {name}: {why}" for name, why in usable.unusable.items()]
+        found = joined(parts, facts, notes=[*left_out, *reasons, *_far(facts)])
         if folder is not None:
             found.save(folder.replace_trajectory())
         return found
 
 
-def _facts(stage: Stage, run: Run) -> dict[str, object]:
-    others = run.summary.others
-    rhat = run.summary.rhat_max
+def _with_estimator(settings: Settings) -> Settings:
+    """Return settings that name an estimator: the response, unless they speak of chains."""
+    if settings.estimator is not None:
+        return settings
+    return replace(settings, estimator="covariance" if for_chains(settings) else "response")
+
+
+def _chosen(
+    problem: Problem, series: CheckpointSeries, requested: Settings,
+    folder: store.StagesFolder | None, *, show_progress: bool,
+) -> tuple[Settings, Sequence[str]]:  # fmt: skip
+    """Return the settings of every run, of an earlier call if there was one, and the reasons."""
+    if folder is not None and folder.chosen is not None:
+        return Settings.from_dict(folder.chosen["settings"]), folder.chosen["explanations"]
+    tell = say if show_progress else None
+    chosen, reasons = common_settings(problem, series.stages, requested, tell=tell)
+    if folder is not None:
+        folder.keep({"settings": chosen.as_dict(), "explanations": reasons})
+    return chosen, reasons
+
+
+def _facts(stage: Stage, run: Run, there: Problem) -> dict[str, Any]:
+    rhat, away = run.summary.rhat_max, run.summary.others.get("center_gradient")
+    if away is None:
+        solved = sampling_settings(Settings.from_dict(run.manifest.settings))
+        away = distance_from_minimum(there.with_plain_losses(), solved)
     return {
         "step": stage.step, "name": stage.name, "trusted": bool(run.summary.trusted),
         "rhat": np.nan if rhat is None else float(rhat),
-        "error_quantile": float(run.influence.error_quantile),
-        "center_gradient": float(others.get("center_gradient", np.nan)),
+        "error_quantile": float(run.influence.error_quantile), "center_gradient": float(away),
     }  # fmt: skip
+
+
+def _far(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note on checkpoints that are far from a minimum, if any is."""
+    names = [fact["name"] for fact in facts if fact["center_gradient"] > _FAR]
+    if not names:
+        return []
+    return [
+        f"{len(names)} of {len(facts)} checkpoints are far from a minimum, such as {names[0]}: "
+        "influence there is that of draws held near the checkpoint, not of networks that were "
+        "trained to the end"
+    ]
