@@ -102,12 +102,16 @@ def test_nothing_given_solves_and_says_which_checkpoints_are_no_minimum(monkeypa
     found = bif.trajectory(classification(), SERIES)
     assert found.dataset.attrs["estimator"] == "response"
     far = found.dataset["center_gradient"].values
-    assert far[0] > 2 and far[0] > far[-1]
-    assert any(
-        note.startswith(f"{(far > 2).sum()} of 4 checkpoints are far") for note in found.notes
-    )
+    assert far[0] > 1 > far[-1]
+    assert any(note.startswith("1 of 4 checkpoints are far") for note in found.notes)
     sampled = bif.trajectory(classification(), SERIES, bif.Settings(chains=4, draws=10))
     assert "estimator" not in sampled.dataset.attrs
+
+
+def test_a_gamma_below_what_a_checkpoint_needs_is_warned_of():
+    few = replace(SAMPLED, gamma=1e-3, controls=False)
+    found = bif.trajectory(classification(), SERIES, few)
+    assert any("step-0: " in note and "curves downwards" in note for note in found.notes)
 
 
 def test_another_series_or_other_settings_are_refused_in_the_same_folder(tmp_path: Path):

@@ -64,7 +64,11 @@ def common_settings(
         )  # fmt: skip
     if not solves:
         asked = replace(s, mass="identity")
-        runs = [calibrate(stage_problem(problem, stage), asked).settings for stage in looked_at]
+        calibrated = [calibrate(stage_problem(problem, stage), asked) for stage in looked_at]
+        runs = [one.settings for one in calibrated]
+        for stage, one in zip(looked_at, calibrated, strict=True):
+            for warning in one.warnings:
+                choices.warn(f"{stage.name}: {warning}")
         step = min(run.step_size for run in runs)
         waits = {
             name: ceil(max(getattr(run, name) * run.step_size for run in runs) / step)
