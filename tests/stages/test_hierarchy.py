@@ -61,8 +61,8 @@ def test_leaving_the_dog_out_harms_most_at_its_peak():
 
 
 def test_draws_agree_with_the_exact_influence_and_make_the_summary(monkeypatch):
-    monkeypatch.setattr(hierarchy, "EVERY", 100)
-    monkeypatch.setattr(hierarchy, "_DRAWS", 100)
+    monkeypatch.setattr(hierarchy, "EVERY", 180)
+    monkeypatch.setattr(hierarchy, "_DRAWS", 60)
     few = hierarchy.exact(0)
     halves = hierarchy.sampled(0, few, out=None, show_progress=False)
     found = hierarchy.summary(few, halves)
@@ -72,7 +72,7 @@ def test_draws_agree_with_the_exact_influence_and_make_the_summary(monkeypatch):
     assert abs(value - few.influence[place, SPARROW, DOG]) < 4 * error
     assert found["never_flips"][0] <= 0
     by_draws, exact = (found["correlation_with_retraining"][n] for n in ("bif", "analytic"))
-    np.testing.assert_allclose(by_draws[2:9], exact[2:9], atol=0.15)
+    np.testing.assert_allclose(by_draws[1:4], exact[1:4], atol=0.15)
     assert min(found["trusted_checkpoints"]) >= len(few.steps) - 1
 
 

@@ -24,7 +24,7 @@ SAMPLED = bif.Settings(
 )
 
 
-def path_of_training(steps: int = 30, every: int = 10) -> dict[int, dict[str, Tensor]]:
+def path_of_training(steps: int = 30, every: int = 15) -> dict[int, dict[str, Tensor]]:
     torch.manual_seed(0)
     model, found = network(), {}
     x, y = labelled(20, seed=1)
@@ -45,7 +45,7 @@ SERIES = bif.CheckpointSeries.from_weights(path_of_training())
 def test_each_checkpoint_is_as_of_a_run_of_its_own(settings, tmp_path: Path):
     found = bif.trajectory(classification(), SERIES, settings, out=tmp_path / "all")
     chosen = json.loads((tmp_path / "all" / store.STAGES).read_text())["chosen"]["settings"]
-    assert found.steps.tolist() == [0, 10, 20, 30]
+    assert found.steps.tolist() == [0, 15, 30]
     for k, stage in enumerate(SERIES):
         at = stage_problem(classification(), stage)
         alone = bif.attribute(at, bif.Settings.from_dict(chosen)).influence.dataset
@@ -64,7 +64,7 @@ def test_one_gamma_is_the_largest_that_any_checkpoint_needs():
     ]
     found = bif.trajectory(classification(), SERIES, asked)
     assert found.dataset.attrs["gamma"] == max(alone) > 1.01 * min(alone)
-    assert any("the largest that any of 4" in note for note in found.notes)
+    assert any("the largest that any of 3" in note for note in found.notes)
 
 
 def test_chains_of_all_checkpoints_have_the_same_steps():
@@ -78,7 +78,7 @@ def test_it_goes_on_to_the_last_bit_where_it_was_cut_short(tmp_path: Path, monke
     attribute, done = stages_run.attribute, []
 
     def cut_short(*given, **named):
-        if len(done) == 2:
+        if len(done) == 1:
             raise KeyboardInterrupt
         done.append(1)
         return attribute(*given, **named)
@@ -103,7 +103,7 @@ def test_nothing_given_solves_and_says_which_checkpoints_are_no_minimum(monkeypa
     assert found.dataset.attrs["estimator"] == "response"
     far = found.dataset["center_gradient"].values
     assert far[0] > 1 > far[-1]
-    assert any(note.startswith("1 of 4 checkpoints are far") for note in found.notes)
+    assert any(note.startswith("1 of 3 checkpoints are far") for note in found.notes)
     sampled = bif.trajectory(classification(), SERIES, bif.Settings(chains=4, draws=10))
     assert "estimator" not in sampled.dataset.attrs
 
@@ -116,7 +116,7 @@ def test_a_gamma_below_what_a_checkpoint_needs_is_warned_of():
 
 def test_another_series_or_other_settings_are_refused_in_the_same_folder(tmp_path: Path):
     bif.trajectory(classification(), SERIES, SOLVED, out=tmp_path)
-    fewer = bif.CheckpointSeries(list(SERIES)[:3])
+    fewer = bif.CheckpointSeries(list(SERIES)[:2])
     with pytest.raises(store.FolderInUse, match="another weights.30"):
         bif.trajectory(classification(), fewer, SOLVED, out=tmp_path)
     with pytest.raises(store.FolderInUse, match="another settings.gamma"):
@@ -145,7 +145,7 @@ def test_nulls_are_those_of_the_controls():
 def test_intervals_count_as_wide_as_they_are():
     solved = bif.trajectory(classification(), SERIES, SOLVED)
     narrow = bif.Trajectory(solved.dataset.assign_coords(
-        error_quantile=("checkpoint", np.full(4, 1.96))
+        error_quantile=("checkpoint", np.full(3, 1.96))
     ))  # fmt: skip
     assert len(narrow.events()) >= len(solved.events())
     one = narrow.events()[0]
@@ -160,8 +160,8 @@ def test_the_command_follows_a_folder_and_names_what_it_left_out(call, tmp_path:
     asked = ["stages", target, "--checkpoints", tmp_path / "saved", "--out", tmp_path / "out"]
     code, out, said = call(*asked, "--nbeta", 20, "--gamma", 4)
     assert code == 0, said
-    assert "4 checkpoints, " in out and "left out: step-99.pt" in out
-    assert bif.Trajectory.load(tmp_path / "out").steps.tolist() == [0, 10, 20, 30]
+    assert "3 checkpoints, " in out and "left out: step-99.pt" in out
+    assert bif.Trajectory.load(tmp_path / "out").steps.tolist() == [0, 15, 30]
     assert "expected --checkpoints DIR" in failed(call("stages", target, "--out", tmp_path / "o"))
     example = call("stages", target, "--example", "hierarchy", "--out", tmp_path / "o")
     assert "trains its own network" in failed(example)
