@@ -48,7 +48,7 @@ class StagesFolder:
 
     def run(self, name: str) -> str:
         """Return the place of a checkpoint's run."""
-        return f"{self._folder}/{_RUNS}/{name}"
+        return f"{self._folder}/{_RUNS}/{name.replace('/', '-')}"
 
     def replace_trajectory(self) -> str:
         """Return the place of the trajectory, empty."""
