@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "language": "problem",
     "stages": """
         problem sampling curvature estimate linear_response results store calibration runs baselines
+        report
     """,
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """

@@ -63,6 +63,7 @@ class Stages:
             f"{len(found.steps)} checkpoints, {len(events):,} events, by size of influence:",
             *(event.in_words() for event in events[:_SHOWN]),
             *(f"note: {note}" for note in found.notes),
+            f"report: {self.out.rstrip('/')}/{store.REPORT}",
         )
 
     def _run_example(self) -> None:

@@ -43,13 +43,17 @@ class Event:
 
     def in_words(self) -> str:
         """Return the event in a line."""
+        return f"{self.kind}: {self.train} on {self.query}: {self.values_in_words()}"
+
+    def values_in_words(self) -> str:
+        """Return the scores, their errors and steps."""
         parts = [
             f"{value:+.3g} ± {error:.2g} at step {step:,}"
             for value, error, step in zip(
                 self.values, self.standard_errors, self.steps or self.checkpoints, strict=True
             )
         ]
-        return f"{self.kind}: {self.train} on {self.query}: {', then '.join(parts)}"
+        return ", then ".join(parts)
 
 
 def find_events(

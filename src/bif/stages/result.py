@@ -99,6 +99,28 @@ class Trajectory:
         ]
         return named[:pairs]
 
+    def render(self, *, most_events: int = 50) -> str:
+        """Return one self-contained HTML page: curves, losses, a heat-map, rankings and events.
+
+        Args:
+            most_events: Events that are listed.
+        """
+        from bif import __version__
+        from bif.report.trajectory_page import render_trajectory
+
+        events = self.events()
+        listed = [
+            {
+                "kind": event.kind, "observable": event.observable, "query": event.query,
+                "train": event.train, "words": event.values_in_words(),
+            }
+            for event in events[:most_events]
+        ]  # fmt: skip
+        return render_trajectory(
+            self.dataset, events=listed, num_events=len(events), notes=self.notes,
+            version=__version__,
+        )  # fmt: skip
+
     def save(self, path: str | Path) -> None:
         """Write the trajectory as a zarr folder.
 

@@ -82,6 +82,7 @@ def trajectory(
         found = joined(parts, facts, notes=[*left_out, *reasons, *_far(facts)])
         if folder is not None:
             found.save(folder.replace_trajectory())
+            folder.write_report(found.render())
         return found
 
 

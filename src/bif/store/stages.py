@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bif.store.folder import FolderInUse, folder_at
+from bif.store.folder import REPORT, FolderInUse, folder_at
 from bif.store.manifests import differences
 from bif.store.marks import mark, refuse_foreign
 from bif.store.results import plain
@@ -16,6 +16,7 @@ from bif.store.results import plain
 STAGES = "stages.json"
 TRAJECTORY = "trajectory.zarr"
 _RUNS = "checkpoints"
+_OURS = (STAGES, TRAJECTORY, REPORT, _RUNS)
 
 
 class StagesFolder:
@@ -27,7 +28,7 @@ class StagesFolder:
 
     def __init__(self, where: str | Path, identity: Mapping[str, Any]) -> None:
         self._folder, self._identity = folder_at(where), plain(identity)
-        refuse_foreign(self._folder, [STAGES, TRAJECTORY, _RUNS])
+        refuse_foreign(self._folder, _OURS)
         self.chosen: dict[str, Any] | None = None
         if self._folder.is_file(STAGES):
             there = json.loads(self._folder.read(STAGES))
@@ -38,7 +39,7 @@ class StagesFolder:
                     "choose another folder, or remove it first."
                 )
             self.chosen = there["chosen"]
-        mark(self._folder, [STAGES, TRAJECTORY, _RUNS])
+        mark(self._folder, _OURS)
 
     def keep(self, chosen: Mapping[str, Any]) -> None:
         """Write what the runs have in common."""
@@ -49,6 +50,10 @@ class StagesFolder:
     def run(self, name: str) -> str:
         """Return the place of a checkpoint's run."""
         return f"{self._folder}/{_RUNS}/{name.replace('/', '-')}"
+
+    def write_report(self, page: str) -> None:
+        """Write the page of the trajectory."""
+        self._folder.write(REPORT, page.encode())
 
     def replace_trajectory(self) -> str:
         """Return the place of the trajectory, empty."""
