@@ -98,10 +98,7 @@ def conjugate_gradients(
     Source: Hestenes and Stiefel 1952.
     """
     apply = precondition or (lambda rows: rows)
-
-    def times(rows: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
-        return product(rows) if row_factors is None else product(rows, row_factors[which])
-
+    times = _with_factors(product, row_factors)
     device, home = device or right.device, right.device
     residual = right.to(device, copy=True)
     size = _inner(residual, residual).sqrt().clamp(min=1e-300)
@@ -147,6 +144,17 @@ def conjugate_gradients(
     left_over = _inner(final, final).sqrt()
     shrinkage = left_over / size_earlier.clamp(min=1e-300)
     return Solution(solution, earlier, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())
+
+
+def _with_factors(
+    product: Callable[..., Tensor], row_factors: Tensor | None
+) -> Callable[..., Tensor]:
+    """Return the product of rows, and of their positions where not all are multiplied."""
+
+    def times(rows: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        return product(rows) if row_factors is None else product(rows, row_factors[which])
+
+    return times
 
 
 class _Tridiagonal:
