@@ -146,7 +146,7 @@ class CurvatureProduct:
         return (
             self._hessian(share, batch)
             if self._split is None
-            else self._rooted(self._split, self._root(number, batch), share, batch)
+            else self._rooted(self._split, self._root(self._split, number, batch), share, batch)
         )
 
     def _hessian(self, share: Tensor, batch: Batch) -> _Product:
@@ -187,12 +187,11 @@ class CurvatureProduct:
 
         return product
 
-    def _root(self, number: int, batch: Batch) -> Tensor:
+    def _root(self, split: SplitLoss, number: int, batch: Batch) -> Tensor:
         """Return the root of the loss's curvature in a chunk's outputs, kept where it is small."""
-        assert self._split is not None
         if number in self._roots:
             return self._roots[number]
-        root = self._split.root(batch)
+        root = split.root(batch)
         held = sum(there.nbytes for there in self._roots.values())
         if held + root.nbytes <= _ROOT_BYTES:
             self._roots[number] = root

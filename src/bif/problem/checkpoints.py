@@ -69,7 +69,7 @@ def require_checkpoints(problem: Problem, checkpoints: Sequence[Checkpoint]) -> 
                 "Checkpoint(weights, learning_rate, num_steps)."
             )
         try:
-            at_checkpoint(problem, checkpoint)
+            problem.require_weights(checkpoint.weights)
         except ValueError as error:
             raise ValueError(f"checkpoint {number}: {error}") from error
 

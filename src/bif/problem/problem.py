@@ -31,6 +31,7 @@ from bif.problem.weights import (
     load_weights_,
     narrow_types,
     padding_rows,
+    require_weights,
     trainable,
     widen,
     widen_,
@@ -414,11 +415,22 @@ class Problem:
         Raises:
             ValueError: Weights of another model.
         """
-        own = self.parameters()
-        frozen = {name: own[name] for name in own.keys() - {*self.trainable}}
         model = widen_(copy_module(self.model))
-        load_weights_(model, {**frozen, **weights})
+        load_weights_(model, {**self._frozen(), **weights})
         return self.with_model(model)
+
+    def require_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise unless `at_weights` takes these, without a copy of the model.
+
+        Raises:
+            ValueError: Weights of another model.
+        """
+        require_weights(self.model, {**self._frozen(), **weights})
+
+    def _frozen(self) -> dict[str, Tensor]:
+        """Return the parameters that do not train, by name."""
+        own = self.parameters()
+        return {name: own[name] for name in own.keys() - {*self.trainable}}
 
     def with_path(self, path: Sequence[nn.Module | Mapping[str, Tensor]]) -> Problem:
         """Return the same problem with weights on the way of training, over which a response goes.
@@ -441,7 +453,7 @@ class Problem:
         weights = [x.state_dict() if isinstance(x, nn.Module) else x for x in path]
         for number, one in enumerate(weights):
             try:
-                self.at_weights(one)
+                self.require_weights(one)
             except ValueError as error:
                 raise ValueError(f"path, number {number}: {error}") from error
         other = copy(self)

@@ -118,7 +118,9 @@ class CheckpointSeries:
         kept, unusable = [], dict(self.unusable)
         for stage in self.stages:
             try:
-                stage_problem(problem, stage)
+                problem.require_weights(_finite(stage.read()))
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # whatever a damaged file makes of its reader
                 unusable[stage.name] = str(error).strip() or type(error).__name__
             else:
@@ -137,11 +139,14 @@ def stage_problem(problem: Problem, stage: Stage) -> Problem:
     Raises:
         ValueError: Weights of another model, or some that are not finite.
     """
-    weights = stage.read()
+    return problem.at_weights(_finite(stage.read()))
+
+
+def _finite(weights: Weights) -> Weights:
     bad = [n for n, x in weights.items() if x.is_floating_point() and not x.isfinite().all()]
     if bad:
         raise ValueError(f"weights are NaN or infinite in {', '.join(bad[:5])}")
-    return problem.at_weights(weights)
+    return weights
 
 
 def step_of(name: str) -> int | None:

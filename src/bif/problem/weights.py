@@ -145,6 +145,18 @@ def load_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: A parameter is missing, a name is not the model's, or a shape is another.
     """
+    own = require_weights(model, weights)
+    with torch.no_grad():
+        for name, leaf in weights.items():
+            own[name].copy_(leaf)
+
+
+def require_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the model's own parameters and buffers by name, if the weights are of such a model.
+
+    Raises:
+        ValueError: As `load_weights_`.
+    """
     own = dict(model.named_parameters(remove_duplicate=False))
     own |= dict(model.named_buffers(remove_duplicate=False))
     missing = [name for name, _ in model.named_parameters() if name not in weights]
@@ -161,6 +173,4 @@ def load_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"the checkpoint {what} {', '.join(names[:5])} ({len(names)} in all): expected the "
                 f"weights of the same {type(model).__name__}."
             )
-    with torch.no_grad():
-        for name, leaf in weights.items():
-            own[name].copy_(leaf)
+    return own

@@ -298,6 +298,10 @@ def summary(known: Exact, halves: Sequence[Trajectory]) -> dict[str, Any]:
         "correlation_with_retraining": correlations(known, halves),
         "trusted_checkpoints": [int(half.dataset["trusted"].sum()) for half in halves],
         "damping": known.damping,
+        "dog_on_splits_most_harmful_exactly": {
+            name: float(known.influence[:, len(ITEMS) + k, 0].max())
+            for k, name in enumerate(SPLITS)
+        },
         "dog_sparrow_at_other_dampings": {
             x: [float(values.min()), float(values.max())]
             for x, values in known.at_other_dampings.items()

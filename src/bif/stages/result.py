@@ -57,7 +57,7 @@ class Trajectory:
         return scores.values[:, a, q, i], errors.values[:, a, q, i]
 
     def events(
-        self, *, level: float = 0.05, nulls: Sequence[str] = (), pairs: int | None = None
+        self, *, level: float = 0.05, nulls: Sequence[str] = (), most: int | None = None
     ) -> list[Event]:
         """Return the peaks, sign flips and onsets that are certain, the largest scores first.
 
@@ -68,7 +68,7 @@ class Trajectory:
             level: Chance of any event that is none.
             nulls: Names of controls, of runs with `Settings(controls=True)`: "shuffled", "nbeta_0",
                 "gradient_product".  An event is left out where a null has it too, by its sign.
-            pairs: Most events that are returned.
+            most: So many of the events at most.
 
         Raises:
             ValueError: A null that was not recorded.
@@ -97,7 +97,7 @@ class Trajectory:
             )
             for event in found
         ]
-        return named[:pairs]
+        return named[:most]
 
     def render(self, *, most_events: int = 50) -> str:
         """Return one self-contained HTML page: curves, losses, a heat-map, rankings and events.

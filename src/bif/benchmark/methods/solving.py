@@ -70,17 +70,6 @@ class Solving:
         return made
 
 
-class _unsuited_if_refused:
-    """Turn what a solve refuses into a row of the table."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError | torch.OutOfMemoryError):
-            raise Unsuited(str(error)) from error
-
-
 def _solve(problem: Problem, settings: Settings) -> tuple[np.ndarray, Mapping[str, Any]]:
     run = attribute(problem, settings)
     names = ("damping", "solver_steps", "largest_residual", "truncation", "damping_keeps")
