@@ -15,7 +15,7 @@ from bif import losses
 from bif.baselines import ConjugateGradients, ExactInfluence, gradient_product
 from bif.baselines.exact import dense_curvature
 from bif.curvature.outputs import SplitLoss
-from bif.curvature.products import RootedOutputs
+from bif.curvature.passes import RootedOutputs
 from rival_problems import (
     GN,
     close,

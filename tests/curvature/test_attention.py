@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bif
 from bif.curvature.attention import DifferentiableAttention, attention
+from bif.curvature.passes import GaussNewtonPass
 from bif.curvature.products import CurvatureProduct, split_rows
 from language_cases import model
 from small_problems import integers, normal
@@ -140,7 +141,8 @@ def test_products_of_torchs_own_transformer_layers_are_those_of_dense_matrices(c
     product = CurvatureProduct(problem, curvature)
     rows = normal(2, product.num_weights, seed=3)
     found = product(rows)
-    assert product._along.forward, "an operation had no forward derivative"
+    if isinstance(made_pass := product._pass._function, GaussNewtonPass):
+        assert made_pass._along.forward, "an operation had no forward derivative"
 
     def outputs(flat: Tensor) -> Tensor:
         rows = split_rows(flat.unsqueeze(0), product.params)

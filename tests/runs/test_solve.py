@@ -21,7 +21,9 @@ from bif.calibration.peak_memory import PeakBytes
 from bif.calibration.solving import calibrate_solver
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.krylov import KrylovSpace
-from bif.curvature.products import AlongDirections, CurvatureProduct, split_rows
+from bif.curvature.passes import AlongDirections, GaussNewtonPass
+from bif.curvature.products import CurvatureProduct, split_rows
+from bif.curvature.rows import RowsTogether
 from bif.curvature.solve import conjugate_gradients
 from bif.language.linear_loss import chunked_next_token
 from bif.linear_response import solver, vectors
@@ -250,10 +252,13 @@ class TestExact:
 class TestProducts:
     @pytest.mark.parametrize("curvature", [GN, "hessian"])
     @pytest.mark.parametrize("forward", [True, False], ids=["forward", "twice backward"])
-    def test_products_are_those_of_the_dense_matrix(self, curvature, forward):
+    @pytest.mark.parametrize("few_sizes", [True, False], ids=["padded", "as they come"])
+    def test_products_are_those_of_the_dense_matrix(self, curvature, forward, few_sizes):
         problem = tokens(RHO)[0] if curvature == GN else mlp_problem()
         product = CurvatureProduct(problem, curvature, chunk_size=7, num_together=3)
-        product._along.forward = forward
+        product._together = RowsTogether(4, few_sizes=few_sizes)
+        if isinstance(made_pass := product._pass._function, GaussNewtonPass):
+            made_pass._along.forward = forward
         rows = normal(5, product.num_weights, seed=3)
         whole = CurvatureProduct(problem, curvature)(torch.eye(product.num_weights).double())
         torch.testing.assert_close(product(rows), rows @ whole, rtol=1e-10, atol=1e-12)

@@ -13,10 +13,11 @@ import torch
 
 import bif
 from bif import Settings, losses
+from bif.curvature.products import CurvatureProduct
+from bif.problem.cuda_graphs import Replayed, SharedMemory, _Graph
 from bif.runs import block_run
 from bif.runs.block_recorder import BlockRecorder
 from bif.sampling.engine import Engine
-from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory, _Graph
 from bif.store import BlockStore, Commit
 from broken_runs import assert_same
 from small_problems import (
@@ -212,6 +213,23 @@ class TestReplay:
         for a, b in zip(replayed.traces.blocks, eager.traces.blocks, strict=True):
             torch.testing.assert_close(a.train, b.train, rtol=0, atol=1e-9)
             torch.testing.assert_close(a.query, b.query, rtol=0, atol=1e-9)
+
+    @pytest.mark.parametrize("curvature", ["gauss_newton", "hessian"])
+    def test_products_with_the_curvature_are_those_of_eager_passes(self, monkeypatch, curvature):
+        problem = classification(model=network().cuda())
+        num_weights = sum(x.numel() for x in problem.center().values())
+        rows = torch.randn(7, num_weights, device="cuda", dtype=torch.float64)
+        weights = torch.rand(7, problem.num_train, device="cuda")
+
+        def products() -> tuple[CurvatureProduct, list[torch.Tensor]]:
+            product = CurvatureProduct(problem, curvature, chunk_size=4)
+            return product, [product(rows, given) for given in (None, weights, None, weights)]
+
+        product, replayed = products()
+        assert len(product._pass._graphs) >= 2
+        monkeypatch.setattr(Replayed, "_record", lambda *arguments: None)
+        for a, b in zip(replayed, products()[1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
     def test_graphs_in_shared_memory_do_not_disturb_each_other(self):
         memory = SharedMemory()

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
+from bif.problem.cuda_graphs import Replayed
 from bif.problem.items import Items, map_batch
 from bif.problem.problem import MARGIN
 from bif.samplers import BAOAB
 from bif.sampling.chain import run_chains
 from bif.sampling.gradients import FullGradient
 from bif.sampling.oracles import LiveOracle, Oracle, SequentialOracle, StackedOracle, vmap_refusal
-from bif.sampling.oracles.cuda_graphs import Replayed
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise
 from bif.tensors import copied, stacked

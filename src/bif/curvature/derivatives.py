@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from bif.curvature.products import AlongDirections, differentiable
-from bif.curvature.rows import RowsTogether
+from bif.curvature.passes import MOST_BYTES, AlongDirections, differentiable
+from bif.curvature.rows import RowsTogether, padded
+from bif.problem.cuda_graphs import Replayed, SharedMemory
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 from bif.types import Batch, ItemLoss, Params
@@ -32,28 +36,52 @@ class Derivatives:
         self._problem, self._compute = problem, compute_dtype
         self.model = problem.evaluation_copy(problem.device) if model is None else model
         self._leaves = {name: leaf.detach() for name, leaf in self.model.named_parameters()}
-        self._together, self._along = RowsTogether(num_together), AlongDirections()
+        on_gpu = problem.device.type == "cuda"  # where each size of a pass gets a graph
+        self._together = RowsTogether(num_together, few_sizes=on_gpu)
+        self._passes: dict[Hashable, Replayed] = {}
+        self._memory = SharedMemory()
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         """Return derivatives along directions with leaves `[K, *shape]`, `[K, B]`."""
-        of_items = ItemFunction(self.model, function)
         center = {name: self._leaves[name] for name in params}
-        count = len(next(iter(params.values())))
-
-        def values(params: Params) -> Tensor:
-            return of_items.at(params, batch)
-
+        key = function, tuple(params)
+        if key not in self._passes:
+            made = _AlongPass(self.model, function, center, self._compute)
+            self._passes[key] = Replayed(made, self._memory, most_bytes=MOST_BYTES)
         if (scale := self._problem.metric_scale(center)) is not None:
             params = {name: leaf * scale[name] for name, leaf in params.items()}
+        count = len(next(iter(params.values())))
 
         def some(part: slice) -> Tensor:
-            return self._along(values, center, {n: leaf[part] for n, leaf in params.items()})
+            leaves = {name: padded(leaf, part) for name, leaf in params.items()}
+            return self._passes[key]({"directions": leaves, "items": batch})[0]
 
-        with differentiable(self._problem.device, self._compute):
-            return torch.cat(list(self._together.map(some, count)))
+        return torch.cat(list(self._together.map(some, count)))[:count]
 
     def gradient(
         self, params: Params, batch: Batch, weights: Tensor, *, per_chain: bool
     ) -> tuple[Params, Tensor]:
         """Raise: an oracle of derivatives has no gradients."""
         raise NotImplementedError("derivatives along directions have no gradient here.")
+
+
+class _AlongPass:
+    """Derivatives of the values of some items along some directions."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        function: ItemLoss,
+        center: Params,
+        compute_dtype: torch.dtype | None,
+    ) -> None:
+        self._of_items, self._center = ItemFunction(model, function), center
+        self._along, self._compute = AlongDirections(), compute_dtype
+
+    def __call__(self, given: dict[str, Any]) -> tuple[Tensor, ...]:
+        def values(params: Params) -> Tensor:
+            return self._of_items.at(params, given["items"])
+
+        device = next(iter(self._center.values())).device
+        with differentiable(device, self._compute):
+            return (self._along(values, self._center, given["directions"]),)

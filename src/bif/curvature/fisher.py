@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from bif.curvature.outputs import Criterion, SplitLoss
-from bif.curvature.products import RootedOutputs, first_items, weighted_chunks
+from bif.curvature.passes import RootedOutputs
+from bif.curvature.products import first_items, weighted_chunks
 from bif.problem.functional import ItemFunction
 from bif.problem.problem import Problem
 

@@ -24,6 +24,10 @@ _MAX_DENSE_OUTPUTS = 64
 """Outputs of an item up to which a loss is differentiated twice."""
 
 
+class _Answered(Exception):
+    """Raised with the model's output, to leave the loss there."""
+
+
 class SplitLoss:
     """A loss `(model, batch) -> [B]` as a function of the model's outputs.
 
@@ -55,7 +59,19 @@ class SplitLoss:
 
     def outputs(self, batch: Batch) -> Tensor:
         """Return the model's outputs `[B, …]` where the loss calls it, float32 or wider."""
-        return self._catch_outputs(batch)[0]
+
+        def stop(_: nn.Module, __: Any, output: Any) -> None:
+            raise _Answered(output)  # what the loss does with it is not needed
+
+        handle = self._model.register_forward_hook(stop)
+        try:
+            self._loss(self._model, batch)
+        except _Answered as answered:
+            output = answered.args[0]
+            return at_least_float32(output.logits if self._wrapped else output)
+        finally:
+            handle.remove()
+        raise ValueError("the loss did not call the model, which it did on other items.")
 
     def at_outputs(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return item losses `[B]` as if the model had answered with `outputs`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 """A linear map of rows `[K, P]`."""
+_WIDENED = 2**25
+"""Weights of a row that an inner product widens to float64 at a time."""
 
 
 class NegativeCurvature(ValueError):
@@ -35,7 +38,8 @@ class Solution:
 
     Attributes:
         value: x, `[K, P]`.
-        earlier: x after a fourth to half of its steps: how far it still moves.
+        earlier: x after a fourth to half of its steps: how far it still moves; none, and a
+            shrinkage of NaN, unless it was asked for.
         residuals: `|right - x (C + damping)| / |right|` of every row, `[K]` float64, computed anew
             at the end.
         shrinkage: The residual over that of `earlier`, `[K]` float64: about what of the error of
@@ -75,6 +79,7 @@ def conjugate_gradients(
     precondition: Product | None = None,
     row_factors: Tensor | None = None,
     device: torch.device | None = None,
+    keeps_earlier: bool = True,
 ) -> Solution:
     """Solve `x (C + damping·I) = right` for every row by itself.
 
@@ -91,6 +96,7 @@ def conjugate_gradients(
         row_factors: `[K, …]`, of which the product takes those of its rows as a second argument: a
             map of its own for each row.
         device: Device of the products; that of `right` by default.
+        keeps_earlier: Whether there is an earlier solution, which takes two vectors a row.
 
     Raises:
         NegativeCurvature: A direction in which the damped curvature is not positive.
@@ -105,7 +111,7 @@ def conjugate_gradients(
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
     solution = torch.zeros_like(right)
-    kept, earlier = solution.clone(), solution.clone()
+    kept, earlier = (solution.clone() if keeps_earlier else solution[:0] for _ in range(2))
     size_kept, size_earlier = size.clone(), size.clone()
     steps, steps_K = 0, torch.zeros(len(right), dtype=torch.long)
     tridiagonal = _Tridiagonal(aligned)
@@ -134,7 +140,9 @@ def conjugate_gradients(
         aligned[active] = now
         steps += 1
         steps_K[active.cpu()] = steps
-        if steps & (steps - 1) == 0:  # a power of two; what has left keeps its own
+        if (
+            keeps_earlier and steps & (steps - 1) == 0
+        ):  # a power of two; what has left keeps its own
             earlier[at_home], kept[at_home] = kept[at_home], solution[at_home]
             size_earlier[active] = size_kept[active]
             size_kept[active] = _inner(left, left).sqrt()
@@ -143,6 +151,8 @@ def conjugate_gradients(
     final += right.to(device) - damping * solution.to(device)
     left_over = _inner(final, final).sqrt()
     shrinkage = left_over / size_earlier.clamp(min=1e-300)
+    if not keeps_earlier:
+        shrinkage = torch.full_like(shrinkage, math.nan)
     return Solution(solution, earlier, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())
 
 
@@ -191,5 +201,9 @@ def _corner(diagonal: Tensor, offdiagonal: Tensor) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner products of matching rows, `[K]` float64."""
-    return (a * b).sum(dim=1, dtype=torch.float64)
+    """Return the inner products of matching rows, `[K]` float64; by parts, which are widened."""
+    parts = zip(a.split(_WIDENED, dim=1), b.split(_WIDENED, dim=1), strict=True)
+    found = a.new_zeros(len(a), dtype=torch.float64)
+    for x, y in parts:
+        found += (x * y).sum(dim=1, dtype=torch.float64)
+    return found

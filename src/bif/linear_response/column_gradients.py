@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from bif.curvature.products import map_rows
+from bif.curvature.passes import map_rows
 from bif.problem.columns import mask_of
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, to_device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +64,17 @@ def batch_leaves(batch: Batch, path: str = "batch") -> dict[str, Tensor]:
             f"{type(batch).__name__}.{hint}"
         )
     return leaves
+
+
+def shape_of(value: Any) -> Hashable:
+    """Shapes and types of all tensors in a structure."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, Mapping):
+        return tuple((key, shape_of(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(shape_of, value))
+    return None
 
 
 class Items:

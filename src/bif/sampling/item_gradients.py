@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from bif.problem.cuda_graphs import Replayed
 from bif.problem.functional import ItemFunction
 from bif.problem.items import Items, map_batch, to_device
 from bif.problem.problem import Problem
@@ -18,6 +19,9 @@ _CHUNK_BYTES = 2**29
 """Bytes of train items' gradients that are taken at a time."""
 _QUERY_BYTES = 2**31
 """Bytes of queries' gradients that are held at a time."""
+
+_MANY_CHUNKS = 16
+"""Chunks from which it pays to record the pass of one."""
 
 
 class NotVmapped(RuntimeError):
@@ -123,13 +127,19 @@ def item_gradient_chunks(
         alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
         return of_items.at(params, alone).sum()
 
-    together = vmap(grad(value), in_dims=(None, 0))
-    stacked = True
-    for _, batch in items.chunks(chunk_size or rows_that_fit(params)):
+    of_all = vmap(grad(value), in_dims=(None, 0))
+
+    def together(batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(of_all(params, batch).values())
+
+    size, stacked = chunk_size or rows_that_fit(params), True
+    if len(items) >= _MANY_CHUNKS * size:
+        together = Replayed(together, lends=True)
+    for _, batch in items.chunks(size):
         batch = to_device(batch, problem.device)
         if stacked:
             try:
-                rows = together(params, batch)
+                rows = dict(zip(params, together(batch), strict=True))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:  # as vmap says of a branch on values, .item() and so on

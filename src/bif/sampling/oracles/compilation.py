@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
+
+from bif.problem.items import shape_of
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,17 +37,6 @@ def _compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
     own = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
     return torch.compile(own, dynamic=False)
-
-
-def shape_of(value: Any) -> Hashable:
-    """Shapes and types of all tensors in a structure."""
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype
-    if isinstance(value, Mapping):
-        return tuple((key, shape_of(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return tuple(map(shape_of, value))
-    return None
 
 
 def compile_blocks_(model: nn.Module) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bif import tensors
+from bif.problem.cuda_graphs import Replayed
 from bif.problem.functional import ItemFunction
 from bif.problem.items import map_batch
 from bif.sampling.oracles.compilation import compile_blocks_, compiled
-from bif.sampling.oracles.cuda_graphs import Replayed
 from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.sampling.oracles.protocol import autocast
 from bif.types import Batch, ItemLoss, Params

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bif import tensors
+from bif.problem.cuda_graphs import Replayed, SharedMemory
 from bif.problem.items import map_batch
 from bif.sampling.oracles.compilation import compiled
-from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory
 from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.sampling.oracles.protocol import of_one_chain
 from bif.types import Batch, ItemLoss, Params

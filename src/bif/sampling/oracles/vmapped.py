@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from bif import tensors
+from bif.problem.cuda_graphs import Replayed, SharedMemory
 from bif.problem.items import batch_leaves, map_batch
 from bif.problem.weights import copy_module
 from bif.sampling.oracles.compilation import compiled
-from bif.sampling.oracles.cuda_graphs import Replayed, SharedMemory
 from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.sampling.oracles.protocol import of_one_chain
 from bif.types import Batch, ItemLoss, Params

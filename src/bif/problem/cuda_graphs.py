@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bif.problem.items import batch_leaves, map_batch
-from bif.sampling.oracles.compilation import shape_of
+from bif.problem.items import batch_leaves, map_batch, shape_of
 from bif.types import Batch
 
 _EAGER_CALLS = 2
@@ -23,7 +22,7 @@ _EAGER_CALLS = 2
 _SHAPES = 16
 """That a function keeps graphs of: each holds its intermediate values."""
 _MOST_BYTES = 2**30
-"""Of the inputs, of which a graph has a copy: a pass over more keeps a device busy by itself."""
+"""Of the inputs by default: a pass over more items keeps a device busy by itself."""
 _CLOSE, _NEGLIGIBLE = 1e-2, 1e-5
 """Relative distance at which a replay is another pass than the eager one, bfloat16 allowed for; and
 share of all values together below which one of them may be rounding alone."""
@@ -32,13 +31,29 @@ _log = logging.getLogger(__name__)
 
 
 class SharedMemory:
-    """Where graphs that never run at the same time keep their intermediate values.
+    """Where graphs that never run at the same time keep their inputs and intermediate values.
 
     They are recorded on one stream: what a stream frees is free for that stream alone.
     """
 
     def __init__(self) -> None:
         self._kept: tuple[Any, torch.cuda.Stream] | None = None
+        self._inputs: dict[Hashable, Tensor] = {}
+
+    def copy_of(self, batch: Batch) -> Batch:
+        """Return a copy, whose leaves are those of earlier copies that have their place and shape.
+
+        Only the last copy has its values.
+        """
+        leaves = iter(batch_leaves(batch).items())
+
+        def copied(leaf: Tensor) -> Tensor:
+            key = next(leaves)[0], leaf.device, leaf.shape, leaf.dtype
+            if key not in self._inputs:
+                self._inputs[key] = torch.empty_like(leaf, memory_format=torch.contiguous_format)
+            return self._inputs[key].copy_(leaf)
+
+        return map_batch(copied, batch)
 
     def place(self) -> tuple[Any, torch.cuda.Stream]:
         """The pool, by torch's name for it, and the stream, on the current device."""
@@ -60,18 +75,26 @@ class Replayed:
     Args:
         function: From a batch to tensors; all else it reads must stay at its address.
         memory: Of its graphs; each has its own if None.
+        most_bytes: Of the inputs, of which a graph has a copy.
+        lends: Whether the next call may overwrite what one returns, which saves a copy.
     """
 
     def __init__(
-        self, function: Callable[[Batch], tuple[Tensor, ...]], memory: SharedMemory | None = None
+        self,
+        function: Callable[[Batch], tuple[Tensor, ...]],
+        memory: SharedMemory | None = None,
+        *,
+        most_bytes: int = _MOST_BYTES,
+        lends: bool = False,
     ) -> None:
         self._function, self._memory = function, memory
+        self._most_bytes, self._lends = most_bytes, lends
         self._calls: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, _Graph] = {}
         self._refused = False
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The function's values, the caller's to keep and to overwrite."""
+        """The function's values, the caller's to keep and to overwrite unless they are lent."""
         leaves = list(batch_leaves(batch).values())
         if self._refused or not all(x.is_cuda for x in leaves):
             return self._function(batch)
@@ -79,10 +102,11 @@ class Replayed:
         shape = (device, shape_of(batch))
         with torch.cuda.device(device):
             if shape in self._graphs:
-                return self._graphs[shape](batch)
+                values = self._graphs[shape](batch)
+                return values if self._lends else tuple(x.clone() for x in values)
             values = self._function(batch)
             calls = self._calls[shape] = self._calls.get(shape, 0) + 1
-            room = len(self._graphs) < _SHAPES and _bytes(leaves) <= _MOST_BYTES
+            room = len(self._graphs) < _SHAPES and _bytes(leaves) <= self._most_bytes
             # To look at values waits: where they are not finite, ever more rarely.
             due = calls >= _EAGER_CALLS and calls.bit_count() == 1
             if due and room and _all_finite(values):
@@ -92,7 +116,7 @@ class Replayed:
     def _record(self, shape: Hashable, batch: Batch, values: tuple[Tensor, ...]) -> None:
         memory = self._memory or SharedMemory()
         try:
-            graph = _Graph(self._function, batch, *memory.place())
+            graph = _Graph(self._function, batch, memory)
         except RuntimeError as error:  # torch's for whatever the host code does to the device
             self._refused = True
             _log.info("not replayed as a CUDA graph", exc_info=error)
@@ -113,10 +137,10 @@ class _Graph:
         self,
         function: Callable[[Batch], tuple[Tensor, ...]],
         batch: Batch,
-        pool: Any,
-        stream: torch.cuda.Stream,
+        memory: SharedMemory,
     ) -> None:
-        self._inputs = map_batch(torch.clone, batch)
+        self._inputs = memory.copy_of(batch)
+        pool, stream = memory.place()
         here = torch.cuda.current_stream()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
@@ -133,7 +157,7 @@ class _Graph:
         for path, leaf in batch_leaves(batch).items():
             into[path].copy_(leaf)
         self._graph.replay()
-        return tuple(x.clone() for x in self._outputs)
+        return self._outputs
 
 
 def _end_failed_capture() -> None:

@@ -1,0 +1,28 @@
+"""What CUDA graphs share; they themselves are tested on a device, in `sampling/test_cuda.py`."""
+
+from __future__ import annotations
+
+import torch
+
+from bif.problem.cuda_graphs import Replayed, SharedMemory
+
+
+def test_inputs_of_a_place_and_shape_lie_at_one_address():
+    memory = SharedMemory()
+    first = memory.copy_of({"rows": torch.ones(3), "items": (torch.zeros(2), torch.ones(2))})
+    second = memory.copy_of({"rows": 2 * torch.ones(3), "items": (torch.ones(4), torch.ones(2))})
+    assert first["rows"] is second["rows"] and first["rows"].tolist() == [2.0] * 3
+    assert first["items"][1] is second["items"][1] is not first["items"][0]
+    assert first["items"][0].tolist() == [0.0] * 2 and second["items"][0].tolist() == [1.0] * 4
+
+
+def test_a_view_is_copied_as_it_looks():
+    x = torch.arange(6.0).view(2, 3).T
+    assert torch.equal(SharedMemory().copy_of(x), x)
+
+
+def test_on_a_cpu_every_call_is_that_of_the_function():
+    replayed = Replayed(lambda x: (2 * x,), lends=True)
+    assert [replayed(torch.full((2,), float(k)))[0].tolist() for k in range(4)] == [
+        [2.0 * k] * 2 for k in range(4)
+    ]
