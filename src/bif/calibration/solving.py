@@ -29,13 +29,13 @@ _DIRECTIONS = 64
 """Most directions that pass through the model together."""
 _CPU_BYTES = 2**30
 """Bytes of activations of a pass, over items and directions."""
-_GPU_SHARE = 0.4
-"""Part of a GPU's free memory for them: small passes wait for their kernels to be launched."""
+_GPU_SHARE = 0.25
+"""Part of a GPU's free memory for them: a recorded pass keeps what it takes."""
 _PASS, _DIRECTION = 3.0, 0.5
 """Activations of a pass and of each direction through it, in units of a plain backward pass."""
 _LEAST = 1e-3
 """Part of the largest curvature that is the damping where training went to its minimum."""
-_NOISE_ITEMS = 64
+_NOISE_ITEMS = 16
 """Items whose gradients tell the sampling noise."""
 _SETTLED = 1e-4
 """Squared gradient at w*, in units of its sampling noise, below which training went there."""
@@ -128,10 +128,17 @@ def _pass_size(
     fit = int(room / (_PASS + _DIRECTION * together))
     chunk = settings.chunk_size or max(1, min(problem.num_train, fit))
     if settings.chunk_size is None:
-        chunk = math.ceil(problem.num_train / math.ceil(problem.num_train / chunk))
+        some = settings.solver_items or problem.num_train
+        chunk = _even(some if chunk <= some < problem.num_train else problem.num_train, chunk)
         reason = f"{together} directions pass through the model together"
         choices.choose("chunk_size", chunk, reason)
     return chunk, together
+
+
+def _even(count: int, most: int) -> int:
+    """Return the size of passes over so many items: all the same where that takes few more."""
+    even = max(k for k in range(1, most + 1) if count % k == 0)
+    return even if 2 * even > most else math.ceil(count / math.ceil(count / most))
 
 
 def _choose_gamma(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -154,6 +155,7 @@ class Solver:
                     "perhaps further, or use solver_curvature='gauss_newton'."
                 ) from error
             scores, earlier = scored(found.value, found.earlier)
+            found = replace(found, earlier=rows[:0])  # memory that the jackknife needs
             spread = self._spread(kind, columns, rows, found.value, like=scores, scored=scored)
         left = found.shrinkage.clamp(max=1).cpu().to(scores)
         left = left[:, None] if of_queries else left
@@ -182,16 +184,18 @@ class Solver:
         errors = torch.full_like(like, math.nan)
         if not len(some):
             return errors
-        rows, solutions = rows[some], solutions[some]
+        if len(some) < len(rows):  # else no copies
+            rows, solutions = rows[some], solutions[some]
         weights, moved = _without_a_group(len(self._items), self.device), []
         for some_weights in weights.split(max(1, self.vectors.num_rows // len(some))):
             factors = some_weights.repeat_interleave(len(some), dim=0)
-            asked, at = (x.repeat(len(some_weights), 1) for x in (rows, solutions.to(self.device)))
-            right = asked.to(at) - self.times(at, factors).add_(at, alpha=self.damping)
+            asked, at = (_repeated(x, len(some_weights)) for x in (rows, solutions.to(self.device)))
+            right = self.times(at, factors).add_(at, alpha=self.damping).neg_().add_(asked.to(at))
             del at
             changes = conjugate_gradients(
                 self.times, right.to(self._home), damping=self.damping, row_factors=factors,
                 tolerance=_SPREAD_RESIDUAL, max_steps=MOST_STEPS, device=self.device,
+                keeps_earlier=False,
             ).value  # fmt: skip
             moved += scored(changes, of=asked)[0].double().split(len(some))
         variance = torch.stack(moved).var(dim=0, correction=0) * (len(moved) - 1)
@@ -271,6 +275,11 @@ def _mean(places: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         name: values.amax(dim=0) if name in ("residual", "steps") else values.mean(dim=0)
         for name, values in stacked.items()
     }
+
+
+def _repeated(rows: Tensor, times: int) -> Tensor:
+    """Return rows `[times·K, P]`, the same ones if they come once."""
+    return rows if times == 1 else rows.repeat(times, 1)
 
 
 def _without_a_group(count: int, device: torch.device) -> Tensor:
