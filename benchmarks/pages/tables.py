@@ -51,10 +51,11 @@ def at_a_glance(page: str) -> list[str]:
 def solving() -> list[str]:
     """Show the response by solving beside rivals of the same run, setting by setting.
 
-    Rows of `-cg` files are of earlier runs of rivals that take long, on networks retrained alike.
+    Rows of `-cg` files are of earlier runs of rivals that take long, on networks retrained alike;
+    those of `-items` files are of later runs, with the curvature of some of the items beside.
     """
     return _beside_ekfac(
-        ["solver", "cg"],
+        ["items", "solver", "cg"],
         ["steps", "damping", "trusted"],
         lambda row: [figure(row.get("solver_steps"), 0), figure(row.get("damping"), 3),
                      verdict(row)],
