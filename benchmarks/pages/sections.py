@@ -115,6 +115,15 @@ SECTIONS = {
         "how=chains | effective_per_second=effective draws a second | ess_median | draws | "
         "reliability | rhat_max | lds_loss | lds_margin | verdict | seconds | failed=why not",
     ),
+    "superposition": Section(
+        "The toy of superposition: when influence of a feature's own items rises and peaks before "
+        "its stage, as parts of the stage's step, and delays by half weight in a window before it, "
+        "as logarithms of ratios of steps. `top` is the feature whose items influence says matter "
+        "most, `rival` the other one whose items it says harm most; beyond is beside the other "
+        "features. Intervals are over seeds. In short: "
+        "[docs/stages.md](../../docs/stages.md#the-superposition-toy).",
+        "figure | way | asked=of | mean | ci_low | ci_high",
+    ),
     "tuning": Section(
         "nbeta and gamma by the defaults, by what networks are retrained from, by `bif.tune` with "
         "its retraining and pilots in the seconds, and as they were best in the sweep.",

@@ -14,6 +14,7 @@ from benchmarks.superposition.timing import mean_interval
 Figure = tuple[str, str, str]
 """What is measured, by which way, and of which observable."""
 _OF_REWEIGHTING = ("top, ", "rival, ")
+_SHARE = "share of stages"
 
 
 def figures(stage: dict[str, Any]) -> dict[Figure, float]:
@@ -24,7 +25,7 @@ def figures(stage: dict[str, Any]) -> dict[Figure, float]:
         of = curve["way"], curve["asked"]
         found["risen before the loss is half-way", *of] = 1 - curve["risen"] / end
         found["risen before the loss has", *of] = (seen - curve["risen"]) / end
-        found["share of stages with this", *of] = float(curve["risen"] < seen)
+        found[f"risen before the loss has, {_SHARE}", *of] = float(curve["risen"] < seen)
         if "peak" in curve:
             for asked in OBSERVABLES:
                 figure = f"peak before the {asked} is half-way"
@@ -50,5 +51,6 @@ def summary(studies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for of in by_seed[0][0]:
         means = [float(np.mean([stage[of] for stage in stages])) for stages in by_seed]
         named = dict(zip(("figure", "way", "asked"), of, strict=True))
-        rows.append({**named, **mean_interval(means)})
+        mean = mean_interval(means)
+        rows.append({**named, **({"mean": mean["mean"]} if _SHARE in of[0] else mean)})
     return sorted(rows, key=lambda row: row["figure"])

@@ -85,11 +85,15 @@ def effects(
         "told": {asked: scores.tolist() for asked, scores in told.items()},
         "delay": delay.tolist(), "reordered": reordered.tolist(),
         "top": FEATURES[top], "rival": FEATURES[rival],
-        "top, is its own": float(top == j),
-        "top, sign as told": float(delay[top] * told["loss"][top] > 0),
-        "top, delay": delay[top], "beside it, delay": delay[beside_top].mean(),
+        "top, share of stages, its own": float(top == j),
+        "top, share of stages, sign as told": float(delay[top] * told["loss"][top] > 0),
+        "top, share of stages, never comes": float(
+            stage.size_half * np.exp(delay[top]) > steps[-1] - 1
+        ),
+        "top, delay": delay[top], "top, delay of others": delay[beside_top].mean(),
         "top, delay beyond": delay[top] - delay[beside_top].mean(),
         "top, order changes": float(reordered[top]),
+        "top, order changes by others": float(reordered[beside_top].mean()),
         "top, order changes beyond": reordered[top] - reordered[beside_top].mean(),
         "rival, delay": delay[rival],
         "rival, delay beyond": delay[rival] - delay[beside_rival].mean(),

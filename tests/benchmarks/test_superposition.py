@@ -21,6 +21,7 @@ def test_a_step_of_gradient_descent_is_that_of_the_model_and_its_loss():
     model.load_state_dict(path.weights(1))
     toy.half_squared_error(model, (toy.train_items(),)).mean().backward()
     for name, leaf in model.named_parameters():
+        assert leaf.grad is not None
         moved = leaf.detach() - toy.LEARNING_RATE * leaf.grad
         torch.testing.assert_close(path.weights(2)[name], moved, rtol=0, atol=1e-12)
 
@@ -62,5 +63,5 @@ def test_a_feature_with_half_weight_on_its_items_comes_later_as_influence_says()
     one = study(SEED, STEPS, 6, "cpu")
     assert len(one["stages"]) >= 2
     figures = {row["figure"]: row["mean"] for row in summary([one])}
-    assert figures["top, sign as told"] == 1
+    assert figures["top, share of stages, sign as told"] == 1
     assert figures["top, delay beyond"] > 0
