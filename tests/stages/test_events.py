@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bif.estimate.trajectory import find_events
+from bif.estimate.trajectory import Event, find_events, staying
 
 STEPS = np.linspace(0, 1, 9)
 
@@ -49,6 +49,27 @@ def test_what_a_null_has_too_is_left_out():
     assert {e.kind for e in find_events(scores, errors, nulls=[other])} >= {"flip", "peak"}
     kinds = [(e.kind, e.place[-1]) for e in find_events(scores, errors, nulls=[5 * scores])]
     assert ("flip", 0) not in kinds and ("peak", 1) not in kinds
+
+
+def test_a_sign_that_a_null_takes_at_the_same_checkpoint_is_no_onset():
+    scores = trajectories(np.where(STEPS > 0.6, 1.0, 0.0), np.where(STEPS > 0.6, -1.0, 0.0))
+    errors, null = np.full_like(scores, 0.02), trajectories(STEPS - 0.6, STEPS + 1)
+    found = find_events(scores, errors, nulls=[null])
+    assert [(e.kind, e.place[-1]) for e in found] == [("onset", 1)]
+
+
+def test_what_stays_has_the_same_signs_and_nearly_the_same_place():
+    flip, peak = np.sin(2 * np.pi * STEPS), np.exp(-50 * (STEPS - 0.5) ** 2)
+
+    def events(*curves: np.ndarray) -> list[Event]:
+        scores = trajectories(*curves)
+        found = find_events(scores, np.full_like(scores, 0.02))
+        return [e for e in found if e.kind in ("flip", "peak")]
+
+    first = events(flip, peak)
+    assert staying(first, events(2 * flip, np.roll(peak, 1))) == first
+    assert not [e for e in staying(first, events(-flip, np.roll(peak, 2))) if e.place[-1] == 1]
+    assert "flip" not in {e.kind for e in staying(first, events(-flip, peak))}
 
 
 def test_a_single_checkpoint_is_no_trajectory():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import Tensor
 
 import bif
 from bif import store
+from bif.cli import stages as stages_command
 from bif.problem.series import stage_problem
 from bif.stages import run as stages_run
 from command_line import failed, write_problem
@@ -124,13 +128,51 @@ def test_another_series_or_other_settings_are_refused_in_the_same_folder(tmp_pat
 
 
 def test_groups_are_sums_with_errors_of_sums():
-    names = ["a" if i < 5 else "b" for i in range(20)]
+    names, asked = ["a" if i < 5 else "b" for i in range(20)], {"c": [0, 2], "d": [4]}
     items = bif.trajectory(classification(), SERIES, SAMPLED)
-    groups = bif.trajectory(classification(), SERIES, SAMPLED, groups=names)
-    np.testing.assert_allclose(
-        groups.of_pair("a", "1")[0], items.dataset["influence"][:, 0, 1, :5].sum(axis=1), rtol=1e-4
-    )
-    assert np.isfinite(groups.of_pair("b", "1")[1]).all()
+    groups = bif.trajectory(
+        classification(), SERIES, SAMPLED, groups=names, query_groups=asked
+    )  # fmt: skip
+    for name, rtol in (("influence", 1e-4), ("control_nbeta_0", 1e-6)):
+        expected = items.dataset[name][:, 0, [0, 2], :5].sum(axis=(1, 2))
+        np.testing.assert_allclose(groups.dataset[name][:, 0, 0, 0], expected, rtol=rtol)
+    assert groups.of_pair("a", "c")[0][0] == groups.dataset["influence"][0, 0, 0, 0]
+    # On a sum of correlated losses: less than the sum of the errors, more than that of one.
+    wide = items.dataset["standard_error"].values[:, 0, [0, 2]][..., :5].sum(axis=(1, 2))
+    assert (groups.of_pair("a", "c")[1] < wide).all()
+    groups.events(nulls=["nbeta_0"])
+    solved = bif.trajectory(classification(), SERIES, SOLVED, query_groups=asked)
+    assert solved.dataset["query_id"].values.tolist() == ["c", "d"]
+    with pytest.raises(ValueError, match="query_groups names 2 items, but there are 5"):
+        bif.trajectory(classification(), SERIES, SOLVED, query_groups=["c", "d"])
+
+
+def test_an_event_is_one_that_a_second_gamma_has_too(tmp_path: Path):
+    both = bif.trajectory(classification(), SERIES, SOLVED, second_gamma=3.0, out=tmp_path)
+    first = bif.trajectory(classification(), SERIES, SOLVED)
+    second = bif.trajectory(classification(), SERIES, replace(SOLVED, gamma=12.0))
+    np.testing.assert_array_equal(both.dataset["influence"], first.dataset["influence"])
+    np.testing.assert_array_equal(both.dataset["second_influence"], second.dataset["influence"])
+    assert both.dataset.attrs["second_gamma"] == 12.0
+    kept = [(e.kind, e.place) for e in both.events()]
+    there = {(e.kind, e.place) for e in second.events()}
+    assert kept and set(kept) <= there < {*there, *((e.kind, e.place) for e in first.events())}
+    assert bif.Trajectory.load(tmp_path).events() == both.events()
+
+
+def test_shares_of_the_checkpoints_are_joined(tmp_path: Path):
+    def part(k: int) -> bif.Trajectory:
+        return bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path, share=(k, 2))
+
+    assert part(1).steps.tolist() == [15] and part(0).steps.tolist() == [0, 30]
+    assert not (tmp_path / store.TRAJECTORY).exists()
+    whole = bif.trajectory(classification(), SERIES, SAMPLED)
+    found = bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path)
+    np.testing.assert_array_equal(found.dataset["influence"], whole.dataset["influence"])
+    with pytest.raises(ValueError, match=r"n at most the 3 checkpoints, got \(0, 4\)"):
+        bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path, share=(0, 4))
+    with pytest.raises(ValueError, match="needs out"):
+        bif.trajectory(classification(), SERIES, SAMPLED, share=(0, 2))
 
 
 def test_nulls_are_those_of_the_controls():
@@ -152,7 +194,7 @@ def test_intervals_count_as_wide_as_they_are():
     assert one.in_words().startswith(f"{one.kind}: {one.train} on {one.query}: ")
 
 
-def test_the_command_follows_a_folder_and_names_what_it_left_out(call, tmp_path: Path):
+def test_the_command_follows_a_folder_and_names_what_it_left_out(call, tmp_path: Path, monkeypatch):
     for step, weights in path_of_training().items():
         store.save_weights(tmp_path / "saved", step, weights)
     (tmp_path / "saved" / "step-99.pt").write_bytes(b"damaged")
@@ -162,6 +204,30 @@ def test_the_command_follows_a_folder_and_names_what_it_left_out(call, tmp_path:
     assert code == 0, said
     assert "3 checkpoints, " in out and "left out: step-99.pt" in out
     assert bif.Trajectory.load(tmp_path / "out").steps.tolist() == [0, 15, 30]
+    asked[-1] = tmp_path / "shared"
+    shared = []
+
+    class Here:
+        """Does in this process what others would do, as it would reach them."""
+
+        def __init__(self, count: int, *_: object) -> None:
+            shared.append(count)
+
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def submit(self, work: Any) -> Future:
+            done = Future()
+            done.set_result(pickle.loads(pickle.dumps(work))())
+            return done
+
+    monkeypatch.setattr(stages_command, "ProcessPoolExecutor", Here)
+    code, again, said = call(*asked, "--nbeta", 20, "--gamma", 4, "--jobs", 5)
+    assert code == 0 and shared == [3] and out.splitlines()[-3] in again, said
+    assert "--share must be K/N" in failed(call(*asked, "--share", "3"))
+    assert "expected --jobs of 1 or more" in failed(call(*asked, "--jobs", "0"))
     assert "expected --checkpoints DIR" in failed(call("stages", target, "--out", tmp_path / "o"))
     example = call("stages", target, "--example", "hierarchy", "--out", tmp_path / "o")
     assert "trains its own network" in failed(example)

@@ -72,7 +72,8 @@ def find_events(
         level: Chance of any event that is none, over all pairs and checkpoints (Bonferroni).
         unsettled: Checkpoints whose scores count for nothing, bool `[K]`.
         nulls: Scores `[K, ...]` without the posterior; an event that one of them has by its signs,
-            a flip in the same order or a peak at the same checkpoint, is left out.
+            a flip in the same order, a peak at the same checkpoint or a sign that begins there, is
+            left out.
 
     Raises:
         ValueError: Fewer than two checkpoints.
@@ -92,7 +93,7 @@ def find_events(
     found = [
         *_flips(scores, errors, certainty, z, flat),
         *_peaks(scores, errors, certainty, z, flat),
-        *_onsets(scores, errors, certainty, z),
+        *_onsets(scores, errors, certainty, z, flat),
     ]
     found = [replace(e, place=tuple(map(int, np.unravel_index(e.place[0], shape)))) for e in found]
     return sorted(found, key=lambda event: -max(map(abs, event.values)))
@@ -138,8 +139,31 @@ def _peaks(
     return [_event("peak", [top[p]], p, scores, errors) for p in np.flatnonzero(certain)]
 
 
-def _onsets(scores: np.ndarray, errors: np.ndarray, certainty: np.ndarray, z: float) -> list[Event]:
+def _onsets(
+    scores: np.ndarray, errors: np.ndarray, certainty: np.ndarray, z: float,
+    nulls: Sequence[np.ndarray],
+) -> list[Event]:  # fmt: skip
     certain = np.abs(certainty) > z
-    first = certain.argmax(axis=0)
+    first, columns = certain.argmax(axis=0), np.arange(scores.shape[1])
     there = certain.any(axis=0) & (first > 0)
+    sign = np.sign(scores[first, columns])
+    for null in nulls:
+        has = np.sign(null[first, columns]) == sign
+        there &= ~(has & (np.sign(null[np.maximum(first, 1) - 1, columns]) != sign))
     return [_event("onset", [first[p]], p, scores, errors) for p in np.flatnonzero(there)]
+
+
+def staying(events: Sequence[Event], others: Sequence[Event]) -> list[Event]:
+    """Return the events that other trajectories of the same pairs have as well.
+
+    Of the same kind and with the same signs; a peak or an onset at most a checkpoint away.
+    """
+    there = {(event.kind, event.place): event for event in others}
+    return [e for e in events if _alike(e, there.get((e.kind, e.place)))]
+
+
+def _alike(event: Event, other: Event | None) -> bool:
+    if other is None or list(np.sign(event.values)) != list(np.sign(other.values)):
+        return False
+    near = abs(event.checkpoints[0] - other.checkpoints[0]) <= 1
+    return near or event.kind == "flip"

@@ -26,18 +26,21 @@ _LOST = {
 }
 
 
-def members_of(groups: Sequence[str] | Mapping[str, Sequence[int]], num_train: int) -> Members:
+def members_of(
+    groups: Sequence[str] | Mapping[str, Sequence[int]], count: int, side: str = "train"
+) -> Members:
     """Return positions by group, in order of their names where every item is given one.
 
     Raises:
-        ValueError: Another number of names than there are train columns.
+        ValueError: Another number of names than there are columns on this side.
     """
     if isinstance(groups, Mapping):
         return {str(name): positions for name, positions in groups.items()}
     names = np.asarray([str(getattr(g, "item", lambda g=g: g)()) for g in groups])
-    if len(names) != num_train:
+    if len(names) != count:
+        what = "groups" if side == "train" else "query_groups"
         raise ValueError(
-            f"groups names {len(names)} items, but there are {num_train}: give one name an item."
+            f"{what} names {len(names)} items, but there are {count}: give one name an item."
         )
     return {str(name): np.flatnonzero(names == name).tolist() for name in np.unique(names)}
 
@@ -116,13 +119,22 @@ def summed(
         train: Names to positions of train columns, or None to leave them.
         query: Groups of queries.
     """
-    if traces is not None:
-        return summed_influence(dataset, traces, train, queries=query)
+    members: dict[Side, Members] = {}
     if train is not None:
-        dataset = _sum_without_traces(dataset, "train", train)
+        members["train"] = train
     if query is not None:
-        dataset = _sum_without_traces(dataset, "query", query)
-    return dataset, None
+        members["query"] = query
+    controls = dataset[[n for n in dataset if str(n).startswith("control_")]]
+    if traces is not None:
+        found, traces = summed_influence(dataset, traces, train, queries=query)
+        found = found.drop_vars([n for n in controls if n in found])
+    else:
+        found = dataset.drop_vars(list(controls))
+        for side, groups in members.items():
+            found = _sum_without_traces(found, side, groups)
+    for side, groups in members.items():
+        controls = controls.map(_summed_columns, side=side, groups=groups)
+    return found.assign({n: (x.dims, x.values) for n, x in controls.items()}), traces
 
 
 def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Dataset:
@@ -147,6 +159,15 @@ def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Datase
         parts = [columns[center].isel({side: list(m)}).sum(side).values for m in members.values()]
         summed = summed.assign({center: (columns[center].dims, np.stack(parts, axis=-1))})
     return summed.assign_coords(texts)
+
+
+def _summed_columns(scores: xr.DataArray, side: Side, groups: Members) -> xr.DataArray:
+    import xarray as xr
+
+    if side not in scores.dims:
+        return scores
+    parts = [scores.isel({side: list(m)}).sum(side) for m in groups.values()]
+    return xr.concat(parts, side).transpose(*scores.dims)
 
 
 def _sum_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr.Dataset:

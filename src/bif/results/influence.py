@@ -150,24 +150,35 @@ class Influence:
             )
         return found
 
-    def sum_over(self, groups: Sequence[str] | Mapping[str, Sequence[int]]) -> Influence:
-        """Return the influence of groups of train items: the sums of their items' influences.
+    def sum_over(
+        self,
+        groups: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+        *,
+        query_groups: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+    ) -> Influence:
+        """Return the influence of groups of train items, on groups of queries: sums of influences.
 
         The errors of sums need the traces, for the items' errors are correlated; without traces
         (a loaded result) they are NaN.  Those of a solved run are the sums of the items' errors.
 
         Args:
-            groups: A group name for every train item, or group names to positions.
+            groups: A group name for every train item, or group names to positions; items by None.
+            query_groups: The same of queries.
 
         Returns:
-            The same kind of result, with groups in the place of train items.
+            The same kind of result, with groups in the place of train items and of queries.
 
         Raises:
             ValueError: The strongest scores alone are kept, and the traces are not at hand.
         """
-        members = members_of(groups, self.dataset.sizes["train"])
-        scores, traces = self._summable(self.dataset.sizes["query"], len(members))
-        return Influence(*summed(scores, traces, train=members))
+        sizes = self.dataset.sizes
+        members = {
+            side: None if given is None else members_of(given, sizes[side], side)
+            for side, given in (("train", groups), ("query", query_groups))
+        }
+        size = {side: len(m) if m is not None else sizes[side] for side, m in members.items()}
+        scores, traces = self._summable(size["query"], size["train"])
+        return Influence(*summed(scores, traces, **members))
 
     def by_item(self, side: Tokens = "both") -> Influence:
         """Return the influence of and on whole items, where tokens have columns.

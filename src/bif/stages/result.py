@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bif import store
-from bif.estimate.trajectory import Event, find_events
+from bif.estimate.trajectory import Event, find_events, staying
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _CARRIED = ("influence", "standard_error", "train_center_loss", "query_center")
 _CONTROLS = "control_"
+_JUDGED = ("influence", "standard_error", "error_quantile", "trusted")
+"""What events are found by; a second gamma has its own."""
 _GAUSSIAN_95 = 1.96
 """Standard errors to either side of a Gaussian's 95 %."""
 
@@ -29,7 +31,8 @@ class Trajectory:
         dataset: `influence` and `standard_error` `[checkpoint, observable, query, train]`,
             `train_center_loss` `[checkpoint, train]`, `query_center` `[checkpoint, observable,
             query]`, and of every checkpoint `step`, `trusted`, `rhat`, `error_quantile`,
-            `center_gradient`: the squared gradient there in units of its noise.
+            `center_gradient`: the squared gradient there in units of its noise.  With a second
+            gamma also `second_influence` and so on.
         notes: What a reader should know: checkpoints that were left out, and those far from a
             minimum.
     """
@@ -62,7 +65,8 @@ class Trajectory:
         """Return the peaks, sign flips and onsets that are certain, the largest scores first.
 
         Each is tested at `level` over the number of pairs and checkpoints that are looked at
-        (Bonferroni).
+        (Bonferroni).  Where there is a second gamma, an event must be certain there too: of the
+        same signs, and a peak or an onset at most a checkpoint away.
 
         Args:
             level: Chance of any event that is none.
@@ -80,14 +84,10 @@ class Trajectory:
                     f"there is no null {name!r}: run the series with Settings(controls=True); "
                     f"there are {[str(v).removeprefix(_CONTROLS) for v in d if _is_control(v)]}."
                 )
-        # In units of which an interval of 95 % is that of a Gaussian.
-        width = d["error_quantile"].values / _GAUSSIAN_95
-        found = find_events(
-            d["influence"].values, d["standard_error"].values * width[:, None, None, None],
-            level=level,
-            unsettled=~d["trusted"].values.astype(bool),
-            nulls=[d[f"{_CONTROLS}{name}"].values for name in nulls],
-        )  # fmt: skip
+        without = [d[f"{_CONTROLS}{name}"].values for name in nulls]
+        found = _find(d, level=level, nulls=without)
+        if "second_influence" in d:
+            found = staying(found, _find(d, "second_", level=level, nulls=without))
         named = [
             event.named(
                 step=[int(self.steps[k]) for k in event.checkpoints],
@@ -142,6 +142,17 @@ class Trajectory:
         return places[0], _index(d["query_id"].values, query), _index(d["train_id"].values, train)
 
 
+def _find(
+    dataset: xr.Dataset, prefix: str = "", *, level: float, nulls: Sequence[np.ndarray]
+) -> list[Event]:
+    scores, errors, width, trusted = (dataset[prefix + name].values for name in _JUDGED)
+    # In units of which an interval of 95 % is that of a Gaussian.
+    errors = errors * (width / _GAUSSIAN_95)[:, None, None, None]
+    return find_events(
+        scores, errors, level=level, unsettled=~trusted.astype(bool), nulls=nulls
+    )  # fmt: skip
+
+
 def _index(names: np.ndarray, name: str) -> int:
     known = [str(one) for one in names]  # read from disk they are of another type
     if known.count(name) != 1:
@@ -153,6 +164,15 @@ def _index(names: np.ndarray, name: str) -> int:
 
 def _is_control(name: Any) -> bool:
     return str(name).startswith(_CONTROLS)
+
+
+def with_second(first: Trajectory, second: Trajectory) -> Trajectory:
+    """Return a trajectory with the scores of another gamma beside its own."""
+    d, other = first.dataset, second.dataset
+    beside = {f"second_{name}": (other[name].dims, other[name].values) for name in _JUDGED}
+    gamma, own = float(other.attrs["gamma"]), float(d.attrs["gamma"])
+    note = f"events are those that stay with gamma = {gamma:.4g} in the place of {own:.4g}"
+    return Trajectory(d.assign(beside).assign_attrs(second_gamma=gamma), (*first.notes, note))
 
 
 def joined(

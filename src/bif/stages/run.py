@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,15 @@ from bif.runs.attribute import attribute
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
 from bif.stages.common_settings import common_settings
-from bif.stages.result import Trajectory, joined
+from bif.stages.result import Trajectory, joined, with_second
 from bif.terminal import say
 
 _FAR = 2.0
 """Squared gradient at a checkpoint, in units of its noise, above which it is no minimum."""
+
+
+Groups = Sequence[str] | Mapping[str, Sequence[int]]
+"""A group name for every item, or group names to positions."""
 
 
 def trajectory(
@@ -33,8 +37,11 @@ def trajectory(
     series: CheckpointSeries,
     settings: Settings | None = None,
     *,
-    groups: Sequence[str] | Mapping[str, Sequence[int]] | None = None,
+    groups: Groups | None = None,
+    query_groups: Groups | None = None,
+    second_gamma: float | None = None,
     out: str | Path | None = None,
+    share: tuple[int, int] | None = None,
     show_progress: bool = False,
 ) -> Trajectory:
     """Return influence over the checkpoints of a training.
@@ -48,42 +55,98 @@ def trajectory(
         series: The checkpoints.
         settings: Of every run.  By default the response by solving: with the Gauss-Newton matrix
             it is defined far from a minimum too, and without noise.
-        groups: Sums over groups of train items in the place of items: a name for each item, or
-            names to positions.
+        groups: Sums over groups of train items in the place of items.
+        query_groups: Sums over groups of queries in the place of queries.
+        second_gamma: Factor on gamma of a second pass over all checkpoints: events are those that
+            stay, since what one gamma shows alone is an artefact of it.
         out: A path or fsspec URL; in memory only if None.
+        share: (k, n): carry out only every n-th checkpoint from the k-th on and return these, for
+            calls side by side with the same `out`; the same call without it joins them.
         show_progress: Print what is chosen and which checkpoint is done.
 
     Raises:
-        ValueError: Fewer than two checkpoints of the problem's model; as `attribute`.
+        ValueError: Fewer than two checkpoints of the problem's model; a share without `out`; as
+            `attribute`.
         FolderInUse: `out` holds another series, or has another writer.
 
     Source: Lee et al. 2025, arXiv 2510.12071.
     """
     usable, requested = series.usable(problem), _with_estimator(settings or Settings())
-    with ExitStack() as stack:
-        folder = None
-        if out is not None:
-            asked = identity(problem, requested.as_dict())
-            asked["weights"] = {str(stage.step): stage.name for stage in usable}
-            folder = stack.enter_context(store.open_stages(out, asked))
+    _require_share(share, out, len(usable.stages))
+    with _opened(problem, usable, requested, out, alone=share is None) as folder:
         chosen, reasons = _chosen(problem, usable, requested, folder, show_progress=show_progress)
-        parts, facts = [], []
-        for stage in usable:
-            there = stage_problem(problem, stage)
-            place = None if folder is None else folder.run(stage.name)
-            run = attribute(there, chosen, out=place)
-            scores = run.influence if groups is None else run.influence.sum_over(groups)
-            parts.append(scores.dataset)
-            facts.append(_facts(stage, run, there))
-            if show_progress:
-                verdict = "" if run.summary.trusted else f", NOT TRUSTED ({run.failed_gates})"
-                say([f"{stage.name}: {run.summary.seconds:.1f} s{verdict}"])
-        left_out = [f"left out: {name}: {why}" for name, why in usable.unusable.items()]
-        found = joined(parts, facts, notes=[*left_out, *reasons, *_far(facts)])
-        if folder is not None:
+
+        def scored(chosen: Settings, *, second: bool = False) -> Trajectory:
+            parts, facts = [], []
+            for stage in usable.stages if share is None else usable.stages[share[0] :: share[1]]:
+                there = stage_problem(problem, stage)
+                place = None if folder is None else folder.run(stage.name, second=second)
+                run = attribute(there, chosen, out=place)
+                scores = run.influence
+                if groups is not None or query_groups is not None:
+                    scores = scores.sum_over(groups, query_groups=query_groups)
+                parts.append(scores.dataset)
+                facts.append(_facts(stage, run, there))
+                if show_progress:
+                    say([_in_words(stage, run, chosen if second else None)])
+            left_out = [f"left out: {name}: {why}" for name, why in usable.unusable.items()]
+            return joined(parts, facts, notes=[*left_out, *reasons, *_far(facts)])
+
+        found = scored(chosen)
+        if second_gamma is not None:
+            assert chosen.gamma is not None
+            other = replace(chosen, gamma=second_gamma * chosen.gamma)
+            found = with_second(found, scored(other, second=True))
+        if folder is not None and share is None:
             found.save(folder.replace_trajectory())
             folder.write_report(found.render())
         return found
+
+
+def choose_in_common(
+    problem: Problem,
+    series: CheckpointSeries,
+    settings: Settings | None = None,
+    *,
+    out: str | Path,
+    show_progress: bool = False,
+) -> None:
+    """Choose what all runs of `trajectory` have in common and keep it, before shares begin."""
+    usable, requested = series.usable(problem), _with_estimator(settings or Settings())
+    with _opened(problem, usable, requested, out) as folder:
+        _chosen(problem, usable, requested, folder, show_progress=show_progress)
+
+
+@contextmanager
+def _opened(
+    problem: Problem, usable: CheckpointSeries, requested: Settings, out: str | Path | None,
+    *, alone: bool = True,
+) -> Iterator[store.StagesFolder | None]:  # fmt: skip
+    if out is None:
+        yield None
+        return
+    asked = identity(problem, requested.as_dict())
+    asked["weights"] = {str(stage.step): stage.name for stage in usable}
+    with store.open_stages(out, asked, alone=alone) as folder:
+        yield folder
+
+
+def _require_share(share: tuple[int, int] | None, out: str | Path | None, count: int) -> None:
+    if share is None:
+        return
+    if out is None:
+        raise ValueError("a share of the checkpoints needs out, where the other shares are.")
+    if not 0 <= share[0] < share[1] <= count:
+        raise ValueError(
+            f"share must be (k, n) with 0 <= k < n, and n at most the {count} checkpoints, "
+            f"got {share}."
+        )
+
+
+def _in_words(stage: Stage, run: Run, second: Settings | None) -> str:
+    verdict = "" if run.summary.trusted else f", NOT TRUSTED ({run.failed_gates})"
+    where = "" if second is None else f" with gamma {second.gamma:.4g}"
+    return f"{stage.name}{where}: {run.summary.seconds:.1f} s{verdict}"
 
 
 def _with_estimator(settings: Settings) -> Settings:

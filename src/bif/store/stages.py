@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from bif.store.results import plain
 
 STAGES = "stages.json"
 TRAJECTORY = "trajectory.zarr"
-_RUNS = "checkpoints"
-_OURS = (STAGES, TRAJECTORY, REPORT, _RUNS)
+_RUNS, _SECOND = "checkpoints", "second_gamma"
+_OURS = (STAGES, TRAJECTORY, REPORT, _RUNS, _SECOND)
 
 
 class StagesFolder:
@@ -47,9 +47,9 @@ class StagesFolder:
         text = json.dumps({"identity": self._identity, "chosen": self.chosen}, indent=1)
         self._folder.write(STAGES, text.encode())
 
-    def run(self, name: str) -> str:
-        """Return the place of a checkpoint's run."""
-        return f"{self._folder}/{_RUNS}/{name.replace('/', '-')}"
+    def run(self, name: str, *, second: bool = False) -> str:
+        """Return the place of a checkpoint's run, or of that with a second gamma."""
+        return f"{self._folder}/{_SECOND if second else _RUNS}/{name.replace('/', '-')}"
 
     def write_report(self, page: str) -> None:
         """Write the page of the trajectory."""
@@ -63,11 +63,18 @@ class StagesFolder:
 
 
 @contextmanager
-def open_stages(where: str | Path, identity: Mapping[str, Any]) -> Iterator[StagesFolder]:
-    """Hold the folder of a series as its only writer.
+def open_stages(
+    where: str | Path, identity: Mapping[str, Any], *, alone: bool = True
+) -> Iterator[StagesFolder]:
+    """Hold the folder of a series.
+
+    Args:
+        where: The folder.
+        identity: Of the series.
+        alone: Whether as its only writer; runs of checkpoints have locks of their own.
 
     Raises:
         FolderInUse: Another series, other files, or another writer.
     """
-    with folder_at(where).locked():
+    with folder_at(where).locked() if alone else nullcontext():
         yield StagesFolder(where, identity)
