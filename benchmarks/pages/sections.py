@@ -153,6 +153,12 @@ SECTIONS = {
         "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 queries.",
         _DURABILITY,
     ),
+    "checkpoints": Section(
+        "Influence over 50 checkpoints of a network that learns handwritten digits, in one process; "
+        "then killed at random moments and continued, the same to the last bit or not.",
+        "checkpoints | items | queries | weights | seconds | peak_gib=peak GiB | kills | "
+        "same_bits=same bits | trusted",
+    ),
 }
 
 
