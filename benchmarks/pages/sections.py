@@ -154,7 +154,7 @@ SECTIONS = {
         _DURABILITY,
     ),
     "checkpoints": Section(
-        "Influence over 50 checkpoints of a network that learns handwritten digits, in one process; "
+        "Influence over 50 checkpoints of a network that learns digits, in one process; "
         "then killed at random moments and continued, the same to the last bit or not.",
         "checkpoints | items | queries | weights | seconds | peak_gib=peak GiB | kills | "
         "same_bits=same bits | trusted",
