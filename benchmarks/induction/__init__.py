@@ -1,0 +1,1 @@
+"""Influence of repeated sequences while a small language model learns induction."""
