@@ -72,7 +72,8 @@ def of_seed(
         rows += intervention.rows(trained, onset, peak)
     if "sweep" in a.only and seed in a.seeds[: a.sweep_seeds]:
         state = max((s for s in trained.states if s.step < peak), key=lambda s: s.step)
-        rows += list(sweep.rows(trained, state, step_sizes=[] if a.tiny else sweep.STEP_SIZES))
+        samples = not a.tiny and seed in a.seeds[: a.sampled_seeds]
+        rows += list(sweep.rows(trained, state, step_sizes=sweep.STEP_SIZES if samples else ()))
     return rows, {**about, "influence": curves, "measures": trained.watched}
 
 
@@ -81,9 +82,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     made = []
 
     def add(part: str, what: str, figure: str, values: Sequence[float]) -> None:
-        made.append(
-            {"part": f"{part}, mean", "what": what, "figure": figure, **over_seeds(values)}
-        )
+        made.append({"part": f"{part}, mean", "what": what, "figure": figure, **over_seeds(values)})
 
     stages = [row for row in rows if row["part"] == "stages"]
     by = {(row["quantity"], row["seed"]): row for row in stages}
@@ -134,6 +133,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     made.add_argument("--seeds", nargs="+", type=int, default=list(range(8)))
     made.add_argument("--sweep-seeds", type=int, default=3, help="of the seeds, the first so many")
+    made.add_argument("--sampled-seeds", type=int, default=2, help="those with chains in the sweep")
     made.add_argument("--name", default="induction", help="of the JSON file")
     made.add_argument("--tiny", action="store_true", help="a few seconds, on made-up words")
     return made

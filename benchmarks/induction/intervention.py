@@ -88,4 +88,4 @@ def _watched_with(
     )  # fmt: skip
     plain = trained.watched
     before = sum(step < begin.step for step in plain["step"])
-    return {name: plain[name][:before] + watch.found[name] for name in plain}
+    return {name: plain[name][:before] + watch.found.get(name, []) for name in plain}

@@ -222,9 +222,7 @@ def measures(model: Network, group: Group) -> dict[str, float]:
     """
     with torch.no_grad():
         logits, patterns = model.with_patterns(group.ids)
-        losses = F.cross_entropy(
-            logits[:, :-1].transpose(1, 2), group.ids[:, 1:], reduction="none"
-        )
+        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), group.ids[:, 1:], reduction="none")
     scores = torch.cat([prefix_matching(pattern, group.periods) for pattern in patterns])
     first = float(losses[group.first_copy()[:, 1:]].mean())
     second = float(losses[group.asked[:, 1:]].mean())

@@ -34,8 +34,8 @@ class Sizes:
 
     Attributes:
         steps: Updates of a training.
-        checkpoints: Number of them after the first, at equal ratios of steps.
-        first: Step of the first of these.
+        checkpoints: Number of them, at equal ratios of steps.
+        first: Step of the first; before any training all gradients are large.
         train: Train sequences by group, in the order of `GROUPS`.
         held_out: Held-out sequences of each group: half for queries, half to measure induction.
         scored: Train sequences that are scored, by group.
@@ -56,7 +56,7 @@ class Sizes:
     def kept(self) -> list[int]:
         """Return the steps of the checkpoints."""
         spread = np.geomspace(self.first, self.steps, self.checkpoints).round().astype(int)
-        return sorted({0, *spread.tolist()})
+        return sorted(set(spread.tolist()))
 
 
 @dataclass

@@ -136,6 +136,13 @@ SECTIONS = {
         "name=how | lds | share_of_best=share of the best | sampler | step | nbeta/n | "
         f"damping=gamma/own | ess_median | {_JUDGED} | seconds",
     ),
+    "induction": Section(
+        "Influence of repeated sequences while a small language model learns induction: moments "
+        "over seeds, settings against leaving halves out of a window of the training (LDS), and "
+        "repeated sequences counted twice within windows. Curves of every seed are in the file. In "
+        "short: [docs/stages.md](../../docs/stages.md#induction-in-a-language-model).",
+        "part | what | figure | mean | ci_low | ci_high | seeds",
+    ),
     "scaling": Section(
         "Cost of a draw of SGLD against model size, GPT-NeoX with random weights, 144 sequences "
         "of 512 tokens scored at every draw and a step on 16 between draws. In words and "
