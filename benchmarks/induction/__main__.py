@@ -55,8 +55,8 @@ def made_up_texts(count: int = 400) -> list[str]:
 
 def of_seed(
     texts: Sequence[str], sizes: Sizes, seed: int, a: argparse.Namespace
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows of one seed, and its curves."""
+) -> tuple[Trained, list[dict[str, Any]], dict[str, Any]]:
+    """Return a training, the rows of its seed without the sweep, and its curves."""
     began = time.perf_counter()
     trained: Trained = train_whole(texts, sizes, seed=seed, device=a.device)
     about = {"seed": seed, "training_seconds": time.perf_counter() - began}
@@ -70,11 +70,28 @@ def of_seed(
     onset, peak = (found["influence"][key] for key in ("onset", "peak"))
     if "intervention" in a.only:
         rows += intervention.rows(trained, onset, peak)
-    if "sweep" in a.only and seed in a.seeds[: a.sweep_seeds]:
-        state = max((s for s in trained.states if s.step < peak), key=lambda s: s.step)
-        samples = not a.tiny and seed in a.seeds[: a.sampled_seeds]
-        rows += list(sweep.rows(trained, state, step_sizes=sweep.STEP_SIZES if samples else ()))
-    return rows, {**about, "influence": curves, "measures": trained.watched}
+    return trained, rows, {**about, "influence": curves, "measures": trained.watched}
+
+
+def sweep_rows(
+    trained: Trained, rows: Sequence[dict[str, Any]], a: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the rows of the sweep, at the last checkpoint before the peak of influence."""
+    own = (row for row in rows if row["part"] == "stages" and row["seed"] == trained.seed)
+    peak = next(row["peak"] for row in own if row["quantity"] == "influence")
+    before = [s for s in trained.states if s.step < peak]
+    samples = not a.tiny and trained.seed in a.seeds[: a.sampled_seeds]
+    step_sizes = sweep.STEP_SIZES if samples else ()
+    return list(sweep.rows(trained, (before or trained.states)[-1], step_sizes=step_sizes))
+
+
+def short(found: Any) -> Any:
+    """Return curves with five digits."""
+    if isinstance(found, dict):
+        return {key: short(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [short(value) for value in found]
+    return float(f"{found:.5g}") if isinstance(found, float) else found
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,18 +165,27 @@ def main(words: Sequence[str] | None = None) -> Path:
     texts = made_up_texts() if a.tiny else [d.text for d in documents(a.data)]
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
-    path = a.out
+    swept: list[Trained] = []
+
+    def save() -> Path:
+        return write(
+            a.name, a, summary(rows), sizes=asdict(sizes), tiny=a.tiny, by_seed=rows, curves=curves
+        )
+
     for seed in a.seeds:
         began = time.perf_counter()
-        more, own = of_seed(texts, sizes, seed, a)
+        trained, more, own = of_seed(texts, sizes, seed, a)
         rows += more
-        curves.append(own)
-        path = write(
-            a.name, a, summary(rows), sizes=asdict(sizes), by_seed=rows, curves=curves, tiny=a.tiny
-        )
+        curves.append(short(own))
+        swept += [trained] * ("sweep" in a.only and seed in a.seeds[: a.sweep_seeds])
+        save()
         print(f"seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
+    for trained in swept:
+        rows += sweep_rows(trained, rows, a)
+        print(f"seed {trained.seed}: swept", flush=True)
+        save()
     print_table(summary(rows))
-    return path
+    return save()
 
 
 if __name__ == "__main__":

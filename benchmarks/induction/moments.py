@@ -15,7 +15,7 @@ ONSET = 0.1
 """Share of the rise at the onset."""
 
 
-def rise(steps: Sequence[int], values: Sequence[float], share: float) -> float:
+def rise(steps: Sequence[float], values: Sequence[float], share: float) -> float:
     """Return the step of the last crossing, before the largest value, of a share of the rise.
 
     The rise is from the median over `EARLY` to the largest value after it.  Between two steps the
@@ -33,7 +33,7 @@ def rise(steps: Sequence[int], values: Sequence[float], share: float) -> float:
     return float(at[k] * (at[k + 1] / at[k]) ** part)
 
 
-def peak(steps: Sequence[int], values: Sequence[float]) -> float:
+def peak(steps: Sequence[float], values: Sequence[float]) -> float:
     """Return where the parabola, in log step, through the largest value and its neighbours is."""
     at, x = _from_early(steps, values)
     k = int(np.argmax(x))
@@ -43,14 +43,14 @@ def peak(steps: Sequence[int], values: Sequence[float]) -> float:
     return float(np.exp(-b / (2 * a)))
 
 
-def steepest(steps: Sequence[int], values: Sequence[float], *, over: int = 3) -> float:
+def steepest(steps: Sequence[float], values: Sequence[float], *, over: int = 3) -> float:
     """Return the middle of the stretch, `over` intervals long, in which the value rises most."""
     at, x = _from_early(steps, values)
     k = int(np.argmax((x[over:] - x[:-over]) / (at[over:] - at[:-over])))
     return float(at[k] + at[k + over]) / 2
 
 
-def crossing(steps: Sequence[int], values: Sequence[float], level: float) -> float:
+def crossing(steps: Sequence[float], values: Sequence[float], level: float) -> float:
     """Return the first step at which a value is at least a level, interpolated; NaN if none is."""
     at, x = np.asarray(steps, float), np.asarray(values, float)
     above = np.flatnonzero(x >= level)
@@ -74,7 +74,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
     return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seeds": len(x)}
 
 
-def _from_early(steps: Sequence[int], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _from_early(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values from the first of `EARLY` on."""
     at, x = np.asarray(steps, float), np.asarray(values, float)
     return at[at >= EARLY[0]], x[at >= EARLY[0]]
