@@ -34,11 +34,12 @@ from benchmarks.induction.stages import (
     moments_of,
     train_whole,
 )
+from benchmarks.induction.sweep import DAMPINGS, STEP_SIZES
 from benchmarks.language.corpus import documents
 
 PARTS = ("stages", "sweep", "intervention")
 TINY = Sizes(
-    steps=200, checkpoints=4, train=(64, 32, 32), held_out=8, scored=(4, 2, 2), window=2, subsets=6
+    steps=120, checkpoints=3, train=(64, 32, 32), held_out=8, scored=(4, 2, 2), window=1, subsets=6
 )
 
 
@@ -81,8 +82,10 @@ def sweep_rows(
     peak = next(row["peak"] for row in own if row["quantity"] == "influence")
     before = [s for s in trained.states if s.step < peak]
     samples = not a.tiny and trained.seed in a.seeds[: a.sampled_seeds]
-    step_sizes = sweep.STEP_SIZES if samples else ()
-    return list(sweep.rows(trained, (before or trained.states)[-1], step_sizes=step_sizes))
+    return list(sweep.rows(
+        trained, (before or trained.states)[-1], dampings=DAMPINGS[1:] if a.tiny else DAMPINGS,
+        step_sizes=STEP_SIZES if samples else (),
+    ))  # fmt: skip
 
 
 def short(found: Any) -> Any:
@@ -148,7 +151,7 @@ def _against_inside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__ or "")
     made.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    made.add_argument("--seeds", nargs="+", type=int, default=list(range(8)))
+    made.add_argument("--seeds", nargs="+", type=int, help="0 to 7 by default, 0 and 1 if tiny")
     made.add_argument("--sweep-seeds", type=int, default=3, help="of the seeds, the first so many")
     made.add_argument("--sampled-seeds", type=int, default=2, help="those with chains in the sweep")
     made.add_argument("--name", default="induction", help="of the JSON file")
@@ -159,10 +162,14 @@ def options() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> Path:
     """Run the study, write its file after every seed, and return where."""
     a = options().parse_args(words)
-    if a.data is None and not a.tiny:
-        raise SystemExit("--data: the folder with wikitext-2 and tinystories is needed")
+    a.seeds = a.seeds or list(range(2 if a.tiny else 8))
     sizes = TINY if a.tiny else Sizes()
-    texts = made_up_texts() if a.tiny else [d.text for d in documents(a.data)]
+    if a.tiny:
+        texts = made_up_texts()
+    elif a.data is None:
+        raise SystemExit("--data: the folder with wikitext-2 and tinystories is needed")
+    else:
+        texts = [d.text for d in documents(a.data)]
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     swept: list[Trained] = []

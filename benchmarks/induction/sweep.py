@@ -69,13 +69,14 @@ def _constant(weights: Tensor) -> Any:
 
 
 def rows(
-    trained: Trained, state: State, *, step_sizes: Sequence[float] = STEP_SIZES
+    trained: Trained, state: State, *, dampings: Sequence[float], step_sizes: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rank correlation with leaving halves out, a row a setting.
 
     Args:
         trained: The training.
         state: The checkpoint before the window.
+        dampings: gamma/nbeta of the response.
         step_sizes: Step sizes of the covariance, none to leave it out.
     """
     items = window_items(trained, state)
@@ -97,7 +98,7 @@ def rows(
     began = time.perf_counter()
     product = baselines.gradient_product(posed).numpy()
     yield row({"method": "gradient product"}, product, began)
-    for damping in DAMPINGS:
+    for damping in dampings:
         began = time.perf_counter()
         run = bif.attribute(posed, settings(trained, damping=damping, estimator="response"))
         scores = run.influence.dataset["influence"].values[0]
