@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,55 +97,94 @@ def short(found: Any) -> Any:
     return float(f"{found:.5g}") if isinstance(found, float) else found
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return means over seeds with 95 % intervals: moments and gaps, settings, windows."""
-    made = []
-
-    def add(part: str, what: str, figure: str, values: Sequence[float]) -> None:
-        made.append({"part": f"{part}, mean", "what": what, "figure": figure, **over_seeds(values)})
-
-    stages = [row for row in rows if row["part"] == "stages"]
-    by = {(row["quantity"], row["seed"]): row for row in stages}
-    seeds = sorted({row["seed"] for row in stages})
-    for name in dict.fromkeys(row["quantity"] for row in stages):
-        for figure in ("onset", "half", "steepest", "peak", "before", "largest", "left_at_end"):
-            if figure in by[name, seeds[0]]:
-                add("stages", name, figure, [by[name, seed][figure] for seed in seeds])
-    for name, ours, theirs in GAPS:
-        for measure in ("prefix_score", "in_context_drop"):
-            gaps = [by[name, seed][ours] - by[measure, seed][theirs] for seed in seeds]
-            add("stages", name, f"{ours} minus {theirs} of {measure}", gaps)
-    for part, keys, figures in (
-        ("sweep", ("method", "damping", "step_size"), ("lds", "lds, induction")),
-        ("intervention", ("arm",), ("sooner", "score", "drop", "score_after")),
-    ):
-        own = [row for row in rows if row["part"] == part and "failed" not in row]
-        for what in dict.fromkeys(tuple(row.get(key) for key in keys) for row in own):
-            same = [row for row in own if tuple(row.get(key) for key in keys) == what]
-            words = ", ".join(f"{x:g}" if isinstance(x, float) else x for x in what if x)
-            for figure in figures:
-                add(part, words, figure, [row[figure] for row in same])
-    return made + _against_inside([row for row in rows if row["part"] == "intervention"])
-
-
+FORMED = 0.3
+"""Prefix-matching score at the end from which a head counts as formed."""
 GAPS = (
-    ("influence", "onset", "onset"), ("influence", "peak", "steepest"),
-    ("influence", "peak", "half"), ("gradient product", "peak", "half"),
-)  # fmt: skip
-"""A quantity, its moment, and the moment of a measure of induction that is taken off."""
+    ("influence", "onset", "onset", "prefix_score"),
+    ("influence", "onset", "onset", "in_context_drop"),
+    ("influence", "onset", "onset", "gradient product"),
+    ("influence", "peak", "steepest", "prefix_score"),
+    ("influence", "peak", "half", "prefix_score"),
+    ("influence", "peak", "steepest", "in_context_drop"),
+    ("influence", "peak", "half", "in_context_drop"),
+    ("influence", "peak", "peak", "gradient product"),
+)
+"""A quantity, its moment, and the moment of another that is taken off."""
+_MOMENTS = ("onset", "half", "steepest", "peak", "before", "largest", "end", "left_at_end")
+_CHANGES = ("sooner", "score", "drop", "score_after")
 
 
-def _against_inside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return how much more the window inside changes than each other arm, paired by seed."""
-    made = []
-    values = {(row["arm"], row["seed"]): row for row in rows}
-    seeds = sorted({row["seed"] for row in rows})
-    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != "inside"):
-        for figure in ("sooner", "score", "drop", "score_after"):
-            gaps = [values["inside", s][figure] - values[arm, s][figure] for s in seeds]
-            made.append({"part": "intervention, inside minus", "what": arm, "figure": figure,
-                         **over_seeds(gaps)})  # fmt: skip
-    return made
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return means over seeds with 95 % intervals: moments and gaps, settings, windows.
+
+    Moments, and how much sooner a head forms, are of the seeds in which one does.
+    """
+    by = {(row["quantity"], row["seed"]): row for row in rows if row["part"] == "stages"}
+    seeds = sorted({seed for _, seed in by})
+    formed = [seed for seed in seeds if by["prefix_score", seed]["end"] >= FORMED]
+    swept = [row for row in rows if row["part"] == "sweep" and "failed" not in row]
+    changed = [row for row in rows if row["part"] == "intervention"]
+    return [
+        {"part": "stages", "what": "a head forms", "figure": "share of seeds",
+         "mean": len(formed) / len(seeds), "seeds": len(seeds)},
+        *_moments(by, formed), *_settings(swept),
+        *_windows("head forms", [row for row in changed if row["seed"] in formed], _CHANGES),
+        *_windows("all seeds", changed, ("score", "drop")),
+    ]  # fmt: skip
+
+
+def _row(part: str, what: str, figure: str, values: Sequence[float]) -> dict[str, Any]:
+    return {"part": part, "what": what, "figure": figure, **over_seeds(values)}
+
+
+def _moments(
+    by: Mapping[tuple[str, int], Mapping[str, float]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the moments of every quantity, and the gaps between them, over seeds."""
+    names = list(dict.fromkeys(name for name, _ in by))
+    found = [
+        _row("stages", name, figure, [by[name, seed][figure] for seed in seeds])
+        for name in names for figure in _MOMENTS
+        if all(figure in by[name, seed] for seed in seeds)
+    ]  # fmt: skip
+    for name, moment, theirs, other in GAPS:
+        gaps = [by[name, seed][moment] - by[other, seed][theirs] for seed in seeds]
+        found.append(_row("stages", name, f"{moment} minus {theirs} of {other}", gaps))
+    return found
+
+
+def _settings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the correlation with leaving halves out by setting, and less the gradient product."""
+    by: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        words = [row["method"]]
+        words += [f"{key} {row[key]:g}" for key in ("damping", "step_size") if key in row]
+        by.setdefault(", ".join(words), {})[row["seed"]] = row
+    found = []
+    for what, own in by.items():
+        for figure in ("lds", "lds, induction"):
+            found.append(_row("sweep", what, figure, [row[figure] for row in own.values()]))
+        gaps = [row["lds"] - by["gradient product"][seed]["lds"] for seed, row in own.items()]
+        if what != "gradient product":
+            found.append(_row("sweep", what, "lds minus gradient product", gaps))
+    return found
+
+
+def _windows(
+    which: str, rows: Sequence[Mapping[str, Any]], figures: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return what each window changes, and how much more the one inside does, paired by seed."""
+    by = {(row["arm"], row["seed"]): row for row in rows}
+    seeds, found = sorted({seed for _, seed in by}), []
+    part = f"intervention, {which}"
+    for arm in dict.fromkeys(arm for arm, _ in by):
+        for figure in figures:
+            own = [by[arm, seed][figure] for seed in seeds]
+            found.append(_row(part, arm, figure, own))
+            if arm != "inside":
+                gaps = [by["inside", seed][figure] - x for seed, x in zip(seeds, own, strict=True)]
+                found.append(_row(part, f"inside minus {arm}", figure, gaps))
+    return found
 
 
 def options() -> argparse.ArgumentParser:

@@ -39,9 +39,10 @@ def rows(trained: Trained, onset: float, peak: float) -> list[dict[str, Any]]:
     """Return, for each window, how the formation of the head differs from the plain training.
 
     "sooner" is how many updates earlier the prefix-matching score crosses half of what the plain
-    training has at its end.  "score" and "drop" are how much higher the score and the in-context
-    loss drop are in the mean over the whole training, "score_after" the score some updates after
-    the window's end.  "inside, others" doubles all other sequences in the window instead.
+    training has at its end, for trainings in which a head forms.  "score" and "drop" are how much
+    higher the score and the in-context loss drop are in the mean over the whole training,
+    "score_after" the score some updates after the window's end.  "inside, others" doubles all other
+    sequences in the window instead.
     """
     found = windows(onset, peak, trained.sizes.steps)
     plain, made = trained.watched, []
