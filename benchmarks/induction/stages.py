@@ -253,7 +253,7 @@ def moments_of(curves: dict[str, Any], watched: dict[str, list[float]]) -> dict[
             "half": moments.rise(steps, values, 0.5),
             "peak": moments.peak(steps, values),
             "before": low, "largest": top, "end": float(x[-1]),
-            "left_at_end": (float(x[-1]) - low) / (top - low),
+            "left_at_end": (float(x[-1]) - low) / (top - low) if top > low else float("nan"),
         }  # fmt: skip
         if name in ("prefix_score", "in_context_drop"):
             made[name]["steepest"] = moments.steepest(steps, values)

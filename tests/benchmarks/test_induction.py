@@ -102,6 +102,28 @@ def test_a_window_changes_nothing_before_it_and_something_after(trained):
         assert there[:6] == plain[:6] and there[6] != plain[6]
 
 
+def test_moments_are_of_the_seeds_in_which_a_head_forms():
+    steps = [80, 100, 120, 140, 200, 400, 800]
+    bump = [-0.1] * 5 + [-1.0, -0.1]
+    keys = [f"induction on {q}" for q in ("induction", "first copy")]
+    curves = {"step": steps, **dict.fromkeys([f"{k}, gradient product" for k in keys], bump)}
+    curves |= {keys[0]: bump, keys[1]: [0.0] * 7}
+    rows = []
+    for seed, end in enumerate((0.8, 0.1)):
+        score = [0.05] * 5 + [end / 2, end]
+        found = stages.moments_of(
+            curves, {"step": steps, "prefix_score": score, "in_context_drop": score}
+        )
+        rows += [
+            {"part": "stages", "seed": seed, "quantity": name, **values}
+            for name, values in found.items()
+        ]
+    by = {(row["what"], row["figure"]): row for row in study.summary(rows)}
+    assert by["a head forms", "share of seeds"]["mean"] == 0.5
+    assert by["influence", "peak"]["seeds"] == 1 and by["influence", "largest"]["mean"] == 1.0
+    assert by["influence", "peak minus peak of gradient product"]["mean"] == 0.0
+
+
 def test_a_mean_over_seeds_has_students_interval_and_leaves_out_what_never_came():
     found = moments.over_seeds([1.0, 2.0, 3.0, float("nan")])
     assert found["mean"] == 2 and found["seeds"] == 3
