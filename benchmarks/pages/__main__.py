@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, all_runs
-from benchmarks.pages import language, lds, scaling, tables
+from benchmarks.pages import induction, language, lds, scaling, tables
 from benchmarks.pages.runs import describe_run
 from benchmarks.pages.sections import SECTIONS, sections
 
@@ -58,6 +58,7 @@ def main() -> None:
     lds.draw(IMAGES)
     language.figure().savefig(IMAGES / "language.png", dpi=130)
     scaling.figure(all_runs("scaling")[-1]).savefig(IMAGES / "scaling-weights.png", dpi=130)
+    induction.figure(all_runs("induction")[-1]).savefig(IMAGES / "stages-induction.png", dpi=130)
     for page in PAGES:
         page.write_text(fill_page(page), encoding="utf-8")
 
