@@ -103,7 +103,7 @@ def test_a_window_changes_nothing_before_it_and_something_after(trained):
 
 
 def test_moments_are_of_the_seeds_in_which_a_head_forms():
-    steps = [80, 100, 120, 140, 200, 400, 800]
+    steps = [80.0, 100.0, 120.0, 140.0, 200.0, 400.0, 800.0]
     bump = [-0.1] * 5 + [-1.0, -0.1]
     keys = [f"induction on {q}" for q in ("induction", "first copy")]
     curves = {"step": steps, **dict.fromkeys([f"{k}, gradient product" for k in keys], bump)}
