@@ -45,6 +45,7 @@ MAY_IMPORT = {
         problem sampling curvature estimate linear_response results store calibration runs baselines
         report
     """,
+    "kernel": "results estimate store runs",
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     """,
     "cli": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
-        baselines language interop benchmark report stages
+        baselines language interop benchmark report stages kernel
     """,
 }
 # Not rooms: the package itself, and public names of what lies elsewhere.
@@ -60,11 +61,11 @@ DOORS = {"__init__", "__main__", "bank", "losses", "response", "samplers"}
 
 PUBLIC = {
     "bif": """
-        MARGIN Calibration CheckpointSeries CrossChecks Influence Items LocalPosterior LossTraces
-        Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings Trajectory
-        Tuned adam_metric attribute baselines calibrate cross_check estimate evaluate extend
-        gradient_metric known_proxy load log_spaced_steps losses merge respond response run_chains
-        samplers trajectory tune
+        MARGIN Calibration CheckpointSeries CrossChecks Influence Items LocalPosterior LossKernel
+        LossTraces Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings
+        Trajectory Tuned adam_metric attribute baselines calibrate cross_check estimate evaluate
+        extend gradient_metric known_proxy load log_spaced_steps loss_kernel losses merge respond
+        response run_chains samplers trajectory tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 from bif import baselines, estimate, evaluate, losses, response, samplers
 from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.tune import Tuned, tune
+from bif.estimate.loss_kernel import LossKernel
 from bif.estimate.traces import LossTraces
+from bif.kernel import loss_kernel
 from bif.problem.items import Items
 from bif.problem.metric import adam_metric, gradient_metric
 from bif.problem.problem import MARGIN, Observable, Problem
@@ -37,6 +39,7 @@ __all__ = [
     "Influence",
     "Items",
     "LocalPosterior",
+    "LossKernel",
     "LossTraces",
     "Observable",
     "Problem",
@@ -61,6 +64,7 @@ __all__ = [
     "known_proxy",
     "load",
     "log_spaced_steps",
+    "loss_kernel",
     "losses",
     "merge",
     "respond",

@@ -1,0 +1,214 @@
+"""The loss kernel: covariances of items' losses over the draws, held as their centred traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KernelKind = Literal["correlation", "covariance"]
+_ROWS = 1024
+"""Items of a block of the kernel that is made at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossKernel:
+    """`K_ij = Cov(l_i, l_j)` over the draws, and `R_ij = K_ij / sqrt(K_ii K_jj)`.
+
+    N items are held as their traces, N·M numbers, of which the kernel is the inner product: no
+    N·N matrix is made.  An item whose loss is the same at all draws has correlation 0 with all.
+
+    Args:
+        losses: Of all items at all draws, `[N, M]`.
+        chains: Chain of each draw, `[M]`.
+        ids: Names of the items.
+        labels: Of each item, by what they say, such as "class".
+
+    Raises:
+        ValueError: Other shapes; fewer than two draws; losses that are not finite.
+
+    Source: Adam et al. 2025, arXiv 2509.26537.
+    """
+
+    losses: Tensor
+    chains: Tensor
+    ids: tuple[str, ...]
+    labels: dict[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        count, draws = self.losses.shape
+        if len(self.ids) != count or self.chains.shape != (draws,):
+            raise ValueError(
+                f"losses are {count} items at {draws} draws: got {len(self.ids)} ids and chains "
+                f"{tuple(self.chains.shape)}."
+            )
+        if draws < 2:
+            raise ValueError(f"a covariance needs 2 draws, got {draws}.")
+        bad = [i for i, name in enumerate(self.ids) if not bool(self.losses[i].isfinite().all())]
+        if bad:
+            raise ValueError(
+                f"losses are NaN or infinite for {len(bad)} items, such as {self.ids[bad[0]]}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def traces(self) -> Tensor:
+        """X: losses centred over all draws and divided by `sqrt(M - 1)`, so that K is `X Xᵀ`."""
+        centred = self.losses - self.losses.mean(dim=1, keepdim=True, dtype=torch.float64)
+        return (centred / (self.losses.shape[1] - 1) ** 0.5).to(self.losses.dtype)
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """The variance of each item's loss, `[N]` float64."""
+        return self.traces.double().square().sum(dim=1)
+
+    def embedding(self, kind: KernelKind = "correlation") -> Tensor:
+        """Return rows `[N, M]` whose inner products are the kernel."""
+        if kind == "covariance":
+            return self.traces
+        scale = torch.where(self.variance > 0, self.variance.clamp(min=1e-300).rsqrt(), 0.0)
+        return self.traces * scale[:, None].to(self.traces)
+
+    def block(
+        self,
+        rows: Sequence[int] | slice = slice(None),
+        columns: Sequence[int] | slice = slice(None),
+        *,
+        kind: KernelKind = "correlation",
+    ) -> Tensor:
+        """Return the kernel of some items with some others, `[R, C]`."""
+        x = self.embedding(kind)
+        return x[rows] @ x[columns].T
+
+    def mean_block(
+        self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
+    ) -> float:
+        """Return the mean of a block; no item is paired with itself."""
+        x = self.embedding(kind).double()
+        both = sorted(set(rows) & set(columns))
+        total = x[list(rows)].sum(dim=0) @ x[list(columns)].sum(dim=0)
+        pairs = len(rows) * len(columns) - len(both)
+        return float(total - x[both].square().sum()) / max(1, pairs)
+
+    def mean_square_block(
+        self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
+    ) -> float:
+        """Return the mean square of a block without the noise of the draws; no item with itself.
+
+        The mean over pairs of chains of the product of their parts of an entry: its expectation is
+        the square of the entry, where that of an estimate's square has its variance besides.
+
+        Raises:
+            ValueError: A single chain.
+        """
+        x, chains = self.embedding(kind).double(), self.chains.unique()
+        if len(chains) < 2:
+            raise ValueError("a square without noise needs two chains, and there is one.")
+        total = x.new_zeros(len(rows), len(columns))
+        own, shares = torch.zeros_like(total), []
+        for chain in chains:
+            part = x[:, self.chains == chain]
+            product = part[list(rows)] @ part[list(columns)].T
+            total += product
+            own += product.square()
+            shares.append(part.shape[1] / (x.shape[1] - 1))
+        squares = (total.square() - own) / (sum(shares) ** 2 - sum(w * w for w in shares))
+        same = torch.tensor(list(rows))[:, None] == torch.tensor(list(columns))
+        return float(squares[~same].mean())
+
+    def class_blocks(
+        self, labels: Sequence[str], *, kind: KernelKind = "correlation"
+    ) -> tuple[list[str], np.ndarray]:
+        """Return the classes and the mean kernel between their items, `[C, C]`.
+
+        No item is paired with itself; a class of one item has NaN on the diagonal.
+
+        Raises:
+            ValueError: Another number of labels than items.
+        """
+        if len(labels) != len(self):
+            raise ValueError(f"{len(labels)} labels, expected one for each of {len(self)} items.")
+        names, place = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+        x = self.embedding(kind).double()
+        index, counts = torch.from_numpy(place), torch.from_numpy(np.bincount(place)).double()
+        sums = x.new_zeros(len(names), x.shape[1]).index_add_(0, index, x)
+        own = x.new_zeros(len(names)).index_add_(0, index, x.square().sum(dim=1))
+        totals = sums @ sums.T - torch.diag(own)
+        pairs = torch.outer(counts, counts) - torch.diag(counts)
+        means = torch.where(pairs > 0, totals / pairs.clamp(min=1), torch.nan)
+        return [str(name) for name in names], means.numpy()
+
+    def nearest(
+        self, count: int, *, kind: KernelKind = "correlation"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest other items of each, the nearest first: positions and values `[N, k]`.
+
+        Raises:
+            ValueError: As many neighbours as items, or none.
+        """
+        if not 0 < count < len(self):
+            raise ValueError(f"{count} neighbours of {len(self)} items, expected fewer, and one.")
+        x = self.embedding(kind)
+        places, values = [], []
+        for start in range(0, len(self), _ROWS):
+            block = x[start : start + _ROWS] @ x.T
+            own = torch.arange(len(block))
+            block[own, start + own] = -torch.inf
+            found = block.topk(count, dim=1)
+            places.append(found.indices)
+            values.append(found.values)
+        return torch.cat(places).numpy(), torch.cat(values).numpy()
+
+    def stability(self, count: int, *, kind: KernelKind = "correlation") -> np.ndarray:
+        """Return which share of its nearest items each keeps between halves of the chains, `[N]`.
+
+        By chance it is `count / (N - 1)`.
+        """
+        first, second = (half.nearest(count, kind=kind)[0] for half in self.halves())
+        return (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
+
+    def of_chains(self, chains: Sequence[int] | Tensor) -> LossKernel:
+        """Return the kernel by the draws of some chains."""
+        kept = torch.isin(self.chains, torch.as_tensor(chains))
+        return LossKernel(self.losses[:, kept], self.chains[kept], self.ids, self.labels)
+
+    def halves(self) -> tuple[LossKernel, LossKernel]:
+        """Return the kernels by every other chain, and by the rest.
+
+        Raises:
+            ValueError: A single chain.
+        """
+        chains = self.chains.unique()
+        if len(chains) < 2:
+            raise ValueError("halves of the chains need two chains, and there is one.")
+        return self.of_chains(chains[::2]), self.of_chains(chains[1::2])
+
+    def jackknife(
+        self, statistic: Callable[[LossKernel], float | np.ndarray], *, num_groups: int = 8
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a statistic and its standard error, by leaving out groups of chains in turn.
+
+        Args:
+            statistic: Of a kernel, a number or an array.
+            num_groups: Groups, at most as many as chains.
+
+        Raises:
+            ValueError: A single chain.
+        """
+        groups = self.chains.unique().tensor_split(min(num_groups, len(self.chains.unique())))
+        if len(groups) < 2:
+            raise ValueError("an error by the spread of the chains needs two chains, got one.")
+        every = self.chains.unique()
+        without = [
+            np.asarray(statistic(self.of_chains(every[~torch.isin(every, group)])))
+            for group in groups
+        ]
+        spread = np.var(without, axis=0) * (len(groups) - 1)
+        return np.asarray(statistic(self)), np.sqrt(spread)

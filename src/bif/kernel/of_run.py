@@ -1,0 +1,78 @@
+"""The loss kernel of a run's items."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bif.estimate.loss_kernel import LossKernel
+from bif.runs.run import Run
+
+Sides = Literal["train", "query", "both"]
+
+
+def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = None) -> LossKernel:
+    """Return covariances of the losses of a run's items, at any pair of them.
+
+    Args:
+        run: With the traces of its items.
+        sides: Train items, queries by an observable, or both, train items first.
+        observable: Of the queries; the first by default.
+
+    Raises:
+        ValueError: The run was solved or keeps sums, so that there are no traces of all items.
+        KeyError: No such observable.
+    """
+    names = _names_of_observables(run)
+    if observable is not None and observable not in names:
+        raise KeyError(f"there is no observable {observable!r}: there are {', '.join(names)}.")
+    if not run.traces.blocks or run.manifest.keep == "sums":
+        how = "was solved" if not run.traces.blocks else "kept sums alone"
+        raise ValueError(
+            f"the run {how}: a loss kernel needs the traces of all items. Attribute with "
+            "Settings(estimator='covariance') and keep='traces'."
+        )
+    dataset = run.influence.dataset
+    first = names.index(observable or names[0]) * dataset.sizes["query"]
+    columns = slice(first, first + dataset.sizes["query"])
+    parts, ids, labels = [], [], []
+    if sides != "query":
+        parts.append(_joined([train for _, train, _ in run.traces.each_chain()]))
+        ids += _texts(dataset["train_id"].values)
+        labels.append(_labels(run, "train"))
+    if sides != "train":
+        parts.append(_joined([query[:, columns] for _, _, query in run.traces.each_chain()]))
+        ids += _texts(dataset["query_id"].values)
+        labels.append(_labels(run, "query"))
+    counts = [len(train) for _, train, _ in run.traces.each_chain()]
+    chains = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    shared = [name for name in labels[0] if all(name in some for some in labels)]
+    joined = {name: tuple(x for some in labels for x in some[name]) for name in shared}
+    return LossKernel(torch.cat(parts), chains, tuple(ids), joined)
+
+
+def _joined(of_chains: list[Tensor]) -> Tensor:
+    """Return losses `[N, M]` of chains' traces `[D, N]`."""
+    return torch.cat(of_chains).T.contiguous()
+
+
+def _names_of_observables(run: Run) -> list[str]:
+    return _texts(run.influence.dataset["observable"].values)
+
+
+def _labels(run: Run, side: str) -> dict[str, list[str]]:
+    """Return what is known of the items of a side in words, by its name."""
+    found = {}
+    for name, values in run.influence.dataset.coords.items():
+        known = str(name).removeprefix(f"{side}_")
+        if known != name and known != "id" and values.dims == (side,):
+            if values.dtype.kind in "OUST":
+                found[known] = _texts(values.values)
+    return found
+
+
+def _texts(values: np.ndarray) -> list[str]:
+    return [str(value) for value in values]
