@@ -13,6 +13,7 @@ import tyro
 from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
+from bif.cli.kernel import Kernel
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.cli.stages import Stages
@@ -45,6 +46,7 @@ def main() -> None:
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Stages, tyro.conf.subcommand("stages")]
+        | Annotated[Kernel, tyro.conf.subcommand("kernel")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],

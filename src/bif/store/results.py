@@ -239,14 +239,26 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
 
 
 def write_summary(
-    where: str | Path, content: Mapping[str, Any], *, files: Mapping[str, str]
+    where: str | Path,
+    content: Mapping[str, Any],
+    *,
+    files: Mapping[str, str] | None = None,
+    datasets: Mapping[str, xr.Dataset] | None = None,
 ) -> None:
-    """Write the figures of a study as `summary.json`, and texts beside it by their names."""
-    folder = folder_at(where)
-    refuse_foreign(folder, [SUMMARY, *files])
-    mark(folder, [SUMMARY, *files])
+    """Write figures as `summary.json`, and texts and datasets beside it by their names.
+
+    Raises:
+        FolderInUse: The folder holds something else.
+    """
+    folder, files, datasets = folder_at(where), files or {}, datasets or {}
+    refuse_foreign(folder, [SUMMARY, *files, *datasets])
+    mark(folder, [SUMMARY, *files, *datasets])
     for name, text in files.items():
         folder.write(name, text.encode())
+    for name, dataset in datasets.items():
+        if folder.is_folder(name):
+            folder.remove(name)
+        save_dataset(dataset, folder, name=name)
     write_json(folder, SUMMARY, plain(content))
 
 
