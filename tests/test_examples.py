@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import bif
+from bif.bank import Plan
+from bif.cli.loading import load_function
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -21,8 +24,15 @@ def lines_of_code(file: Path) -> int:
     return sum(bool(line) and not line.startswith(("#", '"""')) for line in lines)
 
 
-def test_a_model_of_ones_own_is_benchmarked(call, tmp_path):
+def test_a_model_of_ones_own_is_benchmarked(call, monkeypatch, tmp_path):
+    def brief(where):
+        """The example's task with few networks and draws."""
+        plan = Plan(num_subsets=24, seeds=2, num_tuning_subsets=8)
+        settings = bif.Settings(chains=8, draws=60)
+        return lambda: replace(load_function(where)(), plan=plan, settings=(settings,))
+
     pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+    monkeypatch.setattr("bif.cli.benchmark.load_function", brief)
     file = EXAMPLES / "benchmark_my_model.py"
     # As many as its docs promise, and a few for imports.
     assert lines_of_code(file) <= 28

@@ -159,6 +159,7 @@ class TestATask:
         assert task.plan.tuning_masks(SIZE).shape == (24, SIZE)
 
     @each_task
+    @pytest.mark.usefixtures("unchecked")
     def test_a_run_of_a_few_draws_scores_every_query(self, tasks, name):
         task = tasks[name]
         settings = replace(

@@ -16,7 +16,7 @@ from exact_problems import quadratic_problem
 from small_problems import TINY, classification, labelled
 
 SETTINGS = bif.Settings(
-    nbeta=8.0, gamma=4.0, chains=64, draws=100, burn_in=40, thin=6, step_size=0.2, friction=4.0
+    nbeta=8.0, gamma=4.0, chains=32, draws=60, burn_in=40, thin=6, step_size=0.2, friction=4.0
 )
 
 
