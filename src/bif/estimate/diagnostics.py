@@ -80,20 +80,25 @@ def _split_half(traces: LossTraces, seed: int) -> float:
         row[rng.permutation(num_chains)[: num_chains // 2]] = 1
     halves = in_half @ stacked
     others = stacked.sum(axis=0) - halves
-    pairs = zip(halves.reshape(-1, *shape), others.reshape(-1, *shape), strict=True)
-    return float(np.mean([_split_agreement(a, b) for a, b in pairs]))
+    return float(np.mean(_split_agreements(*(x.reshape(-1, *shape) for x in (halves, others)))))
 
 
-def _split_agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the median over rows of two halves' correlation, stepped up to full length.
+def _split_agreements(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the median over rows of two halves' correlation, stepped up to full length, `[S]`.
 
     Halves that disagree are not stepped up: the formula is for halves that measure the same.
+
+    Args:
+        a: One half of every split, `[S, Q, N]`.
+        b: The other halves.
     """
     r = correlation(a, b)
-    if np.isnan(r).all():
-        return float("nan")
+    undefined = np.isnan(r).all(axis=1)
+    if undefined.all():
+        return np.full(len(r), np.nan)
     r = np.nan_to_num(r)
-    return float(np.median(np.where(r > 0, 2 * r / (1 + r.clip(min=0)), r)))
+    agreements = np.median(np.where(r > 0, 2 * r / (1 + r.clip(min=0)), r), axis=1)
+    return np.where(undefined, np.nan, agreements)
 
 
 def reliability_by_draws(
@@ -133,7 +138,11 @@ def convergence(traces: LossTraces, *, num_items: int = 64) -> tuple[np.ndarray,
 
 
 def worst_rhat(
-    traces: LossTraces, side: Literal["train", "query"], *, count: int = 64
+    traces: LossTraces,
+    side: Literal["train", "query"],
+    *,
+    count: int = 64,
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the rank-normalised split R-hat of the columns that have mixed least, `[K]`.
 
@@ -144,6 +153,7 @@ def worst_rhat(
         traces: Chains are cut to the shortest one.
         side: Whose columns.
         count: At most so many.
+        known: R-hat of all columns as far as it is known, NaN where it is not.
     """
     from arviz_stats.base import array_stats
 
@@ -159,11 +169,12 @@ def worst_rhat(
     plain = np.concatenate(parts)
     worst = np.argsort(-plain.astype(float), kind="stable")[:count]
     worst = np.sort(worst[np.isfinite(plain[worst])])
-    if not len(worst):
-        return np.full(0, np.nan)
-    return np.asarray(
-        array_stats.rhat(_columns(traces, side, worst), chain_axis=0, draw_axis=1)
-    )  # fmt: skip
+    found = np.full(len(worst), np.nan) if known is None else known[worst]
+    asked = np.isnan(found)
+    if asked.any():
+        columns = _columns(traces, side, worst[asked])
+        found[asked] = array_stats.rhat(columns, chain_axis=0, draw_axis=1)
+    return found
 
 
 def has_mixed(traces: LossTraces, *, limit: float = 1.05, num_columns: int = 64) -> bool:
@@ -216,6 +227,9 @@ def diagnose(
     means = torch.cat([part.mean(dim=2) for part in parts])
     totals, reliabilities = reliability_by_draws(traces)
     ess, rhat = convergence(traces)
+    num_items = traces.blocks[0].train.shape[2]
+    known = np.full(num_items, np.nan)
+    known[subsample(num_items, len(rhat))] = rhat
     return xr.Dataset(
         {
             "mean_loss": (("chain", "draw"), means.float().numpy()),
@@ -224,7 +238,7 @@ def diagnose(
             "reliability_draws": (("prefix",), totals),
             "ess": (("item",), ess),
             "rhat": (("item",), rhat),
-            "train_rhat": (("worst_train",), worst_rhat(traces, "train")),
+            "train_rhat": (("worst_train",), worst_rhat(traces, "train", known=known)),
             "query_rhat": (("worst_query",), worst_rhat(traces, "query")),
         },
         coords={
