@@ -211,6 +211,7 @@ class TestSurroundings:
             raise provenance.PackageNotFoundError(name)
 
         monkeypatch.setattr(provenance, "version", missing)
+        monkeypatch.setattr(provenance, "_version", provenance._version.__wrapped__)
         assert versions()["bayesian-influence"] == "not installed"
 
     def test_hardware_names_device_threads_and_torch(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -44,11 +45,16 @@ def versions() -> dict[str, str]:
     """Return versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in ("bayesian-influence", "torch", "numpy", "xarray", "zarr", "arviz-stats"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = _version(package)
     return found
+
+
+@cache  # each look-up searches the whole path
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(device: torch.device) -> dict[str, str]:
