@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bif
 from bif import losses
+from bif.problem.functional import ItemFunction
 from bif.problem.validation import check_item_values
 from small_problems import (
     TINY,
@@ -233,6 +234,13 @@ class TestTiedWeights:
     def test_tied_weights_are_refused_by_default(self):
         with pytest.raises(ValueError, match=r"tied weights: 'down.weight' and 'up.weight'"):
             classification(model=Tied())
+
+    def test_both_names_of_a_weight_are_swapped(self):
+        function = ItemFunction(Tied(), lambda model, x: model(x).sum(dim=1))
+        (name, leaf), *_ = function.model.named_parameters()
+        x, w = normal(2, leaf.shape[1], seed=0), normal(*leaf.shape, seed=1)
+        expected = (torch.tanh(x @ w.T) @ w.T).sum(dim=1)
+        torch.testing.assert_close(function.at({name: w}, x), expected)
 
     def test_views_of_one_storage_are_tied_too(self):
         model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 4, bias=False)).double()

@@ -33,6 +33,8 @@ class ItemFunction(nn.Module):
         self.model = model
         # In a closure, so that a function that is itself a module is not registered as a part.
         self.raw: Callable[[Batch], Tensor] = lambda batch: function(model, batch)
+        # To look for tied weights at every call takes a twentieth of a small model's gradient.
+        self._has_ties = _has_ties(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return values `[B]` at the model's own weights, float32 or wider."""
@@ -41,4 +43,11 @@ class ItemFunction(nn.Module):
     def at(self, params: Params, batch: Batch) -> Tensor:
         """Return values `[B]` at `params`, leaves `[*shape]`; other weights are the model's own."""
         named = {f"model.{name}": leaf for name, leaf in params.items()}
-        return functional_call(self, named, (batch,))
+        return functional_call(self, named, (batch,), tie_weights=self._has_ties)
+
+
+def _has_ties(model: nn.Module) -> bool:
+    """Return whether a weight or buffer of a model has two names."""
+    kinds = model.named_parameters, model.named_buffers
+    found = [id(x) for named in kinds for _, x in named(remove_duplicate=False)]
+    return len(set(found)) < len(found)
