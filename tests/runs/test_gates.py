@@ -80,8 +80,10 @@ def test_its_figures_are_those_of_the_posterior(healthy):
 
 
 def test_a_step_that_is_too_large_fails_its_gate():
-    settings = replace(HEALTHY, sampler="sgld", friction=None, step_size=0.001, thin=80)
-    settings = replace(settings, burn_in=800)
+    settings = replace(
+        HEALTHY, sampler="sgld", friction=None, chains=48, draws=50, step_size=0.001, thin=60,
+        burn_in=600,
+    )  # fmt: skip
     assert failed(bif.attribute(classification(), settings)) == set()
     large = replace(settings, step_size=0.02, thin=4)
     assert "step" in failed(bif.attribute(classification(), large))
@@ -170,7 +172,7 @@ def autoregressive(chains: int, draws: int, items: int, *, kept: float = 0.8, se
 
 def judged(train: torch.Tensor) -> set[str]:
     traces = LossTraces.from_arrays(train, train[..., :3] + 0.1)
-    ess, rhat = convergence(traces)
+    ess, rhat = convergence(traces, num_items=8)
     figures = Summary(
         rhat_max=float(np.nanmax(rhat)), ess_median=float(np.nanmedian(ess)),
         chains=len(train), draws=train[..., 0].numel(), reliability=1.0,
