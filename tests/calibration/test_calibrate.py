@@ -156,8 +156,8 @@ OPTIONAL = {
 class TestComplete:
     def test_nothing_is_left_open_and_every_choice_is_explained(self, sampler, oracle):
         asked = Settings(sampler=sampler, oracle=oracle)
-        got = bif.calibrate(classification(), asked).settings
-        said = " ".join(bif.calibrate(classification(), asked).explanations)
+        made = bif.calibrate(classification(), asked)
+        got, said = made.settings, " ".join(made.explanations)
         for field in fields(got):
             if field.name not in OPTIONAL:
                 assert getattr(got, field.name) is not None, field.name

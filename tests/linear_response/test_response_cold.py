@@ -317,7 +317,7 @@ def test_the_pilot_holds_no_more_at_once_than_a_block_of_chains(monkeypatch):
     monkeypatch.setattr(StackedOracle, "gradient", seen)
     settings = bif.Settings(
         nbeta=60.0, gamma=20.0, block_size=8, chunk_size=10, oracle="stacked", burn_in=1, thin=1,
-        step_size=0.05, friction=8.0,
+        step_size=0.1, friction=8.0,
     )  # fmt: skip
     found = respond(classification(), settings, temperature=0.0)
     assert at_once and max(at_once) <= 8 * 10
