@@ -215,7 +215,7 @@ def test_scores_with_a_mass_are_exact(wrong: bool, monkeypatch: pytest.MonkeyPat
 def test_a_mass_costs_fewer_steps():
     problem = steep_problem()
     runs = {
-        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=150, seed=2))
+        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=80, seed=2))
         for mass in ("identity", "kronecker")
     }
     steps = {mass: float(run.summary["autocorrelation_steps"]) for mass, run in runs.items()}
