@@ -21,6 +21,8 @@ from bif.calibration.pilot import pilot
 from bif.calibration.tune import MIN_SUBSETS, Tried, _climb, forecast
 from command_line import Answer, failed
 
+# One worker: each would tune for itself.
+pytestmark = pytest.mark.xdist_group("tune")
 GIVEN = bif.Settings(weight_decay=1e-2, chains=8, draws=60, mass="identity")
 
 
@@ -46,9 +48,7 @@ def tuned(settings: bif.Settings = GIVEN) -> bif.Tuned:
 def brief(monkeypatch):
     """Pilots of a few draws, where what they find is not looked at."""
     monkeypatch.setattr(importlib.import_module("bif.calibration.tune"), "_DRAWS", 6)
-    tuned.cache_clear()
-    yield
-    tuned.cache_clear()
+    monkeypatch.setitem(globals(), "tuned", tuned.__wrapped__)  # pilots of full length are kept
 
 
 class TestForecast:
@@ -183,10 +183,10 @@ class TestTune:
         found = tuned(replace(GIVEN, seed=3, thin=4)).settings
         assert replace(found, nbeta=None, gamma=None) == replace(GIVEN, seed=3, thin=4)
 
-    def test_the_time_it_takes_is_taken_from_the_budget(self):
-        found = tuned(replace(GIVEN, draws=None, budget=30.0))
+    def test_the_time_it_takes_is_taken_from_the_budget(self, brief):
+        found = tuned(replace(GIVEN, draws=None, budget=15.0))
         assert isinstance(found.settings.budget, float)
-        assert 10 < found.settings.budget < 30 - sum(t.seconds for t in found.tried) + 0.1
+        assert 5 < found.settings.budget < 15 - sum(t.seconds for t in found.tried) + 0.1
 
     def test_the_problem_and_global_randomness_stay_as_they_were(self, brief):
         task, part = convex(), tuning_part()
