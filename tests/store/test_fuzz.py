@@ -250,7 +250,7 @@ WORDS = """demo attribute show --help -h --out run --keep sums traces --from --q
 ANY = st.sampled_from([*WORDS, "", "\0", "\N{GRINNING FACE}"]) | st.text(max_size=5)
 
 
-@fuzz(60)
+@fuzz(30)
 @given(
     st.lists(ANY, max_size=6)
     | st.builds(
