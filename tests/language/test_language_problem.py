@@ -22,6 +22,8 @@ from complete_settings import complete
 from language_cases import CONTEXT, TEXTS, model, tokenizer, written
 from small_problems import normal
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 pytest.importorskip("transformers", reason="the extra `lm` is not installed")
 
 SETTINGS = bif.Settings(

@@ -15,6 +15,8 @@ from bif.problem.identity import identity
 from bif.problem.provenance import hardware
 from small_problems import TINY, Pairs, classification, labelled, network
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 class TestManifest:
     def test_the_manifest_says_what_was_run(self):

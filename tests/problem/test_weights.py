@@ -21,6 +21,8 @@ from bif.sampling.movable_weights import moving
 from complete_settings import complete
 from small_problems import TINY, filled, integers, labelled, network
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 NAMES = ("influence", "standard_error", "self_influence")
 
 

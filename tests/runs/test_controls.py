@@ -16,6 +16,8 @@ from bif.runs.controls import controls
 from exact_problems import CENTER, QUERIES, TRAIN, Point, quadratic_loss
 from small_problems import TINY, classification, labelled
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 SETTINGS = bif.Settings(
     nbeta=60.0, gamma=20.0, chains=16, draws=150, burn_in=60, thin=2, step_size=0.1, friction=6.0,
     controls=True,

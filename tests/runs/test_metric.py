@@ -31,6 +31,8 @@ from rival_problems import GN, close, dense_gauss_newton, dense_scores
 from small_problems import classification, filled, normal
 from token_problems import problem as token_problem
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 SOLVED = bif.Settings(estimator="response", nbeta=20.0, gamma=2.0, solver_residual=1e-10)
 
 

@@ -36,7 +36,7 @@ from bif.sampling.settings import RunSettings
 from same_bits import assert_same_run, bits
 from small_problems import TINY, classification, labelled, network, normal
 
-pytestmark = pytest.mark.usefixtures("no_page")
+pytestmark = pytest.mark.usefixtures("no_page", "unchecked")
 
 MANY = replace(TINY, draws=36, burn_in=1, thin=1)
 CHAINS_AND_BLOCKS = [(16, 16), (16, 5), (20, 9), (37, 12), (3, 2)]
