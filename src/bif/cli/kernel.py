@@ -52,11 +52,11 @@ class Kernel:
         kernel = loss_kernel(run, self.sides, observable=self.observable)
         dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
         about = {"trusted": bool(run.summary.trusted), "failed_gates": run.failed_gates}
-        if run.failed_gates:
-            say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): neighbours may be those of noise."])
         store.write_summary(
             self.out, figures | about, datasets={KERNEL: dataset.assign_attrs(about)}
         )
+        if run.failed_gates:
+            say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): neighbours may be those of noise."])
         self._print(figures)
 
     def _run_example(self) -> None:

@@ -21,6 +21,7 @@ from bif.store.folder import (
     SUMMARY,
     DamagedRun,
     Folder,
+    FolderInUse,
     folder_at,
     name_damage,
     name_failures,
@@ -248,9 +249,11 @@ def write_summary(
     """Write figures as `summary.json`, and texts and datasets beside it by their names.
 
     Raises:
-        FolderInUse: The folder holds something else.
+        FolderInUse: The folder holds a run, whose summary would be lost, or something else.
     """
     folder, files, datasets = folder_at(where), files or {}, datasets or {}
+    if folder.is_file(MANIFEST):
+        raise FolderInUse(f"{folder} holds a run: choose another folder.")
     refuse_foreign(folder, [SUMMARY, *files, *datasets])
     mark(folder, [SUMMARY, *files, *datasets])
     for name, text in files.items():
