@@ -16,6 +16,15 @@ def test_inputs_of_a_place_and_shape_lie_at_one_address():
     assert first["items"][0].tolist() == [0.0] * 2 and second["items"][0].tolist() == [1.0] * 4
 
 
+def test_inputs_of_a_recording_that_failed_are_freed_and_others_stay():
+    memory = SharedMemory()
+    first = memory.copy_of({"x": torch.ones(3)})
+    memory.copy_of({"x": torch.ones(3), "rows": torch.ones(5)})
+    memory.leave()
+    again = memory.copy_of({"x": torch.zeros(3), "rows": torch.ones(5)})
+    assert again["x"] is first["x"] and len(memory._inputs) == 2
+
+
 def test_a_view_is_copied_as_it_looks():
     x = torch.arange(6.0).view(2, 3).T
     assert torch.equal(SharedMemory().copy_of(x), x)

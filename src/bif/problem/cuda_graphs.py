@@ -39,17 +39,19 @@ class SharedMemory:
     def __init__(self) -> None:
         self._kept: tuple[Any, torch.cuda.Stream] | None = None
         self._inputs: dict[Hashable, Tensor] = {}
+        self._newest: list[Hashable] = []
 
     def copy_of(self, batch: Batch) -> Batch:
         """Return a copy, whose leaves are those of earlier copies that have their place and shape.
 
         Only the last copy has its values.
         """
-        leaves = iter(batch_leaves(batch).items())
+        leaves, self._newest = iter(batch_leaves(batch).items()), []
 
         def copied(leaf: Tensor) -> Tensor:
             key = next(leaves)[0], leaf.device, leaf.shape, leaf.dtype
             if key not in self._inputs:
+                self._newest.append(key)
                 self._inputs[key] = torch.empty_like(leaf, memory_format=torch.contiguous_format)
             return self._inputs[key].copy_(leaf)
 
@@ -62,8 +64,11 @@ class SharedMemory:
         return self._kept
 
     def leave(self) -> None:
-        """Later graphs get other memory: a recording failed in this one."""
+        """Later graphs get other memory: a recording failed in this one, and its inputs go."""
         self._kept = None
+        for key in self._newest:
+            del self._inputs[key]
+        self._newest = []
 
 
 class Replayed:
