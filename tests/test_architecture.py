@@ -97,7 +97,7 @@ PUBLIC = {
 }
 
 HEAVY = """
-    arviz_stats curvlinops datasets matplotlib peft PIL pyarrow quanda rich scipy sklearn
+    arviz_stats curvlinops datasets matplotlib networkx peft PIL pyarrow quanda rich scipy sklearn
     torchvision transformers tyro umap xarray zarr
 """.split()
 
