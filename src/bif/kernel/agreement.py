@@ -1,0 +1,296 @@
+"""Agreement of a loss kernel with a tree of classes: are classes near in it alike for the model?
+
+Items of one class have distance 0 in the tree and any classifier finds them alike, so only pairs
+of different classes count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bif.estimate.loss_kernel import LossKernel
+from bif.kernel.class_similarity import Sample, Similarity, similarity
+from bif.kernel.class_tree import ClassTree
+from bif.kernel.tree_figures import (
+    detectable_correlation,
+    in_order,
+    linear_correlation,
+    mutual_information,
+    purity,
+    rank_correlation,
+    triplet_accuracy,
+)
+
+_ALL = 5040
+"""Permutations up to which all are taken, those of 7 classes."""
+_TAIL = 2.5
+"""Percent outside an interval at each end."""
+_TIE = 1e-12
+"""Difference of figures that rounding alone may make."""
+
+
+@dataclass(frozen=True)
+class AgreementFigure:
+    """One figure of agreement.
+
+    Attributes:
+        value: Mean over the kernels.
+        standard_error: Of the value, by the spread of the chains.
+        low: Lower end of a 95 % interval, by resampled classes and kernels; NaN where most
+            resamples hold too few classes for the figure.
+        high: Its upper end.
+        p: Share of permutations of the classes over the leaves with as large a value.
+        null_mean: Mean of the value over the permutations.
+        null_low: Lower end of the middle 95 % of it.
+        null_high: Upper end.
+        of_kernels: Value of each kernel.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    p: float
+    null_mean: float
+    null_low: float
+    null_high: float
+    of_kernels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well kernels agree with a tree of classes, and how well they could be seen to.
+
+    With `S_ab` the mean correlation of items of classes a and b, and `D_ab` their distance in the
+    tree, the figures are, over pairs of different classes:
+
+    * `rank_correlation`: Spearman's correlation of `-S` and `D`.
+    * `triplet_accuracy`: share of classes a, b, c with `D_ab < D_ac` that have `S_ab > S_ac`; ties
+      are half.  Chance is .5.
+    * `cophenetic_correlation`: Pearson's correlation of `D` and the height at which average linkage
+      of `1 - S` joins two classes.
+    * `item_rank_correlation`, `item_triplet_accuracy`: the same of items instead of classes.
+    * `purity_of_G_groups`, `mutual_information_of_G_groups`: of the linkage cut at G clusters and
+      the level of the tree that has G groups.
+
+    Attributes:
+        figures: By their names.
+        num_classes: Classes of the items.
+        num_permutations: Of the null, with the identity.
+        exact: Whether these are all.
+        least_p: The p value of the rank correlation of a kernel that is the tree.
+        detectable_correlation: Least rank correlation that the test at 5 % finds in 80 % of cases;
+            NaN if it finds none, or over 60 classes.
+    """
+
+    figures: dict[str, AgreementFigure]
+    num_classes: int
+    num_permutations: int
+    exact: bool
+    least_p: float
+    detectable_correlation: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all as dicts and numbers, as `summary.json` has them."""
+        return asdict(self)
+
+
+def agreement(
+    kernels: LossKernel | Sequence[LossKernel],
+    tree: ClassTree,
+    *,
+    label: str = "label",
+    num_pairs: int = 20_000,
+    num_permutations: int = 2000,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Agreement:
+    """Return how well the loss kernel agrees with a tree of classes, against classes permuted.
+
+    The null permutes the classes over the leaves.  Intervals resample classes, without pairs of a
+    class and itself, and kernels; the linkage and its clusters stay.
+
+    Args:
+        kernels: A kernel of at least two chains, or one of each seed.
+        tree: Whose leaves the classes are.
+        label: Which of the items' labels classes are.
+        num_pairs: Pairs and triplets of items at most, and triplets of classes; drawn at random
+            where there are more.
+        num_permutations: Where there are more than 5,040; below, all are taken.
+        num_bootstrap: Resamples.
+        seed: Of all that is random.
+
+    Raises:
+        KeyError: No such labels.
+        ValueError: Labels missing from the tree; fewer than three classes, or all equally far
+            apart; kernels of different classes, or none; a single chain.
+
+    Source: permutations as in Mantel 1967, "The detection of disease clustering and a generalized
+    regression approach"; cophenetic correlation of Sokal & Rohlf 1962.
+    """
+    several = [kernels] if isinstance(kernels, LossKernel) else list(kernels)
+    counts = num_pairs, num_permutations, num_bootstrap
+    if not several or min(counts) < 1:
+        raise ValueError(
+            f"{len(several)} kernels, and {counts} pairs, permutations and resamples, expected one "
+            "or more of each."
+        )
+    labels = [_labels_of(kernel, label) for kernel in several]
+    names = sorted(set(labels[0]))
+    if any(sorted(set(other)) != names for other in labels):
+        raise ValueError("the kernels have different classes, expected the same of all.")
+    scale = _Scale.of_tree(tree.of_classes(names))
+    samples = [Sample.draw(some, most=num_pairs, seed=seed) for some in labels]
+    permutations = _permutations(len(names), num_permutations, seed)
+    fits = [np.array_equal(scale.permuted(order).order, scale.order) for order in permutations]
+    return Agreement(
+        _figures(scale, several, samples, permutations, num_bootstrap=num_bootstrap, seed=seed),
+        len(names), len(permutations), math.factorial(len(names)) <= _ALL, float(np.mean(fits)),
+        detectable_correlation(scale.distance, permutations, seed=seed),
+    )  # fmt: skip
+
+
+def _figures(
+    scale: _Scale,
+    kernels: Sequence[LossKernel],
+    samples: Sequence[Sample],
+    permutations: np.ndarray,
+    *,
+    num_bootstrap: int,
+    seed: int,
+) -> dict[str, AgreementFigure]:
+    found, errors = [], []
+    for kernel, sample in zip(kernels, samples, strict=True):
+        _, error = kernel.jackknife(lambda k, s=sample: scale.figures(similarity(k, s, scale.cuts)))
+        found.append(similarity(kernel, sample, scale.cuts))
+        errors.append(error)
+    of_kernels_KF = np.array([scale.figures(one) for one in found])
+    null_RF = np.array([
+        np.mean([scale.permuted(order).figures(one) for one in found], axis=0)
+        for order in permutations
+    ])  # fmt: skip
+    drawn_BF = _resampled(scale, found, num_bootstrap, seed)
+    error_F = np.sqrt(np.square(errors).sum(axis=0)) / len(kernels)
+    return {
+        name: _figure(of_kernels_KF[:, f], error_F[f], drawn_BF[:, f], null_RF[:, f])
+        for f, name in enumerate(scale.names)
+    }
+
+
+def _labels_of(kernel: LossKernel, label: str) -> tuple[str, ...]:
+    if label not in kernel.labels:
+        known = ", ".join(kernel.labels) or "none"
+        raise KeyError(f"the items have no label {label!r}: they have {known}.")
+    return kernel.labels[label]
+
+
+def _permutations(count: int, most: int, seed: int) -> np.ndarray:
+    """Return all orders of so many classes, or the identity and some at random, `[R, C]`."""
+    if math.factorial(count) <= _ALL:
+        return np.array(list(itertools.permutations(range(count))))
+    same = np.tile(np.arange(count), (most + 1, 1))
+    same[1:] = np.random.default_rng(seed).permuted(same[1:], axis=1)
+    return same
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale:
+    """A tree, to hold kernels against.
+
+    Attributes:
+        distance: `[C, C]`.
+        order: Place of each distance among the distinct ones, `[C, C]`.
+        groups: Number of each class's group at each level, `[L, C]`.
+        cuts: Groups of each level.
+    """
+
+    distance: np.ndarray
+    order: np.ndarray
+    groups: np.ndarray
+    cuts: tuple[int, ...]
+
+    @classmethod
+    def of_tree(cls, tree: ClassTree) -> _Scale:
+        cuts = tuple(int(level.max()) + 1 for level in tree.groups)
+        return cls(tree.distance, in_order(tree.distance), tree.groups, cuts)
+
+    def permuted(self, order: np.ndarray) -> _Scale:
+        """Return the tree with its classes in another order."""
+        both = np.ix_(order, order)
+        return _Scale(self.distance[both], self.order[both], self.groups[:, order], self.cuts)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the figures."""
+        of_pairs = ["rank_correlation", "triplet_accuracy"]
+        of_levels = [
+            f"{name}_of_{count}_groups"
+            for count in self.cuts
+            for name in ("purity", "mutual_information")
+        ]
+        items = [f"item_{name}" for name in of_pairs]
+        return [*of_pairs, *items, "cophenetic_correlation", *of_levels]
+
+    def figures(self, found: Similarity, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return the figures of a kernel, each class as often as its weight says, `[F]`."""
+        values = []
+        weights = np.ones(len(self.order)) if weights is None else weights
+        for compared in (found.of_classes, found.of_items):
+            a, b = compared.pairs.T
+            values.append(
+                rank_correlation(compared.places, self.order[a, b], weights[a] * weights[b])
+            )
+            a, b, c = compared.triplets.T
+            expected = np.sign(self.order[a, c] - self.order[a, b])
+            values.append(
+                triplet_accuracy(compared.nearer, expected, weights[a] * weights[b] * weights[c])
+            )
+        a, b = found.of_classes.pairs.T
+        values.append(
+            linear_correlation(found.joined_at, self.distance[a, b], weights[a] * weights[b])
+        )
+        for clusters, groups in zip(found.clusters, self.groups, strict=True):
+            values.append(purity(clusters, groups, weights))
+            values.append(mutual_information(clusters, groups, weights))
+        return np.array(values)
+
+
+def _resampled(
+    scale: _Scale, found: Sequence[Similarity], num_bootstrap: int, seed: int
+) -> np.ndarray:
+    """Return the figures of resampled classes and kernels, `[B, F]`."""
+    source = np.random.default_rng(seed)
+    count, rows = len(scale.order), []
+    for _ in range(num_bootstrap):
+        weights = source.multinomial(count, np.full(count, 1 / count)).astype(float)
+        kernels = source.integers(len(found), size=len(found))
+        own = {k: scale.figures(found[k], weights) for k in np.unique(kernels)}
+        rows.append(np.mean([own[k] for k in kernels], axis=0))
+    return np.array(rows)
+
+
+def _figure(
+    of_kernels: np.ndarray, error: float, drawn: np.ndarray, null: np.ndarray
+) -> AgreementFigure:
+    value = float(of_kernels.mean())
+    low, high = _interval(drawn)
+    p = float((null >= value - _TIE).mean()) if math.isfinite(value) else math.nan
+    return AgreementFigure(
+        value, float(error), low, high, p, float(null.mean()), *_interval(null),
+        tuple(map(float, of_kernels)),
+    )  # fmt: skip
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the middle 95 % of the values that are numbers, NaN where fewer than half are."""
+    known = values[np.isfinite(values)]
+    if 2 * len(known) < len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(known, [_TAIL, 100 - _TAIL])
+    return float(low), float(high)
