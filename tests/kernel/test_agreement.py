@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 from scipy import stats
 
+import bif
+from bif import store
 from bif.kernel import agreement, tree_of
 from bif.kernel.class_similarity import Sample
 from bif.kernel.tree_figures import (
@@ -22,6 +27,8 @@ from bif.kernel.tree_figures import (
     triplet_accuracy,
 )
 from class_trees import binary, graph_of, kernel_of, kernel_of_binary, random_kernel
+from command_line import failed
+from small_problems import TINY, classification, labelled
 
 FOUR = ["aa", "ab", "ba", "bb"]
 
@@ -253,6 +260,35 @@ def test_kernels_that_do_not_fit_are_refused():
         agreement([], tree)
     with pytest.raises(ValueError, match="needs two chains"):
         agreement(kernel.of_chains([0]), tree)
+
+
+def test_the_command_adds_the_hierarchy_and_writes_nothing_when_it_does_not_fit(
+    call, tmp_path: Path, unchecked: None, no_page: None
+):
+    x, y = labelled(20, seed=1)
+    labels = [f"class {int(label)}" for label in y]
+    items, names = bif.Items((x, y), labels=labels), sorted(set(labels))
+    bif.attribute(classification(train=items), TINY, out=tmp_path / "run")
+    path = tmp_path / "tree.json"
+
+    def write(classes: list[str]) -> nx.DiGraph:
+        edges = [("r", "x"), ("x", classes[0]), ("x", classes[1])]
+        graph = nx.DiGraph([*edges, *(("r", name) for name in classes[2:])])
+        path.write_text(json.dumps(nx.node_link_data(graph, edges="edges")))
+        return graph
+
+    arguments = "kernel", tmp_path / "run", "--out", tmp_path / "k", "--hierarchy", path
+    write(["x1", *names[1:]])
+    assert f"labels missing from the tree: {names[0]}" in failed(call(*arguments))
+    assert not (tmp_path / "k").exists()
+    graph = write(names)
+    code, out, said = call(*arguments)
+    assert code == 0 and "triplet_accuracy: " in out and "detectable_correlation" in out, said
+    found = json.loads((tmp_path / "k" / store.SUMMARY).read_text())["hierarchy"]
+    expected = agreement(bif.loss_kernel(bif.load(tmp_path / "run")), tree_of(graph))
+    assert found == json.loads(json.dumps(store.plain(expected.to_dict())))
+    refused = call("kernel", "--example", "two-tasks", "--out", tmp_path / "t", "--hierarchy", path)
+    assert "not with an --example" in failed(refused)
 
 
 def test_places_in_order_are_equal_for_equal_values():

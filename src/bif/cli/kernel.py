@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bif import store
 from bif.terminal import escape_controls, say
+
+if TYPE_CHECKING:
+    from bif.kernel import Agreement
 
 KERNEL = "kernel.zarr"
 
@@ -35,29 +38,36 @@ class Kernel:
     """Which of the items' labels classes are; "label" by default, if there is one."""
     neighbours: int = 15
     """Nearest items of each."""
+    hierarchy: str | None = None
+    """Tree of the classes that the kernel is held against: a file of networkx.node_link_data."""
     seed: int = 0
-    """Of the example."""
+    """Of the example, and of what is drawn at random for --hierarchy."""
 
     def run(self) -> None:
         if (self.folder is None) == (self.example is None):
             raise ValueError("expected a run's folder, or --example two-tasks.")
         if self.example is not None:
+            if self.hierarchy is not None:
+                raise ValueError("--hierarchy goes with a run's folder, not with an --example.")
             self._run_example()
             return
-        from bif.kernel import describe, loss_kernel
+        from bif.kernel import agreement, describe, loss_kernel, read_tree
         from bif.runs.run import load
 
         assert self.folder is not None
+        tree = None if self.hierarchy is None else read_tree(self.hierarchy)
         run = load(self.folder)
         kernel = loss_kernel(run, self.sides, observable=self.observable)
         dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
+        found = tree and agreement(kernel, tree, label=self.label or "label", seed=self.seed)
+        held = {} if found is None else {"hierarchy": found.to_dict()}
         about = {"trusted": bool(run.summary.trusted), "failed_gates": run.failed_gates}
         store.write_summary(
-            self.out, figures | about, datasets={KERNEL: dataset.assign_attrs(about)}
+            self.out, figures | held | about, datasets={KERNEL: dataset.assign_attrs(about)}
         )
         if run.failed_gates:
             say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): neighbours may be those of noise."])
-        self._print(figures)
+        self._print(figures | ({} if found is None else _main_figures(found)))
 
     def _run_example(self) -> None:
         from bif.kernel import two_tasks
@@ -75,3 +85,16 @@ class Kernel:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             print(escape_controls(f"{name}: {shown}"))
         print(escape_controls(f"written: {self.out}"))
+
+
+def _main_figures(found: Agreement) -> dict[str, object]:
+    """Return each figure with its interval and p value in words, and what could be seen."""
+    shown: dict[str, object] = {
+        name: f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f}), by chance {one.null_mean:.3f}, "
+        f"p {one.p:.2g}"
+        for name, one in found.figures.items()
+    }
+    return shown | {
+        "least_p": found.least_p,
+        "detectable_correlation": found.detectable_correlation,
+    }
