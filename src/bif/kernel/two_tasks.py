@@ -35,7 +35,7 @@ STEPS = (0, 60, 150, 400, 1200)
 """Checkpoints of the training with one trunk."""
 LEARNT = 0.95
 """Share of each task's items that both networks classify in the end, at least."""
-_CHAINS, _DRAWS, _DRAWS_APART = 32, 200, 1000
+_CHAINS, _DRAWS, _DRAWS_APART = 32, 150, 700
 """Of a run; and where the correlation is to be shown to be zero."""
 
 Figures = dict[str, tuple[float, float]]
@@ -134,7 +134,13 @@ def blocks(kernel: LossKernel) -> np.ndarray:
     return np.array([*found, 1 - found[3] / found[2]])
 
 
-NAMES = ("within", "across", "mean_square_within", "mean_square_across", "contrast")
+NAMES: tuple[str, ...] = (
+    "within",
+    "across",
+    "mean_square_within",
+    "mean_square_across",
+    "contrast",
+)
 
 
 def figures(kernel: LossKernel) -> Figures:
