@@ -111,8 +111,7 @@ def conjugate_gradients(
     direction = apply(residual).clone()
     aligned = _inner(residual, direction)
     solution = torch.zeros_like(right)
-    kept, earlier = (solution.clone() if keeps_earlier else solution[:0] for _ in range(2))
-    size_kept, size_earlier = size.clone(), size.clone()
+    earlier = _Earlier(solution, size) if keeps_earlier else None
     steps, steps_K = 0, torch.zeros(len(right), dtype=torch.long)
     tridiagonal = _Tridiagonal(aligned)
     while steps < max_steps:
@@ -140,20 +139,39 @@ def conjugate_gradients(
         aligned[active] = now
         steps += 1
         steps_K[active.cpu()] = steps
-        if (
-            keeps_earlier and steps & (steps - 1) == 0
-        ):  # a power of two; what has left keeps its own
-            earlier[at_home], kept[at_home] = kept[at_home], solution[at_home]
-            size_earlier[active] = size_kept[active]
-            size_kept[active] = _inner(left, left).sqrt()
+        if earlier is not None:
+            earlier.follow(steps, solution, left, active)
     del residual, direction
     final = times(solution.to(device)).neg_()
     final += right.to(device) - damping * solution.to(device)
     left_over = _inner(final, final).sqrt()
-    shrinkage = left_over / size_earlier.clamp(min=1e-300)
-    if not keeps_earlier:
-        shrinkage = torch.full_like(shrinkage, math.nan)
-    return Solution(solution, earlier, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())
+    if earlier is None:
+        then, shrinkage = solution[:0], torch.full_like(left_over, math.nan)
+    else:
+        then, shrinkage = earlier.value, left_over / earlier.size.clamp(min=1e-300)
+    return Solution(solution, then, left_over / size, shrinkage, steps_K, *tridiagonal.stacked())
+
+
+class _Earlier:
+    """The solution at an earlier power of two of the steps; rows that are solved keep theirs.
+
+    Attributes:
+        value: It, `[K, P]`.
+        size: Norm of its residual, `[K]` float64.
+    """
+
+    def __init__(self, solution: Tensor, size: Tensor) -> None:
+        self.value, self._next = solution.clone(), solution.clone()
+        self.size, self._next_size = size.clone(), size.clone()
+
+    def follow(self, steps: int, solution: Tensor, residual: Tensor, active: Tensor) -> None:
+        """Take in the solution after so many steps, and the residuals of rows that are active."""
+        if steps & (steps - 1):
+            return
+        rows = active.to(solution.device)
+        self.value[rows], self._next[rows] = self._next[rows], solution[rows]
+        self.size[active] = self._next_size[active]
+        self._next_size[active] = _inner(residual, residual).sqrt()
 
 
 def _with_factors(
