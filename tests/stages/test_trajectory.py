@@ -43,6 +43,8 @@ def path_of_training(steps: int = 30, every: int = 15) -> dict[int, dict[str, Te
 
 
 SERIES = bif.CheckpointSeries.from_weights(path_of_training())
+FEW = bif.CheckpointSeries(list(SERIES)[:2])
+STEPPED = replace(SAMPLED, controls=False, step_size=0.02, burn_in=2, thin=1, friction=2.0)
 
 
 @pytest.mark.parametrize("settings", [SOLVED, SAMPLED], ids=["solved", "sampled"])
@@ -72,13 +74,13 @@ def test_one_gamma_is_the_largest_that_any_checkpoint_needs():
 
 
 def test_chains_of_all_checkpoints_have_the_same_steps():
-    found = bif.trajectory(classification(), SERIES, replace(SAMPLED, gamma=None, controls=False))
+    found = bif.trajectory(classification(), FEW, replace(SAMPLED, gamma=None, controls=False))
     assert any(note.startswith("step_size, burn_in, thin = ") for note in found.notes)
     assert found.dataset["rhat"].notnull().all()
 
 
 def test_it_goes_on_to_the_last_bit_where_it_was_cut_short(tmp_path: Path, monkeypatch):
-    whole = bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path / "whole")
+    whole = bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path / "whole")
     attribute, done = stages_run.attribute, []
 
     def cut_short(*given, **named):
@@ -89,11 +91,11 @@ def test_it_goes_on_to_the_last_bit_where_it_was_cut_short(tmp_path: Path, monke
 
     monkeypatch.setattr(stages_run, "attribute", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path / "cut")
+        bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path / "cut")
     done.clear()
     monkeypatch.setattr(stages_run, "common_settings", None)  # what was chosen is kept
     monkeypatch.setattr(stages_run, "attribute", attribute)
-    again = bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path / "cut")
+    again = bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path / "cut")
     for name in ("influence", "standard_error", "rhat"):
         np.testing.assert_array_equal(again.dataset[name], whole.dataset[name])
     loaded = bif.Trajectory.load(tmp_path / "cut")
@@ -108,21 +110,20 @@ def test_nothing_given_solves_and_says_which_checkpoints_are_no_minimum(monkeypa
     far = found.dataset["center_gradient"].values
     assert far[0] > 1 > far[-1]
     assert any(note.startswith("1 of 3 checkpoints are far") for note in found.notes)
-    sampled = bif.trajectory(classification(), SERIES, bif.Settings(chains=4, draws=10))
+    sampled = bif.trajectory(classification(), FEW, bif.Settings(chains=4, draws=10))
     assert "estimator" not in sampled.dataset.attrs
 
 
 def test_a_gamma_below_what_a_checkpoint_needs_is_warned_of():
     few = replace(SAMPLED, gamma=1e-3, controls=False)
-    found = bif.trajectory(classification(), SERIES, few)
+    found = bif.trajectory(classification(), FEW, few)
     assert any("step-0: " in note and "curves downwards" in note for note in found.notes)
 
 
 def test_another_series_or_other_settings_are_refused_in_the_same_folder(tmp_path: Path):
     bif.trajectory(classification(), SERIES, SOLVED, out=tmp_path)
-    fewer = bif.CheckpointSeries(list(SERIES)[:2])
     with pytest.raises(store.FolderInUse, match="another weights.30"):
-        bif.trajectory(classification(), fewer, SOLVED, out=tmp_path)
+        bif.trajectory(classification(), FEW, SOLVED, out=tmp_path)
     with pytest.raises(store.FolderInUse, match="another settings.gamma"):
         bif.trajectory(classification(), SERIES, replace(SOLVED, gamma=5.0), out=tmp_path)
 
@@ -162,21 +163,21 @@ def test_an_event_is_one_that_a_second_gamma_has_too(tmp_path: Path):
 
 def test_shares_of_the_checkpoints_are_joined(tmp_path: Path):
     def part(k: int) -> bif.Trajectory:
-        return bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path, share=(k, 2))
+        return bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path, share=(k, 2))
 
     assert part(1).steps.tolist() == [15] and part(0).steps.tolist() == [0, 30]
     assert not (tmp_path / store.TRAJECTORY).exists()
-    whole = bif.trajectory(classification(), SERIES, SAMPLED)
-    found = bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path)
+    whole = bif.trajectory(classification(), SERIES, STEPPED)
+    found = bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path)
     np.testing.assert_array_equal(found.dataset["influence"], whole.dataset["influence"])
     with pytest.raises(ValueError, match=r"n at most the 3 checkpoints, got \(0, 4\)"):
-        bif.trajectory(classification(), SERIES, SAMPLED, out=tmp_path, share=(0, 4))
+        bif.trajectory(classification(), SERIES, STEPPED, out=tmp_path, share=(0, 4))
     with pytest.raises(ValueError, match="needs out"):
-        bif.trajectory(classification(), SERIES, SAMPLED, share=(0, 2))
+        bif.trajectory(classification(), SERIES, STEPPED, share=(0, 2))
 
 
 def test_nulls_are_those_of_the_controls():
-    sampled = bif.trajectory(classification(), SERIES, SAMPLED)
+    sampled = bif.trajectory(classification(), FEW, SAMPLED)
     sampled.events(nulls=["nbeta_0", "gradient_product", "shuffled"])
     with pytest.raises(ValueError, match=r"no null 'nbeta_0': run .*controls=True"):
         bif.trajectory(classification(), SERIES, SOLVED).events(nulls=["nbeta_0"])
