@@ -192,7 +192,8 @@ def test_intervals_count_as_wide_as_they_are():
     ))  # fmt: skip
     assert len(narrow.events()) >= len(solved.events())
     one = narrow.events()[0]
-    assert one.in_words().startswith(f"{one.kind}: {one.train} on {one.query}: ")
+    start = f"{one.kind}: {one.train} on {one.query} ({one.observable}): "
+    assert one.observable in ("loss", "margin") and one.in_words().startswith(start)
 
 
 def test_the_command_follows_a_folder_and_names_what_it_left_out(call, tmp_path: Path, monkeypatch):

@@ -43,7 +43,8 @@ class Event:
 
     def in_words(self) -> str:
         """Return the event in a line."""
-        return f"{self.kind}: {self.train} on {self.query}: {self.values_in_words()}"
+        what = f" ({self.observable})" if self.observable else ""
+        return f"{self.kind}: {self.train} on {self.query}{what}: {self.values_in_words()}"
 
     def values_in_words(self) -> str:
         """Return the scores, their errors and steps."""
