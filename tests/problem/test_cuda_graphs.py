@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from bif.problem.cuda_graphs import Replayed, SharedMemory
@@ -23,6 +26,21 @@ def test_inputs_of_a_recording_that_failed_are_freed_and_others_stay():
     memory.leave()
     again = memory.copy_of({"x": torch.zeros(3), "rows": torch.ones(5)})
     assert again["x"] is first["x"] and len(memory._inputs) == 2
+
+
+def test_memory_that_does_not_hold_all_inputs_is_left_as_it_was(monkeypatch):
+    memory, empty_like = SharedMemory(), torch.empty_like
+
+    def small(leaf: torch.Tensor, **named: Any) -> torch.Tensor:
+        if leaf.numel() > 4:
+            raise torch.OutOfMemoryError("too large")
+        return empty_like(leaf, **named)
+
+    monkeypatch.setattr(torch, "empty_like", small)
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.copy_of({"x": torch.ones(3), "rows": torch.ones(5)})
+    memory.leave()
+    assert memory._inputs == {}
 
 
 def test_a_view_is_copied_as_it_looks():

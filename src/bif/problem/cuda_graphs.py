@@ -51,8 +51,8 @@ class SharedMemory:
         def copied(leaf: Tensor) -> Tensor:
             key = next(leaves)[0], leaf.device, leaf.shape, leaf.dtype
             if key not in self._inputs:
-                self._newest.append(key)
                 self._inputs[key] = torch.empty_like(leaf, memory_format=torch.contiguous_format)
+                self._newest.append(key)
             return self._inputs[key].copy_(leaf)
 
         return map_batch(copied, batch)
