@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import sys
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ import bif
 from bif import store
 from bif.bank import BankPart, retrained
 from bif.benchmark import Task
+from bif.estimate.intervals import t_quantile
 from bif.evaluate import lds
 from bif.problem.provenance import versions
 
@@ -125,6 +128,19 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float | int]:
+    """Return the mean of one value a seed, its 95 % interval by Student's t, and their number.
+
+    Values that are not finite are left out; of a single one the interval is NaN.
+    """
+    x = np.asarray(values, float)
+    x = x[np.isfinite(x)]
+    mean = float(x.mean()) if len(x) else math.nan
+    error = float(x.std(ddof=1)) / len(x) ** 0.5 if len(x) > 1 else math.nan
+    half = t_quantile(len(x)) * error
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seeds": len(x)}
 
 
 def _cell(value: Any) -> str:

@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import parser, print_table, write
+from benchmarks.common import mean_interval, parser, print_table, write
 from benchmarks.induction import intervention, sweep
-from benchmarks.induction.moments import over_seeds
 from benchmarks.induction.stages import (
     Sizes,
     Trained,
@@ -134,7 +133,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _row(part: str, what: str, figure: str, values: Sequence[float]) -> dict[str, Any]:
-    return {"part": part, "what": what, "figure": figure, **over_seeds(values)}
+    return {"part": part, "what": what, "figure": figure, **mean_interval(values)}
 
 
 def _moments(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bif.estimate.intervals import t_quantile
-
 EARLY = (80, 140)
 """Steps whose median is the level before the rise: after the frequencies of characters are learned,
 and well before any head matches prefixes."""
@@ -60,18 +58,6 @@ def crossing(steps: Sequence[float], values: Sequence[float], level: float) -> f
     if k == 0:
         return float(at[0])
     return float(at[k - 1] + (level - x[k - 1]) / (x[k] - x[k - 1]) * (at[k] - at[k - 1]))
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, float | int]:
-    """Return the mean of one value a seed, its 95 % interval by Student's t, and their number."""
-    x = np.asarray(values, float)
-    x = x[np.isfinite(x)]
-    if not len(x):
-        return {"mean": float("nan"), "ci_low": float("nan"), "ci_high": float("nan"), "seeds": 0}
-    error = float(x.std(ddof=1)) / len(x) ** 0.5 if len(x) > 1 else float("nan")
-    half = t_quantile(len(x)) * error
-    mean = float(x.mean())
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seeds": len(x)}
 
 
 def _from_early(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

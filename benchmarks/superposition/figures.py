@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import mean_interval
 from benchmarks.superposition.reweighting import PREDICTORS
 from benchmarks.superposition.scores import OBSERVABLES
-from benchmarks.superposition.timing import mean_interval
 
 Figure = tuple[str, str, str]
 """What is measured, by which way, and of which observable."""

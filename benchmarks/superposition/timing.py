@@ -50,14 +50,3 @@ def rise_and_peak(steps: Sequence[int], values: np.ndarray) -> tuple[float, floa
     if top == 0:
         return float(steps[0]), at
     return step_of_part(steps[: top + 1], values[: top + 1], RISEN), at
-
-
-def mean_interval(by_seed: Sequence[float]) -> dict[str, float]:
-    """Return the mean of one value a seed, and its interval of 95 % by Student's law."""
-    from scipy.stats import t
-
-    mean, count = float(np.mean(by_seed)), len(by_seed)
-    if count < 2:
-        return {"mean": mean}
-    half = float(t.ppf(0.975, count - 1) * np.std(by_seed, ddof=1) / count**0.5)
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import mean_interval
 from benchmarks.induction import __main__ as study
 from benchmarks.induction import intervention, moments, stages, sweep
 from benchmarks.induction.model import prefix_matching, start, train
@@ -125,6 +126,6 @@ def test_moments_are_of_the_seeds_in_which_a_head_forms():
 
 
 def test_a_mean_over_seeds_has_students_interval_and_leaves_out_what_never_came():
-    found = moments.over_seeds([1.0, 2.0, 3.0, float("nan")])
+    found = mean_interval([1.0, 2.0, 3.0, float("nan")])
     assert found["mean"] == 2 and found["seeds"] == 3
     assert found["ci_high"] - 2 == pytest.approx(4.302652729696142 / 3**0.5)

@@ -228,6 +228,16 @@ def test_more_classes_make_smaller_correlations_detectable():
     assert 0.5 > of(3) > of(4) > 0.05
 
 
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2, 2), (5, 5)])
+def test_ten_classes_show_correlations_from_about_a_third(sizes: tuple[int, ...]):
+    edges = [f"root g{g}" for g in range(len(sizes))]
+    edges += [f"g{g} c{g}{k}" for g, count in enumerate(sizes) for k in range(count)]
+    tree, source = tree_of(graph_of(*edges)), np.random.default_rng(0)
+    orders = source.permuted(np.tile(np.arange(10), (2001, 1)), axis=1)
+    orders[0] = np.arange(10)
+    assert 0.33 < detectable_correlation(tree.distance, orders) < 0.40
+
+
 def test_the_detectable_correlation_is_found_in_80_percent_of_kernels():
     trials, tree, source = 400, tree_of(binary(3)), np.random.default_rng(1)
     orders = np.stack([np.arange(8), *(source.permutation(8) for _ in range(300))])

@@ -69,12 +69,28 @@ class LossKernel:
         """The variance of each item's loss, `[N]` float64."""
         return self.traces.double().square().sum(dim=1)
 
-    def embedding(self, kind: KernelKind = "correlation") -> Tensor:
-        """Return rows `[N, M]` whose inner products are the kernel."""
+    def labels_of(self, name: str) -> tuple[str, ...]:
+        """Return the labels of this name, `[N]`.
+
+        Raises:
+            KeyError: There are none.
+        """
+        if name not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise KeyError(f"the items have no label {name!r}: they have {known}.")
+        return self.labels[name]
+
+    def embedding(
+        self,
+        kind: KernelKind = "correlation",
+        items: Sequence[int] | slice = slice(None),
+    ) -> Tensor:
+        """Return rows of items, `[N, M]`, whose inner products are the kernel."""
+        rows, variance = self.traces[items], self.variance[items]
         if kind == "covariance":
-            return self.traces
-        scale = torch.where(self.variance > 0, self.variance.clamp(min=1e-300).rsqrt(), 0.0)
-        return self.traces * scale[:, None].to(self.traces)
+            return rows
+        scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)
+        return rows * scale[:, None].to(rows)
 
     def block(
         self,
@@ -84,18 +100,16 @@ class LossKernel:
         kind: KernelKind = "correlation",
     ) -> Tensor:
         """Return the kernel of some items with some others, `[R, C]`."""
-        x = self.embedding(kind)
-        return x[rows] @ x[columns].T
+        return self.embedding(kind, rows) @ self.embedding(kind, columns).T
 
     def mean_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
     ) -> float:
         """Return the mean of a block; no item is paired with itself."""
-        x = self.embedding(kind).double()
         both = sorted(set(rows) & set(columns))
-        total = x[list(rows)].sum(dim=0) @ x[list(columns)].sum(dim=0)
-        pairs = len(rows) * len(columns) - len(both)
-        return float(total - x[both].square().sum()) / max(1, pairs)
+        x, y, own = (self.embedding(kind, list(part)).double() for part in (rows, columns, both))
+        total = x.sum(dim=0) @ y.sum(dim=0) - own.square().sum()
+        return float(total) / max(1, len(rows) * len(columns) - len(both))
 
     def mean_square_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
@@ -108,17 +122,18 @@ class LossKernel:
         Raises:
             ValueError: A single chain.
         """
-        x, chains = self.embedding(kind).double(), self.chains.unique()
+        chains = self.chains.unique()
         if len(chains) < 2:
             raise ValueError("a square without noise needs two chains, and there is one.")
+        x, y = (self.embedding(kind, list(part)).double() for part in (rows, columns))
         total = x.new_zeros(len(rows), len(columns))
         own, shares = torch.zeros_like(total), []
         for chain in chains:
-            part = x[:, self.chains == chain]
-            product = part[list(rows)] @ part[list(columns)].T
+            here = self.chains == chain
+            product = x[:, here] @ y[:, here].T
             total += product
             own += product.square()
-            shares.append(part.shape[1] / (x.shape[1] - 1))
+            shares.append(int(here.sum()) / (len(here) - 1))
         squares = (total.square() - own) / (sum(shares) ** 2 - sum(w * w for w in shares))
         same = torch.tensor(list(rows))[:, None] == torch.tensor(list(columns))
         return float(squares[~same].mean())

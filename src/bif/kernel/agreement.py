@@ -141,7 +141,7 @@ def agreement(
             f"{len(several)} kernels, and {counts} pairs, permutations and resamples, expected one "
             "or more of each."
         )
-    labels = [_labels_of(kernel, label) for kernel in several]
+    labels = [kernel.labels_of(label) for kernel in several]
     names = sorted(set(labels[0]))
     if any(sorted(set(other)) != names for other in labels):
         raise ValueError("the kernels have different classes, expected the same of all.")
@@ -181,13 +181,6 @@ def _figures(
         name: _figure(of_kernels_KF[:, f], error_F[f], drawn_BF[:, f], null_RF[:, f])
         for f, name in enumerate(scale.names)
     }
-
-
-def _labels_of(kernel: LossKernel, label: str) -> tuple[str, ...]:
-    if label not in kernel.labels:
-        known = ", ".join(kernel.labels) or "none"
-        raise KeyError(f"the items have no label {label!r}: they have {known}.")
-    return kernel.labels[label]
 
 
 def _permutations(count: int, most: int, seed: int) -> np.ndarray:

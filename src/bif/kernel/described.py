@@ -35,10 +35,7 @@ def describe(
     """
     import xarray as xr
 
-    if label is not None and label not in kernel.labels:
-        known = ", ".join(kernel.labels) or "none"
-        raise KeyError(f"the items have no label {label!r}: they have {known}.")
-    labels = kernel.labels.get(label or "label")
+    labels = kernel.labels.get("label") if label is None else kernel.labels_of(label)
     count = min(count, len(kernel) - 1)
     places, values = kernel.nearest(count)
     kept = kernel.stability(count)
