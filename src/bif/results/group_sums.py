@@ -171,14 +171,9 @@ def _summed_columns(scores: xr.DataArray, side: Side, groups: Members) -> xr.Dat
 
 
 def _sum_without_traces(dataset: xr.Dataset, side: Side, members: Members) -> xr.Dataset:
-    import xarray as xr
-
     names = [n for n in (*_SUMMABLE[side], *_LOST[side]) if n in dataset]
-    items = dataset[names]
-    columns = [items.isel({side: list(m)}).sum(side) for m in members.values()]
-    result = dataset.drop_dims(side).assign(
-        {name: x.transpose(*items[name].dims) for name, x in xr.concat(columns, side).items()}
-    )
+    sums = {name: _summed_columns(dataset[name], side, members) for name in names}
+    result = dataset.drop_dims(side).assign(sums)
     solved = dataset.attrs.get("estimator") == "response"
     for name in _LOST[side]:
         if name in result and not (solved and name == "standard_error"):
