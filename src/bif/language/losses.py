@@ -19,6 +19,7 @@ from bif.problem.losses import (
     next_token_mean,
     reads_masks,
     refuse_other_than_texts,
+    token_cross_entropy,
 )
 from bif.types import Batch, ItemLoss
 
@@ -29,10 +30,7 @@ def masked_token(model: nn.Module, batch: Batch) -> Tensor:
 
     `batch` has `input_ids`, `attention_mask` and `labels` `[B, T]`, -100 where nothing is masked.
     """
-    logits = at_least_float32(_logits(model, batch))
-    return F.cross_entropy(
-        logits.transpose(1, 2), batch["labels"], ignore_index=-100, reduction="none"
-    )
+    return token_cross_entropy(_logits(model, batch), batch["labels"])
 
 
 def masked_tokens(batch: Batch) -> Tensor:

@@ -125,8 +125,7 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     else:
         output = model(batch["input_ids"], attention_mask=mask, **row_positions(model, mask))
     logits = output if isinstance(output, Tensor) else output.logits
-    logits, targets = at_least_float32(logits[:, :-1]), next_targets(batch)
-    return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    return token_cross_entropy(logits[:, :-1], next_targets(batch))
 
 
 @reads_masks
@@ -137,6 +136,17 @@ def next_token_mean(model: nn.Module, batch: Batch) -> Tensor:
     Influences of means carry a factor `1/(T_i T_j)` against those of sums.
     """
     return mean_over_counted(next_token(model, batch), batch)
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of tokens `[B, T]` under logits `[B, T, V]`; 0 where -100 is asked.
+
+    Tokens are rows: with the vocabulary as the second of three axes a GPU's softmax runs through it
+    one number after another, and takes longer than the layers of the model do.
+    """
+    rows = at_least_float32(logits).flatten(0, 1)
+    losses = F.cross_entropy(rows, targets.flatten(), ignore_index=-100, reduction="none")
+    return losses.view(targets.shape)
 
 
 def refuse_other_than_texts(batch: Batch) -> None:
