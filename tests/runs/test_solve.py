@@ -422,6 +422,40 @@ class TestMemory:
         with pytest.raises(ValueError, match="has 5 vectors of 43 weights there.* free on cuda"):
             vectors.forecast_vectors(classification(), TIGHT)
 
+    def test_solutions_wait_where_a_gpu_holds_few_rows_and_are_scored_in_one_pass(
+        self, monkeypatch
+    ):
+        settings = replace(TIGHT, solver_items=20, gradient_precision="bfloat16")
+        monkeypatch.setattr(vectors, "run_device", lambda *_: torch.device("cuda"))
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 2 * 10 * 8 * 43)
+        found = vectors.forecast_vectors(classification(), settings)
+        assert (found.num_rows, found.num_scored) == (1, 5)
+        assert "and the solutions of 5 are scored together" in found.in_words()
+        monkeypatch.setattr(vectors, "free_bytes", lambda device: 10 * 2 * 10 * 8 * 43)
+        assert vectors.forecast_vectors(classification(), settings).num_scored == 0
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_solutions_that_wait_have_the_scores_of_those_that_do_not(self, precision):
+        def solved(num_scored: int) -> tuple[list[Any], dict[str, Tensor]]:
+            settings = replace(
+                TIGHT, gamma=2.0, solver_items=20, solver_steps=12, solver_residual=None,
+                gradient_precision=precision,
+            )  # fmt: skip
+            found = calibrate_solver(mlp_problem(), settings)
+            some = Vectors(1, 1, 2, num_scored=num_scored)
+            made = Solver(mlp_problem(), found.settings, num_together=8, vectors=some)
+            parts = [made.solve(*block) for block in made.blocks()]
+            return made.blocks(), {n: torch.cat([p[n] for p in parts]) for n in parts[0]}
+
+        (few, alone), (blocks, together) = solved(0), solved(5)
+        assert [len(columns) for _, columns in blocks[:2]] == [5, 1] and len(few[0][1]) == 2
+        for name in ("residual", "steps", "kept"):
+            torch.testing.assert_close(together[name], alone[name])
+        limit = 2.0**-8 if precision == "bfloat16" else 1e-6  # the rows that wait are narrow
+        for name in ("scores", "change", "sampling"):
+            gap = (together[name] - alone[name]).nan_to_num(0).double()
+            assert gap.norm() <= limit * alone["scores"].double().norm(), name
+
     def test_what_a_block_takes_is_among_the_choices(self, monkeypatch):
         rows_that_fit(monkeypatch, 2)
         run = bif.attribute(classification(), TIGHT)
@@ -758,9 +792,9 @@ class TestRuns:
     ):
         settings, solve, done = replace(TIGHT, self_influence=True), Solver._solve, []
 
-        def counted(self: Solver, *block: Any) -> dict[str, Tensor]:
+        def counted(self: Solver, *block: Any, **named: Any) -> Any:
             done.append(block)
-            return solve(self, *block)
+            return solve(self, *block, **named)
 
         monkeypatch.setattr(Solver, "_solve", counted)
         rows_that_fit(monkeypatch, 3)

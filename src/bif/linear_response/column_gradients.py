@@ -19,6 +19,9 @@ from bif.sampling.observe_tokens import ByToken
 from bif.sampling.posterior import LocalPosterior
 from bif.types import ItemLoss
 
+_PART = 2**14
+"""Weights of a row whose products are summed at a time."""
+
 
 def query_gradients(
     problem: Problem, observable: Observable, columns: range, posterior: LocalPosterior
@@ -50,8 +53,9 @@ def train_gradients(problem: Problem, columns: range, posterior: LocalPosterior)
 
 
 def products_with_gradients(
-    problem: Problem, rows: Sequence[Tensor], posterior: LocalPosterior, *, chunk_size: int
-) -> list[Tensor]:
+    problem: Problem, rows: Sequence[Tensor], posterior: LocalPosterior, *, chunk_size: int,
+    compute_dtype: torch.dtype | None = None,
+) -> list[Tensor]:  # fmt: skip
     """Return the products of several rows `[K, P]` with the gradients of scored items, `[K, N]`.
 
     Args:
@@ -59,6 +63,7 @@ def products_with_gradients(
         rows: On the problem's device.
         posterior: With the weights that move, in the order of a row, and masks.
         chunk_size: Items of a pass, at most.
+        compute_dtype: What matrices are multiplied in, such as bfloat16.
 
     Raises:
         NotVmapped: Gradients of items come one by one only, which would take long.
@@ -68,11 +73,28 @@ def products_with_gradients(
     parts: list[list[Tensor]] = [[] for _ in rows]
     for items in problem.scored_groups.values():
         for gradients in item_gradient_chunks(
-            problem, problem.loss, items, movable=movable, chunk_size=size, one_by_one=False
-        ):
+            problem, problem.loss, items, movable=movable, chunk_size=size, one_by_one=False,
+            compute_dtype=compute_dtype,
+        ):  # fmt: skip
             for some, part in zip(rows, parts, strict=True):
-                part.append(some @ gradients.to(some.dtype).T)
+                part.append(_inner_products(some, gradients))
     return [torch.cat(part, dim=1) for part in parts]
+
+
+def _inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a bᵀ` of rows `[K, P]` and `[B, P]`, float32 or wider.
+
+    By parts of a row, whose products are summed in float32: rows may be of bfloat16, and a product
+    of a few long rows leaves most of a GPU idle.
+    """
+    whole = a.shape[1] // _PART * _PART
+    of_parts = torch.bmm(
+        a[:, :whole].unflatten(1, (-1, _PART)).transpose(0, 1),
+        b[:, :whole].to(a.dtype).unflatten(1, (-1, _PART)).permute(1, 2, 0),
+    )
+    wide = torch.promote_types(a.dtype, torch.float32)
+    rest = a[:, whole:].to(wide) @ b[:, whole:].to(wide).T
+    return of_parts.sum(dim=0, dtype=wide) + rest
 
 
 def _gradients(

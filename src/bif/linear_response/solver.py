@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ _GROUPS = 4
 """Groups of items that the jackknife leaves out in turn."""
 _SPREAD_COLUMNS = 4
 """Columns that it is applied to: the relative error is much alike for all."""
+_FEW_COLUMNS = 2
+"""Columns of these for a model of more than a billion weights, of which memory holds a few rows."""
+_LARGE = 10**9
 _SPREAD_RESIDUAL = 0.3
 """Residual of its systems, relative to what a group's curvature changes: errors need no more."""
 _MANY_ROWS = 4
@@ -46,6 +49,46 @@ _LESS = 0.1
 Block = tuple[int, range]
 """An observable's position and a range of query columns; or the number of observables and a range
 of train columns, whose self-influence is solved for."""
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Some columns, before the items are scored.
+
+    Attributes:
+        rows: Solutions, the earlier ones, and the changes without each group of items; of train
+            columns, their scores on themselves.
+        shrinkage: Which part of the error of the earlier ones is left, `[K]`.
+        facts: What else is known, `[K]`.
+        some: Positions of the columns that have changes.
+        left_out: Part of the items whose curvature is not taken.
+    """
+
+    rows: list[Tensor]
+    shrinkage: Tensor
+    facts: dict[str, Tensor]
+    some: Tensor | None
+    left_out: float
+
+    def scored(self, found: list[Tensor]) -> dict[str, Tensor]:
+        """Return what the columns have with the scores of the rows."""
+        scores, earlier, *moved = found
+        left = self.shrinkage.to(scores).view(-1, *[1] * (scores.dim() - 1))
+        change = (scores - earlier).abs() * left
+        return {"scores": scores, "change": change, **self.facts, **self._spread(scores, moved)}
+
+    def _spread(self, scores: Tensor, moved: list[Tensor]) -> dict[str, Tensor]:
+        """Return the standard errors for the items whose curvature is not taken, by a jackknife.
+
+        Columns without changes have NaN.
+        """
+        if self.some is None:
+            return {}
+        errors = torch.full_like(scores, math.nan)
+        if moved:
+            variance = torch.stack(moved).double().var(dim=0, correction=0) * (len(moved) - 1)
+            errors[self.some] = (variance * self.left_out).sqrt().to(errors)
+        return {"sampling": errors}
 
 
 class Solver:
@@ -71,7 +114,7 @@ class Solver:
         self.device, self.damping = run_device(problem, s), s.weight_decay + s.gamma / s.nbeta
         plain = sampling_settings(s)
         self.posterior = make_posterior(problem, plain, copies_center=False)
-        narrow = torch.bfloat16 if s.precisions[0] == "bfloat16" else None
+        self._narrow = narrow = torch.bfloat16 if s.precisions[0] == "bfloat16" else None
         self._items = _some_items(problem, s)
         self._product = CurvatureProduct(
             problem, s.solver_curvature, names=tuple(self.posterior.center),
@@ -99,8 +142,10 @@ class Solver:
         found = list(there)
         for kind, count in enumerate(counts):
             first = max((columns.stop for k, columns in there if k == kind), default=0)
-            starts = range(first, count, self.vectors.num_rows)
-            found += [(kind, range(i, min(i + self.vectors.num_rows, count))) for i in starts]
+            waiting = self.vectors.num_scored if kind < len(self.problem.observables) else 0
+            size = max(waiting, self.vectors.num_rows)
+            starts = range(first, count, size)
+            found += [(kind, range(i, min(i + size, count))) for i in starts]
         return found
 
     def solve(self, kind: int, columns: range) -> dict[str, Tensor]:
@@ -109,12 +154,14 @@ class Solver:
         Of queries scores `[K, N]`, of train columns their scores on themselves `[K]`; how far these
         may still move, residuals and steps `[K]`, and which part the damping leaves.
         """
-        parts = [
-            self._solve(kind, columns[start : start + self.vectors.num_rows])
-            for start in range(0, len(columns), self.vectors.num_rows)
-        ]
-        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        places = [found]
+        size = self.vectors.num_rows
+        parts = [columns[start : start + size] for start in range(0, len(columns), size)]
+        with matmul_precision(self.settings.precisions[0]):
+            solved = [self._solve(kind, part, waits=len(parts) > 1) for part in parts]
+            rows = [x for one in solved for x in one.rows]
+            scores = iter(self.scores(*rows) if kind < len(self.problem.observables) else rows)
+        found = [one.scored([next(scores) for _ in one.rows]) for one in solved]
+        places = [{name: torch.cat([part[name] for part in found]) for name in found[0]}]
         for number, weights in enumerate(self.problem.path):
             problem = self.problem.at_weights(weights).with_path(())
             try:
@@ -126,82 +173,97 @@ class Solver:
                 raise ValueError(f"path, number {number}, there: {error}") from error
         return _mean(places)
 
-    def _solve(self, kind: int, columns: range) -> dict[str, Tensor]:
-        """Solve what fits together."""
+    def _solve(self, kind: int, columns: range, *, waits: bool) -> _Solved:
+        """Solve what fits together.
+
+        Args:
+            waits: Whether solutions wait for those of other columns, in few bytes.
+        """
         s, of_queries = self.settings, kind < len(self.problem.observables)
-        with matmul_precision(s.precisions[0]):
-            rows = self.gradients(kind, columns).to(self._home)
+        rows = self.gradients(kind, columns).to(self._home)
 
-            def scored(*solutions: Tensor, of: Tensor = rows) -> list[Tensor]:
-                if of_queries:
-                    return self.scores(*solutions)
-                own = [(of * found).sum(dim=1, dtype=torch.float64) for found in solutions]
-                return [(-found / self.nbeta).float().cpu() for found in own]
+        def asked(found: Tensor, of: Tensor = rows) -> Tensor:
+            """Return what scores are made of: the solutions, or those of train columns' own."""
+            if of_queries:
+                return found.to(self._narrow or found.dtype) if waits else found
+            own = (of * found).sum(dim=1, dtype=torch.float64)
+            return (-own / self.nbeta).float().cpu()
 
-            try:
-                found = conjugate_gradients(
-                    self.times,
-                    rows,
-                    damping=self.damping,
-                    tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
-                    max_steps=s.solver_steps or MOST_STEPS,
-                    device=self.device,
-                )
-            except NegativeCurvature as error:
-                needed = self.nbeta * (self.damping - error.lowest)
-                raise ValueError(
-                    f"U curves downwards: a direction has {error.lowest:.3g} in units of the mean "
-                    f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
-                    "perhaps further, or use solver_curvature='gauss_newton'."
-                ) from error
-            scores, earlier = scored(found.value, found.earlier)
-            found = replace(found, earlier=rows[:0])  # memory that the jackknife needs
-            spread = self._spread(kind, columns, rows, found.value, like=scores, scored=scored)
-        left = found.shrinkage.clamp(max=1).cpu().to(scores)
-        left = left[:, None] if of_queries else left
-        return {
-            "scores": scores, "change": (scores - earlier).abs() * left,
+        try:
+            found = conjugate_gradients(
+                self.times,
+                rows,
+                damping=self.damping,
+                tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
+                max_steps=s.solver_steps or MOST_STEPS,
+                device=self.device,
+            )
+        except NegativeCurvature as error:
+            needed = self.nbeta * (self.damping - error.lowest)
+            raise ValueError(
+                f"U curves downwards: a direction has {error.lowest:.3g} in units of the mean "
+                f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
+                "perhaps further, or use solver_curvature='gauss_newton'."
+            ) from error
+        earlier = asked(found.earlier)
+        found = replace(found, earlier=rows[:0])  # memory that the jackknife needs
+        some = self._jackknifed(kind, columns)
+        changes = [] if some is None else self._changes(rows, found.value, some, asked)
+        value = asked(found.value)
+        facts = {
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
             "residual": found.residuals.cpu(), "steps": found.steps,
-            **({} if spread is None else {"sampling": spread}),
         }  # fmt: skip
+        left_out = 1 - len(self._items if self._items is not None else ()) / self.problem.num_train
+        return _Solved(
+            [value, earlier, *changes], found.shrinkage.clamp(max=1).cpu(), facts, some, left_out
+        )
 
-    def _spread(
-        self, kind: int, columns: range, rows: Tensor, solutions: Tensor, *, like: Tensor,
-        scored: Callable[..., list[Tensor]],
-    ) -> Tensor | None:  # fmt: skip
-        """Return the standard errors of scores for the items whose curvature is not taken.
+    def _jackknifed(self, kind: int, columns: range) -> Tensor | None:
+        """Return which of some columns are solved again without groups of items.
 
-        A jackknife of some columns, spread over all; the others' errors are NaN.  Their systems are
-        solved again without each group of the items that are taken.
+        A few, spread over all; none where the curvature is that of all items.
         """
         if self._items is None:
             return None
         of_queries = kind < len(self.problem.observables)
         count = self.problem.num_queries if of_queries else self.problem.num_scored
-        every = -(-count // _SPREAD_COLUMNS)
-        some = torch.tensor([k for k, c in enumerate(columns) if c % every == 0], dtype=torch.long)
-        errors = torch.full_like(like, math.nan)
+        most = _FEW_COLUMNS if self.vectors.num_weights > _LARGE else _SPREAD_COLUMNS
+        every = -(-count // most)
+        return torch.tensor([k for k, c in enumerate(columns) if c % every == 0], dtype=torch.long)
+
+    def _changes(
+        self, rows: Tensor, solutions: Tensor, some: Tensor, asked: Callable[..., Tensor]
+    ) -> list[Tensor]:
+        """Return, for each group of the items that is left out, how the solutions of some change.
+
+        Args:
+            rows: Right-hand sides.
+            solutions: With all items that are taken.
+            some: Positions of these columns.
+            asked: What is kept of a change, beside its right-hand sides.
+        """
+        assert self._items is not None
         if not len(some):
-            return errors
+            return []
         if len(some) < len(rows):  # else no copies
             rows, solutions = rows[some], solutions[some]
         weights, moved = _without_a_group(len(self._items), self.device), []
         for some_weights in weights.split(max(1, self.vectors.num_rows // len(some))):
             factors = some_weights.repeat_interleave(len(some), dim=0)
-            asked, at = (_repeated(x, len(some_weights)) for x in (rows, solutions.to(self.device)))
-            right = self.times(at, factors).add_(at, alpha=self.damping).neg_().add_(asked.to(at))
+            right_of, at = (
+                _repeated(x, len(some_weights)) for x in (rows, solutions.to(self.device))
+            )
+            right = self.times(at, factors).add_(at, alpha=self.damping).neg_()
+            right = right.add_(right_of.to(at))
             del at
             changes = conjugate_gradients(
                 self.times, right.to(self._home), damping=self.damping, row_factors=factors,
-                tolerance=_SPREAD_RESIDUAL, max_steps=MOST_STEPS, device=self.device,
-                keeps_earlier=False,
+                tolerance=_SPREAD_RESIDUAL, max_steps=self.settings.solver_steps or MOST_STEPS,
+                device=self.device, keeps_earlier=False,
             ).value  # fmt: skip
-            moved += scored(changes, of=asked)[0].double().split(len(some))
-        variance = torch.stack(moved).var(dim=0, correction=0) * (len(moved) - 1)
-        left_out = 1 - len(self._items) / self.problem.num_train
-        errors[some] = (variance * left_out).sqrt().to(errors)
-        return errors
+            moved += asked(changes, right_of).split(len(some))
+        return moved
 
     def in_words(self, kind: int, columns: range) -> str:
         """Return how far a run is at the end of a block."""
@@ -250,8 +312,9 @@ class Solver:
             size = self._together * (self.settings.chunk_size or 1)
             with suppress(NotVmapped, torch.OutOfMemoryError):
                 found = products_with_gradients(
-                    self.problem, solutions, self.posterior, chunk_size=size
-                )
+                    self.problem, solutions, self.posterior, chunk_size=size,
+                    compute_dtype=self._narrow,
+                )  # fmt: skip
                 return [(-x / self.nbeta).float().cpu() for x in found]
         return [self._along(rows) for rows in solutions]
 

@@ -19,6 +19,11 @@ _ON_DEVICE, _ON_HOST = 5, 5
 """The vectors of these that products need beside them, and those that a step only adds to."""
 _GPU_SHARE = 0.5
 """Part of a GPU's free memory for the vectors; passes of the model take most of the rest."""
+_WAITING = 3
+"""Vectors of a query that wait to be scored with others': its solution, an earlier one, and one of
+the jackknife in the mean."""
+_WAITING_SHARE = 0.25
+"""Part of a GPU's free memory for them, where few queries are solved together."""
 _HOST_SHARE = 0.5
 """Part of the host's memory for them, at most."""
 _HOST_BYTES = 6 * 2**30
@@ -36,6 +41,8 @@ class Vectors:
         num_weights: P, the length of a vector.
         row_bytes: Bytes of a query's vectors.
         num_rows: Queries that are solved together.
+        num_scored: Queries whose solutions wait for one pass over the items' gradients, where these
+            are more than are solved together; 0 if none wait.
         on_host: Whether what a step only adds to stays on the host, where the device has no room
             for all: moving it there takes about as long as a product.
     """
@@ -43,11 +50,14 @@ class Vectors:
     num_weights: int
     row_bytes: int
     num_rows: int
+    num_scored: int = 0
     on_host: bool = False
 
     def in_words(self) -> str:
         """Return what they take."""
         where = f", {_ON_HOST} of them on the host" if self.on_host else ""
+        if self.num_scored:
+            where += f", and the solutions of {self.num_scored} are scored together"
         return (
             f"each has {VECTORS} vectors of {self.num_weights:,} weights, "
             f"{as_bytes(self.row_bytes)}, which is {as_bytes(self.num_rows * self.row_bytes)} "
@@ -86,7 +96,11 @@ def forecast_vectors(problem: Problem, settings: Settings) -> Vectors:
         most = max(most, min(_COLUMNS, problem.num_scored))
     fit = int(room // row)
     if fit >= 1 or not on_gpu:
-        return Vectors(num_weights, row, max(1, min(most, fit)))
+        rows = max(1, min(most, fit))
+        width = 2 if settings.precisions[0] == "bfloat16" else row / VECTORS / num_weights
+        waiting = int(_WAITING_SHARE * free // (_WAITING * width * num_weights)) if on_gpu else 0
+        waiting = min(waiting, problem.num_queries)
+        return Vectors(num_weights, row, rows, num_scored=waiting if waiting > rows else 0)
     there = _HOST_SHARE * memory_of_host() // (row * _ON_HOST // VECTORS)
     with_host = int(min(most, room // at_least, there))
     return Vectors(num_weights, row, max(1, with_host), on_host=True)

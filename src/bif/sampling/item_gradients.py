@@ -99,6 +99,7 @@ def item_gradient_chunks(
     movable: Sequence[str] | Mapping[str, bool | Tensor] | None = None,
     chunk_size: int | None = None,
     one_by_one: bool = True,
+    compute_dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """Yield the rows of `item_gradients`, at most `chunk_size` at a time.
 
@@ -113,6 +114,7 @@ def item_gradient_chunks(
             and masks; by default all that the model does not freeze.
         chunk_size: At most 256, and what takes half a GiB, by default.
         one_by_one: Whether to go on where `vmap` is refused.
+        compute_dtype: What matrices are multiplied in, such as bfloat16.
 
     Raises:
         NotVmapped: It is refused, and the items are not to be taken one by one.
@@ -125,7 +127,11 @@ def item_gradient_chunks(
 
     def value(params: Params, item: Batch) -> Tensor:
         alone = map_batch(lambda leaf: leaf.unsqueeze(0), item)
-        return of_items.at(params, alone).sum()
+        with torch.autocast(
+            problem.device.type, compute_dtype, enabled=compute_dtype is not None,
+            cache_enabled=False,  # its casts would be of weights that functorch has wrapped
+        ):  # fmt: skip
+            return of_items.at(params, alone).sum()
 
     of_all = vmap(grad(value), in_dims=(None, 0))
 
