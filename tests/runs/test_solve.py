@@ -792,9 +792,9 @@ class TestRuns:
     ):
         settings, solve, done = replace(TIGHT, self_influence=True), Solver._solve, []
 
-        def counted(self: Solver, *block: Any, **named: Any) -> Any:
+        def counted(self: Solver, *block: Any) -> Any:
             done.append(block)
-            return solve(self, *block, **named)
+            return solve(self, *block)
 
         monkeypatch.setattr(Solver, "_solve", counted)
         rows_that_fit(monkeypatch, 3)

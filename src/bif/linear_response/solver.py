@@ -38,7 +38,7 @@ _SPREAD_COLUMNS = 4
 _FEW_COLUMNS = 2
 """Columns of these for a model of more than a billion weights, of which memory holds a few rows."""
 _LARGE = 10**9
-_SPREAD_RESIDUAL = 0.3
+_SPREAD_RESIDUAL = 0.5
 """Residual of its systems, relative to what a group's curvature changes: errors need no more."""
 _MANY_ROWS = 4
 """Solutions from which a gradient of each item is cheaper than a derivative along each."""
@@ -157,7 +157,7 @@ class Solver:
         size = self.vectors.num_rows
         parts = [columns[start : start + size] for start in range(0, len(columns), size)]
         with matmul_precision(self.settings.precisions[0]):
-            solved = [self._solve(kind, part, waits=len(parts) > 1) for part in parts]
+            solved = [self._solve(kind, part) for part in parts]
             rows = [x for one in solved for x in one.rows]
             scores = iter(self.scores(*rows) if kind < len(self.problem.observables) else rows)
         found = [one.scored([next(scores) for _ in one.rows]) for one in solved]
@@ -173,19 +173,15 @@ class Solver:
                 raise ValueError(f"path, number {number}, there: {error}") from error
         return _mean(places)
 
-    def _solve(self, kind: int, columns: range, *, waits: bool) -> _Solved:
-        """Solve what fits together.
-
-        Args:
-            waits: Whether solutions wait for those of other columns, in few bytes.
-        """
+    def _solve(self, kind: int, columns: range) -> _Solved:
+        """Solve what fits together; what is still to be scored waits in few bytes."""
         s, of_queries = self.settings, kind < len(self.problem.observables)
         rows = self.gradients(kind, columns).to(self._home)
 
         def asked(found: Tensor, of: Tensor = rows) -> Tensor:
             """Return what scores are made of: the solutions, or those of train columns' own."""
             if of_queries:
-                return found.to(self._narrow or found.dtype) if waits else found
+                return found.to(self._narrow or found.dtype)
             own = (of * found).sum(dim=1, dtype=torch.float64)
             return (-own / self.nbeta).float().cpu()
 
@@ -249,7 +245,9 @@ class Solver:
         if len(some) < len(rows):  # else no copies
             rows, solutions = rows[some], solutions[some]
         weights, moved = _without_a_group(len(self._items), self.device), []
-        for some_weights in weights.split(max(1, self.vectors.num_rows // len(some))):
+        for some_weights in weights.split(
+            max(1, self.vectors.num_rows // (2 * len(some)))
+        ):  # others wait
             factors = some_weights.repeat_interleave(len(some), dim=0)
             right_of, at = (
                 _repeated(x, len(some_weights)) for x in (rows, solutions.to(self.device))
