@@ -81,7 +81,7 @@ def compute_factors(
         # The operators' own dicts: emptied for memory, and given the common vectors below.
         own = [operator.state_dict()[kind] for operator in operators]
         vectors[kind] = {
-            key: torch.linalg.eigh(mean_of([one.pop(key) for one in own], shares)).eigenvectors
+            key: _eigenvectors(mean_of([one.pop(key) for one in own], shares))
             for key in list(own[0])
         }
     for operator in operators:
@@ -102,6 +102,17 @@ def compute_factors(
             mean_of(values, shares),
         )
     return found
+
+
+def _eigenvectors(factor: Tensor) -> Tensor:
+    """Return the eigenvectors of a symmetric matrix, in double precision where float32 fails.
+
+    So it does where much of a layer is nearly dead: eigenvalues that are rounding repeat.
+    """
+    try:
+        return torch.linalg.eigh(factor).eigenvectors
+    except torch.linalg.LinAlgError:
+        return torch.linalg.eigh(factor.double()).eigenvectors.to(factor)
 
 
 def mean_of(leaves: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
