@@ -1,0 +1,1 @@
+"""A map of ImageNet as Inception-v1 sees it, for those who have the images."""
