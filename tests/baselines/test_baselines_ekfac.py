@@ -261,6 +261,26 @@ class TestScale:
         close(fitted.scores(problem, damping=0.1), scores_of(EKFAC, problem, damping=0.1))
 
 
+class TestRounding:
+    def test_factors_that_float32_does_not_diagonalise_are_taken_in_double(self, monkeypatch):
+        # As LAPACK does not where eigenvalues repeat, in layers that are nearly dead.
+        x, y = images(12, seed=1)
+        with torch.random.fork_rng(devices=[]):
+            model = made(nn.Flatten(), nn.Linear(50, 3)).float()
+        problem = problem_of(model, train=(x.float(), y), queries=(x[:4].float(), y[:4]))
+        expected = scores_of(EKFAC, problem, damping=0.1)
+        eigh = torch.linalg.eigh
+
+        def narrow_fails(matrix: Tensor) -> Any:
+            if matrix.dtype == torch.float32:
+                raise torch.linalg.LinAlgError("the algorithm failed to converge")
+            return eigh(matrix)
+
+        monkeypatch.setattr(torch.linalg, "eigh", narrow_fails)
+        got = scores_of(EKFAC, problem, damping=0.1)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
 class Twice(nn.Module):
     """One layer run twice, one never, one shared, one with a forward of its own."""
 
