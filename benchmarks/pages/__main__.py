@@ -46,7 +46,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     **{f"language, {part}": lambda p=part: language.part(p)
        for part in ("tokens", "planted", "lds")},
     **{f"costs of {name}": lambda n=name: scaling.costs(n)
-       for name in ("scaling", "scaling-items", "scaling-1b")},
+       for name in ("scaling", "scaling-items", "scaling-1b", "scaling-response")},
     **{f"laws of {name}": lambda n=name: scaling.laws(n) for name in ("scaling", "scaling-items")},
     **{f"rows of {name}": lambda n=name: sections(n) for name in SECTIONS},
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import all_runs
 from benchmarks.pages.runs import Run, current_command, describe_run
-from benchmarks.pages.sections import cell, rows_as_table
+from benchmarks.pages.sections import SOLVING, cell, rows_as_table
 
 COLOURS = {"bif": "#c2410c", "devinterp": "#1d4ed8", "ekfac": "#15803d"}
 _COLUMNS = (
@@ -26,7 +26,7 @@ def costs(name: str) -> list[str]:
     if earlier:
         said = "Rows of earlier commands on the same kind of machine are in it:"
         earlier = [said, "", *earlier, ""]
-    columns = _OF_ITEMS if name == "scaling-items" else _COLUMNS
+    columns = {"scaling-items": _OF_ITEMS, "scaling-response": SOLVING}.get(name, _COLUMNS)
     picture = ["![Cost against model size](images/scaling-weights.png)", ""]
     return ["", describe_run(run), "", *earlier, *(picture if name == "scaling" else []),
             *rows_as_table(run["rows"], columns), ""]  # fmt: skip

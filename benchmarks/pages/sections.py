@@ -28,6 +28,12 @@ _SCALING = (
     "peak_memory_gib | forecast_gib | warm_up_seconds=warm-up | fit_seconds=fit | "
     "score_seconds=scores | seconds=seconds of an attribution | reason"
 )
+SOLVING = (
+    "shape | method | num_items | num_queries | curvature_items=documents of the curvature | "
+    "solver_steps=steps | largest_residual=residual | truncation | seconds | peak_memory_gib | "
+    "fit_seconds=fit, s | score_seconds=scores, s | reason"
+)
+"""Of the response by solving, and of rivals beside it."""
 _DURABILITY = (
     "pair | draws | seconds_memory=seconds, sums in memory | "
     "seconds_disk=seconds, traces on disk | overhead | overhead_error=± | "
@@ -151,6 +157,7 @@ SECTIONS = {
     ),
     "scaling-items": Section("The same against items and queries.", _SCALING),
     "scaling-1b": Section("EK-FAC at 1B beside the BIF, on another card.", _SCALING),
+    "scaling-response": Section("The response by solving beside EK-FAC.", SOLVING),
     "durability-demo": Section(
         "What it costs that nothing is lost, `bif demo`: the run on disk with all traces, beside "
         "the same with sums in memory; overheads as shares of the latter.",
