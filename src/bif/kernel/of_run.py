@@ -54,6 +54,22 @@ def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = No
     return LossKernel(torch.cat(parts), chains, tuple(ids), joined)
 
 
+def pictures_of(run: Run, sides: Sides = "train") -> np.ndarray | None:
+    """Return the pictures of a run's items, uint8 `[N, row, column]` or `[…, channel]`, if any.
+
+    Args:
+        run: Whose items.
+        sides: As for `loss_kernel`; of both there are pictures where they have one size.
+    """
+    dataset = run.influence.dataset
+    chosen = ("train", "query") if sides == "both" else (sides,)
+    found = [np.asarray(dataset[f"{side}_image"].values) for side in chosen
+             if f"{side}_image" in dataset.variables]  # fmt: skip
+    if len(found) < len(chosen) or len({pictures.shape[1:] for pictures in found}) > 1:
+        return None
+    return np.concatenate(found)
+
+
 def _joined(of_chains: list[Tensor]) -> Tensor:
     """Return losses `[N, M]` of chains' traces `[D, N]`."""
     return torch.cat(of_chains).T.contiguous()

@@ -81,30 +81,37 @@ def render_report(
 
 def assemble_page(
     *,
-    script: str,
+    script: str | Sequence[str],
     styles: Sequence[str],
     manifest: Mapping,
     warnings: str,
     headline: str,
     trust: str,
     sections: Sequence[str],
+    title: str = "Influence report",
+    eyebrow: str = "Bayesian influence report",
 ) -> str:
     """Return a page of finished parts, with a content security policy for its one script.
 
     Args:
-        script: The file of the script.
+        script: The file of the script, or its parts in their order.
         styles: The files of the style sheets.
         manifest: Names the version.
         warnings: The box above the headline.
         headline: The sentence on what was computed.
         trust: The figures that say how far to trust the scores.
         sections: The rest, in order; empty ones leave no trace.
+        title: Of the window.
+        eyebrow: The kind of page, above the headline.
     """
-    code = _read_asset(script)
+    parts = (script,) if isinstance(script, str) else script
+    code = "\n".join(_read_asset(part) for part in parts)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     version = manifest.get("versions")
     version = version.get("bif") if isinstance(version, Mapping) else None
     return Template(_read_asset("page.html")).substitute(
+        title=escape(title),
+        eyebrow=escape(eyebrow),
         script=code,
         script_hash=digest,
         style="\n".join(_read_asset(name) for name in styles),
