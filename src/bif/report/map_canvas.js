@@ -56,7 +56,7 @@ const makeStage = (base, over, calls) => {
   };
 
   const radius = () => {
-    const size = Math.min(5, Math.max(1.5, 150 / Math.sqrt(count || 1)));
+    const size = Math.min(5, Math.max(1.2, 0.19 * Math.min(wide, high) / Math.sqrt(count || 1)));
     return Math.min(9, size * Math.min(2.5, Math.max(1, view.scale / fitted) ** 0.35));
   };
   // The pixels of a disc with how much of each it covers, of 256.
