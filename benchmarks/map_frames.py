@@ -35,8 +35,8 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 
-PROBE = """<!doctype html><body style="margin:0"><iframe id="f" style="border:0;width:%dpx;height:1000px"
-src="/page"></iframe><script>
+PROBE = """<!doctype html><body style="margin:0">
+<iframe id="f" style="border:0;width:%dpx;height:1000px" src="/page"></iframe><script>
 const f = document.getElementById("f"), began = performance.now();
 const later = (ms) => new Promise((done) => setTimeout(done, ms));
 const next = () => new Promise((done) => f.contentWindow.requestAnimationFrame(done));
@@ -44,11 +44,15 @@ f.onload = async () => {
   const d = f.contentDocument, w = f.contentWindow, over = d.getElementById("over"), out = {};
   out.loaded = performance.now() - began;
   await later(1000);
-  const box = over.getBoundingClientRect(), [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
-  const pointer = (type, dx) => over.dispatchEvent(new w.PointerEvent(type, {clientX: x + dx, clientY: y, pointerId: 1}));
+  const box = over.getBoundingClientRect();
+  const at = {clientX: box.left + box.width / 2, clientY: box.top + box.height / 2};
+  const pointer = (type, dx) => over.dispatchEvent(
+    new w.PointerEvent(type, {...at, clientX: at.clientX + dx, pointerId: 1}));
+  const wheel = (deltaY) => over.dispatchEvent(
+    new w.WheelEvent("wheel", {...at, deltaY, cancelable: true}));
   const act = {
     drag: (n) => pointer("pointermove", 80 * Math.sin(n / 8)),
-    zoom: (n) => over.dispatchEvent(new w.WheelEvent("wheel", {clientX: x, clientY: y, deltaY: n %% 100 < 50 ? -20 : 20, cancelable: true})),
+    zoom: (n) => wheel(n %% 100 < 50 ? -20 : 20),
   };
   for (const name of ["drag", "zoom"]) {
     const times = [], said = new Set();
@@ -78,7 +82,8 @@ def clouds(num_items: int, seed: int) -> ItemMap:
     near = source.integers(num_items, size=(num_items, NEIGHBOURS))
     values = np.sort(source.random(near.shape).astype(np.float32))[:, ::-1]
     losses, variances, kept = source.random((3, num_items))
-    frame = Frame("", {"umap": places, "pca": places[:, ::-1]}, near, values, losses, variances, kept)
+    layouts = {"umap": places, "pca": places[:, ::-1]}
+    frame = Frame("", layouts, near, values, losses, variances, kept, kept > 0.2)
     pictures = source.integers(256, size=(num_items, SIDE, SIDE), dtype=np.uint8)
     labels = {"label": [f"class {c}" for c in of_item]}
     ids = [f"item {i}" for i in range(num_items)]
@@ -92,14 +97,14 @@ class Handler(BaseHTTPRequestHandler):
         self.pages, self.found = pages, found
         super().__init__(*rest)
 
-    def do_GET(self) -> None:  # noqa: N802, the name that http.server calls
+    def do_GET(self) -> None:
         content = self.pages.get(self.path, "").encode()
         self.send_response(200 if content else 404)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.end_headers()
         self.wfile.write(content)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self.found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(200)
         self.end_headers()
@@ -120,8 +125,8 @@ def measure(page: str, width: int) -> dict[str, Any]:
     address = f"http://127.0.0.1:{server.server_port}/probe"
     with tempfile.TemporaryDirectory() as profile:
         flags = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1000"]
-        browser = subprocess.Popen([chromium, *flags, "--remote-debugging-port=0", address],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        command = [chromium, *flags, "--remote-debugging-port=0", address]
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + LIMIT
         while not found and time.monotonic() < end:
             time.sleep(0.1)

@@ -11,9 +11,14 @@ from bif import store
 from bif.terminal import escape_controls, say
 
 if TYPE_CHECKING:
-    from bif.kernel import Agreement
+    import xarray as xr
+
+    from bif.kernel import Agreement, LossKernel
+    from bif.runs.run import Run
 
 KERNEL = "kernel.zarr"
+MAP = "map"
+"""Name of the map's files, without their endings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +26,8 @@ class Kernel:
     """Make the loss kernel of a run: which items the model sees as alike.
 
     Writes each item's neighbours, and how many of them both halves of the chains name, to
-    kernel.zarr, and figures of all to summary.json.
+    kernel.zarr, figures of all to summary.json, and a map of the items to map.html, map.png,
+    map.svg and map.parquet.
     """
 
     folder: tyro.conf.Positional[str | None] = None
@@ -29,7 +35,7 @@ class Kernel:
     example: Literal["two-tasks"] | None = None
     """A small study that trains its own networks."""
     out: str
-    """Folder for kernel.zarr and summary.json."""
+    """Folder for kernel.zarr, summary.json and the map."""
     sides: Literal["train", "query", "both"] = "train"
     """Items of the kernel."""
     observable: str | None = None
@@ -40,8 +46,12 @@ class Kernel:
     """Nearest items of each."""
     hierarchy: str | None = None
     """Tree of the classes that the kernel is held against: a file of networkx.node_link_data."""
+    layout: Literal["umap", "pca", "none"] = "umap"
+    """Of the map: UMAP with principal components beside it, these alone, or no map."""
+    layout_seeds: int = 2
+    """Seeds of UMAP; how many neighbours in the plane they share is in summary.json."""
     seed: int = 0
-    """Of the example, and of what is drawn at random for --hierarchy."""
+    """Of the example, of the map, and of what is drawn at random for --hierarchy."""
 
     def run(self) -> None:
         if (self.folder is None) == (self.example is None):
@@ -62,12 +72,41 @@ class Kernel:
         found = tree and agreement(kernel, tree, label=self.label or "label", seed=self.seed)
         held = {} if found is None else {"hierarchy": found.to_dict()}
         about = {"trusted": bool(run.summary.trusted), "failed_gates": run.failed_gates}
+        files, of_map = self._map(run, kernel, dataset)
         store.write_summary(
-            self.out, figures | held | about, datasets={KERNEL: dataset.assign_attrs(about)}
-        )
+            self.out, figures | of_map | held | about, files=files,
+            datasets={KERNEL: dataset.assign_attrs(about)},
+        )  # fmt: skip
         if run.failed_gates:
             say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): neighbours may be those of noise."])
-        self._print(figures | ({} if found is None else _main_figures(found)))
+        self._print(figures | of_map | ({} if found is None else _main_figures(found)))
+
+    def _map(
+        self, run: Run, kernel: LossKernel, described: xr.Dataset
+    ) -> tuple[dict[str, str | bytes], dict[str, float]]:
+        """Return the map's files and figures; none, with a sentence, where it cannot be drawn."""
+        from bif.kernel import item_map, pictures_of
+
+        if self.layout == "none":
+            return {}, {}
+        if len(kernel) < 3:
+            say([f"no map: it needs three items, and there are {len(kernel)}."])
+            return {}, {}
+        try:
+            shown = item_map(
+                kernel, described=described, label=self.label,
+                layouts=("umap", "pca") if self.layout == "umap" else ("pca",),
+                pictures=pictures_of(run, self.sides), failed_gates=run.failed_gates,
+                num_seeds=self.layout_seeds, seed=self.seed,
+            )  # fmt: skip
+            files: dict[str, str | bytes] = {
+                f"{MAP}.html": shown.page(), f"{MAP}.png": shown.figure("png"),
+                f"{MAP}.svg": shown.figure("svg"), f"{MAP}.parquet": shown.table(),
+            }  # fmt: skip
+        except ImportError as error:
+            say([f"no map: {str(error)[:1].lower()}{str(error)[1:]}"])
+            return {}, {}
+        return files, dict(shown.figures)
 
     def _run_example(self) -> None:
         from bif.kernel import two_tasks

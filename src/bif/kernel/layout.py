@@ -91,7 +91,7 @@ def nearest_in_plane(places: np.ndarray, count: int = 15) -> np.ndarray:
     from scipy.spatial import KDTree
 
     count = min(count, len(places) - 1)
-    _, found = KDTree(places).query(places, k=count + 1)
+    found = np.asarray(KDTree(places).query(places, k=count + 1)[1])
     # Where items share a place, an item need not be the first of its own nearest.
     own = found == np.arange(len(places))[:, None]
     own[~own.any(axis=1), -1] = True
@@ -161,6 +161,7 @@ def _umap(places: np.ndarray, values: np.ndarray, begin: np.ndarray, seed: int) 
         warnings.filterwarnings("ignore", message="precomputed_knn")
         made = UMAP(
             n_neighbors=indices.shape[1], precomputed_knn=(indices, distances),
-            init=begin.astype(np.float32), random_state=seed, n_jobs=1,
+            init=begin.astype(np.float32),  # pyright: ignore[reportArgumentType]
+            random_state=seed, n_jobs=1,
         )  # fmt: skip
         return np.asarray(made.fit_transform(begin), dtype=np.float32)

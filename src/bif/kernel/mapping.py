@@ -23,6 +23,8 @@ from bif.report.map_source import Frame, ItemMap
 if TYPE_CHECKING:
     import xarray as xr
 
+_FALSE_ALARMS = 0.05
+"""Share of items of noise whose neighbours are called stable."""
 _TEXTS = ("tokens", "text")
 """Labels that are the items themselves: the pieces of a text in JSON, or a text."""
 
@@ -43,9 +45,9 @@ def item_map(
     """Return a map of a loss kernel's items.
 
     Its `figures` are, for each layout, `NAME_shows_neighbours`: the share of an item's nearest
-    items by the kernel that are among as many nearest in the plane; with several seeds
-    `umap_keeps_neighbours`: the share of the nearest in the plane that another seed keeps; and
-    `neighbours_by_chance`, which both are by chance.
+    items by the kernel that are among as many nearest in the plane; and with several seeds
+    `umap_keeps_neighbours`: the share of the nearest in the plane that another seed keeps.  By
+    chance both are `k / (N - 1)`.
 
     Args:
         kernel: Of three items and two chains or more.
@@ -82,7 +84,7 @@ def item_map(
     places = {kind: of_seeds[0] if kind == "umap" else layout(kernel, kind) for kind in layouts}
     frame = Frame(
         "", places, *neighbours, kernel.losses.double().mean(dim=1).numpy(),
-        kernel.variance.numpy(), found["kept"].values,
+        kernel.variance.numpy(), found["kept"].values, _stable(found),
     )  # fmt: skip
     return ItemMap(
         kernel.ids,
@@ -96,6 +98,7 @@ def item_map(
 def map_series(maps: Mapping[str, ItemMap]) -> ItemMap:
     """Return maps of the same items at several checkpoints as one, by the checkpoints' names.
 
+    Each layout is turned and mirrored to fit that before, so that clusters stay where they are.
     What is not of a checkpoint is the last map's; a gate is failed that one of them fails.
 
     Raises:
@@ -104,9 +107,24 @@ def map_series(maps: Mapping[str, ItemMap]) -> ItemMap:
     several = list(maps.values())
     if not several or any(list(m.ids) != list(several[-1].ids) for m in several):
         raise ValueError(f"{len(several)} maps, expected one or more of the same items, in order.")
-    frames = tuple(replace(m.frames[-1], name=name) for name, m in maps.items())
+    frames: list[Frame] = []
+    for name, one in maps.items():
+        frame = one.frames[-1]
+        if frames and list(frames[-1].places) == list(frame.places):
+            turned = {k: _turned(found, frames[-1].places[k]) for k, found in frame.places.items()}
+            frame = replace(frame, places=turned)
+        frames.append(replace(frame, name=name))
     gates = dict.fromkeys(gate for m in several for gate in m.failed_gates)
-    return replace(several[-1], frames=frames, failed_gates=tuple(gates))
+    return replace(several[-1], frames=tuple(frames), failed_gates=tuple(gates))
+
+
+def _turned(places: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return places `[N, 2]` turned, mirrored and moved to fit those before, at their own scale."""
+    from scipy.linalg import orthogonal_procrustes
+
+    middle = places.mean(axis=0)
+    turn, _ = orthogonal_procrustes(places - middle, before - before.mean(axis=0))
+    return ((places - middle) @ turn + before.mean(axis=0)).astype(np.float32)
 
 
 def _texts(kernel: LossKernel) -> list[str] | None:
@@ -114,6 +132,18 @@ def _texts(kernel: LossKernel) -> list[str] | None:
     if "tokens" in kernel.labels:
         return ["".join(json.loads(pieces)) for pieces in kernel.labels["tokens"]]
     return list(kernel.labels["text"]) if "text" in kernel.labels else None
+
+
+def _stable(found: xr.Dataset) -> np.ndarray:
+    """Return which items keep more neighbours than by chance, `[N]`; of noise alone, 5 % do.
+
+    Two lists of k among N - 1 items share as many as a hypergeometric law says.
+    """
+    from scipy.stats import hypergeom
+
+    count, others = found.sizes["rank"], found.sizes["item"] - 1
+    shared = np.rint(found["kept"].values * count)
+    return np.asarray(hypergeom.sf(shared - 1, others, count, count) <= _FALSE_ALARMS)
 
 
 def _figures(frame: Frame, of_seeds: Sequence[np.ndarray]) -> dict[str, float]:
@@ -127,4 +157,4 @@ def _figures(frame: Frame, of_seeds: Sequence[np.ndarray]) -> dict[str, float]:
     if len(of_seeds) > 1:
         kept = [layout_stability(of_seeds[0], other, count=count) for other in of_seeds[1:]]
         figures["umap_keeps_neighbours"] = float(np.mean(kept))
-    return figures | {"neighbours_by_chance": frame.by_chance}
+    return figures

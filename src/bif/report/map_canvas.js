@@ -1,4 +1,3 @@
-"use strict";
 // Points in the plane. They are set pixel by pixel, so that 50,000 move smoothly where there is no
 // graphics card; what is said about them (names, lines, a lasso) is a second canvas above.
 const makeStage = (base, over, calls) => {

@@ -15,6 +15,8 @@ from bif.report.page import assemble_page
 from bif.report.palette import QUANTITY, UNSTABLE, class_colours
 from bif.report.sprites import Sprites, pack_pictures
 
+_SCRIPTS = ("map_data.js", "map_canvas.js", "map_colours.js", "map_panel.js", "map.js")
+"""In their order; the first is strict, and so all are."""
 MOST_BYTES = 60_000_000
 """Of the page."""
 _TEXT_BYTES = 12_000_000
@@ -52,7 +54,7 @@ def render_map(shown: ItemMap) -> str:
         data["sprites"] = sprites.layout()
     notes = [cut, sprites.note if sprites else ""]
     return assemble_page(
-        script=("map_canvas.js", "map.js"),
+        script=_SCRIPTS,
         styles=("style.css", "map.css"),
         manifest={},
         warnings=_untrusted(shown),
@@ -224,7 +226,7 @@ def _how_to_read(shown: ItemMap, notes: Sequence[str]) -> str:
         "Neighbours": "Lists are nearest items in the kernel itself, by the correlation of losses, "
         "and not in the plane, which cannot show all of them.",
         "Grey": "Chains are split into two halves. An item is grey if the halves share no more of "
-        "its neighbours than by chance (hypergeometric test; 5 % of such items look stable).",
+        "its neighbours than by chance: then its place may be noise.",
         "Distance": "UMAP keeps neighbours. How far clusters are apart says little in it; in PCA "
         "it is the part of the distance that two directions show.",
     }

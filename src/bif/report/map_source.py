@@ -8,9 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-FALSE_ALARM = 0.05
-"""Share of items without stable neighbours that are taken to have some."""
-
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -24,6 +21,7 @@ class Frame:
         mean_loss: Of each item over the draws, `[N]`.
         loss_variance: `[N]`; self-influence is minus it.
         kept: Share of the neighbours that both halves of the chains name, `[N]`.
+        stable: Whether that is more than by chance, `[N]`; the others are grey.
     """
 
     name: str
@@ -33,23 +31,12 @@ class Frame:
     mean_loss: np.ndarray
     loss_variance: np.ndarray
     kept: np.ndarray
+    stable: np.ndarray
 
     @property
     def by_chance(self) -> float:
         """What `kept` is by chance."""
         return self.neighbours.shape[1] / max(1, len(self.kept) - 1)
-
-    @property
-    def stable(self) -> np.ndarray:
-        """Which items keep more neighbours than by chance, `[N]`; 5 % of those by chance alone.
-
-        Two draws of k among N - 1 items share as many as a hypergeometric law says.
-        """
-        from scipy.stats import hypergeom
-
-        others, count = len(self.kept) - 1, self.neighbours.shape[1]
-        shared = np.rint(self.kept * count)
-        return np.asarray(hypergeom.sf(shared - 1, others, count, count) <= FALSE_ALARM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +81,16 @@ class ItemMap:
         for frame in self.frames:
             given |= {f"layout {name}": places for name, places in frame.places.items()}
             given |= {"neighbours": frame.neighbours, "similarity": frame.similarity}
-            given |= {"losses": frame.mean_loss, "kept": frame.kept}
+            given |= {"losses": frame.mean_loss, "kept": frame.kept, "stable": frame.stable}
             self._refuse(given)
             self._refuse_positions({"kernel": frame.neighbours, **self.others})
 
     def _refuse(self, given: Mapping[str, Any]) -> None:
         for name, values in given.items():
             if values is not None and len(values) != len(self):
-                raise ValueError(f"{name}: {len(values)}, expected one for each of {len(self)} items.")
+                raise ValueError(
+                    f"{name}: {len(values)}, expected one for each of {len(self)} items."
+                )
 
     def _refuse_positions(self, neighbours: Mapping[str, np.ndarray]) -> None:
         for name, found in neighbours.items():

@@ -9,7 +9,18 @@ import numpy as np
 from bif.extras import needs_extra
 from bif.report.map_source import ItemMap
 
-_OWN = {"id", "text", "x", "y", "mean_loss", "loss_variance", "kept", "stable", "neighbors", "image"}
+_OWN = {
+    "id",
+    "text",
+    "x",
+    "y",
+    "mean_loss",
+    "loss_variance",
+    "kept",
+    "stable",
+    "neighbors",
+    "image",
+}
 """Names of columns that no label may take."""
 
 

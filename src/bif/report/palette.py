@@ -6,7 +6,7 @@ import colorsys
 
 UNSTABLE = "#9aa0a6"
 """Of items whose neighbours are not stable, in both schemes."""
-_CLASSES = (
+_CLASSES: tuple[str, ...] = (
     "#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e",
     "#97bbf5", "#c2410c",
 )  # fmt: skip

@@ -97,7 +97,7 @@ def _size(pictures: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _sheets(pictures: np.ndarray, side: int, kind: str) -> list[str]:
-    with needs_extra("report", "Pictures need Pillow"):
+    with needs_extra("maps", "Pictures on a map need Pillow"):
         from PIL import Image
     size, made = _size(pictures, side), []
     for start in range(0, len(pictures), _ROW * _ROW):

@@ -243,10 +243,10 @@ def write_summary(
     where: str | Path,
     content: Mapping[str, Any],
     *,
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
     datasets: Mapping[str, xr.Dataset] | None = None,
 ) -> None:
-    """Write figures as `summary.json`, and texts and datasets beside it by their names.
+    """Write figures as `summary.json`, and files and datasets beside it by their names.
 
     Raises:
         FolderInUse: The folder holds a run, whose summary would be lost, or something else.
@@ -256,8 +256,8 @@ def write_summary(
         raise FolderInUse(f"{folder} holds a run: choose another folder.")
     refuse_foreign(folder, [SUMMARY, *files, *datasets])
     mark(folder, [SUMMARY, *files, *datasets])
-    for name, text in files.items():
-        folder.write(name, text.encode())
+    for name, held in files.items():
+        folder.write(name, held.encode() if isinstance(held, str) else held)
     for name, dataset in datasets.items():
         if folder.is_folder(name):
             folder.remove(name)
