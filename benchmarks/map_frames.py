@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -113,28 +114,37 @@ class Handler(BaseHTTPRequestHandler):
         return
 
 
-def measure(page: str, width: int) -> dict[str, Any]:
-    """Return what the probe finds in headless Chromium."""
+def ask_browser(pages: dict[str, str], *, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what the script of `/probe` posts to `/found`, in headless Chromium.
+
+    Args:
+        pages: HTML by address.
+        flags: Further flags of the browser.
+
+    Raises:
+        RuntimeError: There is no Chromium, or no answer in two minutes.
+    """
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise SystemExit("this needs chromium")
+        raise RuntimeError("this needs chromium.")
     found: list[dict] = []
-    pages = {"/page": page, "/probe": PROBE % (width, FRAMES)}
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, pages, found))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/probe"
-    with tempfile.TemporaryDirectory() as profile:
-        flags = [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1000"]
-        command = [chromium, *flags, "--remote-debugging-port=0", address]
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        own = [f"--user-data-dir={profile}", "--remote-debugging-port=0", *flags]
+        browser = subprocess.Popen(
+            [chromium, *FLAGS, *own, address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         end = time.monotonic() + LIMIT
         while not found and time.monotonic() < end:
-            time.sleep(0.1)
+            time.sleep(0.02)
         browser.terminate()
         browser.wait()
     server.shutdown()
+    server.server_close()
     if not found:
-        raise SystemExit(f"no answer from the browser after {LIMIT:.0f} seconds")
+        raise RuntimeError(f"no answer from the browser after {LIMIT:.0f} seconds.")
     return found[0]
 
 
@@ -144,7 +154,10 @@ def main() -> None:
     options.add_argument("--width", type=int, default=1400, help="pixels of the window")
     given = options.parse_args()
     page = clouds(given.items, given.seed).page()
-    found = measure(page, given.width)
+    found = ask_browser(
+        {"/page": page, "/probe": PROBE % (given.width, FRAMES)},
+        flags=[f"--window-size={given.width},1000"],
+    )
     rows = [
         {
             "movement": name,

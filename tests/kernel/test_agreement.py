@@ -287,7 +287,8 @@ def test_the_command_adds_the_hierarchy_and_writes_nothing_when_it_does_not_fit(
         path.write_text(json.dumps(nx.node_link_data(graph, edges="edges")))
         return graph
 
-    arguments = "kernel", tmp_path / "run", "--out", tmp_path / "k", "--hierarchy", path
+    out = "--out", tmp_path / "k", "--layout", "none"
+    arguments = "kernel", tmp_path / "run", *out, "--hierarchy", path
     write(["x1", *names[1:]])
     assert f"labels missing from the tree: {names[0]}" in failed(call(*arguments))
     assert not (tmp_path / "k").exists()

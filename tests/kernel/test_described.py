@@ -51,11 +51,15 @@ def test_there_are_at_most_all_other_neighbours_and_classes_need_labels(kernel: 
 def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
     target = f"{write_problem(tmp_path)}:problem"
     assert call("attribute", target, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
-    code, out, said = call("kernel", tmp_path / "run", "--out", tmp_path / "k", "--sides", "both")
+    code, out, said = call(
+        "kernel", tmp_path / "run", "--out", tmp_path / "k", "--sides", "both", "--layout", "none"
+    )
     assert code == 0 and "items: 25" in out and "NOT TRUSTED" in said, said
     figures = json.loads((tmp_path / "k" / store.SUMMARY).read_text())
     assert figures["trusted"] is False and figures["items"] == 25
-    again = call("kernel", tmp_path / "run", "--out", tmp_path / "k", "--neighbours", "3")
+    again = call(
+        "kernel", tmp_path / "run", "--out", tmp_path / "k", "--neighbours", "3", "--layout", "none"
+    )
     assert again[0] == 0
     found = store.load_dataset(tmp_path / "k", name="kernel.zarr")
     assert found["neighbour"].shape == (20, 3) and found.attrs["trusted"] == 0

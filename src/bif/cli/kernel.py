@@ -104,7 +104,7 @@ class Kernel:
                 f"{MAP}.svg": shown.figure("svg"), f"{MAP}.parquet": shown.table(),
             }  # fmt: skip
         except ImportError as error:
-            say([f"no map: {str(error)[:1].lower()}{str(error)[1:]}"])
+            say([f"no map: {error}"])
             return {}, {}
         return files, dict(shown.figures)
 

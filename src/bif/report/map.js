@@ -58,9 +58,8 @@ const search = () => {
   for (let i = 0; i < N; i++) {
     if (low(data.ids[i]).includes(wanted) || labels.some((l, k) => fits[k][l.codes[i]]) || (data.texts && low(data.texts[i]).includes(wanted))) found.push(i);
   }
-  const exact = found.findIndex((i) => low(data.ids[i]) === wanted);
-  if (exact > 0) found.unshift(...found.splice(exact, 1));
-  list(found, `match “${find("find").value.trim()}”`);
+  const exact = found.find((i) => low(data.ids[i]) === wanted);
+  list(found, `match “${find("find").value.trim()}”`, exact);
 };
 find("find").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 200); });
 find("find").addEventListener("keydown", (event) => {

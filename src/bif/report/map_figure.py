@@ -21,6 +21,8 @@ _INK = 9000.0
 """Area of all points together, as far as those bounds allow."""
 _MOST_NAMES = 40
 """Classes that are named on the map; more would hide it."""
+_GROUND = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+"""Behind a name: an outline would turn its letters into shapes."""
 _MANY = 2000
 """Items above which SVG holds the points as a picture."""
 
@@ -56,7 +58,7 @@ def draw_map(shown: ItemMap, kind: Literal["svg", "png"]) -> bytes:
         )  # fmt: skip
         for name, x, y, colour in _named(names, of_item, places, colours):
             axis.annotate(name, (x, y), ha="center", va="center", fontsize="small",
-                          fontweight="bold", color=colour, path_effects=_halo(),
+                          fontweight="bold", color=colour, bbox=_GROUND,
                           parse_math=False)  # fmt: skip
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("#cccccc")
@@ -93,12 +95,6 @@ def _darker(colour: str) -> str:
     """Return a colour that can be read on white."""
     channels = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
     return "#" + "".join(f"{round(0.6 * c):02x}" for c in channels)
-
-
-def _halo() -> list:
-    from matplotlib import patheffects
-
-    return [patheffects.withStroke(linewidth=2.5, foreground="white")]
 
 
 def _words(shown: ItemMap, unstable: int) -> str:

@@ -19,6 +19,8 @@ _SCRIPTS = ("map_data.js", "map_canvas.js", "map_colours.js", "map_panel.js", "m
 """In their order; the first is strict, and so all are."""
 MOST_BYTES = 60_000_000
 """Of the page."""
+_FOR_WORDS = 20_000
+"""Bytes for what is said of pictures, and for the elements that hold them."""
 _TEXT_BYTES = 12_000_000
 """Characters of all texts, which are cut where there are more."""
 _LONGEST, _SHORTEST = 2000, 80
@@ -41,18 +43,22 @@ def render_map(shown: ItemMap) -> str:
     """
     texts, cut = _cut(shown.texts)
     data = _data(shown, texts)
-    held = len(_json(data).encode())
-    room = MOST_BYTES - held - 200_000  # for style, script and words
+    page = _assemble(shown, data, None, [cut])
+    room = MOST_BYTES - len(page.encode()) - _FOR_WORDS
     if room < 0:
         raise ValueError(
             f"the map of {plural(len(shown), 'item')} at {plural(len(shown.frames), 'checkpoint')} "
-            f"takes {held / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}: map fewer of either."
+            f"takes {len(page) / 1e6:.1f} MB, above {MOST_BYTES / 1e6:.1f}: map fewer of either."
         )
-    sprites = None
-    if shown.pictures is not None:
-        sprites = pack_pictures(shown.pictures, most_bytes=room)
-        data["sprites"] = sprites.layout()
-    notes = [cut, sprites.note if sprites else ""]
+    if shown.pictures is None:
+        return page
+    sprites = pack_pictures(shown.pictures, most_bytes=room)
+    return _assemble(shown, data | {"sprites": sprites.layout()}, sprites, [cut, sprites.note])
+
+
+def _assemble(
+    shown: ItemMap, data: dict[str, Any], sprites: Sprites | None, notes: Sequence[str]
+) -> str:
     return assemble_page(
         script=_SCRIPTS,
         styles=("style.css", "map.css"),

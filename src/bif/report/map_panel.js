@@ -81,6 +81,8 @@ const showList = () => {
   element("h2", {textContent: `${many(items.length, "item")} ${title}`}, panel);
   for (const i of items) if (classes) counts.set(classOf(i), (counts.get(classOf(i)) || 0) + 1);
   const most = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 6).map(([name, n]) => `\u2068${name}\u2069 ${n.toLocaleString("en")}`);
+  const sorted = items.length > 1 ? "With their mean loss, the largest first" : "With its mean loss";
+  element("p", {textContent: `${sorted}.`}, panel);
   if (most.length) element("p", {textContent: `${most.join(", ")}${counts.size > 6 ? ", …" : ""}`}, panel);
   const actions = element("div", {className: "actions"}, panel);
   const copy = element("button", {type: "button", id: "copy", textContent: "Copy ids"}, actions);
@@ -119,9 +121,10 @@ const choose = (i, go = false) => {
   find("said").textContent = i < 0 ? "No item chosen." : `Item ${data.ids[i]} chosen, ${classOf(i)}.`;
   stage.request();
 };
-const list = (items, title = "") => {
+const list = (some, title = "", first = -1) => {
   state.listed = null;
-  if (items) {
+  if (some) {
+    const {loss} = frame(), items = some.sort((a, b) => (b === first) - (a === first) || loss[b] - loss[a]);
     const member = new Uint8Array(N);
     for (const i of items) member[i] = 1;
     state.listed = {items, title, member};
