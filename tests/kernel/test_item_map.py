@@ -14,7 +14,7 @@ import torch
 
 import bif
 from bif import store
-from bif.kernel import describe, item_map, map_series, pictures_of
+from bif.kernel import ItemMap, describe, item_map, map_series, pictures_of
 from bif.kernel.layout import kept_share, nearest_in_plane
 from command_line import TINY_FLAGS, write_problem
 from small_problems import TINY, classification, labelled, normal
@@ -38,11 +38,11 @@ def kernel(run: bif.Run) -> bif.LossKernel:
 
 
 @pytest.fixture(scope="module")
-def plain(kernel: bif.LossKernel) -> bif.kernel.ItemMap:
+def plain(kernel: bif.LossKernel) -> ItemMap:
     return item_map(kernel, layouts=("pca",))
 
 
-def test_a_map_holds_what_the_kernel_says(kernel: bif.LossKernel, plain: bif.kernel.ItemMap):
+def test_a_map_holds_what_the_kernel_says(kernel: bif.LossKernel, plain: ItemMap):
     (frame,) = plain.frames
     described, _ = describe(kernel)
     np.testing.assert_array_equal(frame.neighbours, described["neighbour"])
@@ -82,7 +82,7 @@ def test_texts_are_joined_from_their_pieces(kernel: bif.LossKernel):
     assert not shown.labels and shown.by is None and shown.classes is None
 
 
-def test_a_series_turns_each_layout_to_the_one_before(plain: bif.kernel.ItemMap):
+def test_a_series_turns_each_layout_to_the_one_before(plain: ItemMap):
     frame = plain.frames[0]
     turn = np.array([[0.0, -1], [1, 0]])
     places = {"pca": (frame.places["pca"] @ turn + 7) * [1, -1]}
@@ -94,7 +94,7 @@ def test_a_series_turns_each_layout_to_the_one_before(plain: bif.kernel.ItemMap)
 
 
 def test_an_item_settles_where_it_has_half_of_its_last_neighbours_for_good(
-    plain: bif.kernel.ItemMap,
+    plain: ItemMap,
 ):
     last = plain.frames[0]
     near = np.tile(np.arange(10, 14), (20, 1))
@@ -105,7 +105,7 @@ def test_an_item_settles_where_it_has_half_of_its_last_neighbours_for_good(
     assert (replace(plain, frames=(frames[1], frames[3])).settled() == 0).all()
 
 
-def test_what_does_not_fit_is_refused(kernel: bif.LossKernel, plain: bif.kernel.ItemMap):
+def test_what_does_not_fit_is_refused(kernel: bif.LossKernel, plain: ItemMap):
     with pytest.raises(KeyError, match="no label 'species': they have label"):
         item_map(kernel, layouts=("pca",), label="species")
     with pytest.raises(ValueError, match="0 seeds and 1 layouts, expected one or more"):
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused(kernel: bif.LossKernel, plain: bif.kernel.
         replace(plain, by="kind")
 
 
-def test_the_table_has_the_columns_of_embedding_atlas(plain: bif.kernel.ItemMap):
+def test_the_table_has_the_columns_of_embedding_atlas(plain: ItemMap):
     pq = pytest.importorskip("pyarrow.parquet", reason="the extra `maps` is not installed")
     named = {**plain.labels, "x": ["\ud800"] * 20}
     table = pq.read_table(io.BytesIO(replace(plain, labels=named, texts=["t"] * 20).table()))
@@ -149,7 +149,7 @@ def test_the_table_has_the_columns_of_embedding_atlas(plain: bif.kernel.ItemMap)
     assert table.schema.metadata[b"trusted"] == b"true"
 
 
-def test_figures_say_what_they_are_and_that_a_run_is_not_trusted(plain: bif.kernel.ItemMap):
+def test_figures_say_what_they_are_and_that_a_run_is_not_trusted(plain: ItemMap):
     pytest.importorskip("matplotlib", reason="the extra `maps` is not installed")
     hostile = {"label": ["<b>$x^{&" if i % 2 else "שלום" for i in range(20)]}
     shown = replace(plain, labels=hostile, failed_gates=("mixing",))

@@ -252,6 +252,33 @@ def test_the_slider_goes_through_the_checkpoints():
     assert "checkpoint since which neighbours stay" in found["legend"]
 
 
+def test_few_items_in_view_are_drawn_as_their_pictures(shown: ItemMap):
+    act = """
+    const framed = (x, y) => {  // what is drawn above the points, half a picture to the left
+      const {left, top, width} = box(), to = at(x, y), r = over.width / width;
+      const [px, py] = [(to.clientX - left - 15.3) * r, (to.clientY - top) * r];
+      return pixels(over, px, py, 1, 1);
+    };
+    for (let n = 0; n < 100 && !framed(0.5, 0)[3]; n++) await frame();
+    out.few = framed(0.5, 0);
+    """
+    # Pictures of 6 by 8 pixels are 28.5 by 38 here, in a frame of 2.
+    assert look(shown, act)["few"] == [0xEF, 0xB1, 0x18, 255]
+    many = on_a_grid(1600, pictures=np.zeros((1600, 8, 6), np.uint8))
+    assert look(many, act)["few"][3] == 0
+
+
+def test_more_classes_than_colours_have_names_without_them():
+    names = [f"kind {i}" for i in range(400)]
+    act = """
+    press(-1, -1);
+    out.kinds = [...get("colour").options].map((o) => o.text);
+    out.card = words(".card dd")[0];
+    """
+    found = look(on_a_grid(400, labels={"label": names}, pictures=None), act)
+    assert found["kinds"][0] == "mean loss" and found["card"] == "kind 0"
+
+
 def test_names_that_are_code_and_words_from_right_to_left_stay_words():
     labels = {
         "label": ["שלום עולם", ATTACK, "c"] * 8 + ["c"],

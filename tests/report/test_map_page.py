@@ -76,14 +76,12 @@ def test_it_holds_places_neighbours_and_losses():
 
 
 def test_positions_of_many_items_take_four_bytes():
-    shown = random_map(8)
-    many = [f"{i}" for i in range(70_000)]
-    grown = np.arange(70_000)[:, None] * np.ones((1, 1), int)
-    frame = Frame("", {"pca": np.ones((70_000, 2))}, grown, grown * 0.0, *np.zeros((3, 70_000)),
-                  np.ones(70_000, bool))  # fmt: skip
-    data = held(render_map(replace(shown, ids=many, labels={}, by=None, pictures=None, others={},
-                                   frames=(frame,))))  # fmt: skip
-    np.testing.assert_array_equal(array(data["frames"][0]["neighbours"], "<u4"), np.arange(70_000))
+    near, flat = np.arange(70_000)[:, None], np.zeros(70_000)
+    frame = Frame("", {"pca": np.ones((70_000, 2))}, near, near * 0.0, flat, flat, flat, flat > 0)
+    data = held(
+        render_map(ItemMap([str(i) for i in range(70_000)], {}, None, None, None, (frame,)))
+    )
+    np.testing.assert_array_equal(array(data["frames"][0]["neighbours"], "<u4"), near.ravel())
 
 
 def test_it_loads_nothing_and_lets_no_name_be_code():

@@ -54,6 +54,23 @@ const makeStage = (base, over, calls) => {
     return best;
   };
 
+  // The items in view, or null where there are more than so many.
+  const within = (most) => {
+    const [left, top] = toPlane(0, 0), [right, bottom] = toPlane(wide, high), found = [];
+    for (let row = grid.clamp(bottom); row <= grid.clamp(top); row++) {
+      for (let column = grid.clamp(left); column <= grid.clamp(right); column++) {
+        const c = row * grid.side + column;
+        for (let k = grid.start[c]; k < grid.start[c + 1]; k++) {
+          const i = grid.items[k];
+          if (xs[i] < left || xs[i] > right || ys[i] < bottom || ys[i] > top) continue;
+          if (found.length === most) return null;
+          found.push(i);
+        }
+      }
+    }
+    return found;
+  };
+
   const radius = () => {
     const size = Math.min(5, Math.max(1.2, 0.19 * Math.min(wide, high) / Math.sqrt(count || 1)));
     return Math.min(9, size * Math.min(2.5, Math.max(1, view.scale / fitted) ** 0.35));
@@ -101,7 +118,7 @@ const makeStage = (base, over, calls) => {
     if (step !== thinned) calls.thinned(thinned = step);
     above.setTransform(ratio, 0, 0, ratio, 0, 0);
     above.clearRect(0, 0, wide, high);
-    calls.drawn(above, {radius: radius(), at: toScreen});
+    calls.drawn(above, {radius: radius(), at: toScreen, room: wide * high});
     if (lasso && lasso.length > 1) {
       above.beginPath();
       lasso.forEach(([x, y], k) => (k ? above.lineTo(x, y) : above.moveTo(x, y)));
@@ -207,7 +224,7 @@ const makeStage = (base, over, calls) => {
   new ResizeObserver(resize).observe(over);
 
   return {
-    fit, centre, request, toScreen,
+    fit, centre, request, toScreen, within,
     zoom: (factor) => zoomAt(wide / 2, high / 2, factor),
     setPlaces: (x, y) => { [xs, ys, count] = [x, y, x.length]; makeGrid(); request(); },
     setShades: (colours, weights, sequence, behind) => {

@@ -85,6 +85,24 @@ const drawNames = (pen, view) => {
     pen.fillText(text, px, py);
   }
 };
+// Where few items are in view, their pictures, framed in their colour; none above another.
+const drawPictures = (pen, at, room) => {
+  const some = hasPictures ? stage.within(Math.min(PICTURED, Math.floor(0.4 * room / SIDE ** 2))) : null;
+  if (!some) return;
+  const {width, height, perSheet} = data.sprites, scale = SIDE / Math.max(width, height), [w, h] = [width * scale, height * scale];
+  const taken = [];
+  pen.imageSmoothingEnabled = false;
+  pen.lineWidth = 2;
+  for (const i of some) {
+    const [x, y] = at(i), sheetOf = Math.floor(i / perSheet), image = decoded.get(sheetOf);
+    if (hidden(i) || taken.some(([a, b]) => Math.abs(a - x) < w + 4 && Math.abs(b - y) < h + 4)) continue;
+    taken.push([x, y]);
+    if (!image) { sheet(sheetOf).then(stage.request); continue; }
+    drawPicture(pen, image, i, x - w / 2, y - h / 2, w, h);
+    pen.strokeStyle = classColour(i) ?? data.unstable;
+    pen.strokeRect(x - w / 2 - 1, y - h / 2 - 1, w + 2, h + 2);
+  }
+};
 const ring = (pen, [x, y], r, colour, line) => {
   pen.beginPath();
   pen.arc(x, y, r, 0, 2 * Math.PI);
@@ -96,6 +114,7 @@ const ring = (pen, [x, y], r, colour, line) => {
 const drawOver = (pen, view) => {
   const [x, y] = frame().places[state.layout];
   const at = (i) => view.at(x[i], y[i]);
+  drawPictures(pen, at, view.room);
   if (state.chosen >= 0) {
     const from = at(state.chosen), near = nearestOf(measures()[state.measure], state.chosen);
     pen.globalAlpha = 0.75;

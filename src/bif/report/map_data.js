@@ -2,7 +2,7 @@
 // What the page holds, and how it is written and coloured.
 const find = (id) => document.getElementById(id);
 const data = JSON.parse(find("map-data").textContent), N = data.ids.length;
-const LISTED = 200, NAMED = 60, dark = matchMedia("(prefers-color-scheme: dark)");
+const LISTED = 200, NAMED = 60, PICTURED = 250, SIDE = 38, dark = matchMedia("(prefers-color-scheme: dark)");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 const whole = (text) => (N > 65535 ? new Uint32Array(bytes(text)) : new Uint16Array(bytes(text)));
 const write = (value) => {
@@ -56,25 +56,27 @@ const nearestOf = (measure, i) => Array.from(measure.neighbours.subarray(i * mea
 const classOf = (i) => (classes ? classes.names[classes.codes[i]] : "");
 
 // ---- Pictures: sheets are decoded when one of them is first asked for
-const sheets = new Map();
+const sheets = new Map(), decoded = new Map();
 const sheet = (k) => {
   if (!sheets.has(k)) {
     const image = new Image();
     image.src = find(`sheet-${k}`).textContent;
-    sheets.set(k, image.decode().then(() => image));
+    sheets.set(k, image.decode().then(() => { decoded.set(k, image); return image; }));
   }
   return sheets.get(k);
 };
+const hasPictures = Boolean(data.sprites && data.sprites.sheets);
+const drawPicture = (pen, image, i, x, y, wide, high) => {
+  const s = data.sprites, at = i % s.perSheet;
+  pen.drawImage(image, at % s.columns * s.width, Math.floor(at / s.columns) * s.height, s.width, s.height, x, y, wide, high);
+};
 const picture = (i, parent) => {
-  const s = data.sprites;
-  if (!s || !s.sheets) return null;
-  const canvas = element("canvas", {width: s.width, height: s.height}, parent), at = i % s.perSheet;
+  if (!hasPictures) return null;
+  const {width, height, perSheet} = data.sprites, canvas = element("canvas", {width, height}, parent);
   canvas.setAttribute("aria-hidden", "true");
-  sheet(Math.floor(i / s.perSheet)).then((image) => canvas.getContext("2d").drawImage(
-    image, at % s.columns * s.width, Math.floor(at / s.columns) * s.height, s.width, s.height, 0, 0, s.width, s.height));
+  sheet(Math.floor(i / perSheet)).then((image) => drawPicture(canvas.getContext("2d"), image, i, 0, 0, width, height));
   return canvas;
 };
-const hasPictures = Boolean(data.sprites && data.sprites.sheets);
 
 // ---- Colours
 const order = (() => {  // at random, so that no class lies above another
@@ -103,5 +105,10 @@ const ranks = (values) => {
   return {found, at: (share) => values[places[Math.round(share * (N - 1))]]};
 };
 const isGrey = (i) => state.grey && !frame().stable[i];
+// By the classes that are shown, else by the items' own; none where these are too many for colours.
+const classColour = (i) => {
+  const of = state.colour.codes ? state.colour : classes;
+  return of && of.colours ? (isGrey(i) ? data.unstable : of.colours[of.codes[i]]) : null;
+};
 const hidden = (i) => (state.listed ? !state.listed.member[i] : Boolean(state.only.size && state.colour.codes && !state.only.has(state.colour.codes[i])));
 const rgb = (colour) => (colour.startsWith("#") ? channels(colour) : [255, 255, 255]);

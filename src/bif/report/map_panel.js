@@ -4,9 +4,8 @@ const words = (i, parent) => {
   if (data.texts) element("div", {className: "words", dir: "auto", textContent: data.texts[i]}, parent);
 };
 const swatch = (i, parent) => {
-  const of = state.colour.codes ? state.colour : classes;
-  if (!of) return;
-  element("span", {className: "swatch"}, parent).style.background = isGrey(i) ? data.unstable : of.colours[of.codes[i]];
+  const colour = classColour(i);
+  if (colour) element("span", {className: "swatch"}, parent).style.background = colour;
 };
 const tip = find("tip");
 const hover = (i, [px, py]) => {
