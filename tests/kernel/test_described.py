@@ -64,5 +64,7 @@ def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
     found = store.load_dataset(tmp_path / "k", name="kernel.zarr")
     assert found["neighbour"].shape == (20, 3) and found.attrs["trusted"] == 0
     assert "expected a run's folder" in failed(call("kernel", "--out", tmp_path / "k"))
-    refused = failed(call("kernel", tmp_path / "run", "--out", tmp_path / "run"))
+    refused = failed(
+        call("kernel", tmp_path / "run", "--out", tmp_path / "run", "--layout", "none")
+    )
     assert "holds a run" in refused and bif.load(tmp_path / "run").summary.trusted is False

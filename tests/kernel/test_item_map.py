@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ import bif
 from bif import store
 from bif.kernel import ItemMap, describe, item_map, map_series, pictures_of
 from bif.kernel.layout import kept_share, nearest_in_plane
-from command_line import TINY_FLAGS, write_problem
-from small_problems import TINY, classification, labelled, normal
+from command_line import TINY_FLAGS, failed, write_problem
+from small_problems import TINY, classification, labelled, network, normal
 
 
 def pixels(count: int, side: int = 4) -> np.ndarray:
@@ -190,6 +191,29 @@ class TestCommand:
         code, _, said = call("kernel", made, "--out", out)
         assert code == 0 and (out / store.SUMMARY).exists() and not (out / "map.html").exists()
         assert "no map: UMAP needs umap-learn: pip install 'bayesian-influence[maps]'." in said
+
+    def test_a_folder_of_checkpoints_has_a_map_that_goes_through_them(self, call, tmp_path: Path):
+        weights = [network(seed=seed).state_dict() for seed in (0, 1)]
+        series = bif.CheckpointSeries.from_weights(dict(zip((0, 9), weights, strict=True)))
+        sampled = replace(TINY, estimator="covariance", nbeta=20.0)
+        bif.trajectory(classification(), series, sampled, out=tmp_path / "stages")
+        out = tmp_path / "k"
+        code, _, said = call("kernel", tmp_path / "stages", "--out", out, "--layout", "pca")
+        assert code == 0, said
+        found = json.loads((out / store.SUMMARY).read_text())
+        assert list(found["checkpoints"]) == ["step-0", "step-9"]
+        last = bif.loss_kernel(bif.load(tmp_path / "stages" / "checkpoints" / "step-9"))
+        described, figures = describe(last)
+        assert found["neighbours_kept"] == pytest.approx(figures["neighbours_kept"])
+        assert found["checkpoints"]["step-9"]["neighbours_kept"] == found["neighbours_kept"]
+        saved = store.load_dataset(out, name="kernel.zarr")
+        np.testing.assert_array_equal(saved["neighbour"], described["neighbour"])
+        assert "2 checkpoints of a training" in (out / "map.html").read_text()
+        shutil.rmtree(tmp_path / "stages" / store.TRAJECTORY)
+        refused = failed(call("kernel", tmp_path / "stages", "--out", out))
+        assert "is unfinished: give the same `bif stages` again first" in refused
+        with pytest.raises(FileNotFoundError, match="holds no series of checkpoints"):
+            store.stage_runs(tmp_path)
 
     def test_two_items_have_no_map(
         self, call, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from bif import store
+from bif.cli.kernel_map import Described, MapOptions, map_files
 from bif.terminal import escape_controls, say
 
 if TYPE_CHECKING:
-    import xarray as xr
-
-    from bif.kernel import Agreement, LossKernel
-    from bif.runs.run import Run
+    from bif.kernel import Agreement
 
 KERNEL = "kernel.zarr"
-MAP = "map"
-"""Name of the map's files, without their endings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,8 @@ class Kernel:
     """
 
     folder: tyro.conf.Positional[str | None] = None
-    """A run's folder with the traces of its items, or its URL, unless there is an --example."""
+    """A run's folder with the traces of its items, or its URL, or a folder of bif stages, whose
+    checkpoints the map goes through; unless there is an --example."""
     example: Literal["two-tasks"] | None = None
     """A small study that trains its own networks."""
     out: str
@@ -61,52 +59,45 @@ class Kernel:
                 raise ValueError("--hierarchy goes with a run's folder, not with an --example.")
             self._run_example()
             return
-        from bif.kernel import agreement, describe, loss_kernel, read_tree
-        from bif.runs.run import load
+        from bif.kernel import agreement, read_tree
 
         assert self.folder is not None
         tree = None if self.hierarchy is None else read_tree(self.hierarchy)
-        run = load(self.folder)
-        kernel = loss_kernel(run, self.sides, observable=self.observable)
-        dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
-        found = tree and agreement(kernel, tree, label=self.label or "label", seed=self.seed)
+        stages = list(self._described(self.folder))
+        last = stages[-1]
+        found = tree and agreement(last.kernel, tree, label=self.label or "label", seed=self.seed)
         held = {} if found is None else {"hierarchy": found.to_dict()}
-        about = {"trusted": bool(run.summary.trusted), "failed_gates": run.failed_gates}
-        files, of_map = self._map(run, kernel, dataset)
+        if len(stages) > 1:
+            held["checkpoints"] = {stage.name: stage.figures for stage in stages}
+        gates = list(dict.fromkeys(gate for stage in stages for gate in stage.failed_gates))
+        about = {"trusted": all(stage.trusted for stage in stages), "failed_gates": gates}
+        files = map_files([(stage.name, stage.shown) for stage in stages])
         store.write_summary(
-            self.out, figures | of_map | held | about, files=files,
-            datasets={KERNEL: dataset.assign_attrs(about)},
+            self.out, last.figures | held | about, files=files,
+            datasets={KERNEL: last.dataset.assign_attrs(about)},
         )  # fmt: skip
-        if run.failed_gates:
-            say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): neighbours may be those of noise."])
-        self._print(figures | of_map | ({} if found is None else _main_figures(found)))
+        if gates:
+            say([f"NOT TRUSTED ({', '.join(gates)}): neighbours may be those of noise."])
+        self._print(last.figures | ({} if found is None else _main_figures(found)))
 
-    def _map(
-        self, run: Run, kernel: LossKernel, described: xr.Dataset
-    ) -> tuple[dict[str, str | bytes], dict[str, float]]:
-        """Return the map's files and figures; none, with a sentence, where it cannot be drawn."""
-        from bif.kernel import item_map, pictures_of
+    def _described(self, folder: str) -> Iterator[Described]:
+        """Yield the run in a folder, or those of a series of checkpoints, with their kernels."""
+        from bif.kernel import describe, loss_kernel
+        from bif.runs.run import load
 
-        if self.layout == "none":
-            return {}, {}
-        if len(kernel) < 3:
-            say([f"no map: it needs three items, and there are {len(kernel)}."])
-            return {}, {}
-        try:
-            shown = item_map(
-                kernel, described=described, label=self.label,
-                layouts=("umap", "pca") if self.layout == "umap" else ("pca",),
-                pictures=pictures_of(run, self.sides), failed_gates=run.failed_gates,
-                num_seeds=self.layout_seeds, seed=self.seed,
+        options = MapOptions(self.layout, self.layout_seeds, self.sides, self.label, self.seed)
+        places = store.stage_runs(folder) if store.holds_stages(folder) else {"": folder}
+        shown = None
+        for name, place in places.items():
+            run = load(place)
+            kernel = loss_kernel(run, self.sides, observable=self.observable)
+            dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
+            shown = options.draw(run, kernel, dataset, shown)
+            of_map = {} if shown is None else dict(shown.figures)
+            yield Described(
+                name, kernel, dataset, figures | of_map, shown, bool(run.summary.trusted),
+                tuple(run.failed_gates),
             )  # fmt: skip
-            files: dict[str, str | bytes] = {
-                f"{MAP}.html": shown.page(), f"{MAP}.png": shown.figure("png"),
-                f"{MAP}.svg": shown.figure("svg"), f"{MAP}.parquet": shown.table(),
-            }  # fmt: skip
-        except ImportError as error:
-            say([f"no map: {error}"])
-            return {}, {}
-        return files, dict(shown.figures)
 
     def _run_example(self) -> None:
         from bif.kernel import two_tasks

@@ -55,7 +55,14 @@ from bif.store.scores import (
     unfinished,
     write_scores,
 )
-from bif.store.stages import STAGES, TRAJECTORY, StagesFolder, open_stages
+from bif.store.stages import (
+    STAGES,
+    TRAJECTORY,
+    StagesFolder,
+    holds_stages,
+    open_stages,
+    stage_runs,
+)
 from bif.store.weights import save_weights
 
 __all__ = [
@@ -87,6 +94,7 @@ __all__ = [
     "discard_output",
     "folder_at",
     "holds_scores",
+    "holds_stages",
     "in_words",
     "is_complete",
     "load_dataset",
@@ -108,6 +116,7 @@ __all__ = [
     "reopen_run",
     "save_dataset",
     "save_weights",
+    "stage_runs",
     "unfinished",
     "write_calibration",
     "write_scores",

@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from bif.store.folder import REPORT, FolderInUse, folder_at
+from bif.store.folder import REPORT, Folder, FolderInUse, folder_at
 from bif.store.manifests import differences
 from bif.store.marks import mark, refuse_foreign
-from bif.store.results import plain
+from bif.store.results import load_dataset, plain
 
 STAGES = "stages.json"
 TRAJECTORY = "trajectory.zarr"
@@ -49,7 +49,7 @@ class StagesFolder:
 
     def run(self, name: str, *, second: bool = False) -> str:
         """Return the place of a checkpoint's run, or of that with a second gamma."""
-        return f"{self._folder}/{_SECOND if second else _RUNS}/{name.replace('/', '-')}"
+        return _place(self._folder, name, _SECOND if second else _RUNS)
 
     def write_report(self, page: str) -> None:
         """Write the page of the trajectory."""
@@ -60,6 +60,32 @@ class StagesFolder:
         if self._folder.is_folder(TRAJECTORY):
             self._folder.remove(TRAJECTORY)
         return f"{self._folder}/{TRAJECTORY}"
+
+
+def stage_runs(where: str | Path) -> dict[str, str]:
+    """Return the places of a series' runs by the checkpoints' names, in the order of their steps.
+
+    Raises:
+        FileNotFoundError: No series is there, or one that has not come to its end.
+    """
+    folder = folder_at(where)
+    if not folder.is_file(STAGES):
+        raise FileNotFoundError(f"{folder} holds no series of checkpoints.")
+    if not folder.is_folder(TRAJECTORY):
+        raise FileNotFoundError(
+            f"the series at {folder} is unfinished: give the same `bif stages` again first."
+        )
+    names = [str(name) for name in load_dataset(folder, name=TRAJECTORY)["name"].values]
+    return {name: _place(folder, name) for name in names}
+
+
+def holds_stages(where: str | Path) -> bool:
+    """Return whether a folder holds a series of checkpoints."""
+    return folder_at(where).is_file(STAGES)
+
+
+def _place(folder: Folder, name: str, kind: str = _RUNS) -> str:
+    return f"{folder}/{kind}/{name.replace('/', '-')}"
 
 
 @contextmanager
