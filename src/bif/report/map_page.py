@@ -59,10 +59,12 @@ def render_map(shown: ItemMap) -> str:
 def _assemble(
     shown: ItemMap, data: dict[str, Any], sprites: Sprites | None, notes: Sequence[str]
 ) -> str:
+    from bif import __version__
+
     return assemble_page(
         script=_SCRIPTS,
         styles=("style.css", "map.css"),
-        manifest={},
+        manifest={"versions": {"bif": __version__}},
         warnings=_untrusted(shown),
         headline=_headline(shown),
         trust=_facts(shown),
