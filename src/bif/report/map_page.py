@@ -176,19 +176,19 @@ def _headline(shown: ItemMap) -> str:
 
 
 def _facts(shown: ItemMap) -> str:
-    frame, figures = shown.frames[-1], shown.figures
-    chance = f" <small>chance {percent(frame.by_chance)}</small>"
-    k = frame.neighbours.shape[1]
-    first = shown.layouts[0]
+    frame, first = shown.frames[-1], shown.layouts[0]
     rows = {
         "Items": count(len(shown)),
-        "Neighbours of an item": count(k),
-        "Kept between halves of the chains": percent(frame.kept.mean()) + chance,
+        "Neighbours of an item": count(frame.neighbours.shape[1]),
         "Items without stable neighbours": count((~frame.stable).sum()),
-        f"Neighbours that {first.upper()} shows": percent(figures.get(f"{first}_shows_neighbours"))
-        + chance,
-        "Kept by UMAP of another seed": percent(figures.get("umap_keeps_neighbours")) + chance,
     }
+    chance = f" <small>chance {percent(frame.by_chance)}</small>"
+    shares = {
+        "Kept between halves of the chains": frame.kept.mean(),
+        f"Neighbours that {first.upper()} shows": shown.figures.get(f"{first}_shows_neighbours"),
+        "Kept by UMAP of another seed": shown.figures.get("umap_keeps_neighbours"),
+    }
+    rows |= {name: percent(x) + chance for name, x in shares.items() if x is not None}
     cells = (f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in rows.items())
     return f'<dl class="trust">{"".join(cells)}</dl>'
 
@@ -239,7 +239,10 @@ def _how_to_read(shown: ItemMap, notes: Sequence[str]) -> str:
         "it is the part of the distance that two directions show.",
     }
     if len(shown.frames) > 1:
-        about["Checkpoints"] = "Each has a layout of its own, turned to fit the one before."
+        about["Checkpoints"] = (
+            "Each has a layout of its own, turned to fit the one before. The figures above are of "
+            "the last."
+        )
     if notes:
         about["Shortened"] = " ".join(notes)
     rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in about.items())
