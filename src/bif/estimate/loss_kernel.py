@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-KernelKind = Literal["correlation", "covariance"]
-_ROWS = 1024
-"""Items of a block of the kernel that is made at a time."""
+from bif.estimate.item_kernel import ItemKernel, KernelKind, names_of_items
 
 
 @dataclass(frozen=True, eq=False)
-class LossKernel:
+class LossKernel(ItemKernel):
     """`K_ij = Cov(l_i, l_j)` over the draws, and `R_ij = K_ij / sqrt(K_ii K_jj)`.
 
     N items are held as their traces, N·M numbers, of which the kernel is the inner product: no
@@ -55,61 +52,16 @@ class LossKernel:
                 f"losses are NaN or infinite for {len(bad)} items, such as {self.ids[bad[0]]}."
             )
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     @cached_property
     def traces(self) -> Tensor:
         """X: losses centred over all draws and divided by `sqrt(M - 1)`, so that K is `X Xᵀ`."""
         centred = self.losses - self.losses.mean(dim=1, keepdim=True, dtype=torch.float64)
         return (centred / (self.losses.shape[1] - 1) ** 0.5).to(self.losses.dtype)
 
-    @cached_property
-    def variance(self) -> Tensor:
-        """The variance of each item's loss, `[N]` float64."""
-        return self.traces.double().square().sum(dim=1)
-
-    def labels_of(self, name: str) -> tuple[str, ...]:
-        """Return the labels of this name, `[N]`.
-
-        Raises:
-            KeyError: There are none.
-        """
-        if name not in self.labels:
-            known = ", ".join(self.labels) or "none"
-            raise KeyError(f"the items have no label {name!r}: they have {known}.")
-        return self.labels[name]
-
-    def embedding(
-        self,
-        kind: KernelKind = "correlation",
-        items: Sequence[int] | slice = slice(None),
-    ) -> Tensor:
-        """Return rows of items, `[N, M]`, whose inner products are the kernel."""
-        rows, variance = self.traces[items], self.variance[items]
-        if kind == "covariance":
-            return rows
-        scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)
-        return rows * scale[:, None].to(rows)
-
-    def block(
-        self,
-        rows: Sequence[int] | slice = slice(None),
-        columns: Sequence[int] | slice = slice(None),
-        *,
-        kind: KernelKind = "correlation",
-    ) -> Tensor:
-        """Return the kernel of some items with some others, `[R, C]`."""
-        return self.embedding(kind, rows) @ self.embedding(kind, columns).T
-
-    def mean_block(
-        self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
-    ) -> float:
-        """Return the mean of a block; no item is paired with itself."""
-        both = sorted(set(rows) & set(columns))
-        x, y, own = (self.embedding(kind, list(part)).double() for part in (rows, columns, both))
-        total = x.sum(dim=0) @ y.sum(dim=0) - own.square().sum()
-        return float(total) / max(1, len(rows) * len(columns) - len(both))
+    @property
+    def factor(self) -> Tensor:
+        """The traces, whose inner products are K."""
+        return self.traces
 
     def mean_square_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
@@ -138,49 +90,6 @@ class LossKernel:
         same = torch.tensor(list(rows))[:, None] == torch.tensor(list(columns))
         return float(squares[~same].mean())
 
-    def class_blocks(
-        self, labels: Sequence[str], *, kind: KernelKind = "correlation"
-    ) -> tuple[list[str], np.ndarray]:
-        """Return the classes and the mean kernel between their items, `[C, C]`.
-
-        No item is paired with itself; a class of one item has NaN on the diagonal.
-
-        Raises:
-            ValueError: Another number of labels than items.
-        """
-        if len(labels) != len(self):
-            raise ValueError(f"{len(labels)} labels, expected one for each of {len(self)} items.")
-        names, place = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
-        x = self.embedding(kind).double()
-        index, counts = torch.from_numpy(place), torch.from_numpy(np.bincount(place)).double()
-        sums = x.new_zeros(len(names), x.shape[1]).index_add_(0, index, x)
-        own = x.new_zeros(len(names)).index_add_(0, index, x.square().sum(dim=1))
-        totals = sums @ sums.T - torch.diag(own)
-        pairs = torch.outer(counts, counts) - torch.diag(counts)
-        means = torch.where(pairs > 0, totals / pairs.clamp(min=1), torch.nan)
-        return [str(name) for name in names], means.numpy()
-
-    def nearest(
-        self, count: int, *, kind: KernelKind = "correlation"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest other items of each, the nearest first: positions and values `[N, k]`.
-
-        Raises:
-            ValueError: As many neighbours as items, or none.
-        """
-        if not 0 < count < len(self):
-            raise ValueError(f"{count} neighbours of {len(self)} items, expected fewer, and one.")
-        x = self.embedding(kind)
-        places, values = [], []
-        for start in range(0, len(self), _ROWS):
-            block = x[start : start + _ROWS] @ x.T
-            own = torch.arange(len(block))
-            block[own, start + own] = -torch.inf
-            found = block.topk(count, dim=1)
-            places.append(found.indices)
-            values.append(found.values)
-        return torch.cat(places).numpy(), torch.cat(values).numpy()
-
     def stability(self, count: int, *, kind: KernelKind = "correlation") -> np.ndarray:
         """Return which share of its nearest items each keeps between halves of the chains, `[N]`.
 
@@ -193,6 +102,11 @@ class LossKernel:
         """Return the kernel by the draws of some chains."""
         kept = torch.isin(self.chains, torch.as_tensor(chains))
         return LossKernel(self.losses[:, kept], self.chains[kept], self.ids, self.labels)
+
+    def of_items(self, items: Sequence[int] | np.ndarray) -> LossKernel:
+        """Return the kernel of some of the items, by their positions."""
+        kept = torch.as_tensor(np.asarray(items))
+        return LossKernel(self.losses[kept], self.chains, *names_of_items(self, items))
 
     def halves(self) -> tuple[LossKernel, LossKernel]:
         """Return the kernels by every other chain, and by the rest.

@@ -1,4 +1,4 @@
-"""Agreement of a loss kernel with a tree of classes: are classes near in it alike for the model?
+"""Agreement of a kernel with a tree of classes: are classes near in it alike for the model?
 
 Items of one class have distance 0 in the tree and any classifier finds them alike, so only pairs
 of different classes count.
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.item_kernel import ItemKernel
 from bif.kernel.class_similarity import Sample, Similarity, similarity
 from bif.kernel.class_tree import ClassTree
 from bif.kernel.tree_figures import (
@@ -41,7 +41,7 @@ class AgreementFigure:
 
     Attributes:
         value: Mean over the kernels.
-        standard_error: Of the value, by the spread of the chains.
+        standard_error: Of the value, by the spread of the chains; NaN for kernels without chains.
         low: Lower end of a 95 % interval, by resampled classes and kernels; NaN where most
             resamples hold too few classes for the figure.
         high: Its upper end.
@@ -102,7 +102,7 @@ class Agreement:
 
 
 def agreement(
-    kernels: LossKernel | Sequence[LossKernel],
+    kernels: ItemKernel | Sequence[ItemKernel],
     tree: ClassTree,
     *,
     label: str = "label",
@@ -111,13 +111,13 @@ def agreement(
     num_bootstrap: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    """Return how well the loss kernel agrees with a tree of classes, against classes permuted.
+    """Return how well a kernel agrees with a tree of classes, against classes permuted.
 
     The null permutes the classes over the leaves.  Intervals resample classes, without pairs of a
     class and itself, and kernels; the linkage and its clusters stay.
 
     Args:
-        kernels: A kernel of at least two chains, or one of each seed.
+        kernels: A kernel, or one of each seed.  A loss kernel has to have at least two chains.
         tree: Whose leaves the classes are.
         label: Which of the items' labels classes are.
         num_pairs: Pairs and triplets of items at most, and triplets of classes; drawn at random
@@ -134,7 +134,7 @@ def agreement(
     Source: permutations as in Mantel 1967, "The detection of disease clustering and a generalized
     regression approach"; cophenetic correlation of Sokal & Rohlf 1962.
     """
-    several = [kernels] if isinstance(kernels, LossKernel) else list(kernels)
+    several = [kernels] if isinstance(kernels, ItemKernel) else list(kernels)
     counts = num_pairs, num_permutations, num_bootstrap
     if not several or min(counts) < 1:
         raise ValueError(
@@ -158,7 +158,7 @@ def agreement(
 
 def _figures(
     scale: _Scale,
-    kernels: Sequence[LossKernel],
+    kernels: Sequence[ItemKernel],
     samples: Sequence[Sample],
     permutations: np.ndarray,
     *,

@@ -1,4 +1,4 @@
-"""How a loss kernel orders pairs and triplets of classes and of items, and how it joins classes."""
+"""How a kernel orders pairs and triplets of classes and of items, and how it joins classes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.item_kernel import ItemKernel
 from bif.kernel.tree_figures import in_order
 
 _DIGITS = 12
 """Decimal digits of a correlation: below, equal ones differ by rounding alone."""
-_ROWS = 1024
-"""Pairs of items whose correlations are made at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,7 @@ class Similarity:
     clusters: np.ndarray
 
 
-def similarity(kernel: LossKernel, sample: Sample, cuts: Sequence[int]) -> Similarity:
+def similarity(kernel: ItemKernel, sample: Sample, cuts: Sequence[int]) -> Similarity:
     """Return what a kernel says of classes.
 
     Args:
@@ -144,22 +140,16 @@ def similarity(kernel: LossKernel, sample: Sample, cuts: Sequence[int]) -> Simil
     of_classes = Comparison(
         pairs, in_order(distance), sample.class_triplets, np.sign(means[a, b] - means[a, c])
     )
-    x = kernel.embedding()
     i, j, k = sample.item_triplets.T
+    one, other, of_pairs = (
+        np.round(kernel.at_pairs(*places), _DIGITS)
+        for places in ((i, j), (i, k), sample.item_pairs.T)
+    )
     of_items = Comparison(
         sample.classes[sample.item_pairs],
-        in_order(-_products(x, *sample.item_pairs.T)),
+        in_order(-of_pairs),
         sample.classes[sample.item_triplets],
-        np.sign(_products(x, i, j) - _products(x, i, k)),
+        np.sign(one - other),
     )
     shaped = np.array(clusters, dtype=int).reshape(len(cuts), len(means))
     return Similarity(of_classes, of_items, np.asarray(cophenet(joins)), shaped)
-
-
-def _products(x: Tensor, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return inner products of rows, `[P]`."""
-    found = [
-        torch.linalg.vecdot(x[first[k : k + _ROWS]], x[second[k : k + _ROWS]]).double().numpy()
-        for k in range(0, len(first), _ROWS)
-    ]
-    return np.round(np.concatenate(found), _DIGITS)
