@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -50,11 +51,9 @@ def representation_similarity(
     require_literal("kind", kind, Kind)
     require_literal("labels", labels, Labels)
     sign = _sign(problem, observable)
-    model = problem.evaluation_copy(problem.device)
-    module = _last_linear(problem, model) if layer is None else _submodule(model, layer)
-    train = _inputs_of(problem, model, module, problem.train)
-    groups = problem.query_groups.values()
-    queries = torch.cat([_inputs_of(problem, model, module, items) for items in groups])
+    groups = list(problem.query_groups.values())
+    train, *of_groups = representations(problem, [problem.train, *groups], layer=layer)
+    queries = torch.cat(of_groups)
     if kind == "cosine":
         train, queries = (nn.functional.normalize(rows, dim=1) for rows in (train, queries))
     similarity = queries @ train.T
@@ -62,6 +61,24 @@ def representation_similarity(
         same = torch.cat([_classes(g) for g in groups])[:, None] == _classes(problem.train)
         similarity = similarity * (2.0 * same.to(similarity) - 1)
     return (sign * similarity).cpu()
+
+
+def representations(
+    problem: Problem, groups: Sequence[Items], *, layer: str | None = None
+) -> list[Tensor]:
+    """Return hidden representations of groups of items, `[N, d]` float64 each.
+
+    Args:
+        problem: For model and loss, whose forward pass it is.
+        groups: Items of the problem's structure.
+        layer: As for `representation_similarity`.
+
+    Raises:
+        ValueError: No such layer, no Linear layer, or one that does not run in the loss.
+    """
+    model = problem.evaluation_copy(problem.device)
+    module = _last_linear(problem, model) if layer is None else _submodule(model, layer)
+    return [_inputs_of(problem, model, module, items) for items in groups]
 
 
 def random_scores(problem: Problem, *, seed: int = 0, observable: str | None = None) -> Tensor:

@@ -1,25 +1,44 @@
 """The loss kernel: which data the model sees as alike."""
 
+from bif.estimate.item_kernel import FeatureKernel, ItemKernel
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.token_overlap import TokenOverlap
 from bif.kernel.agreement import Agreement, AgreementFigure, agreement
+from bif.kernel.alignment import linear_cka
 from bif.kernel.class_tree import ClassTree, read_tree, tree_of
 from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.mapping import item_map, map_series
 from bif.kernel.of_run import loss_kernel, pictures_of
 from bif.report.map_source import ItemMap
+from bif.kernel.similarities import (
+    activation_kernel,
+    ball_kernel,
+    gradient_kernel,
+    input_kernel,
+    label_kernel,
+)
 
 __all__ = [
     "Agreement",
     "AgreementFigure",
     "ClassTree",
+    "FeatureKernel",
+    "ItemKernel",
     "ItemMap",
     "LossKernel",
+    "TokenOverlap",
+    "activation_kernel",
     "agreement",
+    "ball_kernel",
     "describe",
+    "gradient_kernel",
+    "input_kernel",
     "item_map",
+    "label_kernel",
     "layout",
     "layout_stability",
+    "linear_cka",
     "loss_kernel",
     "map_series",
     "pictures_of",

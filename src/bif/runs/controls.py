@@ -40,7 +40,7 @@ def controls(engine: Engine, traces: LossTraces) -> tuple[dict[str, np.ndarray],
     if not gamma:
         missing.append("control nbeta_0: without gamma there is no ball around w*")
     else:
-        found["nbeta_0"] = _scores(_ball(engine, traces.total_draws, gamma), shape)
+        found["nbeta_0"] = _scores(ball_traces(engine, traces.total_draws), shape)
         product = np.full(shape, np.nan, np.float32)
         try:
             problem.refuse_tokens("it")
@@ -60,8 +60,15 @@ def _scores(traces: LossTraces, shape: tuple[int, ...]) -> np.ndarray:
     return value.reshape(shape).float().cpu().numpy()
 
 
-def _ball(engine: Engine, draws: int, gamma: float) -> LossTraces:
-    """Return traces of independent draws from `N(w*, 1/gamma)`, a block of chains at a time."""
+def ball_traces(engine: Engine, draws: int) -> LossTraces:
+    """Return traces of independent draws from `N(w*, 1/gamma)`, 4,096 at most, as one chain.
+
+    It takes forward passes alone, of a block of chains at a time.
+
+    Args:
+        engine: With a gamma above 0.
+        draws: How many; rounded up to whole blocks.
+    """
     chains = 1 if isinstance(engine.oracle, LiveOracle) else engine.settings.block_size
     rounds = max(2, -(-min(draws, MOST_DRAWS) // chains))
     source = generator(engine.settings.seed, 0, "control", device=engine.device)
@@ -70,7 +77,7 @@ def _ball(engine: Engine, draws: int, gamma: float) -> LossTraces:
     with torch.no_grad():
         for _ in range(rounds):
             params = tensors.stacked(engine.posterior.center, chains)
-            tensors.add_(params, noise.normal(params), 1 / sqrt(gamma))
+            tensors.add_(params, noise.normal(params), 1 / sqrt(engine.settings.gamma))
             train.append(engine.observer.train(params).cpu())
             query.append(engine.observer.queries(params).cpu())
     # One long chain: every draw is independent of every other.
