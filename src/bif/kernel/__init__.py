@@ -4,6 +4,7 @@ from bif.estimate.item_kernel import FeatureKernel, ItemKernel
 from bif.estimate.loss_kernel import LossKernel
 from bif.estimate.token_overlap import TokenOverlap
 from bif.kernel.agreement import Agreement, AgreementFigure, agreement
+from bif.kernel.agreement_difference import AgreementDifference, agreement_difference
 from bif.kernel.alignment import linear_cka
 from bif.kernel.class_tree import ClassTree, read_tree, tree_of
 from bif.kernel.described import describe
@@ -21,6 +22,7 @@ from bif.kernel.similarities import (
 
 __all__ = [
     "Agreement",
+    "AgreementDifference",
     "AgreementFigure",
     "ClassTree",
     "FeatureKernel",
@@ -30,6 +32,7 @@ __all__ = [
     "TokenOverlap",
     "activation_kernel",
     "agreement",
+    "agreement_difference",
     "ball_kernel",
     "describe",
     "gradient_kernel",

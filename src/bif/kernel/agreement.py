@@ -15,22 +15,13 @@ from typing import Any
 import numpy as np
 
 from bif.estimate.item_kernel import ItemKernel
-from bif.kernel.class_similarity import Sample, Similarity, similarity
+from bif.kernel.class_similarity import Sample, similarity
 from bif.kernel.class_tree import ClassTree
-from bif.kernel.tree_figures import (
-    detectable_correlation,
-    in_order,
-    linear_correlation,
-    mutual_information,
-    purity,
-    rank_correlation,
-    triplet_accuracy,
-)
+from bif.kernel.tree_figures import detectable_correlation
+from bif.kernel.tree_scale import TreeScale, interval, refuse_none, resampled, scale_of
 
 _ALL = 5040
 """Permutations up to which all are taken, those of 7 classes."""
-_TAIL = 2.5
-"""Percent outside an interval at each end."""
 _TIE = 1e-12
 """Difference of figures that rounding alone may make."""
 
@@ -135,29 +126,20 @@ def agreement(
     regression approach"; cophenetic correlation of Sokal & Rohlf 1962.
     """
     several = [kernels] if isinstance(kernels, ItemKernel) else list(kernels)
-    counts = num_pairs, num_permutations, num_bootstrap
-    if not several or min(counts) < 1:
-        raise ValueError(
-            f"{len(several)} kernels, and {counts} pairs, permutations and resamples, expected one "
-            "or more of each."
-        )
-    labels = [kernel.labels_of(label) for kernel in several]
-    names = sorted(set(labels[0]))
-    if any(sorted(set(other)) != names for other in labels):
-        raise ValueError("the kernels have different classes, expected the same of all.")
-    scale = _Scale.of_tree(tree.of_classes(names))
-    samples = [Sample.draw(some, most=num_pairs, seed=seed) for some in labels]
-    permutations = _permutations(len(names), num_permutations, seed)
+    refuse_none(len(several), num_pairs, num_permutations, num_bootstrap)
+    scale, samples = scale_of(several, tree, label=label, num_pairs=num_pairs, seed=seed)
+    count = len(scale.order)
+    permutations = _permutations(count, num_permutations, seed)
     fits = [np.array_equal(scale.permuted(order).order, scale.order) for order in permutations]
     return Agreement(
         _figures(scale, several, samples, permutations, num_bootstrap=num_bootstrap, seed=seed),
-        len(names), len(permutations), math.factorial(len(names)) <= _ALL, float(np.mean(fits)),
+        count, len(permutations), math.factorial(count) <= _ALL, float(np.mean(fits)),
         detectable_correlation(scale.distance, permutations, seed=seed),
     )  # fmt: skip
 
 
 def _figures(
-    scale: _Scale,
+    scale: TreeScale,
     kernels: Sequence[ItemKernel],
     samples: Sequence[Sample],
     permutations: np.ndarray,
@@ -175,7 +157,7 @@ def _figures(
         np.mean([scale.permuted(order).figures(one) for one in found], axis=0)
         for order in permutations
     ])  # fmt: skip
-    drawn_BF = _resampled(scale, found, num_bootstrap, seed)
+    drawn_BF = resampled(scale, found, num_bootstrap, seed)
     error_F = np.sqrt(np.square(errors).sum(axis=0)) / len(kernels)
     return {
         name: _figure(of_kernels_KF[:, f], error_F[f], drawn_BF[:, f], null_RF[:, f])
@@ -192,98 +174,13 @@ def _permutations(count: int, most: int, seed: int) -> np.ndarray:
     return same
 
 
-@dataclass(frozen=True, eq=False)
-class _Scale:
-    """A tree, to hold kernels against.
-
-    Attributes:
-        distance: `[C, C]`.
-        order: Place of each distance among the distinct ones, `[C, C]`.
-        groups: Number of each class's group at each level, `[L, C]`.
-        cuts: Groups of each level.
-    """
-
-    distance: np.ndarray
-    order: np.ndarray
-    groups: np.ndarray
-    cuts: tuple[int, ...]
-
-    @classmethod
-    def of_tree(cls, tree: ClassTree) -> _Scale:
-        cuts = tuple(int(level.max()) + 1 for level in tree.groups)
-        return cls(tree.distance, in_order(tree.distance), tree.groups, cuts)
-
-    def permuted(self, order: np.ndarray) -> _Scale:
-        """Return the tree with its classes in another order."""
-        both = np.ix_(order, order)
-        return _Scale(self.distance[both], self.order[both], self.groups[:, order], self.cuts)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the figures."""
-        of_pairs = ["rank_correlation", "triplet_accuracy"]
-        of_levels = [
-            f"{name}_of_{count}_groups"
-            for count in self.cuts
-            for name in ("purity", "mutual_information")
-        ]
-        items = [f"item_{name}" for name in of_pairs]
-        return [*of_pairs, *items, "cophenetic_correlation", *of_levels]
-
-    def figures(self, found: Similarity, weights: np.ndarray | None = None) -> np.ndarray:
-        """Return the figures of a kernel, each class as often as its weight says, `[F]`."""
-        values = []
-        weights = np.ones(len(self.order)) if weights is None else weights
-        for compared in (found.of_classes, found.of_items):
-            a, b = compared.pairs.T
-            values.append(
-                rank_correlation(compared.places, self.order[a, b], weights[a] * weights[b])
-            )
-            a, b, c = compared.triplets.T
-            expected = np.sign(self.order[a, c] - self.order[a, b])
-            values.append(
-                triplet_accuracy(compared.nearer, expected, weights[a] * weights[b] * weights[c])
-            )
-        a, b = found.of_classes.pairs.T
-        values.append(
-            linear_correlation(found.joined_at, self.distance[a, b], weights[a] * weights[b])
-        )
-        for clusters, groups in zip(found.clusters, self.groups, strict=True):
-            values.append(purity(clusters, groups, weights))
-            values.append(mutual_information(clusters, groups, weights))
-        return np.array(values)
-
-
-def _resampled(
-    scale: _Scale, found: Sequence[Similarity], num_bootstrap: int, seed: int
-) -> np.ndarray:
-    """Return the figures of resampled classes and kernels, `[B, F]`."""
-    source = np.random.default_rng(seed)
-    count, rows = len(scale.order), []
-    for _ in range(num_bootstrap):
-        weights = source.multinomial(count, np.full(count, 1 / count)).astype(float)
-        kernels = source.integers(len(found), size=len(found))
-        own = {k: scale.figures(found[k], weights) for k in np.unique(kernels)}
-        rows.append(np.mean([own[k] for k in kernels], axis=0))
-    return np.array(rows)
-
-
 def _figure(
     of_kernels: np.ndarray, error: float, drawn: np.ndarray, null: np.ndarray
 ) -> AgreementFigure:
     value = float(of_kernels.mean())
-    low, high = _interval(drawn)
+    low, high = interval(drawn)
     p = float((null >= value - _TIE).mean()) if math.isfinite(value) else math.nan
     return AgreementFigure(
-        value, float(error), low, high, p, float(null.mean()), *_interval(null),
+        value, float(error), low, high, p, float(null.mean()), *interval(null),
         tuple(map(float, of_kernels)),
     )  # fmt: skip
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the middle 95 % of the values that are numbers, NaN where fewer than half are."""
-    known = values[np.isfinite(values)]
-    if 2 * len(known) < len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(known, [_TAIL, 100 - _TAIL])
-    return float(low), float(high)

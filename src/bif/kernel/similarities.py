@@ -177,7 +177,7 @@ def ball_kernel(
     traces = ball_traces(engine, settings.chains * settings.draws)
     names = [one.name for one in problem.observables]
     first = names.index(observable or names[0]) * problem.num_queries
-    (_, train, query), = traces.each_chain()
+    ((_, train, query),) = traces.each_chain()
     parts = {"train": train, "query": query[:, first : first + problem.num_queries]}
     losses = torch.cat([part for side, part in parts.items() if sides in (side, "both")], dim=1)
     groups = torch.arange(len(losses)) * _GROUPS // len(losses)
