@@ -18,8 +18,9 @@ _ROWS = 1024
 
 
 class ItemKernel(ABC):
-    """`K_ij = f_i·f_j` of N items, "covariance", and `R_ij = K_ij / sqrt(K_ii K_jj)`, "correlation".
+    """`K_ij = f_i·f_j` of N items, and `R_ij = K_ij / sqrt(K_ii K_jj)`.
 
+    They are the kinds "covariance" and "correlation" also where K is no covariance of losses.
     No N·N matrix is made.  An item whose row is zero has correlation 0 with all.
 
     Attributes:
@@ -81,7 +82,7 @@ class ItemKernel(ABC):
         return self.embedding(kind, rows) @ self.embedding(kind, columns).T
 
     def each_block(self, kind: KernelKind = "correlation") -> Iterator[tuple[int, Tensor]]:
-        """Yield rows of the kernel in order, 1,024 at a time: the first's position, and `[B, N]`."""
+        """Yield rows of the kernel, 1,024 at a time: the first one's position, and `[B, N]`."""
         x = self.embedding(kind)
         for start in range(0, len(self), _ROWS):
             yield start, x[start : start + _ROWS] @ x.T

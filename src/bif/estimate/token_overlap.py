@@ -28,7 +28,7 @@ _MOST_FACTORED = 5000
 
 @dataclass(frozen=True, eq=False)
 class TokenOverlap(ItemKernel):
-    """Jaccard's index of sets of tokens, `R_ij = |A_i ∩ A_j| / |A_i ∪ A_j|`, and `K_ij = |A_i ∩ A_j|`.
+    """Jaccard's index of sets of tokens, `R_ij = |A_i ∩ A_j| / |A_i ∪ A_j|`; `K_ij = |A_i ∩ A_j|`.
 
     An item without tokens has overlap 0 with all.
 
@@ -95,7 +95,7 @@ class TokenOverlap(ItemKernel):
         """Return rows of items, whose inner products are the kernel, `[N, N]` or `[N, V]`.
 
         Raises:
-            ValueError: More than 5,000 items: those of Jaccard's index are found by its eigenvalues.
+            ValueError: More than 5,000 items: rows of Jaccard's index are of eigenvalues.
         """
         return (self.factor if kind == "covariance" else self._factor_of_jaccard)[items]
 
@@ -114,7 +114,7 @@ class TokenOverlap(ItemKernel):
         return _jaccard(shared, sizes[rows][:, None], sizes[columns])
 
     def each_block(self, kind: KernelKind = "correlation") -> Iterator[tuple[int, Tensor]]:
-        """Yield rows of the kernel in order, 1,024 at a time: the first's position, and `[B, N]`."""
+        """Yield rows of the kernel, 1,024 at a time: the first one's position, and `[B, N]`."""
         for start in range(0, len(self), _ROWS):
             yield start, self.block(slice(start, start + _ROWS), kind=kind)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,20 +158,57 @@ def split(
         seed=seed,
         what=f"{place} holds {len(pictures):,} images",
     )
-    made = {}
-    for name, chosen in chosen_by_part.items():
-        inputs = torch.tensor((pictures[chosen] / np.float32(255) - mean) / spread)
-        batch: tuple[Tensor, Tensor] = (
-            inputs.float().movedim(-1, 1).contiguous().to(device),
-            torch.tensor(labels[chosen].astype(np.int64), device=device),
-        )
-        made[name] = Items(
-            batch,
-            ids=[f"image-{i}" for i in chosen],
-            labels=[names[label] for label in labels[chosen]],
-            images=pictures[chosen],
-        )
-    return made
+    return {
+        name: _items(pictures[chosen], labels[chosen], names, chosen, device, mean, spread)
+        for name, chosen in chosen_by_part.items()
+    }
+
+
+def images(
+    data: Path,
+    chosen: np.ndarray,
+    *,
+    device: str,
+    mean: tuple[float, ...] = MEAN,
+    spread: tuple[float, ...] = SPREAD,
+) -> Items:
+    """Return the images at some positions, `[N, 3, 32, 32]`, with labels and pictures.
+
+    Args:
+        data: As for `task`.
+        chosen: Positions among the first 4,000 train images, `[N]`.
+        device: The device of the tensors.
+        mean: Mean of each channel, of pixels in [0, 1].
+        spread: Standard deviation of each channel.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: As for `task`.
+    """
+    place = find_path(data, "cifar10", ".")
+    pictures, labels, names = _read_pictures(place)
+    return _items(pictures[chosen], labels[chosen], names, chosen, device, mean, spread)
+
+
+def _items(
+    pictures: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    places: np.ndarray,
+    device: str,
+    mean: tuple[float, ...],
+    spread: tuple[float, ...],
+) -> Items:
+    inputs = torch.tensor((pictures / np.float32(255) - mean) / spread)
+    batch: tuple[Tensor, Tensor] = (
+        inputs.float().movedim(-1, 1).contiguous().to(device),
+        torch.tensor(labels.astype(np.int64), device=device),
+    )
+    return Items(
+        batch,
+        ids=[f"image-{i}" for i in places],
+        labels=[names[label] for label in labels],
+        images=pictures,
+    )
 
 
 def _read_pictures(place: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
