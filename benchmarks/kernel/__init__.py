@@ -1,0 +1,1 @@
+"""Studies of the loss kernel on images, beside other similarities of the same items."""
