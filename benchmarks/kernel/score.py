@@ -15,13 +15,11 @@ from benchmarks.kernel.item_scores import detection
 from benchmarks.kernel.plan import Plan
 from benchmarks.kernel.stored import Bundle, StoredKernel, read, stored
 from benchmarks.kernel.trees import TREES, class_tree
-from bif.benchmark.tasks import resnet20
 from bif.kernel import (
     Agreement,
     FeatureKernel,
     agreement,
     agreement_difference,
-    input_kernel,
     label_kernel,
 )
 
@@ -107,9 +105,7 @@ def kernels(bundle: Bundle, data: Path, network: str) -> dict[str, list[StoredKe
     for row in bundle.rows:
         if row.get("network") == network and "failed" not in row:
             arrays = bundle.of(row["name"])
-            kernel = StoredKernel(
-                ids, labels, arrays["blocks"], arrays["codes"], arrays["values"]
-            )
+            kernel = StoredKernel(ids, labels, arrays["blocks"], arrays["codes"], arrays["values"])
             found.setdefault(row["kernel"], []).append(kernel)
     inputs = images.inputs_and_classes(items)[0].flatten(1)
     pixels = FeatureKernel(inputs - inputs.mean(dim=0), ids, labels)

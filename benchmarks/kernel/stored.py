@@ -1,4 +1,4 @@
-"""What is kept of a kernel for its agreement with a tree, and of its map: far less than its rows."""
+"""What is kept of a kernel for its agreement with a tree, and for a map."""
 
 from __future__ import annotations
 

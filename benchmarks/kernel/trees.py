@@ -21,19 +21,23 @@ CIFAR = """
     object > vertebrate > placental > carnivore > cat, dog
     object > vertebrate > placental > ungulate > deer, horse
 """
-"""WordNet's hypernyms of the ten nouns, without nodes of a single child."""
+"""WordNet's hypernyms of the ten nouns, without nodes that have a single child."""
 TREES = {"fashion": FASHION, "cifar": CIFAR}
 
 
-def edges(name: str) -> list[tuple[str, str]]:
-    """Return the edges of a tree, from parent to child, each once."""
-    found = []
-    for line in TREES[name].strip().splitlines():
-        *way, leaves = (part.strip() for part in line.split(">"))
-        way = ["all", *way]
-        found += zip(way, way[1:], strict=False)
-        found += [(way[-1], leaf.strip()) for leaf in leaves.split(",")]
-    return list(dict.fromkeys(found))
+def edges(name: str) -> list[tuple[str, str, float]]:
+    """Return the edges of a tree from parent to child with their lengths, each once.
+
+    Lengths are 1, and the last one of a class as long as makes all classes equally deep: then the
+    distance says where two classes part, and not how many names are between.
+    """
+    ways = _ways(name)
+    deepest = max(map(len, ways.values()))
+    found: dict[tuple[str, str], float] = {}
+    for leaf, way in ways.items():
+        found |= dict.fromkeys(zip(["all", *way], way, strict=False), 1.0)
+        found[way[-1], leaf] = deepest - len(way) + 1.0
+    return [(*edge, length) for edge, length in found.items()]
 
 
 def class_tree(name: str) -> ClassTree:
@@ -42,7 +46,9 @@ def class_tree(name: str) -> ClassTree:
 
     from bif.kernel import tree_of
 
-    return tree_of(nx.DiGraph(edges(name)))
+    graph = nx.DiGraph()
+    graph.add_weighted_edges_from(edges(name), weight="length")
+    return tree_of(graph)
 
 
 def levels(name: str) -> dict[str, dict[str, str]]:
@@ -50,12 +56,18 @@ def levels(name: str) -> dict[str, dict[str, str]]:
 
     Depths at which a class has ended are left out.
     """
-    ways = {}
-    for line in TREES[name].strip().splitlines():
-        *way, leaves = (part.strip() for part in line.split(">"))
-        ways |= {leaf.strip(): way for leaf in leaves.split(",")}
+    ways = _ways(name)
     found = {}
     for depth in range(min(map(len, ways.values()))):
         groups = {leaf: way[depth] for leaf, way in ways.items()}
         found[f"{len(set(groups.values()))} groups"] = groups
     return {n: groups for n, groups in found.items() if n != "1 groups"}
+
+
+def _ways(name: str) -> dict[str, list[str]]:
+    """Return the nodes from below the root to above each class."""
+    found = {}
+    for line in TREES[name].strip().splitlines():
+        *way, leaves = (part.strip() for part in line.split(">"))
+        found |= {leaf.strip(): way for leaf in leaves.split(",")}
+    return found

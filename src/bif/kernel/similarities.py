@@ -6,7 +6,7 @@ agreement with a hierarchy take it as they take that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -190,20 +190,34 @@ def _items_of(
     """Return groups of items with the ids and labels that `loss_kernel` gives them."""
     require_literal("sides", sides, Literal["train", "query", "both"])
     problem.refuse_tokens("a similarity of items")
-    groups: list[Items] = []
-    ids: list[str] = []
-    if sides != "query":
-        groups += problem.scored_groups.values()
-        ids += map(str, problem.scored_ids)
-    if sides != "train":
-        groups += problem.query_groups.values()
-        ids += map(str, problem.query_ids)
+    train, query = problem.scored_groups, problem.query_groups
+    of_sides = {
+        # a run names the groups of its train items only where there are candidates
+        "train": _labelled(train, list(map(str, problem.scored_ids)), grouped=len(train) > 1),
+        "query": _labelled(query, list(map(str, problem.query_ids)), grouped=True),
+    }
+    chosen = [of_sides[side] for side in of_sides if sides in (side, "both")]
+    shared = [name for name in chosen[0][2] if all(name in labels for _, _, labels in chosen)]
+    return (
+        [items for groups, _, _ in chosen for items in groups],
+        tuple(name for _, ids, _ in chosen for name in ids),
+        {name: tuple(x for _, _, labels in chosen for x in labels[name]) for name in shared},
+    )
+
+
+def _labelled(
+    groups: Mapping[str, Items], ids: list[str], *, grouped: bool
+) -> tuple[list[Items], list[str], dict[str, list[str]]]:
+    """Return groups of one side, and their ids and labels as a run has them."""
     texts = [
-        ({} if items.labels is None else {"label": items.labels}) | items.about for items in groups
+        ({} if items.labels is None else {"label": items.labels})
+        | items.about
+        | ({"group": [name] * len(items)} if grouped else {})
+        for name, items in groups.items()
     ]
     shared = [name for name in texts[0] if all(name in some for some in texts)]
-    labels = {name: tuple(str(x) for some in texts for x in some[name]) for name in shared}
-    return groups, tuple(ids), labels
+    labels = {name: [str(x) for some in texts for x in some[name]] for name in shared}
+    return list(groups.values()), ids, labels
 
 
 def _leaf(batch: Any, name: str | None) -> Tensor:
