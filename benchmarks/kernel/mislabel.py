@@ -11,7 +11,7 @@ import bif
 from benchmarks.kernel import images
 from benchmarks.kernel.item_scores import class_gap, detection, neighbour_disagreement
 from benchmarks.kernel.plan import NEIGHBOURS, Plan, settings
-from benchmarks.kernel.sampling import controls, posed, sample
+from benchmarks.kernel.sampling import Sampled, controls, posed, sample
 from benchmarks.kernel.stored import Bundle
 from bif.kernel import input_kernel
 
@@ -23,7 +23,6 @@ CLASSES = 10
 def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: str) -> None:
     """Record how well scores find the items whose label was changed, for each share and seed."""
     clean = images.read(data, name, plan.train, 0, device).train
-    decay = images.WEIGHT_DECAY[name]
     for seed in range(plan.seeds):
         for share in SHARES:
             key = f"{share:.0%}, seed {seed}"
@@ -31,34 +30,38 @@ def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: 
                 continue
             items, flipped = flip(clean, share, seed)
             model = images.trained(name, items, epochs=plan.epochs, seed=seed, device=device)
-            problem = posed(model, items, None)
-            asked = settings(plan, seed=seed, weight_decay=decay)
-            sampled = sample(problem, asked)
-            labels = sampled.kernel.labels_of("label")
-            scores = {
-                "loss": sampled.center, "mean loss gain": sampled.mean_loss_gain,
-                "loss variance": sampled.kernel.variance.numpy(),
-            }  # fmt: skip
-            kernels = {"loss kernel": sampled.kernel, **controls(sampled, seed),
-                       "pixels": input_kernel(problem)}  # fmt: skip
-            for kind, kernel in kernels.items():
-                scores[f"neighbours by {kind}"] = neighbour_disagreement(kernel, labels, NEIGHBOURS)
-                scores[f"class gap by {kind}"] = class_gap(kernel, labels)
+            asked = settings(plan, seed=seed, weight_decay=images.WEIGHT_DECAY[name])
+            sampled = sample(posed(model, items, None), asked)
+            scores = suspicion(sampled, seed)
             row = {
-                "name": key, "seed": seed, "share": share, "accuracy": images.accuracy(model, clean),
-                **sampled.figures,
+                "name": key, "seed": seed, "share": share,
+                "accuracy": images.accuracy(model, clean), **sampled.figures,
                 "detection": {kind: detection(s, flipped) for kind, s in scores.items()},
             }  # fmt: skip
-            arrays = {f"scores by {kind}": s.astype("float32") for kind, s in scores.items()}
             inputs, classes = images.inputs_and_classes(items)
-            arrays |= {
+            unseen = held_out(name, items, epochs=plan.epochs, seed=seed, device=device)
+            arrays = {
+                **{f"scores by {kind}": s.astype("float32") for kind, s in scores.items()},
                 "flipped": flipped, "classes": classes.cpu().numpy(),
                 "probabilities": images.logits(model, inputs).softmax(dim=1).cpu().numpy(),
-                "probabilities held out": held_out(
-                    name, items, epochs=plan.epochs, seed=seed, device=device
-                ),
+                "probabilities held out": unseen,
             }  # fmt: skip
             bundle.add(row, arrays)
+
+
+def suspicion(sampled: Sampled, seed: int) -> dict[str, np.ndarray]:
+    """Return how odd each item is with its label, by its losses and by several kernels."""
+    labels = sampled.kernel.labels_of("label")
+    found = {
+        "loss": sampled.center, "mean loss gain": sampled.mean_loss_gain,
+        "loss variance": sampled.kernel.variance.numpy(),
+    }  # fmt: skip
+    kernels = {"loss kernel": sampled.kernel, **controls(sampled, seed),
+               "pixels": input_kernel(sampled.problem)}  # fmt: skip
+    for kind, kernel in kernels.items():
+        found[f"neighbours by {kind}"] = neighbour_disagreement(kernel, labels, NEIGHBOURS)
+        found[f"class gap by {kind}"] = class_gap(kernel, labels)
+    return found
 
 
 def flip(clean: bif.Items, share: float, seed: int) -> tuple[bif.Items, np.ndarray]:

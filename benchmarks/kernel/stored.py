@@ -78,7 +78,7 @@ class StoredKernel(ItemKernel):
         raise ValueError(f"a stored kernel has no {what}: take the kernel itself.")
 
 
-def stored(kernel: ItemKernel, *, pairs: int, label: str = "label") -> dict[str, np.ndarray]:
+def stored(kernel: ItemKernel, *, pairs: int, label: str = "label") -> dict[str, Any]:
     """Return what `StoredKernel` needs of a kernel, as arrays."""
     labels = kernel.labels_of(label)
     sample = Sample.draw(labels, most=pairs, seed=_SEED)
@@ -157,7 +157,8 @@ class Bundle:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(store.plain({"about": self.about, "rows": self.rows}))
         part = self.path.with_suffix(".part.npz")
-        np.savez(part, about=np.array(text), **self.arrays)
+        arrays: Any = {"about": np.array(text), **self.arrays}
+        np.savez(part, **arrays)
         os.replace(part, self.path)
 
 

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_stored_kernel_agrees_as_the_kernel_itself():
     classes = [*fashion.CLASSES] * 3
     kernel, tree = random_kernel(classes), class_tree("fashion")
     kept = StoredKernel(kernel.ids, kernel.labels, **stored(kernel, pairs=300))
-    given = {"num_pairs": 300, "num_permutations": 10, "num_bootstrap": 10}
+    given: Any = {"num_pairs": 300, "num_permutations": 10, "num_bootstrap": 10}
     first, second = (agreement(one, tree, **given).figures for one in (kernel, kept))
     for name, figure in first.items():
         assert second[name].value == pytest.approx(figure.value, abs=1e-6), name

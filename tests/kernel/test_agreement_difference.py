@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bif.kernel import agreement, agreement_difference, tree_of
@@ -31,7 +33,7 @@ def test_a_kernel_that_is_the_tree_agrees_better_than_noise():
 def test_one_other_kernel_stands_beside_all():
     tree, other = tree_of(binary(3)), random_kernel(LEAVES, seed=9)
     kernels = [random_kernel(LEAVES, seed=seed) for seed in range(2)]
-    given = {"num_bootstrap": 10}
+    given: Any = {"num_bootstrap": 10}
     once = agreement_difference(kernels, other, tree, **given)
     assert once == agreement_difference(kernels, [other, other], tree, **given)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def test_the_plain_estimate_is_that_of_dense_centred_matrices():
     centre = np.eye(12) - 1 / 12
     k, m = (centre @ (rows @ rows.T).numpy() @ centre for rows in (x, y))
     expected = (k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum())
-    given = {"kind": "covariance", "estimator": "plain"}
+    given: Any = {"kind": "covariance", "estimator": "plain"}
     assert linear_cka(kernel_of(x), kernel_of(y), **given) == pytest.approx(expected, abs=1e-12)
 
 
@@ -48,7 +49,7 @@ def test_a_rotation_and_a_scale_change_nothing():
     x = normal(20, 5, seed=4)
     turned = 3 * x @ torch.linalg.qr(normal(5, 5, seed=5))[0]
     for estimator in ("plain", "debiased"):
-        given = {"kind": "covariance", "estimator": estimator}
+        given: Any = {"kind": "covariance", "estimator": estimator}
         assert linear_cka(kernel_of(x), kernel_of(turned), **given) == pytest.approx(1)
 
 
