@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, all_runs
-from benchmarks.pages import induction, language, lds, scaling, tables
+from benchmarks.pages import induction, kernels, language, lds, scaling, tables
 from benchmarks.pages.runs import describe_run
 from benchmarks.pages.sections import SECTIONS, sections
 
@@ -42,6 +42,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ],
     "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
+    "kernels and hierarchies": kernels.hierarchies,
+    "kernels of mislabelled items": kernels.mislabelled,
+    "kernels of backdoored items": kernels.backdoored,
+    "kernels over checkpoints": kernels.levels,
     "language": language.training_line,
     **{f"language, {part}": lambda p=part: language.part(p)
        for part in ("tokens", "planted", "lds")},

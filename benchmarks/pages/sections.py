@@ -34,6 +34,18 @@ SOLVING = (
     "fit_seconds=fit, s | score_seconds=scores, s | reason"
 )
 """Of the response by solving, and of rivals beside it."""
+_AGREEMENT = (
+    "network | kernel | rank_correlation | rank_correlation_low=95 % from | "
+    "rank_correlation_high=to | rank_correlation_p=p | rank_correlation_error=error of the chains |"
+    " triplet_accuracy | item_rank_correlation=of items | item_triplet_accuracy=triplets of items |"
+    " cophenetic_correlation | less_rank_correlation=loss kernel less it | "
+    "less_rank_correlation_low=95 % from | less_rank_correlation_high=to | seeds"
+)
+_FOUND = (
+    "auroc=AUROC | auroc_low=95 % from | auroc_high=to | found=found at 5 % false alarms | seeds"
+)
+    "auroc=AUROC | auroc_low=95 % from | auroc_high=to | found=found at 5 % false alarms | seeds"
+)
 _DURABILITY = (
     "pair | draws | seconds_memory=seconds, sums in memory | "
     "seconds_disk=seconds, traces on disk | overhead | overhead_error=± | "
@@ -167,6 +179,32 @@ SECTIONS = {
         "The same for BAOAB on the Fashion-MNIST network, 6,000 items and 200 queries.",
         _DURABILITY,
     ),
+    "kernel-fashion": Section(
+        "Agreement of kernels of 10,000 test images with the tree of tops, bottoms, shoes and "
+        "bags, seeds of training. In short: [docs/kernel.md](../../docs/kernel.md#on-images).",
+        _AGREEMENT,
+    ),
+    "kernel-cifar": Section(
+        "The same of 4,000 images with WordNet's tree: seeds of the sampler around a published "
+        "ResNet-20, and of the training of a ResNet-9.",
+        _AGREEMENT,
+    ),
+    "kernel-checkpoints": Section(
+        "The step of training at which the separation of each level of the tree, mean correlation "
+        "within groups less across, has gone half of its way; curves are in the file.",
+        "kernel | level | half_way=half-way at step | half_way_low=95 % from | half_way_high=to | "
+        "seeds",
+    ),
+    "kernel-mislabel-fashion": Section(
+        "Items with a wrong label, found by kernels, losses and cleanlab.",
+        f"share | score | {_FOUND}",
+    ),
+    "kernel-mislabel-cifar": Section("The same of CIFAR-10.", f"share | score | {_FOUND}"),
+    "kernel-backdoor-fashion": Section(
+        "Items with a patch and a wrong label, found by their mean similarity with ten known ones.",
+        f"among | score=by | {_FOUND}",
+    ),
+    "kernel-backdoor-cifar": Section("The same of CIFAR-10.", f"among | score=by | {_FOUND}"),
     "checkpoints": Section(
         "Influence over 50 checkpoints of a network that learns digits, in one process; "
         "then killed at random moments and continued, the same to the last bit or not.",

@@ -19,6 +19,7 @@ from benchmarks.kernel.score import score
 from benchmarks.kernel.stored import StoredKernel, rows_of_map, stored
 from benchmarks.kernel.subset import subset
 from benchmarks.kernel.trees import class_tree, levels
+from benchmarks.pages import kernels
 from bif.benchmark.tasks import fashion
 from bif.kernel import FeatureKernel, agreement
 from class_trees import random_kernel
@@ -80,6 +81,12 @@ def test_a_study_runs_goes_on_where_it_stopped_and_is_scored(
     found = json.loads(file.read_text())
     assert found["rows"] and found["runs"] and str(tmp_path) not in file.read_text()
     assert {"command", "versions", "hardware", "plan", "seed"} <= found.keys()
+    newest = {f"kernel-{study}": found}
+    monkeypatch.setattr(kernels, "newest_run", newest.get)
+    tables = (kernels.hierarchies, kernels.mislabelled, kernels.backdoored, kernels.levels)
+    (lines,) = (made for table in tables if (made := table()))
+    assert sum(line.startswith("| ") for line in lines) >= 4
+    assert any("sampled runs are trusted" in line for line in lines)
 
 
 def test_trees_have_the_classes_of_the_data_and_the_groups_that_are_stated():
