@@ -12,14 +12,14 @@ from benchmarks.kernel.plan import Plan, settings
 from benchmarks.kernel.sampling import posed, sample
 from benchmarks.kernel.stored import Bundle, stored
 from benchmarks.kernel.trees import levels
-from bif.kernel import activation_kernel, gradient_kernel
+from bif.kernel import activation_kernel, gradient_kernel, squared_kernel
 
 COUNT = 10
 """Checkpoints, the first of which is the untrained network."""
 
 
 def study(bundle: Bundle, data: Path, plan: Plan, device: str) -> None:
-    """Record class blocks of the kernel of test images, and of two others, at each checkpoint."""
+    """Record class blocks of the kernel of test images, and of others, at each checkpoint."""
     train, others = images.read(data, "fashion", plan.train, plan.items, device)
     assert others is not None
     decay = images.WEIGHT_DECAY["fashion"]
@@ -45,13 +45,15 @@ def study(bundle: Bundle, data: Path, plan: Plan, device: str) -> None:
             except RuntimeError as error:  # chains that diverge
                 bundle.add({**row, "failed": str(error)[:300]}, {})
                 continue
-            beside = {
+            kernels = {
+                "loss": sampled.kernel, "loss, squared": squared_kernel(sampled.kernel),
                 "activations": activation_kernel(posed_there).of_items(sampled.places),
                 "gradients": gradient_kernel(posed_there, dimension=1024).of_items(sampled.places),
+            }  # fmt: skip
+            arrays = {
+                f"blocks of {kind}": stored(kernel, pairs=plan.pairs)["blocks"]
+                for kind, kernel in kernels.items()
             }
-            arrays = {"blocks": stored(sampled.kernel, pairs=plan.pairs)["blocks"]}
-            arrays |= {f"blocks of {n}": stored(k, pairs=plan.pairs)["blocks"]
-                       for n, k in beside.items()}  # fmt: skip
             bundle.put({"classes": np.array(sorted(set(sampled.kernel.labels_of("label"))))})
             bundle.add({**row, **sampled.figures}, arrays)
 
@@ -100,10 +102,10 @@ def summary(bundle: Bundle) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
             key=lambda r: r["step"],
         )
         steps = [row["step"] for row in rows]
-        for kernel, key in (("loss", "blocks"), ("activations", "blocks of activations"),
-                            ("gradients", "blocks of gradients")):  # fmt: skip
+        for kernel in ("loss", "loss, squared", "activations", "gradients"):
             found = [
-                separations(bundle.of(row["name"])[key].astype(float), classes) for row in rows
+                separations(bundle.of(row["name"])[f"blocks of {kernel}"].astype(float), classes)
+                for row in rows
             ]
             for level in found[0]:
                 values = np.array([one[level][0] for one in found])

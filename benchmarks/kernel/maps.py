@@ -12,6 +12,7 @@ from benchmarks.kernel import images
 from benchmarks.kernel.plan import NBETA, NEIGHBOURS, SENSITIVITY, Plan, settings
 from benchmarks.kernel.sampling import Sampled, alignments, controls, posed, sample
 from benchmarks.kernel.stored import Bundle, rows_of_map, stored
+from bif.kernel import squared_kernel
 
 
 class Case(NamedTuple):
@@ -84,7 +85,11 @@ def _record(bundle: Bundle, case: Case, plan: Plan) -> None:
     sampled = sample(case.problem, case.settings)
     beside = controls(sampled, case.seed)
     about = {"network": case.name, "seed": case.seed, "accuracy": case.accuracy}
-    for kind, kernel in beside.items():
+    squares = {
+        f"{kind}, squared": squared_kernel(kernel)
+        for kind, kernel in {"loss": sampled.kernel, **beside}.items()
+    }
+    for kind, kernel in {**beside, **squares}.items():
         row = {"name": f"{name}, {kind}", "kernel": kind, **about}
         bundle.add(row, stored(kernel, pairs=plan.pairs))
     arrays = stored(sampled.kernel, pairs=plan.pairs)

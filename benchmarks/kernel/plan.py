@@ -55,7 +55,7 @@ PLANS = {
 }
 TINY = {
     "fashion": Plan(150, 100, 2, 4, 6, 2, 4, 4, step_size=1e-3, pairs=200),
-    "cifar": Plan(60, 0, 1, 2, 3, 1, 1, 1, 30, step_size=1e-3, pairs=200),
+    "cifar": Plan(60, 0, 1, 3, 3, 1, 1, 1, 30, step_size=1e-3, pairs=200),
     "checkpoints": Plan(100, 100, 2, 4, 5, 2, 4, 4, step_size=1e-3, pairs=200),
     "backdoor-fashion": Plan(400, 50, 2, 4, 5, 2, 4, 4, step_size=1e-3),
     "backdoor-cifar": Plan(400, 20, 1, 2, 2, 1, 1, 1, 40, step_size=1e-3),

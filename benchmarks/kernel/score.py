@@ -17,6 +17,7 @@ from benchmarks.kernel.stored import Bundle, StoredKernel, read, stored
 from benchmarks.kernel.trees import TREES, class_tree
 from bif.kernel import (
     Agreement,
+    AgreementDifference,
     FeatureKernel,
     agreement,
     agreement_difference,
@@ -57,7 +58,7 @@ def score(traces: Path, arguments: argparse.Namespace) -> None:
 def hierarchy(bundle: Bundle, data: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return agreement of each kernel with the tree, beside that of the loss kernel of its seeds.
 
-    Differences are those of the loss kernel less the other one.
+    Differences are those of the loss kernel, and of its squares, less the other one.
     """
     study = bundle.about["study"]
     tree = class_tree(study)
@@ -65,22 +66,16 @@ def hierarchy(bundle: Bundle, data: Path) -> tuple[list[dict[str, Any]], dict[st
     networks = dict.fromkeys(row["network"] for row in bundle.rows if "network" in row)
     for network in networks:
         found = kernels(bundle, data, network)
-        loss = found["loss"]
         for kind, several in found.items():
             given = {"num_permutations": PERMUTATIONS, "num_bootstrap": RESAMPLES,
                      "num_pairs": bundle.about["plan"]["pairs"]}  # fmt: skip
             one = agreement(several, tree, **given)
             full[f"{network}, {kind}"] = one.to_dict()
             row = {"network": network, "kernel": kind, **_figures(one), "seeds": len(several)}
-            if len(several) == len(loss) and kind != "loss":
-                del given["num_permutations"]
-                apart = agreement_difference(loss, several, tree, **given)
-                for name in _COMPARED[:2]:
-                    row |= {
-                        f"less_{name}": apart[name].value,
-                        f"less_{name}_low": apart[name].low,
-                        f"less_{name}_high": apart[name].high,
-                    }  # fmt: skip
+            del given["num_permutations"]
+            for prefix, base in (("less", "loss"), ("squared_less", "loss, squared")):
+                if len(several) == len(found[base]) and kind != base:
+                    row |= _apart(prefix, agreement_difference(found[base], several, tree, **given))
             rows.append(row)
     return rows, {"agreement": full, "tree": TREES[study], "alignment": _alignments(bundle)}
 
@@ -93,6 +88,16 @@ def _figures(found: Agreement) -> dict[str, Any]:
                 f"{name}_p": figure.p, f"{name}_error": figure.standard_error}  # fmt: skip
     row["detectable_correlation"] = found.detectable_correlation
     return row
+
+
+def _apart(prefix: str, found: dict[str, AgreementDifference]) -> dict[str, float]:
+    return {
+        f"{prefix}_{name}{end}": value
+        for name in _COMPARED[:2]
+        for end, value in (
+            ("", found[name].value), ("_low", found[name].low), ("_high", found[name].high)
+        )
+    }  # fmt: skip
 
 
 def kernels(bundle: Bundle, data: Path, network: str) -> dict[str, list[StoredKernel]]:

@@ -20,11 +20,12 @@ def hierarchies() -> list[str]:
         lines += ["", *_said(run), "", _trust(run), ""]
         lines += table(
             ["network", "similarity", "rank correlation", "p", "triplet accuracy",
-             "loss kernel less it", "seeds"],
+             "loss kernel less it", "its squares less it", "seeds"],
             [
                 [row["network"], row["kernel"], _interval(row, "rank_correlation"),
                  _figure(row["rank_correlation_p"]), _interval(row, "triplet_accuracy"),
-                 _interval(row, "less_rank_correlation"), str(row["seeds"])]
+                 _interval(row, "less_rank_correlation"),
+                 _interval(row, "squared_less_rank_correlation"), str(row["seeds"])]
                 for row in run["rows"]
             ],
         )  # fmt: skip

@@ -39,11 +39,11 @@ _AGREEMENT = (
     "rank_correlation_high=to | rank_correlation_p=p | rank_correlation_error=error of the chains |"
     " triplet_accuracy | item_rank_correlation=of items | item_triplet_accuracy=triplets of items |"
     " cophenetic_correlation | less_rank_correlation=loss kernel less it | "
-    "less_rank_correlation_low=95 % from | less_rank_correlation_high=to | seeds"
+    "less_rank_correlation_low=95 % from | less_rank_correlation_high=to | "
+    "squared_less_rank_correlation=its squares less it | "
+    "squared_less_rank_correlation_low=95 % from | squared_less_rank_correlation_high=to | seeds"
 )
 _FOUND = (
-    "auroc=AUROC | auroc_low=95 % from | auroc_high=to | found=found at 5 % false alarms | seeds"
-)
     "auroc=AUROC | auroc_low=95 % from | auroc_high=to | found=found at 5 % false alarms | seeds"
 )
 _DURABILITY = (

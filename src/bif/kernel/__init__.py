@@ -19,6 +19,7 @@ from bif.kernel.similarities import (
     input_kernel,
     label_kernel,
 )
+from bif.kernel.squared import SquaredKernel, squared_kernel
 
 __all__ = [
     "Agreement",
@@ -29,6 +30,7 @@ __all__ = [
     "ItemKernel",
     "ItemMap",
     "LossKernel",
+    "SquaredKernel",
     "TokenOverlap",
     "activation_kernel",
     "agreement",
@@ -46,5 +48,6 @@ __all__ = [
     "map_series",
     "pictures_of",
     "read_tree",
+    "squared_kernel",
     "tree_of",
 ]
