@@ -106,7 +106,7 @@ def _of_map(sampled: Sampled) -> dict[str, Any]:
     kernel = sampled.kernel
     places, values = kernel.nearest(min(NEIGHBOURS, len(kernel) - 1))
     return {
-        **rows_of_map(kernel), "neighbour": places.astype("int32"), "correlation": values,
+        **rows_of_map(kernel), "neighbour": places.astype("int16"), "correlation": values,
         "kept": kernel.stability(places.shape[1]).astype("float32"),
         "center_loss": sampled.center.astype("float32"),
         "mean_loss_gain": sampled.mean_loss_gain.astype("float32"),
@@ -117,7 +117,7 @@ def _of_map(sampled: Sampled) -> dict[str, Any]:
 def _neighbours(beside: dict[str, Any]) -> dict[str, Any]:
     """Return the nearest items by the other similarities."""
     return {
-        f"neighbour by {kind}": kernel.nearest(min(NEIGHBOURS, len(kernel) - 1))[0].astype("int32")
+        f"neighbour by {kind}": kernel.nearest(min(NEIGHBOURS, len(kernel) - 1))[0].astype("int16")
         for kind, kernel in beside.items()
     }
 

@@ -41,12 +41,12 @@ class Plan:
     epochs: int = 10
     batch: int | None = None
     step_size: float | None = None
-    pairs: int = 4000
+    pairs: int = 2000
 
 
 PLANS = {
     "fashion": Plan(6000, 10_000, draws=128, thin=16, burn_in=200),
-    "cifar": Plan(4000, seeds=5, draws=50, thin=6, burn_in=60, epochs=20, batch=400),
+    "cifar": Plan(4000, seeds=5, draws=50, thin=6, burn_in=60, epochs=20, batch=400, pairs=1500),
     "checkpoints": Plan(3000, 2000, draws=40, thin=8, burn_in=100),
     "backdoor-fashion": Plan(6000, 1000, thin=16, burn_in=200),
     "backdoor-cifar": Plan(3600, 400, draws=50, thin=6, burn_in=60, epochs=20, batch=400),

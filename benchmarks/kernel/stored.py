@@ -96,7 +96,7 @@ def stored(kernel: ItemKernel, *, pairs: int, label: str = "label") -> dict[str,
     parts = [found[-1], *found[:-1]]
     return {
         "blocks": np.stack([blocks for blocks, _ in parts]).astype(np.float32),
-        "codes": codes,
+        "codes": codes.astype(np.int32),  # N² is below 2^31
         "values": np.stack([values for _, values in parts]).astype(np.float32),
     }
 
