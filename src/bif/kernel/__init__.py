@@ -11,7 +11,6 @@ from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.mapping import item_map, map_series
 from bif.kernel.of_run import loss_kernel, pictures_of
-from bif.report.map_source import ItemMap
 from bif.kernel.similarities import (
     activation_kernel,
     ball_kernel,
@@ -20,6 +19,7 @@ from bif.kernel.similarities import (
     label_kernel,
 )
 from bif.kernel.squared import SquaredKernel, squared_kernel
+from bif.report.map_source import ItemMap
 
 __all__ = [
     "Agreement",
