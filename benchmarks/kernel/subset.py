@@ -15,7 +15,7 @@ _HEADERS = {"train-images-idx3-ubyte.gz": (16, 784), "train-labels-idx1-ubyte.gz
 def subset(data: Path, out: Path, count: int) -> None:
     """Write the first train items and all test items of Fashion-MNIST, and the other data sets.
 
-    6,000 train items make 8 MB of all.
+    6,000 train items make 17 MiB of all.
 
     Args:
         data: Folder with `fashion-mnist/`, `cifar10/` and `resnet-cifar10/`.
