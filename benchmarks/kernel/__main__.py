@@ -52,6 +52,7 @@ def main() -> None:
     options.add_argument("--traces", type=Path, help="folder of the studies' files, for score")
     for name in _SIZES:
         options.add_argument(f"--{name.replace('_', '-')}", type=int, help="in place of the plan's")
+    options.add_argument("--damping", type=float, help="in place of the plan's")
     arguments = options.parse_args()
     if arguments.data is None:
         options.error("--data is needed: the folder with the standard data files.")
@@ -67,7 +68,7 @@ def main() -> None:
 
 def run(name: str, arguments: argparse.Namespace) -> None:
     """Carry out a study into `NAME.npz`."""
-    given = {size: getattr(arguments, size) for size in _SIZES}
+    given = {size: getattr(arguments, size) for size in (*_SIZES, "damping")}
     plan = replace(
         (TINY if arguments.tiny else PLANS)[name],
         **{size: value for size, value in given.items() if value is not None},
@@ -89,7 +90,7 @@ def _command(name: str, arguments: argparse.Namespace) -> str:
     """Return the command of one study, without folders of this machine."""
     words = ["python -m benchmarks.kernel", name, "--data DIR --out DIR --device", arguments.device]
     words += ["--tiny"] if arguments.tiny else []
-    words += [f"--{size.replace('_', '-')} {value}" for size in _SIZES
+    words += [f"--{size.replace('_', '-')} {value}" for size in (*_SIZES, "damping")
               if (value := getattr(arguments, size)) is not None]  # fmt: skip
     return " ".join(words)
 
