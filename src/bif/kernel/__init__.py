@@ -10,6 +10,14 @@ from bif.kernel.class_tree import ClassTree, read_tree, tree_of
 from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.mapping import item_map, map_series
+from bif.kernel.neighbours import (
+    Neighbours,
+    Stability,
+    find_neighbours,
+    neighbour_stability,
+    recall,
+    shared_neighbours,
+)
 from bif.kernel.of_run import loss_kernel, pictures_of
 from bif.kernel.similarities import (
     activation_kernel,
@@ -30,13 +38,16 @@ __all__ = [
     "ItemKernel",
     "ItemMap",
     "LossKernel",
+    "Neighbours",
     "SquaredKernel",
+    "Stability",
     "TokenOverlap",
     "activation_kernel",
     "agreement",
     "agreement_difference",
     "ball_kernel",
     "describe",
+    "find_neighbours",
     "gradient_kernel",
     "input_kernel",
     "item_map",
@@ -46,8 +57,11 @@ __all__ = [
     "linear_cka",
     "loss_kernel",
     "map_series",
+    "neighbour_stability",
     "pictures_of",
     "read_tree",
+    "recall",
+    "shared_neighbours",
     "squared_kernel",
     "tree_of",
 ]
