@@ -7,6 +7,7 @@ from bif.kernel.agreement import Agreement, AgreementFigure, agreement
 from bif.kernel.agreement_difference import AgreementDifference, agreement_difference
 from bif.kernel.alignment import linear_cka
 from bif.kernel.class_tree import ClassTree, read_tree, tree_of
+from bif.kernel.clustering import Clusters, class_linkage, clusters
 from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.mapping import item_map, map_series
@@ -34,6 +35,7 @@ __all__ = [
     "AgreementDifference",
     "AgreementFigure",
     "ClassTree",
+    "Clusters",
     "FeatureKernel",
     "ItemKernel",
     "ItemMap",
@@ -46,6 +48,8 @@ __all__ = [
     "agreement",
     "agreement_difference",
     "ball_kernel",
+    "class_linkage",
+    "clusters",
     "describe",
     "find_neighbours",
     "gradient_kernel",
