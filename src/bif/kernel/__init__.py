@@ -28,6 +28,7 @@ from bif.kernel.similarities import (
     label_kernel,
 )
 from bif.kernel.squared import SquaredKernel, squared_kernel
+from bif.kernel.suspects import suspects
 from bif.report.map_source import ItemMap
 
 __all__ = [
@@ -67,5 +68,6 @@ __all__ = [
     "recall",
     "shared_neighbours",
     "squared_kernel",
+    "suspects",
     "tree_of",
 ]

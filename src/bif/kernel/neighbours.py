@@ -204,7 +204,9 @@ def _descend(kernel: ItemKernel, count: int, seed: int) -> tuple[np.ndarray, np.
     index = NNDescent(
         x.numpy(), metric="cosine", n_neighbors=most + 1, random_state=seed, low_memory=True
     )
-    candidates = torch.from_numpy(np.asarray(index.neighbor_graph[0], dtype=np.int64))
+    graph = index.neighbor_graph
+    assert graph is not None  # there is one until the index is compressed for queries
+    candidates = torch.from_numpy(np.asarray(graph[0], dtype=np.int64))
     places, values = [], []
     size = max(1, _ELEMENTS // (candidates.shape[1] * x.shape[1]))
     for start in range(0, len(x), size):
