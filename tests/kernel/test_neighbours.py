@@ -103,7 +103,10 @@ def test_true_neighbours_are_called_stable():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda k: find_neighbours(k, 3, search="fast"), "no search 'fast': expected 'auto'"),
+        (
+            lambda k: find_neighbours(k, 3, search="fast"),  # type: ignore[arg-type]
+            "no search 'fast': expected 'auto'",
+        ),
         (lambda k: find_neighbours(k, 20), "20 neighbours of 20 items"),
         (lambda k: find_neighbours(k, 0, search="approximate"), "0 neighbours of 20 items"),
         (lambda k: recall(k, np.zeros((3, 2), int)), "neighbours of 3 items, expected of 20"),

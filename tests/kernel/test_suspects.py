@@ -54,8 +54,8 @@ def test_errors_are_the_spread_of_runs_sampled_anew():
 
     found = [suspects(run(seed)) for seed in range(60)]
     for name in ("loss_variance", "mean_loss", "class_margin"):
-        values = np.array([f[name].values for f in found])
-        errors = np.array([f[f"{name}_standard_error"].values for f in found])
+        values = np.array([f[name] for f in found])
+        errors = np.array([f[f"{name}_standard_error"] for f in found])
         # both are root mean squares of 480 numbers; of 8 groups each square has 7 degrees
         assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(axis=0).mean(), rel=0.2)
 
@@ -106,7 +106,8 @@ def mislabelled() -> tuple[LossKernel, np.ndarray, np.ndarray]:
     given = torch.where(flipped, (true + 1 + torch.arange(ITEMS) % (CLASSES - 1)) % CLASSES, true)
     model = nn.Linear(6, CLASSES).double()
     with torch.no_grad():
-        model.weight.zero_(), model.bias.zero_()
+        for leaf in model.parameters():
+            leaf.zero_()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=60)
 
     def loss() -> torch.Tensor:

@@ -7,6 +7,7 @@ from bif.kernel.agreement import Agreement, AgreementFigure, agreement
 from bif.kernel.agreement_difference import AgreementDifference, agreement_difference
 from bif.kernel.alignment import linear_cka
 from bif.kernel.class_tree import ClassTree, read_tree, tree_of
+from bif.kernel.cleaning import CleanedKernel, cleaned
 from bif.kernel.clustering import Clusters, class_linkage, clusters
 from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
@@ -36,6 +37,7 @@ __all__ = [
     "AgreementDifference",
     "AgreementFigure",
     "ClassTree",
+    "CleanedKernel",
     "Clusters",
     "FeatureKernel",
     "ItemKernel",
@@ -50,6 +52,7 @@ __all__ = [
     "agreement_difference",
     "ball_kernel",
     "class_linkage",
+    "cleaned",
     "clusters",
     "describe",
     "find_neighbours",
