@@ -45,7 +45,7 @@ MAY_IMPORT = {
         problem sampling curvature estimate linear_response results store calibration runs baselines
         report
     """,
-    "kernel": "problem sampling baselines results estimate store runs stages report",
+    "kernel": "problem sampling curvature baselines results estimate store runs stages report",
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs

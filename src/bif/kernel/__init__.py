@@ -11,6 +11,7 @@ from bif.kernel.cleaning import CleanedKernel, cleaned
 from bif.kernel.clustering import Clusters, class_linkage, clusters
 from bif.kernel.described import describe
 from bif.kernel.layout import layout, layout_stability
+from bif.kernel.linear_part import LinearShare, linear_kernel, linear_share
 from bif.kernel.mapping import item_map, map_series
 from bif.kernel.neighbours import (
     Neighbours,
@@ -42,6 +43,7 @@ __all__ = [
     "FeatureKernel",
     "ItemKernel",
     "ItemMap",
+    "LinearShare",
     "LossKernel",
     "Neighbours",
     "SquaredKernel",
@@ -63,6 +65,8 @@ __all__ = [
     "layout",
     "layout_stability",
     "linear_cka",
+    "linear_kernel",
+    "linear_share",
     "loss_kernel",
     "map_series",
     "neighbour_stability",
