@@ -10,7 +10,14 @@ import pytest
 
 import bif
 from bif import store
-from bif.kernel import describe
+from bif.kernel import (
+    class_linkage,
+    clusters,
+    describe,
+    neighbour_stability,
+    suspects,
+    top_suspects,
+)
 from command_line import TINY_FLAGS, failed, write_problem
 from small_problems import TINY, classification, labelled
 
@@ -30,6 +37,17 @@ def test_neighbours_and_classes_are_those_of_the_kernel(kernel: bif.LossKernel):
     np.testing.assert_array_equal(dataset["kept"], kernel.stability(4))
     assert figures["neighbours_kept"] == pytest.approx(float(dataset["kept"].mean()))
     assert figures["kept_by_chance"] == pytest.approx(4 / 19)
+    stability = neighbour_stability(kernel, 4)
+    np.testing.assert_array_equal(dataset["stable"], stability.stable)
+    assert figures["kept_by_hubs"] == pytest.approx(stability.by_hubs.mean())
+    assert figures["items_with_stable_neighbours"] == pytest.approx(stability.stable.mean())
+    groups = clusters(kernel)
+    np.testing.assert_array_equal(dataset["cluster"], groups.labels)
+    assert figures["cluster_agreement"] == groups.agreement
+    np.testing.assert_allclose(dataset["class_join"], class_linkage(kernel)[1])
+    np.testing.assert_array_equal(
+        dataset["class_margin"], suspects(kernel, count=4)["class_margin"]
+    )
     names, blocks = kernel.class_blocks(kernel.labels["label"])
     assert dataset["class"].values.tolist() == names
     np.testing.assert_allclose(dataset["class_correlation"], blocks)
@@ -48,6 +66,29 @@ def test_there_are_at_most_all_other_neighbours_and_classes_need_labels(kernel: 
     assert "within_classes" not in describe(bare)[1]
 
 
+def test_items_that_stand_out_are_named(kernel: bif.LossKernel):
+    dataset, _ = describe(kernel)
+    dataset["is_duplicate"][4] = True
+    dataset["twin"][4] = 9
+    found = top_suspects(dataset, count=2)
+    by_variance = dataset["loss_variance"].argsort().values[::-1]
+    assert found["largest_variance"] == f"{by_variance[0]}, {by_variance[1]}"
+    low = int(dataset["class_margin"].argmin())
+    named = f"{low} ({dataset['item_class'].values[low]}, moves against class "
+    assert found["lowest_class_margin"].startswith(named)
+    assert found["duplicates"] == "4 of 9"
+    bare = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, {})
+    assert top_suspects(describe(bare)[0]).keys() == {"largest_variance"}
+
+
+def test_two_items_have_no_clusters_and_classes_of_one_item_no_mean(kernel: bif.LossKernel):
+    labels = kernel.labels["label"]
+    two = kernel.of_items([0, next(i for i in range(20) if labels[i] != labels[0])])
+    figures = describe(two)[1]
+    assert "clusters" not in figures and np.isnan(figures["within_classes"])
+    assert np.isfinite(figures["across_classes"])
+
+
 def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
     target = f"{write_problem(tmp_path)}:problem"
     assert call("attribute", target, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
@@ -55,6 +96,7 @@ def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
         "kernel", tmp_path / "run", "--out", tmp_path / "k", "--sides", "both", "--layout", "none"
     )
     assert code == 0 and "items: 25" in out and "NOT TRUSTED" in said, said
+    assert "largest_variance: " in out
     figures = json.loads((tmp_path / "k" / store.SUMMARY).read_text())
     assert figures["trusted"] is False and figures["items"] == 25
     again = call(

@@ -22,9 +22,9 @@ KERNEL = "kernel.zarr"
 class Kernel:
     """Make the loss kernel of a run: which items the model sees as alike.
 
-    Writes each item's neighbours, and how many of them both halves of the chains name, to
-    kernel.zarr, figures of all to summary.json, and a map of the items to map.html, map.png,
-    map.svg and map.parquet.
+    Writes each item's neighbours, how many of them both halves of the chains name, clusters and
+    what may be an outlier, mislabelled or a duplicate to kernel.zarr, figures of all to
+    summary.json, and a map of the items to map.html, map.png, map.svg and map.parquet.
     """
 
     folder: tyro.conf.Positional[str | None] = None
@@ -59,7 +59,7 @@ class Kernel:
                 raise ValueError("--hierarchy goes with a run's folder, not with an --example.")
             self._run_example()
             return
-        from bif.kernel import agreement, read_tree
+        from bif.kernel import agreement, read_tree, top_suspects
 
         assert self.folder is not None
         tree = None if self.hierarchy is None else read_tree(self.hierarchy)
@@ -78,7 +78,8 @@ class Kernel:
         )  # fmt: skip
         if gates:
             say([f"NOT TRUSTED ({', '.join(gates)}): neighbours may be those of noise."])
-        self._print(last.figures | ({} if found is None else _main_figures(found)))
+        shown = last.figures | top_suspects(last.dataset)
+        self._print(shown | ({} if found is None else _main_figures(found)))
 
     def _described(self, folder: str) -> Iterator[Described]:
         """Yield the run in a folder, or those of a series of checkpoints, with their kernels."""

@@ -9,7 +9,7 @@ from bif.kernel.alignment import linear_cka
 from bif.kernel.class_tree import ClassTree, read_tree, tree_of
 from bif.kernel.cleaning import CleanedKernel, cleaned
 from bif.kernel.clustering import Clusters, class_linkage, clusters
-from bif.kernel.described import describe
+from bif.kernel.described import describe, top_suspects
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.linear_part import LinearShare, linear_kernel, linear_share
 from bif.kernel.mapping import item_map, map_series
@@ -76,5 +76,6 @@ __all__ = [
     "shared_neighbours",
     "squared_kernel",
     "suspects",
+    "top_suspects",
     "tree_of",
 ]

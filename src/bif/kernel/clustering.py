@@ -94,13 +94,18 @@ def class_linkage(kernel: ItemKernel, label: str = "label") -> tuple[list[str], 
         KeyError: No such labels.
         ValueError: A single class.
     """
-    from scipy.cluster.hierarchy import linkage
-
     names, means = kernel.class_blocks(kernel.labels_of(label))
     if len(names) < 2:
         raise ValueError(f"all items are of class {names[0]!r}: there are no classes to join.")
-    rows, columns = np.triu_indices(len(names), 1)
-    return names, linkage(np.maximum(1 - means[rows, columns], 0.0), "average")
+    return names, linkage_of_means(means)
+
+
+def linkage_of_means(means: np.ndarray) -> np.ndarray:
+    """Return how average linkage joins classes of these mean correlations `[C, C]`."""
+    from scipy.cluster.hierarchy import linkage
+
+    rows, columns = np.triu_indices(len(means), 1)
+    return linkage(np.maximum(1 - means[rows, columns], 0.0), "average")
 
 
 def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
