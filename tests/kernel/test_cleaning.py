@@ -92,3 +92,12 @@ def test_an_item_that_never_moves_stays_at_correlation_zero():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(kernel_of(40, 160))
+
+
+def test_what_one_group_of_chains_alone_shows_may_be_all_there_is():
+    losses = torch.zeros(ITEMS, 160, dtype=torch.float64)
+    losses[:, 150:155] = normal(ITEMS, 5, seed=0)
+    losses[:, 155:] = -losses[:, 150:155]  # so that all others stay at the mean
+    kernel = LossKernel(losses, torch.arange(160) // 20, tuple(map(str, range(ITEMS))), {})
+    off = off_diagonal(cleaned(kernel).block().numpy())
+    assert np.abs(off).max() < np.abs(off_diagonal(kernel.block().numpy())).max()

@@ -73,7 +73,7 @@ def test_items_that_stand_out_are_named(kernel: bif.LossKernel):
     found = top_suspects(dataset, count=2)
     by_variance = dataset["loss_variance"].argsort().values[::-1]
     assert found["largest_variance"] == f"{by_variance[0]}, {by_variance[1]}"
-    low = int(dataset["class_margin"].argmin())
+    low = int(dataset["class_margin"].values.argmin())
     named = f"{low} ({dataset['item_class'].values[low]}, moves against class "
     assert found["lowest_class_margin"].startswith(named)
     assert found["duplicates"] == "4 of 9"

@@ -88,12 +88,14 @@ def cleaned(kernel: LossKernel, *, num_groups: int = 8) -> CleanedKernel:
     sizes, directions = _directions(x)
     if not len(sizes):
         raise ValueError("no item's loss moves over the draws: there is nothing to clean.")
-    places, curves = np.linspace(0, 1, len(sizes)), []
+    curves = []
     for group in chains.tensor_split(min(num_groups, len(chains))):
         out = torch.isin(kernel.chains, group)
         along = x[:, out].T @ _directions(x[:, ~out])[1]
         shares = along.square().sum(dim=0).numpy() * (len(out) / int(out.sum()))
-        curves.append(np.interp(places, np.linspace(0, 1, len(shares)), shares))
+        shares = np.append(shares, 0.0) if not len(shares) else shares[: len(sizes)]
+        # fewer draws have fewer directions: the last ones are as the last of those
+        curves.append(np.pad(shares, (0, len(sizes) - len(shares)), mode="edge"))
     fitted = np.array(isotonic_regression(np.mean(curves, axis=0), increasing=False).x)
     scale = torch.outer(kernel.variance.sqrt(), torch.from_numpy(fitted).sqrt())
     return CleanedKernel(
