@@ -60,12 +60,12 @@ def cleaned(kernel: LossKernel, *, num_groups: int = 8) -> CleanedKernel:
     The largest eigenvalues of a noisy kernel are too large and the small ones too small, since its
     eigenvectors follow the noise.  So the k-th eigenvector of `R` without a group of chains, `u_k`,
     is held against that group: `u_kᵀ R_group u_k` is without that bias.  Their mean over the
-    groups, made to fall with k, takes the eigenvalue's place; eigenvectors and diagonal stay.
+    groups, made to fall with k, takes the eigenvalue's place, less that of the directions which no
+    draw shows; eigenvectors and diagonal stay.
 
-    Values come nearer to the truth.  Neighbours hardly change: by a little to the better where
-    there are more draws than directions that matter, to the worse by a hundredth of the shared
-    neighbours where there are fewer (`python -m benchmarks.kernel.noise`).  Two halves of the
-    chains are compared by cleaning each by itself; a cleaned kernel has no chains to leave out.
+    Values come nearer to the truth, and neighbours too where there are more draws than directions
+    that matter (`python -m benchmarks.kernel.noise`).  Two halves of the chains are compared by
+    cleaning each by itself; a cleaned kernel has no chains to leave out.
 
     Args:
         kernel: Of at least two chains.
@@ -77,8 +77,6 @@ def cleaned(kernel: LossKernel, *, num_groups: int = 8) -> CleanedKernel:
     Source: Abadir, Distaso & Zikes 2014, "Design-free estimation of variance matrices"; Bartz 2016,
     arXiv 1611.00798, for groups and the monotone fit.
     """
-    from scipy.optimize import isotonic_regression
-
     chains = kernel.chains.unique()
     if len(chains) < 2 or num_groups < 2:
         raise ValueError(
@@ -91,17 +89,36 @@ def cleaned(kernel: LossKernel, *, num_groups: int = 8) -> CleanedKernel:
     curves = []
     for group in chains.tensor_split(min(num_groups, len(chains))):
         out = torch.isin(kernel.chains, group)
-        along = x[:, out].T @ _directions(x[:, ~out])[1]
-        shares = along.square().sum(dim=0).numpy() * (len(out) / int(out.sum()))
+        # about the mean of the rest: that of all draws would tie the group to the rest
+        mean = x[:, ~out].mean(dim=1, keepdim=True)
+        along = (x[:, out] - mean).T @ _directions(x[:, ~out] - mean)[1]
+        scale = (len(out) - 1) / int(out.sum()) / (1 + 1 / int((~out).sum()))
+        shares = along.square().sum(dim=0).numpy() * scale
         shares = np.append(shares, 0.0) if not len(shares) else shares[: len(sizes)]
         # fewer draws have fewer directions: the last ones are as the last of those
         curves.append(np.pad(shares, (0, len(sizes) - len(shares)), mode="edge"))
-    fitted = np.array(isotonic_regression(np.mean(curves, axis=0), increasing=False).x)
-    scale = torch.outer(kernel.variance.sqrt(), torch.from_numpy(fitted).sqrt())
+    fitted, unseen = _falling(np.mean(curves, axis=0), int((kernel.variance > 0).sum()))
+    scale = torch.outer(kernel.variance.sqrt(), torch.from_numpy(fitted - unseen).sqrt())
     return CleanedKernel(
         (directions * scale).to(kernel.losses.dtype), kernel.ids, kernel.labels, kernel.variance,
         np.stack([sizes.numpy(), fitted]) / float(sizes[0]),
     )  # fmt: skip
+
+
+def _falling(shares: np.ndarray, num_items: int) -> tuple[np.ndarray, float]:
+    """Return eigenvalues made to fall, and that of the directions which no draw shows.
+
+    What is the same in all directions is of the diagonal alone, which is kept as it was.
+    """
+    from scipy.optimize import isotonic_regression
+
+    outside = num_items - len(shares)
+    if outside <= 0:
+        return np.array(isotonic_regression(shares, increasing=False).x), 0.0
+    given = np.append(shares, (num_items - shares.sum()) / outside)
+    weights = np.append(np.ones(len(shares)), outside)
+    fitted = np.array(isotonic_regression(given, weights=weights, increasing=False).x)
+    return fitted[:-1], max(float(fitted[-1]), 0.0)
 
 
 def _directions(x: Tensor) -> tuple[Tensor, Tensor]:
