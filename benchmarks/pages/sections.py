@@ -211,6 +211,26 @@ SECTIONS = {
         "checkpoints | items | queries | weights | seconds | peak_gib=peak GiB | kills | "
         "same_bits=same bits | trusted",
     ),
+    "kernel-noise": Section(
+        "Correlations of 1,000 items from a few draws, against the true ones of losses linear in "
+        "Gaussian weights: root mean square error, and the share of the true 15 nearest that are "
+        "found. Intervals are over seeds. In short: [docs/kernel.md](../../docs/kernel.md#noise).",
+        "spectrum | draws | kernel | error | error_low=from | error_high=to | "
+        "neighbours | neighbours_low=from | neighbours_high=to | seeds",
+    ),
+    "kernel-digits": Section(
+        "The loss kernel of 1,000 digits: neighbours by two chains against those of fourteen "
+        "others, AUROC of scores of flipped labels and other shares, and the linear part. "
+        "Intervals are over seeds; trusted is how many of the seeds' runs are. In short: "
+        "[docs/kernel.md](../../docs/kernel.md#suspects).",
+        "setting | figure | mean | ci_low | ci_high | seeds | trusted",
+    ),
+    "kernel-size": Section(
+        "Neighbours, map and all figures of many items from traces on disk, each way in a process "
+        "of its own.",
+        "items | draws | way | recall | read=reading, s | neighbours=neighbours, s | map=map, s | "
+        "seconds | peak_gib=peak GiB",
+    ),
 }
 
 

@@ -70,13 +70,7 @@ def suspects(
         raise ValueError(
             f"{len(kernel)} items and tolerance {tolerance:g}, expected two items and 0 or more."
         )
-    if neighbours is None:
-        neighbours = find_neighbours(kernel, min(count, len(kernel) - 1))
-    if len(neighbours.places) != len(kernel):
-        raise ValueError(
-            f"neighbours of {len(neighbours.places)} items, expected of {len(kernel)}: leave them "
-            "out to have them found."
-        )
+    neighbours = _of_items(kernel, neighbours, count)
     scores = _twins(kernel, neighbours, tolerance)
     classes = None if labels is None or len(set(labels)) < 2 else _Classes.of_kernel(kernel, labels)
     if classes is not None:
@@ -87,6 +81,22 @@ def suspects(
         coords={"item_id": ("item", np.array(kernel.ids))},
         attrs={"tolerance": tolerance},
     )
+
+
+def _of_items(kernel: LossKernel, neighbours: Neighbours | None, count: int) -> Neighbours:
+    """Return the neighbours, found where they were not given.
+
+    Raises:
+        ValueError: They are of another number of items.
+    """
+    if neighbours is None:
+        return find_neighbours(kernel, min(count, len(kernel) - 1))
+    if len(neighbours.places) != len(kernel):
+        raise ValueError(
+            f"neighbours of {len(neighbours.places)} items, expected of {len(kernel)}: leave them "
+            "out to have them found."
+        )
+    return neighbours
 
 
 @dataclass(frozen=True, eq=False)
