@@ -219,7 +219,7 @@ SECTIONS = {
         "neighbours | neighbours_low=from | neighbours_high=to | seeds",
     ),
     "kernel-digits": Section(
-        "The loss kernel of 1,000 digits: neighbours by two chains against those of fourteen "
+        "The loss kernel of 1,000 digits: neighbours by four chains against those of twelve "
         "others, AUROC of scores of flipped labels and other shares, and the linear part. "
         "Intervals are over seeds; trusted is how many of the seeds' runs are. In short: "
         "[docs/kernel.md](../../docs/kernel.md#suspects).",
