@@ -12,7 +12,8 @@ import torch
 
 import bif
 from bif.kernel import layout, layout_stability
-from bif.kernel.layout import kept_share, nearest_in_plane
+from bif.kernel.layout import nearest_in_plane
+from bif.kernel.neighbours import kept_share
 from small_problems import integers, normal
 
 CLASSES = 3

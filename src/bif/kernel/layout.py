@@ -10,6 +10,7 @@ import torch
 
 from bif.estimate.loss_kernel import LossKernel
 from bif.extras import needs_extra
+from bif.kernel.neighbours import kept_share
 
 LayoutKind = Literal["umap", "pca"]
 _WIDE = 10.0
@@ -96,11 +97,6 @@ def nearest_in_plane(places: np.ndarray, count: int = 15) -> np.ndarray:
     own = found == np.arange(len(places))[:, None]
     own[~own.any(axis=1), -1] = True
     return found[~own].reshape(len(places), count)
-
-
-def kept_share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return which share of the first neighbours is among the second, both `[N, k]`; `[N]`."""
-    return (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
 
 
 def _neighbours(

@@ -13,18 +13,16 @@ from bif.estimate.loss_kernel import LossKernel
 from bif.kernel.described import describe
 from bif.kernel.layout import (
     LayoutKind,
-    kept_share,
     layout,
     layout_stability,
     nearest_in_plane,
 )
+from bif.kernel.neighbours import kept_share
 from bif.report.map_source import Frame, ItemMap
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_FALSE_ALARMS = 0.05
-"""Share of items of noise whose neighbours are called stable."""
 _TEXTS = ("tokens", "text")
 """Labels that are the items themselves: the pieces of a text in JSON, or a text."""
 
@@ -84,7 +82,7 @@ def item_map(
     places = {kind: of_seeds[0] if kind == "umap" else layout(kernel, kind) for kind in layouts}
     frame = Frame(
         "", places, *neighbours, kernel.losses.double().mean(dim=1).numpy(),
-        kernel.variance.numpy(), found["kept"].values, _stable(found),
+        kernel.variance.numpy(), found["kept"].values, found["stable"].values,
     )  # fmt: skip
     return ItemMap(
         kernel.ids,
@@ -132,18 +130,6 @@ def _texts(kernel: LossKernel) -> list[str] | None:
     if "tokens" in kernel.labels:
         return ["".join(json.loads(pieces)) for pieces in kernel.labels["tokens"]]
     return list(kernel.labels["text"]) if "text" in kernel.labels else None
-
-
-def _stable(found: xr.Dataset) -> np.ndarray:
-    """Return which items keep more neighbours than by chance, `[N]`; of noise alone, 5 % do.
-
-    Two lists of k among N - 1 items share as many as a hypergeometric law says.
-    """
-    from scipy.stats import hypergeom
-
-    count, others = found.sizes["rank"], found.sizes["item"] - 1
-    shared = np.rint(found["kept"].values * count)
-    return np.asarray(hypergeom.sf(shared - 1, others, count, count) <= _FALSE_ALARMS)
 
 
 def _figures(frame: Frame, of_seeds: Sequence[np.ndarray]) -> dict[str, float]:

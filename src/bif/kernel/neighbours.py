@@ -104,6 +104,9 @@ def kept_share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         first: Positions of neighbours, `[N, k]`.
         second: Positions of as many, `[N, k]`.
 
+    Raises:
+        ValueError: Neighbours of other shapes.
+
     >>> kept_share(np.array([[1, 2]]), np.array([[2, 3]])).tolist()
     [0.5]
     """
