@@ -53,6 +53,7 @@ def main() -> None:
     for name in _SIZES:
         options.add_argument(f"--{name.replace('_', '-')}", type=int, help="in place of the plan's")
     options.add_argument("--damping", type=float, help="in place of the plan's")
+    options.add_argument("--one-temperature", action="store_true", help="no other nbeta and gamma")
     arguments = options.parse_args()
     if arguments.data is None:
         options.error("--data is needed: the folder with the standard data files.")
@@ -72,6 +73,7 @@ def run(name: str, arguments: argparse.Namespace) -> None:
     plan = replace(
         (TINY if arguments.tiny else PLANS)[name],
         **{size: value for size, value in given.items() if value is not None},
+        sensitivity=not arguments.one_temperature,
     )
     about = {
         "study": name, "plan": asdict(plan), "versions": versions(),
@@ -90,6 +92,7 @@ def _command(name: str, arguments: argparse.Namespace) -> str:
     """Return the command of one study, without folders of this machine."""
     words = ["python -m benchmarks.kernel", name, "--data DIR --out DIR --device", arguments.device]
     words += ["--tiny"] if arguments.tiny else []
+    words += ["--one-temperature"] if arguments.one_temperature else []
     words += [f"--{size.replace('_', '-')} {value}" for size in (*_SIZES, "damping")
               if (value := getattr(arguments, size)) is not None]  # fmt: skip
     return " ".join(words)

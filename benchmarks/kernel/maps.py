@@ -37,7 +37,7 @@ def fashion(bundle: Bundle, data: Path, plan: Plan, device: str) -> None:
     """Record the test images of Fashion-MNIST by a CNN of each training seed."""
     for case in _fashion(data, plan, device):
         _record(bundle, case, plan)
-        if case.seed == 0:
+        if case.seed == 0 and plan.sensitivity:
             _vary(bundle, case, plan)
 
 

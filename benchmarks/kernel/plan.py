@@ -30,6 +30,7 @@ class Plan:
         batch: Items of a mini-batch with control variate; None takes all items a step.
         step_size: Of the chains; found by a pilot if None.
         damping: gamma in units of nbeta.
+        sensitivity: Whether the kernel is asked for at other nbeta and gamma, too.
         pairs: Pairs, and triplets, of items that are kept for the agreement with a tree.
     """
 
@@ -45,6 +46,7 @@ class Plan:
     step_size: float | None = None
     pairs: int = 2000
     damping: float = DAMPING
+    sensitivity: bool = True
 
 
 PLANS = {
