@@ -10,6 +10,7 @@ A study writes one file of arrays, which `score` turns into JSON; it goes on whe
 
     python -m benchmarks.kernel fashion --data DIR --out DIR --device cuda
     python -m benchmarks.kernel score --data DIR --traces DIR --out benchmarks/results
+    python -m benchmarks.kernel draw --data DIR --traces DIR --out DIR
     python -m benchmarks.kernel subset --data DIR --out DIR --train 6000
 """
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from benchmarks.common import hardware, parser
 from benchmarks.kernel import backdoor, checkpoints, maps, mislabel
+from benchmarks.kernel.draw import draw
 from benchmarks.kernel.plan import PLANS, TINY, Plan
 from benchmarks.kernel.score import score
 from benchmarks.kernel.stored import Bundle
@@ -47,9 +49,12 @@ _SIZES = ("train", "items", "seeds", "chains", "draws", "thin", "burn_in", "epoc
 
 def main() -> None:
     options = parser(__doc__ or "")
-    options.add_argument("study", choices=[*STUDIES, "all", "score", "subset"])
+    options.add_argument("study", choices=[*STUDIES, "all", "score", "draw", "subset"])
     options.add_argument("--tiny", action="store_true", help="sizes for a few seconds")
-    options.add_argument("--traces", type=Path, help="folder of the studies' files, for score")
+    options.add_argument(
+        "--traces", type=Path, help="folder of the studies' files, for score and draw"
+    )
+    options.add_argument("--suffix", help="of the names of the files that score writes")
     for name in _SIZES:
         options.add_argument(f"--{name.replace('_', '-')}", type=int, help="in place of the plan's")
     options.add_argument("--damping", type=float, help="in place of the plan's")
@@ -61,6 +66,8 @@ def main() -> None:
         subset(arguments.data, arguments.out, arguments.train or PLANS["fashion"].train)
     elif arguments.study == "score":
         score(arguments.traces or arguments.out, arguments)
+    elif arguments.study == "draw":
+        draw(arguments.traces or arguments.out, arguments)
     else:
         names = STUDIES if arguments.study == "all" else [arguments.study]
         for name in names:

@@ -42,14 +42,15 @@ def score(traces: Path, arguments: argparse.Namespace) -> None:
             further = {"curves": curves}
         else:
             rows, further = found_items(bundle)
+        name = "-".join(["kernel", study, *([arguments.suffix] if arguments.suffix else [])])
         content = {
-            "benchmark": f"kernel-{study}", "seed": 0, **bundle.about, **further,
+            "benchmark": name, "seed": 0, **bundle.about, **further,
             "runs": bundle.rows, "rows": rows,
         }  # fmt: skip
         date = bundle.about["date"]
         print(f"\n{study}")
         print_table(rows)
-        print(write_json(arguments.out / f"kernel-{study}-{date}.json", content))
+        print(write_json(arguments.out / f"{name}-{date}.json", content))
 
 
 # --- Agreement with a tree ------------------------------------------------------------------------

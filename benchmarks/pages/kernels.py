@@ -1,4 +1,4 @@
-"""What `docs/kernel.md` shows of the runs of `benchmarks.kernel`."""
+"""What `docs/kernel-images.md` shows of the runs of `benchmarks.kernel`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from benchmarks.pages.runs import Run, describe_run
 from benchmarks.pages.sections import table
 
 Row = Mapping[str, Any]
-_SETS = ("fashion", "cifar")
+_SHARES = ("auroc", "found")
+"""Between 0 and 1, which intervals of few seeds leave."""
+_SETS = ("fashion", "fashion-small", "cifar")
 
 
 def hierarchies() -> list[str]:
@@ -44,15 +46,18 @@ def backdoored() -> list[str]:
 
 def levels() -> list[str]:
     """Return when each level of the tree is half-way there, by kernel."""
-    run = newest_run("kernel-checkpoints")
-    if run is None:
-        return []
-    kernels = list(dict.fromkeys(row["kernel"] for row in run["rows"]))
-    names = list(dict.fromkeys(row["level"] for row in run["rows"]))
-    by = {(row["kernel"], row["level"]): row for row in run["rows"]}
-    rows = [[name, *(_interval(by[k, name], "half_way", digits=0) for k in kernels)]
-            for name in names]  # fmt: skip
-    return ["", *_said(run), "", _trust(run), "", *table(["level", *kernels], rows)]
+    lines = []
+    for name in ("kernel-checkpoints", "kernel-checkpoints-small"):
+        run = newest_run(name)
+        if run is None:
+            continue
+        kernels = list(dict.fromkeys(row["kernel"] for row in run["rows"]))
+        names = list(dict.fromkeys(row["level"] for row in run["rows"]))
+        by = {(row["kernel"], row["level"]): row for row in run["rows"]}
+        rows = [[level, *(_interval(by[k, level], "half_way", digits=0) for k in kernels)]
+                for level in names]  # fmt: skip
+        lines += ["", *_said(run), "", _trust(run), "", *table(["level", *kernels], rows)]
+    return lines
 
 
 def _found(files: str, key: str, label: Any) -> list[str]:
@@ -95,7 +100,9 @@ def _interval(row: Row | None, name: str, *, digits: int = 2) -> str:
     if row is None or value is None or value != value:
         return "–"
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    known = low is not None and low == low
+    known = low is not None and low == low and row["seeds"] != 2  # of two seeds it says nothing
+    if known and name in _SHARES:
+        low, high = max(low, 0.0), min(high, 1.0)
     return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
 
 

@@ -34,6 +34,9 @@ SOLVING = (
     "fit_seconds=fit, s | score_seconds=scores, s | reason"
 )
 """Of the response by solving, and of rivals beside it."""
+_HALF_WAY = (
+    "kernel | level | half_way=half-way at step | half_way_low=95 % from | half_way_high=to | seeds"
+)
 _AGREEMENT = (
     "network | kernel | rank_correlation | rank_correlation_low=95 % from | "
     "rank_correlation_high=to | rank_correlation_p=p | rank_correlation_error=error of the chains |"
@@ -181,7 +184,11 @@ SECTIONS = {
     ),
     "kernel-fashion": Section(
         "Agreement of kernels of 10,000 test images with the tree of tops, bottoms, shoes and "
-        "bags, seeds of training. In short: [docs/kernel.md](../../docs/kernel.md#on-images).",
+        "bags, seeds of training. In short: [docs/kernel-images.md](../../docs/kernel-images.md).",
+        _AGREEMENT,
+    ),
+    "kernel-fashion-small": Section(
+        "The same of 1,500 test images and train items, at a damping at which chains mix.",
         _AGREEMENT,
     ),
     "kernel-cifar": Section(
@@ -192,11 +199,18 @@ SECTIONS = {
     "kernel-checkpoints": Section(
         "The step of training at which the separation of each level of the tree, mean correlation "
         "within groups less across, has gone half of its way; curves are in the file.",
-        "kernel | level | half_way=half-way at step | half_way_low=95 % from | half_way_high=to | "
-        "seeds",
+        _HALF_WAY,
+    ),
+    "kernel-checkpoints-small": Section(
+        "The same of 1,000 test images and train items, at a damping at which chains mix.",
+        _HALF_WAY,
     ),
     "kernel-mislabel-fashion": Section(
         "Items with a wrong label, found by kernels, losses and cleanlab.",
+        f"share | score | {_FOUND}",
+    ),
+    "kernel-mislabel-fashion-small": Section(
+        "The same of 1,000 train items, at a damping at which chains mix.",
         f"share | score | {_FOUND}",
     ),
     "kernel-mislabel-cifar": Section("The same of CIFAR-10.", f"share | score | {_FOUND}"),
@@ -205,6 +219,11 @@ SECTIONS = {
         f"among | score=by | {_FOUND}",
     ),
     "kernel-backdoor-cifar": Section("The same of CIFAR-10.", f"among | score=by | {_FOUND}"),
+    "kernel-maps": Section(
+        "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, and "
+        "kept between halves of the chains and by another seed of UMAP.",
+        "network | figure | value",
+    ),
     "checkpoints": Section(
         "Influence over 50 checkpoints of a network that learns digits, in one process; "
         "then killed at random moments and continued, the same to the last bit or not.",

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.item_kernel import ItemKernel
 from bif.extras import needs_extra
 from bif.kernel.neighbours import kept_share
 
@@ -22,7 +22,7 @@ _EXACT = 4096
 
 
 def layout(
-    kernel: LossKernel,
+    kernel: ItemKernel,
     method: LayoutKind = "umap",
     *,
     neighbours: tuple[np.ndarray, np.ndarray] | None = None,
@@ -100,7 +100,7 @@ def nearest_in_plane(places: np.ndarray, count: int = 15) -> np.ndarray:
 
 
 def _neighbours(
-    kernel: LossKernel, given: tuple[np.ndarray, np.ndarray] | None, count: int
+    kernel: ItemKernel, given: tuple[np.ndarray, np.ndarray] | None, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     if given is None:
         return kernel.nearest(min(count, len(kernel) - 1))
@@ -119,7 +119,7 @@ def _neighbours(
     return places, values
 
 
-def _principal(kernel: LossKernel, seed: int) -> np.ndarray:
+def _principal(kernel: ItemKernel, seed: int) -> np.ndarray:
     """Return the first two principal components of the embedding, `[N, 2]`."""
     x = kernel.embedding()
     x = x - x.mean(dim=0)

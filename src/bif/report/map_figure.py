@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,8 +21,10 @@ _INK = 9000.0
 """Area of all points together, as far as those bounds allow."""
 _MOST_NAMES = 40
 """Classes that are named on the map; more would hide it."""
-_GROUND = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.7}
-"""Behind a name: an outline would turn its letters into shapes."""
+_GROUND = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.6}
+"""Behind a name in SVG, where an outline would turn its letters into shapes."""
+_OUTLINE = 2.5
+"""Points of white around a name in PNG."""
 _MANY = 2000
 """Items above which SVG holds the points as a picture."""
 
@@ -40,6 +42,7 @@ def draw_map(shown: ItemMap, kind: Literal["svg", "png"]) -> bytes:
     with needs_extra("maps", "A picture of a map needs matplotlib"):
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.patheffects import withStroke
 
     frame = shown.frames[-1]
     places = np.asarray(frame.places[shown.layouts[0]], float)
@@ -56,10 +59,12 @@ def draw_map(shown: ItemMap, kind: Literal["svg", "png"]) -> bytes:
             *places[order].T, s=area, c=shades[order], linewidths=0, alpha=0.85,
             rasterized=len(shown) > _MANY,
         )  # fmt: skip
+        outline = [withStroke(linewidth=_OUTLINE, foreground="white")]
+        readable: dict[str, Any] = {"svg": {"bbox": _GROUND}, "png": {"path_effects": outline}}
         for name, x, y, colour in _named(names, of_item, places, colours):
             axis.annotate(name, (x, y), ha="center", va="center", fontsize="small",
-                          fontweight="bold", color=colour, bbox=_GROUND,
-                          parse_math=False)  # fmt: skip
+                          fontweight="bold", color=colour, parse_math=False,
+                          **readable[kind])  # fmt: skip
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("#cccccc")
         axis.set_xlabel(_words(shown, int((~stable).sum())), fontsize="small", parse_math=False)

@@ -182,7 +182,8 @@ def _facts(shown: ItemMap) -> str:
         "Neighbours of an item": count(frame.neighbours.shape[1]),
         "Items without stable neighbours": count((~frame.stable).sum()),
     }
-    chance = f" <small>chance {percent(frame.by_chance)}</small>"
+    by_chance = percent(frame.by_chance) if frame.by_chance >= 0.005 else "below 1 %"
+    chance = f" <small>chance {by_chance}</small>"
     shares = {
         "Kept between halves of the chains": frame.kept.mean(),
         f"Neighbours that {first.upper()} shows": shown.figures.get(f"{first}_shows_neighbours"),
