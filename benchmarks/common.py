@@ -101,8 +101,8 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 def _without_folders(words: Sequence[str]) -> list[str]:
     """Return a command without folders of this machine."""
-    named = {"--data": "DIR", "--out": "DIR", "--references": "DIR", "--banks": "BANKS", "--traces": "DIR",
-             "--add": "FILE"}  # fmt: skip
+    named = {"--data": "DIR", "--out": "DIR", "--references": "DIR", "--traces": "DIR",
+             "--banks": "BANKS", "--add": "FILE"}  # fmt: skip
     return [named.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 

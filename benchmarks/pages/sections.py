@@ -220,8 +220,8 @@ SECTIONS = {
     ),
     "kernel-backdoor-cifar": Section("The same of CIFAR-10.", f"among | score=by | {_FOUND}"),
     "kernel-maps": Section(
-        "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, and "
-        "kept between halves of the chains and by another seed of UMAP.",
+        "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, "
+        "and kept between halves of the chains and by another seed of UMAP.",
         "network | figure | value",
     ),
     "checkpoints": Section(
