@@ -15,6 +15,7 @@ import torch
 
 import bif
 from bif import store
+from bif.cli.kernel_map import MapOptions
 from bif.kernel import ItemMap, describe, item_map, map_series, pictures_of
 from bif.kernel.layout import nearest_in_plane
 from bif.kernel.neighbours import kept_share
@@ -163,6 +164,17 @@ def test_figures_say_what_they_are_and_that_a_run_is_not_trusted(plain: ItemMap)
     assert shown.figure("png").startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no picture of kind 'pdf': expected 'svg' or 'png'"):
         shown.figure("pdf")  # type: ignore[arg-type]
+
+
+def test_the_map_of_a_run_has_the_nearest_by_pixels_beside_those_of_the_kernel(run, kernel):
+    shown = MapOptions("pca", 1, "train", None, 0).draw(run, kernel, describe(kernel)[0], None)
+    x = pixels(20).reshape(20, -1).astype(float)
+    x = x - x.mean(axis=0)
+    cosine = x @ x.T / np.outer(*2 * [np.linalg.norm(x, axis=1)])
+    np.fill_diagonal(cosine, -2)
+    expected = np.argsort(-cosine, axis=1)[:, :15]
+    assert shown is not None
+    np.testing.assert_array_equal(shown.others["pixels"], expected)
 
 
 class TestCommand:

@@ -55,18 +55,23 @@ class MapOptions:
         self, run: Run, kernel: LossKernel, dataset: xr.Dataset, after: ItemMap | None
     ) -> ItemMap | None:
         """Return the map of a kernel; None, with a sentence, where it cannot be drawn."""
-        from bif.kernel import item_map, pictures_of
+        from bif.kernel import find_neighbours, item_map, picture_kernel, pictures_of
 
         if self.layout == "none":
             return None
         if len(kernel) < 3:
             say([f"no map: it needs three items, and there are {len(kernel)}."])
             return None
+        pictures, others = pictures_of(run, self.sides), {}
+        if pictures is not None:
+            by_pixels = picture_kernel(pictures, kernel)
+            count = dataset["neighbour"].shape[1]
+            others["pixels"] = find_neighbours(by_pixels, count, seed=self.seed).places
         try:
             return item_map(
                 kernel, described=dataset, label=self.label,
                 layouts=("umap", "pca") if self.layout == "umap" else ("pca",),
-                pictures=pictures_of(run, self.sides), failed_gates=run.failed_gates,
+                others=others, pictures=pictures, failed_gates=run.failed_gates,
                 after=after, num_seeds=self.seeds, seed=self.seed,
             )  # fmt: skip
         except ImportError as error:

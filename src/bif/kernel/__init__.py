@@ -28,6 +28,7 @@ from bif.kernel.similarities import (
     gradient_kernel,
     input_kernel,
     label_kernel,
+    picture_kernel,
 )
 from bif.kernel.squared import SquaredKernel, squared_kernel
 from bif.kernel.suspects import suspects
@@ -70,6 +71,7 @@ __all__ = [
     "loss_kernel",
     "map_series",
     "neighbour_stability",
+    "picture_kernel",
     "pictures_of",
     "read_tree",
     "recall",

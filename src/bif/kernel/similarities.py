@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,10 +118,29 @@ def input_kernel(
     groups, ids, labels = _items_of(problem, sides)
     parts = [_leaf(batch, leaf) for items in groups for _, batch in items.chunks(_ITEMS)]
     if parts[0].is_floating_point():
-        rows = torch.cat([part.flatten(1).cpu() for part in parts])
-        return FeatureKernel((rows - rows.mean(dim=0, dtype=torch.float64)).to(rows), ids, labels)
+        return _centred(torch.cat([part.flatten(1).cpu() for part in parts]), ids, labels)
     tokens = [row.flatten().cpu().numpy() for part in parts for row in part]
     return TokenOverlap(tuple(row[row != padding] for row in tokens), ids, labels)
+
+
+def picture_kernel(pictures: np.ndarray, kernel: ItemKernel) -> FeatureKernel:
+    """Return the similarity of the items' pictures, as `input_kernel` has it of pixels.
+
+    Args:
+        pictures: Of the items, as `pictures_of` returns them, `[N, …]` uint8.
+        kernel: Whose items.
+
+    Raises:
+        ValueError: Another number of pictures than items.
+    """
+    rows = torch.from_numpy(np.ascontiguousarray(pictures)).flatten(1).float()
+    return _centred(rows, kernel.ids, kernel.labels)
+
+
+def _centred(
+    rows: Tensor, ids: tuple[str, ...], labels: dict[str, tuple[str, ...]]
+) -> FeatureKernel:
+    return FeatureKernel((rows - rows.mean(dim=0, dtype=torch.float64)).to(rows), ids, labels)
 
 
 def label_kernel(kernel: ItemKernel, label: str = "label") -> FeatureKernel:
