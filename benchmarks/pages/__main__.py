@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "kernels of mislabelled items": kernels.mislabelled,
     "kernels of backdoored items": kernels.backdoored,
     "kernels over checkpoints": kernels.levels,
+    "kernels of the toy": kernels.toy,
     "language": language.training_line,
     **{f"language, {part}": lambda p=part: language.part(p)
        for part in ("tokens", "planted", "lds")},

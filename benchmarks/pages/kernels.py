@@ -60,6 +60,24 @@ def levels() -> list[str]:
     return lines
 
 
+def toy() -> list[str]:
+    """Return the moments of each level of the hierarchical toy, by similarity."""
+    run = newest_run("kernel-hierarchy")
+    if run is None:
+        return []
+    rows = [
+        [row["level"], row["kernel"], f"{row['peak_step']:.0f}", _step(row["flip_step"]),
+         f"{row['branching_step']:.0f}", f"{row['trusted']} of {row['checkpoints']}"]
+        for row in sorted(run["rows"], key=lambda row: row["level"])
+    ]  # fmt: skip
+    heads = ["level", "similarity", "peak", "negative from", "learned at", "trusted checkpoints"]
+    return ["", *table(heads, rows)]
+
+
+def _step(value: float | None) -> str:
+    return "never" if value is None or value != value else f"{value:.0f}"
+
+
 def _found(files: str, key: str, label: Any) -> list[str]:
     lines = []
     for run in _runs(files):

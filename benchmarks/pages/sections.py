@@ -219,6 +219,14 @@ SECTIONS = {
         f"among | score=by | {_FOUND}",
     ),
     "kernel-backdoor-cifar": Section("The same of CIFAR-10.", f"among | score=by | {_FOUND}"),
+    "kernel-hierarchy": Section(
+        "The loss kernel of the hierarchical toy over its training: where the separation of a "
+        "level is largest and where it turns negative, beside the step at which the split is "
+        "learned.",
+        "kernel | level | peak_step=peak at step | peak_step_low=from | peak_step_high=to | "
+        "flip_step=negative at step | flip_step_low=from | flip_step_high=to | "
+        "branching_step=learned at step | seeds | trusted | checkpoints",
+    ),
     "kernel-maps": Section(
         "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, "
         "and kept between halves of the chains and by another seed of UMAP.",
