@@ -46,18 +46,15 @@ def backdoored() -> list[str]:
 
 def levels() -> list[str]:
     """Return when each level of the tree is half-way there, by kernel."""
-    lines = []
-    for name in ("kernel-checkpoints", "kernel-checkpoints-small"):
-        run = newest_run(name)
-        if run is None:
-            continue
-        kernels = list(dict.fromkeys(row["kernel"] for row in run["rows"]))
-        names = list(dict.fromkeys(row["level"] for row in run["rows"]))
-        by = {(row["kernel"], row["level"]): row for row in run["rows"]}
-        rows = [[level, *(_interval(by[k, level], "half_way", digits=0) for k in kernels)]
-                for level in names]  # fmt: skip
-        lines += ["", *_said(run), "", _trust(run), "", *table(["level", *kernels], rows)]
-    return lines
+    run = newest_run("kernel-checkpoints")
+    if run is None:
+        return []
+    kernels = list(dict.fromkeys(row["kernel"] for row in run["rows"]))
+    names = list(dict.fromkeys(row["level"] for row in run["rows"]))
+    by = {(row["kernel"], row["level"]): row for row in run["rows"]}
+    rows = [[name, *(_interval(by[k, name], "half_way", digits=0) for k in kernels)]
+            for name in names]  # fmt: skip
+    return ["", *_said(run), "", _trust(run), "", *table(["level", *kernels], rows)]
 
 
 def toy() -> list[str]:

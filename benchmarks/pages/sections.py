@@ -201,16 +201,8 @@ SECTIONS = {
         "within groups less across, has gone half of its way; curves are in the file.",
         _HALF_WAY,
     ),
-    "kernel-checkpoints-small": Section(
-        "The same of 1,000 test images and train items, at a damping at which chains mix.",
-        _HALF_WAY,
-    ),
     "kernel-mislabel-fashion": Section(
         "Items with a wrong label, found by kernels, losses and cleanlab.",
-        f"share | score | {_FOUND}",
-    ),
-    "kernel-mislabel-fashion-small": Section(
-        "The same of 1,000 train items, at a damping at which chains mix.",
         f"share | score | {_FOUND}",
     ),
     "kernel-mislabel-cifar": Section("The same of CIFAR-10.", f"share | score | {_FOUND}"),
