@@ -46,6 +46,7 @@ MAY_IMPORT = {
         report
     """,
     "kernel": "problem sampling curvature baselines results estimate store runs stages report",
+    "susceptibility": "problem sampling estimate results runs",
     "interop": "problem sampling estimate results store calibration runs",
     "benchmark": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs

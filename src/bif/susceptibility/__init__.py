@@ -1,0 +1,16 @@
+"""Susceptibilities: how observables respond to shifts of the training data, by component and order.
+
+The influence of an item is the susceptibility to its weight.  All of it comes from the draws of
+runs that are there, without retraining.
+"""
+
+from bif.susceptibility.expansion import predicted_change, susceptibilities
+from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
+
+__all__ = [
+    "Shifts",
+    "group_shifts",
+    "predicted_change",
+    "susceptibilities",
+    "weight_shifts",
+]
