@@ -5,12 +5,15 @@ runs that are there, without retraining.
 """
 
 from bif.susceptibility.expansion import predicted_change, susceptibilities
+from bif.susceptibility.interactions import group_additivity, third_cumulants
 from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
 
 __all__ = [
     "Shifts",
+    "group_additivity",
     "group_shifts",
     "predicted_change",
     "susceptibilities",
+    "third_cumulants",
     "weight_shifts",
 ]
