@@ -6,12 +6,15 @@ runs that are there, without retraining.
 
 from bif.susceptibility.expansion import predicted_change, susceptibilities
 from bif.susceptibility.interactions import group_additivity, third_cumulants
+from bif.susceptibility.learning_coefficient import LearningCoefficient, learning_coefficient
 from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
 
 __all__ = [
+    "LearningCoefficient",
     "Shifts",
     "group_additivity",
     "group_shifts",
+    "learning_coefficient",
     "predicted_change",
     "susceptibilities",
     "third_cumulants",
