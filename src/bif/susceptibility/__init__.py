@@ -4,6 +4,12 @@ The influence of an item is the susceptibility to its weight.  All of it comes f
 runs that are there, without retraining.
 """
 
+from bif.susceptibility.components import (
+    SusceptibilityMatrix,
+    component_runs,
+    susceptibility_matrix,
+)
+from bif.susceptibility.directions import PrincipalDirections, principal_directions
 from bif.susceptibility.expansion import predicted_change, susceptibilities
 from bif.susceptibility.interactions import group_additivity, third_cumulants
 from bif.susceptibility.learning_coefficient import LearningCoefficient, learning_coefficient
@@ -11,12 +17,17 @@ from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
 
 __all__ = [
     "LearningCoefficient",
+    "PrincipalDirections",
     "Shifts",
+    "SusceptibilityMatrix",
+    "component_runs",
     "group_additivity",
     "group_shifts",
     "learning_coefficient",
     "predicted_change",
+    "principal_directions",
     "susceptibilities",
+    "susceptibility_matrix",
     "third_cumulants",
     "weight_shifts",
 ]
