@@ -54,7 +54,7 @@ MAY_IMPORT = {
     """,
     "cli": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
-        baselines language interop benchmark report stages kernel
+        baselines language interop benchmark report stages kernel susceptibility
     """,
 }
 # Not rooms: the package itself, and public names of what lies elsewhere.

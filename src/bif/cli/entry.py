@@ -16,6 +16,7 @@ from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.kernel import Kernel
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
+from bif.cli.shift import Shift
 from bif.cli.stages import Stages
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
@@ -47,6 +48,7 @@ def main() -> None:
         | Annotated[Respond, tyro.conf.subcommand("respond")]
         | Annotated[Stages, tyro.conf.subcommand("stages")]
         | Annotated[Kernel, tyro.conf.subcommand("kernel")]
+        | Annotated[Shift, tyro.conf.subcommand("shift")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],
