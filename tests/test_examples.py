@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_checkpoints_of_ones_own_training_are_followed(monkeypatch, capsys, tmp_
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 5 and all(": " in line and "±" in line for line in said)
     assert len(bif.Trajectory.load(tmp_path / "own-checkpoints" / "stages").steps) >= 10
+
+
+@pytest.mark.slow
+def test_a_shift_of_half_a_class_is_predicted(capsys):
+    pytest.importorskip("sklearn", reason="the extra `demo` is not installed")
+    runpy.run_path(str(EXAMPLES / "shift.py"))
+    number = r"([+-]?[\d.]+)"
+    told = re.findall(
+        f"at {number}: .* second {number}, .* sampled {number}", capsys.readouterr().out
+    )
+    change = {float(size): (float(second), float(sampled)) for size, second, sampled in told}
+    for size in (-0.5, 1.0):  # the third order is about a tenth of the change
+        assert change[size][0] == pytest.approx(change[size][1], rel=0.15)
+    assert abs(change[-1.0][0]) > 2 * abs(change[-1.0][1])  # a whole class is too much
 
 
 @pytest.mark.usefixtures("unchecked")
