@@ -24,9 +24,9 @@ def features() -> FeatureKernel:
 def pairs_of_chains(kernel: LossKernel) -> np.ndarray:
     """Return the mean over pairs of chains of the product of their parts of a correlation."""
     x = kernel.embedding().numpy()
-    chains, draws = kernel.chains.numpy(), x.shape[1]
+    chains = kernel.chains.numpy()
     parts = {c: x[:, chains == c] @ x[:, chains == c].T for c in np.unique(chains)}
-    shares = {c: (chains == c).sum() / (draws - 1) for c in parts}
+    shares = {c: (chains == c).mean() for c in parts}
     both = [(a, b) for a in parts for b in parts if a != b]
     products = np.sum([parts[a] * parts[b] for a, b in both], axis=0)
     return products / sum(shares[a] * shares[b] for a, b in both)
@@ -54,6 +54,22 @@ def test_squares_are_those_of_the_dense_matrix(kernel: ItemKernel, dense: np.nda
     )
     part = found.of_items([6, 0, 2])
     np.testing.assert_allclose(part.block(), dense[np.ix_([6, 0, 2], [6, 0, 2])], **close)
+
+
+def test_squares_of_few_draws_are_right_in_the_mean():
+    pairs, draws, covariance = 20_000, 8, 0.6
+    first, other = normal(pairs, draws, seed=1), normal(pairs, draws, seed=2)
+    second = covariance * first + (1 - covariance**2) ** 0.5 * other
+    ids = tuple(map(str, range(2 * pairs)))
+    kernel = LossKernel(torch.cat([first, second]), torch.arange(draws) // 2, ids, {})
+    places = np.arange(pairs)
+    found = squared_kernel(kernel).at_pairs(places, pairs + places, kind="covariance")
+    # by Isserlis' theorem; the mean over all draws ties the chains by -1/M
+    true = covariance**2 + (1 + covariance**2) / (draws - 1) ** 2
+    error = found.std() / pairs**0.5
+    assert abs(found.mean() - true) < 5 * error
+    mutant = found * ((draws - 1) / draws) ** 2  # of shares that are not of one
+    assert abs(mutant.mean() - true) > 5 * error
 
 
 def test_class_blocks_are_the_mean_squares_of_the_loss_kernel():

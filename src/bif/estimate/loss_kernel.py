@@ -69,26 +69,38 @@ class LossKernel(ItemKernel):
         """Return the mean square of a block without the noise of the draws; no item with itself.
 
         The mean over pairs of chains of the product of their parts of an entry: its expectation is
-        the square of the entry, where that of an estimate's square has its variance besides.
+        the square of the entry, where that of an estimate's square has its variance besides.  What
+        is left, by the mean over all draws, is of the order of `1 / M²`.
 
         Raises:
             ValueError: A single chain.
         """
-        chains = self.chains.unique()
-        if len(chains) < 2:
+        parts = self.columns_of_chains()
+        if len(parts) < 2:
             raise ValueError("a square without noise needs two chains, and there is one.")
         x, y = (self.embedding(kind, list(part)).double() for part in (rows, columns))
         total = x.new_zeros(len(rows), len(columns))
-        own, shares = torch.zeros_like(total), []
-        for chain in chains:
-            here = self.chains == chain
-            product = x[:, here] @ y[:, here].T
+        own = torch.zeros_like(total)
+        for part in parts:
+            product = x[:, part] @ y[:, part].T
             total += product
             own += product.square()
-            shares.append(int(here.sum()) / (len(here) - 1))
-        squares = (total.square() - own) / (sum(shares) ** 2 - sum(w * w for w in shares))
+        squares = (total.square() - own) / self.share_of_different_chains()
         same = torch.tensor(list(rows))[:, None] == torch.tensor(list(columns))
         return float(squares[~same].mean())
+
+    def columns_of_chains(self) -> list[Tensor]:
+        """Return the positions of each chain's draws, `[D]` of each."""
+        return [(self.chains == chain).nonzero()[:, 0] for chain in self.chains.unique()]
+
+    def share_of_different_chains(self) -> float:
+        """Return the share of pairs of draws that are of different chains, `1 - Σ (D_c / M)²`.
+
+        By it a sum of products of different chains' parts of the kernel is divided, to be of the
+        size of a product of the whole.
+        """
+        parts = self.columns_of_chains()
+        return 1 - sum((len(part) / len(self.chains)) ** 2 for part in parts)
 
     def stability(self, count: int, *, kind: KernelKind = "correlation") -> np.ndarray:
         """Return which share of its nearest items each keeps between halves of the chains, `[N]`.

@@ -176,12 +176,11 @@ def _products(problem: Problem, rows: Tensor, nbeta: float, damping: float) -> T
 
 def _correlation_and_slope(kernel: LossKernel, linear: ItemKernel, kind: KernelKind) -> np.ndarray:
     """Return the correlation without noise, and the slope, over pairs of different items."""
-    chains = kernel.chains.unique()
-    if len(chains) < 2:
+    parts = kernel.columns_of_chains()
+    if len(parts) < 2:
         raise ValueError("a variance without noise needs two chains, and there is one.")
-    shares = np.array([int((kernel.chains == c).sum()) for c in chains]) / (len(kernel.chains) - 1)
     x, other = kernel.embedding(kind).double(), linear.embedding(kind).double()
-    sums_C = np.zeros(len(chains))
+    sums_C = np.zeros(len(parts))
     squares = product = of_linear = square_of_linear = 0.0
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -189,23 +188,22 @@ def _correlation_and_slope(kernel: LossKernel, linear: ItemKernel, kind: KernelK
         own = torch.arange(len(expected))
         expected[own, start + own] = 0
         total, noise = torch.zeros_like(expected), 0.0
-        for c, chain in enumerate(chains):
-            here = kernel.chains == chain
-            part = x[rows][:, here] @ x[:, here].T
-            part[own, start + own] = 0
-            total += part
-            noise += float(part.square().sum())
-            sums_C[c] += float(part.sum())
+        for c, here in enumerate(parts):
+            block = x[rows][:, here] @ x[:, here].T
+            block[own, start + own] = 0
+            total += block
+            noise += float(block.square().sum())
+            sums_C[c] += float(block.sum())
         squares += float(total.square().sum()) - noise
         product += float((total * expected).sum())
         of_linear += float(expected.sum())
         square_of_linear += float(expected.square().sum())
     pairs = len(x) * (len(x) - 1)
-    both = shares.sum() ** 2 - (shares**2).sum()
+    both = kernel.share_of_different_chains()
     mean_square = (sums_C.sum() ** 2 - (sums_C**2).sum()) / both / pairs**2
     variance = squares / both / pairs - mean_square
     spread = square_of_linear / pairs - (of_linear / pairs) ** 2
-    covariance = (product / pairs - sums_C.sum() / pairs * of_linear / pairs) / shares.sum()
+    covariance = product / pairs - sums_C.sum() / pairs * of_linear / pairs
     if spread <= 0:
         return np.array([math.nan, math.nan])
     correlation = covariance / (variance * spread) ** 0.5 if variance > 0 else math.nan

@@ -137,17 +137,14 @@ class SquaredKernel(ItemKernel):
 
     def _parts(self) -> list[Tensor]:
         """Return the columns of each chain; of a kernel without chains one part."""
-        if not isinstance(self.kernel, LossKernel):
-            return [torch.arange(self.kernel.factor.shape[1])]
-        chains = self.kernel.chains
-        return [(chains == chain).nonzero()[:, 0] for chain in chains.unique()]
+        if isinstance(self.kernel, LossKernel):
+            return self.kernel.columns_of_chains()
+        return [torch.arange(self.kernel.factor.shape[1])]
 
     def _norm(self) -> float:
-        parts = self._parts()
-        if len(parts) == 1:
-            return 1.0
-        shares = [len(part) / (sum(map(len, parts)) - 1) for part in parts]
-        return sum(shares) ** 2 - sum(share**2 for share in shares)
+        if isinstance(self.kernel, LossKernel):
+            return self.kernel.share_of_different_chains()
+        return 1.0
 
     def _squares(self, product: Callable[[Tensor], Tensor]) -> Tensor:
         """Return squares, from the kernel by the columns of a part."""
