@@ -12,7 +12,7 @@ from benchmarks.kernel import images
 from benchmarks.kernel.plan import NBETA, NEIGHBOURS, SENSITIVITY, Plan, settings
 from benchmarks.kernel.sampling import Sampled, alignments, controls, posed, sample
 from benchmarks.kernel.stored import Bundle, rows_of_map, stored
-from bif.kernel import squared_kernel
+from bif.kernel import neighbour_stability, squared_kernel
 
 
 class Case(NamedTuple):
@@ -107,7 +107,7 @@ def _of_map(sampled: Sampled) -> dict[str, Any]:
     places, values = kernel.nearest(min(NEIGHBOURS, len(kernel) - 1))
     return {
         **rows_of_map(kernel), "neighbour": places.astype("int16"), "correlation": values,
-        "kept": kernel.stability(places.shape[1]).astype("float32"),
+        "kept": neighbour_stability(kernel, places.shape[1]).kept.astype("float32"),
         "center_loss": sampled.center.astype("float32"),
         "mean_loss_gain": sampled.mean_loss_gain.astype("float32"),
         "loss_variance": kernel.variance.numpy().astype("float32"),

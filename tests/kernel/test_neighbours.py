@@ -61,7 +61,6 @@ def test_recall_is_the_share_of_true_neighbours():
 def test_halves_of_the_chains_are_compared_as_the_kernel_does():
     kernel = kernel_of(grouped(60))
     found = neighbour_stability(kernel, 5)
-    np.testing.assert_array_equal(found.kept, kernel.stability(5))
     np.testing.assert_array_equal(found.kept, shared_neighbours(kernel.halves(), 5))
 
 
@@ -88,10 +87,26 @@ def test_items_that_are_near_to_all_make_no_neighbours_stable():
     loading = 1 + normal(1000, 1, seed=4).abs()
     losses = loading * normal(1, 80, seed=5) + normal(1000, 80, seed=6)
     called, most = false_alarms(losses, 0.05)
-    kept = kernel_of(losses).stability(15)
+    kept = neighbour_stability(kernel_of(losses), 15).kept
     assert called <= most
     blind = binom.sf(np.round(15 * kept) - 1, 15, 15 / 999) <= 0.05
     assert blind.mean() > 2 * most  # the mutant, which knows no hubs
+
+
+def test_neighbours_of_noise_are_kept_by_chance_and_those_of_twins_always():
+    kept = neighbour_stability(kernel_of(normal(200, 80, seed=7)), 10).kept
+    assert kept.mean() == pytest.approx(10 / 199, rel=0.2)
+    twins = normal(20, 80, seed=3).repeat_interleave(2, dim=0) + 0.1 * normal(40, 80, seed=4)
+    assert (neighbour_stability(kernel_of(twins), 1).kept == 1).all()
+
+
+def test_items_that_never_move_have_no_stable_neighbours():
+    losses = grouped(60, 80)
+    losses[5], losses[17] = 0.3, 0.3
+    losses[30, kernel_of(losses).chains % 2 == 0] = 1.5  # moves in one half of the chains alone
+    found = neighbour_stability(kernel_of(losses), 5)
+    assert not found.stable[[5, 17, 30]].any() and not found.kept[[5, 17, 30]].any()
+    assert found.stable.any()
 
 
 def test_true_neighbours_are_called_stable():

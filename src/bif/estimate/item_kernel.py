@@ -68,8 +68,9 @@ class ItemKernel(ABC):
         rows, variance = self.factor[items], self.variance[items]
         if kind == "covariance":
             return rows
-        scale = torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0)
-        return rows * scale[:, None].to(rows)
+        # one over a tiny deviation may be more than float32 holds
+        spread = torch.where(variance > 0, variance.sqrt(), torch.inf)
+        return rows / spread[:, None].to(rows)
 
     def block(
         self,
@@ -131,8 +132,7 @@ class ItemKernel(ABC):
         Raises:
             ValueError: As many neighbours as items, or none.
         """
-        if not 0 < count < len(self):
-            raise ValueError(f"{count} neighbours of {len(self)} items, expected fewer, and one.")
+        refuse_other_counts(count, len(self))
         places, values = [], []
         for start, block in self.each_block(kind):
             own = torch.arange(len(block))
@@ -229,6 +229,18 @@ def names_of_items(
     """Return ids and labels of some of a kernel's items."""
     ids = tuple(kernel.ids[i] for i in items)
     return ids, {n: tuple(values[i] for i in items) for n, values in kernel.labels.items()}
+
+
+def refuse_other_counts(count: int, num_items: int) -> None:
+    """Raise where items cannot have so many neighbours.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if not 0 < count < num_items:
+        raise ValueError(
+            f"{count} neighbours of {num_items} items, expected one or more, and fewer than items."
+        )
 
 
 def refuse_other_lengths(

@@ -10,7 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.estimate.item_kernel import ItemKernel, KernelKind, names_of_items
+from bif.estimate.item_kernel import (
+    ItemKernel,
+    KernelKind,
+    names_of_items,
+    refuse_other_lengths,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,8 @@ class LossKernel(ItemKernel):
         labels: Of each item, by what they say, such as "class".
 
     Raises:
-        ValueError: Other shapes; fewer than two draws; losses that are not finite.
+        ValueError: Other shapes or numbers of labels; fewer than two draws; losses that are not
+            finite.
 
     Source: Adam et al. 2025, arXiv 2509.26537.
     """
@@ -44,6 +50,7 @@ class LossKernel(ItemKernel):
                 f"losses are {count} items at {draws} draws: got {len(self.ids)} ids and chains "
                 f"{tuple(self.chains.shape)}."
             )
+        refuse_other_lengths(count, self.ids, self.labels)
         if draws < 2:
             raise ValueError(f"a covariance needs 2 draws, got {draws}.")
         bad = [i for i, name in enumerate(self.ids) if not bool(self.losses[i].isfinite().all())]
@@ -56,6 +63,8 @@ class LossKernel(ItemKernel):
     def traces(self) -> Tensor:
         """X: losses centred over all draws and divided by `sqrt(M - 1)`, so that K is `X Xᵀ`."""
         centred = self.losses - self.losses.mean(dim=1, keepdim=True, dtype=torch.float64)
+        low, high = self.losses.aminmax(dim=1)
+        centred[low == high] = 0.0  # the rounding of their mean is no variance
         return (centred / (self.losses.shape[1] - 1) ** 0.5).to(self.losses.dtype)
 
     @property
@@ -102,14 +111,6 @@ class LossKernel(ItemKernel):
         parts = self.columns_of_chains()
         return 1 - sum((len(part) / len(self.chains)) ** 2 for part in parts)
 
-    def stability(self, count: int, *, kind: KernelKind = "correlation") -> np.ndarray:
-        """Return which share of its nearest items each keeps between halves of the chains, `[N]`.
-
-        By chance it is `count / (N - 1)`.
-        """
-        first, second = (half.nearest(count, kind=kind)[0] for half in self.halves())
-        return (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
-
     def of_chains(self, chains: Sequence[int] | Tensor) -> LossKernel:
         """Return the kernel by the draws of some chains."""
         kept = torch.isin(self.chains, torch.as_tensor(chains))
@@ -141,15 +142,38 @@ class LossKernel(ItemKernel):
             num_groups: Groups, at most as many as chains.
 
         Raises:
-            ValueError: A single chain.
+            ValueError: A single chain; or the statistic's, of what chains are left.
         """
         groups = self.chains.unique().tensor_split(min(num_groups, len(self.chains.unique())))
         if len(groups) < 2:
             raise ValueError("an error by the spread of the chains needs two chains, got one.")
-        every = self.chains.unique()
-        without = [
-            np.asarray(statistic(self.of_chains(every[~torch.isin(every, group)])))
-            for group in groups
-        ]
+        every, value = self.chains.unique(), np.asarray(statistic(self))
+        without = []
+        for group in groups:
+            kept = every[~torch.isin(every, group)]
+            try:
+                without.append(np.asarray(statistic(self.of_chains(kept))))
+            except ValueError as error:
+                raise ValueError(
+                    f"an error by the spread of the chains leaves some out, and {len(kept)} of "
+                    f"{len(every)} are too few: {error}"
+                ) from error
         spread = np.var(without, axis=0) * (len(groups) - 1)
-        return np.asarray(statistic(self)), np.sqrt(spread)
+        return value, np.sqrt(spread)
+
+
+def refuse_without_chains(kernel: ItemKernel, asked: str) -> None:
+    """Raise where a kernel is not of losses at the draws of chains.
+
+    Args:
+        kernel: Of items.
+        asked: What needs the draws, in the plural.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not isinstance(kernel, LossKernel):
+        raise ValueError(
+            f"{asked} need the draws of chains, and a {type(kernel).__name__} has none: pass a "
+            "loss kernel. Of others there are neighbours, blocks, and agreement with a tree."
+        )

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bif.estimate.item_kernel import ItemKernel
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.item_kernel import ItemKernel, refuse_other_counts
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.extras import needs_extra
 
 Search = Literal["auto", "exact", "approximate"]
@@ -65,8 +65,7 @@ def find_neighbours(
         raise ValueError(f"no search {search!r}: expected 'auto', 'exact' or 'approximate'.")
     if search == "exact" or (search == "auto" and len(kernel) <= MOST_EXACT):
         return Neighbours(*kernel.nearest(count), exact=True, recall=1.0)
-    if not 0 < count < len(kernel):
-        raise ValueError(f"{count} neighbours of {len(kernel)} items, expected fewer, and one.")
+    refuse_other_counts(count, len(kernel))
     places, values = _descend(kernel, count, seed)
     return Neighbours(places, values, exact=False, recall=recall(kernel, places, seed=seed))
 
@@ -146,7 +145,8 @@ class Stability:
     """Which neighbours two independent halves of the chains both name.
 
     Attributes:
-        kept: Share of an item's neighbours, `[N]`.
+        kept: Share of an item's neighbours, `[N]`; 0 of one whose loss never moves in a half, which
+            has no neighbours.
         by_hubs: What it would be if the second half's lists were dealt to the items at random: a
             few items that are near to all are in every list.  `[N]`.
         stable: Whether so many would be kept by that chance with at most the given probability,
@@ -175,7 +175,8 @@ def neighbour_stability(
         false_alarms: Most items of noise, as a share, that are called stable.
 
     Raises:
-        ValueError: A single chain; as many neighbours as items; a rate outside of 0 to 1.
+        ValueError: No chains, or a single one; as many neighbours as items; a rate outside of 0 to
+            1.
 
     Source: Hoeffding 1956, "On the distribution of the number of successes in independent trials",
     for the bound.
@@ -184,12 +185,15 @@ def neighbour_stability(
 
     if not 0 < false_alarms < 1:
         raise ValueError(f"false_alarms is {false_alarms:g}, expected a share between 0 and 1.")
-    first, second = (find_neighbours(half, count).places for half in kernel.halves())
-    kept = kept_share(first, second)
+    refuse_without_chains(kernel, "stable neighbours")
+    halves = kernel.halves()
+    first, second = (find_neighbours(half, count).places for half in halves)
+    moves = np.logical_and(*(half.variance.numpy() > 0 for half in halves))
+    kept = kept_share(first, second) * moves
     by_hubs = np.maximum(_by_hubs(first, second), _by_hubs(second, first))
     number = np.round(kept * count).astype(int)
     tail = binom.sf(number - 1, count, by_hubs)
-    return Stability(kept, by_hubs, np.asarray(tail) <= false_alarms)
+    return Stability(kept, by_hubs, moves & (np.asarray(tail) <= false_alarms))
 
 
 def _by_hubs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
