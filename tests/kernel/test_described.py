@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import bif
 from bif import store
+from bif.estimate.item_kernel import FeatureKernel
 from bif.kernel import (
     class_linkage,
+    cleaned,
     clusters,
     describe,
+    item_map,
+    linear_share,
     neighbour_stability,
     suspects,
     top_suspects,
@@ -34,7 +40,7 @@ def test_neighbours_and_classes_are_those_of_the_kernel(kernel: bif.LossKernel):
     places, values = kernel.nearest(4)
     np.testing.assert_array_equal(dataset["neighbour"], places)
     np.testing.assert_array_equal(dataset["correlation"], values)
-    np.testing.assert_array_equal(dataset["kept"], kernel.stability(4))
+    np.testing.assert_array_equal(dataset["kept"], neighbour_stability(kernel, 4).kept)
     assert figures["neighbours_kept"] == pytest.approx(float(dataset["kept"].mean()))
     assert figures["kept_by_chance"] == pytest.approx(4 / 19)
     stability = neighbour_stability(kernel, 4)
@@ -64,6 +70,44 @@ def test_there_are_at_most_all_other_neighbours_and_classes_need_labels(kernel: 
         describe(kernel, label="species")
     bare = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, {})
     assert "within_classes" not in describe(bare)[1]
+
+
+def test_what_has_no_neighbours_is_refused(kernel: bif.LossKernel):
+    with pytest.raises(ValueError, match="of 1 items no loss moves with another: expected two"):
+        describe(kernel.of_items([3]))
+    still = bif.LossKernel(torch.ones(20, 40), torch.arange(40) // 10, kernel.ids, {})
+    with pytest.raises(ValueError, match="of 20 items no loss moves .* at all draws. Look at what"):
+        describe(still)
+
+
+@pytest.mark.parametrize(
+    ("call", "asked"),
+    [
+        (describe, "descriptions"),
+        (suspects, "suspects"),
+        (clusters, "clusters of items"),
+        (cleaned, "cleaned kernels"),
+        (neighbour_stability, "stable neighbours"),
+        (item_map, "maps of items"),
+        (lambda k: linear_share(k, k), "shares of what was sampled"),
+    ],
+)
+def test_what_needs_chains_refuses_kernels_without(kernel: bif.LossKernel, call, asked: str):
+    features = FeatureKernel(kernel.embedding(), kernel.ids, kernel.labels)
+    with pytest.raises(ValueError, match=f"{asked} need the draws of chains, and a FeatureKernel"):
+        call(features)
+
+
+def test_classes_that_are_nearly_as_many_as_items_have_no_scores(
+    kernel: bif.LossKernel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(importlib.import_module("bif.kernel.suspects"), "MOST_CLASSES", 19)
+    labels = {"label": kernel.ids, "group": kernel.labels["label"]}
+    named = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, labels)
+    assert "class_margin" not in describe(named)[0]
+    assert "class_margin" in describe(named, label="group")[0]
+    with pytest.raises(ValueError, match="label 'label' has 20 classes of 20 items, expected at"):
+        describe(named, label="label")
 
 
 def test_items_that_stand_out_are_named(kernel: bif.LossKernel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bif.estimate.item_kernel import FeatureKernel, names_of_items
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ def cleaned(kernel: LossKernel, *, num_groups: int = 8) -> CleanedKernel:
     Source: Abadir, Distaso & Zikes 2014, "Design-free estimation of variance matrices"; Bartz 2016,
     arXiv 1611.00798, for groups and the monotone fit.
     """
+    refuse_without_chains(kernel, "cleaned kernels")
     chains = kernel.chains.unique()
     if len(chains) < 2 or num_groups < 2:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from bif.estimate.item_kernel import ItemKernel
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 
 _JOINED = 5000
 """Items up to which all are joined; their linkage takes 200 MB and seconds."""
@@ -63,6 +63,7 @@ def clusters(kernel: LossKernel, count: int | None = None, *, seed: int = 0) -> 
     Source: Sokal & Michener 1958 for average linkage; Hubert & Arabie 1985 for the index; Ben-Hur,
     Elisseeff & Guyon 2002 for the number of clusters that is most stable.
     """
+    refuse_without_chains(kernel, "clusters of items")
     most = min(len(kernel), _JOINED)
     if len(kernel) < 3 or (count is not None and not 2 <= count <= most):
         raise ValueError(

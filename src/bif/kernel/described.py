@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.kernel.clustering import clusters, linkage_of_means
 from bif.kernel.neighbours import Neighbours, Stability, find_neighbours, neighbour_stability
-from bif.kernel.suspects import suspects
+from bif.kernel.suspects import suspects, told_classes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,7 +23,7 @@ def describe(
     Args:
         kernel: Of at least two chains.
         count: Neighbours of an item; all others where there are fewer.
-        label: Which of the items' labels classes are; "label" if there is one.
+        label: Which of the items' labels classes are, as for `suspects`.
 
     Returns:
         A dataset with `neighbour` (positions) and `correlation` `[item, rank]`; `kept`: the share
@@ -37,11 +37,18 @@ def describe(
 
     Raises:
         KeyError: No such labels.
-        ValueError: Fewer than two items or chains.
+        ValueError: Fewer than two items or chains; losses that never move; too many classes.
     """
     import xarray as xr
 
-    labels = kernel.labels.get("label") if label is None else kernel.labels_of(label)
+    refuse_without_chains(kernel, "descriptions")
+    labels = told_classes(kernel, label)
+    if len(kernel) < 2 or not bool((kernel.variance > 0).any()):
+        raise ValueError(
+            f"of {len(kernel)} items no loss moves with another: expected two items or more, and a "
+            "loss that is not the same at all draws. Look at what is sampled: which weights move, "
+            "and the step size."
+        )
     count = min(count, len(kernel) - 1)
     found = find_neighbours(kernel, count)
     stability = neighbour_stability(kernel, count)
@@ -61,7 +68,7 @@ def describe(
         groups = clusters(kernel)
         dataset["cluster"] = ("item", groups.labels)
         figures |= {"clusters": groups.count, "cluster_agreement": groups.agreement}
-    if labels is not None and len(set(labels)) > 1:
+    if labels is not None:
         blocks, about = _classes(kernel, labels)
         dataset, figures = dataset.merge(blocks), figures | about
     return dataset, figures

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bif.curvature.root_rows import root_rows
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel, KernelKind
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.kernel.of_run import Sides
 from bif.problem.problem import Problem, find_observable
 from bif.sampling.item_gradients import item_gradients
@@ -110,13 +110,14 @@ def linear_share(
     independent: that of an estimate would count the noise as not linear.
 
     Args:
-        kernel: Sampled, of at least two chains.
+        kernel: Sampled, of at least three chains.
         linear: Of the same items, by `linear_kernel`; any other kernel is compared as well.
         kind: Of entries.
 
     Raises:
-        ValueError: Kernels of other items; fewer than three items; a single chain.
+        ValueError: Kernels of other items; fewer than three items or chains.
     """
+    refuse_without_chains(kernel, "shares of what was sampled")
     if kernel.ids != linear.ids or len(kernel) < 3:
         raise ValueError(
             f"kernels of {len(kernel)} and {len(linear)} items: expected the same three or more, "

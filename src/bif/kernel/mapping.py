@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.kernel.described import describe
 from bif.kernel.layout import (
     LayoutKind,
@@ -62,10 +62,11 @@ def item_map(
 
     Raises:
         KeyError: No such label.
-        ValueError: Fewer than three items; no layout; fewer than one seed; other neighbours,
-            pictures or an earlier map of other items.
+        ValueError: Fewer than three items; no layout; fewer than one seed; a kernel without
+            chains; neighbours, pictures, a description or an earlier map of other items.
         ImportError: umap-learn is missing (extra `maps`).
     """
+    refuse_without_chains(kernel, "maps of items")
     if num_seeds < 1 or not layouts:
         raise ValueError(f"{num_seeds} seeds and {len(layouts)} layouts, expected one or more.")
     if after is not None and list(after.ids) != list(kernel.ids):
@@ -73,6 +74,8 @@ def item_map(
     if label is not None:
         kernel.labels_of(label)
     found = describe(kernel, label=label)[0] if described is None else described
+    if found["item_id"].values.tolist() != list(kernel.ids):
+        raise ValueError("other items are described: expected those of the kernel, in order.")
     neighbours = found["neighbour"].values, found["correlation"].values
     begin = None if after is None else after.frames[-1].places.get("umap")
     of_seeds = [

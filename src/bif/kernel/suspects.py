@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,16 @@ import numpy as np
 import torch
 
 from bif.estimate.item_kernel import classes_of
-from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.kernel.neighbours import Neighbours, find_neighbours
 
 if TYPE_CHECKING:
     import xarray as xr
 
 _ROWS = 1024
-"""Items whose losses are compared at a time."""
+"""Items that are looked at at a time."""
+MOST_CLASSES = 2000
+"""Means of classes: each item has one with each, and each class with each other one."""
 
 
 def suspects(
@@ -50,8 +52,8 @@ def suspects(
 
     Args:
         kernel: Of at least two chains.
-        label: Which of the items' labels classes are; "label" if there is one.  Without classes, or
-            with a single one, there are no scores of them.
+        label: Which of the items' labels classes are; "label" if there is one, of at most 2,000
+            classes.  Without classes, or with a single one, there are no scores of them.
         count: Nearest items of each; all others where there are fewer.
         tolerance: Of `loss_gap`.
         neighbours: Of each item, if they are known.
@@ -61,18 +63,20 @@ def suspects(
 
     Raises:
         KeyError: No such labels.
-        ValueError: Fewer than two items or chains; a negative tolerance; neighbours of others.
+        ValueError: Fewer than two items or chains; a negative tolerance; neighbours of others; a
+            named label of more than 2,000 classes.
     """
     import xarray as xr
 
-    labels = kernel.labels.get("label") if label is None else kernel.labels_of(label)
+    refuse_without_chains(kernel, "suspects")
+    labels = told_classes(kernel, label)
     if len(kernel) < 2 or tolerance < 0:
         raise ValueError(
             f"{len(kernel)} items and tolerance {tolerance:g}, expected two items and 0 or more."
         )
     neighbours = _of_items(kernel, neighbours, count)
     scores = _twins(kernel, neighbours, tolerance)
-    classes = None if labels is None or len(set(labels)) < 2 else _Classes.of_kernel(kernel, labels)
+    classes = None if labels is None else _Classes.of_kernel(kernel, labels)
     if classes is not None:
         scores |= classes.scores(neighbours)
     scores |= _with_errors(kernel, classes)
@@ -81,6 +85,23 @@ def suspects(
         coords={"item_id": ("item", np.array(kernel.ids))},
         attrs={"tolerance": tolerance},
     )
+
+
+def told_classes(kernel: LossKernel, label: str | None) -> tuple[str, ...] | None:
+    """Return the labels that classes are, `[N]`; None without any, or with a single class.
+
+    Raises:
+        KeyError: No such labels.
+        ValueError: More than 2,000 classes of a label that is named; by default they are none.
+    """
+    labels = kernel.labels.get("label") if label is None else kernel.labels_of(label)
+    count = 0 if labels is None else len(set(labels))
+    if label is not None and count > MOST_CLASSES:
+        raise ValueError(
+            f"label {label!r} has {count:,} classes of {len(kernel):,} items, expected at most "
+            f"{MOST_CLASSES:,}: name a coarser one."
+        )
+    return labels if 2 <= count <= MOST_CLASSES else None
 
 
 def _of_items(kernel: LossKernel, neighbours: Neighbours | None, count: int) -> Neighbours:
@@ -106,33 +127,35 @@ class _Classes:
     Attributes:
         names: Of the classes.
         index: Class of each item, `[N]`.
-        means: Mean correlation with the other items of each class, NaN where there is none,
-            `[N, C]`.
-        best: The other class of the largest mean, `[N]`.
-        worst: That of the smallest, `[N]`.
+        best: The other class with whose items the mean correlation is largest, `[N]`.
+        worst: That with which it is smallest, `[N]`.
+        least: This smallest mean, `[N]`.
     """
 
     names: np.ndarray
     index: torch.Tensor
-    means: np.ndarray
     best: np.ndarray
     worst: np.ndarray
+    least: np.ndarray
 
     @classmethod
     def of_kernel(cls, kernel: LossKernel, labels: Sequence[str]) -> _Classes:
         names, index = classes_of(labels, len(kernel))
-        means = _class_means(kernel, index)
-        others = means.copy()
-        others[np.arange(len(means)), index.numpy()] = np.nan
-        return cls(
-            np.array(names), index, means,
-            np.nanargmax(others, axis=1), np.nanargmin(others, axis=1),
-        )  # fmt: skip
+        found = []
+        for part, means in _class_means(kernel, index):
+            means[np.arange(len(means)), part] = np.nan
+            found.append((np.nanargmax(means, 1), np.nanargmin(means, 1), np.nanmin(means, 1)))
+        best, worst, least = (np.concatenate(some) for some in zip(*found, strict=True))
+        return cls(np.array(names), index, best, worst, least)
 
     def margin(self, kernel: LossKernel) -> np.ndarray:
         """Return how much more an item moves with its class than with the best other one here."""
-        means, rows = _class_means(kernel, self.index), np.arange(len(kernel))
-        return means[rows, self.index.numpy()] - means[rows, self.best]
+        found, start = [], 0
+        for part, means in _class_means(kernel, self.index):
+            rows, best = np.arange(len(part)), self.best[start : start + len(part)]
+            found.append(means[rows, part] - means[rows, best])
+            start += len(part)
+        return np.concatenate(found)
 
     def scores(self, neighbours: Neighbours) -> dict[str, np.ndarray]:
         place = self.index.numpy()
@@ -142,7 +165,7 @@ class _Classes:
         return {
             "moves_with": self.names[self.best],
             "moves_against": self.names[self.worst],
-            "opposition": -self.means[np.arange(len(place)), self.worst],
+            "opposition": -self.least,
             "label_disagreement": np.divide(
                 other.sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0
             ),
@@ -185,13 +208,19 @@ def _twins(kernel: LossKernel, neighbours: Neighbours, tolerance: float) -> dict
     return {"twin": twin, "loss_gap": gap, "is_duplicate": gap <= tolerance}
 
 
-def _class_means(kernel: LossKernel, index: torch.Tensor) -> np.ndarray:
-    """Return mean correlations with the other items of each class, NaN without any, `[N, C]`."""
-    x, counts = kernel.embedding(), index.bincount().numpy()
+def _class_means(
+    kernel: LossKernel, index: torch.Tensor
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the classes of some items, and their mean correlations with the items of each class.
+
+    1,024 items at a time, `[B]` and `[B, C]`.  No item is paired with itself; NaN where a class has
+    no other item.
+    """
+    x, counts = kernel.embedding(), index.bincount().double().numpy()
     sums = x.new_zeros(len(counts), x.shape[1]).index_add_(0, index, x)
-    total, place = (x @ sums.T).double().numpy(), index.numpy()
-    rows = np.arange(len(x))
-    total[rows, place] -= x.double().square().sum(dim=1).numpy()
-    number = np.tile(counts.astype(float), (len(x), 1))
-    number[rows, place] -= 1
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+    for part, classes in zip(x.split(_ROWS), index.split(_ROWS), strict=True):
+        total, place, own = (part @ sums.T).double().numpy(), classes.numpy(), np.arange(len(part))
+        total[own, place] -= part.double().square().sum(dim=1).numpy()
+        number = np.tile(counts, (len(part), 1))
+        number[own, place] -= 1
+        yield place, np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
