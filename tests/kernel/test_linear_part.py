@@ -158,8 +158,28 @@ def test_what_cannot_be_is_refused(changed, message):
 def test_systems_that_are_too_large_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_MOST_SYSTEM", 42)
     problem = classification()
-    with pytest.raises(ValueError, match="43 weights, and more than 42 outputs of all train"):
+    with pytest.raises(ValueError, match="43 weights, and 60 outputs of all train items or more"):
         linear_kernel(problem, named(problem), nbeta=1.0, gamma=1.0)
+    monkeypatch.setattr(module, "_MOST_SYSTEM", 19)
+    with pytest.raises(ValueError, match="20 items and 43 weights: gradients are held of at most"):
+        linear_kernel(problem, named(problem), nbeta=1.0, gamma=1.0)
+    monkeypatch.setattr(module, "_MOST_SYSTEM", 42)
+    monkeypatch.setattr(module, "_MOST_NUMBERS", 43 * 20 - 1)
+    with pytest.raises(ValueError, match="held of at most 859 numbers"):
+        linear_kernel(problem, named(problem), nbeta=1.0, gamma=1.0)
+
+
+def test_of_more_items_than_weights_there_is_no_matrix_of_all_pairs():
+    problem = classification(train=labelled(60, seed=1))
+    found = linear_kernel(problem, named(problem), nbeta=NBETA, gamma=GAMMA)
+    assert found.features.shape == (60, 43)
+    precision = NBETA * dense_curvature(problem, "gauss_newton") + GAMMA * (
+        torch.eye(43, dtype=torch.float64)
+    )
+    g = item_gradients(problem, problem.loss, problem.train)
+    np.testing.assert_allclose(
+        found.block(kind="covariance"), g @ torch.linalg.solve(precision, g.T), atol=1e-10
+    )
 
 
 def test_kernels_of_other_items_and_of_one_chain_are_refused():

@@ -18,6 +18,8 @@ from bif.sampling.item_gradients import item_gradients
 
 _MOST_SYSTEM = 20_000
 """Rows of the largest system: 3.2 GB in float64."""
+_MOST_NUMBERS = 2**30
+"""Of gradients that are held: 8.6 GB in float64."""
 _ROWS = 1024
 """Items of a block of the kernel that is made at a time."""
 
@@ -74,11 +76,12 @@ def linear_kernel(
         observable: Of the queries; the first by default.
 
     Returns:
-        A kernel of N features in float64.
+        A kernel of as many features as weights, or as items if these are fewer, in float64.
 
     Raises:
-        ValueError: Other items; a gamma or nbeta below 0 or no gamma; more than 20,000 weights and
-            rows; a loss that has no Gauss-Newton matrix; tokens with columns of their own.
+        ValueError: Other items; a gamma or nbeta below 0 or no gamma; more than 20,000 weights, and
+            as many rows or items; gradients of more than 2^30 numbers; a loss that has no
+            Gauss-Newton matrix; tokens with columns of their own.
         KeyError: No such observable.
 
     Source: Woodbury 1950; the leading order as in Kreer et al. 2025, arXiv 2509.26544.
@@ -90,15 +93,14 @@ def linear_kernel(
             "more, and gamma or decay above 0, as a run's settings have them."
         )
     problem.refuse_tokens("a linear kernel")
+    _refuse_large(problem, len(kernel))
     rows, ids = _gradients(problem, sides, observable)
     if tuple(ids) != kernel.ids:
         raise ValueError(
             f"the problem has {len(ids)} items on side {sides!r}, and the kernel {len(kernel)} "
             "others: take the kernel of a run of this problem, with the same sides."
         )
-    matrix = _products(problem, rows, nbeta, damping)
-    sizes, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return FeatureKernel(vectors * sizes.clamp(min=0).sqrt(), kernel.ids, kernel.labels)
+    return FeatureKernel(_factor(problem, rows, nbeta, damping), kernel.ids, kernel.labels)
 
 
 def linear_share(
@@ -145,18 +147,30 @@ def _gradients(problem: Problem, sides: Sides, observable: str | None) -> tuple[
     return torch.cat(rows), [str(name) for name in ids]
 
 
-def _products(problem: Problem, rows: Tensor, nbeta: float, damping: float) -> Tensor:
-    """Return `G (nbeta·AᵀA + damping·I)⁻¹ Gᵀ`, `[N, N]` on the CPU."""
+def _refuse_large(problem: Problem, num_items: int) -> None:
+    num_weights = sum(problem.center()[name].numel() for name in problem.trainable)
+    if num_items * num_weights > _MOST_NUMBERS or min(num_items, num_weights) > _MOST_SYSTEM:
+        raise ValueError(
+            f"{num_items:,} items and {num_weights:,} weights: gradients are held of at most "
+            f"{_MOST_NUMBERS:,} numbers, and of at most {_MOST_SYSTEM:,} items or weights, "
+            "whichever are fewer. Take a smaller model or fewer items."
+        )
+
+
+def _factor(problem: Problem, rows: Tensor, nbeta: float, damping: float) -> Tensor:
+    """Return rows whose inner products are `G (nbeta·AᵀA + damping·I)⁻¹ Gᵀ`, on the CPU."""
     num_weights, system, along, num_rows = rows.shape[1], None, [], 0
     parts: list[Tensor] = []
     for part in root_rows(problem):
         part = part.double() * nbeta**0.5
         num_rows += len(part)
-        if min(num_weights, num_rows) > _MOST_SYSTEM:
+        many = num_weights > _MOST_SYSTEM and num_weights * num_rows > _MOST_NUMBERS
+        if many or min(num_weights, num_rows) > _MOST_SYSTEM:
             raise ValueError(
-                f"{num_weights:,} weights, and more than {_MOST_SYSTEM:,} outputs of all train "
-                "items: the linear kernel solves a system of the fewer of both, of at most "
-                f"{_MOST_SYSTEM:,}. Take a smaller model or fewer train items."
+                f"{num_weights:,} weights, and {num_rows:,} outputs of all train items or more: "
+                "the linear kernel solves a system of the fewer of both, of at most "
+                f"{_MOST_SYSTEM:,}, and holds at most {_MOST_NUMBERS:,} numbers. Take a smaller "
+                "model or fewer train items."
             )
         if num_weights <= _MOST_SYSTEM:
             product = part.T @ part
@@ -167,12 +181,18 @@ def _products(problem: Problem, rows: Tensor, nbeta: float, damping: float) -> T
     if system is not None:
         system.diagonal().add_(damping)
         half = torch.linalg.solve_triangular(torch.linalg.cholesky(system), rows.T, upper=False)
-        return (half.T @ half).cpu()
+        return half.T.contiguous().cpu() if len(rows) > num_weights else _rooted(half.T @ half)
     every, beside = torch.cat(parts), torch.cat(along, dim=1)
     system = every @ every.T
     system.diagonal().add_(damping)
     half = torch.linalg.solve_triangular(torch.linalg.cholesky(system), beside.T, upper=False)
-    return ((rows @ rows.T - half.T @ half) / damping).cpu()
+    return _rooted((rows @ rows.T - half.T @ half) / damping)
+
+
+def _rooted(matrix: Tensor) -> Tensor:
+    """Return rows whose inner products are a positive semi-definite matrix, on the CPU."""
+    sizes, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return (vectors * sizes.clamp(min=0).sqrt()).cpu()
 
 
 def _correlation_and_slope(kernel: LossKernel, linear: ItemKernel, kind: KernelKind) -> np.ndarray:
