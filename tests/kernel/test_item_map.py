@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -85,6 +86,19 @@ def test_texts_are_joined_from_their_pieces(kernel: bif.LossKernel):
     assert not shown.labels and shown.by is None and shown.classes is None
 
 
+@pytest.mark.parametrize("text", ["no JSON", "7", '["a", 1]', "{}"])
+def test_a_label_named_tokens_that_is_no_list_of_pieces_is_a_text(kernel: bif.LossKernel, text):
+    spoken = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, {"tokens": (text,) * 20})
+    assert item_map(spoken, layouts=("pca",)).texts == [text] * 20
+
+
+def test_texts_can_be_classes_too(kernel: bif.LossKernel):
+    spoken = {"text": tuple(f"text {i % 2}" for i in range(20))}
+    named = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, spoken)
+    shown = item_map(named, layouts=("pca",), label="text")
+    assert shown.classes == spoken["text"] == tuple(shown.texts or ())
+
+
 def test_a_series_turns_each_layout_to_the_one_before(plain: ItemMap):
     frame = plain.frames[0]
     turn = np.array([[0.0, -1], [1, 0]])
@@ -120,6 +134,8 @@ def test_what_does_not_fit_is_refused(kernel: bif.LossKernel, plain: ItemMap):
     with pytest.raises(ValueError, match=r"neighbours by pixels are float64 \(20, 2\), expected"):
         item_map(kernel, layouts=("pca",), others={"pixels": np.ones((20, 2))})
     few = bif.LossKernel(kernel.losses[:5], kernel.chains, kernel.ids[:5], {})
+    with pytest.raises(ValueError, match="other items are described: expected those of the kernel"):
+        item_map(few, layouts=("pca",), described=describe(kernel)[0])
     with pytest.raises(ValueError, match="the map before is of other items"):
         item_map(few, layouts=("pca",), after=plain)
     with pytest.raises(ValueError, match="2 maps, expected one or more of the same items"):
@@ -130,6 +146,15 @@ def test_what_does_not_fit_is_refused(kernel: bif.LossKernel, plain: ItemMap):
         replace(plain, frames=())
     with pytest.raises(ValueError, match="the items have no label 'kind': they have label"):
         replace(plain, by="kind")
+    frame = plain.frames[0]
+    fewer = replace(frame, neighbours=frame.neighbours[:, :4], similarity=frame.similarity[:, :4])
+    with pytest.raises(ValueError, match=r"neighbours are \(20, 4\) .* expected \(20, 15\), as of"):
+        replace(plain, frames=(frame, fewer))
+    nowhere = replace(frame, places={"pca": np.full((20, 2), np.nan)})
+    with pytest.raises(
+        ValueError, match=r"layout pca is \(20, 2\), or not finite: expected \[20, 2"
+    ):
+        replace(plain, frames=(nowhere,))
 
 
 def test_the_table_has_the_columns_of_embedding_atlas(plain: ItemMap):
@@ -150,6 +175,32 @@ def test_the_table_has_the_columns_of_embedding_atlas(plain: ItemMap):
         table.column("label_x")[0].as_py() == "\\ud800" and table.column("text")[0].as_py() == "t"
     )
     assert table.schema.metadata[b"trusted"] == b"true"
+
+
+def test_no_column_of_the_table_is_lost_to_a_label_of_its_name(plain: ItemMap):
+    pq = pytest.importorskip("pyarrow.parquet", reason="the extra `maps` is not installed")
+    places = {"umap": plain.frames[0].places["pca"], "pca": plain.frames[0].places["pca"]}
+    frames = (replace(plain.frames[0], places=places),)
+    named = {name: [name] * 20 for name in ("x_pca", "id", "label_id", "neighbors")}
+    shown = replace(plain, frames=frames, labels=named, by=None)
+    table = pq.read_table(io.BytesIO(shown.table()))
+    np.testing.assert_array_equal(table.column("x_pca"), places["pca"][:, 0])
+    found = {name: table.column(name)[0].as_py() for name in table.column_names if "label" in name}
+    assert found == {
+        "label_x_pca": "x_pca", "label_id": "id", "label_label_id": "label_id",
+        "label_neighbors": "neighbors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["\x00", "\x1b[31m", "\ud800", "\ufffe", "two\nlines", "x" * 10_000]
+)
+def test_a_figure_is_whole_whatever_its_classes_are_called(plain: ItemMap, name: str):
+    pytest.importorskip("matplotlib", reason="the extra `maps` is not installed")
+    shown = replace(plain, labels={"label": [name, "other"] * 10})
+    drawn = ElementTree.fromstring(shown.figure("svg"))
+    words = [text.text or "" for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "other" in words and max(map(len, words)) < 80
 
 
 def test_figures_say_what_they_are_and_that_a_run_is_not_trusted(plain: ItemMap):

@@ -89,7 +89,7 @@ def item_map(
     )  # fmt: skip
     return ItemMap(
         kernel.ids,
-        {name: some for name, some in kernel.labels.items() if name not in _TEXTS},
+        {n: some for n, some in kernel.labels.items() if n == label or n not in _TEXTS},
         label or ("label" if "label" in kernel.labels else None),
         _texts(kernel), pictures, (frame,), dict(others or {}), tuple(failed_gates),
         _figures(frame, of_seeds),
@@ -131,8 +131,18 @@ def _turned(places: np.ndarray, before: np.ndarray) -> np.ndarray:
 def _texts(kernel: LossKernel) -> list[str] | None:
     """Return the items' texts, where they are texts."""
     if "tokens" in kernel.labels:
-        return ["".join(json.loads(pieces)) for pieces in kernel.labels["tokens"]]
+        return [_joined(pieces) for pieces in kernel.labels["tokens"]]
     return list(kernel.labels["text"]) if "text" in kernel.labels else None
+
+
+def _joined(pieces: str) -> str:
+    """Return a text from a JSON list of its pieces; what is no such list is the text itself."""
+    try:
+        found = json.loads(pieces)
+    except ValueError:
+        return pieces
+    known = isinstance(found, list) and all(isinstance(piece, str) for piece in found)
+    return "".join(found) if known else pieces
 
 
 def _figures(frame: Frame, of_seeds: Sequence[np.ndarray]) -> dict[str, float]:

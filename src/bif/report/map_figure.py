@@ -25,6 +25,8 @@ _GROUND = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "non
 """Behind a name in SVG, where an outline would turn its letters into shapes."""
 _OUTLINE = 2.5
 """Points of white around a name in PNG."""
+_LONGEST = 28
+"""Characters of a name at most, as on the page."""
 _MANY = 2000
 """Items above which SVG holds the points as a picture."""
 
@@ -81,7 +83,7 @@ def _classes(shown: ItemMap) -> tuple[list[str], np.ndarray]:
     if shown.classes is None:
         return [""], np.zeros(len(shown), int)
     names, of_item = np.unique(np.asarray(shown.classes, dtype=str), return_inverse=True)
-    return [str(name) for name in names], of_item
+    return [_plain(str(name)) for name in names], of_item
 
 
 def _named(
@@ -96,6 +98,12 @@ def _named(
     ]
 
 
+def _plain(text: str) -> str:
+    """Return a short text of characters that fonts and XML have."""
+    kept = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    return kept if len(kept) <= _LONGEST else f"{kept[: _LONGEST - 1]}…"
+
+
 def _darker(colour: str) -> str:
     """Return a colour that can be read on white."""
     channels = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
@@ -103,6 +111,6 @@ def _darker(colour: str) -> str:
 
 
 def _words(shown: ItemMap, unstable: int) -> str:
-    frame = f", {shown.frames[-1].name}" if shown.frames[-1].name else ""
+    frame = f", {_plain(shown.frames[-1].name)}" if shown.frames[-1].name else ""
     grey = f"; grey: {unstable:,} without stable neighbours" if unstable else ""
     return f"{shown.layouts[0].upper()} of the loss kernel, {len(shown):,} items{frame}{grey}"

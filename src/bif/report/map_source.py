@@ -81,9 +81,11 @@ class ItemMap:
         for frame in self.frames:
             given |= {f"layout {name}": places for name, places in frame.places.items()}
             given |= {"neighbours": frame.neighbours, "similarity": frame.similarity}
-            given |= {"losses": frame.mean_loss, "kept": frame.kept, "stable": frame.stable}
+            given |= {"losses": frame.mean_loss, "variances": frame.loss_variance}
+            given |= {"kept": frame.kept, "stable": frame.stable}
             self._refuse(given)
             self._refuse_positions({"kernel": frame.neighbours, **self.others})
+            self._refuse_shapes(frame)
 
     def _refuse(self, given: Mapping[str, Any]) -> None:
         for name, values in given.items():
@@ -91,6 +93,20 @@ class ItemMap:
                 raise ValueError(
                     f"{name}: {len(values)}, expected one for each of {len(self)} items."
                 )
+
+    def _refuse_shapes(self, frame: Frame) -> None:
+        for name, places in frame.places.items():
+            if places.shape != (len(self), 2) or not np.isfinite(places).all():
+                raise ValueError(
+                    f"layout {name} is {places.shape}, or not finite: expected [{len(self)}, 2]."
+                )
+        expected = self.frames[0].neighbours.shape
+        if not frame.neighbours.shape == frame.similarity.shape == expected:
+            raise ValueError(
+                f"neighbours are {frame.neighbours.shape} with correlations "
+                f"{frame.similarity.shape}, expected {expected}, as of the first frame: describe "
+                "all with the same number of neighbours."
+            )
 
     def _refuse_positions(self, neighbours: Mapping[str, np.ndarray]) -> None:
         for name, found in neighbours.items():

@@ -9,19 +9,8 @@ import numpy as np
 from bif.extras import needs_extra
 from bif.report.map_source import ItemMap
 
-_OWN = {
-    "id",
-    "text",
-    "x",
-    "y",
-    "mean_loss",
-    "loss_variance",
-    "kept",
-    "stable",
-    "neighbors",
-    "image",
-}
-"""Names of columns that no label may take."""
+_LATER = {"text", "neighbors", "image"}
+"""Names of columns that follow the labels', or that others may add."""
 
 
 def map_table(shown: ItemMap) -> bytes:
@@ -29,7 +18,8 @@ def map_table(shown: ItemMap) -> bytes:
 
     Columns are `id`, `x` and `y` by the first layout and `x_NAME`, `y_NAME` by others, `mean_loss`,
     `loss_variance`, `kept`, `stable`, the labels, `text`, and `neighbors`: for each item `ids`, the
-    rows of its nearest, and `distances`, one minus the correlation.
+    rows of its nearest, and `distances`, one minus the correlation.  A label whose name is taken is
+    `label_NAME`.
 
     Source: the columns are those of `embedding-atlas FILE --x x --y y --neighbors neighbors`.
     """
@@ -47,7 +37,9 @@ def map_table(shown: ItemMap) -> bytes:
         columns[name] = pa.array(np.asarray(getattr(frame, name), np.float64))
     columns["stable"] = pa.array(frame.stable)
     for name, values in shown.labels.items():
-        columns[f"label_{name}" if name in _OWN else name] = _texts(values)
+        while name in {*columns, *_LATER}:
+            name = f"label_{name}"
+        columns[name] = _texts(values)
     if shown.texts is not None:
         columns["text"] = _texts(shown.texts)
     distances = 1 - np.asarray(frame.similarity, np.float32)
