@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networkx import node_link_data
 
 import bif
 from bif import store
@@ -24,6 +25,7 @@ from bif.kernel import (
     suspects,
     top_suspects,
 )
+from class_trees import graph_of
 from command_line import TINY_FLAGS, failed, write_problem
 from small_problems import TINY, classification, labelled
 
@@ -143,10 +145,13 @@ def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
     assert "largest_variance: " in out
     figures = json.loads((tmp_path / "k" / store.SUMMARY).read_text())
     assert figures["trusted"] is False and figures["items"] == 25
+    (tmp_path / "k" / "map.html").write_text("of an earlier call")
+    store.mark(store.folder_at(tmp_path / "k"), ["map.html"])
     again = call(
         "kernel", tmp_path / "run", "--out", tmp_path / "k", "--neighbours", "3", "--layout", "none"
     )
     assert again[0] == 0
+    assert not (tmp_path / "k" / "map.html").exists()  # of other neighbours than the summary
     found = store.load_dataset(tmp_path / "k", name="kernel.zarr")
     assert found["neighbour"].shape == (20, 3) and found.attrs["trusted"] == 0
     assert "expected a run's folder" in failed(call("kernel", "--out", tmp_path / "k"))
@@ -154,3 +159,28 @@ def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
         call("kernel", tmp_path / "run", "--out", tmp_path / "run", "--layout", "none")
     )
     assert "holds a run" in refused and bif.load(tmp_path / "run").summary.trusted is False
+
+
+def test_what_can_be_refused_is_before_it_takes_long(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target, run, out = f"{write_problem(tmp_path)}:problem", tmp_path / "run", tmp_path / "k"
+    assert call("attribute", target, "--out", run, *TINY_FLAGS)[0] == 0
+    monkeypatch.setattr("bif.kernel.describe", lambda *_, **__: pytest.fail("it took long"))
+    assert "holds a run" in failed(call("kernel", run, "--out", run))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "map.html").write_text("mine")
+    assert "map.html that bif has not made" in failed(call("kernel", run, "--out", foreign))
+    assert (foreign / "map.html").read_text() == "mine"
+    (tmp_path / "file").touch()
+    failed(call("kernel", run, "--out", tmp_path / "file" / "k"))
+    tree = tmp_path / "tree.json"
+    graph = graph_of("root one", "root other", "root third")
+    tree.write_text(json.dumps(node_link_data(graph, edges="edges")))
+    with_tree = ("--hierarchy", tree, "--label", "group")
+    said = failed(call("kernel", run, "--out", out, "--sides", "query", *with_tree))
+    assert "labels missing from the tree" in said
+    for option in ("--neighbours", "--layout-seeds"):
+        assert "expected 1 or more, got 0" in failed(call("kernel", run, "--out", out, option, "0"))
+    assert "no run" in failed(call("kernel", tmp_path / "no", "--out", out)) and not out.exists()

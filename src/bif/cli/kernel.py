@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from bif import store
-from bif.cli.kernel_map import Described, MapOptions, map_files
+from bif.cli.kernel_map import MAP_FILES, Described, MapOptions, map_files
 from bif.terminal import escape_controls, say
 
 if TYPE_CHECKING:
-    from bif.kernel import Agreement
+    from bif.kernel import Agreement, ClassTree
 
 KERNEL = "kernel.zarr"
 
@@ -54,16 +54,20 @@ class Kernel:
     def run(self) -> None:
         if (self.folder is None) == (self.example is None):
             raise ValueError("expected a run's folder, or --example two-tasks.")
+        least = min(self.neighbours, self.layout_seeds)
+        if least < 1:
+            raise ValueError(f"--neighbours and --layout-seeds: expected 1 or more, got {least}.")
         if self.example is not None:
             if self.hierarchy is not None:
                 raise ValueError("--hierarchy goes with a run's folder, not with an --example.")
+            store.claim_summary(self.out)
             self._run_example()
             return
         from bif.kernel import agreement, read_tree, top_suspects
 
         assert self.folder is not None
         tree = None if self.hierarchy is None else read_tree(self.hierarchy)
-        stages = list(self._described(self.folder))
+        stages = list(self._described(self.folder, tree))
         last = stages[-1]
         found = tree and agreement(last.kernel, tree, label=self.label or "label", seed=self.seed)
         held = {} if found is None else {"hierarchy": found.to_dict()}
@@ -81,8 +85,11 @@ class Kernel:
         shown = last.figures | top_suspects(last.dataset)
         self._print(shown | ({} if found is None else _main_figures(found)))
 
-    def _described(self, folder: str) -> Iterator[Described]:
-        """Yield the run in a folder, or those of a series of checkpoints, with their kernels."""
+    def _described(self, folder: str, tree: ClassTree | None) -> Iterator[Described]:
+        """Yield the run in a folder, or those of a series of checkpoints, with their kernels.
+
+        What can be refused is, before it takes long: labels that the tree has not, and the folder.
+        """
         from bif.kernel import describe, loss_kernel
         from bif.runs.run import load
 
@@ -92,6 +99,9 @@ class Kernel:
         for name, place in places.items():
             run = load(place)
             kernel = loss_kernel(run, self.sides, observable=self.observable)
+            if tree is not None:
+                tree.of_classes(sorted(set(kernel.labels_of(self.label or "label"))))
+            store.claim_summary(self.out, [KERNEL, *(MAP_FILES if self.layout != "none" else ())])
             dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
             shown = options.draw(run, kernel, dataset, shown)
             of_map = {} if shown is None else dict(shown.figures)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAP = "map"
 """Name of the map's files, without their endings."""
+MAP_FILES = tuple(f"{MAP}.{ending}" for ending in ("html", "png", "svg", "parquet"))
+"""The map's files: page, pictures and table."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +81,19 @@ class MapOptions:
             return None
 
 
-def map_files(maps: Sequence[tuple[str, ItemMap | None]]) -> dict[str, str | bytes]:
-    """Return the files of maps by checkpoint; none, with a sentence, without what draws them."""
+def map_files(maps: Sequence[tuple[str, ItemMap | None]]) -> dict[str, str | bytes | None]:
+    """Return the files of maps by checkpoint; None, with a sentence, without what draws them."""
     from bif.kernel import map_series
 
     drawn = {name: shown for name, shown in maps if shown is not None}
     if len(drawn) < len(maps):
-        return {}
+        return dict.fromkeys(MAP_FILES)
     shown = map_series(drawn)
-    writers: dict[str, Callable[[], str | bytes]] = {
-        "html": shown.page, "png": lambda: shown.figure("png"), "svg": shown.figure,
-        "parquet": shown.table,
-    }  # fmt: skip
+    writers: list[Callable[[], str | bytes]] = [
+        shown.page, lambda: shown.figure("png"), shown.figure, shown.table,
+    ]  # fmt: skip
     try:
-        return {f"{MAP}.{ending}": write() for ending, write in writers.items()}
+        return {name: write() for name, write in zip(MAP_FILES, writers, strict=True)}
     except ImportError as error:
         say([f"no map: {error}"])
-        return {}
+        return dict.fromkeys(MAP_FILES)

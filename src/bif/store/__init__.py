@@ -27,6 +27,7 @@ from bif.store.folder import (
 from bif.store.manifests import RUN, differences
 from bif.store.marks import mark, marked_names, refuse_foreign
 from bif.store.results import (
+    claim_summary,
     load_dataset,
     plain,
     refuse_foreign_calibration,
@@ -89,6 +90,7 @@ __all__ = [
     "RunFolder",
     "ScoresFolder",
     "StagesFolder",
+    "claim_summary",
     "copy_run",
     "differences",
     "discard_output",

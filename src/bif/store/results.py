@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,26 +243,46 @@ def write_summary(
     where: str | Path,
     content: Mapping[str, Any],
     *,
-    files: Mapping[str, str | bytes] | None = None,
+    files: Mapping[str, str | bytes | None] | None = None,
     datasets: Mapping[str, xr.Dataset] | None = None,
 ) -> None:
     """Write figures as `summary.json`, and files and datasets beside it by their names.
+
+    A file that is None is removed if an earlier call has written it.
 
     Raises:
         FolderInUse: The folder holds a run, whose summary would be lost, or something else.
     """
     folder, files, datasets = folder_at(where), files or {}, datasets or {}
-    if folder.is_file(MANIFEST):
-        raise FolderInUse(f"{folder} holds a run: choose another folder.")
-    refuse_foreign(folder, [SUMMARY, *files, *datasets])
-    mark(folder, [SUMMARY, *files, *datasets])
-    for name, held in files.items():
+    written = {name: held for name, held in files.items() if held is not None}
+    claim_summary(where, [*written, *datasets])
+    for name in (files.keys() - written) & marked_names(folder):
+        folder.remove(name)
+    for name, held in written.items():
         folder.write(name, held.encode() if isinstance(held, str) else held)
     for name, dataset in datasets.items():
         if folder.is_folder(name):
             folder.remove(name)
         save_dataset(dataset, folder, name=name)
     write_json(folder, SUMMARY, plain(content))
+
+
+def claim_summary(where: str | Path, names: Iterable[str] = ()) -> None:
+    """Note that a summary is written to a folder, and files beside it, before it takes long.
+
+    Args:
+        where: The folder, which is made.
+        names: Files and folders beside the summary.
+
+    Raises:
+        FolderInUse: The folder holds a run, whose summary would be lost, or something else.
+        OSError: It cannot be written to.
+    """
+    folder, every = folder_at(where), [SUMMARY, *names]
+    if folder.is_file(MANIFEST):
+        raise FolderInUse(f"{folder} holds a run: choose another folder.")
+    refuse_foreign(folder, every)
+    mark(folder, every)
 
 
 def write_json(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
