@@ -107,11 +107,21 @@ def test_files_of_networkx_are_read_by_either_name_of_edges(tmp_path: Path, word
     np.testing.assert_array_equal(tree.distance, tree_of(ANIMALS).distance)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "3", "{}", '{"nodes": [{"id": [[]]}]}'])
-def test_a_file_of_something_else_is_named(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "expected a JSON object, got a list"),
+        ("3", "expected a JSON object, got a int"),
+        ("{}", "'nodes'|edges"),
+        ('{"nodes": [{"id": [[]]}]}', ""),
+        pytest.param("[" * 100_000, "recursion", id="nested"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: str, message: str):
     path = tmp_path / "tree.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="tree.json"):
+    with pytest.raises(ValueError, match=f"tree.json.*({message})"):
         read_tree(path)
 
 

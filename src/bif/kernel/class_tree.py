@@ -93,10 +93,14 @@ def read_tree(path: str | Path) -> ClassTree:
         import networkx as nx
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"expected a JSON object, got a {type(content).__name__}")
         # networkx before 3.4 wrote "links"
         word = "links" if "links" in content else "edges"
         graph = nx.node_link_graph(content, edges=word)
-    except (ValueError, TypeError, KeyError, AttributeError, nx.NetworkXError) as error:
+    except (
+        ValueError, TypeError, KeyError, AttributeError, RecursionError, nx.NetworkXError
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path} is no tree as networkx.node_link_data writes it, with nodes and edges: {error}"
         ) from error
