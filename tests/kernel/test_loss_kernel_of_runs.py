@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import bif
+from bif.kernel import pictures_of
 from small_problems import TINY, classification, labelled
 
 
@@ -31,6 +35,11 @@ def test_sides_and_observables_are_chosen(run: bif.Run):
     assert len(margins) == 5
     expected = run.traces.blocks[0].query[:, :, 5:].reshape(-1, 5).T
     np.testing.assert_array_equal(margins.losses, expected)
+    assert bif.loss_kernel(run, "both").labels["side"] == ("train",) * 20 + ("query",) * 5
+    assert "side" not in margins.labels
+    for refused in (bif.loss_kernel, pictures_of):
+        with pytest.raises(ValueError, match="sides is 'trian': expected one of .*'train' is the"):
+            refused(run, "trian")
     with pytest.raises(KeyError, match="no observable 'none': there are loss, margin"):
         bif.loss_kernel(run, observable="none")
 
@@ -44,10 +53,14 @@ def test_labels_come_with_the_items():
     assert blocks.shape == (len(names), len(names))
 
 
-def test_a_run_without_traces_of_all_items_is_refused():
+def test_a_run_without_traces_of_all_items_is_refused(tmp_path: Path):
     solved = bif.attribute(classification(), bif.Settings(estimator="response"))
-    with pytest.raises(ValueError, match="the run was solved: .*estimator='covariance'"):
+    with pytest.raises(ValueError, match="the run was solved.*: .*estimator='covariance'"):
         bif.loss_kernel(solved)
     sums = bif.attribute(classification(), TINY, keep="sums")
     with pytest.raises(ValueError, match="the run kept sums alone"):
         bif.loss_kernel(sums)
+    bif.attribute(classification(), TINY, out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "traces.zarr")
+    with pytest.raises(ValueError, match="or has lost its traces: a loss kernel"):
+        bif.loss_kernel(bif.load(tmp_path / "run"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bif.estimate.loss_kernel import LossKernel
+from bif.problem.literals import require_literal
 from bif.runs.run import Run
 
 Sides = Literal["train", "query", "both"]
@@ -19,18 +21,21 @@ def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = No
 
     Args:
         run: With the traces of its items.
-        sides: Train items, queries by an observable, or both, train items first.
+        sides: Train items, queries by an observable, or both, train items first.  Of both each has
+            the label "side", unless they have one of that name.
         observable: Of the queries; the first by default.
 
     Raises:
-        ValueError: The run was solved or keeps sums, so that there are no traces of all items.
+        ValueError: The run was solved, keeps sums or has lost its traces; other sides.
         KeyError: No such observable.
     """
+    require_literal("sides", sides, Sides)
     names = _names_of_observables(run)
     if observable is not None and observable not in names:
         raise KeyError(f"there is no observable {observable!r}: there are {', '.join(names)}.")
     if not run.traces.blocks or run.manifest.keep == "sums":
-        how = "was solved" if not run.traces.blocks else "kept sums alone"
+        sums = run.manifest.keep == "sums"
+        how = "kept sums alone" if sums else "was solved, or has lost its traces"
         raise ValueError(
             f"the run {how}: a loss kernel needs the traces of all items. Attribute with "
             "Settings(estimator='covariance') and keep='traces'."
@@ -49,9 +54,24 @@ def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = No
         labels.append(_labels(run, "query"))
     counts = [len(train) for _, train, _ in run.traces.each_chain()]
     chains = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    joined = joined_labels(labels, [len(part) for part in parts])
+    return LossKernel(torch.cat(parts), chains, tuple(ids), joined)
+
+
+def joined_labels(
+    labels: Sequence[Mapping[str, Sequence[str]]], counts: Sequence[int]
+) -> dict[str, tuple[str, ...]]:
+    """Return the labels that all sides have; of train items and queries which of them each is.
+
+    Args:
+        labels: Of each side, train items first, by their names.
+        counts: Items of each.
+    """
     shared = [name for name in labels[0] if all(name in some for some in labels)]
     joined = {name: tuple(x for some in labels for x in some[name]) for name in shared}
-    return LossKernel(torch.cat(parts), chains, tuple(ids), joined)
+    if len(labels) > 1 and "side" not in joined:
+        joined["side"] = ("train",) * counts[0] + ("query",) * counts[1]
+    return joined
 
 
 def pictures_of(run: Run, sides: Sides = "train") -> np.ndarray | None:
@@ -61,6 +81,7 @@ def pictures_of(run: Run, sides: Sides = "train") -> np.ndarray | None:
         run: Whose items.
         sides: As for `loss_kernel`; of both there are pictures where they have one size.
     """
+    require_literal("sides", sides, Sides)
     dataset = run.influence.dataset
     chosen = ("train", "query") if sides == "both" else (sides,)
     found = [np.asarray(dataset[f"{side}_image"].values) for side in chosen

@@ -7,7 +7,7 @@ agreement with a hierarchy take it as they take that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from bif.baselines.similarity import representations
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel, classes_of
 from bif.estimate.loss_kernel import LossKernel
 from bif.estimate.token_overlap import TokenOverlap
-from bif.kernel.of_run import Sides, loss_kernel
+from bif.kernel.of_run import Sides, joined_labels, loss_kernel
 from bif.problem.items import Items, batch_leaves
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
@@ -208,7 +208,7 @@ def _items_of(
     problem: Problem, sides: Sides
 ) -> tuple[list[Items], tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Return groups of items with the ids and labels that `loss_kernel` gives them."""
-    require_literal("sides", sides, Literal["train", "query", "both"])
+    require_literal("sides", sides, Sides)
     problem.refuse_tokens("a similarity of items")
     train, query = problem.scored_groups, problem.query_groups
     of_sides = {
@@ -217,11 +217,10 @@ def _items_of(
         "query": _labelled(query, list(map(str, problem.query_ids)), grouped=True),
     }
     chosen = [of_sides[side] for side in of_sides if sides in (side, "both")]
-    shared = [name for name in chosen[0][2] if all(name in labels for _, _, labels in chosen)]
     return (
         [items for groups, _, _ in chosen for items in groups],
         tuple(name for _, ids, _ in chosen for name in ids),
-        {name: tuple(x for _, _, labels in chosen for x in labels[name]) for name in shared},
+        joined_labels([labels for _, _, labels in chosen], [len(ids) for _, ids, _ in chosen]),
     )
 
 
