@@ -181,6 +181,8 @@ def test_what_can_be_refused_is_before_it_takes_long(
     with_tree = ("--hierarchy", tree, "--label", "group")
     said = failed(call("kernel", run, "--out", out, "--sides", "query", *with_tree))
     assert "labels missing from the tree" in said
+    said = failed(call("kernel", run, "--out", out, "--label", "species"))
+    assert "no label 'species': they have none" in said
     for option in ("--neighbours", "--layout-seeds"):
         assert "expected 1 or more, got 0" in failed(call("kernel", run, "--out", out, option, "0"))
     assert "no run" in failed(call("kernel", tmp_path / "no", "--out", out)) and not out.exists()

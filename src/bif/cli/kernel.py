@@ -53,7 +53,7 @@ class Kernel:
 
     def run(self) -> None:
         if (self.folder is None) == (self.example is None):
-            raise ValueError("expected a run's folder, or --example two-tasks.")
+            raise ValueError("expected a run's folder or --example two-tasks, and not both.")
         least = min(self.neighbours, self.layout_seeds)
         if least < 1:
             raise ValueError(f"--neighbours and --layout-seeds: expected 1 or more, got {least}.")
@@ -99,6 +99,8 @@ class Kernel:
         for name, place in places.items():
             run = load(place)
             kernel = loss_kernel(run, self.sides, observable=self.observable)
+            if self.label is not None:
+                kernel.labels_of(self.label)
             if tree is not None:
                 tree.of_classes(sorted(set(kernel.labels_of(self.label or "label"))))
             store.claim_summary(self.out, [KERNEL, *(MAP_FILES if self.layout != "none" else ())])
