@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bif.estimate.loss_kernel import LossKernel
+from bif.kernel import squared_kernel
 
 CHAINS, DRAWS = 8, 50
 
@@ -72,6 +73,8 @@ def test_means_of_blocks_pair_no_item_with_itself():
     off = dense[:6, :6][~np.eye(6, dtype=bool)].mean()
     assert kernel.mean_block(range(6), range(6)) == pytest.approx(off)
     assert kernel.mean_block(range(6), range(6, 11)) == pytest.approx(dense[:6, 6:11].mean())
+    assert np.isnan([k.mean_block([3], [3]) for k in (kernel, squared_kernel(kernel))]).all()
+    assert np.isnan([kernel.mean_block([], [1]), kernel.mean_square_block([3], [3])]).all()
     names, blocks = kernel.class_blocks(labels)
     assert names == ["a", "b", "c"] and np.isnan(blocks[2, 2])
     assert blocks[0, 0] == pytest.approx(off)
@@ -110,6 +113,7 @@ def test_nearest_items_are_those_of_the_dense_matrix():
     ("call", "message"),
     [
         (lambda k: k.nearest(3), "3 neighbours of 3 items"),
+        (lambda k: k.block(kind="corr"), "kind is 'corr': expected one of correlation, covariance"),
         (lambda k: k.class_blocks(["a"]), "1 labels, expected one for each of 3"),
         (lambda k: k.of_chains([0]).halves(), "need two chains"),
         (lambda k: k.of_chains([0]).jackknife(len), "needs two chains"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -64,7 +65,12 @@ class ItemKernel(ABC):
         kind: KernelKind = "correlation",
         items: Sequence[int] | slice = slice(None),
     ) -> Tensor:
-        """Return rows of items, `[N, M]`, whose inner products are the kernel."""
+        """Return rows of items, `[N, M]`, whose inner products are the kernel.
+
+        Raises:
+            ValueError: Another kind.
+        """
+        refuse_other_kinds(kind)
         rows, variance = self.factor[items], self.variance[items]
         if kind == "covariance":
             return rows
@@ -102,11 +108,12 @@ class ItemKernel(ABC):
     def mean_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
     ) -> float:
-        """Return the mean of a block; no item is paired with itself."""
+        """Return the mean of a block; no item is paired with itself; NaN where no pair is left."""
         both = sorted(set(rows) & set(columns))
         x, y, own = (self.embedding(kind, list(part)).double() for part in (rows, columns, both))
         total = x.sum(dim=0) @ y.sum(dim=0) - own.square().sum()
-        return float(total) / max(1, len(rows) * len(columns) - len(both))
+        pairs = len(rows) * len(columns) - len(both)
+        return float(total) / pairs if pairs else math.nan
 
     def class_blocks(
         self, labels: Sequence[str], *, kind: KernelKind = "correlation"
@@ -209,6 +216,18 @@ def classes_of(labels: Sequence[str], count: int) -> tuple[list[str], Tensor]:
     return [str(name) for name in names], torch.from_numpy(place)
 
 
+def mean_of_different(block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> float:
+    """Return the mean of a block over pairs of different items, NaN where there is none.
+
+    Args:
+        block: Of the kernel, `[R, C]`.
+        rows: Positions of its items.
+        columns: Of the others.
+    """
+    other = torch.tensor(list(rows))[:, None] != torch.tensor(list(columns))
+    return float(block[other].double().mean())
+
+
 def means_of_pairs(sums: Tensor, own: Tensor, index: Tensor) -> np.ndarray:
     """Return means over pairs of different items of two classes, NaN where there is none.
 
@@ -229,6 +248,16 @@ def names_of_items(
     """Return ids and labels of some of a kernel's items."""
     ids = tuple(kernel.ids[i] for i in items)
     return ids, {n: tuple(values[i] for i in items) for n, values in kernel.labels.items()}
+
+
+def refuse_other_kinds(kind: str) -> None:
+    """Raise unless a kernel has such a kind of entries.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if kind not in get_args(KernelKind):
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(get_args(KernelKind))}.")
 
 
 def refuse_other_counts(count: int, num_items: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bif.estimate.item_kernel import (
     ItemKernel,
     KernelKind,
+    mean_of_different,
     names_of_items,
     refuse_other_lengths,
 )
@@ -75,7 +76,9 @@ class LossKernel(ItemKernel):
     def mean_square_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
     ) -> float:
-        """Return the mean square of a block without the noise of the draws; no item with itself.
+        """Return the mean square of a block without the noise of the draws.
+
+        No item is paired with itself; NaN where no pair is left.
 
         The mean over pairs of chains of the product of their parts of an entry: its expectation is
         the square of the entry, where that of an estimate's square has its variance besides.  What
@@ -95,8 +98,7 @@ class LossKernel(ItemKernel):
             total += product
             own += product.square()
         squares = (total.square() - own) / self.share_of_different_chains()
-        same = torch.tensor(list(rows))[:, None] == torch.tensor(list(columns))
-        return float(squares[~same].mean())
+        return mean_of_different(squares, rows, columns)
 
     def columns_of_chains(self) -> list[Tensor]:
         """Return the positions of each chain's draws, `[D]` of each."""

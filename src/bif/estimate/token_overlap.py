@@ -15,8 +15,10 @@ from bif.estimate.item_kernel import (
     ItemKernel,
     KernelKind,
     classes_of,
+    mean_of_different,
     means_of_pairs,
     names_of_items,
+    refuse_other_kinds,
     refuse_other_lengths,
 )
 
@@ -107,6 +109,7 @@ class TokenOverlap(ItemKernel):
         kind: KernelKind = "correlation",
     ) -> Tensor:
         """Return the kernel of some items with some others, `[R, C]`."""
+        refuse_other_kinds(kind)
         sizes = self.variance
         shared = torch.from_numpy((self.sets[rows] @ self.sets[columns].T).toarray())
         if kind == "covariance":
@@ -134,10 +137,9 @@ class TokenOverlap(ItemKernel):
     def mean_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
     ) -> float:
-        """Return the mean of a block; no item is paired with itself."""
-        found = self.block(list(rows), list(columns), kind=kind)
-        other = torch.tensor(list(rows))[:, None] != torch.tensor(list(columns))
-        return float((found * other).sum()) / max(1, int(other.sum()))
+        """Return the mean of a block; no item is paired with itself; NaN where no pair is left."""
+        block = self.block(list(rows), list(columns), kind=kind)
+        return mean_of_different(block, rows, columns)
 
     def class_blocks(
         self, labels: Sequence[str], *, kind: KernelKind = "correlation"

@@ -14,6 +14,7 @@ from bif.estimate.item_kernel import (
     ItemKernel,
     KernelKind,
     classes_of,
+    mean_of_different,
     means_of_pairs,
 )
 from bif.estimate.loss_kernel import LossKernel
@@ -90,10 +91,9 @@ class SquaredKernel(ItemKernel):
     def mean_block(
         self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
     ) -> float:
-        """Return the mean of a block; no item is paired with itself."""
-        found = self.block(list(rows), list(columns), kind=kind)
-        other = torch.tensor(list(rows))[:, None] != torch.tensor(list(columns))
-        return float((found * other).sum()) / max(1, int(other.sum()))
+        """Return the mean of a block; no item is paired with itself; NaN where no pair is left."""
+        block = self.block(list(rows), list(columns), kind=kind)
+        return mean_of_different(block, rows, columns)
 
     def class_blocks(
         self, labels: Sequence[str], *, kind: KernelKind = "correlation"
