@@ -74,7 +74,7 @@ def test_means_of_blocks_pair_no_item_with_itself():
     assert kernel.mean_block(range(6), range(6)) == pytest.approx(off)
     assert kernel.mean_block(range(6), range(6, 11)) == pytest.approx(dense[:6, 6:11].mean())
     assert np.isnan([k.mean_block([3], [3]) for k in (kernel, squared_kernel(kernel))]).all()
-    assert np.isnan([kernel.mean_block([], [1]), kernel.mean_square_block([3], [3])]).all()
+    assert np.isnan(kernel.mean_block([], [1]))
     names, blocks = kernel.class_blocks(labels)
     assert names == ["a", "b", "c"] and np.isnan(blocks[2, 2])
     assert blocks[0, 0] == pytest.approx(off)
@@ -84,10 +84,10 @@ def test_means_of_blocks_pair_no_item_with_itself():
 def test_mean_squares_are_those_of_the_kernel_and_not_of_its_noise():
     half, rest = range(10), range(10, 20)
     kernels = [kernel_of(two_blocks(20, seed=seed)) for seed in range(40)]
-    found = np.array([kernel.mean_square_block(half, rest) for kernel in kernels])
+    found = np.array([squared_kernel(kernel).mean_block(half, rest) for kernel in kernels])
     naive = np.array([float(k.block()[:10, 10:].square().mean()) for k in kernels])
     assert abs(found.mean()) < 3 * found.std() / 40**0.5 < naive.mean()
-    within = np.mean([kernel.mean_square_block(half, half) for kernel in kernels])
+    within = np.mean([squared_kernel(kernel).mean_block(half, half) for kernel in kernels])
     assert within == pytest.approx(0.25, abs=0.01)
 
 
@@ -117,9 +117,11 @@ def test_nearest_items_are_those_of_the_dense_matrix():
         (lambda k: k.class_blocks(["a"]), "1 labels, expected one for each of 3"),
         (lambda k: k.of_chains([0]).halves(), "need two chains"),
         (lambda k: k.of_chains([0]).jackknife(len), "needs two chains"),
-        (lambda k: k.of_chains([0]).mean_square_block([0], [1]), "needs two chains"),
+        (lambda k: squared_kernel(k.of_chains([0])), "needs two chains"),
         (
-            lambda k: k.of_chains([0, 1]).jackknife(lambda k: k.mean_square_block([0], [1])),
+            lambda k: k.of_chains([0, 1]).jackknife(
+                lambda k: squared_kernel(k).mean_block([0], [1])
+            ),
             "leaves some out, and 1 of 2 are too few: a square without noise needs two chains",
         ),
         (lambda k: LossKernel(k.losses, k.chains[1:], k.ids, {}), "3 items at 400 draws"),

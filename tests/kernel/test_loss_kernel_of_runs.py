@@ -39,7 +39,7 @@ def test_sides_and_observables_are_chosen(run: bif.Run):
     assert "side" not in margins.labels
     for refused in (bif.loss_kernel, pictures_of):
         with pytest.raises(ValueError, match="sides is 'trian': expected one of .*'train' is the"):
-            refused(run, "trian")
+            refused(run, "trian")  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="no observable 'none': there are loss, margin"):
         bif.loss_kernel(run, observable="none")
 

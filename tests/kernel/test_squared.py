@@ -75,7 +75,7 @@ def test_squares_of_few_draws_are_right_in_the_mean():
 def test_class_blocks_are_the_mean_squares_of_the_loss_kernel():
     kernel = random_kernel(LABELS)
     value, error = squared_kernel(kernel).jackknife(lambda k: k.class_blocks(LABELS)[1][0, 1])
-    expected = kernel.jackknife(lambda k: k.mean_square_block(range(4), range(4, 7)))
+    expected = kernel.jackknife(lambda k: squared_kernel(k).mean_block(range(4), range(4, 7)))
     assert value == pytest.approx(float(expected[0])) and error == pytest.approx(float(expected[1]))
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from bif.estimate.item_kernel import (
     ItemKernel,
-    KernelKind,
-    mean_of_different,
     names_of_items,
     refuse_other_lengths,
 )
@@ -72,33 +70,6 @@ class LossKernel(ItemKernel):
     def factor(self) -> Tensor:
         """The traces, whose inner products are K."""
         return self.traces
-
-    def mean_square_block(
-        self, rows: Sequence[int], columns: Sequence[int], *, kind: KernelKind = "correlation"
-    ) -> float:
-        """Return the mean square of a block without the noise of the draws.
-
-        No item is paired with itself; NaN where no pair is left.
-
-        The mean over pairs of chains of the product of their parts of an entry: its expectation is
-        the square of the entry, where that of an estimate's square has its variance besides.  What
-        is left, by the mean over all draws, is of the order of `1 / M²`.
-
-        Raises:
-            ValueError: A single chain.
-        """
-        parts = self.columns_of_chains()
-        if len(parts) < 2:
-            raise ValueError("a square without noise needs two chains, and there is one.")
-        x, y = (self.embedding(kind, list(part)).double() for part in (rows, columns))
-        total = x.new_zeros(len(rows), len(columns))
-        own = torch.zeros_like(total)
-        for part in parts:
-            product = x[:, part] @ y[:, part].T
-            total += product
-            own += product.square()
-        squares = (total.square() - own) / self.share_of_different_chains()
-        return mean_of_different(squares, rows, columns)
 
     def columns_of_chains(self) -> list[Tensor]:
         """Return the positions of each chain's draws, `[D]` of each."""

@@ -29,8 +29,9 @@ class SquaredKernel(ItemKernel):
 
     Classes that a model confuses compete: what makes one likelier makes the other unlikelier, so
     losses of their items are correlated negatively.  The square has no sign, and calls them alike.
-    Of a loss kernel it is the mean over pairs of chains of the product of their parts, as in
-    `LossKernel.mean_square_block`: its expectation is the square of the entry, and a single value
+    Of a loss kernel it is the mean over pairs of chains of the product of their parts: its
+    expectation is the square of the entry, where that of an estimate's square has its variance
+    besides.  What is left, by the mean over all draws, is of the order of `1 / M²`.  A single value
     can be below 0.
 
     Make it by `squared_kernel`.

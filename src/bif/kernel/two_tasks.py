@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bif.estimate.item_kernel import ItemKernel
 from bif.estimate.loss_kernel import LossKernel
 from bif.kernel.of_run import loss_kernel
+from bif.kernel.similarities import gradient_kernel
+from bif.kernel.squared import squared_kernel
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.series import CheckpointSeries, stage_problem
 from bif.runs.attribute import attribute
-from bif.sampling.item_gradients import item_gradients
 from bif.sampling.settings import Settings
 from bif.stages.common_settings import common_settings
 from bif.types import Batch
@@ -122,14 +124,14 @@ def pose(make: Callable[[], nn.Module], data: Items) -> Problem:
     return Problem(make(), cross_entropy, train=data, queries=data.first(2))
 
 
-def blocks(kernel: LossKernel) -> np.ndarray:
+def blocks(kernel: ItemKernel) -> np.ndarray:
     """Return mean correlations within and across tasks, their mean squares, and the contrast.
 
     The contrast is the mean square within less that across, as a part of that within.
     """
     tasks = range(ITEMS), range(ITEMS, 2 * ITEMS)
     found = []
-    for mean in (kernel.mean_block, kernel.mean_square_block):
+    for mean in (kernel.mean_block, squared_kernel(kernel).mean_block):
         found += [(mean(tasks[0], tasks[0]) + mean(tasks[1], tasks[1])) / 2, mean(*tasks)]
     return np.array([*found, 1 - found[3] / found[2]])
 
@@ -152,21 +154,6 @@ def figures(kernel: LossKernel) -> Figures:
     }
 
 
-def gradient_kernel(problem: Problem) -> dict[str, float]:
-    """Return `blocks` of the cosines of the items' gradients at w*, which have no noise."""
-    rows = item_gradients(problem, problem.loss, problem.train).double()
-    cosines = torch.nn.functional.normalize(rows, dim=1)
-    cosines = (cosines @ cosines.T).numpy()
-    own, other = cosines[:ITEMS, :ITEMS], cosines[:ITEMS, ITEMS:]
-    second = cosines[ITEMS:, ITEMS:]
-    off = ~np.eye(ITEMS, dtype=bool)
-    found = []
-    for power in (1, 2):
-        within = (np.mean(own[off] ** power) + np.mean(second[off] ** power)) / 2
-        found += [within, np.mean(other**power)]
-    return dict(zip(NAMES, [*map(float, found), float(1 - found[3] / found[2])], strict=True))
-
-
 def study(seed: int, *, tell: Callable[[list[str]], None] | None = None) -> dict[str, Any]:
     """Carry the example out, with one nbeta and gamma for all, and return its figures.
 
@@ -187,11 +174,12 @@ def study(seed: int, *, tell: Callable[[list[str]], None] | None = None) -> dict
     for stage in shared:
         there = stage_problem(problem, stage)
         run, ball = attribute(there, chosen), attribute(there, replace(chosen, nbeta=0.0))
+        found = blocks(gradient_kernel(there))
         rows.append({
             "step": stage.step, "trusted": bool(run.summary.trusted),
             "loss_kernel": figures(loss_kernel(run)),
             "nbeta_0": figures(loss_kernel(ball)),
-            "gradient_kernel": gradient_kernel(there),
+            "gradient_kernel": dict(zip(NAMES, found.tolist(), strict=True)),
         })  # fmt: skip
         if tell is not None:
             value, error = rows[-1]["loss_kernel"]["contrast"]
