@@ -92,12 +92,11 @@ def stored(kernel: ItemKernel, *, pairs: int, label: str = "label") -> dict[str,
         found.append((one.class_blocks(labels)[1], one.at_pairs(first, second)))
         return 0.0
 
-    kernel.jackknife(measure)  # which asks for the kernel itself last
-    parts = [found[-1], *found[:-1]]
+    kernel.jackknife(measure)  # which asks for the kernel itself first
     return {
-        "blocks": np.stack([blocks for blocks, _ in parts]).astype(np.float32),
+        "blocks": np.stack([blocks for blocks, _ in found]).astype(np.float32),
         "codes": codes.astype(np.int32),  # N² is below 2^31
-        "values": np.stack([values for _, values in parts]).astype(np.float32),
+        "values": np.stack([values for _, values in found]).astype(np.float32),
     }
 
 

@@ -111,7 +111,7 @@ class LossKernel(ItemKernel):
         """Return a statistic and its standard error, by leaving out groups of chains in turn.
 
         Args:
-            statistic: Of a kernel, a number or an array.
+            statistic: Of a kernel, a number or an array; of this one first.
             num_groups: Groups, at most as many as chains.
 
         Raises:
