@@ -47,21 +47,26 @@ STUDIES: dict[str, Study] = {
 _SIZES = ("train", "items", "seeds", "chains", "draws", "thin", "burn_in", "epochs", "batch")
 
 
-def main() -> None:
-    options = parser(__doc__ or "")
-    options.add_argument("study", choices=[*STUDIES, "all", "score", "draw", "subset"])
-    options.add_argument("--tiny", action="store_true", help="sizes for a few seconds")
-    options.add_argument(
+def options() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    made = parser(__doc__ or "")
+    made.add_argument("study", choices=[*STUDIES, "all", "score", "draw", "subset"])
+    made.add_argument("--tiny", action="store_true", help="sizes for a few seconds")
+    made.add_argument(
         "--traces", type=Path, help="folder of the studies' files, for score and draw"
     )
-    options.add_argument("--suffix", help="of the names of the files that score writes")
+    made.add_argument("--suffix", help="of the names of the files that score writes")
     for name in _SIZES:
-        options.add_argument(f"--{name.replace('_', '-')}", type=int, help="in place of the plan's")
-    options.add_argument("--damping", type=float, help="in place of the plan's")
-    options.add_argument("--one-temperature", action="store_true", help="no other nbeta and gamma")
-    arguments = options.parse_args()
+        made.add_argument(f"--{name.replace('_', '-')}", type=int, help="in place of the plan's")
+    made.add_argument("--damping", type=float, help="in place of the plan's")
+    made.add_argument("--one-temperature", action="store_true", help="no other nbeta and gamma")
+    return made
+
+
+def main() -> None:
+    arguments = options().parse_args()
     if arguments.data is None:
-        options.error("--data is needed: the folder with the standard data files.")
+        options().error("--data is needed: the folder with the standard data files.")
     if arguments.study == "subset":
         subset(arguments.data, arguments.out, arguments.train or PLANS["fashion"].train)
     elif arguments.study == "score":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.kernel import backdoor, checkpoints, images, mislabel
-from benchmarks.kernel.__main__ import run
+from benchmarks.kernel.__main__ import options, run
 from benchmarks.kernel.item_scores import class_gap, mean_correlation, neighbour_disagreement
 from benchmarks.kernel.score import score
 from benchmarks.kernel.stored import StoredKernel, rows_of_map, stored
@@ -42,12 +42,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place.parent
 
 
-def arguments(data: Path, out: Path, **given: object) -> argparse.Namespace:
-    sizes = dict.fromkeys(
-        ("train", "items", "seeds", "chains", "draws", "thin", "burn_in", "epochs", "batch")
-    )
-    return argparse.Namespace(data=data, out=out, device="cpu", tiny=True, seed=0,
-                              **{**sizes, **given})  # fmt: skip
+def arguments(study: str, data: Path, out: Path, *, seeds: int) -> argparse.Namespace:
+    given = f"{study} --tiny --device cpu --seeds {seeds}".split()
+    return options().parse_args([*given, "--data", str(data), "--out", str(out)])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ def test_a_study_runs_goes_on_where_it_stopped_and_is_scored(
     monkeypatch.setattr("benchmarks.kernel.mislabel.SHARES", (0.2,))
     monkeypatch.setattr("benchmarks.kernel.score.PERMUTATIONS", 10)
     monkeypatch.setattr("benchmarks.kernel.score.RESAMPLES", 10)
-    asked = arguments(data, tmp_path, seeds=1)
+    asked = arguments(study, data, tmp_path, seeds=1)
     run(study, asked)
     before = np.load(tmp_path / f"{study}.npz")
     run(study, asked)
@@ -75,7 +72,7 @@ def test_a_study_runs_goes_on_where_it_stopped_and_is_scored(
     assert before.files == again.files
     assert all(np.array_equal(before[n], again[n]) for n in before.files if n != "about")
     with pytest.raises(ValueError, match="is of another plan: choose another folder"):
-        run(study, arguments(data, tmp_path, seeds=3))
+        run(study, arguments(study, data, tmp_path, seeds=3))
     score(tmp_path, asked)
     (file,) = tmp_path.glob(f"kernel-{study}-*.json")
     found = json.loads(file.read_text())
