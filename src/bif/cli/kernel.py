@@ -13,7 +13,7 @@ from bif.cli.kernel_map import MAP_FILES, Described, MapOptions, map_files
 from bif.terminal import escape_controls, say
 
 if TYPE_CHECKING:
-    from bif.kernel import Agreement, ClassTree
+    from bif.kernel import Agreement, ClassTree, LossKernel
 
 KERNEL = "kernel.zarr"
 
@@ -67,9 +67,14 @@ class Kernel:
 
         assert self.folder is not None
         tree = None if self.hierarchy is None else read_tree(self.hierarchy)
-        stages = list(self._described(self.folder, tree))
+        stages: list[Described] = []
+        last_kernel = None
+        for kernel, stage in self._described(self.folder, tree):
+            last_kernel = kernel  # those before are let go
+            stages.append(stage)
+        assert last_kernel is not None
         last = stages[-1]
-        found = tree and agreement(last.kernel, tree, label=self.label or "label", seed=self.seed)
+        found = tree and agreement(last_kernel, tree, label=self.label or "label", seed=self.seed)
         held = {} if found is None else {"hierarchy": found.to_dict()}
         if len(stages) > 1:
             held["checkpoints"] = {stage.name: stage.figures for stage in stages}
@@ -85,8 +90,10 @@ class Kernel:
         shown = last.figures | top_suspects(last.dataset)
         self._print(shown | ({} if found is None else _main_figures(found)))
 
-    def _described(self, folder: str, tree: ClassTree | None) -> Iterator[Described]:
-        """Yield the run in a folder, or those of a series of checkpoints, with their kernels.
+    def _described(
+        self, folder: str, tree: ClassTree | None
+    ) -> Iterator[tuple[LossKernel, Described]]:
+        """Yield the kernel of the run in a folder, or of each of a series of checkpoints.
 
         What can be refused is, before it takes long: labels that the tree has not, and the folder.
         """
@@ -107,8 +114,8 @@ class Kernel:
             dataset, figures = describe(kernel, count=self.neighbours, label=self.label)
             shown = options.draw(run, kernel, dataset, shown)
             of_map = {} if shown is None else dict(shown.figures)
-            yield Described(
-                name, kernel, dataset, figures | of_map, shown, bool(run.summary.trusted),
+            yield kernel, Described(
+                name, dataset, figures | of_map, shown, bool(run.summary.trusted),
                 tuple(run.failed_gates),
             )  # fmt: skip
 

@@ -22,11 +22,10 @@ MAP_FILES = tuple(f"{MAP}.{ending}" for ending in ("html", "png", "svg", "parque
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """A run's kernel, and what is said of it.
+    """What is said of a run's kernel.
 
     Attributes:
         name: Of the checkpoint; empty where there is one run alone.
-        kernel: Of the run's items.
         dataset: Their neighbours.
         figures: Of all items and of their map.
         shown: The map; None where it cannot be drawn.
@@ -35,7 +34,6 @@ class Described:
     """
 
     name: str
-    kernel: LossKernel
     dataset: xr.Dataset
     figures: dict[str, Any]
     shown: ItemMap | None
