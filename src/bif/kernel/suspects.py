@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _ROWS = 1024
-"""Items that are looked at at a time."""
+"""Items of a block."""
 MOST_CLASSES = 2000
-"""Means of classes: each item has one with each, and each class with each other one."""
+"""Classes of a label at most: each item has a mean with each, and each class with each other."""
 
 
 def suspects(
