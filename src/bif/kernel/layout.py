@@ -11,6 +11,7 @@ import torch
 from bif.estimate.item_kernel import ItemKernel
 from bif.extras import needs_extra
 from bif.kernel.neighbours import kept_share
+from bif.kernel.parallel import threads_of_torch
 
 LayoutKind = Literal["umap", "pca"]
 _WIDE = 10.0
@@ -152,7 +153,7 @@ def _umap(places: np.ndarray, values: np.ndarray, begin: np.ndarray, seed: int) 
     source = np.random.default_rng(seed)
     begin = _WIDE * begin / max(float(np.abs(begin).max()), 1e-12)
     begin = begin + source.normal(scale=_NOISE, size=begin.shape)
-    with warnings.catch_warnings():
+    with threads_of_torch(), warnings.catch_warnings():
         # Nothing is transformed later, so that no index of a search is needed.
         warnings.filterwarnings("ignore", message="precomputed_knn")
         made = UMAP(

@@ -13,6 +13,7 @@ import torch
 from bif.estimate.item_kernel import ItemKernel, refuse_other_counts
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
 from bif.extras import needs_extra
+from bif.kernel.parallel import threads_of_torch
 
 Search = Literal["auto", "exact", "approximate"]
 MOST_EXACT = 100_000
@@ -208,10 +209,11 @@ def _descend(kernel: ItemKernel, count: int, seed: int) -> tuple[np.ndarray, np.
         from pynndescent import NNDescent
     x = kernel.embedding().float()
     most = min(_CANDIDATES * count, len(x) - 1)
-    index = NNDescent(
-        x.numpy(), metric="cosine", n_neighbors=most + 1, random_state=seed, low_memory=True
-    )
-    graph = index.neighbor_graph
+    with threads_of_torch():
+        index = NNDescent(
+            x.numpy(), metric="cosine", n_neighbors=most + 1, random_state=seed, low_memory=True
+        )
+        graph = index.neighbor_graph
     assert graph is not None  # there is one until the index is compressed for queries
     candidates = torch.from_numpy(np.asarray(graph[0], dtype=np.int64))
     places, values = [], []
