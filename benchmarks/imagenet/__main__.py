@@ -103,7 +103,8 @@ def beside_ekfac(
             # The loss of the query falls most with what has the most negative influence.
             row[f"{method}_helps"] = [str(x) for x in ids[order[:_SHOWN]]]
             row[f"{method}_harms"] = [str(x) for x in ids[order[::-1][:_SHOWN]]]
-        row["rank_correlation"] = float(spearmanr(*scores.values()).statistic)
+        found: Any = spearmanr(*scores.values())
+        row["rank_correlation"] = float(found.statistic)
         same = set(row["bif_helps"]) & set(row["ekfac_helps"])
         row["helpful_images_shared"] = len(same) / _SHOWN
         rows.append(row)

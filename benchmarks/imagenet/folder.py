@@ -77,7 +77,7 @@ def read_images(
             pictures.append(np.array(image.resize((_SHOWN, _SHOWN))))
             targets.append(classes.index(name))
             ids.append(f"{name}/{file.stem}")
-    labels = tuple(classes[target] for target in targets)
+    labels = tuple(str(classes[target]) for target in targets)
     return Images(
         torch.stack(pixels), torch.tensor(targets), labels, tuple(ids), np.stack(pictures)
     )

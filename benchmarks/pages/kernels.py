@@ -114,7 +114,8 @@ def _interval(row: Row | None, name: str, *, digits: int = 2) -> str:
     value = None if row is None else row.get(name)
     if row is None or value is None or value != value:
         return "–"
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    low: Any = row[f"{name}_low"]
+    high: Any = row[f"{name}_high"]
     known = low is not None and low == low and row["seeds"] != 2  # of two seeds it says nothing
     if known and name in _SHARES:
         low, high = max(low, 0.0), min(high, 1.0)

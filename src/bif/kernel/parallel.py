@@ -17,8 +17,10 @@ def threads_of_torch() -> Iterator[None]:
     """
     import numba
 
+    # Asked last: numba's answer starts its threads, and with them those of OpenMP.
     threads, before = torch.get_num_threads(), numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+    numba.set_num_threads(min(threads, most))
     try:
         yield
     finally:
