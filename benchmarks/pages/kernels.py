@@ -114,11 +114,10 @@ def _interval(row: Row | None, name: str, *, digits: int = 2) -> str:
     value = None if row is None else row.get(name)
     if row is None or value is None or value != value:
         return "–"
-    low: Any = row[f"{name}_low"]
-    high: Any = row[f"{name}_high"]
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
     known = low is not None and low == low and row["seeds"] != 2  # of two seeds it says nothing
     if known and name in _SHARES:
-        low, high = max(low, 0.0), min(high, 1.0)
+        low, high = max(float(low or 0.0), 0.0), min(float(high), 1.0)
     return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
 
 
