@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bif.estimate.loss_kernel import LossKernel
 from bif.problem.literals import require_literal
+from bif.runs.recorded import query_columns, refuse_without_traces
 from bif.runs.run import Run
 
 Sides = Literal["train", "query", "both"]
@@ -30,19 +31,9 @@ def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = No
         KeyError: No such observable.
     """
     require_literal("sides", sides, Sides)
-    names = _names_of_observables(run)
-    if observable is not None and observable not in names:
-        raise KeyError(f"there is no observable {observable!r}: there are {', '.join(names)}.")
-    if not run.traces.blocks or run.manifest.keep == "sums":
-        sums = run.manifest.keep == "sums"
-        how = "kept sums alone" if sums else "was solved, or has lost its traces"
-        raise ValueError(
-            f"the run {how}: a loss kernel needs the traces of all items. Attribute with "
-            "Settings(estimator='covariance') and keep='traces'."
-        )
+    _, columns = query_columns(run, observable)
+    refuse_without_traces(run, "a loss kernel")
     dataset = run.influence.dataset
-    first = names.index(observable or names[0]) * dataset.sizes["query"]
-    columns = slice(first, first + dataset.sizes["query"])
     parts, ids, labels = [], [], []
     if sides != "query":
         parts.append(_joined([train for _, train, _ in run.traces.each_chain()]))
@@ -94,10 +85,6 @@ def pictures_of(run: Run, sides: Sides = "train") -> np.ndarray | None:
 def _joined(of_chains: list[Tensor]) -> Tensor:
     """Return losses `[N, M]` of chains' traces `[D, N]`."""
     return torch.cat(of_chains).T.contiguous()
-
-
-def _names_of_observables(run: Run) -> list[str]:
-    return _texts(run.influence.dataset["observable"].values)
 
 
 def _labels(run: Run, side: str) -> dict[str, list[str]]:

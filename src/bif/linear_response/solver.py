@@ -35,9 +35,8 @@ _GROUPS = 4
 """Groups of items that the jackknife leaves out in turn."""
 _SPREAD_COLUMNS = 4
 """Columns that it is applied to: the relative error is much alike for all."""
-_FEW_COLUMNS = 2
-"""Columns of these for a model of more than a billion weights, of which memory holds a few rows."""
-_LARGE = 10**9
+_FEW_COLUMNS, _LARGE = 2, 10**9
+"""Columns of these for a model of so many weights, of which memory holds a few rows."""
 _SPREAD_RESIDUAL = 0.5
 """Residual of its systems, relative to what a group's curvature changes: errors need no more."""
 _MANY_ROWS = 4
@@ -210,7 +209,8 @@ class Solver:
             "kept": found.kept((_LESS - 1) * self.damping).cpu(),
             "residual": found.residuals.cpu(), "steps": found.steps,
         }  # fmt: skip
-        left_out = 1 - len(self._items if self._items is not None else ()) / self.problem.num_train
+        taken = self.problem.num_train if self._items is None else len(self._items)
+        left_out = 1 - taken / self.problem.num_train
         return _Solved(
             [value, earlier, *changes], found.shrinkage.clamp(max=1).cpu(), facts, some, left_out
         )
@@ -245,9 +245,8 @@ class Solver:
         if len(some) < len(rows):  # else no copies
             rows, solutions = rows[some], solutions[some]
         weights, moved = _without_a_group(len(self._items), self.device), []
-        for some_weights in weights.split(
-            max(1, self.vectors.num_rows // (2 * len(some)))
-        ):  # others wait
+        together = max(1, self.vectors.num_rows // (2 * len(some)))  # half: solutions wait, too
+        for some_weights in weights.split(together):
             factors = some_weights.repeat_interleave(len(some), dim=0)
             right_of, at = (
                 _repeated(x, len(some_weights)) for x in (rows, solutions.to(self.device))

@@ -18,9 +18,10 @@ from bif.estimate.traces import LossTraces, TraceBlock
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.runs.attribute import attribute
+from bif.runs.recorded import query_columns
 from bif.runs.run import Run
 from bif.sampling.settings import Settings
-from bif.susceptibility.trained import Trained, observable_rows
+from bif.susceptibility.trained import Trained
 
 Side = Literal["train", "query"]
 
@@ -207,11 +208,11 @@ def _traces(
         mean = trained.mean_loss(block.train)[..., None]
         phi = mean
         if observable is not None:
-            columns = observable_rows(run, observable)[1]
+            columns = query_columns(run, observable)[1]
             phi = block.query[..., columns].double().mean(dim=2, keepdim=True)
         losses = block.train
         if contexts == "query":
-            losses = block.query[..., observable_rows(run, context_observable)[1]]
+            losses = block.query[..., query_columns(run, context_observable)[1]]
         away = losses - mean.to(losses.dtype)
         blocks.append(TraceBlock(block.chains, away, phi))
     return LossTraces(tuple(blocks))

@@ -14,10 +14,11 @@ from bif.estimate.covariance import DEFAULT_GROUPS, chain_groups
 from bif.estimate.cumulants import group_cumulants, mean_of_groups
 from bif.estimate.intervals import t_quantile
 from bif.estimate.traces import LossTraces
+from bif.runs.recorded import query_columns
 from bif.runs.run import Run
 from bif.susceptibility.expansion import chain_groups_of
 from bif.susceptibility.shifts import group_shifts
-from bif.susceptibility.trained import Trained, observable_rows
+from bif.susceptibility.trained import Trained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,7 +55,7 @@ def third_cumulants(
     trained = Trained.of(run, torch.ones(int(run.influence.dataset.attrs["num_train"])))
     if not len(pairs):
         raise ValueError("no pair was given: name at least one, such as ('item-3', 'item-7').")
-    _, columns = observable_rows(run, observable)
+    _, columns = query_columns(run, observable)
     places = [(_place(a, trained.ids), _place(b, trained.ids)) for a, b in pairs]
     used = sorted({place for pair in places for place in pair})
     traces = run.traces.selected(
@@ -109,7 +110,7 @@ def group_additivity(
         raise ValueError(f"size is {size}: expected a finite number, such as -1, which removes.")
     count = int(run.influence.dataset.attrs["num_train"])
     shifts = group_shifts(run, groups, total_weight="added", train_weights=torch.ones(count))
-    _, columns = observable_rows(run, observable)
+    _, columns = query_columns(run, observable)
     scale = size * shifts.trained.nbeta / shifts.trained.num_items
     groups_of_chains = chain_groups_of(run.traces, columns, shifts.weights, num_groups)
     found = [group.cumulants for group in groups_of_chains]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bif.runs.recorded import refuse_without_traces
 from bif.runs.run import Run
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Trained:
             ValueError: The run has no traces of all items; weights that are missing, or of another
                 number than the items.
         """
-        refuse_without_traces(run)
+        refuse_without_traces(run, "a response")
         dataset = run.influence.dataset
         ids = tuple(str(name) for name in dataset["train_id"].values)
         trained = np.ones(len(ids), dtype=bool)
@@ -75,39 +76,6 @@ class Trained:
                 "may be left out: attribute with items as columns, tokens='query' or None."
             )
         return losses.double() @ (self.weights / self.num_items)
-
-
-def refuse_without_traces(run: Run) -> None:
-    """Raise where a run has no traces of all items.
-
-    Raises:
-        ValueError: It was solved, or kept sums.
-    """
-    if not run.traces.blocks or run.manifest.keep == "sums":
-        how = "was solved" if not run.traces.blocks else "kept sums alone"
-        raise ValueError(
-            f"the run {how}, and this needs the losses at all draws: attribute with "
-            "Settings(estimator='covariance') and keep='traces'."
-        )
-
-
-def observable_rows(run: Run, observable: str | None) -> tuple[str, slice]:
-    """Return an observable's name and its columns among the traces of queries.
-
-    Args:
-        run: Whose queries.
-        observable: Name; the first one by default.
-
-    Raises:
-        KeyError: No such observable.
-    """
-    dataset = run.influence.dataset
-    names = [str(name) for name in dataset["observable"].values]
-    name = names[0] if observable is None else observable
-    if name not in names:
-        raise KeyError(f"there is no observable {name!r}: there are {', '.join(names)}.")
-    first = names.index(name) * dataset.sizes["query"]
-    return name, slice(first, first + dataset.sizes["query"])
 
 
 def proxy_of(dataset: xr.Dataset, observable: str) -> str:
