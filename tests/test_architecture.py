@@ -74,8 +74,8 @@ PUBLIC = {
     "bif.evaluate": """
         Brittleness Curve Estimate LDSResult LeaveOneOut PairedDifference Recipe RemovalCurve
         RemovalMasks Tracing auroc brittleness compare lds leave_one_out_correlation leave_out
-        noise_ceiling predict random_subsets removal_curve removal_masks retrain tracing train
-        train_with_checkpoints
+        noise_ceiling predict random_subsets removal_curve removal_masks retrain
+        retrain_weighted tracing train train_with_checkpoints
     """,
     "bif.report": "render_report render_token_report",
     "bif.response": "Choice Cost Response choose_estimator measure_costs respond",

@@ -16,6 +16,7 @@ from bif.evaluate.resampling import Estimate
 from bif.evaluate.retrain import Recipe, retrain, train, train_with_checkpoints
 from bif.evaluate.subsets import leave_out, random_subsets
 from bif.evaluate.tracing import Tracing, tracing
+from bif.evaluate.weighted import retrain_weighted
 
 __all__ = [
     "Brittleness",
@@ -40,6 +41,7 @@ __all__ = [
     "removal_curve",
     "removal_masks",
     "retrain",
+    "retrain_weighted",
     "tracing",
     "train",
     "train_with_checkpoints",

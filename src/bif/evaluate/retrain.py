@@ -76,26 +76,13 @@ def retrain(
         FloatingPointError: If a network diverges; names subset and seed.
     """
     masks = _check_masks(masks, items)
-    if not outcomes:
-        raise ValueError("outcomes are empty; expected name -> (function, batch of queries).")
     check_seeds(seeds, recipe, init)
-    if networks_per_stack < 1:
-        raise ValueError(f"networks_per_stack is {networks_per_stack}; expected at least 1.")
     retrainer = Retrainer(model, loss, items, recipe, init=init, device=device, precision=precision)
     retrainer.check(masks[0])
-    queries = {name: (function, [batch]) for name, (function, batch) in outcomes.items()}
-    results = {
-        name: np.empty((len(seeds), len(masks), num_queries))
-        for name, num_queries in retrainer.check_outcomes(queries).items()
-    }
-    networks = list(itertools.product(range(len(seeds)), range(len(masks))))
-    for start in range(0, len(networks), networks_per_stack):
-        stack = networks[start : start + networks_per_stack]
-        values = retrainer.outcomes([Network(masks[m], seeds[s], m) for s, m in stack], queries)
-        for name, value_GQ in values.items():
-            for (s, m), value in zip(stack, value_GQ, strict=True):
-                results[name][s, m] = value
-    return results
+    networks = [Network(mask, seed, m) for seed in seeds for m, mask in enumerate(masks)]
+    found = retrainer.in_stacks(networks, outcomes, networks_per_stack)
+    shape = (len(seeds), len(masks), -1)
+    return {name: values.reshape(shape) for name, values in found.items()}
 
 
 class Retrainer:
@@ -134,6 +121,30 @@ class Retrainer:
                     values = self._function(function).raw(to_device(batch, self.device))
                 check_per_item(values, num_queries, f"outcome {name!r}")
         return {n: sum(num_rows(b, n) for b in batches) for n, (_, batches) in queries.items()}
+
+    def in_stacks(
+        self,
+        networks: Sequence[Network],
+        outcomes: Mapping[str, tuple[ItemLoss, Batch]],
+        num_at_once: int,
+    ) -> dict[str, np.ndarray]:
+        """Train networks, so many at once, and return name -> outcomes, float64 [G, Q].
+
+        Raises:
+            ValueError: If an argument does not fit, before any training.
+            FloatingPointError: If a network diverges; names it.
+        """
+        if not outcomes:
+            raise ValueError("outcomes are empty; expected name -> (function, batch of queries).")
+        if num_at_once < 1:
+            raise ValueError(f"networks_per_stack is {num_at_once}; expected at least 1.")
+        queries = {name: (function, [batch]) for name, (function, batch) in outcomes.items()}
+        self.check_outcomes(queries)
+        parts = [
+            self.outcomes(networks[start : start + num_at_once], queries)
+            for start in range(0, len(networks), num_at_once)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in queries}
 
     def outcomes(self, networks: Sequence[Network], queries: Queries) -> dict[str, np.ndarray]:
         """Train networks as one stack and return name -> outcomes, float64 [G, Q].
@@ -326,9 +337,8 @@ def _require_finite(
     fine = finite.all(dim=0).tolist()
     diverged = [net for net, is_fine in zip(networks, fine, strict=True) if not is_fine]
     if diverged:
-        first = diverged[0]
         raise FloatingPointError(
-            f"{len(diverged)} network(s) diverged, the first with subset {first.subset} and seed "
-            f"{first.seed}: weights or outcomes are not finite after {recipe.steps} steps at "
-            f"learning_rate {recipe.learning_rate}. Lower learning_rate or momentum."
+            f"{len(diverged)} network(s) diverged, the first with {diverged[0]}: weights or "
+            f"outcomes are not finite after {recipe.steps} steps at learning_rate "
+            f"{recipe.learning_rate}. Lower learning_rate or momentum."
         )

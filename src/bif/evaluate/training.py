@@ -2,14 +2,15 @@
 
 `torch.func.vmap` runs the model once for the whole stack. A network is fixed by its subset (the
 mask itself, not its place in a list) and its seed, which together seed its initial weights and
-its order of mini-batches: banks of networks can be trained in any pieces and extended.
+its order of mini-batches: banks of networks can be trained in any pieces and extended. Weights of
+its items do not seed anything: networks that differ in them alone share both.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,19 @@ _CHUNK_SIZE = 1024
 
 
 class Network(NamedTuple):
-    """A network's subset, a mask [N], its seed, and the subset's number for messages."""
+    """A network's subset, a mask [N], its seed, its number for messages, and weights of items [N].
+
+    All networks of a stack have weights, or none has.
+    """
 
     mask: np.ndarray
     seed: int
     subset: int = 0
+    weights: np.ndarray | None = None
+
+    def __str__(self) -> str:
+        of = "subset" if self.weights is None else "row of weights"
+        return f"{of} {self.subset} and seed {self.seed}"
 
 
 def values_of_stack(function: ItemFunction, leaves: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -126,9 +135,11 @@ class StackTrainer:
         leaves, recipe = self._initial_weights(networks), self._recipe
         momenta: list[Tensor | None] = [None for _ in leaves]
         yield leaves
-        for step, batch in enumerate(self._batches(networks)):
+        for step, (batch, weight_GB) in enumerate(self._batches(networks)):
             with torch.enable_grad():
                 loss_GB = _stacked_values(self._losses, leaves, batch, own_batches=True)
+                if weight_GB is not None:
+                    loss_GB = loss_GB * weight_GB.to(loss_GB.dtype)
                 gradients = torch.autograd.grad(
                     loss_GB.mean(dim=1).sum(), list(leaves.values()), materialize_grads=True
                 )
@@ -161,20 +172,27 @@ class StackTrainer:
             for name, values in drawn.items()
         }
 
-    def _batches(self, networks: Sequence[Network]) -> Iterable[Any]:
+    def _batches(self, networks: Sequence[Network]) -> Iterator[tuple[Any, Tensor | None]]:
+        """Yield items [G, B, …] of every step, and their weights [G, B] if there are any."""
         kept = torch.from_numpy(np.stack([np.flatnonzero(net.mask) for net in networks]))
+        given = [net.weights for net in networks if net.weights is not None]
+        weights = torch.from_numpy(np.stack(given)).to(self.device) if given else None
+
+        def at(index: Tensor) -> tuple[Any, Tensor | None]:
+            batch = map_batch(lambda t: t[index], self._items)
+            return batch, None if weights is None else weights.gather(1, index)
+
         if self._recipe.batch_size is None:
-            index = kept.to(self.device)
-            whole = map_batch(lambda t: t[index], self._items)
-            return itertools.repeat(whole, self._recipe.steps)
+            return itertools.repeat(at(kept.to(self.device)), self._recipe.steps)
         orders = [
             torch.Generator().manual_seed(stream("order", net.mask, net.seed)) for net in networks
         ]
-        return self._shuffled_batches(kept, orders, self._recipe.batch_size)
+        return map(at, self._shuffled_batches(kept, orders, self._recipe.batch_size))
 
     def _shuffled_batches(
         self, kept_GN: Tensor, orders: list[torch.Generator], batch_size: int
-    ) -> Iterator[Any]:
+    ) -> Iterator[Tensor]:
+        """Yield the positions of the items of every step, [G, B]."""
         num_kept = kept_GN.shape[1]
         per_epoch = num_kept // batch_size
         shuffled = kept_GN
@@ -183,8 +201,7 @@ class StackTrainer:
             if position == 0:
                 permutations = torch.stack([torch.randperm(num_kept, generator=g) for g in orders])
                 shuffled = _move_asynchronously(kept_GN.gather(1, permutations), self.device)
-            index = shuffled[:, position * batch_size : (position + 1) * batch_size]
-            yield map_batch(lambda t, index=index: t[index], self._items)
+            yield shuffled[:, position * batch_size : (position + 1) * batch_size]
 
 
 def _move_asynchronously(index: Tensor, device: torch.device) -> Tensor:

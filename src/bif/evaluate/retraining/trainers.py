@@ -135,13 +135,13 @@ class FunctionTrainer:
             if found[name].shape != expected:
                 raise ValueError(
                     f"observable {name!r} has shape {found[name].shape} under the network that the "
-                    f"training function returned for {_label(network)}; expected {expected}, one "
+                    f"training function returned for {network}; expected {expected}, one "
                     "value a query. Return a model that the observables can take."
                 )
             if not np.isfinite(found[name]).all():
                 raise FloatingPointError(
                     f"observable {name!r} is NaN or infinite under the network that the training "
-                    f"function returned for {_label(network)}; expected finite numbers. Lower its "
+                    f"function returned for {network}; expected finite numbers. Lower its "
                     "learning rate, or see what diverges."
                 )
         return found
@@ -161,7 +161,7 @@ class FunctionTrainer:
             model = self._train(start, items, seed)
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"the training function returned {type(model).__name__} for {_label(network)}; "
+                f"the training function returned {type(model).__name__} for {network}; "
                 "expected the trained torch.nn.Module."
             )
         return model
@@ -184,10 +184,6 @@ def _refuse_other_functions(train: Any) -> None:
         ) from error
     except ValueError:  # of a builtin, which has no signature to look at
         return
-
-
-def _label(network: Network) -> str:
-    return f"subset {network.subset} and seed {network.seed}"
 
 
 def _seed_everything(seed: int, devices: Sequence[torch.device]) -> None:
