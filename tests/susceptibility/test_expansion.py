@@ -150,6 +150,17 @@ def test_the_normalisation_is_taken_into_account_to_all_orders(exact: bif.Run):
     assert (away < np.abs(found["first"].values[0, :, 0] - truth)).all()
 
 
+def test_weights_at_a_size_are_those_of_training(noisy: bif.Run):
+    shifts = group_shifts(noisy, {"two": [1, 4], "one": [0]})
+    at = shifts.weights_at(-1.0)
+    np.testing.assert_allclose(at[0], [1.5, 0, 1.5, 1.5, 0, 1.5])
+    np.testing.assert_allclose(shifts.weights_at(0.5).sum(dim=1), 6)
+    added = group_shifts(noisy, {"two": [1, 4]}, total_weight="added").weights_at(0.5)
+    np.testing.assert_allclose(added[0], [1, 1.5, 1, 1, 1.5, 1])
+    with pytest.raises(ValueError, match="gives an item the weight"):
+        shifts.weights_at(-1.5)
+
+
 def test_errors_are_the_spread_over_runs():
     def of(seed: int) -> tuple[np.ndarray, np.ndarray]:
         places = np.random.default_rng(seed).random((8, 200))

@@ -14,11 +14,13 @@ from bif.susceptibility.expansion import predicted_change, susceptibilities
 from bif.susceptibility.interactions import group_additivity, third_cumulants
 from bif.susceptibility.learning_coefficient import LearningCoefficient, learning_coefficient
 from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
+from bif.susceptibility.steering import Steering, steer
 
 __all__ = [
     "LearningCoefficient",
     "PrincipalDirections",
     "Shifts",
+    "Steering",
     "SusceptibilityMatrix",
     "component_runs",
     "group_additivity",
@@ -26,6 +28,7 @@ __all__ = [
     "learning_coefficient",
     "predicted_change",
     "principal_directions",
+    "steer",
     "susceptibilities",
     "susceptibility_matrix",
     "third_cumulants",

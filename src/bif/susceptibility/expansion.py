@@ -186,11 +186,11 @@ def _groups_of(
     rows = slice(None)
     if queries is not None:
         each = torch.eye(dataset.sizes["observable"], dtype=torch.float64)
-        rows = torch.kron(each, _means_of_queries(run, queries))
+        rows = torch.kron(each, means_of_queries(run, queries))
     return chain_groups_of(run.traces, rows, shifts.directions, num_groups)
 
 
-def _means_of_queries(run: Run, queries: Queries) -> Tensor:
+def means_of_queries(run: Run, queries: Queries) -> Tensor:
     """Return the observables as means over queries, `[Q', Q]`."""
     count = run.influence.dataset.sizes["query"]
     members = members_of(queries, count, "query")
@@ -214,7 +214,7 @@ def _axes(run: Run, shifts: Shifts, queries: Queries | None, *, num_groups: int)
     means = torch.as_tensor(scores["query_mean"].values).double()
     if queries is not None:
         names = list(members_of(queries, len(names), "query"))
-        means = means @ _means_of_queries(run, queries).T
+        means = means @ means_of_queries(run, queries).T
     found = xr.Dataset(
         coords={
             "observable": scores["observable"].values,

@@ -89,6 +89,18 @@ class Shifts:
         """d, `[P, N]`: `n` times the change of the mean loss is `s·Σ_i d_i l_i`."""
         return self.weights - self.weight_gained[:, None] * self.trained.weights
 
+    def weights_at(self, size: float) -> Tensor:
+        """Return the weights of the columns in training at a size t, `[P, N]`.
+
+        `rho + t·w`, normalised to the sum of rho with total weight "preserved".
+
+        Raises:
+            ValueError: A weight below 0.
+        """
+        self.steps(torch.tensor([size], dtype=torch.float64))
+        moved = (self.trained.weights + size * self.weights).clamp(min=0)
+        return moved / (1 + self.weight_gained[:, None] * size)
+
     def steps(self, sizes: Tensor) -> Tensor:
         """Return s of every shift at the sizes t, `[P, Z]`.
 
@@ -128,7 +140,9 @@ def weight_shifts(
         ValueError: Other numbers of weights than columns; NaN; shifts that change nothing.
     """
     trained = Trained.of(run, train_weights)
-    rows = [_row(name, given, trained) for name, given in weights.items()]
+    rows = [
+        weights_of_columns(f"the shift {name!r}", given, trained) for name, given in weights.items()
+    ]
     empty = torch.empty(0, len(trained.ids), dtype=torch.float64)
     return Shifts(
         tuple(map(str, weights)), torch.stack(rows) if rows else empty, total_weight, trained
@@ -173,14 +187,20 @@ def group_shifts(
     return weight_shifts(run, weights, total_weight=total_weight, train_weights=train_weights)
 
 
-def _row(name: str, given: Weights, trained: Trained) -> Tensor:
+def weights_of_columns(name: str, given: Weights, trained: Trained) -> Tensor:
+    """Return weights of all columns `[N]` from those given by position or by id; others are 0.
+
+    Raises:
+        KeyError: An id that is not of the run.
+        ValueError: Another number of weights than columns.
+    """
     row = torch.zeros(len(trained.ids), dtype=torch.float64)
     if isinstance(given, Mapping):
         places = {one: place for place, one in enumerate(trained.ids)}
         for one, weight in given.items():
             if one not in places:
                 raise KeyError(
-                    f"the shift {name!r} weights {one!r}, and there is no such train item: ids are "
+                    f"{name} weights {one!r}, and there is no such train item: ids are "
                     f"such as {list(trained.ids[:3])}."
                 )
             row[places[one]] = float(weight)
@@ -188,7 +208,7 @@ def _row(name: str, given: Weights, trained: Trained) -> Tensor:
     found = torch.as_tensor(np.asarray(given), dtype=torch.float64)
     if found.shape != row.shape:
         raise ValueError(
-            f"the shift {name!r} has weights of shape {tuple(found.shape)}: expected "
+            f"{name} has weights of shape {tuple(found.shape)}: expected "
             f"{len(row)}, one a train column, or a mapping from ids."
         )
     return found

@@ -37,18 +37,26 @@ class Trained:
 
     @classmethod
     def of(cls, run: Run, train_weights: Sequence[float] | Tensor | None = None) -> Trained:
-        """Return what a run was trained on.
+        """Return what a run with the traces of its items was trained on.
+
+        Args and raises: as `of_scores`, and
+            ValueError: The run has no traces of all items.
+        """
+        refuse_without_traces(run, "a response")
+        return cls.of_scores(run, train_weights)
+
+    @classmethod
+    def of_scores(cls, run: Run, train_weights: Sequence[float] | Tensor | None = None) -> Trained:
+        """Return what a run was trained on, whether it was sampled or solved.
 
         Args:
-            run: With the traces of its items.
+            run: Any run.
             train_weights: rho of each train item `[n]`, of a problem that has them: a run does not
                 keep them.
 
         Raises:
-            ValueError: The run has no traces of all items; weights that are missing, or of another
-                number than the items.
+            ValueError: Weights that are missing, or of another number than the items.
         """
-        refuse_without_traces(run, "a response")
         dataset = run.influence.dataset
         ids = tuple(str(name) for name in dataset["train_id"].values)
         trained = np.ones(len(ids), dtype=bool)
