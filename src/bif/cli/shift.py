@@ -1,16 +1,17 @@
-"""The command that predicts what a shift of the training data does, without retraining."""
+"""The command that predicts what a shift of the training data does, and checks it if asked to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
 
 from bif import store
-from bif.cli.language import Language, pose_problem
+from bif.cli.language import Language
+from bif.cli.retraining import EVERY, Checked, Request, attributed_run, query_groups, retrain_task
 from bif.sampling.settings import Settings
 from bif.terminal import escape_controls, say
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from bif.problem.problem import Problem
+    from bif.benchmark import Task
     from bif.runs.run import Run
+    from bif.susceptibility import Shifts
 
-SHIFT = "shift.zarr"
+SHIFT, PAGE = "shift.zarr", "shift.html"
+ORDERS = ("first", "second", "reweighted")
 UNVERIFIED = "a prediction, unverified: no network was retrained"
-_EVERY = "all queries"
 _SHOWN = 12
 
 
@@ -31,14 +33,16 @@ _SHOWN = 12
 class Shift:
     """Predict how losses move when groups of the training data lose or gain weight.
 
-    To first and second order, and by re-weighting the draws, from one run and without retraining.
-    Writes shift.zarr, and summary.json with the change of the mean over all queries.
+    To first and second order, and by re-weighting the draws, from one run and without retraining
+    unless --retrain asks for it.  Writes shift.html, shift.zarr, and summary.json with the change
+    of the mean over all queries.
     """
 
     target: tyro.conf.Positional[str | None] = None
-    """FILE.py:FUNCTION, unless there is a --run-folder or a --model; its run is kept in OUT/run."""
+    """FILE.py:FUNCTION, unless there is a --run-folder or a --model; its run is kept in OUT/run.
+    The function returns a bif.Problem, or a bif.benchmark.Task."""
     run_folder: str | None = None
-    """A run's folder with the traces of its items, in the place of FILE.py:FUNCTION."""
+    """A run's folder with the traces of its items, in the place of another run."""
     groups: str = "label"
     """Which text of the train items names their groups, such as label or source."""
     sizes: tuple[float, ...] = (-1.0, -0.5, -0.2, -0.1, -0.01, 0.01, 0.1, 0.2, 0.5, 1.0)
@@ -46,104 +50,143 @@ class Shift:
     total_weight: Literal["preserved", "added"] = "preserved"
     """Whether weights are normalised to the sum they had, as if the network were trained on the
     mean loss of other data."""
+    retrain: bool = False
+    """Retrain networks with every shift, and show what became of the queries beside what was
+    predicted; of a task, FILE.py:FUNCTION."""
+    seeds: int = 5
+    """With --retrain: networks of every shift."""
     out: str
-    """Folder for shift.zarr and summary.json."""
+    """Folder for shift.html, shift.zarr and summary.json."""
     query: tuple[str, ...] = ()
     """With --model: files of queries, each a group named after its file."""
     language: Language = field(default_factory=Language)
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        from bif.report.shift_page import render_shift
         from bif.susceptibility import group_shifts, predicted_change
 
-        if self.run_folder is not None and (self.target or self.language.model):
-            raise ValueError("expected FILE.py:FUNCTION, a --model, or --run-folder DIR, not two.")
-        run, weights = self._run()
+        run, weights, task = self._run()
         shifts = group_shifts(
             run, self.groups, total_weight=self.total_weight, train_weights=weights
         )
-        queries = _query_groups(run, self.groups)
+        queries = query_groups(run, self.groups)
         found = predicted_change(run, shifts, self.sizes, queries=queries)
         removed = shifts.names if min(self.sizes) <= -1 else ()
         notes = [f"{n}: removed, and {len(queries[n])} queries are of it: far from small"
                  for n in removed if n in queries]  # fmt: skip
+        fit = None
+        if task is not None:
+            checked = self._retrained(task, shifts)
+            found = _beside(found, checked, queries)
+            fit = {name: agreement(found[name], found["retrained"]) for name in ORDERS}
+        what = UNVERIFIED if task is None else f"retrained with {found.sizes['seed']} seeds"
+        found = found.assign_attrs(what=what)
         about = {
-            "what": UNVERIFIED, "trusted": bool(run.summary.trusted),
+            "what": what, "trusted": bool(run.summary.trusted),
             "failed_gates": run.failed_gates, "notes": notes, "groups": self.groups,
+            **({"fit": fit} if fit else {}),
         }  # fmt: skip
+        page = render_shift(
+            found, groups=self.groups, failed_gates=run.failed_gates, notes=notes, fit=fit,
+            version=run.manifest.versions.get("bif", ""),
+        )  # fmt: skip
         figures = dict(found.attrs) | about | {"shifts": _figures(found)}
-        store.write_summary(
-            self.out, figures, datasets={SHIFT: found.assign_attrs(what=UNVERIFIED)}
-        )
+        store.write_summary(self.out, figures, files={PAGE: page}, datasets={SHIFT: found})
         if run.failed_gates:
             say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): changes may be noise."])
-        self._print(found, notes)
+        self._print(found, notes, fit)
 
-    def _run(self) -> tuple[Run, Tensor | None]:
-        """Return the run, and the weights of the problem's train items."""
-        from bif.runs.attribute import attribute
-        from bif.runs.run import load
+    def _run(self) -> tuple[Run, Tensor | None, Task | None]:
+        """Return the run, the weights of the problem's train items, and the task to retrain."""
+        asked = Request(self.seeds, set(self.sizes) == {-1.0}) if self.retrain else None
+        return attributed_run(
+            self.target, self.run_folder, self.language, self.settings, out=self.out,
+            query=self.query, groups=self.groups, retraining=asked, estimator="covariance",
+        )  # fmt: skip
 
-        if self.run_folder is not None:
-            return load(self.run_folder), None
-        problem, settings = pose_problem(
-            self.target, self.language, self.settings, query=self.query
-        )
-        _refuse_without_text(problem, self.groups)
-        settings = replace(settings, estimator="covariance")
-        folder = f"{self.out.rstrip('/')}/run"
-        return attribute(problem, settings, out=folder, show_progress=True), problem.train_weights
+    def _retrained(self, task: Task, shifts: Shifts) -> Checked:
+        """Retrain with the weights of every shift at every size."""
+        rows = [shifts.weights_at(size).numpy() for size in self.sizes]
+        weights = np.stack(rows, axis=1)  # [P, Z, N]
+        return retrain_task(task, weights.reshape(-1, weights.shape[-1]), num_seeds=self.seeds)
 
-    def _print(self, found: xr.Dataset, notes: Sequence[str]) -> None:
+    def _print(
+        self, found: xr.Dataset, notes: Sequence[str], fit: Mapping[str, Mapping[str, Any]] | None
+    ) -> None:
         size = min(self.sizes)
-        rows = found.isel(observable=0).sel(query=_EVERY, size=size)
-        first = str(found["observable"].values[0])
-        print(
-            escape_controls(
-                f"change of the mean {first} of all queries at size {size:g}, {UNVERIFIED}:"
-            )
-        )
+        rows = found.isel(observable=0).sel(query=EVERY, size=size)
+        first, what = str(found["observable"].values[0]), found.attrs["what"]
+        say_plainly(f"change of the mean {first} of all queries at size {size:g}, {what}:")
         order = np.argsort(-np.abs(rows["second"].values))[:_SHOWN]
         for row in (rows.isel(shift=int(place)) for place in order):
             shown = ", ".join(
                 f"{name} {float(row[name]):+.4g} ± {float(row[f'{name}_error']):.2g}"
-                for name in ("first", "second", "reweighted")
+                for name in ORDERS
             )
-            draws = float(row["effective_draws"])
-            print(escape_controls(f"{row['shift'].item()}: {shown} ({draws:,.0f} draws' worth)"))
+            draws = f"{float(row['effective_draws']):,.0f} draws' worth"
+            if "retrained" in row:
+                seeds = row["retrained"].values
+                shown += (
+                    f", retrained {seeds.mean():+.4g} ({seeds.min():+.4g} to {seeds.max():+.4g})"
+                )
+            say_plainly(f"{row['shift'].item()}: {shown} ({draws})")
+        for name, of in (fit or {}).items():
+            sizes = zip(self.sizes, of["r2_by_size"], strict=True)
+            near = ", ".join(f"{r2:.2f} at {size:+g}" for size, r2 in sizes)
+            say_plainly(
+                f"{name}: R² {of['r2']:.3f}, slope {of['slope']:.3f} against retraining; R² {near}"
+            )
         for note in notes:
-            print(escape_controls(f"note: {note}"))
-        print(escape_controls(f"written: {self.out}"))
+            say_plainly(f"note: {note}")
+        say_plainly(f"written: {self.out}")
 
 
-def _refuse_without_text(problem: Problem, text: str) -> None:
-    """Raise before the run where the train items do not say their groups.
+def say_plainly(line: str) -> None:
+    """Print a line without the control characters of foreign names."""
+    print(escape_controls(line))
 
-    Raises:
-        KeyError: They do not.
+
+def agreement(predicted: xr.DataArray, retrained: xr.DataArray) -> dict[str, Any]:
+    """Return how a prediction agrees with the mean of the seeds, over groups and queries.
+
+    `r2 = 1 - Σ (r - p)² / Σ r²`, 0 for a prediction of no change, and the `slope` of r on p through
+    0; `r2_by_size` is of each size alone.  Of the first observable, without the mean over all
+    queries where there are groups.
     """
-    known = {*problem.train.about, *(["label"] if problem.train.labels is not None else [])}
-    if text not in {*known, *(["group"] if problem.candidate_groups else [])}:
-        raise KeyError(
-            f"the train items have no {text!r} that names their groups; they have {sorted(known)}: "
-            "give them labels, or Items(about=…), or name another in --groups."
-        )
+    r, p = (x.isel(observable=0) for x in (retrained.mean("seed"), predicted))
+    if r.sizes["query"] > 1:
+        r, p = r.isel(query=slice(1, None)), p.isel(query=slice(1, None))
+    r, p = (x.transpose("size", "query", "shift").values.reshape(x.sizes["size"], -1)
+            for x in (r, p))  # fmt: skip
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "r2": float(1 - ((r - p) ** 2).sum() / (r**2).sum()),
+            "slope": float((r * p).sum() / (p**2).sum()),
+            "r2_by_size": (1 - ((r - p) ** 2).sum(axis=1) / (r**2).sum(axis=1)).tolist(),
+        }
 
 
-def _query_groups(run: Run, text: str) -> dict[str, Sequence[int]]:
-    """Return all queries, and those of each group by the same text, or by their own groups."""
-    from bif.results.group_sums import members_of
+def _beside(
+    found: xr.Dataset, checked: Checked, queries: Mapping[str, Sequence[int]]
+) -> xr.Dataset:
+    """Return the predictions with what the seeds' networks made of each, as `retrained`."""
+    import xarray as xr
 
-    dataset = run.influence.dataset
-    name = f"query_{text}" if f"query_{text}" in dataset.coords else "query_group"
-    names = [str(value) for value in dataset[name].values]
-    everything = {_EVERY: range(len(names))}
-    return everything | (members_of(names, len(names)) if len(set(names)) > 1 else {})
+    grid = (found.sizes["shift"], found.sizes["size"], checked.num_seeds)
+    values = np.stack([
+        np.stack([checked.of(str(name), places).reshape(grid) for places in queries.values()])
+        for name in found["observable"].values
+    ])  # fmt: skip
+    axes = ("observable", "query", "shift", "size", "seed")
+    return found.assign(retrained=xr.DataArray(values, dims=axes)).assign_coords(
+        seed=range(checked.num_seeds)
+    )
 
 
 def _figures(found: xr.Dataset) -> Mapping[str, Any]:
     """Return the changes of the mean over all queries, by group, observable and size."""
-    means = found.sel(query=_EVERY)
+    means = found.sel(query=EVERY)
     names = [n for n in found if n not in ("mean", "effective_draws")]
     return {
         str(shift): {
