@@ -18,6 +18,7 @@ from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.cli.shift import Shift
 from bif.cli.stages import Stages
+from bif.cli.steer import Steer
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
 from bif.terminal import escape_controls
@@ -49,6 +50,7 @@ def main() -> None:
         | Annotated[Stages, tyro.conf.subcommand("stages")]
         | Annotated[Kernel, tyro.conf.subcommand("kernel")]
         | Annotated[Shift, tyro.conf.subcommand("shift")]
+        | Annotated[Steer, tyro.conf.subcommand("steer")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],
