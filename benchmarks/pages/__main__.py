@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, all_runs
-from benchmarks.pages import induction, kernels, language, lds, scaling, tables
+from benchmarks.pages import induction, kernels, language, lds, scaling, steering, tables
 from benchmarks.pages.runs import describe_run
 from benchmarks.pages.sections import SECTIONS, sections
 
@@ -42,6 +42,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ],
     "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
+    "steering": steering.achieved,
+    "steering, side effects": steering.beside,
     "kernels and hierarchies": kernels.hierarchies,
     "kernels of mislabelled items": kernels.mislabelled,
     "kernels of backdoored items": kernels.backdoored,
