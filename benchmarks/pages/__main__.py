@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
     "steering": steering.achieved,
+    "steering, told": steering.told,
     "steering, side effects": steering.beside,
     "kernels and hierarchies": kernels.hierarchies,
     "kernels of mislabelled items": kernels.mislabelled,

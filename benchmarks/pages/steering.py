@@ -14,6 +14,8 @@ from bif.estimate.intervals import t_quantile
 
 SETTINGS = ("digits", "fashion")
 _BASELINE = "baseline"
+_NEAR = 0.25
+"""Size up to which side effects are told: beyond, baselines of the same length go far."""
 Row = Mapping[str, Any]
 
 
@@ -35,26 +37,39 @@ def achieved() -> list[str]:
 
 def beside() -> list[str]:
     """Show how far other queries moved: of the same class, and of other classes."""
-    labels = ["setting", "weights by", "same class, held out, of the target's", "other classes, A",
-              "other classes, B"]  # fmt: skip
+    labels = ["setting", "weights by", "same class, B, −25%", "same class, B, +25%",
+              "other classes, A", "other classes, B"]  # fmt: skip
     rows = []
     for run in _runs():
         for name, own in _by_way(run).items():
-            if name == "random":
-                continue
-            moved = np.asarray([_moved(row, "A") for row in own if abs(row["share"]) <= 0.25])
-            held_out = np.asarray([_moved(row, "B") for row in own if abs(row["share"]) <= 0.25])
-            sides = [
-                np.sqrt(np.mean([row[f"side_{part}"] ** 2 for row in own
-                                 if abs(row["share"]) <= 0.25]))
-                / np.sqrt((moved.mean(axis=1) ** 2).mean())
-                for part in "AB"
-            ]  # fmt: skip
-            slope = [
-                (h * m).sum() / (m * m).sum() for h, m in zip(held_out.T, moved.T, strict=True)
-            ]
-            rows.append([run["benchmark"].removeprefix("steering-"), name, _interval(slope),
-                         *(f"{side:.1%}" for side in sides)])  # fmt: skip
+            near = [row for row in own if abs(row["share"]) <= _NEAR]
+            target = np.sqrt(np.mean([_moved(row, "A").mean() ** 2 for row in near]))
+            sides = [np.sqrt(np.mean([row[f"side_{part}"] ** 2 for row in near])) / target
+                     for part in "AB"]  # fmt: skip
+            rows.append([
+                run["benchmark"].removeprefix("steering-"), name,
+                *(_ratio(_of(own, share), "B") for share in (-_NEAR, _NEAR)),
+                *("–" if name == "random" else f"{side:.1%}" for side in sides),
+            ])  # fmt: skip
+    return table(labels, rows)
+
+
+def told() -> list[str]:
+    """Show how well the changes were told beforehand, over A and over B, by size."""
+    limits = (0.1, 0.25, 0.5, 1.0)
+    labels = ["setting", "queries", "order", *(f"R², to {limit:.0%}" for limit in limits)]
+    rows = []
+    for run in _runs():
+        own = _by_way(run)["covariance, clipped"]
+        for part in "AB":
+            for order, name in (("first", "predicted"), ("second", "second")):
+                cells = []
+                for limit in limits:
+                    near = [row for row in own if abs(row["share"]) <= limit]
+                    moved = np.stack([_moved(row, part) for row in near])
+                    away = moved - np.asarray([row[f"{name}_{part}"] for row in near])[:, None]
+                    cells.append(_interval(1 - (away**2).sum(axis=0) / (moved**2).sum(axis=0)))
+                rows.append([run["benchmark"].removeprefix("steering-"), part, order, *cells])
     return table(labels, rows)
 
 
@@ -86,9 +101,9 @@ def _moved(row: Row, part: str) -> np.ndarray:
     return np.asarray(row[f"seeds_{part}"], dtype=float)
 
 
-def _ratio(rows: Sequence[Row]) -> str:
+def _ratio(rows: Sequence[Row], part: str = "A") -> str:
     """Return achieved over asked, the mean over classes, with its interval by seeds."""
-    each = [_moved(row, "A") / row["asked"] for row in rows]
+    each = [_moved(row, part) / row["asked"] for row in rows]
     nearest = [row for row in rows if row.get("reached") is False]
     return _interval(np.mean(each, axis=0)) + ("*" if nearest else "")
 

@@ -123,7 +123,8 @@ def steer(
         run: Sampled or solved.
         target: A group of queries, or factors of several: a difference of two, say.
         change: Of the target's mean observable.
-        queries: Groups of queries, whose means are the observables; every query by default.
+        queries: Groups of queries, whose means are the observables; every query by default.  From
+            traces it takes `num_groups·Q·N` numbers of memory.
         observable: Of target and hold; the first one by default.
         hold: Groups of queries whose means stay.
         tolerance: How far they may move, to first order.
