@@ -164,6 +164,18 @@ def test_what_was_predicted_stands_beside_what_retraining_made_of_it(
     assert "less as many with the weights as they are" in page and "unverified" not in page
 
 
+def test_a_function_of_the_items_retrains_without_groups(
+    call, task_file: Path, tmp_path: Path, no_page: None
+):
+    """It returns the network that it starts from, so that nothing changes, with every seed."""
+    out = tmp_path / "shift"
+    words = ["--sizes", -1, "--retrain", "--seeds", 2]
+    code, _, err = call("shift", f"{task_file}:by_function", "--out", out, *words)
+    assert code == 0, err
+    retrained = load_dataset(out, name="shift.zarr")["retrained"]
+    assert retrained.sizes["seed"] == 2 and not retrained.any()
+
+
 def test_the_page_of_a_run_says_that_nothing_was_retrained(call, folder: Path, tmp_path: Path):
     out = tmp_path / "shift"
     assert call("shift", "--run-folder", folder, "--out", out, "--sizes", -0.5, 0.1)[0] == 0

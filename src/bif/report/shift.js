@@ -135,7 +135,7 @@
   });
   upTo.value = Math.max(steps[0], ...believed);
   options(size, sizes.map((s) => write(s) + (s === -1 ? " (removed)" : s === 1 ? " (doubled)" : "")));
-  size.value = sizes.indexOf(Math.min(...sizes));
+  size.value = sizes.indexOf(checked ? Math.min(...sizes) : Math.min(...sizes.filter((_, z) => isShown(z))));
   for (const select of [observable, queries, upTo]) select.addEventListener("change", fill);
   size.addEventListener("change", table);
   fill();

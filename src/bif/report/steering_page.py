@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def _query_section(
         cells = [
             f'<th scope="row">{escape(names[q])}{f"<small>{kind}</small>" if kind else ""}</th>',
             f"<td>{_strip(value, spread, seeds, scale, aim)}</td>",
-            f"<td>{_signed(value)} <small>± {number(spread, digits=2)}</small></td>",
+            f"<td>{_rounded(value, spread)} <small>± {number(spread, digits=2)}</small></td>",
             f"<td>{_signed(float(rows['second'][at]))}</td>",
         ]
         if achieved:
@@ -186,6 +187,13 @@ def _item(dataset: xr.Dataset, at: int, largest: float, weight: np.ndarray) -> s
         f'<span class="bar"><b style="width:{100 * abs(change) / largest:.0f}%"></b></span>'
         f"<data>{number(float(weight[at]))}</data></li>"
     )
+
+
+def _rounded(value: float, half: float) -> str:
+    """Return a signed number to the second digit of its interval."""
+    if not np.isfinite(half) or half <= 0:
+        return _signed(value)
+    return f"{value:+.{max(0, 1 - math.floor(math.log10(half)))}f}".replace("-", "−")
 
 
 def _signed(value: float) -> str:
