@@ -11,6 +11,7 @@ from bif.susceptibility.components import (
 )
 from bif.susceptibility.directions import PrincipalDirections, principal_directions
 from bif.susceptibility.expansion import predicted_change, susceptibilities
+from bif.susceptibility.generalisation import generalisation
 from bif.susceptibility.interactions import group_additivity, third_cumulants
 from bif.susceptibility.learning_coefficient import LearningCoefficient, learning_coefficient
 from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
@@ -23,6 +24,7 @@ __all__ = [
     "Steering",
     "SusceptibilityMatrix",
     "component_runs",
+    "generalisation",
     "group_additivity",
     "group_shifts",
     "learning_coefficient",
