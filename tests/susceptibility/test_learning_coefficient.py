@@ -20,7 +20,15 @@ from bif.susceptibility.known_coefficients import (
     normal_crossing,
     reduced_rank_regression,
 )
-from exact_problems import SAMPLER_MUTANTS, mutate_baoab
+from exact_problems import (
+    CENTER,
+    SAMPLER_MUTANTS,
+    TRAIN,
+    GaussianPosterior,
+    mutate_baoab,
+    quadratic_problem,
+    settings_for,
+)
 from law_checks import STANDARD_ERRORS
 from one_weight_problems import ITEMS, NBETA, Line, run_of
 from singular_problems import (
@@ -108,6 +116,48 @@ def test_what_has_no_coefficient_is_refused():
     solved = bif.attribute(classification(), bif.Settings(estimator="response"))
     with pytest.raises(ValueError, match="the run was solved"):
         learning_coefficient(solved)
+
+
+# --- A center that is no minimum ------------------------------------------------------------------
+
+
+def test_a_gradient_at_the_center_is_told_with_what_it_takes_from_the_value():
+    """Of quadratic losses, whose Gaussian is known: with w* off the minimum, and at it."""
+    nbeta, gamma = 40.0, 4.0
+    lowest = GaussianPosterior.of(TRAIN, CENTER, nbeta=1.0, gamma=0.0).mean
+    for center, leans in ((CENTER, True), (lowest, False)):
+        posterior = GaussianPosterior.of(TRAIN, center, nbeta=nbeta, gamma=gamma)
+        precision = torch.linalg.inv(posterior.covariance)
+        asked = replace(settings_for(precision, nbeta=nbeta, gamma=gamma), draws=15)
+        found = learning_coefficient(bif.attribute(quadratic_problem(center), asked))
+        expected = posterior.expectation(TRAIN).mean() - half_squares(center)
+        assert abs(found.value - nbeta * expected) < STANDARD_ERRORS * found.standard_error
+        away, slope = posterior.mean - center, TRAIN.gradient(center).mean(dim=0)
+        downhill = float(nbeta * slope @ away)
+        assert abs(found.downhill - downhill) <= STANDARD_ERRORS * found.downhill_error + 1e-9
+        bend = nbeta / 2 * away @ TRAIN.hessian.mean(dim=0) @ away
+        taken = downhill + float(bend)  # what the gradient takes from the value
+        assert 2 * taken <= downhill + 1e-9 and taken >= downhill - 1e-9
+        assert found.leans_downhill is leans and found.as_dict()["leans_downhill"] is leans
+        assert ("TOO LOW by" in str(found)) is leans
+        mutant = replace(found, downhill=-found.downhill)
+        assert not mutant.leans_downhill
+
+
+def half_squares(center: torch.Tensor) -> torch.Tensor:
+    """The mean loss at the center."""
+    away = center - TRAIN.minimum
+    return 0.5 * (away * TRAIN.gradient(center)).sum(dim=1).mean()
+
+
+def test_a_gradient_that_weight_decay_balances_is_no_slope_of_the_draws():
+    """At the minimum of the loss with its decay nothing pulls, though ∇L(w*) is not 0."""
+    decay = 0.5
+    lowest = GaussianPosterior.of(TRAIN, torch.zeros(3).double(), nbeta=1.0, gamma=decay).mean
+    posterior = GaussianPosterior.of(TRAIN, lowest, nbeta=40.0, gamma=40.0 * decay + 4.0)
+    asked = settings_for(torch.linalg.inv(posterior.covariance), nbeta=40.0, gamma=4.0)
+    run = bif.attribute(quadratic_problem(lowest), replace(asked, weight_decay=decay, draws=15))
+    assert not learning_coefficient(run).leans_downhill
 
 
 # --- Known values ---------------------------------------------------------------------------------

@@ -65,6 +65,9 @@ class Checks:
         center_gradient: `|∇U(w*)|²` over its sampling noise, were the items drawn anew; above 1, w*
             is no minimum of U.
         randomness: Largest change of an item's loss between two evaluations.
+        downhill: `nbeta·E[(w - w*)·∇L(w*)]`; 0 where w* is a minimum, and below it where the draws
+            lean downhill.
+        downhill_error: Standard error over chains.
     """
 
     virial: float
@@ -78,6 +81,8 @@ class Checks:
     randomness: float
     dilation: float = math.nan
     dilation_error: float = math.nan
+    downhill: float = math.nan
+    downhill_error: float = math.nan
 
     @classmethod
     def from_dict(cls, found: Mapping[str, float | None]) -> Checks:
@@ -99,7 +104,8 @@ def check(engine: Engine, state: HasParams) -> Checks:
         params = {n: leaf.to(engine.posterior.center[n].dtype) for n, leaf in params.items()}
     velocity = getattr(state, "velocity", None)
     with torch.no_grad():
-        virial = _virial(engine, _first(params, _MOST_NUMBERS // tensors.num_elements(params)))
+        many = _first(params, _MOST_NUMBERS // tensors.num_elements(params))
+        virial, downhill = _virial(engine, many), _mean_and_error(_downhill(engine, many))
         kinetic = torch.full_like(virial, math.nan)
         if velocity is not None:
             kinetic = tensors.squared_norm(velocity) / engine.posterior.num_moving
@@ -113,6 +119,8 @@ def check(engine: Engine, state: HasParams) -> Checks:
             heat(engine, first),
             _center_gradient(engine),
             _randomness(engine, first),
+            downhill=downhill[0],
+            downhill_error=downhill[1],
         )
 
 
@@ -153,6 +161,14 @@ def _virial(engine: Engine, params: Params) -> Tensor:
     posterior = engine.posterior
     away = posterior.displacement(params)
     return tensors.inner(away, _force(engine, params)) / posterior.num_moving
+
+
+def _downhill(engine: Engine, params: Params) -> Tensor:
+    """Return `nbeta·(w - w*)·∇L(w*)` of every chain, `[C]`."""
+    posterior = engine.posterior
+    away = tensors.copied(posterior.displacement(params))
+    gradient = _full(engine)(tensors.stacked(posterior.center, 1), 0).gradient
+    return posterior.nbeta * tensors.inner(away, gradient)
 
 
 def _curvature(engine: Engine, params: Params) -> float:

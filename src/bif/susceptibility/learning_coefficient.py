@@ -15,6 +15,9 @@ from bif.estimate.intervals import t_quantile
 from bif.runs.run import Run
 from bif.susceptibility.trained import Trained
 
+_ERRORS = 3.0
+"""Standard errors beyond which the draws lean downhill."""
+
 
 @dataclass(frozen=True)
 class LearningCoefficient:
@@ -29,6 +32,8 @@ class LearningCoefficient:
         draws: Of all chains; effective_draws: of the mean loss, by its autocorrelation.
         num_groups: Groups of chains behind the error.
         trusted: Whether no gate of the run failed.
+        downhill: `nbeta·E[(w - w*)·∇L(w*)]`, 0 at a minimum of L; NaN where it was not measured.
+        downhill_error: Its standard error, by the last draw of each chain.
     """
 
     value: float
@@ -43,15 +48,35 @@ class LearningCoefficient:
     effective_draws: float
     num_groups: int
     trusted: bool
+    downhill: float = float("nan")
+    downhill_error: float = float("nan")
+
+    @property
+    def leans_downhill(self) -> bool:
+        """Return whether a gradient at w* lowers the value by more than its error.
+
+        Where L is quadratic with gradient g at w*, it lowers it by `downhill` at large gamma and by
+        half of that at small gamma.
+        """
+        clearly = self.downhill < -_ERRORS * self.downhill_error
+        return clearly and self.downhill / 2 < -self.standard_error
 
     def as_dict(self) -> dict[str, float | int | bool]:
         """Return all figures by name."""
-        return asdict(self)
+        return asdict(self) | {"leans_downhill": self.leans_downhill}
 
     def __str__(self) -> str:
         return (
             f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g}) at nbeta {self.nbeta:g}, gamma "
-            f"{self.gamma:g}{'' if self.trusted else ', NOT TRUSTED'}"
+            f"{self.gamma:g}{'' if self.trusted else ', NOT TRUSTED'}{self._warning()}"
+        )
+
+    def _warning(self) -> str:
+        if not self.leans_downhill:
+            return ""
+        return (
+            f", TOO LOW by {-self.downhill / 2:.2g} to {-self.downhill:.2g}: w* is no minimum of the "
+            "mean loss, train further"
         )
 
 
@@ -68,7 +93,9 @@ def learning_coefficient(
 
     The Gaussian around w* biases it: where L is quadratic with curvatures h, it is
     `½ Σ nbeta·h / (nbeta·h + gamma)`, so that directions flatter than the damping gamma/nbeta do
-    not count.  Where w* is no minimum of L the value can be negative, and means little.
+    not count.  A gradient g of L at w* lowers it: to second order by between a half and all of
+    `downhill = nbeta·E[(w - w*)·g]`, which is `-nbeta²·gᵀ(nbeta·H + gamma)⁻¹g` where nothing else
+    pulls.  `leans_downhill` says that this is more than the error.
 
     Args:
         run: With the traces of its items.
@@ -95,6 +122,10 @@ def learning_coefficient(
         draws.append(len(part))
     mean, error = (float(x) for x in mean_of_groups(means, draws))
     center = float(trained.mean_loss(torch.as_tensor(dataset["train_center_loss"].values)))
+    downhill, downhill_error = (
+        float("nan") if (x := run.summary.others.get(name)) is None else float(x)
+        for name in ("downhill", "downhill_error")
+    )
     value, spread = trained.nbeta * (mean - center), trained.nbeta * error
     half = t_quantile(len(means)) * spread if len(means) > 1 else float("nan")
     return LearningCoefficient(
@@ -102,7 +133,7 @@ def learning_coefficient(
         mean_loss=mean, center_loss=center, nbeta=trained.nbeta,
         gamma=float(dataset.attrs["gamma"]), draws=run.traces.total_draws,
         effective_draws=_effective_draws(losses, run.traces.shortest), num_groups=len(means),
-        trusted=bool(run.summary.trusted),
+        trusted=bool(run.summary.trusted), downhill=downhill, downhill_error=downhill_error,
     )  # fmt: skip
 
 
