@@ -9,6 +9,7 @@ influence functions, the number of weights, and a held-out tenth.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 import bif
 from benchmarks.common import mean_interval, parser, print_table, trust_figures, write
 from bif.baselines import ExactInfluence
-from bif.benchmark.tasks import concrete, digits, fashion
+from bif.benchmark.tasks import digits, fashion
+from bif.benchmark.tasks.files import find_path
 from bif.evaluate import Recipe, train
 from bif.susceptibility import generalisation
 from bif.types import ItemLoss
@@ -31,9 +33,9 @@ DAMPING = 1e-3
 """gamma/nbeta of all runs."""
 CHAINS, DRAWS = 32, 110
 TEMPERED = (0.25, 10.0)
-"""Further temperatures, nbeta in units of the untempered one, of the first seed."""
+"""Further temperatures, nbeta in units of the untempered one, of the first seed's sizes."""
 BY_DEFAULT = "default"
-"""Runs of the first seed at the untempered nbeta, with calibration's gamma."""
+"""Runs of the same at the untempered nbeta, with calibration's gamma."""
 Rows = tuple[Tensor, Tensor]
 """Inputs and targets."""
 
@@ -56,6 +58,7 @@ class Setting:
         loss: Of an item.
         rate: Of learning.
         sizes: Numbers of train items, rising.
+        temperatures: Of the first seed's sizes, beside the untempered one.
     """
 
     about: str
@@ -64,6 +67,7 @@ class Setting:
     loss: ItemLoss
     rate: float
     sizes: tuple[int, int, int]
+    temperatures: tuple[float | str, ...] = ()
 
     @property
     def networks(self) -> list[Network]:
@@ -81,16 +85,23 @@ def read_digits(data: Path, device: str) -> tuple[Rows, Rows]:
 def read_fashion(data: Path, device: str) -> tuple[Rows, Rows]:
     def pooled(part: str, count: int) -> Rows:
         x, y = _tensors(fashion.images(data, part, slice(0, count), device))
-        return nn.functional.avg_pool2d(x.view(-1, 1, 28, 28), 2).flatten(1), y
+        return 0.25 * nn.functional.avg_pool2d(x.view(-1, 1, 28, 28), 2).flatten(1), y
 
     return pooled("train", 6000), pooled("t10k", 600)
 
 
-def read_concrete(data: Path, device: str) -> tuple[Rows, Rows]:
-    parts = [_tensors(part) for part in concrete.split(data, device=device).values()]
-    x, y = (torch.cat([part[k] for part in parts]) for k in (0, 1))
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    return (x[order[500:]], y[order[500:]]), (x[order[:500]], y[order[:500]])
+def read_text(data: Path, device: str) -> tuple[Rows, Rows]:
+    """Windows of three letters, one-hot, and the next one, of Shakespeare."""
+    text = find_path(data, "tinyshakespeare/input.txt").read_text(encoding="utf-8").lower()
+    letters = torch.tensor([_LETTERS.index(c) for c in re.sub("[^a-z]+", " ", text)])
+    windows = letters.unfold(0, 4, 4)  # that do not overlap
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))
+    rows = windows[order[:6800]].to(device)
+    x = nn.functional.one_hot(rows[:, :3], len(_LETTERS)).flatten(1).float()
+    return (x[800:], rows[800:, 3]), (x[:800], rows[:800, 3])
+
+
+_LETTERS = " abcdefghijklmnopqrstuvwxyz"
 
 
 def _tensors(items: bif.Items) -> Rows:
@@ -106,14 +117,15 @@ SETTINGS = {
     "digits": Setting(
         "scikit-learn's digits, MLP 64-16-10 tanh, 1,210 weights", read_digits,
         lambda: _network(64, 16, 10), bif.losses.cross_entropy, 0.2, (150, 300, 600),
+        (*TEMPERED, BY_DEFAULT),
     ),
     "fashion": Setting(
         "Fashion-MNIST at 14 × 14 pixels, MLP 196-10-10 tanh, 2,080 weights", read_fashion,
-        lambda: _network(196, 10, 10), bif.losses.cross_entropy, 0.1, (300, 600, 1200),
+        lambda: _network(196, 10, 10), bif.losses.cross_entropy, 0.2, (250, 500, 1000),
     ),
-    "concrete": Setting(
-        "UCI concrete, MLP 8-16-1 tanh, 161 weights, squared errors", read_concrete,
-        lambda: _network(8, 16, 1), bif.losses.squared_error, 0.1, (100, 200, 400),
+    "letters": Setting(
+        "the next letter of Shakespeare from three, MLP 81-10-27 tanh, 1,117 weights", read_text,
+        lambda: _network(81, 10, 27), bif.losses.cross_entropy, 0.2, (200, 400, 800),
     ),
 }  # fmt: skip
 
@@ -166,10 +178,10 @@ def case(
             "ess_median": run.summary.ess_median, "seconds": seconds,
             "share_above_pareto_k": told.attrs["share_above_it"],
             "truth": _truth(run, scale), "rivals": rivals,
-            **{name: {of: told[name].sel(of=of).to_series().to_dict() for of in told.of.values}
+            **{name: {str(of): told[name].sel(of=of).to_series().to_dict() for of in told.of.values}
                for name in ("loss", "chain_error", "item_error")},
         })  # fmt: skip
-        print({k: found[-1][k] for k in ("num_train", "seed", "temperature", "trusted", "seconds")},
+        print({k: found[-1][k] for k in ("num_train", "temperature", "failed_gates", "rhat_max", "seconds")},
               flush=True)  # fmt: skip
     return found
 
@@ -263,8 +275,9 @@ def main() -> None:
     for seed in range(1 if arguments.tiny else arguments.seeds):
         order = torch.randperm(len(pool[0]), generator=torch.Generator().manual_seed(seed))
         rows = pool[0][order], pool[1][order]
-        temperatures = [1.0, *TEMPERED, BY_DEFAULT] if seed == 0 else [1.0]
-        for network in setting.networks[: 2 if arguments.tiny else None]:
+        for place, network in enumerate(setting.networks[: 2 if arguments.tiny else None]):
+            further = seed == 0 and place < len(setting.sizes)
+            temperatures = [1.0, *setting.temperatures] if further else [1.0]
             cases += case(setting, network, rows, held_out, seed, temperatures, arguments)
     rows = summary(cases)
     print_table(rows)
