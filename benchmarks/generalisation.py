@@ -181,8 +181,8 @@ def case(
             **{name: {str(of): told[name].sel(of=of).to_series().to_dict() for of in told.of.values}
                for name in ("loss", "chain_error", "item_error")},
         })  # fmt: skip
-        print({k: found[-1][k] for k in ("num_train", "temperature", "failed_gates", "rhat_max", "seconds")},
-              flush=True)  # fmt: skip
+        shown = ("num_train", "temperature", "failed_gates", "rhat_max", "seconds")
+        print({name: found[-1][name] for name in shown}, flush=True)
     return found
 
 
@@ -248,7 +248,7 @@ def _figures(cases: Sequence[Mapping[str, Any]], told: np.ndarray, of: str) -> d
     each = [seeds == seed for seed in np.unique(seeds)]
     off = mean_interval([float((told - truth)[one].mean()) for one in each])
     away = mean_interval([float(np.abs(told / truth - 1)[one].mean()) for one in each])
-    ranks = [float(spearmanr(told[one], truth[one]).statistic) for one in each]
+    ranks = [float(spearmanr(told[one], truth[one])[0]) for one in each]
     return {
         "mean_test_loss": float(truth.mean()), "mean_prediction": float(told.mean()),
         "off": off["mean"], "off_low": off["ci_low"], "off_high": off["ci_high"],

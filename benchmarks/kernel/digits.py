@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import bif
 from benchmarks.common import mean_interval, parser, print_table, trust_figures, write
 from benchmarks.kernel.noise import COUNT, ESTIMATES
+from bif.estimate.partitions import adjusted_rand_index
 from bif.evaluate import auroc
 from bif.kernel import clusters, linear_kernel, linear_share, shared_neighbours, suspects
-from bif.kernel.clustering import adjusted_rand_index
 
 ITEMS, CHAINS, DRAWS, DAMPING = 1000, 16, 250, 0.2
 SCORES = {"class_margin": -1, "loss_variance": 1, "mean_loss": 1, "label_disagreement": 1,

@@ -14,7 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, all_runs
-from benchmarks.pages import induction, kernels, language, lds, scaling, steering, tables
+from benchmarks.pages import (
+    generalisation,
+    induction,
+    kernels,
+    language,
+    lds,
+    scaling,
+    steering,
+    tables,
+)
 from benchmarks.pages.runs import describe_run
 from benchmarks.pages.sections import SECTIONS, sections
 
@@ -45,6 +54,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "steering": steering.achieved,
     "steering, told": steering.told,
     "steering, side effects": steering.beside,
+    "generalisation": generalisation.summary,
     "kernels and hierarchies": kernels.hierarchies,
     "kernels of mislabelled items": kernels.mislabelled,
     "kernels of backdoored items": kernels.backdoored,

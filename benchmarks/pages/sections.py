@@ -49,6 +49,12 @@ _AGREEMENT = (
 _FOUND = (
     "auroc=AUROC | auroc_low=95 % from | auroc_high=to | found=found at 5 % false alarms | seeds"
 )
+_GENERALISATION = (
+    "temperature=nbeta, untempered = 1 | of | by | mean_test_loss=test loss | "
+    "mean_prediction=predicted | off=off by | off_low=95 % from | off_high=to | "
+    "relative=relative error | relative_low=95 % from | relative_high=to | "
+    "rank_correlation=rank correlation | networks | seeds | trusted"
+)
 _DURABILITY = (
     "pair | draws | seconds_memory=seconds, sums in memory | "
     "seconds_disk=seconds, traces on disk | overhead | overhead_error=± | "
@@ -223,6 +229,27 @@ SECTIONS = {
         "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, "
         "and kept between halves of the chains and by another seed of UMAP.",
         "network | figure | value",
+    ),
+    "generalisation-digits": Section(
+        "Test loss predicted from the draws on the train items alone, beside held-out items: at "
+        "w*, in the mean over draws, and of the averaged likelihood, whose `first` is WAIC and "
+        "whose `importance` PSIS-LOO. Five networks of several sizes and weight decays; ranks are "
+        "within a seed. `default` has calibration's gamma. In short: "
+        "[docs/susceptibilities.md](../../docs/susceptibilities.md#test-loss-from-training-draws).",
+        _GENERALISATION,
+    ),
+    "generalisation-letters": Section("The same of letters of Shakespeare.", _GENERALISATION),
+    "generalisation-fashion": Section("The same of Fashion-MNIST.", _GENERALISATION),
+    "spectroscopy": Section(
+        "Clusters of tokens by susceptibilities of heads and MLPs of stories260K: between halves "
+        "of the chains, beside nulls (shuffled contexts, a normal cloud of the same covariance, "
+        "noise of the chains), with the token itself, and over seeds of the sampler; then with "
+        "the mean of each token taken off. Agreement is the adjusted Rand index. In short: "
+        "[docs/susceptibilities.md](../../docs/susceptibilities.md#clusters-of-contexts).",
+        "what | seed | contexts | count=clusters | agreement | "
+        "agreement_by_chance=by chance, 97.5 % | separation | shuffled | cloud | noise | "
+        "above_nulls | directions | token_agreement=with the token | "
+        "token_chance=by chance, 97.5 % | correlation_of_matrices=correlation of matrices",
     ),
     "checkpoints": Section(
         "Influence over 50 checkpoints of a network that learns digits, in one process; "

@@ -8,8 +8,8 @@ import torch
 
 import bif.kernel.clustering as module
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.partitions import adjusted_rand_index
 from bif.kernel import class_linkage, clusters
-from bif.kernel.clustering import adjusted_rand_index
 from small_problems import normal
 
 SIZES = (12, 9, 7, 5)

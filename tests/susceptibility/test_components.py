@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ import bif
 import token_problems
 from bif.estimate import estimate_covariance
 from bif.susceptibility import (
-    SusceptibilityMatrix,
     component_runs,
     principal_directions,
     susceptibility_matrix,
@@ -26,6 +24,7 @@ from exact_problems import (
     settings_for,
 )
 from law_checks import OFF_LAW, STANDARD_ERRORS
+from made_matrices import made
 from small_problems import TINY, classification, normal
 
 GIVEN = replace(TINY, nbeta=20.0)
@@ -143,20 +142,6 @@ def test_the_matrix_of_quadratics_is_exact():
     check(expected)
     with OFF_LAW:  # mutant: everything moves
         check(mutant)
-
-
-GROUPS = 8
-
-
-def made(signal: np.ndarray, noise: Callable[[], np.ndarray]) -> SusceptibilityMatrix:
-    """A matrix of signal and noise, from eight groups of chains with √8 times the noise each."""
-    groups = np.stack([signal + noise() * GROUPS**0.5 for _ in range(GROUPS)])
-    value = groups.mean(axis=0)
-    spread = (groups - value) / (GROUPS * (GROUPS - 1)) ** 0.5
-    halves = np.stack([groups[::2].mean(axis=0), groups[1::2].mean(axis=0)])
-    names = tuple(f"c{k}" for k in range(len(signal)))
-    contexts = tuple(map(str, range(signal.shape[1])))
-    return SusceptibilityMatrix(names, contexts, value, spread, halves, "L", 1.0, 1.0, {})
 
 
 def test_directions_of_a_signal_are_found_and_no_others():

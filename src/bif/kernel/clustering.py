@@ -10,6 +10,7 @@ import torch
 
 from bif.estimate.item_kernel import ItemKernel
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
+from bif.estimate.partitions import adjusted_rand_index, largest_first
 
 _JOINED = 5000
 """Items up to which all are joined; their linkage takes 200 MB and seconds."""
@@ -77,7 +78,7 @@ def clusters(kernel: LossKernel, count: int | None = None, *, seed: int = 0) -> 
         k: adjusted_rand_index(a, b) for k, a, b in zip(counts, first, second, strict=True)
     }
     best = max(reversed(counts), key=lambda k: agreements[k])  # the finest of equal ones
-    labels = _by_size(_cuts(kernel, [best], seed)[0])
+    labels = largest_first(_cuts(kernel, [best], seed)[0])
     return Clusters(labels, int(labels.max()) + 1, agreements[best], agreements)
 
 
@@ -109,26 +110,6 @@ def linkage_of_means(means: np.ndarray) -> np.ndarray:
     return linkage(np.maximum(1 - means[rows, columns], 0.0), "average")
 
 
-def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the share of pairs on which two clusterings agree, beyond chance.
-
-    `(Σ C(n_ab, 2) - E) / (½ (A + B) - E)`, with A and B the pairs within clusters of either and
-    `E = A B / C(N, 2)`; 1 where both have one cluster, or one for each item.
-
-    >>> adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([5, 5, 3, 3]))
-    1.0
-    """
-    table = np.zeros((first.max() + 1, second.max() + 1))
-    np.add.at(table, (first, second), 1)
-    both, a, b, every = (
-        float((x * (x - 1) / 2).sum())
-        for x in (table, table.sum(axis=1), table.sum(axis=0), table.sum())
-    )
-    chance = a * b / every
-    most = (a + b) / 2
-    return 1.0 if most == chance else (both - chance) / (most - chance)
-
-
 def _cuts(kernel: ItemKernel, counts: Sequence[int], seed: int) -> list[np.ndarray]:
     """Return the cluster of each item at each number of clusters."""
     from scipy.cluster.hierarchy import fcluster, linkage
@@ -151,12 +132,3 @@ def _assigned(x: torch.Tensor, some: np.ndarray, labels: np.ndarray) -> np.ndarr
     found = (x @ means.T).argmax(dim=1).numpy()
     found[some] = labels
     return found
-
-
-def _by_size(labels: np.ndarray) -> np.ndarray:
-    """Return clusters numbered from the largest on."""
-    _, found, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return place[found]

@@ -4,6 +4,7 @@ The influence of an item is the susceptibility to its weight.  All of it comes f
 runs that are there, without retraining.
 """
 
+from bif.susceptibility.clusters import ContextClusters, context_clusters
 from bif.susceptibility.components import (
     SusceptibilityMatrix,
     component_runs,
@@ -18,12 +19,14 @@ from bif.susceptibility.shifts import Shifts, group_shifts, weight_shifts
 from bif.susceptibility.steering import Steering, steer
 
 __all__ = [
+    "ContextClusters",
     "LearningCoefficient",
     "PrincipalDirections",
     "Shifts",
     "Steering",
     "SusceptibilityMatrix",
     "component_runs",
+    "context_clusters",
     "generalisation",
     "group_additivity",
     "group_shifts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,16 +122,28 @@ def _largest_share(x: np.ndarray, without: np.ndarray) -> float:
     return float(_principal(left)[0][0])
 
 
+def drawn_noise(
+    matrix: SusceptibilityMatrix, count: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Yield matrices `[K, X]` of the noise of the chains alone, in units of the standardised one.
+
+    Args:
+        matrix: Whose noise.
+        count: Matrices.
+        rng: Source of the weights of the groups of chains.
+    """
+    away = matrix.value - matrix.value.mean(axis=1, keepdims=True)
+    scale = np.sqrt((away**2).mean(axis=1, keepdims=True))
+    noise = (matrix.noise - matrix.noise.mean(axis=2, keepdims=True)) / scale
+    for _ in range(count):
+        yield (rng.standard_normal((*noise.shape[:2], 1)) * noise).sum(axis=0)
+
+
 def _noise_shares(
     matrix: SusceptibilityMatrix, count: int, rng: np.random.Generator
 ) -> list[float]:
     """Return the largest variance of a direction in noise alone, as a share of the matrix's."""
-    away = matrix.value - matrix.value.mean(axis=1, keepdims=True)
-    scale = np.sqrt((away**2).mean(axis=1, keepdims=True))
-    noise = (matrix.noise - matrix.noise.mean(axis=2, keepdims=True)) / scale
-    found = []
-    for _ in range(count):
-        weights = rng.standard_normal((*noise.shape[:2], 1))
-        drawn = (weights * noise).sum(axis=0)
-        found.append(float(np.linalg.eigvalsh(drawn @ drawn.T)[-1]) / drawn.size)
-    return found
+    return [
+        float(np.linalg.eigvalsh(drawn @ drawn.T)[-1]) / drawn.size
+        for drawn in drawn_noise(matrix, count, rng)
+    ]

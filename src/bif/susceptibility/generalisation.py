@@ -1,10 +1,10 @@
-"""Test loss predicted from the draws of a run: leaving out each item in turn, without retraining."""
+"""Test loss predicted from the draws of a run, by leaving out each item in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -158,11 +158,12 @@ class _LeftOut:
         """Return weights of the draws without each item, `[S, n]`, and the tail's shape `[n]`."""
         from arviz_stats.base import array_stats
 
+        r_eff: Any = self.efficiency
         log_weights = (t * (x - x.mean(dim=0))).numpy()
         weights, shapes = np.full_like(log_weights, 1 / len(x)), np.full(x.shape[1], np.nan)
         for item, row in enumerate(log_weights.T):
             if np.ptp(row) > 1e-12:  # else no tail can be fitted, and none is needed
-                smoothed, shapes[item] = array_stats.psislw(-row, self.efficiency)
+                smoothed, shapes[item] = array_stats.psislw(-row, r_eff)
                 weights[:, item] = np.exp(smoothed)
         return torch.from_numpy(weights), shapes
 
@@ -177,7 +178,7 @@ def _predictive(x: Tensor, weights: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 def _sum(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     values, influences = zip(*parts, strict=True)
-    return sum(values[1:], values[0]), sum(influences[1:], influences[0])
+    return torch.stack(values).sum(dim=0), torch.stack(influences).sum(dim=0)
 
 
 def _times(factor: Tensor, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ class LearningCoefficient:
         if not self.leans_downhill:
             return ""
         return (
-            f", TOO LOW by {-self.downhill / 2:.2g} to {-self.downhill:.2g}: w* is no minimum of the "
-            "mean loss, train further"
+            f", TOO LOW by {-self.downhill / 2:.2g} to {-self.downhill:.2g}: w* is no minimum of "
+            "the mean loss, train further"
         )
 
 
