@@ -244,7 +244,8 @@ SECTIONS = {
         "Clusters of tokens by susceptibilities of heads and MLPs of stories260K: between halves "
         "of the chains, beside nulls (shuffled contexts, a normal cloud of the same covariance, "
         "noise of the chains), with the token itself, and over seeds of the sampler; then with "
-        "the mean of each token taken off. Agreement is the adjusted Rand index. In short: "
+        "the mean of each token taken off. Agreement is the adjusted Rand index. No run behind it "
+        "passes all its gates. In short: "
         "[docs/susceptibilities.md](../../docs/susceptibilities.md#clusters-of-contexts).",
         "what | seed | contexts | count=clusters | agreement | "
         "agreement_by_chance=by chance, 97.5 % | separation | shuffled | cloud | noise | "
