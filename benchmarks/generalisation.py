@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 import bif
@@ -26,8 +27,8 @@ from bif.baselines import ExactInfluence
 from bif.benchmark.tasks import digits, fashion
 from bif.benchmark.tasks.files import find_path
 from bif.evaluate import Recipe, train
+from bif.losses import cross_entropy
 from bif.susceptibility import generalisation
-from bif.types import ItemLoss
 
 DAMPING = 1e-3
 """gamma/nbeta of all runs."""
@@ -55,7 +56,6 @@ class Setting:
         about: In words.
         read: Rows to train on, in an order by the seed, and held-out rows.
         layers: Makes an untrained network.
-        loss: Of an item.
         rate: Of learning.
         sizes: Numbers of train items, rising.
         temperatures: Of the first seed's sizes, beside the untempered one.
@@ -64,7 +64,6 @@ class Setting:
     about: str
     read: Callable[[Path, str], tuple[Rows, Rows]]
     layers: Callable[[], nn.Module]
-    loss: ItemLoss
     rate: float
     sizes: tuple[int, int, int]
     temperatures: tuple[float | str, ...] = ()
@@ -116,16 +115,16 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Module:
 SETTINGS = {
     "digits": Setting(
         "scikit-learn's digits, MLP 64-16-10 tanh, 1,210 weights", read_digits,
-        lambda: _network(64, 16, 10), bif.losses.cross_entropy, 0.2, (150, 300, 600),
+        lambda: _network(64, 16, 10), 0.2, (150, 300, 600),
         (*TEMPERED, BY_DEFAULT),
     ),
     "fashion": Setting(
         "Fashion-MNIST at 14 × 14 pixels, MLP 196-10-10 tanh, 2,080 weights", read_fashion,
-        lambda: _network(196, 10, 10), bif.losses.cross_entropy, 0.2, (250, 500, 1000),
+        lambda: _network(196, 10, 10), 0.2, (250, 500, 1000),
     ),
     "letters": Setting(
         "the next letter of Shakespeare from three, MLP 81-10-27 tanh, 1,117 weights", read_text,
-        lambda: _network(81, 10, 27), bif.losses.cross_entropy, 0.2, (200, 400, 800),
+        lambda: _network(81, 10, 27), 0.2, (200, 400, 800),
     ),
 }  # fmt: skip
 
@@ -138,7 +137,7 @@ def trained(setting: Setting, rows: Rows, decay: float, seed: int, steps: int) -
     recipe = Recipe(
         steps, setting.rate, momentum=0.9, weight_decay=decay, schedule="cosine"
     )  # fmt: skip
-    return train(layers, setting.loss, rows, recipe, seed=seed)
+    return train(layers, cross_entropy, rows, recipe, seed=seed)
 
 
 def case(
@@ -149,20 +148,18 @@ def case(
     n, decay = network
     own = rows[0][:n], rows[1][:n]
     model = trained(setting, own, decay, seed, arguments.steps)
-    problem = _posed(setting, model, own, held_out)
-    mean = float(_losses(setting, model, own).mean())
-    # Of squared errors the likelihood is that of noise with the variance of the residuals.
-    scale = 2 * mean if setting.loss is bif.losses.squared_error else 1.0
+    problem = _posed(model, own, held_out)
+    mean = float(_losses(model, own).mean())
     weights = sum(p.numel() for p in model.parameters())
     rivals = {
         "train loss": mean,
-        "number of weights": mean + scale * weights / n,
-        "influence functions": mean + _trace(setting, model, own, decay),
+        "number of weights": mean + weights / n,
+        "influence functions": mean + _trace(model, own, decay),
         "held-out tenth": _tenth(setting, own, decay, seed, arguments.steps),
     }
     found = []
     for factor in temperatures:
-        nbeta = (1.0 if factor == BY_DEFAULT else float(factor)) * n / scale
+        nbeta = n * (1.0 if factor == BY_DEFAULT else float(factor))
         settings = bif.Settings(
             estimator="covariance", nbeta=nbeta, weight_decay=decay, seed=seed,
             gamma=None if factor == BY_DEFAULT else DAMPING * nbeta,
@@ -171,13 +168,13 @@ def case(
         began = time.perf_counter()
         run = bif.attribute(problem, settings)
         seconds = time.perf_counter() - began
-        told = generalisation(run, likelihood_scale=scale)
+        told = generalisation(run, likelihood_scale=1.0)
         found.append({
-            **network._asdict(), "seed": seed, "temperature": factor, "scale": scale,
-            "nbeta": nbeta, "gamma": told.attrs["gamma"], **trust_figures(run),
+            **network._asdict(), "seed": seed, "temperature": factor, "nbeta": nbeta,
+            "gamma": told.attrs["gamma"], **trust_figures(run),
             "ess_median": run.summary.ess_median, "seconds": seconds,
             "share_above_pareto_k": told.attrs["share_above_it"],
-            "truth": _truth(run, scale), "rivals": rivals,
+            "truth": _truth(run), "rivals": rivals,
             **{name: {str(of): told[name].sel(of=of).to_series().to_dict() for of in told.of.values}
                for name in ("loss", "chain_error", "item_error")},
         })  # fmt: skip
@@ -186,19 +183,19 @@ def case(
     return found
 
 
-def _losses(setting: Setting, model: nn.Module, rows: Rows) -> Tensor:
+def _losses(model: nn.Module, rows: Rows) -> Tensor:
     with torch.no_grad():
-        return setting.loss(model, rows).double()
+        return cross_entropy(model, rows).double()
 
 
-def _posed(setting: Setting, model: nn.Module, rows: Rows, queries: Rows) -> bif.Problem:
-    itself = bif.Observable("loss", setting.loss, "lower")  # not through its margin
-    return bif.Problem(model, setting.loss, train=rows, queries=queries, observables=[itself])
+def _posed(model: nn.Module, rows: Rows, queries: Rows) -> bif.Problem:
+    itself = bif.Observable("loss", cross_entropy, "lower")  # not through its margin
+    return bif.Problem(model, cross_entropy, train=rows, queries=queries, observables=[itself])
 
 
-def _trace(setting: Setting, model: nn.Module, rows: Rows, decay: float) -> float:
+def _trace(model: nn.Module, rows: Rows, decay: float) -> float:
     """Return `(1/n²) Σ g_iᵀ (G + decay)⁻¹ g_i`, leaving out to first order at w*."""
-    itself = _posed(setting, model, rows, rows)
+    itself = _posed(model, rows, rows)
     fitted = ExactInfluence.fit(itself, curvature="gauss_newton")
     return -float(fitted.scores(itself, damping=decay).diagonal().mean()) / len(rows[0])
 
@@ -206,16 +203,16 @@ def _trace(setting: Setting, model: nn.Module, rows: Rows, decay: float) -> floa
 def _tenth(setting: Setting, rows: Rows, decay: float, seed: int, steps: int) -> float:
     kept = len(rows[0]) - len(rows[0]) // 10
     model = trained(setting, (rows[0][:kept], rows[1][:kept]), decay, seed, steps)
-    return float(_losses(setting, model, (rows[0][kept:], rows[1][kept:])).mean())
+    return float(_losses(model, (rows[0][kept:], rows[1][kept:])).mean())
 
 
-def _truth(run: bif.Run, scale: float) -> dict[str, float]:
+def _truth(run: bif.Run) -> dict[str, float]:
     """Return the mean loss of the held-out rows: at w*, over draws, of the averaged likelihood."""
     draws = torch.cat([query.double() for _, _, query in run.traces.each_chain()])
-    averaged = np.log(len(draws)) - torch.logsumexp(-draws / scale, dim=0)
+    averaged = np.log(len(draws)) - torch.logsumexp(-draws, dim=0)
     return {
         "center": float(run.influence.dataset["query_center"].mean()),
-        "draws": float(draws.mean()), "predictive": float(scale * averaged.mean()),
+        "draws": float(draws.mean()), "predictive": float(averaged.mean()),
     }  # fmt: skip
 
 
@@ -241,14 +238,12 @@ def summary(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _figures(cases: Sequence[Mapping[str, Any]], told: np.ndarray, of: str) -> dict[str, Any]:
-    from scipy.stats import spearmanr
-
     truth = np.array([c["truth"][of] for c in cases])
     seeds = np.array([c["seed"] for c in cases])
     each = [seeds == seed for seed in np.unique(seeds)]
     off = mean_interval([float((told - truth)[one].mean()) for one in each])
     away = mean_interval([float(np.abs(told / truth - 1)[one].mean()) for one in each])
-    ranks = [float(spearmanr(told[one], truth[one])[0]) for one in each]
+    ranks = [np.corrcoef(rankdata(told[one]), rankdata(truth[one]))[0, 1] for one in each]
     return {
         "mean_test_loss": float(truth.mean()), "mean_prediction": float(told.mean()),
         "off": off["mean"], "off_low": off["ci_low"], "off_high": off["ci_high"],

@@ -69,8 +69,8 @@ def generalisation(
         ValueError: A run without traces, or of fewer draws; columns that are tokens; nbeta = 0; a
             scale that is no positive number.
 
-    Source: Watanabe 2010, JMLR 11, eq. 5 and 6 (equations of state, WAIC); Vehtari, Gelman & Gabry
-    2017 (PSIS-LOO).
+    Source: Watanabe 2010, JMLR 11 (WAIC) and Neural Networks 23 (equations of state), at any
+    inverse temperature; Vehtari, Gelman & Gabry 2017 (PSIS-LOO).
     """
     trained = Trained.of(run, train_weights)
     _refuse(run, trained, likelihood_scale)
@@ -270,7 +270,7 @@ def _dataset(
 
     of = list(dict.fromkeys(name for name, _ in found))
     cells = np.array([[found[name, order].figures(groups) for order in ESTIMATES] for name in of])
-    # Vehtari et al. 2024, "Pareto smoothed importance sampling", section 3.2.4.
+    # Vehtari et al. 2024, "Pareto smoothed importance sampling", JMLR 25.
     effective = max(10.0, _efficiency(run) * run.traces.total_draws)
     largest = min(0.7, 1 - 1 / np.log10(effective))
     known = pareto_k[np.isfinite(pareto_k)]
