@@ -21,6 +21,7 @@ from benchmarks.pages import (
     language,
     lds,
     scaling,
+    shifts,
     steering,
     tables,
 )
@@ -60,6 +61,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "kernels of backdoored items": kernels.backdoored,
     "kernels over checkpoints": kernels.levels,
     "kernels of the toy": kernels.toy,
+    "radii of shifts": shifts.radii,
+    "second order of shifts": shifts.second_order,
+    "shifts from outside": shifts.outside,
     "language": language.training_line,
     **{f"language, {part}": lambda p=part: language.part(p)
        for part in ("tokens", "planted", "lds")},
@@ -77,6 +81,7 @@ def main() -> None:
     language.figure().savefig(IMAGES / "language.png", dpi=130)
     scaling.figure(all_runs("scaling")[-1]).savefig(IMAGES / "scaling-weights.png", dpi=130)
     induction.figure(all_runs("induction")[-1]).savefig(IMAGES / "stages-induction.png", dpi=130)
+    shifts.figure().savefig(IMAGES / "shifts.png", dpi=130)
     for page in PAGES:
         page.write_text(fill_page(page), encoding="utf-8")
 

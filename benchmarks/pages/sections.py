@@ -55,6 +55,18 @@ _GENERALISATION = (
     "relative=relative error | relative_low=95 % from | relative_high=to | "
     "rank_correlation=rank correlation | networks | seeds | trusted"
 )
+_RADIUS = (
+    "part | target | level=R² of | method=prediction | nbeta=nbeta/n | damping=gamma/nbeta | "
+    "trusted | radius_down=good to a loss of | radius_down_low=95 % from | radius_down_high=to | "
+    "radius_up=to a gain of | radius_up_low=95 %, from | radius_up_high=to"
+)
+_SHIFTS = (
+    "The size of a shift up to which the change of the test loss by retraining is predicted with "
+    "an R² of .9, as weight that every item of a group loses or gains; 0 where it is at none. The "
+    "seeds' noise is taken out. Parts: groups of the training, and groups from outside of it that "
+    "are added. Settings were chosen on other queries; what was tried is in the file. In short: "
+    "[docs/susceptibilities.md](../../docs/susceptibilities.md#how-far-it-predicts)."
+)
 _DURABILITY = (
     "pair | draws | seconds_memory=seconds, sums in memory | "
     "seconds_disk=seconds, traces on disk | overhead | overhead_error=± | "
@@ -151,6 +163,7 @@ SECTIONS = {
         "[docs/stages.md](../../docs/stages.md#the-superposition-toy).",
         "figure | way | asked=of | mean | ci_low | ci_high",
     ),
+    **{f"shifts-{name}": Section(_SHIFTS, _RADIUS) for name in ("digits", "fashion", "text")},
     "tuning": Section(
         "nbeta and gamma by the defaults, by what networks are retrained from, by `bif.tune` with "
         "its retraining and pilots in the seconds, and as they were best in the sweep.",
