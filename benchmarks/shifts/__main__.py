@@ -20,7 +20,6 @@ are chosen by the same R² of other queries, up to half of a group's weight.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 from benchmarks.common import add_banks, parser, print_table, write
@@ -53,7 +52,6 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out the study of a setting into `shifts-NAME-DATE.json`."""
-    started = time.perf_counter()
     setting = SETTINGS[arguments.setting](arguments.data, arguments.device, tiny=arguments.tiny)
     kept = keeper(arguments.banks)
     found = study(setting, device=arguments.device, seed=arguments.seed, kept=kept)
@@ -64,7 +62,6 @@ def run(arguments: argparse.Namespace) -> None:
         "num_weights": sum(p.numel() for p in setting.start.parameters()),
         "recipes": {name: recipe.as_dict() for name, recipe in setting.retraining.items()},
         "groups": setting.groups, "outside": setting.outside,
-        "seconds": time.perf_counter() - started,
     }  # fmt: skip
     print(write(f"shifts-{setting.name}", arguments, rows, about=about, **found))
 

@@ -77,7 +77,7 @@ def text(data: Path | None, device: str, *, tiny: bool) -> Setting:
                               else 40, schedule="cosine")},
         ("stories", "plays"), (), DECAY,
         ((24.0, 0.1),) if tiny else ((10.0, 0.03),),
-        (0.1,) if tiny else (0.01, 0.1), 2 if tiny else 8, 40 if tiny else 300,
+        (0.1,) if tiny else (0.01, 0.1), 2 if tiny else 8, 40 if tiny else 100,
     )  # fmt: skip
 
 
