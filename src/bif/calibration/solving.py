@@ -23,7 +23,7 @@ from bif.sampling.choices import Choice, Choices
 from bif.sampling.factory import run_device
 from bif.sampling.item_gradients import item_gradient_chunks
 from bif.sampling.movable_weights import with_movable
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
 
 _DIRECTIONS = 64
 """Most directions that pass through the model together."""
@@ -109,6 +109,30 @@ def resume_solver(
     vectors = forecast_vectors(problem, settings)
     _, together = _pass_size(problem, settings, Choices(), most=vectors.num_rows)
     return SolverCalibration(settings, choices, together, vectors)
+
+
+def solver_of_chains(problem: Problem, settings: RunSettings) -> SolverCalibration:
+    """Return what systems are solved with at the posterior of a run's chains.
+
+    Args:
+        problem: What is to be attributed.
+        settings: Of the chains.
+
+    Raises:
+        ValueError: What torch does not differentiate; vectors of a single query that do not fit.
+    """
+    s = settings
+    asked = Settings(
+        estimator="response", nbeta=s.nbeta, gamma=s.gamma, movable=s.movable,
+        weight_decay=s.weight_decay, gradient_precision=s.gradient_precision,
+        loss_precision=s.loss_precision, solver_curvature=s.solver_curvature or "gauss_newton",
+        solver_steps=s.solver_steps, solver_residual=s.solver_residual,
+        solver_items=s.solver_items, device=s.device, seed=s.seed,
+    )  # fmt: skip
+    vectors = forecast_vectors(problem, asked)
+    require_derivatives(problem, asked)
+    chunk, together = _pass_size(problem, asked, Choices(), most=vectors.num_rows)
+    return SolverCalibration(replace(asked, chunk_size=chunk), (), together, vectors)
 
 
 def _pass_size(

@@ -8,13 +8,14 @@ is forgotten.  The spread of the closed groups is the standard error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bif.estimate.traces import LossTraces
+from bif.estimate.anchored import fit_anchors, remove_linear_part
+from bif.estimate.traces import LossTraces, chain_groups
 
 _CHUNK_ELEMENTS = 8 * 2**20
 """Numbers that are summed at a time, so that temporaries stay small."""
@@ -256,18 +257,6 @@ class CovarianceSums:
         return self._totals[name]
 
 
-def chain_groups(traces: LossTraces, num_groups: int) -> Iterator[list[tuple[int, list[int]]]]:
-    """Deal the chains, in order, into groups: lists of (block, positions in the block)."""
-    places = [(b, i) for b, block in enumerate(traces.blocks) for i in range(len(block.chains))]
-    num_groups = min(num_groups, len(places))
-    for g in range(num_groups):
-        start, stop = g * len(places) // num_groups, (g + 1) * len(places) // num_groups
-        by_block: dict[int, list[int]] = {}
-        for block, position in places[start:stop]:
-            by_block.setdefault(block, []).append(position)
-        yield list(by_block.items())
-
-
 def estimate_covariance(
     traces: LossTraces,
     *,
@@ -280,18 +269,26 @@ def estimate_covariance(
     Centred within groups of chains and divided by draws - 1, which biases covariances down by about
     τ/D for autocorrelation time τ and D draws a group.
 
+    Queries with anchors have the anchored covariance (`bif.estimate.anchored`), of which the sampled
+    part alone has this bias.
+
     Args:
         traces: Traces of at least two draws a chain.
         rows: "query" for the rectangle, "train" for the square of the train items.
         num_groups: Groups of chains for the standard error; at most the number of chains.
         device: Device of the arithmetic; the traces' by default.
     """
+    fit = None
+    if rows == "query" and traces.anchored:
+        fit = fit_anchors(traces, num_groups)
+        traces = remove_linear_part(traces, fit)
     sums = CovarianceSums()
     for group in chain_groups(traces, num_groups):
         for closed in _close(traces, group, rows, device):
             sums.add(closed)
             del closed
-    return sums.finish()
+    found = sums.finish()
+    return found if fit is None else replace(found, row_variance=fit.variance.to(found.value))
 
 
 def _close(
@@ -310,4 +307,7 @@ def _close(
             part = (selection, slice(start, start + step))
             columns = block.train[part].to(device)
             sums.update(columns, block.query[part].to(device) if rows == "query" else columns)
-        yield sums.close()
+        closed = sums.close()
+        if rows == "query" and block.slope is not None:
+            closed.covariance.add_(block.slope[selection].to(device).mean(dim=0))
+        yield closed

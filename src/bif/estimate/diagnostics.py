@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bif.estimate.anchored import fit_anchors, remove_linear_part
 from bif.estimate.correlation import correlation
-from bif.estimate.covariance import GroupSums
-from bif.estimate.traces import LossTraces
+from bif.estimate.covariance import DEFAULT_GROUPS, GroupSums
+from bif.estimate.traces import LossTraces, TraceBlock
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,12 +67,11 @@ def thinned(traces: LossTraces, num_queries: int, num_train: int, seed: int) -> 
 
 
 def _split_half(traces: LossTraces, seed: int) -> float:
-    per_chain = []
-    for _, train, query in traces.each_chain():
-        sums = GroupSums()
-        sums.update(train[None], query[None])
-        group = sums.close()
-        per_chain.append(group.covariance * group.freedom)
+    if traces.anchored:
+        traces = remove_linear_part(traces, fit_anchors(traces, DEFAULT_GROUPS))
+    per_chain = [
+        _of_chain(block, row) for block in traces.blocks for row in range(len(block.chains))
+    ]
     shape = per_chain[0].shape
     stacked = torch.stack(per_chain).flatten(1).numpy()
     rng = np.random.default_rng(seed + 2)
@@ -81,6 +82,15 @@ def _split_half(traces: LossTraces, seed: int) -> float:
     halves = in_half @ stacked
     others = stacked.sum(axis=0) - halves
     return float(np.mean(_split_agreements(*(x.reshape(-1, *shape) for x in (halves, others)))))
+
+
+def _of_chain(block: TraceBlock, row: int) -> Tensor:
+    """Return the covariance of one chain, times its degrees of freedom."""
+    sums = GroupSums()
+    sums.update(block.train[row, None], block.query[row, None])
+    group = sums.close()
+    found = group.covariance if block.slope is None else group.covariance + block.slope[row]
+    return found * group.freedom
 
 
 def _split_agreements(a: np.ndarray, b: np.ndarray) -> np.ndarray:

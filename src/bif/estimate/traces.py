@@ -20,11 +20,16 @@ class TraceBlock:
         chains: Indices of the block's chains in the run, `[C]`.
         train: Losses of the train items, `[C, D, N]`.
         query: Observables of the queries, `[C, D, A·Q]`, observable-major.
+        anchor: `v·∇U` of a vector v of each query column at each draw, `[C, D, A·Q]`; None where
+            the run has no anchors.
+        slope: Means of `∇l_i·v` over some draws of each chain, `[C, A·Q, N]`, beside `anchor`.
     """
 
     chains: tuple[int, ...]
     train: Tensor
     query: Tensor
+    anchor: Tensor | None = None
+    slope: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.train.shape[:2] != self.query.shape[:2] or len(self.chains) != len(self.train):
@@ -32,6 +37,27 @@ class TraceBlock:
                 f"train {tuple(self.train.shape)} and query {tuple(self.query.shape)} traces need "
                 f"the same chains and draws, of {len(self.chains)} chains."
             )
+
+    @classmethod
+    def joined(
+        cls, chains: tuple[int, ...], train: Tensor, query: Tensor, slope: Tensor | None
+    ) -> TraceBlock:
+        """Return a block of what a run records: where there are slopes, anchors behind queries.
+
+        Args:
+            chains: As for the class.
+            train: `[C, D, N]`.
+            query: `[C, D, A·Q]`, or `[C, D, 2·A·Q]` with anchors.
+            slope: `[C, A·Q, N]`, or None.
+        """
+        if slope is None:
+            return cls(chains, train, query)
+        return cls(chains, train, *query.chunk(2, dim=2), slope)
+
+    @property
+    def with_anchors(self) -> Tensor:
+        """Return the queries' columns with their anchors behind them, as a run records them."""
+        return self.query if self.anchor is None else torch.cat([self.query, self.anchor], dim=2)
 
     @property
     def num_draws(self) -> int:
@@ -41,7 +67,29 @@ class TraceBlock:
     def only(self, keep: Sequence[int]) -> TraceBlock:
         """Return the block with the chains at these positions only."""
         rows = torch.as_tensor(list(keep), dtype=torch.long)
-        return TraceBlock(tuple(self.chains[i] for i in keep), self.train[rows], self.query[rows])
+        return TraceBlock(
+            tuple(self.chains[i] for i in keep), self.train[rows], self.query[rows],
+            *(None if x is None else x[rows] for x in (self.anchor, self.slope)),
+        )  # fmt: skip
+
+    def truncated(self, num_draws: int) -> TraceBlock:
+        """Return the block with the first draws of every chain only."""
+        anchor = None if self.anchor is None else self.anchor[:, :num_draws]
+        train, query = self.train[:, :num_draws], self.query[:, :num_draws]
+        return replace(self, train=train, query=query, anchor=anchor)
+
+    def selected(self, *, train: np.ndarray, query: np.ndarray) -> TraceBlock:
+        """Return the block with some train items and query columns only, by index."""
+        anchor, slope = self.anchor, self.slope
+        return replace(
+            self, train=self.train[:, :, train], query=self.query[:, :, query],
+            anchor=None if anchor is None else anchor[:, :, query],
+            slope=None if slope is None else slope[:, query][:, :, train],
+        )  # fmt: skip
+
+    def without_anchor(self) -> TraceBlock:
+        """Return the block as a run without anchors has it."""
+        return replace(self, anchor=None, slope=None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +103,11 @@ class LossTraces:
         """Make one block of arrays `[C, D, N]` and `[C, D, Q]`."""
         train, query = torch.as_tensor(train), torch.as_tensor(query)
         return cls((TraceBlock(tuple(range(len(train))), train, query),))
+
+    @property
+    def anchored(self) -> bool:
+        """Return whether the query columns have anchors."""
+        return bool(self.blocks) and all(b.anchor is not None for b in self.blocks)
 
     @property
     def num_chains(self) -> int:
@@ -79,21 +132,15 @@ class LossTraces:
 
     def truncated(self, num_draws: int) -> LossTraces:
         """Return the first `num_draws` draws of every chain."""
-        return LossTraces(
-            tuple(
-                replace(b, train=b.train[:, :num_draws], query=b.query[:, :num_draws])
-                for b in self.blocks
-            )
-        )
+        return LossTraces(tuple(b.truncated(num_draws) for b in self.blocks))
 
     def selected(self, *, train: np.ndarray, query: np.ndarray) -> LossTraces:
         """Return the traces of some train items and query columns, by index."""
-        return LossTraces(
-            tuple(
-                replace(b, train=b.train[:, :, train], query=b.query[:, :, query])
-                for b in self.blocks
-            )
-        )
+        return LossTraces(tuple(b.selected(train=train, query=query) for b in self.blocks))
+
+    def without_anchors(self) -> LossTraces:
+        """Return the traces as a run without anchors has them."""
+        return LossTraces(tuple(b.without_anchor() for b in self.blocks))
 
     def summed_over(
         self,
@@ -112,14 +159,39 @@ class LossTraces:
         """
         blocks = []
         for block in self.blocks:
-            train, query = block.train, block.query
+            train, query, anchor, slope = block.train, block.query, block.anchor, block.slope
             if groups is not None:
                 train = _sums(train, groups)
+                slope = None if slope is None else _sums(slope, groups)
             if queries is not None:
-                parts = query.unflatten(2, (num_observables, -1)).unbind(2)
-                query = torch.cat([_sums(part, queries) for part in parts], dim=2)
-            blocks.append(replace(block, train=train, query=query))
+                query, anchor = (
+                    None if x is None else _query_sums(x, queries, num_observables)
+                    for x in (query, anchor)
+                )
+                if slope is not None:
+                    of_rows = slope.transpose(1, 2)
+                    slope = _query_sums(of_rows, queries, num_observables).transpose(1, 2)
+            assert query is not None
+            blocks.append(replace(block, train=train, query=query, anchor=anchor, slope=slope))
         return LossTraces(tuple(blocks))
+
+
+def chain_groups(traces: LossTraces, num_groups: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Deal the chains, in order, into groups: lists of (block, positions in the block)."""
+    places = [(b, i) for b, block in enumerate(traces.blocks) for i in range(len(block.chains))]
+    num_groups = min(num_groups, len(places))
+    for g in range(num_groups):
+        start, stop = g * len(places) // num_groups, (g + 1) * len(places) // num_groups
+        by_block: dict[int, list[int]] = {}
+        for block, position in places[start:stop]:
+            by_block.setdefault(block, []).append(position)
+        yield list(by_block.items())
+
+
+def _query_sums(x: Tensor, queries: Mapping[str, Sequence[int]], num_observables: int) -> Tensor:
+    """Return sums over the queries of each group, `[C, D, A·G]`, of columns `[C, D, A·Q]`."""
+    parts = x.unflatten(2, (num_observables, -1)).unbind(2)
+    return torch.cat([_sums(part, queries) for part in parts], dim=2)
 
 
 def _sums(x: Tensor, groups: Mapping[str, Sequence[int]]) -> Tensor:

@@ -36,7 +36,7 @@ def query_gradients(
     """
     groups, by_token = problem.query_groups.values(), problem.query_by_token
     shift = problem.query_shift if by_token else None
-    return _gradients(problem, observable.function, groups, columns, posterior, shift)
+    return column_gradients(problem, observable.function, groups, columns, posterior, shift)
 
 
 def train_gradients(problem: Problem, columns: range, posterior: LocalPosterior) -> Tensor:
@@ -49,7 +49,7 @@ def train_gradients(problem: Problem, columns: range, posterior: LocalPosterior)
     """
     groups, by_token = problem.scored_groups.values(), problem.train_by_token
     shift = problem.train_shift if by_token else None
-    return _gradients(problem, problem.loss, groups, columns, posterior, shift)
+    return column_gradients(problem, problem.loss, groups, columns, posterior, shift)
 
 
 def products_with_gradients(
@@ -97,7 +97,7 @@ def _inner_products(a: Tensor, b: Tensor) -> Tensor:
     return of_parts.sum(dim=0, dtype=wide) + rest
 
 
-def _gradients(
+def column_gradients(
     problem: Problem,
     function: ItemLoss,
     groups: Iterable[Items],
@@ -105,9 +105,14 @@ def _gradients(
     posterior: LocalPosterior,
     shift: int | None,
 ) -> Tensor:
-    """Return the gradients of a function of some columns of groups.
+    """Return the gradients of a function of some columns of groups, rows `[K, P]`.
 
     Args:
+        problem: Whose model.
+        function: Function of (model, batch), one number an item or a token.
+        groups: The groups of items, in the order of their columns.
+        columns: Positions among the columns of all groups.
+        posterior: With the weights that move, in the order of a row, and masks.
         shift: Tokens at the start of a text without a value; None where columns are items.
     """
     movable = {name: posterior.masks.get(name, True) for name in posterior.center}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bif.curvature.derivatives import Derivatives
 from bif.curvature.products import CurvatureProduct, split_rows
-from bif.curvature.solve import NegativeCurvature, conjugate_gradients
+from bif.curvature.solve import NegativeCurvature, Solution, conjugate_gradients
 from bif.linear_response.column_gradients import (
     products_with_gradients,
     query_gradients,
@@ -174,7 +174,7 @@ class Solver:
 
     def _solve(self, kind: int, columns: range) -> _Solved:
         """Solve what fits together; what is still to be scored waits in few bytes."""
-        s, of_queries = self.settings, kind < len(self.problem.observables)
+        of_queries = kind < len(self.problem.observables)
         rows = self.gradients(kind, columns).to(self._home)
 
         def asked(found: Tensor, of: Tensor = rows) -> Tensor:
@@ -184,22 +184,7 @@ class Solver:
             own = (of * found).sum(dim=1, dtype=torch.float64)
             return (-own / self.nbeta).float().cpu()
 
-        try:
-            found = conjugate_gradients(
-                self.times,
-                rows,
-                damping=self.damping,
-                tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
-                max_steps=s.solver_steps or MOST_STEPS,
-                device=self.device,
-            )
-        except NegativeCurvature as error:
-            needed = self.nbeta * (self.damping - error.lowest)
-            raise ValueError(
-                f"U curves downwards: a direction has {error.lowest:.3g} in units of the mean "
-                f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
-                "perhaps further, or use solver_curvature='gauss_newton'."
-            ) from error
+        found = self.solve_rows(rows)
         earlier = asked(found.earlier)
         found = replace(found, earlier=rows[:0])  # memory that the jackknife needs
         some = self._jackknifed(kind, columns)
@@ -214,6 +199,35 @@ class Solver:
         return _Solved(
             [value, earlier, *changes], found.shrinkage.clamp(max=1).cpu(), facts, some, left_out
         )
+
+    def solve_rows(self, rows: Tensor, *, keeps_earlier: bool = True) -> Solution:
+        """Return the solutions `x (C + damping) = rows`, to the settings' residual or steps.
+
+        Args:
+            rows: `[K, P]`, where the vectors of a step are to be.
+            keeps_earlier: Whether an earlier solution is kept beside.
+
+        Raises:
+            ValueError: Negative curvature beyond the damping.
+        """
+        s = self.settings
+        try:
+            return conjugate_gradients(
+                self.times,
+                rows,
+                damping=self.damping,
+                tolerance=0.0 if s.solver_steps else s.solver_residual or RESIDUAL,
+                max_steps=s.solver_steps or MOST_STEPS,
+                device=self.device,
+                keeps_earlier=keeps_earlier,
+            )
+        except NegativeCurvature as error:
+            needed = self.nbeta * (self.damping - error.lowest)
+            raise ValueError(
+                f"U curves downwards: a direction has {error.lowest:.3g} in units of the mean "
+                f"loss, with gamma/nbeta and weight decay. Set gamma above {needed:.3g}, "
+                "perhaps further, or use solver_curvature='gauss_newton'."
+            ) from error
 
     def _jackknifed(self, kind: int, columns: range) -> Tensor | None:
         """Return which of some columns are solved again without groups of items.

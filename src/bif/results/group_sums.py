@@ -124,17 +124,17 @@ def summed(
         members["train"] = train
     if query is not None:
         members["query"] = query
-    controls = dataset[[n for n in dataset if str(n).startswith("control_")]]
+    additive = dataset[[n for n in dataset if str(n).startswith("control_") or n == "linear"]]
     if traces is not None:
         found, traces = summed_influence(dataset, traces, train, queries=query)
-        found = found.drop_vars([n for n in controls if n in found])
+        found = found.drop_vars([n for n in additive if n in found])
     else:
-        found = dataset.drop_vars(list(controls))
+        found = dataset.drop_vars(list(additive))
         for side, groups in members.items():
             found = _sum_without_traces(found, side, groups)
     for side, groups in members.items():
-        controls = controls.map(_summed_columns, side=side, groups=groups)
-    return found.assign({n: (x.dims, x.values) for n, x in controls.items()}), traces
+        additive = additive.map(_summed_columns, side=side, groups=groups)
+    return found.assign({n: (x.dims, x.values) for n, x in additive.items()}), traces
 
 
 def with_items(summed: xr.Dataset, columns: xr.Dataset, side: Side) -> xr.Dataset:

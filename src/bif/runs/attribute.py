@@ -18,6 +18,7 @@ from bif.problem.identity import identity
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
+from bif.runs.anchoring import make_anchoring
 from bif.runs.finalize import conclude
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
@@ -93,6 +94,7 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
+    _refuse_unfit_anchors(requested, keep, top)
     if requested.estimator == "response" and (keep != "traces" or top is not None):
         given = f"keep={keep!r}" if top is None else f"top={top}"
         raise ValueError(
@@ -197,7 +199,10 @@ def run_attribution(
     with Writer() as writer:
         # Of several blocks, as an interrupted run has that was given chains, none may end alone.
         goal = calibration.goal if len(blocks) == 1 else None
-        context = Context(engine, keep, folder, commit_every, blocks, writer, goal)
+        anchoring = make_anchoring(engine)
+        if show_progress and anchoring is not None:
+            say([anchoring.in_words()])
+        context = Context(engine, keep, folder, commit_every, blocks, writer, goal, anchoring)
         recording = Recording(context)
         recording.notes += folder.manifest.get("notes", []) if folder else []
         if folder is not None:
@@ -240,6 +245,16 @@ def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
         raise ValueError(
             "controls are other scores of all pairs, and top keeps the strongest only: leave one "
             "of them out."
+        )
+
+
+def _refuse_unfit_anchors(requested: Settings, keep: Keep, top: int | None) -> None:
+    """Raise where all scores are not to be held, which anchors need."""
+    if requested.estimator == "anchored" and (keep == "sums" or top is not None):
+        given = f"keep={keep!r}" if top is None else f"top={top}"
+        raise ValueError(
+            f"{given} is for runs whose scores are not all held, and estimator='anchored' holds "
+            "the items' slopes along every anchor: leave it out, or use estimator='covariance'."
         )
 
 

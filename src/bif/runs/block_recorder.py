@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bif.estimate.sums import BlockSums
 from bif.estimate.traces import TraceBlock
+from bif.runs.slope_means import SlopeMeans
 from bif.types import Params
 
 _BUFFER_BYTES = 256 * 2**20
@@ -54,6 +55,7 @@ class BlockRecorder:
         distance_limit: A chain with `|w - w*|²` above this has diverged.
         sums: Take sums of everything, buffer by buffer, and keep only the traces of `subset`.
         subset: Columns whose traces are kept, where `sums` are given.
+        slopes: Of a run with anchors, which are behind the queries' columns.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class BlockRecorder:
         distance_limit: float,
         sums: BlockSums | None = None,
         subset: Subset | None = None,
+        slopes: SlopeMeans | None = None,
     ) -> None:
         self.chains = chains
         self.num_draws = num_draws
@@ -71,7 +74,7 @@ class BlockRecorder:
         """Draws that have left for the host."""
         self.diverged: dict[int, int] = {}
         """Chain to the draw at which it had diverged."""
-        self.sums = sums
+        self.sums, self.slopes = sums, slopes
         self._subset = subset
         self._limit = distance_limit
         self._flush_every = 0
@@ -155,12 +158,15 @@ class BlockRecorder:
         if self._host is None or not keep:
             return None
         train, query = (x[:, : self._arrived] for x in self._host)
-        block = TraceBlock(tuple(self.chains), train, query)
+        slopes = None if self.slopes is None else self.slopes.mean()
+        block = TraceBlock.joined(tuple(self.chains), train, query, slopes)
         return block.only(keep) if lost else block
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of what is recorded nowhere else: the open buffer and the sums."""
         found = {f"sums/{n}": x for n, x in (self.sums.state() if self.sums else {}).items()}
+        if self.slopes is not None:
+            found |= {f"slopes/{n}": x for n, x in self.slopes.state().items()}
         if self._pending:
             train, query, distance, weights = zip(*self._pending, strict=True)
             found |= {
@@ -189,6 +195,8 @@ class BlockRecorder:
         self.diverged = dict(diverged)
         if self.sums is not None:
             self.sums.restore(with_prefix(saved, "sums/"), device)
+        if self.slopes is not None:
+            self.slopes.restore(with_prefix(saved, "slopes/"))
         pending = {n: x.to(device) for n, x in with_prefix(saved, "pending/").items()}
         if pending:
             weights = with_prefix(pending, "weights/")

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bif import tensors
 from bif.estimate.sums import BlockSums
 from bif.problem.array_layout import Panels, join_panels
 from bif.problem.provenance import hardware
 from bif.runs.backfill import fill
 from bif.runs.block_recorder import BlockRecorder, Segment, with_prefix
 from bif.runs.retention import subset_of
+from bif.runs.slope_means import SlopeMeans
 from bif.sampling.chain import Position
 from bif.sampling.engine import Start
 from bif.sampling.limits import distance_limit
@@ -125,10 +127,17 @@ class BlockRun:
         train, query = self.engine.observed(position)
         if position.gradient is not None:
             with torch.no_grad():
+                force = self.engine.posterior.potential_gradient_(
+                    tensors.copied(position.gradient), params
+                )
                 self.whole.identities.add(
-                    self.chains.start, self.engine.posterior, state=position.state,
+                    self.chains.start, self.engine.posterior, state=position.state, force=force,
                     gradient=position.gradient, mean_loss=self.engine.mean_train_loss(train),
                 )  # fmt: skip
+                if self.context.anchoring is not None:
+                    query = torch.cat([query, self.context.anchoring.anchors.along(force)], dim=1)
+        if self.recorder.slopes is not None:
+            self.recorder.slopes.follow(self.recorder.taken, params, self.recorder.block)
         self.recorder.add(
             train,
             query,
@@ -140,6 +149,7 @@ class BlockRun:
     def _recorder(self) -> BlockRecorder:
         s = self.engine.settings
         sums = subset = None
+        anchoring = self.context.anchoring
         if self.context.keep == "sums":
             sums = BlockSums(self.chains, num_chains=self.context.blocks[-1].stop)
             subset = subset_of(self.engine.panels)
@@ -149,6 +159,7 @@ class BlockRun:
             distance_limit=distance_limit(self.engine),
             sums=sums,
             subset=subset,
+            slopes=anchoring and SlopeMeans(anchoring.slopes),
         )
 
     def _start(self) -> Start:

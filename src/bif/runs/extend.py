@@ -162,6 +162,12 @@ def _enter_changes(
             f"{folder.folder} keeps sums, not traces: it can be given more draws, but neither "
             "further queries or candidates nor chains. Begin a run with --keep traces or weights."
         )
+    if new_groups and chosen.estimator == "anchored":
+        raise ValueError(
+            f"{folder.folder} was made with estimator='anchored', and new queries or candidates "
+            "lack slopes at its draws: begin a run with all of them, or use "
+            "estimator='covariance'. More draws and chains can be added."
+        )
     if new_groups:
         _drop_unfinished(folder)
     if new_groups or changes:

@@ -19,6 +19,7 @@ from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
 from bif.results.top_influence import top_k_dataset
 from bif.runs.controls import controls
+from bif.runs.linear_part import with_linear_part
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.recording import Recording
 from bif.runs.records import Manifest
@@ -62,6 +63,10 @@ def conclude(
     dataset = describe_items(
         _scores(recording, traces, settings.nbeta, top), engine.problem, engine.observer
     ).assign_attrs(gamma=settings.gamma, complete=int(not recording.interrupted))
+    anchored: dict[str, Any] = {}
+    if recording.context.anchoring is not None:
+        dataset, anchored, missed = with_linear_part(dataset, recording, traces)
+        warnings += missed
     if settings.controls:
         found, missing = controls(engine, traces)
         warnings += missing
@@ -85,7 +90,7 @@ def conclude(
         sampling_seconds=recording.seconds_before + recording.seconds,
         complete=not recording.interrupted,
         diverged_chains=sorted(recording.diverged),
-        others=judged.figures,
+        others={**judged.figures, **anchored},
     )
     manifest = Manifest(
         identity=dict(identity),

@@ -12,6 +12,7 @@ from bif.estimate.diagnostics import diagnose
 from bif.estimate.traces import LossTraces
 from bif.results.influence import Influence
 from bif.results.top_influence import top_k_dataset
+from bif.runs.linear_part import what_anchors_leave
 from bif.runs.records import Manifest, refuse_solved
 from bif.runs.run import Run, load
 from bif.runs.summary import figures_of, judge
@@ -62,6 +63,8 @@ def merge(folders: Sequence[str | Path]) -> Run:
     axes, top = ScoreAxes.of(first), tops[0]
     scores = estimate_influence(traces, axes) if top is None else top_k_dataset(traces, top, axes)
     scores = scores.merge(first.drop_vars([n for n in scores.variables if n in first.variables]))
+    if traces.anchored:
+        scores = scores.assign(what_anchors_leave(traces, scores))
     complete = all(run.manifest.complete for run in runs)
     scores.attrs = {**first.attrs, **scores.attrs, "complete": int(complete)}
     diagnostics = diagnose(traces, center_mean_loss=float(runs[0].diagnostics["center_mean_loss"]))

@@ -10,6 +10,7 @@ from bif.calibration.budget import Goal
 from bif.estimate.covariance import Covariance, CovarianceSums
 from bif.estimate.diagnostics import has_mixed, reliability
 from bif.estimate.traces import LossTraces
+from bif.runs.anchoring import Anchoring
 from bif.runs.block_recorder import BlockRecorder
 from bif.runs.block_run import BlockRun, Unfinished
 from bif.runs.retention import Keep
@@ -34,6 +35,7 @@ class Context:
         blocks: The chains of each block.
         writer: Writes the commits.
         goal: The reliability that ends the run early, for chains of one block.
+        anchoring: Of a run with anchors.
     """
 
     engine: Engine
@@ -43,6 +45,7 @@ class Context:
     blocks: list[range]
     writer: Writer
     goal: Goal | None = None
+    anchoring: Anchoring | None = None
 
     @property
     def arrays(self) -> list[str]:

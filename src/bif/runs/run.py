@@ -27,6 +27,9 @@ from bif.sampling.settings import without_unused
 if TYPE_CHECKING:
     import xarray as xr
 
+_SLOPES = "recorder/slopes/"
+"""Beginning of the names of a block's slopes along anchors, in what a commit has of its state."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -136,10 +139,12 @@ class Run:
             for index, block in enumerate(self.traces.blocks):
                 opened.block(index).commit(
                     store.Commit(serial=1, step=0, draws=block.num_draws),
-                    traces=panels.split(block.train, block.query),
+                    traces=panels.split(block.train, block.with_anchors),
                     weights={},
-                    state={},
-                )
+                    state={} if block.slope is None else {
+                        f"{_SLOPES}total": block.slope, f"{_SLOPES}count": torch.tensor(1),
+                    },
+                )  # fmt: skip
             chains = [list(block.chains) for block in self.traces.blocks]
             opened.update({"chains": chains, "arrays": panels.names, "resumable": False})
             self.write(opened, extra=extra)
@@ -271,7 +276,7 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
             )
         try:
             recorded = _read_block(block, draws, manifest)
-            whole = TraceBlock(tuple(chains), *recorded) if recorded else None
+            whole = TraceBlock.joined(tuple(chains), *recorded) if recorded else None
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise store.DamagedRun(f"{folder}: the traces do not fit together: {error}") from error
         if whole is None or whole.num_draws < 2:
@@ -284,8 +289,11 @@ def _traces(folder: store.Folder, manifest: Mapping[str, Any]) -> tuple[LossTrac
 
 def _read_block(
     block: store.BlockStore, draws: int, manifest: Mapping[str, Any]
-) -> tuple[Tensor, Tensor] | None:
-    """Return the traces of a block; where sums are kept, with those of the open buffer."""
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Return the traces of a block and its slopes along anchors, if it has some.
+
+    Where sums are kept, traces are with those of the open buffer.
+    """
     names = manifest.get("arrays", [])
     parts = [join_panels({n: block.traces.read(n, 0, draws) for n in names})] if draws else []
     commits = block.commits()
@@ -298,4 +306,8 @@ def _read_block(
     if not parts:
         return None
     train, query = zip(*parts, strict=True)
-    return torch.cat(train, dim=1), torch.cat(query, dim=1)
+    slope = None
+    if manifest.get("panels", {}).get("anchored"):
+        state = block.state(commits[0])
+        slope = state[f"{_SLOPES}total"] / int(state[f"{_SLOPES}count"])
+    return torch.cat(train, dim=1), torch.cat(query, dim=1), slope

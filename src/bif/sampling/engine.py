@@ -76,7 +76,7 @@ class Engine:
         self.sampler = make_sampler(settings, self.mass)
         if settings.memory == "lean":
             refuse_coarse(self.posterior.center, settings.step_size)
-        self.panels = Panels.of(problem)
+        self.panels = Panels.of(problem, anchored=settings.estimator == "anchored")
         first = next(iter(self.posterior.center.values()))
         self.weights = item_weights(problem, first)
         self.observer = Observer(problem, settings, self.oracle, self.center(1))
@@ -223,11 +223,7 @@ class Engine:
 
     def gradient(self, block: int, num_chains: int) -> Gradient:
         """Return the gradient of a block's chains."""
-        s = self.settings
-        chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
-        full = FullGradient(
-            self.oracle, self.observer.train_items, chunk_size=chunk, train_weights=self.weights
-        )
+        s, full = self.settings, self.full_gradient()
         if s.gradient == "full":
             return full
         order = ShuffledOrder(
@@ -246,6 +242,14 @@ class Engine:
             train_weights=self.weights,
             center=tensors.stacked(self.posterior.center, num_chains),
             center_gradient=center_gradient,
+        )
+
+    def full_gradient(self) -> FullGradient:
+        """Return the gradient of all train items, whatever the chains take."""
+        s = self.settings
+        chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
+        return FullGradient(
+            self.oracle, self.observer.train_items, chunk_size=chunk, train_weights=self.weights
         )
 
     def _streamed(self, block: int) -> StreamedGradient:

@@ -42,6 +42,7 @@ class IdentitySums:
         *,
         state: HasParams,
         gradient: Params,
+        force: Params,
         mean_loss: Tensor | None,
     ) -> None:
         """Take in one draw of a block of chains, without waiting for the device.
@@ -50,12 +51,12 @@ class IdentitySums:
             first_chain: Index of the block's first chain.
             posterior: Whose potential is U.
             state: The sampler's at the draw.
-            gradient: Gradient of the mean loss there, or an unbiased estimate; left as it is.
+            gradient: Gradient of the mean loss there, or an unbiased estimate.
+            force: That of the potential, from it.
             mean_loss: Mean loss of the train items there, `[C]`; None where it is not known.
         """
         away = posterior.displacement(state.params)
         dilation = tensors.inner(away, gradient)
-        force = posterior.potential_gradient_(tensors.copied(gradient), state.params)
         virial = tensors.inner(away, force) / posterior.num_moving
         one, nothing = torch.ones_like(virial), torch.full_like(virial, math.nan)
         loss = nothing if mean_loss is None else mean_loss.double() - self._center_loss

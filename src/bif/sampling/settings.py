@@ -20,7 +20,7 @@ GradientMode = Literal["full", "minibatch", "control_variate"]
 MassName = Literal["identity", "kronecker"]
 OracleName = Literal["stacked", "sequential", "live"]
 MemoryName = Literal["plain", "fused", "lean"]
-EstimatorName = Literal["covariance", "response"]
+EstimatorName = Literal["covariance", "response", "anchored"]
 CurvatureName = Literal["gauss_newton", "hessian"]
 _OF_THE_SOLVER = (
     "solver_curvature", "solver_steps", "solver_residual", "solver_items", "self_influence",
@@ -90,7 +90,8 @@ class Settings:
         controls: Score also by a Gaussian ball (nbeta = 0), by the gradient product, and with
             chains shuffled, for comparison.
         estimator: "covariance" samples; "response" solves the linear system that the covariance
-            tends to at low temperature, without noise and with what training takes of memory.  By
+            tends to at low temperature, without noise and with what training takes of memory;
+            "anchored" does both, and samples only what the system leaves of the covariance.  By
             default the response where a setting of the solver is given or, for more than 50,000
             weights, none for chains, such as `draws` or `budget`; the covariance for fewer weights
             and for models that cannot be solved for.
@@ -251,8 +252,10 @@ class Settings:
             if not any(self._given(_NOT_OF_THE_SOLVER)):
                 object.__setattr__(self, "estimator", "response")
         solves = self.estimator == "response"
+        if self.estimator == "anchored":
+            self._refuse_unanchored()
         others = _NOT_OF_THE_SOLVER if solves else _OF_THE_SOLVER
-        given = self._given(others)
+        given = [] if self.estimator == "anchored" else self._given(others)
         if solves:
             given += [name for name in ("compiled", "controls") if getattr(self, name)]
             given += ["memory"] if self.memory != "plain" else []
@@ -266,11 +269,25 @@ class Settings:
                 f"solver_steps={self.solver_steps} and solver_residual={self.solver_residual}: a "
                 "solve ends by one or the other, so give one of them."
             )
-        if solves and self.nbeta == 0:
+        if self.estimator in ("response", "anchored") and self.nbeta == 0:
             raise ValueError("nbeta is 0: a response needs the loss, so give nbeta > 0 or none.")
         if self.solver_residual is not None and not 0 < self.solver_residual < 1:
             raise ValueError(
                 f"solver_residual is {self.solver_residual}: expected a number between 0 and 1."
+            )
+
+    def _refuse_unanchored(self) -> None:
+        """Raise where chains cannot have anchors."""
+        if self.self_influence:
+            raise ValueError(
+                "self_influence solves for each train item, and estimator='anchored' samples it: "
+                "leave self_influence out, or use estimator='response'."
+            )
+        if self.oracle == "live" or self.memory != "plain":
+            raise ValueError(
+                f"anchors are vectors of the weights' length, one a query, and oracle='live' is for "
+                f"models of which few fit (oracle={self.oracle!r}, memory={self.memory!r}): use "
+                "estimator='response', or another oracle."
             )
 
     def _given(self, names: Sequence[str]) -> list[str]:
