@@ -186,4 +186,4 @@ def at_position(problem: Problem, center: Params, params: Params) -> Problem:
     scale = problem.metric_scale(center)
     if scale is not None:
         params = {n: center[n] + scale[n] * (leaf - center[n]) for n, leaf in params.items()}
-    return problem.at_weights(params)
+    return problem.at_weights({**problem.parameters(), **params})

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from bif import store
+from bif.problem.array_layout import Panels
 from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
@@ -57,7 +58,7 @@ def refuse_other_losses(folder: store.RunFolder, engine: Engine) -> list[str]:
     Raises:
         FolderInUse: The run was begun with others.
     """
-    now = dict(zip(engine.panels.names, engine.observer.center_values(), strict=True))
+    now = dict(zip(Panels.of(engine.problem).names, engine.observer.center_values(), strict=True))
     same = folder.manifest.get("hardware") == hardware(engine.device)
     kept, notes = refuse_other_values(folder, now, same=same)
     gradient = gradient_sums(engine)

@@ -9,7 +9,10 @@ from bif.benchmark.methods.solving import solving
 
 def all_methods() -> dict[str, Method]:
     """Return every method by name, in the order of the table."""
-    ours = (Fluctuation(), Fluctuation.with_defaults(), Responses(), Automatic(), SameDamping())
+    ours = (
+        Fluctuation(), Fluctuation("bif_anchored", anchored=True), Fluctuation.with_defaults(),
+        Responses(), Automatic(), SameDamping(),
+    )  # fmt: skip
     return {**rivals(), **solving(), **{method.name: method for method in ours}}
 
 

@@ -23,6 +23,8 @@ from bif.sampling.settings import Settings
 _TUNING_GROUP = "tuning queries"
 _CHAINS_DIVISOR, _DRAWS_DIVISOR = 4, 2
 """Divisors of the run's chains and draws for a pilot: burn-in costs the same."""
+_DRAWS_ANCHORED = 10
+"""Divisor of the draws of a run with anchors, which are worth several plain ones each."""
 _CURVE_POINTS = 12
 """Points of the curve over draws."""
 
@@ -38,10 +40,12 @@ class Fluctuation:
         name: The name of its rows.
         hand_set: Whether the task's settings are used; else only their weight decay and seed, and
             calibration chooses the rest.
+        anchored: Whether the linear part is solved for, with a tenth of the draws.
     """
 
     name: str = "bif"
     hand_set: bool = True
+    anchored: bool = False
 
     @classmethod
     def with_defaults(cls) -> Fluctuation:
@@ -53,8 +57,7 @@ class Fluctuation:
             first = task.settings[0]
             plain = Settings(weight_decay=first.weight_decay, seed=first.seed)
             task = replace(task, settings=(plain,))
-        sampled = tuple(replace(s, estimator="covariance") for s in task.settings)
-        task = replace(task, settings=sampled)
+        task = replace(task, settings=tuple(self._settings(s) for s in task.settings))
         asked = _TwoPartProblem(task)
         device = task.problem.device
         with measure_cost(device) as tuning:
@@ -83,6 +86,13 @@ class Fluctuation:
             )
             made.append(replace(whole, curve=self._curve(asked, run, whole, outcome, cost)))
         return made
+
+    def _settings(self, settings: Settings) -> Settings:
+        """Return the task's settings with the method's estimator."""
+        if not self.anchored:
+            return replace(settings, estimator="covariance")
+        draws = None if settings.draws is None else max(8, settings.draws // _DRAWS_ANCHORED)
+        return replace(settings, estimator="anchored", draws=draws)
 
     def _curve(
         self, asked: _TwoPartProblem, run: Run, whole: Scored, outcome: Observable, cost: Cost
@@ -215,6 +225,9 @@ def temperatures(settings: Settings, num_train: int) -> dict[str, Any]:
 
 def _run_figures(run: Run) -> dict[str, Any]:
     """Return how long and how well a run sampled, and whether it is trusted."""
-    names = ("draws", "ess_median", "rhat_max", "reliability", "sampling_seconds")
+    names = (
+        "draws", "ess_median", "rhat_max", "reliability", "sampling_seconds", "variance_left",
+        "effective_draws", "slopes",
+    )  # fmt: skip
     figures = {name: float(run.summary[name]) for name in names if name in run.summary}
     return {**figures, "trusted": bool(run.summary["trusted"]), "failed_gates": run.failed_gates}
