@@ -19,6 +19,7 @@ from bif.problem.metric import adam_metric, gradient_metric
 from bif.problem.problem import MARGIN, Observable, Problem
 from bif.problem.proxy import Proxy, known_proxy
 from bif.response import Response, respond
+from bif.results.averages import average
 from bif.results.influence import Influence
 from bif.results.ranking import Ranking, Score
 from bif.runs.attribute import attribute
@@ -54,6 +55,7 @@ __all__ = [
     "Tuned",
     "adam_metric",
     "attribute",
+    "average",
     "baselines",
     "calibrate",
     "cross_check",

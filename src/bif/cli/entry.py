@@ -15,7 +15,7 @@ from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.kernel import Kernel
 from bif.cli.respond import Respond
-from bif.cli.runs import Attribute, Check, Demo, Merge, Show
+from bif.cli.runs import Attribute, Average, Check, Demo, Merge, Show
 from bif.cli.shift import Shift
 from bif.cli.stages import Stages
 from bif.cli.steer import Steer
@@ -52,6 +52,7 @@ def main() -> None:
         | Annotated[Shift, tyro.conf.subcommand("shift")]
         | Annotated[Steer, tyro.conf.subcommand("steer")]
         | Annotated[Merge, tyro.conf.subcommand("merge")]
+        | Annotated[Average, tyro.conf.subcommand("average")]
         | Annotated[Show, tyro.conf.subcommand("show")]
         | Annotated[Lds, tyro.conf.subcommand("lds")],
         tyro.conf.OmitArgPrefixes,

@@ -217,6 +217,31 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Average:
+    """Average the scores of runs of several trained models, about the same items and queries."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]]
+    """Complete runs, one a model, two or more."""
+    out: str
+    """Folder for influence.zarr and summary.json."""
+
+    def run(self) -> None:
+        from bif.results.averages import average
+        from bif.runs.run import load
+
+        found = average([load(folder).influence for folder in self.folders])
+        attrs = found.dataset.attrs
+        error, score = (found.dataset[n].values for n in ("standard_error", "influence"))
+        figures = {
+            "num_models": attrs["num_models"], "trusted": bool(attrs["trusted"]),
+            "spread": float((error**2).mean() ** 0.5 / (score**2).mean() ** 0.5),
+        }  # fmt: skip
+        store.write_summary(self.out, figures, datasets={"influence.zarr": found.dataset})
+        _print_summary(figures, figures)
+        print(f"written: {self.out}")
+
+
+@dataclass(frozen=True)
 class Show:
     """Print what a run's folder holds: figures, warnings and top items of some queries."""
 

@@ -91,6 +91,11 @@ def headline(source: Source, *, summary: Mapping) -> str:
 
 def how_made(source: Source, *, summary: Mapping) -> str:
     """Return the beginning of a sentence: how the scores came about."""
+    if source.linear is not None:
+        return (
+            f"The linear part solved at the minimum of U, the rest estimated from "
+            f"{count(summary.get('draws', source.attrs.get('num_draws')))} draws"
+        )
     if source.solved:
         return f"Solved at the trained weights in {count(summary.get('solver_steps'))} steps"
     chains = summary.get("chains", source.attrs.get("num_chains"))
@@ -144,9 +149,20 @@ def trust_line(summary: Mapping) -> str:
         ("ESS, median", count(ess), _gate_verdict(ess, ESS_GATES, sign=1)),
         ("Draws", count(summary.get("draws")), ""),
         ("Chains", count(summary.get("chains")), ""),
+        *_anchor_tiles(summary),
         ("Seconds", MISSING if seconds is None else number(seconds), ""),
     ]
     return _figures(tiles)
+
+
+def _anchor_tiles(summary: Mapping) -> list[tuple[str, str, str]]:
+    """Return what anchors did for a run that has some."""
+    if summary.get("estimator") != "anchored":
+        return []
+    return [
+        ("Left to sample", percent(finite(summary.get("variance_left"))), ""),
+        ("Draws' worth", count(summary.get("effective_draws")), ""),
+    ]
 
 
 def _figures(tiles: list[tuple[str, str, str]]) -> str:
@@ -160,9 +176,16 @@ def _figures(tiles: list[tuple[str, str, str]]) -> str:
     return f'<dl class="trust">{cells}</dl>'
 
 
-def _scale_and_error(solved: bool) -> tuple[str, str]:
+def _scale_and_error(source: Source) -> tuple[str, str]:
     """Return what a score and its error are."""
-    if solved:
+    if source.linear is not None:
+        return (
+            "A score is −Cov(training loss, observable). Its linear part −g·v, the classical "
+            "influence, is solved for; what is sampled beside it is what is not linear.",
+            "± is one standard error of the whole score, and so of the sampled part, from the "
+            "spread between groups of chains",
+        )
+    if source.solved:
         return (
             "A score is −(1/nbeta) g·(C + damping)⁻¹·g′, with gradients g of the training loss and "
             "g′ of the observable and the curvature C of the mean loss at the trained weights.",
@@ -198,7 +221,7 @@ def reading_section(source: Source) -> str:
         "" if source.trusted else "; this run is not trusted, so that no sign is certain, and the "
         "strongest are listed all the same"
     )  # fmt: skip
-    scale, error = _scale_and_error(source.solved)
+    scale, error = _scale_and_error(source)
     test = "95&nbsp;%" if source.solved else "95&nbsp;%, Student's t"
     chance = "" if source.solved else (
         " About 5&nbsp;% of scores that are truly zero would still pass as clear of zero, and the "

@@ -157,7 +157,7 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
         unit = unit_text(exponent)
         hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
         tiles = "".join(
-            _item(source, i, score[i], error[i], exponent=exponent, reach=float(reach))
+            _item(source, (o, q, i), exponent=exponent, reach=float(reach))
             for i in items
         )
         unsure = (
@@ -178,19 +178,56 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
             f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}{unsure}'
         )
     heading = f'<h4 class="observable">Influence on the {name}</h4>' if several else ""
-    return f'<div data-observable="{o}">{heading}{"".join(lists)}</div>'
+    return f'<div data-observable="{o}">{heading}{_beyond_linear(source, o, q)}{"".join(lists)}</div>'
+
+
+def _beyond_linear(source: Source, o: int, q: int) -> str:
+    """Return how far the scores of a query differ from their linear parts.
+
+    Empty without any, and for a run that is not trusted.
+    """
+    if source.linear is None or not source.trusted:
+        return ""
+    correction, error = source.score[o, q] - source.linear[o, q], source.error[o, q]
+    width = source.error_quantile * error
+    known = np.isfinite(correction) & np.isfinite(width)
+    if not known.any():
+        return ""
+    equal = np.abs(correction[known]) <= width[known]
+    count = int(np.count_nonzero(equal))
+    within = number(float(np.median(width[known])))
+    words = f"For {count:,} of {plural(int(known.sum()), 'item')} here the Bayesian influence equals"
+    rest = (
+        "" if count == known.sum() else " For the others the difference, which is what is not "
+        "linear, is clear of zero at 95&nbsp;%."
+    )  # fmt: skip
+    return (
+        f'<p class="under">{words} the classical one within ± {within} (in the median).{rest}</p>'
+    )
+
+
+def _parts(source: Source, place: tuple[int, int, int], exponent: int) -> str:
+    """Return the linear part of a score and the sampled correction; empty without any."""
+    if source.linear is None:
+        return ""
+    o, q, i = place
+    linear, error = float(source.linear[place]), float(source.error[place])
+    of_linear, _ = score_and_error(linear, error, exponent=exponent)
+    correction, _ = score_and_error(float(source.score[place]) - linear, error, exponent=exponent)
+    return f"<span>linear {of_linear}</span><span>sampled {correction}</span>"
 
 
 def _item(
-    source: Source, i: int, score: float, error: float, *, exponent: int, reach: float
+    source: Source, place: tuple[int, int, int], *, exponent: int, reach: float
 ) -> str:
+    i, score, error = place[2], source.score[place], source.error[place]
     number_text, error_text = score_and_error(score, error, exponent=exponent)
     spread = finite(error)
     return (
         f"<li>{picture(source.train, i)}"
         f"{_bar(abs(score) / reach, (spread or 0.0) / reach)}"
         f'<p class="score"><data value="{score:.6g}">{number_text}</data> '
-        f"<span>± {error_text}</span></p>"
+        f"<span>± {error_text}</span>{_parts(source, place, exponent)}</p>"
         f'<p class="who">{_label(source, i)}<small>{escape(source.train.ids[i])}</small></p>'
         "</li>"
     )

@@ -69,6 +69,8 @@ class Source:
     suspects: Suspects | None
     controls: dict[str, np.ndarray]
     attrs: dict[str, object]
+    linear: np.ndarray | None = None
+    """Linear parts of the scores, `[O, Q, N]`, where the rest alone was sampled."""
 
     @property
     def error_quantile(self) -> float:
@@ -171,6 +173,7 @@ def read_source(influence: xr.Dataset) -> Source:
             if str(name).startswith(_CONTROL)
         },
         attrs={str(key): value for key, value in influence.attrs.items()},
+        linear=_scores(influence, "linear") if "linear" in influence.data_vars else None,
     )
 
 

@@ -23,6 +23,7 @@ from bif.results.group_sums import (
     with_items,
 )
 from bif.results.ranking import Listed, Ranking, ranked, strongest_of_row
+from bif.results.shrinkage import shrunk_to_linear
 from bif.results.top_influence import KIND_AXES, KINDS, refuse_vast_sums
 from bif.store import load_dataset, save_dataset
 
@@ -132,6 +133,17 @@ class Influence:
         """
         error = self.dataset["standard_error"]
         return (abs(self.dataset["influence"]) > self.error_quantile * error) & self.trusted
+
+    def shrunk_to_linear(self) -> Influence:
+        """Return scores between their linear parts and what was sampled, by empirical Bayes.
+
+        `linear + kappa·(influence - linear)`, with kappa of each query in `dataset["kappa"]`; see
+        `bif.results.shrinkage`.
+
+        Raises:
+            KeyError: The run has no linear parts.
+        """
+        return Influence(shrunk_to_linear(self.dataset))
 
     def self_influence(self) -> xr.DataArray:
         """Return the influence of every train item on its own loss, `[N]`: how freely that moves.

@@ -207,11 +207,18 @@ class Run:
                 f"{s['damping']:.3g}, which leaves about {s['damping_keeps']:.0%} of what a tenth "
                 f"of it does{warnings}"
             )
+        anchors = ""
+        if s.others.get("estimator") == "anchored":
+            anchors = (
+                f"\nthe linear part is solved for, which leaves {s['variance_left']:.0%} of the "
+                f"observables' variance to the draws: they are worth {s['effective_draws']:,.0f} "
+                "(median)"
+            )
         return (
             f"{trusted}{self.influence!r}\n{moved}{s.draws} draws of {s.chains} chains in "
             f"{s.seconds:.1f} s; reliability {s.reliability:.3f}, R-hat at most "
             f"{s.rhat_max:.3f}, effective sample size {s.ess_median:.0f} (median)"
-            f"{warnings}"
+            f"{anchors}{warnings}"
         )
 
 
