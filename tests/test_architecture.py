@@ -64,9 +64,9 @@ PUBLIC = {
     "bif": """
         MARGIN Calibration CheckpointSeries CrossChecks Influence Items LocalPosterior LossKernel
         LossTraces Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings
-        Trajectory Tuned adam_metric attribute average baselines calibrate cross_check estimate evaluate
-        extend gradient_metric known_proxy load log_spaced_steps loss_kernel losses merge respond
-        response run_chains samplers trajectory tune
+        Trajectory Tuned adam_metric attribute average baselines calibrate cross_check estimate
+        evaluate extend gradient_metric known_proxy load log_spaced_steps loss_kernel losses merge
+        respond response run_chains samplers trajectory tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -16,15 +16,19 @@ ITEMS = np.array([0.3, -1.0, 2.0])
 """Slopes of the losses `a·w + w²/2 + sin(w)/3` of one weight."""
 
 
-def anchored_traces(
-    train: Tensor, query: Tensor, anchor: Tensor, slope: Tensor
-) -> LossTraces:
+def anchored_traces(train: Tensor, query: Tensor, anchor: Tensor, slope: Tensor) -> LossTraces:
     block = TraceBlock(tuple(range(len(train))), train, query, anchor, slope)
     return LossTraces((block,))
 
 
+def parts(traces: LossTraces) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    block = traces.blocks[0]
+    assert block.anchor is not None and block.slope is not None
+    return block.train, block.query, block.anchor, block.slope
+
+
 class Quartic:
-    """`U = t·(w²/2 + w³/6 + w⁴/8)` of one weight, with draws by its inverse distribution function."""
+    """`U = t·(w²/2 + w³/6 + w⁴/8)` of one weight, with draws by its inverse distribution."""
 
     def __init__(self, temperature_inverse: float) -> None:
         self.t = temperature_inverse
@@ -150,8 +154,8 @@ class TestAnyVector:
     def test_a_slope_of_the_wrong_sign_is_seen(self):
         problem = Quartic(20.0)
         traces = problem.traces(chains=16, draws=400, vector=0.05, seed=0)
-        block = traces.blocks[0]
-        turned = anchored_traces(block.train, block.query, block.anchor, -block.slope)
+        train, query, anchor, slope = parts(traces)
+        turned = anchored_traces(train, query, anchor, -slope)
         found = estimate_covariance(turned)
         away = (found.value[0].numpy() - problem.covariances()) / found.standard_error[0].numpy()
         assert np.abs(away).min() > 5
@@ -159,8 +163,7 @@ class TestAnyVector:
     def test_a_coefficient_of_one_with_a_poor_vector_is_worse_than_none(self):
         problem = Quartic(2.0)
         traces = problem.traces(chains=64, draws=100, vector=-4.0, seed=1)
-        block = traces.blocks[0]
-        phi, anchor = block.query.flatten(), block.anchor.flatten()
+        phi, anchor = (x.flatten() for x in parts(traces)[1:3])
         assert (phi - anchor).var() > 2 * phi.var()  # the trap
         fit = fit_anchors(traces, 16)
         assert float(fit.variance_left) < 1
@@ -168,19 +171,18 @@ class TestAnyVector:
     def test_an_anchor_that_does_not_fit_is_not_used(self):
         problem = Quartic(2.0)
         traces = problem.traces(chains=16, draws=200, vector=1.0, seed=2)
-        block = traces.blocks[0]
-        noise = torch.randn(block.query.shape, generator=torch.Generator().manual_seed(3))
-        unfit = anchored_traces(block.train, block.query, noise.double(), block.slope)
+        train, query, _, slope = parts(traces)
+        noise = torch.randn(query.shape, generator=torch.Generator().manual_seed(3))
+        unfit = anchored_traces(train, query, noise.double(), slope)
         plain = estimate_covariance(traces.without_anchors())
         assert (fit_anchors(unfit, 16).coefficient == 0).all()
         torch.testing.assert_close(estimate_covariance(unfit).value, plain.value)
 
     def test_an_observable_that_never_moves_has_scores_of_zero(self):
         problem = Quartic(2.0)
-        block = problem.traces(chains=4, draws=10, vector=1.0, seed=2).blocks[0]
-        still = anchored_traces(
-            block.train, torch.zeros_like(block.query), block.anchor, block.slope
-        )
+        traces = problem.traces(chains=4, draws=10, vector=1.0, seed=2)
+        train, query, anchor, slope = parts(traces)
+        still = anchored_traces(train, torch.zeros_like(query), anchor, slope)
         assert (estimate_covariance(still).value == 0).all()
         assert fit_anchors(still, 16).variance_left.isnan().all()
 
@@ -211,11 +213,9 @@ class TestIntervals:
         for seed in range(300):
             traces = problem.traces(chains=16, draws=24, vector=1 / problem.t, seed=seed)
             found = estimate_covariance(traces)
-            block = traces.blocks[0]
-            same = block.slope.mean(dim=0, keepdim=True).expand_as(block.slope)
-            narrow = estimate_covariance(
-                anchored_traces(block.train, block.query, block.anchor, same)
-            )
+            train, query, anchor, slope = parts(traces)
+            same = slope.mean(dim=0, keepdim=True).expand_as(slope)
+            narrow = estimate_covariance(anchored_traces(train, query, anchor, same))
             width = t_quantile(16) * narrow.standard_error[0].numpy()
             held += (np.abs(found.value[0].numpy() - exact) < width).mean()
         assert held / 300 < 0.93
@@ -226,13 +226,11 @@ class TestShareOfSlopes:
         """Both variances are known to about a tenth from 400 chains."""
         problem = Quartic(3.0)
         traces = problem.traces(chains=400, draws=32, vector=1 / problem.t, seed=5)
-        block = traces.blocks[0]
-        w = np.interp(
-            np.random.default_rng(6).random((400, 8)), problem.cumulative, problem.grid
-        )
+        train, query, anchor, _ = parts(traces)
+        w = np.interp(np.random.default_rng(6).random((400, 8)), problem.cumulative, problem.grid)
         few = torch.from_numpy(problem.slopes(w).mean(axis=1) / problem.t)[:, None]
         share = slope_share(traces)
-        with_few = slope_share(anchored_traces(block.train, block.query, block.anchor, few))
+        with_few = slope_share(anchored_traces(train, query, anchor, few))
         assert with_few / share == pytest.approx(4, rel=0.6)
 
     def test_what_is_left_has_no_anchors(self):

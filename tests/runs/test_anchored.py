@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_exact_regression import Regression
 from torch import nn
 
 import bif
@@ -17,7 +18,6 @@ from exact_problems import GaussianPosterior, Point, Quadratics, quadratic_loss
 from law_checks import STANDARD_ERRORS
 from same_bits import assert_same_run, preempted
 from small_problems import TINY, classification, labelled, normal
-from test_exact_regression import Regression
 from token_problems import TINY as TINY_TEXTS
 from token_problems import problem as texts
 
@@ -90,7 +90,9 @@ class TestExactCases:
 
     def test_a_proxy_is_anchored_as_it_is_recorded(self):
         """The recorded column is linear in the margin, so at low temperature little is left."""
-        loss = bif.Observable("loss", bif.losses.cross_entropy, "lower", through=known_proxy(bif.losses.cross_entropy))
+        loss = bif.Observable(
+            "loss", bif.losses.cross_entropy, "lower", through=known_proxy(bif.losses.cross_entropy)
+        )
         problem = classification(observables=[loss])
         settings = Settings(
             estimator="anchored", chains=8, draws=40, burn_in=60, thin=4, nbeta=4000.0,
@@ -124,9 +126,11 @@ class TestRunsOfAnyKind:
     def test_groups_have_the_sums_of_scores_and_of_linear_parts(self):
         run = bif.attribute(classification(), ANCHORED)
         groups = {"a": [0, 3], "b": [1, 2, 5]}
-        found, dataset = run.influence.by_group(groups).dataset, run.influence.dataset
+        found, dataset = run.influence.sum_over(groups).dataset, run.influence.dataset
         for name in ("influence", "linear"):
-            sums = np.stack([dataset[name].values[..., m].sum(axis=-1) for m in groups.values()], -1)
+            sums = np.stack(
+                [dataset[name].values[..., m].sum(axis=-1) for m in groups.values()], -1
+            )
             np.testing.assert_allclose(found[name], sums, rtol=1e-4, atol=1e-7)
 
     def test_masks_of_weights_that_move_are_kept(self):
@@ -170,8 +174,8 @@ class TestFiles:
         run.save(tmp_path / "run")
         got = bif.load(tmp_path / "run")
         assert got.traces.anchored
-        found = got.influence.by_group({"a": [0, 1]}).dataset["standard_error"].values
-        expected = run.influence.by_group({"a": [0, 1]}).dataset["standard_error"].values
+        found = got.influence.sum_over({"a": [0, 1]}).dataset["standard_error"].values
+        expected = run.influence.sum_over({"a": [0, 1]}).dataset["standard_error"].values
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
     def test_runs_of_two_seeds_are_merged(self, tmp_path):

@@ -1,7 +1,7 @@
 """The anchored covariance: the linear part of a covariance without noise, the rest from draws.
 
-For `p ∝ exp(-U)` and any vector v, integration by parts gives `Cov(l, v·∇U) = E[∇l]·v`.  So, for any
-number b,
+For `p ∝ exp(-U)` and any vector v, integration by parts gives `Cov(l, v·∇U) = E[∇l]·v`.  So, for
+any number b,
 
     Cov(l, phi) = b·E[∇l]·v + Cov(l, phi - b·v·∇U).
 

@@ -269,8 +269,8 @@ def estimate_covariance(
     Centred within groups of chains and divided by draws - 1, which biases covariances down by about
     τ/D for autocorrelation time τ and D draws a group.
 
-    Queries with anchors have the anchored covariance (`bif.estimate.anchored`), of which the sampled
-    part alone has this bias.
+    Queries with anchors have the anchored covariance (`bif.estimate.anchored`), of which the
+    sampled part alone has this bias.
 
     Args:
         traces: Traces of at least two draws a chain.

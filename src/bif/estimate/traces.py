@@ -52,7 +52,8 @@ class TraceBlock:
         """
         if slope is None:
             return cls(chains, train, query)
-        return cls(chains, train, *query.chunk(2, dim=2), slope)
+        of_queries, anchor = query.chunk(2, dim=2)
+        return cls(chains, train, of_queries, anchor, slope)
 
     @property
     def with_anchors(self) -> Tensor:
@@ -67,10 +68,9 @@ class TraceBlock:
     def only(self, keep: Sequence[int]) -> TraceBlock:
         """Return the block with the chains at these positions only."""
         rows = torch.as_tensor(list(keep), dtype=torch.long)
-        return TraceBlock(
-            tuple(self.chains[i] for i in keep), self.train[rows], self.query[rows],
-            *(None if x is None else x[rows] for x in (self.anchor, self.slope)),
-        )  # fmt: skip
+        anchor, slope = (None if x is None else x[rows] for x in (self.anchor, self.slope))
+        chains = tuple(self.chains[i] for i in keep)
+        return TraceBlock(chains, self.train[rows], self.query[rows], anchor, slope)
 
     def truncated(self, num_draws: int) -> TraceBlock:
         """Return the block with the first draws of every chain only."""

@@ -1,7 +1,7 @@
 """Anchors of query columns: solutions of their linear systems at the minimum of U.
 
-An anchor is a vector v, near `(∇²U)⁻¹ ∇phi`.  `v·∇U` then moves with phi as far as phi is linear and U
-quadratic, and `bif.estimate.anchored` takes it out of the covariance.  Any v leaves that unbiased.
+An anchor is a vector v, near `(∇²U)⁻¹ ∇phi`.  `v·∇U` then moves with phi as far as phi is linear
+and U quadratic, and `bif.estimate.anchored` takes it out of the covariance, unbiased for any v.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Panels:
 
     @property
     def names(self) -> list[str]:
-        """Names of the arrays, one a group: `train_loss-0`, …, `query_value-0`, …, `anchor-0`, …."""
+        """Names of the arrays, one a group: `train_loss-0`, `query_value-0`, `anchor-0`, …."""
         sides = [("train_loss", self.train), ("query_value", self.query)]
         sides += [("anchor", self.query)] if self.anchored else []
         return [f"{kind}-{i}" for kind, sizes in sides for i in range(len(sizes))]

@@ -157,8 +157,7 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
         unit = unit_text(exponent)
         hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
         tiles = "".join(
-            _item(source, (o, q, i), exponent=exponent, reach=float(reach))
-            for i in items
+            _item(source, (o, q, i), exponent=exponent, reach=float(reach)) for i in items
         )
         unsure = (
             f'<p class="under">{plural(hidden, "item")} among the strongest left out: the sign is '
@@ -178,7 +177,9 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
             f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}{unsure}'
         )
     heading = f'<h4 class="observable">Influence on the {name}</h4>' if several else ""
-    return f'<div data-observable="{o}">{heading}{_beyond_linear(source, o, q)}{"".join(lists)}</div>'
+    return (
+        f'<div data-observable="{o}">{heading}{_beyond_linear(source, o, q)}{"".join(lists)}</div>'
+    )
 
 
 def _beyond_linear(source: Source, o: int, q: int) -> str:
@@ -196,7 +197,9 @@ def _beyond_linear(source: Source, o: int, q: int) -> str:
     equal = np.abs(correction[known]) <= width[known]
     count = int(np.count_nonzero(equal))
     within = number(float(np.median(width[known])))
-    words = f"For {count:,} of {plural(int(known.sum()), 'item')} here the Bayesian influence equals"
+    words = (
+        f"For {count:,} of {plural(int(known.sum()), 'item')} here the Bayesian influence equals"
+    )
     rest = (
         "" if count == known.sum() else " For the others the difference, which is what is not "
         "linear, is clear of zero at 95&nbsp;%."
@@ -217,9 +220,7 @@ def _parts(source: Source, place: tuple[int, int, int], exponent: int) -> str:
     return f"<span>linear {of_linear}</span><span>sampled {correction}</span>"
 
 
-def _item(
-    source: Source, place: tuple[int, int, int], *, exponent: int, reach: float
-) -> str:
+def _item(source: Source, place: tuple[int, int, int], *, exponent: int, reach: float) -> str:
     i, score, error = place[2], source.score[place], source.error[place]
     number_text, error_text = score_and_error(score, error, exponent=exponent)
     spread = finite(error)

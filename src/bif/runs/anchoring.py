@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from bif.calibration.solving import solver_of_chains
 from bif.linear_response.anchors import Anchors, AnchorSolver, Slopes
 from bif.linear_response.solver import Solver
 from bif.problem.problem import Problem
-from bif.sampling.engine import Engine
 from bif.sampling.device_memory import free_bytes
+from bif.sampling.engine import Engine
 from bif.terminal import as_bytes
 
 _SHARE = 0.5
@@ -53,9 +53,7 @@ def make_anchoring(engine: Engine) -> Anchoring | None:
     found = solver_of_chains(problem.with_plain_losses(), settings)
 
     def solver_at(there: Problem) -> Solver:
-        return Solver(
-            there, found.settings, num_together=found.num_together, vectors=found.vectors
-        )
+        return Solver(there, found.settings, num_together=found.num_together, vectors=found.vectors)
 
     def along(there: Problem, vectors: Tensor) -> Tensor:
         (scores,) = solver_at(there).scores(vectors)

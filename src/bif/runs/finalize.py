@@ -19,8 +19,8 @@ from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
 from bif.results.top_influence import top_k_dataset
 from bif.runs.controls import controls
-from bif.runs.linear_part import with_linear_part
 from bif.runs.item_metadata import describe_items, score_axes
+from bif.runs.linear_part import with_linear_part
 from bif.runs.recording import Recording
 from bif.runs.records import Manifest
 from bif.runs.retention import subset_of

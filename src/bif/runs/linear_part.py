@@ -1,4 +1,4 @@
-"""Say what anchors did for a run: linear parts, what they leave to the draws, what draws are worth."""
+"""Say what anchors did for a run: linear parts, what they leave, and what draws are worth."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def with_linear_part(
 ) -> tuple[xr.Dataset, dict[str, Any], list[str]]:
     """Return scores with their linear parts, figures for the summary, and warnings.
 
-    `linear` is the classical influence `-g_i·(∇²U)⁻¹·g_phi` at the minimum of U; what
-    `influence` has beyond it was sampled.  `variance_left` is the share of the observable's variance
-    that the anchor leaves, and `effective_draws` how many draws without anchors have as small errors.
+    `linear` is the classical influence `-g_i·(∇²U)⁻¹·g_phi` at the minimum of U; what `influence`
+    has beyond it was sampled.  `variance_left` is the share of the observable's variance that the
+    anchor leaves, and `effective_draws` how many draws without anchors have as small errors.
 
     Args:
         dataset: Scores of the traces.

@@ -44,9 +44,7 @@ class SlopeMeans:
         """Draws of each chain at which slopes were taken."""
         self._judged, self._judge, self._every = 0, _FIRST, _EVERY
 
-    def follow(
-        self, draw: int, params: Params, recorded: Callable[[], TraceBlock | None]
-    ) -> None:
+    def follow(self, draw: int, params: Params, recorded: Callable[[], TraceBlock | None]) -> None:
         """Take the slopes of all chains of a block at a draw, if more are needed.
 
         Args:

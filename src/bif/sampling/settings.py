@@ -285,9 +285,9 @@ class Settings:
             )
         if self.oracle == "live" or self.memory != "plain":
             raise ValueError(
-                f"anchors are vectors of the weights' length, one a query, and oracle='live' is for "
-                f"models of which few fit (oracle={self.oracle!r}, memory={self.memory!r}): use "
-                "estimator='response', or another oracle."
+                "anchors are vectors of the weights' length, one a query, and oracle='live' is "
+                f"for models of which few fit (oracle={self.oracle!r}, memory={self.memory!r}): "
+                "use estimator='response', or another oracle."
             )
 
     def _given(self, names: Sequence[str]) -> list[str]:
