@@ -32,7 +32,7 @@ const legend = () => {
     colour.names.forEach((name, c) => {
       const button = element("button", {type: "button", title: name}, element("li", {}, items));
       element("span", {className: "swatch"}, button).style.background = colour.colours[c];
-      element("span", {textContent: name, dir: "auto"}, button);
+      element("span", {textContent: name.trim() ? name : "(no name)", dir: "auto"}, button);
       element("i", {textContent: counts[c].toLocaleString("en")}, button);
       button.setAttribute("aria-pressed", String(state.only.has(c)));
       button.addEventListener("click", () => {
