@@ -22,8 +22,8 @@ from benchmarks.common import parser, print_table, write
 
 SETS = ("wine", "cancer", "diabetes", "digits")
 _SHOWN = (
-    "set", "nbeta/n", "gamma/nbeta", "covariance_error", "response_error", "anchored_error", "variance_left",
-    "worth", "kappa",
+    "set", "nbeta/n", "gamma/nbeta", "covariance_error", "response_error", "anchored_error",
+    "variance_left", "worth", "kappa",
 )  # fmt: skip
 _REFERENCE = 8
 """Draws of the reference, in units of a run's."""

@@ -22,11 +22,10 @@ from bif.estimate.covariance import (
     Covariance,
     CovarianceSums,
     GroupSums,
-    chain_groups,
     estimate_covariance,
 )
 from bif.estimate.sums import BlockSums
-from bif.estimate.traces import LossTraces
+from bif.estimate.traces import LossTraces, chain_groups
 from bif.runs.block_recorder import BlockRecorder, Subset
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.retention import Keep, forecast

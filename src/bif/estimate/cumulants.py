@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bif.estimate.covariance import DEFAULT_GROUPS, chain_groups
-from bif.estimate.traces import LossTraces
+from bif.estimate.covariance import DEFAULT_GROUPS
+from bif.estimate.traces import LossTraces, chain_groups
 
 _CHUNK_ELEMENTS = 4 * 2**20
 """Numbers that are summed at a time, so that temporaries stay small."""

@@ -94,8 +94,9 @@ class AnchorSolver:
         problem = solver.problem
         shift = problem.query_shift if problem.query_by_token else None
         columns = range(problem.num_queries)
+        there = solver.posterior
         rows = torch.cat([
-            column_gradients(problem, asked.function, asked.groups, columns, solver.posterior, shift)
+            column_gradients(problem, asked.function, asked.groups, columns, there, shift)
             for asked in self._engine.observer.asked
         ])  # fmt: skip
         bad = (~rows.isfinite().all(dim=1)).nonzero().flatten().tolist()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bif import store
 from bif.calibration.remedies import Remedies
-from bif.estimate.covariance import chain_groups, estimate_covariance
+from bif.estimate.covariance import estimate_covariance
 from bif.estimate.response import Ratio, fluctuation_over_response
-from bif.estimate.traces import LossTraces
+from bif.estimate.traces import LossTraces, chain_groups
 from bif.linear_response.perturbation import pilot_queries
 from bif.problem.identity import identity
 from bif.problem.items import Items

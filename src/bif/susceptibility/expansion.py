@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.estimate.covariance import DEFAULT_GROUPS, chain_groups
+from bif.estimate.covariance import DEFAULT_GROUPS
 from bif.estimate.cumulants import GroupCumulants, ThirdCumulantSums, mean_of_groups
 from bif.estimate.intervals import t_quantile
-from bif.estimate.traces import LossTraces, TraceBlock
+from bif.estimate.traces import LossTraces, TraceBlock, chain_groups
 from bif.results.group_sums import members_of
 from bif.runs.run import Run
 from bif.susceptibility.shifts import Shifts

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.estimate.covariance import DEFAULT_GROUPS, chain_groups
+from bif.estimate.covariance import DEFAULT_GROUPS
 from bif.estimate.cumulants import group_cumulants, mean_of_groups
 from bif.estimate.intervals import t_quantile
-from bif.estimate.traces import LossTraces
+from bif.estimate.traces import LossTraces, chain_groups
 from bif.runs.recorded import query_columns
 from bif.runs.run import Run
 from bif.susceptibility.expansion import chain_groups_of

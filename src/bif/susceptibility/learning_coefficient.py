@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.estimate.covariance import DEFAULT_GROUPS, chain_groups
+from bif.estimate.covariance import DEFAULT_GROUPS
 from bif.estimate.cumulants import mean_of_groups
 from bif.estimate.intervals import t_quantile
+from bif.estimate.traces import chain_groups
 from bif.runs.run import Run
 from bif.susceptibility.trained import Trained
 

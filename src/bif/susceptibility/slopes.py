@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.estimate.covariance import chain_groups
-from bif.estimate.traces import LossTraces
+from bif.estimate.traces import LossTraces, chain_groups
 from bif.results.group_sums import members_of
 from bif.runs.run import Run
 from bif.susceptibility.expansion import Queries, means_of_queries
