@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common import RESULTS, all_runs
+from benchmarks.common import RESULTS, all_runs, newest_run
 from benchmarks.pages import (
     generalisation,
     induction,
@@ -26,7 +26,7 @@ from benchmarks.pages import (
     tables,
 )
 from benchmarks.pages.runs import describe_run
-from benchmarks.pages.sections import SECTIONS, sections
+from benchmarks.pages.sections import SECTIONS, rows_as_table, sections
 
 ROOT = RESULTS.parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -52,6 +52,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ],
     "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
+    "anchored": lambda: [
+        describe_newest("anchored"), "",
+        *rows_as_table(newest_run("anchored")["rows"], SECTIONS["anchored"].columns),
+    ],
     "steering": steering.achieved,
     "steering, told": steering.told,
     "steering, side effects": steering.beside,
