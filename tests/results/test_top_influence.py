@@ -13,8 +13,11 @@ import pytest
 import bif
 from bif.estimate import ScoreAxes
 from bif.estimate import strongest_influences as found
+from bif.estimate.top_k import top_influences
+from bif.estimate.traces import LossTraces
 from bif.interop import read_scores
 from bif.results.excerpt import excerpt
+from bif.results.ranking import strongest_of_row
 from bif.results.top_influence import top_k_dataset
 from bif.store import FolderInUse
 from largest_tensor import largest_tensor
@@ -295,3 +298,22 @@ def test_the_command_line_keeps_and_shows_the_strongest(call, tmp_path: Path):
     assert "The 3 strongest either way of every query." in shown and "query t0[1], loss" in shown
     code, _, said = call("attribute", f"{file}:problem", "--from", tmp_path / "r", "--top", 5)
     assert code == 2 and "--from keeps the run's own --top" in said
+
+
+def test_equal_scores_are_in_the_order_of_the_columns_on_either_side():
+    score = np.array([0.0, 2.0, -1.0, 2.0, -1.0, np.nan])
+    up, down = strongest_of_row(score, np.ones(6), 3)
+    assert up.column.tolist() == [1, 3] and down.column.tolist() == [2, 4]
+
+
+def test_scores_that_rounding_alone_tells_apart_are_equal():
+    """Two tokens of one context have one loss; the last bits of a sum depend on where they lie."""
+    rng = np.random.default_rng(0)
+    train, query = rng.normal(size=(4, 30, 3)), rng.normal(size=(4, 30, 1))
+    train[..., 0] = train[..., 2] * (1 + 1e-14)
+    train[..., 2] *= 1 + 3e-14
+    strongest = top_influences(LossTraces.from_arrays(train, query), 3, unresolved=True)
+    sides = strongest.positive, strongest.negative
+    side = sides[0] if (sides[0].column == 0).any() else sides[1]
+    listed = side.column[0].tolist()
+    assert listed.index(0) < listed.index(2)

@@ -223,7 +223,8 @@ def _strongest(before: Strongest, fresh: Strongest, k: int, sign: int) -> Strong
         torch.cat([getattr(before, name), getattr(fresh, name)], dim=1)
         for name in ("column", "influence", "standard_error")
     )
-    strength = (sign * score).nan_to_num(-torch.inf)
+    # As results hold them: scores that rounding alone tells apart are equal.
+    strength = (sign * score).float().nan_to_num(-torch.inf)
     order = strength.sort(dim=1, descending=True, stable=True).indices[:, :k]
     kept = Strongest(*(x.gather(1, order) for x in (column, score, error)))
     missing = kept.influence.isnan()

@@ -120,9 +120,11 @@ class Listed(NamedTuple):
 
 
 def strongest_of_row(score_N: np.ndarray, error_N: np.ndarray, k: int) -> list[Listed]:
-    """Return the k most positive and the k most negative scores of a row; NaN ones are passed."""
-    order = np.argsort(score_N, kind="stable")
-    up, down = order[::-1], order
+    """Return the k most positive and the k most negative scores of a row; NaN ones are passed.
+
+    Equal ones are in the order of the columns.
+    """
+    up, down = (np.argsort(sign * score_N, kind="stable") for sign in (-1, 1))
     columns = up[score_N[up] > 0][:k], down[score_N[down] < 0][:k]
     return [Listed(i, score_N[i], error_N[i]) for i in columns]
 
