@@ -193,9 +193,9 @@ SECTIONS = {
     "scaling-1b": Section("EK-FAC at 1B beside the BIF, on another card.", _SCALING),
     "scaling-response": Section("The response by solving beside EK-FAC.", SOLVING),
     "anchored": Section(
-        "Root mean square errors of scores, in units of the scores, by draws alone, by a linear solve "
-        "alone and by both, against a run with eight times the draws; what anchors leave to the "
-        "draws, and what a draw is worth then.",
+        "Root mean square errors of scores, in units of the scores, by draws alone, by a linear "
+        "solve alone and by both, against a run with eight times the draws; what anchors leave to "
+        "the draws, and what a draw is worth then.",
         "set | nbeta/n | gamma/nbeta | covariance_error=draws alone | response_error=solve alone | "
         "anchored_error=both | variance_left=left to sample | worth=a draw's worth | kappa | "
         "reference_trusted=reference trusted | anchored_trusted=trusted",

@@ -30,7 +30,9 @@ class TestManifest:
         assert manifest["device"] == "cpu" and manifest["num_moving_weights"] == 43
         assert manifest["hardware"] == hardware(torch.device("cpu"))
         assert manifest["keep"] == "traces" and manifest["left_out"] == []
-        assert manifest["panels"] == {"train": (20,), "query": (5,), "num_observables": 2}
+        assert manifest["panels"] == {
+            "train": (20,), "query": (5,), "num_observables": 2, "anchored": False,
+        }  # fmt: skip
         assert manifest["identity"] == store.plain(identity(classification(), TINY.as_dict()))
 
     def test_memory_and_disk_are_forecast(self, tmp_path):
