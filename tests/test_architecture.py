@@ -241,6 +241,12 @@ def files_of(*places: str) -> list[Path]:
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 
 
+def test_no_two_test_files_have_one_name():
+    """Pytest imports them by name, and runs none of the second."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_room_is_in_the_table():
     assert {room_of(file) for file in FILES} - DOORS == MAY_IMPORT.keys()
 
