@@ -146,7 +146,7 @@ class AnchorSolver:
         )
 
 
-class Slopes:
+class AnchorSlopes:
     """Derivatives of the items' losses along anchors at any weights.
 
     Args:

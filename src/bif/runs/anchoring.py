@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bif.calibration.solving import solver_of_chains
-from bif.linear_response.anchors import Anchors, AnchorSolver, Slopes
+from bif.linear_response.anchors import Anchors, AnchorSlopes, AnchorSolver
 from bif.linear_response.solver import Solver
 from bif.problem.problem import Problem
 from bif.sampling.device_memory import free_bytes
@@ -24,7 +24,7 @@ class Anchoring:
     """The anchors of a run, and what takes the items' slopes along them."""
 
     anchors: Anchors
-    slopes: Slopes
+    slopes: AnchorSlopes
 
     def in_words(self) -> str:
         """Return what was solved for."""
@@ -60,7 +60,7 @@ def make_anchoring(engine: Engine) -> Anchoring | None:
         return -scores * (settings.nbeta or 1.0)
 
     anchors = AnchorSolver(engine, solver_at).solve()
-    return Anchoring(anchors, Slopes(engine, anchors.vectors, along))
+    return Anchoring(anchors, AnchorSlopes(engine, anchors.vectors, along))
 
 
 def _refuse_overflow(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from bif import tensors
 from bif.estimate.anchored import slope_share
 from bif.estimate.diagnostics import thinned
 from bif.estimate.traces import LossTraces, TraceBlock
-from bif.linear_response.anchors import Slopes
+from bif.linear_response.anchors import AnchorSlopes
 from bif.types import Params
 
 _EVERY = 4
@@ -37,7 +37,7 @@ class SlopeMeans:
         slopes: Takes them at one chain's weights.
     """
 
-    def __init__(self, slopes: Slopes) -> None:
+    def __init__(self, slopes: AnchorSlopes) -> None:
         self._slopes = slopes
         self._total: Tensor | None = None
         self.count = 0
