@@ -11,9 +11,11 @@ from test_exact_regression import Regression
 from torch import nn
 
 import bif
-from bif import Settings
+from bif import Settings, calibrate
 from bif.problem.proxy import known_proxy
 from bif.runs.merge import merge
+from bif.runs.retention import forecast
+from bif.sampling.factory import make_posterior
 from exact_problems import GaussianPosterior, Point, Quadratics, quadratic_loss
 from law_checks import STANDARD_ERRORS
 from same_bits import assert_same_run, preempted
@@ -185,6 +187,18 @@ class TestFiles:
         got = merge([tmp_path / "0", tmp_path / "1"])
         assert got.traces.anchored and got.traces.num_chains == 8
         assert got.influence.dataset["effective_draws"].shape == (2, 5)
+
+
+def test_the_forecast_counts_anchors_and_slopes():
+    """20 items and 10 query columns: float64, 4 chains, 6 draws."""
+    plain, anchored = (
+        forecast(problem, make_posterior(problem, s), s, "traces")
+        for problem in [classification()]
+        for s in (calibrate(problem, each).settings for each in (TINY, ANCHORED))
+    )
+    assert plain["traces"] == 8 * 4 * 6 * 30
+    assert anchored["traces"] == 8 * 4 * 6 * 40
+    assert anchored["memory"] == anchored["traces"] + 8 * 4 * 10 * 20
 
 
 class TestRefusals:

@@ -80,7 +80,7 @@ def remove_linear_part(traces: LossTraces, fit: AnchorFit) -> LossTraces:
                     factor[rows] = coefficient.to(factor)
         factor = factor.to(block.query.device)
         rest = block.query.double() - factor[:, None] * block.anchor
-        slope = (factor[:, :, None].to(block.slope) * block.slope).to(block.slope)
+        slope = factor[:, :, None].to(block.slope) * block.slope
         blocks.append(replace(block, query=rest, anchor=None, slope=slope))
     return LossTraces(tuple(blocks))
 

@@ -77,10 +77,10 @@ class AnchorSolver:
         with matmul_precision(engine.settings.precisions[0]):
             place = self._minimum()
             solver = self._solver_there(place)
-            size, found = solver.vectors.num_rows, []
-            rows = self._query_gradients(solver)
-            for some in rows.split(size):
-                found.append(solver.solve_rows(some, keeps_earlier=False))
+            found = [
+                solver.solve_rows(some, keeps_earlier=False)
+                for some in self._query_gradients(solver).split(solver.vectors.num_rows)
+            ]
             value = torch.cat([part.value for part in found])
             (linear,) = solver.scores(value)
         vectors = (value / solver.nbeta).to(engine.device)
@@ -111,7 +111,8 @@ class AnchorSolver:
     def _minimum(self) -> Params:
         """Return weights near the minimum of U, leaves `[1, *shape]`, by Newton steps from w*."""
         engine = self._engine
-        place, value, force = self._potential(engine.center(1))
+        place = engine.center(1)
+        value, force = self._potential(place)
         for _ in range(_MOST_STEPS):
             solver = self._solver_there(place)
             right = join_leaves(force) / -solver.nbeta
@@ -122,23 +123,23 @@ class AnchorSolver:
             leaves = split_rows(step, engine.posterior.center)
             for halving in range(_HALVINGS):
                 tried = tensors.add_(tensors.copied(place), leaves, 0.5**halving)
-                there, lower, along = self._potential(tried)
+                lower, along = self._potential(tried)
                 if lower < value:
                     break
             else:
                 break
-            place, value, force = there, lower, along
+            place, value, force = tried, lower, along
         return place
 
-    def _potential(self, params: Params) -> tuple[Params, float, Params]:
-        """Return weights, U there, and its gradient."""
+    def _potential(self, params: Params) -> tuple[float, Params]:
+        """Return U at one chain's weights, infinite where it is NaN, and its gradient."""
         engine = self._engine
         found = engine.full_gradient()(params, 0)
         assert found.losses is not None
         mean = (found.losses * engine.weights.to(found.losses)).mean(dim=1)
         value = float(engine.posterior.potential(mean, params))
-        force = engine.posterior.potential_gradient_(tensors.copied(found.gradient), params)
-        return params, value if math.isfinite(value) else math.inf, force
+        force = engine.posterior.potential_gradient_(found.gradient, params)
+        return value if math.isfinite(value) else math.inf, force
 
     def _solver_there(self, place: Params) -> Solver:
         return self._solver_at(

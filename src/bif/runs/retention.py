@@ -48,18 +48,19 @@ def forecast(
     columns = problem.num_scored
     chains, draws = settings.chains or 0, settings.draws or 0
     weights = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves)
-    recorded = columns + rows
-    sums = 0
+    recorded, sums, slopes = columns + rows, 0, 0
+    if settings.estimator == "anchored":
+        recorded, slopes = recorded + rows, chains * rows * columns * loss_bytes
     if keep == "sums":
         recorded = min(columns, _SUBSET_TRAIN) + min(rows, _SUBSET_QUERY)
         sums = 8 * rows * columns * min(chains, DEFAULT_GROUPS)
     traces = chains * draws * recorded * loss_bytes
     # The state of a block: weights and at most two more numbers a weight; two commits are kept.
     return {
-        "memory": traces + sums,
+        "memory": traces + sums + slopes,
         "traces": traces,
         "weights": chains * draws * weights if keep == "weights" else 0,
-        "checkpoints": 2 * (2 * chains * weights + sums),
+        "checkpoints": 2 * (2 * chains * weights + sums + slopes),
     }
 
 
@@ -113,7 +114,8 @@ def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> Non
         ValueError: It cannot.
     """
     chains, draws = requested.chains or 1, requested.draws or 2
-    columns = problem.num_scored + len(problem.observables) * problem.num_queries
+    rows = len(problem.observables) * problem.num_queries
+    columns = problem.num_scored + (1 + (requested.estimator == "anchored")) * rows
     if keep == "sums":
         columns = min(columns, _SUBSET_TRAIN + _SUBSET_QUERY)
     needed = 4 * chains * draws * columns
