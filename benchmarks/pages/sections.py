@@ -30,7 +30,8 @@ _SCALING = (
 )
 SOLVING = (
     "shape | method | num_items | num_queries | curvature_items=documents of the curvature | "
-    "solver_steps=steps | largest_residual=residual | truncation | seconds | peak_memory_gib | "
+    "solver_steps=steps | largest_residual=residual | truncation | "
+    "correlation_mean=correlation with a solve to .001 | seconds | peak_memory_gib | "
     "fit_seconds=fit, s | score_seconds=scores, s | reason"
 )
 """Of the response by solving, and of rivals beside it."""
