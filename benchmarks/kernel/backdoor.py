@@ -17,7 +17,7 @@ import bif
 from benchmarks.kernel import images
 from benchmarks.kernel.item_scores import detection, mean_correlation
 from benchmarks.kernel.plan import Plan, settings
-from benchmarks.kernel.sampling import controls, posed, sample
+from benchmarks.kernel.sampling import controls, posed, sample, with_steps
 from benchmarks.kernel.stored import Bundle
 from bif.kernel import input_kernel
 
@@ -30,6 +30,7 @@ def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: 
     train, others = images.read(data, name, plan.train, plan.items, device)
     assert others is not None
     decay = images.WEIGHT_DECAY[name]
+    known_steps: bif.Settings | None = None
     for seed in range(plan.seeds):
         if bundle.has(f"seed {seed}"):
             continue
@@ -37,7 +38,8 @@ def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: 
         model = images.trained(name, poisoned, epochs=plan.epochs, seed=seed, device=device)
         problem = posed(model, poisoned, None)
         asked = settings(plan, seed=seed, weight_decay=decay)
-        sampled = sample(problem, asked)
+        known_steps = with_steps(problem, asked, known_steps)
+        sampled = sample(problem, known_steps)
         kernels = {"loss": sampled.kernel, **controls(sampled, seed),
                    "pixels": input_kernel(problem)}  # fmt: skip
         scores = {kind: mean_correlation(kernel, known) for kind, kernel in kernels.items()}

@@ -11,7 +11,7 @@ import bif
 from benchmarks.kernel import images
 from benchmarks.kernel.item_scores import class_gap, detection, neighbour_disagreement
 from benchmarks.kernel.plan import NEIGHBOURS, Plan, settings
-from benchmarks.kernel.sampling import Sampled, controls, posed, sample
+from benchmarks.kernel.sampling import Sampled, controls, posed, sample, with_steps
 from benchmarks.kernel.stored import Bundle
 from bif.kernel import input_kernel
 
@@ -23,6 +23,7 @@ CLASSES = 10
 def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: str) -> None:
     """Record how well scores find the items whose label was changed, for each share and seed."""
     clean = images.read(data, name, plan.train, 0, device).train
+    known: dict[float, bif.Settings] = {}
     for seed in range(plan.seeds):
         for share in SHARES:
             key = f"{share:.0%}, seed {seed}"
@@ -31,7 +32,9 @@ def study(name: images.DataSet, bundle: Bundle, data: Path, plan: Plan, device: 
             items, flipped = flip(clean, share, seed)
             model = images.trained(name, items, epochs=plan.epochs, seed=seed, device=device)
             asked = settings(plan, seed=seed, weight_decay=images.WEIGHT_DECAY[name])
-            sampled = sample(posed(model, items, None), asked)
+            problem = posed(model, items, None)
+            known[share] = with_steps(problem, asked, known.get(share))
+            sampled = sample(problem, known[share])
             scores = suspicion(sampled, seed)
             row = {
                 "name": key, "seed": seed, "share": share,

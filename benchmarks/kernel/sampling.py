@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,15 @@ def posed(model: nn.Module, train: bif.Items, others: bif.Items | None) -> bif.P
         model, cross_entropy, train=train, queries=train.first(ANSWERED), observables=[LOSS],
         candidates=None if others is None else {"others": others},
     )  # fmt: skip
+
+
+def with_steps(
+    problem: bif.Problem, settings: bif.Settings, known: bif.Settings | None
+) -> bif.Settings:
+    """Return settings whose steps are those that are known, of a like network, or are found."""
+    if known is None:
+        return bif.calibrate(problem, settings).settings
+    return replace(known, seed=settings.seed)
 
 
 def sample(problem: bif.Problem, settings: bif.Settings) -> Sampled:
