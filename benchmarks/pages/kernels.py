@@ -12,7 +12,8 @@ from benchmarks.pages.sections import table
 Row = Mapping[str, Any]
 _SHARES = ("auroc", "found")
 """Between 0 and 1, which intervals of few seeds leave."""
-_SETS = ("fashion", "fashion-small", "cifar")
+_SETS = ("fashion", "fashion-small", "cifar", "cifar-long")
+"""Ends of the files' names."""
 
 
 def hierarchies() -> list[str]:

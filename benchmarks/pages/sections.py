@@ -239,6 +239,10 @@ SECTIONS = {
         f"among | score=by | {_FOUND}",
     ),
     "kernel-backdoor-cifar": Section("The same of CIFAR-10.", f"among | score=by | {_FOUND}"),
+    "kernel-backdoor-cifar-long": Section(
+        "The same at a tenth of the damping, by longer chains on mini-batches.",
+        f"among | score=by | {_FOUND}",
+    ),
     "kernel-hierarchy": Section(
         "The loss kernel of the hierarchical toy over its training: where the separation of a "
         "level is largest and where it turns negative, beside the step at which the split is "
@@ -251,6 +255,9 @@ SECTIONS = {
         "Neighbours on the maps of the first seeds: of an item's own label, by each similarity, "
         "and kept between halves of the chains and by another seed of UMAP.",
         "network | figure | value",
+    ),
+    "kernel-maps-cifar": Section(
+        "The same of the first seeds of CIFAR-10.", "network | figure | value"
     ),
     "generalisation-digits": Section(
         "Test loss predicted from the draws on the train items alone, beside held-out items: at "
