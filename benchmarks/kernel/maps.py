@@ -14,7 +14,6 @@ from benchmarks.kernel.sampling import Sampled, alignments, controls, posed, sam
 from benchmarks.kernel.stored import Bundle, rows_of_map, stored
 from bif.kernel import neighbour_stability, squared_kernel
 
-
 _SHARE_PUBLISHED = 4
 """Of the images, one in so many is in U around the published network, whose gradient takes long."""
 
