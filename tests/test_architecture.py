@@ -29,6 +29,7 @@ LEAVES = {"types": "", "terminal": "", "extras": "", "tensors": "types"}
 MAY_IMPORT = {
     **LEAVES,
     "store": "",
+    "mesh": "",
     "report": "",
     "estimate": "",
     "problem": "",
@@ -38,7 +39,9 @@ MAY_IMPORT = {
     "results": "problem estimate store",
     "evaluate": "problem sampling estimate store",
     "calibration": "problem sampling curvature estimate linear_response evaluate",
-    "runs": "problem sampling curvature estimate linear_response results store calibration report",
+    "runs": """
+        problem sampling curvature estimate linear_response results store calibration report mesh
+    """,
     "baselines": "problem sampling curvature",
     "language": "problem",
     "stages": """
@@ -54,7 +57,7 @@ MAY_IMPORT = {
     """,
     "cli": """
         problem sampling curvature estimate linear_response results store evaluate calibration runs
-        baselines language interop benchmark report stages kernel susceptibility
+        baselines language interop benchmark report stages kernel susceptibility mesh
     """,
 }
 # Not rooms: the package itself, and public names of what lies elsewhere.
@@ -91,6 +94,7 @@ PUBLIC = {
         Document Head LanguageModel Sequences label_cross_entropy language_problem load_model
         masked_token movable_weights read_documents revisions
     """,
+    "bif.mesh": "RankFailed Ranks join launched",
     "bif.interop": """
         ImportedScores read_bergson_scores read_kronfluence_scores read_scores
         write_bergson_scores
@@ -301,8 +305,8 @@ def test_only_tensors_uses_multi_tensor_kernels(file: Path):
 
 
 @each_file
-def test_only_distributed_uses_process_groups(file: Path):
-    if file.name != "distributed.py":
+def test_only_mesh_uses_process_groups(file: Path):
+    if room_of(file) != "mesh":
         assert uses(text(file), "torch.distributed") == []
 
 

@@ -1,0 +1,215 @@
+"""Join the processes that torchrun, Slurm or Ray have started together, and share work by index."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+
+_T = TypeVar("_T")
+_MEETING = timedelta(minutes=10)
+"""Time in which all ranks must have joined: images are loaded and nodes start meanwhile."""
+_WAITING = timedelta(days=30)
+"""Time that a rank waits for others, which sample; one that ends closes its connections at once."""
+_NAMES = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+"""Environment variables of torchrun and of srun: rank, number of ranks, rank on this host."""
+
+
+class RankFailed(RuntimeError):
+    """Raised on the ranks whose own work is fine when another rank has failed."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a rank announces in the place of a value."""
+
+    message: str
+
+
+def launched() -> bool:
+    """Return whether a launcher has started this process as one of several ranks.
+
+    torchrun sets all variables; a Slurm script says by MASTER_ADDR and MASTER_PORT that ranks are
+    meant.
+    """
+    return _place() is not None
+
+
+def _place() -> tuple[int, int, int] | None:
+    """Return rank, number of ranks and rank on this host by the environment; None if alone."""
+    if "MASTER_ADDR" not in os.environ:
+        return None
+    for names in _NAMES:
+        found = [os.environ.get(name, "") for name in names]
+        if found[0].isdigit() and found[1].isdigit() and int(found[1]) > 1:
+            local = int(found[2]) if found[2].isdigit() else 0
+            return int(found[0]), int(found[1]), local
+    return None
+
+
+def join() -> Ranks:
+    """Join the other ranks: by gloo between CPUs, with NCCL beside it where there are GPUs.
+
+    A rank uses the GPU of its number on the host, which `device="cuda"` then means.
+
+    Raises:
+        ValueError: No launcher has started this process.
+        RankFailed: The others have not come within ten minutes.
+    """
+    place = _place()
+    if place is None:
+        raise ValueError(
+            "no launcher has started this process as one of several ranks: expected RANK, "
+            "WORLD_SIZE (or SLURM_PROCID, SLURM_NTASKS), MASTER_ADDR and MASTER_PORT in the "
+            "environment, as torchrun sets them."
+        )
+    rank, size, local = place
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    begins = not dist.is_initialized()
+    if begins:
+        with _named(rank, "the ranks could not meet"):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=size,
+                timeout=_MEETING,
+            )  # fmt: skip
+    return Ranks(rank, size, ends_group=begins)
+
+
+@contextmanager
+def _named(rank: int, what: str) -> Iterator[None]:
+    """Raise an error of the connections as `RankFailed`."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # of torch.distributed, in many classes
+        raise RankFailed(
+            f"rank {rank}: {what}, see what the other ranks say. What was committed is kept: "
+            f"start all ranks again to go on from there. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+class Ranks:
+    """The processes of one run, seen from one of them.
+
+    All ranks make the same calls of `gather`, `announce` and `hear` in the same order.
+
+    Args:
+        rank: This process, from 0 on.
+        size: Number of processes.
+        ends_group: Whether to end torch's process group when leaving.
+    """
+
+    def __init__(self, rank: int, size: int, *, ends_group: bool = True) -> None:
+        self.rank, self.size, self._ends_group = rank, size, ends_group
+        self._waited_for = True
+        with _named(rank, "the ranks could not meet"):
+            self._group: Any = dist.new_group(backend="gloo", timeout=_WAITING)
+            host = os.environ.get("MASTER_ADDR", socket.gethostname())
+            counter = None
+            if self.is_first:
+                counter = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+            (port, *_) = self.gather(counter.port if counter else 0)
+            self._counter = counter or dist.TCPStore(host, port, is_master=False)
+        self._deals = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Return whether this is the rank that calibrates and writes the results."""
+        return self.rank == 0
+
+    def gather(self, value: _T) -> list[_T]:
+        """Return the values of all ranks, in their order, once all have called.
+
+        Raises:
+            RankFailed: A rank has ended.
+        """
+        found: list[Any] = [None] * self.size
+        with _named(self.rank, "another rank has ended"):
+            dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def announce(self, value: object) -> None:
+        """Give a value of rank 0 to the others, which `hear`."""
+        self.gather(value)
+
+    def hear(self) -> Any:
+        """Return what rank 0 announces.
+
+        Raises:
+            RankFailed: It has failed; says how.
+        """
+        (found, *_) = self.gather(None)
+        if isinstance(found, _Failure):
+            raise RankFailed(f"rank 0 failed: {found.message}")
+        return found
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Announce an error of rank 0 to the others, which wait to `hear`; not within `sharing`."""
+        try:
+            yield
+        except Exception as error:
+            if self._waited_for:
+                self.announce(_Failure(str(error)))
+            raise
+
+    def from_first(self, make: Callable[[], _T]) -> _T:
+        """Return on every rank what rank 0 makes.
+
+        Raises:
+            RankFailed: Rank 0 raised, on the others.
+        """
+        if not self.is_first:
+            return self.hear()
+        with self.leading():
+            found = make()
+        self.announce(found)
+        return found
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Hold while all ranks work: whoever fails ends, and the others with it."""
+        self._waited_for = False
+        yield
+        self._waited_for = True
+
+    def deal(self, count: int) -> Iterator[int]:
+        """Yield the indices below `count` that this rank takes; all ranks call it.
+
+        The first is the rank's own number, so 0 is rank 0's. Further ones go to whoever comes
+        first: a slow rank takes fewer.
+        """
+        self._deals += 1
+        key = f"deal-{self._deals}"
+        index = self.rank
+        while index < count:
+            yield index
+            with _named(self.rank, "rank 0 has ended"):
+                index = self.size - 1 + self._counter.add(key, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave: where all is well, together."""
+        if error is None:
+            self.gather(None)
+        if self._ends_group:
+            dist.destroy_process_group()
