@@ -38,6 +38,7 @@ from bif.store.results import (
 from bif.store.run import (
     OnExisting,
     RunFolder,
+    SharedRun,
     copy_run,
     in_words,
     is_complete,
@@ -47,6 +48,7 @@ from bif.store.run import (
     refuse_occupied,
     remove_run,
     reopen_run,
+    share_run,
 )
 from bif.store.scores import (
     ScoresFolder,
@@ -89,6 +91,7 @@ __all__ = [
     "OnExisting",
     "RunFolder",
     "ScoresFolder",
+    "SharedRun",
     "StagesFolder",
     "claim_summary",
     "copy_run",
@@ -118,6 +121,7 @@ __all__ = [
     "reopen_run",
     "save_dataset",
     "save_weights",
+    "share_run",
     "stage_runs",
     "unfinished",
     "write_calibration",

@@ -32,6 +32,8 @@ SCORES, CALIBRATION = "scores.json", "calibration.json"
 TRACES, WEIGHTS, CHECKPOINTS = "traces.zarr", "weights.zarr", "checkpoints"
 OURS = (MANIFEST, SUMMARY, REPORT, INFLUENCE, DIAGNOSTICS, TRACES, WEIGHTS, CHECKPOINTS)
 LOCK, MARK = ".lock", ".bif"
+RANKS_LOCK = f"{CHECKPOINTS}/ranks.lock"
+"""File that ranks hold which write beside the folder's one writer."""
 PARTIAL = ".partial"
 """Ending of the names of what is being written."""
 PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
@@ -118,6 +120,7 @@ class Folder(Protocol):
     def synchronise(self, names: list[str]) -> None: ...
     def free_bytes(self) -> int | None: ...
     def locked(self) -> contextlib.AbstractContextManager[None]: ...
+    def shared(self) -> contextlib.AbstractContextManager[None]: ...
     def renew(self) -> None: ...
     def sweep(self, names: Iterable[str]) -> None: ...
 
@@ -290,11 +293,40 @@ class LocalFolder:
             file.truncate()
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
+            self._refuse_other_ranks()
             try:
                 yield
             finally:
                 if made and self.names() == [LOCK]:
                     shutil.rmtree(self.root)
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Write beside the folder's one writer; until the process ends, no other writer comes."""
+        import fcntl
+
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with name_failures(self.path(RANKS_LOCK)):
+            (self.root / RANKS_LOCK).parent.mkdir(exist_ok=True)
+            file = os.fdopen(os.open(self.path(RANKS_LOCK), flags, 0o666), "r+")
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def _refuse_other_ranks(self) -> None:
+        """Raise where ranks of a run whose writer has ended are still writing."""
+        import fcntl
+
+        if not self.is_file(RANKS_LOCK):
+            return
+        with self.path(RANKS_LOCK).open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FolderInUse(
+                    f"{self.root} is still being written by ranks of a run whose rank 0 has ended: "
+                    "end them, or wait for them."
+                ) from None
 
     def renew(self) -> None:
         """Do nothing: the lock lives as long as the process."""
@@ -456,6 +488,12 @@ class RemoteFolder:
             with contextlib.suppress(OSError):  # then the lease runs out by itself
                 if self._holder()[0] == self._owner:
                     self.remove(LOCK)
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Write beside the holder of the lease, and extend it too."""
+        self._owner = self._holder()[0] or self._owner
+        yield
 
     def renew(self) -> None:
         """Extend the lease.

@@ -13,6 +13,7 @@ from bif.store.folder import (
     MARK,
     PARTIAL,
     PARTIAL_FILE,
+    RANKS_LOCK,
     Folder,
     FolderInUse,
 )
@@ -98,7 +99,9 @@ def remove_checkpoints(folder: Folder, block: str | None = None) -> None:
         place = f"{CHECKPOINTS}/{child}"
         if re.fullmatch(r"block-\d{3,}", child) and block in (None, child):
             _remove_files(folder, place, _OF_A_BLOCK)
-        elif block is None and _whole_name(child) in (MANIFEST, "center.safetensors"):
+        elif block is None and (
+            place == RANKS_LOCK or _whole_name(child) in (MANIFEST, "center.safetensors")
+        ):
             folder.remove(place)
     if folder.is_folder(CHECKPOINTS) and not folder.names(CHECKPOINTS):
         folder.remove(CHECKPOINTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,39 @@ class RunFolder:
             report=report,
             spare=RUN.spare,
         )
+
+
+class SharedRun(RunFolder):
+    """A run's folder beside its writer: a rank commits its blocks, and the writer all else."""
+
+    def update(self, entries: Mapping[str, Any]) -> None:
+        """Leave the manifest to the writer."""
+
+    def keep_center_values(self, values: Mapping[str, Tensor]) -> None:
+        """Leave the values at w* to the writer."""
+
+
+@contextlib.contextmanager
+def share_run(where: str | Path | Folder, token: str) -> Iterator[SharedRun]:
+    """Hold a run's folder beside the process that has it open.
+
+    Args:
+        where: A path or fsspec URL.
+        token: That of the run.
+
+    Raises:
+        FolderInUse: It holds another run, or none: the folder is not shared.
+        DamagedRun: The manifest cannot be read.
+    """
+    folder = folder_at(where)
+    found = RUN.read(folder) if RUN.holds(folder) else {}
+    if found.get("token") != token:
+        raise FolderInUse(
+            f"{folder} on {socket.gethostname()} is not the folder that rank 0 writes to: pass an "
+            "--out that all ranks share, such as a network file system or a URL."
+        )
+    with folder.shared():
+        yield SharedRun(folder, found, begun=True)
 
 
 @contextlib.contextmanager
