@@ -69,6 +69,7 @@ def calibrate(
     *,
     curvature: float | None = None,
     tell: Callable[[list[str]], None] | None = None,
+    num_ranks: int = 1,
 ) -> Calibration:
     """Fill in every setting that is None.
 
@@ -81,6 +82,7 @@ def calibrate(
         curvature: Largest of the mean loss where the chains will go, where it is known from a
             posterior as warm: with gamma given, it is then not measured.
         tell: Gets every line of explanation as it comes, for what takes long.
+        num_ranks: Processes that share the chains, by whole blocks.
 
     Returns:
         Complete settings and the reasons.
@@ -102,7 +104,7 @@ def calibrate(
         settings = replace(settings, draws=DEFAULT_DRAWS)
         choices.choose("draws", f"{DEFAULT_DRAWS} of each chain", "the default")
     free = settings
-    settings = _choose_oracle(problem, settings, choices)
+    settings = _choose_oracle(problem, settings, choices, num_ranks)
     settings = _choose_chunk(problem, settings, choices)
     check_items(problem, settings, choices)
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
@@ -172,7 +174,9 @@ def _largest_curvature(settings: Settings, of_mean_loss: float) -> float:
     return settings.nbeta * (of_mean_loss + settings.weight_decay) + settings.gamma
 
 
-def _choose_oracle(problem: Problem, settings: Settings, choices: Choices) -> Settings:
+def _choose_oracle(
+    problem: Problem, settings: Settings, choices: Choices, num_ranks: int = 1
+) -> Settings:
     oracle = settings.oracle
     if oracle in (None, "stacked"):
         device = run_device(problem, settings)
@@ -202,6 +206,9 @@ def _choose_oracle(problem: Problem, settings: Settings, choices: Choices) -> Se
         )
     chains = settings.chains or {"stacked": 64, "sequential": 8, "live": 4}[oracle]
     block = 1 if oracle == "live" else min(chains, settings.block_size or 64)
+    if num_ranks > 1 and settings.block_size is None and oracle != "live":
+        block = min(block, -(-chains // num_ranks))
+        choices.choose("block_size", block, f"{num_ranks} ranks take whole blocks of chains")
     if settings.chains is None:
         choices.choose("chains", chains, f"the default for {oracle} chains")
     return replace(settings, oracle=oracle, chains=chains, block_size=block)

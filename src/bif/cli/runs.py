@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +20,23 @@ from bif.sampling.settings import Settings
 from bif.terminal import escape_controls
 
 if TYPE_CHECKING:
+    from bif.mesh import Ranks
     from bif.results.influence import Influence
 
 _GROW = ("draws", "chains", "solver_residual", "solver_steps")
 """Settings that `--from` may change."""
+
+
+@contextmanager
+def joined() -> Iterator[Ranks | None]:
+    """Join the ranks that a launcher has started with this process; None where it is alone."""
+    if "MASTER_ADDR" not in os.environ:  # before torch.distributed is imported
+        yield None
+        return
+    from bif.mesh import join, launched
+
+    with join() if launched() else nullcontext() as ranks:
+        yield ranks
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,13 @@ class Attribute:
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        with joined() as ranks:
+            self._run(ranks)
+
+    def _run(self, ranks: Ranks | None) -> None:
         if self.from_ is not None:
+            if ranks is not None:
+                raise ValueError("--from extends a run in one process: start it without torchrun.")
             self._extend(self.from_)
             return
         if self.out is None:
@@ -118,9 +140,11 @@ class Attribute:
             top=self.top,
             on_existing=replaces,
             commit_every=self.commit_every,
-            show_progress=True,
+            show_progress=ranks is None or ranks.is_first,
+            ranks=ranks,
         )
-        _print_result(self.out, worked=not there)
+        if ranks is None or ranks.is_first:
+            _print_result(self.out, worked=not there)
 
     def _extend(self, run: str) -> None:
         from bif.runs.extend import extend, refuse_of_other_estimator

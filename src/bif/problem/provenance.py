@@ -6,6 +6,7 @@ import hashlib
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,6 +48,15 @@ def versions() -> dict[str, str]:
     for package in ("bayesian-influence", "torch", "numpy", "xarray", "zarr", "arviz-stats"):
         found[package] = _version(package)
     return found
+
+
+@cache
+def source_fingerprint() -> str:
+    """Return the SHA-256 of the source of this library."""
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}|".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @cache  # each look-up searches the whole path

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bif import store
 from bif.calibration.budget import Goal
@@ -30,12 +31,22 @@ from bif.runs.retention import (
     refuse_vast_traces,
 )
 from bif.runs.run import Run, load
+from bif.runs.sharing import (
+    assist,
+    note_other_size,
+    refuse_different,
+    refuse_uneven,
+    share_chains,
+)
 from bif.runs.solve import run_solver
 from bif.runs.writer import Writer
 from bif.sampling.choices import Choice
 from bif.sampling.settings import RunSettings, Settings
 from bif.store.signals import termination_raises
 from bif.terminal import as_bytes, say
+
+if TYPE_CHECKING:
+    from bif.mesh import Ranks
 
 COMMIT_EVERY = 10.0
 """Seconds of sampling from one commit to the next."""
@@ -51,6 +62,7 @@ def attribute(
     on_existing: store.OnExisting = "resume",
     commit_every: float = COMMIT_EVERY,
     show_progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Sample around the trained weights and estimate every query's influences.
 
@@ -71,6 +83,8 @@ def attribute(
             anew.
         commit_every: Seconds from one commit to the next.
         show_progress: Draw a progress bar on the terminal.
+        ranks: Processes that share the blocks of chains, or of queries that are solved for; all
+            make this same call, by `bif.mesh.join`, with an `out` that they share.
 
     Returns:
         The scores with their errors and everything that stands behind them.
@@ -79,11 +93,12 @@ def attribute(
         ValueError: Losses that are NaN or infinite at w*; settings that contradict each other, or
             `top` with sums or controls;
             too little room on the disk, or on the device for a live module; scores of too many
-            pairs of tokens.
+            pairs of tokens; ranks that differ, or cannot share the blocks evenly.
         RuntimeError: Fewer than two chains survive.
         FolderInUse: `out` holds another run, other files, or has another writer.
         DamagedRun: What is in `out` cannot be used.
         Preempted: SIGTERM came; what is recorded is in `out`.
+        RankFailed: Another rank has failed; what is recorded is in `out`.
     """
     requested = settings or Settings()
     require_literal("keep", keep, Keep)
@@ -102,6 +117,11 @@ def attribute(
         )
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
+    if ranks is not None and ranks.size > 1:
+        return _attribute_on_ranks(
+            ranks, problem, requested, out=out, keep=keep, top=top, on_existing=on_existing,
+            commit_every=commit_every, show_progress=show_progress,
+        )  # fmt: skip
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
@@ -110,6 +130,41 @@ def attribute(
             return run_solver(problem, requested, show_progress=show_progress)
         return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
+    return _attribute_on_disk(
+        problem, requested, manifest, out=out, on_existing=on_existing,
+        commit_every=commit_every, show_progress=show_progress,
+    )  # fmt: skip
+
+
+def _attribute_on_ranks(
+    ranks: Ranks, problem: Problem, requested: Settings, *, out: str | Path | None, keep: Keep,
+    top: int | None, on_existing: store.OnExisting, commit_every: float, show_progress: bool,
+) -> Run:  # fmt: skip
+    """Make a run together with other ranks; each returns it, and rank 0 writes it."""
+    if out is None:
+        raise ValueError("ranks meet in a folder: pass an out that all of them share.")
+    manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
+    refuse_different(ranks, problem, requested, {**manifest, "on_existing": on_existing})
+    if not ranks.is_first:
+        with termination_raises():
+            assist(ranks, problem, out, commit_every=commit_every)
+        return load(out)
+    with ranks.leading():
+        run = _attribute_on_disk(
+            problem, requested, manifest, out=out, on_existing=on_existing,
+            commit_every=commit_every, show_progress=show_progress, ranks=ranks,
+        )  # fmt: skip
+    ranks.announce(None)
+    return run
+
+
+def _attribute_on_disk(
+    problem: Problem, requested: Settings, manifest: Mapping[str, Any], *, out: str | Path,
+    on_existing: store.OnExisting, commit_every: float, show_progress: bool,
+    ranks: Ranks | None = None,
+) -> Run:  # fmt: skip
+    """Return the run of a folder: complete as it is there, or gone on with, or begun."""
+    keep, top = manifest["keep"], manifest["top"]
     if on_existing == "resume" and store.is_complete(out, manifest):
         return load(out)  # also from a folder that cannot be written to
     with (
@@ -120,11 +175,13 @@ def attribute(
             begun = folder.manifest.get("settings")
             solves, problem = _solves(problem, requested, keep, top, begun=begun)
             run = (
-                run_solver(problem, requested, folder=folder, show_progress=show_progress)
+                run_solver(
+                    problem, requested, folder=folder, show_progress=show_progress, ranks=ranks
+                )
                 if solves
                 else run_attribution(
                     problem, requested, folder=folder, keep=keep, top=top,
-                    commit_every=commit_every, show_progress=show_progress,
+                    commit_every=commit_every, show_progress=show_progress, ranks=ranks,
                 )
             )  # fmt: skip
             run.write(folder)
@@ -172,6 +229,7 @@ def run_attribution(
     top: int | None = None,
     commit_every: float = COMMIT_EVERY,
     show_progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Sample, into an open folder if there is one, and estimate; results are not written.
 
@@ -182,8 +240,16 @@ def run_attribution(
     refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
-    calibration = _calibrate(problem, requested, folder, say if show_progress else None)
+    num_ranks = ranks.size if ranks else 1
+    fresh = not (folder and folder.manifest.get("blocks"))
+    if fresh:  # once more below, where calibration has chosen
+        refuse_uneven(num_ranks, requested.chains, requested.block_size)
+    calibration = _calibrate(
+        problem, requested, folder, say if show_progress else None, num_ranks=num_ranks
+    )
     settings = calibration.settings
+    if fresh:
+        refuse_uneven(num_ranks, settings.chains, settings.block_size)
     refuse_unfit(problem, settings)
     engine = make_engine(problem, settings)
     sizes = forecast(problem, engine.posterior, settings, keep)
@@ -208,6 +274,7 @@ def run_attribution(
         if folder is not None:
             _refuse_full_disk(folder, sizes)
             recording.notes += refuse_other_losses(folder, engine)
+            recording.notes += note_other_size(folder, num_ranks)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),
@@ -216,7 +283,10 @@ def run_attribution(
                 "hardware": hardware(engine.device),
                 "arrays": folder.manifest.get("arrays") or context.arrays,
             })  # fmt: skip
-        recording.run(show_progress=show_progress)
+        if ranks is not None and folder is not None:
+            ranks.announce(folder.manifest["token"])
+            recording.take_in(share_chains(ranks, context, show_progress=show_progress))
+        recording.run(show_progress=show_progress and ranks is None)
         calibration = _end_at(calibration, recording.ended_at)
         run = conclude(
             calibration,
@@ -263,11 +333,13 @@ def _calibrate(
     requested: Settings,
     folder: store.RunFolder | None,
     tell: Callable[[list[str]], None] | None,
+    *,
+    num_ranks: int,
 ) -> Calibration:
     """Return what was chosen when the run was begun, or a fresh choice."""
     begun = chosen_before(folder, RunSettings)
     if folder is None or begun is None:
-        return calibrate(problem, requested, tell=tell)
+        return calibrate(problem, requested, tell=tell, num_ranks=num_ranks)
     settings, choices = begun
     if tell is not None:
         tell([str(choice) for choice in choices])

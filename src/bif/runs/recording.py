@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from bif.calibration.budget import Goal
@@ -66,6 +67,23 @@ class Context:
         return [f"weight-{i}" for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one rank did of a run.
+
+    Attributes:
+        blocks: Positions of its blocks.
+        seconds: Seconds that it took for them.
+        seconds_before: Seconds that earlier processes had taken for them.
+        notes: Notes for the reader of the run.
+    """
+
+    blocks: list[int]
+    seconds: float
+    seconds_before: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
 @dataclass
 class Recording:
     """The chains of one run as far as they have come.
@@ -85,6 +103,8 @@ class Recording:
     """Checks of the sampler at the end of the first block, if it came to its end."""
     ended_at: int | None = None
     """Draws of each chain at which the goal was reached."""
+    shares: Sequence[Share] = ()
+    """What ranks have sampled into the folder, of which this is then made."""
     notes: list[str] = field(default_factory=list)
     """Notes that a resumed run adds to its warnings."""
     identities: IdentitySums = field(init=False)
@@ -98,8 +118,8 @@ class Recording:
             self.context.blocks[-1].stop, center_loss=0.0 if center is None else float(center)
         )
 
-    def run(self, *, show_progress: bool) -> None:
-        """Run every block of chains to its last draw.
+    def run(self, *, show_progress: bool, indices: Iterable[int] | None = None) -> None:
+        """Run every block of chains, or those of some indices, to its last draw.
 
         Ctrl-C stops after the step and keeps what there is.
 
@@ -117,7 +137,7 @@ class Recording:
         began = time.monotonic()
         with bar, stops as wish:
             try:
-                for index in range(len(self.context.blocks)):
+                for index in range(len(self.context.blocks)) if indices is None else indices:
                     if wish.signal != signal.SIGTERM:
                         BlockRun(self, index, bar, wish).run()
             except Unfinished:  # old draws lack new groups: no result of any kind
@@ -131,6 +151,19 @@ class Recording:
         for recorder in self.recorders:
             recorder.flush()
         self.seconds = time.monotonic() - began
+        if self.shares:  # blocks were sampled side by side
+            self.seconds += max(share.seconds for share in self.shares)
+            self.seconds_before = sum(s.seconds_before for s in self.shares) / len(self.shares)
+
+    def take_in(self, shares: Sequence[Share]) -> None:
+        """Note what ranks have sampled into the folder; `run` then reads it."""
+        for share in shares:
+            for text in share.notes:
+                self.note(text)
+        self.shares = shares
+        if self.context.folder is not None:
+            parts = [{"blocks": s.blocks, "seconds": s.seconds} for s in shares]
+            self.context.folder.update({"ranks": parts})
 
     def traces(self) -> LossTraces:
         """Return what chains that are alive and have two draws have recorded."""

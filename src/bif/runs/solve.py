@@ -29,11 +29,14 @@ from bif.runs.records import Manifest, Summary
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_values
 from bif.runs.run import Run
+from bif.runs.sharing import even_rows, note_other_size, share_systems
 from bif.sampling.settings import Settings
 from bif.terminal import say
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from bif.mesh import Ranks
 
 _ERRORS = 4.0
 """Errors to either side that hold 95 % of the scores, where systems were solved to 1 to 10 %."""
@@ -47,6 +50,7 @@ def run_solver(
     *,
     folder: store.RunFolder | None = None,
     show_progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Run:
     """Score by solving, into an open folder if there is one; results are not written.
 
@@ -59,6 +63,7 @@ def run_solver(
         requested: With `estimator="response"`.
         folder: Of the run.
         show_progress: Print choices and progress on the terminal.
+        ranks: Processes that solve for some queries each, and assist this one.
 
     Raises:
         ValueError: Negative curvature beyond the damping; a loss without a Gauss-Newton matrix.
@@ -71,7 +76,10 @@ def run_solver(
     begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
     found = found or calibrate_solver(problem, requested, tell=tell)
-    solver = Solver(problem, found.settings, num_together=found.num_together, vectors=found.vectors)
+    vectors, num_ranks = found.vectors, ranks.size if ranks else 1
+    if ranks is not None:
+        vectors = even_rows(vectors, problem.num_queries, num_ranks)
+    solver = Solver(problem, found.settings, num_together=found.num_together, vectors=vectors)
     manifest = folder.manifest if folder else {}
     blocks = solver.blocks([(a, range(*b)) for a, *b in manifest.get("query_blocks", [])])
     serial = manifest.get("solve_serial", 1)
@@ -82,6 +90,7 @@ def run_solver(
         same = folder.manifest.get("hardware") == hardware(solver.device)
         stages.notes += refuse_other_values(folder, now, same=same)[1]
         folder.keep_center_values(now)
+        stages.notes += note_other_size(folder, num_ranks)
         folder.update({
             "settings": found.settings.as_dict(),
             "explanations": [str(choice) for choice in found.choices],
@@ -89,13 +98,20 @@ def run_solver(
             "solve_serial": serial,
             "hardware": hardware(solver.device),
         })  # fmt: skip
+    if ranks is not None and folder is not None:
+        ranks.announce(folder.manifest["token"])
+        shared = Stages(folder, solver.device, since=time.perf_counter(), serial=serial)
+        shares = share_systems(ranks, solver, blocks, shared)
+        stages.notes += [note for share in shares for note in share.notes]
+        folder.update({"ranks": [{"blocks": s.blocks, "seconds": s.seconds} for s in shares]})
     parts = {}
     for index, (kind, columns) in enumerate(blocks):
         parts[kind, columns.start] = stages.get(
             index, lambda kind=kind, columns=columns: solver.solve(kind, columns)
         )
-        if show_progress:
+        if show_progress and ranks is None:
             say([f"{solver.in_words(kind, columns)}: {stages.seconds:.1f} s"])
+    stages.seconds /= num_ranks  # blocks were solved side by side
     last = len(problem.observables)
     queries = _joined([parts[place] for place in sorted(parts) if place[0] < last])
     own = _joined([parts[place] for place in sorted(parts) if place[0] == last])

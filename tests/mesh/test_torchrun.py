@@ -1,0 +1,50 @@
+"""The command line under torchrun: two processes, one run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bif
+from command_line import TINY_FLAGS, failed
+from same_bits import assert_same_run
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 -m bif ARGUMENTS`."""
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path(bif.__file__).parents[1]}:{tests}",
+    }  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launcher, "--nproc-per-node", "2", "-m", "bif", *map(str, arguments)],
+        capture_output=True, text=True, env=environment, timeout=300,
+    )  # fmt: skip
+
+
+def test_torchrun_makes_the_run_of_one_process(tmp_path, file, call):
+    flags = [*TINY_FLAGS, "--block-size", "2"]
+    done = torchrun("attribute", f"{file}:problem", "--out", tmp_path / "two", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1  # rank 0 alone prints
+    assert call("attribute", f"{file}:problem", "--out", tmp_path / "one", *flags)[0] == 0
+    two, one = bif.load(tmp_path / "two"), bif.load(tmp_path / "one")
+    assert_same_run(two, one)
+    assert len(two.manifest["ranks"]) == 2
+
+
+def test_ranks_extend_no_run(monkeypatch, call, file):
+    class Alone:
+        def __enter__(self) -> object:
+            return object()
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("bif.mesh.launched", lambda: True)
+    monkeypatch.setattr("bif.mesh.join", Alone)
+    message = failed(call("attribute", f"{file}:problem", "--from", "run"))
+    assert "--from extends a run in one process" in message
