@@ -150,6 +150,8 @@ class Recording:
         self.interrupted |= wish.signal is not None
         for recorder in self.recorders:
             recorder.flush()
+        for text in self.context.engine.halved_passes:
+            self.note(text)
         self.seconds = time.monotonic() - began
         if self.shares:  # blocks were sampled side by side
             self.seconds += max(share.seconds for share in self.shares)

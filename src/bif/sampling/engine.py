@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -246,11 +247,23 @@ class Engine:
 
     def full_gradient(self) -> FullGradient:
         """Return the gradient of all train items, whatever the chains take."""
+        return self._full_gradient
+
+    @cached_property
+    def _full_gradient(self) -> FullGradient:
         s = self.settings
         chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
         return FullGradient(
             self.oracle, self.observer.train_items, chunk_size=chunk, train_weights=self.weights
         )
+
+    @property
+    def halved_passes(self) -> list[str]:
+        """Return notes of passes that became smaller because the device's memory was short."""
+        passes = {
+            "gradients": self._full_gradient.pass_size, "evaluations": self.observer.pass_size,
+        }  # fmt: skip
+        return [size.in_words(what) for what, size in passes.items() if size.halved]
 
     def _streamed(self, block: int) -> StreamedGradient:
         """Return the live chain's gradient, which steps fused into the backward pass take."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from bif import tensors
 from bif.problem.items import Items
 from bif.sampling.oracles import Oracle
+from bif.sampling.pass_size import PassSize
 from bif.sampling.rng import ShuffledOrder
 from bif.types import GradientEstimate, Params
 
@@ -22,6 +23,9 @@ class FullGradient:
         items: The train items, on the chains' device.
         chunk_size: Items per forward and backward pass.
         train_weights: rho `[N]`; 1 if None.
+
+    Attributes:
+        pass_size: Items of a pass.
     """
 
     def __init__(
@@ -32,13 +36,17 @@ class FullGradient:
         chunk_size: int,
         train_weights: Tensor,
     ) -> None:
-        self._oracle, self._items, self._chunk = oracle, items, chunk_size
+        self._oracle, self._items = oracle, items
+        self.pass_size = PassSize(min(chunk_size, len(items)))
         self._weights = train_weights / len(items)
 
     def __call__(self, params: Params, step: int) -> GradientEstimate:
+        return self.pass_size.run(lambda size: self._in_passes(params, size))
+
+    def _in_passes(self, params: Params, size: int) -> GradientEstimate:
         total: Params | None = None
         losses = []
-        for part, batch in self._items.batches(self._chunk):
+        for part, batch in self._items.batches(size):
             gradient, values = self._oracle.gradient(
                 params, batch, self._weights[part], per_chain=False
             )

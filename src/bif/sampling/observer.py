@@ -15,6 +15,7 @@ from bif.sampling.linearisation import Linearised, centered
 from bif.sampling.observe import observe
 from bif.sampling.observe_tokens import TokenReader
 from bif.sampling.oracles import Oracle
+from bif.sampling.pass_size import PassSize
 from bif.sampling.settings import Settings
 from bif.types import ItemLoss, Params
 
@@ -49,6 +50,7 @@ class Observer:
         query_items: Each group of queries.
         train_center: Losses of the scored columns at w*, `[N]`.
         query_center: Observables of the query columns at w*, `[A·Q]`.
+        pass_size: Items of a forward pass.
 
     Raises:
         ValueError: Losses or observables that are NaN or infinite at w*.
@@ -63,6 +65,8 @@ class Observer:
         candidates = [items.to(device) for items in problem.candidate_groups.values()]
         self.scored_items = [self.train_items, *candidates]
         self.query_items = [items.to(device) for items in problem.query_groups.values()]
+        largest = max(len(items) for items in (*self.scored_items, *self.query_items))
+        self.pass_size = PassSize(min(settings.chunk_size or largest, largest))
         self._tokens = _readers(self.scored_items, problem.train_by_token, problem.train_shift)
         self.evaluate_center(center)
 
@@ -137,10 +141,14 @@ class Observer:
         oracle: Oracle,
     ) -> Tensor:
         """Return `function` of the columns of one of the groups, `[C, N_g]`."""
-        chunk_size = self._settings.chunk_size or len(groups[index])
+        items = groups[index]
         if readers:
-            return readers[index](oracle, function, params, chunk_size=chunk_size)
-        return observe(oracle, function, params, groups[index], chunk_size=chunk_size)
+            return self.pass_size.run(
+                lambda size: readers[index](oracle, function, params, chunk_size=size)
+            )
+        return self.pass_size.run(
+            lambda size: observe(oracle, function, params, items, chunk_size=size)
+        )
 
     def _asked(self, observable: Observable, center: Params) -> Asked:
         """Return an observable as it is recorded: through a proxy, linearised around w*."""
@@ -150,7 +158,7 @@ class Observer:
             groups = [
                 centered(
                     items, function, through, oracle=self._oracle, center=center,
-                    chunk_size=self._settings.chunk_size or len(items),
+                    chunk_size=min(self.pass_size.size, len(items)),
                 )
                 for items in groups
             ]  # fmt: skip
