@@ -69,7 +69,7 @@ PUBLIC = {
         LossTraces Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings
         Trajectory Tuned adam_metric attribute average baselines calibrate cross_check estimate
         evaluate extend gradient_metric known_proxy load log_spaced_steps loss_kernel losses merge
-        respond response run_chains samplers trajectory tune
+        respond response run_chains samplers stream_covariance trajectory tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

@@ -27,6 +27,7 @@ from bif.runs.cross_check import CrossChecks, cross_check
 from bif.runs.extend import extend
 from bif.runs.merge import merge
 from bif.runs.run import Run, load
+from bif.runs.streaming import stream_covariance
 from bif.sampling.chain import run_chains
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.settings import Settings
@@ -73,6 +74,7 @@ __all__ = [
     "response",
     "run_chains",
     "samplers",
+    "stream_covariance",
     "trajectory",
     "tune",
 ]

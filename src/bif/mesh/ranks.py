@@ -140,6 +140,18 @@ class Ranks:
             dist.all_gather_object(found, value, group=self._group)
         return found
 
+    def each(self, value: _T) -> Iterator[_T]:
+        """Yield the value of every rank in their order, of which memory holds one at a time.
+
+        Raises:
+            RankFailed: A rank has ended.
+        """
+        for rank in range(self.size):
+            held: list[Any] = [value if rank == self.rank else None]
+            with _named(self.rank, "another rank has ended"):
+                dist.broadcast_object_list(held, src=rank, group=self._group)
+            yield held[0]
+
     def announce(self, value: object) -> None:
         """Give a value of rank 0 to the others, which `hear`."""
         self.gather(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -205,6 +205,36 @@ class BlockStore:
             return 0
         self._trust(commits[0])
         return self._good_length(traces, weights, commits[0].draws)
+
+    def segments(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the draws of the newest commit in order, some at a time, `[C, d, …]` by name.
+
+        Each stored chunk is read and compared once, and none waits in memory but the newest.
+
+        Raises:
+            DamagedRun: One of them is not what was written.
+        """
+        commits = self.commits()
+        draws = commits[0].draws if commits else 0
+        if not draws:
+            return
+        self._trust(commits[0])
+        tables = self.traces.tables or {}
+        missing = [name for name in names if name not in tables]
+        if missing:
+            raise DamagedRun(f"{self._name} has no committed draws of {', '.join(missing)}.")
+        open_, read = dict[str, np.ndarray](), dict.fromkeys(names, 0)
+        start = 0
+        while start < draws:
+            for name in names:
+                if name not in open_ or not open_[name].shape[1]:
+                    stop = min(read[name] + tables[name].unit, draws)
+                    open_[name] = self.traces.read(name, read[name], stop)
+                    read[name] = stop
+            count = min(values.shape[1] for values in open_.values())
+            yield {name: values[:, :count] for name, values in open_.items()}
+            open_ = {name: values[:, count:] for name, values in open_.items()}
+            start += count
 
     def _good_length(self, traces: list[str], weights: Sequence[str], draws: int) -> int:
         lengths = [self.traces.good_length(name, draws) for name in traces]
