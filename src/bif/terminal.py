@@ -9,7 +9,8 @@ from types import TracebackType
 
 _RELIABILITY_PERIOD = 3.0
 """Seconds between two computations of the reliability."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_TIMES = {"years": 365.25 * 86_400.0, "days": 86_400.0, "h": 3_600.0, "min": 60.0}
 _BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that turn the direction of the text after them."""
 
@@ -33,6 +34,14 @@ def as_bytes(count: float) -> str:
     while count >= 1024 and unit < len(_UNITS) - 1:
         count, unit = count / 1024, unit + 1
     return f"{count:.3g} {_UNITS[unit]}"
+
+
+def in_time(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    for unit, size in _TIMES.items():
+        if seconds >= size:
+            return f"{seconds / size:,.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def say(lines: Iterable[str]) -> None:

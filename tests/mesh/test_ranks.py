@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bif
 from bif.mesh import RankFailed, Ranks, join, launched
 from forked_ranks import on_ranks, outcomes_on_ranks
 
@@ -34,7 +36,10 @@ def test_ranks_are_meant_where_a_launcher_says_where_they_meet(monkeypatch, name
 
 def test_importing_bif_imports_no_mesh():
     script = "import sys, bif, bif.cli; assert not [m for m in sys.modules if 'bif.mesh' in m]"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(bif.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -231,6 +231,24 @@ def weight_bytes(problem: Problem, settings: Settings) -> WeightBytes:
     )
 
 
+def uniform_weight_bytes(num_weights: int, settings: Settings) -> WeightBytes:
+    """Return the bytes of a float32 model by its size, with all weights in matrices that move.
+
+    The caller's model counts as w* where it may serve as it.
+
+    Args:
+        num_weights: Weights of the model.
+        settings: Of which `memory` and `sampler` matter.
+    """
+    stored = (2 if settings.memory == "lean" else 4) * num_weights
+    return WeightBytes(
+        weights=stored,
+        center=stored,
+        state=settings.traits.state_leaves * 4 * num_weights,
+        step=3 * stored if settings.memory == "plain" else 0,  # that of some rows
+    )
+
+
 def _step_bytes(leaf: Tensor, settings: Settings) -> int:
     """Return the bytes that a fused step holds while it moves rows of a leaf `[*shape]`."""
     row = max(1, prod(leaf.shape[1:]))

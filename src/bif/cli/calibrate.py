@@ -9,7 +9,9 @@ import tyro
 
 from bif import store
 from bif.cli.language import Language, pose_problem
+from bif.problem.columns import Tokens
 from bif.problem.problem import Problem
+from bif.runs.retention import Keep
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings
 
@@ -81,23 +83,80 @@ def _tune_with_bank(
     return found.settings, found.choices
 
 
+@dataclass(frozen=True)
+class LanguageOrSizes(Language):
+    """A language model and documents; or, of a plan by sizes, tokens alone."""
+
+    tokens: Tokens | int | None = None  # type: ignore[assignment]
+    """Score every token in its own column, as bif attribute has it; or, with --items, the number of
+    tokens of an item and of a query, 1 if left out."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Say what a run of a live module will take: bytes on the device, seconds.
+    """Say what a run of a live module will take, of a problem or by sizes alone.
 
-    `bif attribute` with the same options says the same before it samples.
+    Of a problem: bytes on the device and seconds, by short measurements; `bif attribute` with the
+    same options says the same before it samples.  By sizes (--items …): draws, time, memory, disk,
+    network, and where the limit is.
     """
 
     target: tyro.conf.Positional[str | None] = None
     """FILE.py:FUNCTION, unless there is a --model."""
+    items: float | None = None
+    """Train items and candidates; with it, no problem is named."""
+    model_params: float | None = None
+    """Weights of the model, all of which move."""
+    queries: float = 1000
+    """Queries."""
+    gpus: int = 1
+    """GPUs that share the chains."""
+    gpu_memory: float = 80.0
+    """GiB of a GPU."""
+    gpu_tflops: float = 445.0
+    """TFLOP/s of a GPU that passes of the model reach; the default is .45 of an H100's peak."""
+    keep: Keep = "traces"
+    """By sizes: what is kept of the draws."""
     query: tuple[str, ...] = ()
     """With --model: files of queries, each a group named after its file."""
-    language: Language = field(default_factory=Language)
+    language: LanguageOrSizes = field(default_factory=LanguageOrSizes)
     settings: Settings = field(default_factory=Settings)
 
     def run(self) -> None:
+        if self.items is not None or self.model_params is not None:
+            self._plan_sizes()
+            return
         from bif.calibration.memory_plan import plan
 
-        found = plan(*pose_problem(self.target, self.language, self.settings, query=self.query))
-        for line in found.in_words():
-            print(line)
+        if isinstance(self.language.tokens, int):
+            raise ValueError(
+                f"--tokens {self.language.tokens} is for a plan by sizes: give --items."
+            )
+        language = Language(**vars(self.language))
+        found = plan(*pose_problem(self.target, language, self.settings, query=self.query))
+        _print_lines(found.in_words())
+
+    def _plan_sizes(self) -> None:
+        from bif.runs.size_plan import Sizes, plan_sizes
+
+        tokens = 1 if self.language.tokens is None else self.language.tokens
+        if not isinstance(tokens, int):
+            raise ValueError(f"--tokens {tokens} is of a problem: give the tokens of an item.")
+        if self.target is not None or self.language.model is not None:
+            raise ValueError(
+                "--items and --model-params plan by sizes: name no problem beside them."
+            )
+        if self.items is None or self.model_params is None:
+            raise ValueError("a plan by sizes needs both --items and --model-params.")
+        counts = {"items": self.items, "tokens": tokens, "queries": self.queries,
+                  "model_params": self.model_params}  # fmt: skip
+        for name, count in counts.items():
+            if not count >= 1 or count != count // 1:
+                raise ValueError(f"{name} is {count:g}: expected a whole number of at least 1.")
+        sizes = Sizes(
+            **{name: int(count) for name, count in counts.items()}, gpus=self.gpus,
+            gpu_bytes=self.gpu_memory * 2**30, gpu_flops=self.gpu_tflops * 1e12,
+        )  # fmt: skip
+        found = plan_sizes(sizes, self.settings, keep=self.keep)
+        budget = self.settings.budget
+        _print_lines([*found.in_words(), *found.limits(None if budget is None else float(budget))])

@@ -19,6 +19,8 @@ from bif.estimate.traces import LossTraces, chain_groups
 
 _CHUNK_ELEMENTS = 8 * 2**20
 """Numbers that are summed at a time, so that temporaries stay small."""
+_ADDED_ELEMENTS = 2**20
+"""Numbers of a total that are added at a time: an addition has half a dozen temporaries."""
 DEFAULT_GROUPS = 16
 """Groups of chains whose spread gives the standard errors."""
 
@@ -165,7 +167,7 @@ class _Compensated:
 
     def add(self, x: Tensor, *, factor: float = 1.0, power: Literal[1, 2] = 1) -> None:
         """Add `factor * x**power`, a block of rows at a time to keep temporaries small."""
-        rows = max(1, _CHUNK_ELEMENTS // max(1, x[0].numel()))
+        rows = max(1, _ADDED_ELEMENTS // max(1, x[0].numel()))
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
             term = x[part].pow(power).mul_(factor)
@@ -244,7 +246,7 @@ class CovarianceSums:
         error = self._totals.pop(name + "_squared").use_up().div_(self._freedom)
         if self._num_groups < 2:
             return value, error.fill_(float("nan"))
-        rows = max(1, _CHUNK_ELEMENTS // max(1, error[0].numel()))
+        rows = max(1, _ADDED_ELEMENTS // max(1, error[0].numel()))
         for start in range(0, len(error), rows):  # some at a time: no temporary of the full size
             part = slice(start, start + rows)
             spread = error[part] - value[part].square()

@@ -43,11 +43,30 @@ def forecast(
         settings: Complete settings.
     """
     leaves = list(posterior.center.values())
-    loss_bytes = max(4, leaves[0].element_size())
-    rows = len(problem.observables) * problem.num_queries
-    columns = problem.num_scored
+    return recorded_bytes(
+        rows=len(problem.observables) * problem.num_queries,
+        columns=problem.num_scored,
+        weights=sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves),
+        settings=settings,
+        keep=keep,
+        loss_bytes=max(4, leaves[0].element_size()),
+    )
+
+
+def recorded_bytes(
+    *, rows: int, columns: int, weights: int, settings: Settings, keep: Keep, loss_bytes: int = 4
+) -> dict[str, int]:
+    """Return bytes by what they are for, by sizes alone.
+
+    Args:
+        rows: A·Q, query columns of all observables.
+        columns: N, scored items.
+        weights: Bytes of the weights that move.
+        settings: With chains and draws.
+        keep: What is kept of the draws.
+        loss_bytes: Bytes of a recorded number.
+    """
     chains, draws = settings.chains or 0, settings.draws or 0
-    weights = sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves)
     recorded, sums, slopes = columns + rows, 0, 0
     if settings.estimator == "anchored":
         recorded, slopes = recorded + rows, chains * rows * columns * loss_bytes
