@@ -81,9 +81,12 @@ def join() -> Ranks:
     begins = not dist.is_initialized()
     if begins:
         with _named(rank, "the ranks could not meet"):
+            meeting, *_ = next(dist.rendezvous("env://", rank, size, timeout=_MEETING))
+            # torchrun may keep its store where it starts ranks again, with the lost ranks' places.
+            start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=size,
-                timeout=_MEETING,
+                timeout=_MEETING, store=dist.PrefixStore(f"bif-{size}-{start}", meeting),
             )  # fmt: skip
     return Ranks(rank, size, ends_group=begins)
 
