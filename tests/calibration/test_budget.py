@@ -330,3 +330,12 @@ class TestCalibrationItself:
 
     def test_without_a_budget_nothing_is_left_out(self, slow):
         assert "(16 chains, 100 items)" in self.explanations(None)[1]
+
+
+@pytest.mark.parametrize(("num_ranks", "rounds"), [(1, 4), (2, 2), (3, 2), (4, 1), (8, 1)])
+def test_ranks_take_blocks_side_by_side(num_ranks, rounds):
+    """4 blocks of 4 chains: a rank has the whole time for as many as it takes one after another."""
+    shared = replace(COMPLETE, block_size=4)
+    found = budget.affordable(shared, 101.0, replace(PACE, num_ranks=num_ranks), 20)
+    draws = int((0.8 * 100.0 / rounds - 60 * 0.01) / (2 * 0.01 + 0.02))
+    assert found == (16, draws)

@@ -68,12 +68,14 @@ class Pace:
         signal: Signal of one draw: T draws in all have reliability `T·signal / (1 + T·signal)`; NaN
             where it was not measured.
         spent: Seconds of calibration, the pilot's among them.
+        num_ranks: Processes that take blocks side by side.
     """
 
     step: float
     record: float
     signal: float
     spent: float
+    num_ranks: int = 1
 
     def reliability(self, total: float) -> float:
         """Return the reliability forecast for so many draws in all, by Spearman and Brown."""
@@ -104,18 +106,20 @@ class Aim:
     Attributes:
         reliability: Reliability of scores, as in the summary.
         budget: Seconds, calibration included.
+        num_ranks: Processes that share the chains, by whole blocks.
     """
 
     reliability: float | None
     budget: float | None
+    num_ranks: int = 1
 
     @classmethod
-    def of(cls, settings: Settings) -> Aim | None:
+    def of(cls, settings: Settings, num_ranks: int = 1) -> Aim | None:
         """Return the aim of settings as they were asked for; None if draws were."""
         if settings.reliability is None and settings.budget is None:
             return None
         budget = None if settings.budget is None else float(settings.budget)
-        return cls(settings.reliability, budget)
+        return cls(settings.reliability, budget, num_ranks)
 
 
 def choose_draws(
@@ -237,7 +241,8 @@ def measure_pace(
     step, record = _time_steps(make_engine(problem, timed), settings.block_size, aim.budget)
     if aim.budget is not None:
         spent = time.perf_counter() - started
-        affordable(settings, aim.budget, Pace(step, record, math.nan, spent), least)
+        pace = Pace(step, record, math.nan, spent, aim.num_ranks)
+        affordable(settings, aim.budget, pace, least)
     few = min(_PILOT_CHAINS, max(2, settings.block_size))
     size = min(settings.block_size, few)
     pilot = replace(
@@ -248,12 +253,12 @@ def measure_pace(
         expected = _sampling_seconds(pilot, Pace(step, record, math.nan, 0.0), few, _PILOT_DRAWS)
         expected *= size / settings.block_size  # stacks of fewer chains step faster
         if expected > _PILOT_SHARE * aim.budget:
-            return Pace(step, record, math.nan, time.perf_counter() - started)
+            return Pace(step, record, math.nan, time.perf_counter() - started, aim.num_ranks)
     traces = short_traces(make_engine(problem, pilot), few)
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
     signal = found / (1 - found) / traces.total_draws
-    return Pace(step, record, signal, time.perf_counter() - started)
+    return Pace(step, record, signal, time.perf_counter() - started, aim.num_ranks)
 
 
 def measure_pace_again(problem: Problem, settings: RunSettings, budget: float, pace: Pace) -> Pace:
@@ -268,7 +273,8 @@ def measure_pace_again(problem: Problem, settings: RunSettings, budget: float, p
     started = time.perf_counter()
     alone = make_engine(problem, replace(settings, draws=2))
     step, record = _time_steps(alone, settings.block_size, budget - pace.spent)
-    return Pace(step, record, pace.signal, pace.spent + time.perf_counter() - started)
+    spent = pace.spent + time.perf_counter() - started
+    return replace(pace, step=step, record=record, spent=spent)
 
 
 def _time_steps(engine: Engine, chains: int, budget: float | None) -> tuple[float, float]:
@@ -320,7 +326,7 @@ def affordable(settings: RunSettings, budget: float, pace: Pace, least: int) -> 
     left = _SAMPLING_SHARE * (budget - pace.spent)
     chains = settings.chains
     while True:
-        of_a_chain = left / _blocks(settings, chains)
+        of_a_chain = left / _blocks(settings, chains, pace)
         draws = floor((of_a_chain - settings.burn_in * pace.step) / _draw(settings, pace))
         if draws >= least:
             return chains, min(draws, MOST_DRAWS)
@@ -339,10 +345,10 @@ def affordable(settings: RunSettings, budget: float, pace: Pace, least: int) -> 
     )
 
 
-def _blocks(settings: RunSettings, chains: int) -> float:
-    """Return blocks in units of a full one: a small one takes its share of the time."""
+def _blocks(settings: RunSettings, chains: int, pace: Pace) -> float:
+    """Return blocks of a rank in units of a full one: a small one takes its share of the time."""
     blocks = chains / settings.block_size
-    return ceil(blocks) if blocks > 1 else blocks
+    return ceil(ceil(blocks) / pace.num_ranks) if blocks > 1 else blocks
 
 
 def _draw(settings: RunSettings, pace: Pace) -> float:
@@ -351,4 +357,4 @@ def _draw(settings: RunSettings, pace: Pace) -> float:
 
 def _sampling_seconds(settings: RunSettings, pace: Pace, chains: int, draws: int) -> float:
     one = settings.burn_in * pace.step + draws * _draw(settings, pace)
-    return _blocks(settings, chains) * one
+    return _blocks(settings, chains, pace) * one

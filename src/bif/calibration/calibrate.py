@@ -97,7 +97,7 @@ def calibrate(
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):
         choices.remark(note)
-    target, aim = settings.reliability, Aim.of(settings)
+    target, aim = settings.reliability, Aim.of(settings, num_ranks)
     left_open, settings = settings.gradient is None, _with_gradient(settings, choices)
     settings = with_movable(problem, with_precisions(problem, settings, choices), choices)
     if settings.draws is None and aim is None:
