@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 import bif
 from command_line import TINY_FLAGS, failed
 from same_bits import assert_same_run, assert_same_traces
@@ -59,6 +61,7 @@ def test_torchrun_makes_the_run_of_one_process(tmp_path, file, call):
     assert len(two.manifest["ranks"]) == 2
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_ranks_again_where_one_is_lost(tmp_path):
     file = tmp_path / "lost.py"
     file.write_text(dedent(LOST))
