@@ -25,7 +25,7 @@ from bif.sampling.choices import Choice, Choices
 from bif.sampling.factory import moving_center, run_device
 from bif.sampling.movable_weights import with_movable
 from bif.sampling.oracles import vmap_refusal
-from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.settings import RunSettings, Settings, as_settings
 
 DEFAULT_DRAWS = 200
 """Draws of each chain where neither draws nor reliability nor budget are given."""
@@ -91,6 +91,7 @@ def calibrate(
         ValueError: A model that vmap cannot take with `oracle="stacked"`; a mini-batch larger
             than the data; a budget too small to converge.
     """
+    settings = as_settings(settings)
     settings.require_chains("calibration")
     problem.refuse_path("calibration")
     started = time.perf_counter()

@@ -27,7 +27,7 @@ from bif.evaluate.retraining import BankPart
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.choices import Choice, Choices
-from bif.sampling.settings import Settings
+from bif.sampling.settings import Settings, as_settings
 from bif.types import Batch
 
 NBETA_FACTOR = 4.0
@@ -118,7 +118,7 @@ def tune(
     Source: Spearman 1904, Brown 1910 for the reliability of longer tests.
     """
     started = time.perf_counter()
-    settings = settings or Settings()
+    settings = as_settings(settings)
     asked = problem.asking({"tuning": queries})
     _check(asked, settings, part)
     settings = replace(settings, retrained_from=None)

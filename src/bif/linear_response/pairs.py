@@ -23,7 +23,7 @@ from bif.linear_response.bregman import bregman_divergence
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.sampling.engine import Engine
-from bif.sampling.factory import make_oracle, make_posterior
+from bif.sampling.factory import make_oracle, make_posterior, run_device
 from bif.sampling.gradients import ControlVariateGradient, FullGradient, MiniBatchGradient
 from bif.sampling.rng import BlockNoise, ShuffledOrder, generator
 from bif.sampling.settings import RunSettings, Settings
@@ -253,7 +253,7 @@ def bregman_problem(problem: Problem, settings: Settings) -> Problem:
     Raises:
         ValueError: A loss whose form in output space is not known.
     """
-    device = torch.device(settings.device) if settings.device else problem.device
+    device = run_device(problem, settings)
     return with_loss(problem, bregman_divergence(problem.loss, problem.evaluation_copy(device)))
 
 

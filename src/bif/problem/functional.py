@@ -11,9 +11,11 @@ from torch.func import functional_call
 from bif.problem.losses import at_least_float32, per_item
 from bif.types import Batch, ItemLoss, Params
 
-# On a CPU attention of a stack is a loop over its chains, of which torch says that it is slow: it
-# is faster than attention written out.
-_SLOW_ATTENTION = ".*batching rule for aten::_scaled_dot_product"
+_OF_TORCH = (".*batching rule for", "RNN module weights are not part of single contiguous chunk")
+"""Beginnings of torch's warnings that a stack of chains is slow, about which a user can do nothing.
+
+Of attention on a CPU it is wrong: the loop over chains is faster than attention written out.
+"""
 
 
 class ItemFunction(nn.Module):
@@ -29,7 +31,8 @@ class ItemFunction(nn.Module):
 
     def __init__(self, model: nn.Module, function: ItemLoss) -> None:
         super().__init__()
-        warnings.filterwarnings("ignore", message=_SLOW_ATTENTION)
+        for message in _OF_TORCH:
+            warnings.filterwarnings("ignore", message=message)
         self.model = model
         # In a closure, so that a function that is itself a module is not registered as a part.
         self.raw: Callable[[Batch], Tensor] = lambda batch: function(model, batch)

@@ -41,7 +41,8 @@ from bif.runs.sharing import (
 from bif.runs.solve import run_solver
 from bif.runs.writer import Writer
 from bif.sampling.choices import Choice
-from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.factory import run_device
+from bif.sampling.settings import RunSettings, Settings, as_settings
 from bif.store.signals import termination_raises
 from bif.terminal import as_bytes, say
 
@@ -90,8 +91,9 @@ def attribute(
         The scores with their errors and everything that stands behind them.
 
     Raises:
+        TypeError: `settings` are none.
         ValueError: Losses that are NaN or infinite at w*; settings that contradict each other, or
-            `top` with sums or controls;
+            `top` with sums or controls; a device that is not there;
             too little room on the disk, or on the device for a live module; scores of too many
             pairs of tokens; ranks that differ, or cannot share the blocks evenly.
         RuntimeError: Fewer than two chains survive.
@@ -100,7 +102,8 @@ def attribute(
         Preempted: SIGTERM came; what is recorded is in `out`.
         RankFailed: Another rank has failed; what is recorded is in `out`.
     """
-    requested = settings or Settings()
+    requested = as_settings(settings)
+    run_device(problem, requested)  # before a folder is made
     require_literal("keep", keep, Keep)
     require_literal("on_existing", on_existing, store.OnExisting)
     if requested.controls and keep == "sums":

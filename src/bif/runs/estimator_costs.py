@@ -20,7 +20,7 @@ from bif.problem.problem import Problem
 from bif.runs.respond import respond
 from bif.sampling.engine import Engine
 from bif.sampling.factory import wait_for
-from bif.sampling.settings import Settings
+from bif.sampling.settings import Settings, as_settings
 
 _PILOT_DRAWS = 40
 """Draws of each chain of a pilot: enough to time, few beside a run's."""
@@ -47,7 +47,7 @@ def measure_costs(
     Raises: as `attribute` and `respond`.
     """
     alone = of_observable(problem, observable)
-    requested = (settings or Settings()).with_draws(_PILOT_DRAWS)
+    requested = as_settings(settings).with_draws(_PILOT_DRAWS)
     calibrated = calibrate(alone, requested).settings
     engine = make_engine(alone, calibrated)
     groups = list(alone.query_groups.values())

@@ -32,7 +32,7 @@ from bif.runs.block_recorder import with_prefix
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses
-from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.settings import RunSettings, Settings, as_settings
 from bif.terminal import say
 from bif.types import Params
 
@@ -163,7 +163,7 @@ def respond(
     Source: theory of linear response; at temperature 0 with curvature="gauss_newton" Bae et al.
     2022 (arXiv 2209.05364).
     """
-    request = Request(settings or Settings(), temperature, curvature, h, steps, replicates)
+    request = Request(as_settings(settings), temperature, curvature, h, steps, replicates)
     return run_response(problem, request, observable=observable, show_progress=show_progress)
 
 

@@ -116,8 +116,24 @@ def make_sampler(settings: RunSettings, mass: Mass | None = None) -> Sampler:
 
 
 def run_device(problem: Problem, settings: Settings) -> torch.device:
-    """Return the device of the run."""
-    return torch.device(settings.device) if settings.device else problem.device
+    """Return the device of the run.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if settings.device is None:
+        return problem.device
+    device = torch.device(settings.device)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.cuda.device_count()
+        there = f"torch sees {count} CUDA device{'' if count == 1 else 's'}"
+        raise ValueError(
+            f"device={settings.device!r} cannot be used here: {there}. Leave device out to run "
+            f"where the model is, on {str(problem.device)!r}, or name one that is there."
+        ) from error
+    return device
 
 
 def wait_for(device: torch.device) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
-from bif.problem.literals import require_literal
+import torch
+
+from bif.problem.literals import require_literal, suggests_names, unknown_names
 from bif.sampling.oracles.precision import EXACTNESS, Precision
 from bif.sampling.samplers import SAMPLERS, Traits, names_of
 from bif.types import Target
@@ -38,6 +40,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 """Seconds of the units in which a budget can be given."""
 
 
+@suggests_names
 @dataclass(frozen=True)
 class Settings:
     """What to sample and how.  None means: choose from model and data, and say why.
@@ -172,6 +175,8 @@ class Settings:
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value}.")
         object.__setattr__(self, "budget", _seconds(self.budget))
+        if self.device is not None:
+            _require_device_name(self.device)
         if self.reliability is not None and not 0 < self.reliability < 1:
             raise ValueError(
                 f"reliability is {self.reliability}: expected a number between 0 and 1, such as .9."
@@ -351,8 +356,8 @@ class Settings:
         unknown = sorted(set(found) - known)
         if unknown:
             raise ValueError(
-                f"unknown settings {unknown}: of another version of bif? Use that version, or "
-                "leave them out."
+                f"unknown settings {unknown_names(unknown, known)}: of another version of bif? Use "
+                "that version, or leave them out."
             )
         given: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in found.items()
@@ -369,6 +374,21 @@ class Settings:
             f.name: getattr(self, f.name) for f in fields(self)
             if f.name not in names or getattr(self, f.name) not in (None, False)
         }  # fmt: skip
+
+
+def as_settings(given: Settings | None) -> Settings:
+    """Return the settings that were given, or those that leave everything open.
+
+    Raises:
+        TypeError: Something else, such as a dict.
+    """
+    if given is None or isinstance(given, Settings):
+        return given or Settings()
+    remedy = f"**{given}" if isinstance(given, Mapping) else "chains=8"
+    raise TypeError(
+        f"settings are a {type(given).__name__}, expected bif.Settings: write "
+        f"bif.Settings({remedy})."
+    )
 
 
 def without_unused(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -455,6 +475,21 @@ def _literals() -> dict[str, Any]:
             if get_origin(part) is Literal:
                 found[name] = part
     return found
+
+
+def _require_device_name(device: str) -> None:
+    """Raise unless torch knows the name; whether there is such a device shows when it is used.
+
+    Raises:
+        ValueError: It does not.
+    """
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device is {device!r}, which torch does not know: expected a name like 'cpu', 'cuda' "
+            "or 'cuda:1', or None for the model's."
+        ) from error
 
 
 def _seconds(budget: float | str | None) -> float | None:

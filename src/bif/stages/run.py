@@ -19,7 +19,7 @@ from bif.problem.problem import Problem
 from bif.problem.series import CheckpointSeries, Stage, stage_problem
 from bif.runs.attribute import attribute
 from bif.runs.run import Run
-from bif.sampling.settings import Settings
+from bif.sampling.settings import Settings, as_settings
 from bif.stages.common_settings import common_settings
 from bif.stages.result import Trajectory, joined, with_second
 from bif.terminal import say
@@ -71,7 +71,7 @@ def trajectory(
 
     Source: Lee et al. 2025, arXiv 2510.12071.
     """
-    usable, requested = series.usable(problem), _with_estimator(settings or Settings())
+    usable, requested = series.usable(problem), _with_estimator(as_settings(settings))
     _require_share(share, out, len(usable.stages))
     with _opened(problem, usable, requested, out, alone=share is None) as folder:
         chosen, reasons = _chosen(problem, usable, requested, folder, show_progress=show_progress)
@@ -112,7 +112,7 @@ def choose_in_common(
     show_progress: bool = False,
 ) -> None:
     """Choose what all runs of `trajectory` have in common and keep it, before shares begin."""
-    usable, requested = series.usable(problem), _with_estimator(settings or Settings())
+    usable, requested = series.usable(problem), _with_estimator(as_settings(settings))
     with _opened(problem, usable, requested, out) as folder:
         _chosen(problem, usable, requested, folder, show_progress=show_progress)
 
