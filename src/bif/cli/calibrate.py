@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import tyro
-
 from bif import store
 from bif.cli.language import Language, pose_problem
+from bif.cli.options import Target
 from bif.problem.columns import Tokens
 from bif.problem.problem import Problem
 from bif.runs.retention import Keep
@@ -24,7 +23,7 @@ class Calibrate:
     `bif attribute` with the same options does the same before it samples.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --model."""
     out: str
     """Folder or fsspec URL for calibration.json."""
@@ -101,7 +100,7 @@ class Plan:
     network, and where the limit is.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --model."""
     items: float | None = None
     """Train items and candidates; with it, no problem is named."""

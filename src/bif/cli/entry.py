@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from contextlib import redirect_stderr
+from functools import reduce
 from io import StringIO
+from operator import or_
 from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from bif import __version__
 from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
+from bif.cli.faults import SHOW_ALL, in_words, unexpected_in_words
 from bif.cli.kernel import Kernel
+from bif.cli.options import CONFIG, without_empty_defaults
 from bif.cli.respond import Respond
 from bif.cli.runs import Attribute, Average, Check, Demo, Merge, Show
 from bif.cli.shift import Shift
@@ -23,9 +29,27 @@ from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
 from bif.terminal import escape_controls
 
+_COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "attribute": Attribute,
+    "calibrate": Calibrate,
+    "plan": Plan,
+    "check": Check,
+    "respond": Respond,
+    "stages": Stages,
+    "kernel": Kernel,
+    "shift": Shift,
+    "steer": Steer,
+    "merge": Merge,
+    "average": Average,
+    "show": Show,
+    "lds": Lds,
+}
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = _DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
 
+_GOES_ON = "What was committed is kept: run the same command to go on from there."
 _USER_ERRORS = (
     ValueError,
     TypeError,
@@ -40,43 +64,22 @@ _USER_ERRORS = (
 
 def main() -> None:
     """Run the command `bif`; exit with 2 on bad input."""
-    commands = Annotated[
-        Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Attribute, tyro.conf.subcommand("attribute")]
-        | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
-        | Annotated[Plan, tyro.conf.subcommand("plan")]
-        | Annotated[Check, tyro.conf.subcommand("check")]
-        | Annotated[Respond, tyro.conf.subcommand("respond")]
-        | Annotated[Stages, tyro.conf.subcommand("stages")]
-        | Annotated[Kernel, tyro.conf.subcommand("kernel")]
-        | Annotated[Shift, tyro.conf.subcommand("shift")]
-        | Annotated[Steer, tyro.conf.subcommand("steer")]
-        | Annotated[Merge, tyro.conf.subcommand("merge")]
-        | Annotated[Average, tyro.conf.subcommand("average")]
-        | Annotated[Show, tyro.conf.subcommand("show")]
-        | Annotated[Lds, tyro.conf.subcommand("lds")],
-        tyro.conf.OmitArgPrefixes,
-    ]
-    command = _parsed(commands)
+    if sys.argv[1:] in (["--version"], ["-V"]):
+        print(f"bif {__version__}")
+        return
     try:
+        command = _parsed()
         with termination_raises():
             command.run()
         sys.stdout.flush()
     except Preempted as stopped:
-        _exit_with(
-            RESUME_ME,
-            f"{stopped}. What was committed is kept: run the same command to go on from there.",
-        )
+        _exit_with(RESUME_ME, f"{stopped}. {_GOES_ON}")
     except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
-        _exit_with(
-            INTERRUPTED,
-            f"interrupted {stopped}; what was committed is kept."
-            if stopped.args
-            else "interrupted; nothing was added to what had been committed.",
-        )
+        how_far = f" {stopped}" if stopped.args else ""
+        _exit_with(INTERRUPTED, f"interrupted{how_far}. {_GOES_ON}")
     except _USER_ERRORS as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        _exit_with(2, str(message))
+        _raise_if_asked()
+        _exit_with(2, in_words(error))
     except BrokenPipeError:
         discard_output()  # what is still to come
         sys.exit(READER_GONE)
@@ -91,17 +94,33 @@ def main() -> None:
             f"{what} ({error}). What was committed is kept: {remedy}, and run the same command to "
             "go on from there.",
         )
+    except Exception as error:
+        _raise_if_asked()
+        _exit_with(1, unexpected_in_words(error))
 
 
-def _parsed(commands: Any) -> Any:
+def _raise_if_asked() -> None:
+    """Raise the error that is handled, with all its frames, where the environment asks for it."""
+    if os.environ.get(SHOW_ALL):
+        raise
+
+
+def _parsed() -> Any:
     """Return the command of the arguments; settings that contradict each other exit in a sentence.
 
     Tyro draws a box around what a dataclass refuses, under a name of its own.
     """
+    commands: list[Any] = [
+        Annotated[without_empty_defaults(command), tyro.conf.subcommand(name)]
+        for name, command in _COMMANDS.items()
+    ]
     held = StringIO()
     try:
         with redirect_stderr(held):
-            return tyro.cli(commands, prog="bif", description="Bayesian influence functions.")
+            return tyro.cli(
+                reduce(or_, commands), prog="bif", config=CONFIG,
+                description=f"Bayesian influence functions, version {__version__}.",
+            )  # fmt: skip
     except SystemExit as stop:
         refused = stop.__context__
         if isinstance(getattr(refused, "arg", None), str):  # of a dataclass, not of one argument

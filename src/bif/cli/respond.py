@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import tyro
-
 from bif import store
 from bif.cli.language import Language, pose_problem
+from bif.cli.options import Target
 from bif.sampling.settings import Settings
 from bif.terminal import escape_controls
 
@@ -21,7 +20,7 @@ class Respond:
     function without a Hessian.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --model."""
     out: str
     """Folder or fsspec URL for influence.zarr and scores.json."""

@@ -15,6 +15,7 @@ from bif import store
 from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
+from bif.cli.options import Folder, Folders, Target
 from bif.runs.retention import Keep
 from bif.sampling.settings import Settings
 from bif.terminal import escape_controls
@@ -76,7 +77,7 @@ class Attribute:
     candidates to a run that is there, or solve it further.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --model."""
     out: str | None = None
     """Folder or fsspec URL for the results; a run that was cut short there goes on. With --from,
@@ -198,9 +199,9 @@ class Check:
     Takes about as long as the run; its figures and gates join the run's results.
     """
 
-    folder: tyro.conf.Positional[str]
+    folder: Folder
     """A complete run that keeps traces."""
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, the run's problem, unless there is a --model."""
     query: tuple[str, ...] = ()
     """With --model: the run's files of queries."""
@@ -225,7 +226,7 @@ class Check:
 class Merge:
     """Put the chains of several runs of one problem, with seeds of their own, into one run."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
+    folders: Folders
     """Complete runs that keep traces, two or more."""
     out: str
     """Folder or fsspec URL for the merged run."""
@@ -244,7 +245,7 @@ class Merge:
 class Average:
     """Average the scores of runs of several trained models, about the same items and queries."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
+    folders: Folders
     """Complete runs, one a model, two or more."""
     out: str
     """Folder for influence.zarr and summary.json."""
@@ -269,7 +270,7 @@ class Average:
 class Show:
     """Print what a run's folder holds: figures, warnings and top items of some queries."""
 
-    folder: tyro.conf.Positional[str]
+    folder: Folder
     """A run's folder, or its URL."""
     query: tuple[str, ...] = ()
     """Ids of queries to rank; the first three by default."""

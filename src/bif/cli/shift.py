@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import tyro
 
 from bif import store
 from bif.cli.language import Language
+from bif.cli.options import Target
 from bif.cli.retraining import EVERY, Checked, Request, attributed_run, query_groups, retrain_task
 from bif.sampling.settings import Settings
 from bif.terminal import escape_controls, say
@@ -38,7 +38,7 @@ class Shift:
     of the mean over all queries.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --run-folder or a --model; its run is kept in OUT/run.
     The function returns a bif.Problem, or a bif.benchmark.Task."""
     run_folder: str | None = None

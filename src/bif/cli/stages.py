@@ -9,10 +9,10 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import tyro
 
 from bif import store
 from bif.cli.language import Language, pose_problem
+from bif.cli.options import Target
 from bif.sampling.settings import Settings
 from bif.terminal import escape_controls
 
@@ -32,7 +32,7 @@ class Stages:
     own below --out; the same command goes on where it stopped.
     """
 
-    target: tyro.conf.Positional[str | None] = None
+    target: Target = None
     """FILE.py:FUNCTION, unless there is a --model or an --example."""
     checkpoints: str | None = None
     """Folder of checkpoints, with their steps in the names: files of state dicts, or folders as

@@ -43,7 +43,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 @suggests_names
 @dataclass(frozen=True)
 class Settings:
-    """What to sample and how.  None means: choose from model and data, and say why.
+    """What to sample and how.  What is left out is chosen from model and data, with the reason.
 
     Attributes:
         sampler: The SG-MCMC rule.
