@@ -45,6 +45,8 @@ class Observer:
         center: w* of one chain, leaves `[1, *shape]`.
 
     Attributes:
+        device: Of the run.
+        settings: With the items of a pass.
         train_items: On the device.
         scored_items: These and each group of candidates.
         query_items: Each group of queries.
@@ -59,8 +61,8 @@ class Observer:
     def __init__(
         self, problem: Problem, settings: Settings, oracle: Oracle, center: Params
     ) -> None:
-        device = run_device(problem, settings)
-        self._problem, self._settings, self._oracle = problem, settings, oracle
+        self.device = device = run_device(problem, settings)
+        self._problem, self.settings, self._oracle = problem, settings, oracle
         self.train_items = problem.train.to(device)
         candidates = [items.to(device) for items in problem.candidate_groups.values()]
         self.scored_items = [self.train_items, *candidates]
@@ -94,7 +96,7 @@ class Observer:
                 are as exact as asked for.
             oracle: Where values come from; the observer's own by default.
         """
-        s, used = self._settings, oracle or self._oracle
+        s, used = self.settings, oracle or self._oracle
         if losses is None or self._problem.train_by_token or not s.gradient_brings_losses:
             losses = self._observe_scored(0, params, used)
         count = len(self.scored_items)
