@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from benchmarks.common import mean_interval, parser, print_table, standard_normal, write
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.neighbours import kept_share
 from bif.kernel import cleaned
-from bif.kernel.neighbours import kept_share
 
 ITEMS, COUNT, CHAINS = 1000, 15, 16
 SPECTRA = {"flat, 200 weights": (200, 0.0), "falling, 2,000 weights": (2000, 1.0)}

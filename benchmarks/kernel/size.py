@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.common import parser, print_table, write
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.neighbours import Search
 from bif.kernel import describe, find_neighbours
 from bif.kernel.layout import layout
-from bif.kernel.neighbours import Search
 
 GROUPS, RANK, CHAINS, COUNT = 100, 200, 16, 15
 _ROWS = 2000

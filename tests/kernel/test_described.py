@@ -103,7 +103,7 @@ def test_what_needs_chains_refuses_kernels_without(kernel: bif.LossKernel, call,
 def test_classes_that_are_nearly_as_many_as_items_have_no_scores(
     kernel: bif.LossKernel, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(importlib.import_module("bif.kernel.suspects"), "MOST_CLASSES", 19)
+    monkeypatch.setattr(importlib.import_module("bif.estimate.suspects"), "MOST_CLASSES", 19)
     labels = {"label": kernel.ids, "group": kernel.labels["label"]}
     named = bif.LossKernel(kernel.losses, kernel.chains, kernel.ids, labels)
     assert "class_margin" not in describe(named)[0]
@@ -182,7 +182,7 @@ def test_what_can_be_refused_is_before_it_takes_long(
     said = failed(call("kernel", run, "--out", out, "--sides", "query", *with_tree))
     assert "labels missing from the tree" in said
     said = failed(call("kernel", run, "--out", out, "--label", "species"))
-    assert "no label 'species': they have none" in said
+    assert "no label 'species': they have label" in said
     for option in ("--neighbours", "--layout-seeds"):
         assert "expected 1 or more, got 0" in failed(call("kernel", run, "--out", out, option, "0"))
     assert "no run" in failed(call("kernel", tmp_path / "no", "--out", out)) and not out.exists()

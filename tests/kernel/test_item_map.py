@@ -17,9 +17,9 @@ import torch
 import bif
 from bif import store
 from bif.cli.kernel_map import MapOptions
+from bif.estimate.neighbours import kept_share
 from bif.kernel import ItemMap, describe, item_map, map_series, pictures_of
 from bif.kernel.layout import nearest_in_plane
-from bif.kernel.neighbours import kept_share
 from command_line import TINY_FLAGS, failed, write_problem
 from small_problems import TINY, classification, labelled, network, normal
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import bif
+from bif.estimate.neighbours import kept_share
 from bif.kernel import find_neighbours, layout, layout_stability
 from bif.kernel.layout import nearest_in_plane
-from bif.kernel.neighbours import kept_share
 from small_problems import integers, normal
 
 CLASSES = 3

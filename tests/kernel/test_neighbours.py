@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.stats import binom
 
-import bif.kernel.neighbours as module
+import bif.estimate.neighbours as module
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.neighbours import kept_share
 from bif.kernel import find_neighbours, neighbour_stability, recall, shared_neighbours
-from bif.kernel.neighbours import kept_share
 from small_problems import normal
 
 CHAINS = 8

@@ -2,6 +2,15 @@
 
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel
 from bif.estimate.loss_kernel import LossKernel
+from bif.estimate.neighbours import (
+    Neighbours,
+    Stability,
+    find_neighbours,
+    neighbour_stability,
+    recall,
+    shared_neighbours,
+)
+from bif.estimate.suspects import suspects
 from bif.estimate.token_overlap import TokenOverlap
 from bif.kernel.agreement import Agreement, AgreementFigure, agreement
 from bif.kernel.agreement_difference import AgreementDifference, agreement_difference
@@ -13,15 +22,6 @@ from bif.kernel.described import describe, top_suspects
 from bif.kernel.layout import layout, layout_stability
 from bif.kernel.linear_part import LinearShare, linear_kernel, linear_share
 from bif.kernel.mapping import item_map, map_series
-from bif.kernel.neighbours import (
-    Neighbours,
-    Stability,
-    find_neighbours,
-    neighbour_stability,
-    recall,
-    shared_neighbours,
-)
-from bif.kernel.of_run import loss_kernel, pictures_of
 from bif.kernel.similarities import (
     activation_kernel,
     ball_kernel,
@@ -31,8 +31,8 @@ from bif.kernel.similarities import (
     picture_kernel,
 )
 from bif.kernel.squared import SquaredKernel, squared_kernel
-from bif.kernel.suspects import suspects
 from bif.report.map_source import ItemMap
+from bif.runs.loss_kernel import loss_kernel, pictures_of
 
 __all__ = [
     "Agreement",

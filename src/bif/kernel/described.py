@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
+from bif.estimate.neighbours import Neighbours, Stability, find_neighbours, neighbour_stability
+from bif.estimate.suspects import suspects, told_classes
 from bif.kernel.clustering import clusters, linkage_of_means
-from bif.kernel.neighbours import Neighbours, Stability, find_neighbours, neighbour_stability
-from bif.kernel.suspects import suspects, told_classes
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from bif.estimate.item_kernel import ItemKernel
+from bif.estimate.neighbours import kept_share
+from bif.estimate.parallel import threads_of_torch
 from bif.extras import needs_extra
-from bif.kernel.neighbours import kept_share
-from bif.kernel.parallel import threads_of_torch
 
 LayoutKind = Literal["umap", "pca"]
 _WIDE = 10.0

@@ -12,8 +12,8 @@ from torch import Tensor
 from bif.curvature.root_rows import root_rows
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel, KernelKind
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
-from bif.kernel.of_run import Sides
 from bif.problem.problem import Problem, find_observable
+from bif.runs.loss_kernel import Sides
 from bif.sampling.item_gradients import item_gradients
 
 _MOST_SYSTEM = 20_000

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
+from bif.estimate.neighbours import kept_share
 from bif.kernel.described import describe
 from bif.kernel.layout import (
     LayoutKind,
@@ -17,7 +18,6 @@ from bif.kernel.layout import (
     layout_stability,
     nearest_in_plane,
 )
-from bif.kernel.neighbours import kept_share
 from bif.report.map_source import Frame, ItemMap
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from bif.baselines.similarity import representations
 from bif.estimate.item_kernel import FeatureKernel, ItemKernel, classes_of
 from bif.estimate.loss_kernel import LossKernel
 from bif.estimate.token_overlap import TokenOverlap
-from bif.kernel.of_run import Sides, joined_labels, loss_kernel
 from bif.problem.items import Items, batch_leaves
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.runs.controls import ball_traces
+from bif.runs.loss_kernel import Sides, joined_labels, loss_kernel
 from bif.runs.run import Run
 from bif.sampling.engine import Engine
 from bif.sampling.item_gradients import item_gradient_chunks

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from bif.estimate.item_kernel import ItemKernel
 from bif.estimate.loss_kernel import LossKernel
-from bif.kernel.of_run import loss_kernel
 from bif.kernel.similarities import gradient_kernel
 from bif.kernel.squared import squared_kernel
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.problem.series import CheckpointSeries, stage_problem
 from bif.runs.attribute import attribute
+from bif.runs.loss_kernel import loss_kernel
 from bif.sampling.settings import Settings
 from bif.stages.common_settings import common_settings
 from bif.types import Batch

@@ -20,6 +20,7 @@ from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
 from bif.results.influence import Influence
 from bif.results.ranking import Listed, Ranking, ranked
+from bif.results.suspects import Suspects
 from bif.runs.records import NAN, Manifest, Summary, is_solved
 from bif.runs.retention import subset_of
 from bif.sampling.settings import without_unused
@@ -102,6 +103,19 @@ class Run:
             )
             for query in range(dataset.sizes["query"])
         ]  # fmt: skip
+
+    def suspects(self, k: int = 10) -> Suspects:
+        """Return the train items that may be mislabelled, duplicated or out of place, k of each.
+
+        Scores are larger for what is more suspicious.  A run that was solved, or keeps sums, tells
+        of wrong labels by the loss at w* alone, and of nothing that is out of place.
+
+        Raises:
+            ValueError: `k` below 1; tokens' scores whose traces are not at hand.
+        """
+        from bif.runs.suspects import suspects_of  # which takes a Run
+
+        return suspects_of(self, k)
 
     def save(
         self,

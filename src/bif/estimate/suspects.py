@@ -11,7 +11,7 @@ import torch
 
 from bif.estimate.item_kernel import classes_of
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
-from bif.kernel.neighbours import Neighbours, find_neighbours
+from bif.estimate.neighbours import Neighbours, find_neighbours
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,6 +42,8 @@ def suspects(
       a wrong label loses what its true class gains, so this class is often the true one.
     * `label_disagreement`: share of the `count` nearest with another label, each by its correlation
       where that is positive, NaN where none is.
+    * `isolation`: 1 less the mean correlation with the `count` nearest.  Large for items that are
+      out of place: their losses move with those of no other.
     * `twin`, that of the nearest whose losses are closest; `loss_gap`, the root mean square of the
       difference of their losses, by that of their standard deviations; and `is_duplicate`, whether
       this is at most `tolerance`.  Both losses are read at the same draws, so items that are the
@@ -69,6 +71,28 @@ def suspects(
     import xarray as xr
 
     refuse_without_chains(kernel, "suspects")
+    scores, classes = _without_errors(kernel, label, count, tolerance, neighbours)
+    scores |= _with_errors(kernel, classes)
+    return xr.Dataset(
+        {name: ("item", values) for name, values in sorted(scores.items())},
+        coords={"item_id": ("item", np.array(kernel.ids))},
+        attrs={"tolerance": tolerance},
+    )
+
+
+def plain_suspects(kernel: LossKernel, *, tolerance: float = 0.01) -> dict[str, np.ndarray]:
+    """Return the scores of `suspects` that have no errors, and `mean_loss`; faster by ten times.
+
+    Raises: as `suspects`.
+    """
+    scores, _ = _without_errors(kernel, None, 15, tolerance, None)
+    return {**scores, "mean_loss": kernel.losses.mean(dim=1, dtype=torch.float64).numpy()}
+
+
+def _without_errors(
+    kernel: LossKernel, label: str | None, count: int, tolerance: float,
+    neighbours: Neighbours | None,
+) -> tuple[dict[str, np.ndarray], _Classes | None]:  # fmt: skip
     labels = told_classes(kernel, label)
     if len(kernel) < 2 or tolerance < 0:
         raise ValueError(
@@ -76,15 +100,11 @@ def suspects(
         )
     neighbours = _of_items(kernel, neighbours, count)
     scores = _twins(kernel, neighbours, tolerance)
+    scores["isolation"] = 1 - neighbours.values.mean(axis=1, dtype=float)
     classes = None if labels is None else _Classes.of_kernel(kernel, labels)
     if classes is not None:
         scores |= classes.scores(neighbours)
-    scores |= _with_errors(kernel, classes)
-    return xr.Dataset(
-        {name: ("item", values) for name, values in sorted(scores.items())},
-        coords={"item_id": ("item", np.array(kernel.ids))},
-        attrs={"tolerance": tolerance},
-    )
+    return scores, classes
 
 
 def told_classes(kernel: LossKernel, label: str | None) -> tuple[str, ...] | None:

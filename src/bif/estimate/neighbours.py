@@ -12,8 +12,8 @@ import torch
 
 from bif.estimate.item_kernel import ItemKernel, refuse_other_counts
 from bif.estimate.loss_kernel import LossKernel, refuse_without_chains
+from bif.estimate.parallel import threads_of_torch
 from bif.extras import needs_extra
-from bif.kernel.parallel import threads_of_torch
 
 Search = Literal["auto", "exact", "approximate"]
 MOST_EXACT = 100_000
