@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 
 import bif
 from bif import cli, store
+from bif.cli import entry
 from bif.store.results import _RESULTS
 from bif.store.seals import files_digests, seal
 from broken_runs import assert_same
 from command_line import TINY_FLAGS, failed
 from run_folders import resealed
-from small_problems import TINY, classification
+from small_problems import TINY, classification, labelled
 
 
 def edit(path: Path, **changed: object) -> None:
@@ -42,7 +44,7 @@ class TestAttribute:
         out = tmp_path / "out"
         code, said, _ = call("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
         assert code == 0
-        assert f"report: {out / 'report.html'}" in said and "reliability" in said
+        assert f"report: {out / 'report.html'}" in said and "Which of 20 train items" in said
         got, run = store.read_run(out), bif.attribute(classification(), TINY)
         np.testing.assert_array_equal(
             got["influence"]["influence"], run.influence.dataset["influence"]
@@ -149,12 +151,43 @@ class TestShow:
     def folder(self, tmp_path: Path) -> Path:
         return bif.attribute(classification(), TINY).save(tmp_path / "out")
 
-    def test_show_prints_figures_sign_and_the_first_three_queries(self, folder, call):
+    def test_show_names_the_items_of_the_hardest_queries_and_no_figure(self, folder, call):
         code, out, err = call("show", folder)
         assert code == 0 and err == ""
-        for text in ("draws", "reliability", "-Cov(train loss, observable)", "helpful", "harmful"):
+        dataset = bif.Influence.load(folder).dataset
+        loss = dataset["query_center"].sel(observable="loss").values
+        worst = [f"Query {dataset['query_id'].values[i]}, labelled" for i in np.argsort(-loss)[:3]]
+        assert [line.startswith(w) for line, w in zip(
+            [x for x in out.splitlines() if x.startswith("Query ")], worst, strict=True
+        )] == [True] * 3  # fmt: skip
+        assert "Which of 20 train items moved 5 queries" in out.splitlines()[0]
+        assert "helped by" in out and "harmed by" in out
+        answer = [line for line in out.splitlines() if not line.startswith("warning: ")]
+        figures = ("±", "-Cov", "ess median", "rhat max")
+        assert [line for line in answer if any(figure in line for figure in figures)] == []
+
+    def test_figures_scores_and_sign_are_behind_verbose(self, folder, call):
+        _, out, _ = call("show", folder, "--verbose")
+        for text in ("draws", "reliability", "-Cov(train loss, observable)", "helpful", "±"):
             assert text in out
-        assert [f"query {q}, loss" in out for q in range(5)] == [True] * 3 + [False] * 2
+
+    def test_what_the_model_says_of_a_query_stands_beside_its_label(self, folder, call):
+        _, out, _ = call("show", folder)
+        (x, y), model = labelled(5, seed=2), classification().model
+        says = model(x).argmax(dim=1)
+        shown = dict(
+            re.findall(r"Query (\d), labelled \d(; the model says \d|, and .* agrees)", out)
+        )
+        assert len(shown) == 3
+        for name, told in shown.items():
+            i = int(name)
+            agrees = told == ", and the model agrees"
+            assert agrees == bool(says[i] == y[i])
+            assert agrees or told == f"; the model says {int(says[i])}"
+
+    def test_suspects_are_listed(self, folder, call):
+        code, out, _ = call("show", folder, "--suspects", "--top", "2")
+        assert code == 0 and str(bif.load(folder).suspects(2)) in out and "Query" not in out
 
     def test_queries_observable_and_number_of_items_may_be_chosen(self, folder, call):
         _, out, _ = call("show", folder, "--query", "4", "2", "--observable", "margin",
@@ -200,7 +233,7 @@ class TestShow:
     def test_warnings_are_printed_first(self, folder, call):
         edit(folder / store.MANIFEST, warnings=["mind [the] gap"])
         _, out, _ = call("show", folder)
-        assert out.index("mind [the] gap") < out.index("draws")
+        assert out.index("mind [the] gap") < out.index("Query")
 
     def test_a_run_without_reliability_can_be_shown(self, folder, call):
         edit_summary(folder, reliability=None)
@@ -208,6 +241,35 @@ class TestShow:
 
 
 class TestUsage:
+    def test_version(self, call):
+        assert call("--version") == (0, f"bif {bif.__version__}\n", "")
+
+    @pytest.mark.parametrize("command", list(entry._COMMANDS))
+    def test_no_help_speaks_of_none(self, command, call):
+        code, out, _ = call(command, "--help")
+        assert code == 0 and "options" in out
+        assert not re.search(r"None|default: ?\)|default: False", out)
+
+    def test_the_users_own_line_is_named_and_our_frames_are_not(self, tmp_path, call):
+        (tmp_path / "mine.py").write_text("def problem():\n    return [][0]\n")
+        answer = call("attribute", f"{tmp_path}/mine.py:problem", "--out", tmp_path / "run")
+        expected = "bif: IndexError: list index out of range (mine.py, line 2, in problem)\n"
+        assert failed(answer, 1) == expected
+
+    def test_a_fault_of_ours_is_called_one_and_all_frames_can_be_had(
+        self, file, tmp_path, call, monkeypatch
+    ):
+        def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError("oh")
+
+        monkeypatch.setattr("bif.store.is_complete", broken)
+        command = ["attribute", f"{file}:problem", "--out", tmp_path / "run"]
+        monkeypatch.setattr("bif.cli.faults._OURS", Path(__file__).parent)
+        assert "a fault of bif: please report it" in failed(call(*command), 1)
+        monkeypatch.setenv("BIF_TRACEBACK", "1")
+        with pytest.raises(ZeroDivisionError):
+            call(*command)
+
     def test_help_names_the_commands(self, call):
         code, out, _ = call("--help")
         assert code == 0 and all(name in out for name in ("demo", "attribute", "merge", "show"))

@@ -186,8 +186,8 @@ class TestEndings:
 
         monkeypatch.setattr(ATTRIBUTE, "attribute", interrupted)
         code, _, err = call(*command)
-        message = "bif: interrupted; nothing was added to what had been committed.\n"
-        assert (code, err) == (130, message)
+        message = "bif: interrupted. What was committed is kept: run the same command to go on"
+        assert code == 130 and err == f"{message} from there.\n"
         assert not (tmp_path / "run").exists()
 
     def test_ctrl_c_before_there_are_scores_says_how_far_it_came(self, command, call, monkeypatch):
@@ -197,7 +197,10 @@ class TestEndings:
         monkeypatch.setattr(recording.Recording, "run", early)
         code, out, err = call(*command)
         assert code == 130 and out == "" and "Traceback" not in err
-        assert err.endswith("bif: interrupted after 0 of 24 draws; what was committed is kept.\n")
+        assert err.endswith(
+            "bif: interrupted after 0 of 24 draws. What was committed is kept: run the same "
+            "command to go on from there.\n"
+        )
 
     def test_a_partial_run_is_written_and_ends_with_130_and_the_same_command_goes_on(
         self, command, call, monkeypatch, tmp_path
@@ -210,8 +213,9 @@ class TestEndings:
 
         with monkeypatch.context() as patch:
             patch.setattr(recording.Recording, "run", cut_short)
-            code, said, _ = call(*command)
+            code, said, err = call(*command)
         assert code == 130 and "the result is partial" in said
+        assert "interrupted. What was committed is kept: run the same command to go on" in err
         assert not store.read_run(tmp_path / "run")["manifest"]["complete"]
         assert call(*command)[0] == 0
         assert_same(bif.load(tmp_path / "run"), bif.attribute(classification(), TINY))

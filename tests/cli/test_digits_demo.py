@@ -185,7 +185,8 @@ class TestRun:
         given = {"seed": 3, "keep": "traces", "on_existing": "resume", "commit_every": 10.0}
         assert calls == [(str(folder), given)]
         said = capsys.readouterr().out
-        assert "mislabel auroc" in said and "nothing to do" not in said
+        assert "50 of 1,000 labels were made wrong on purpose" in said
+        assert "it names that of" in said and "nothing to do" not in said
         flags = ["--keep", "sums", "--overwrite", "--commit-every", "2"]
         monkeypatch.setattr(sys, "argv", [*command, *flags])
         cli.main()

@@ -34,11 +34,9 @@ def made() -> tuple[bif.Problem, dict[str, np.ndarray]]:
     y[flipped] = (y[flipped] + 1) % CLASSES
     x[strange] = x[strange][:, torch.randperm(12, generator=rng)]
     x[other], y[other] = x[one], y[one]
-    network = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, CLASSES))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for layer in network[::2]:
-            layer.reset_parameters()  # pyright: ignore[reportCallIssue]
+        network = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, CLASSES))
     recipe = bif.evaluate.Recipe(steps=300, learning_rate=0.1, momentum=0.9, weight_decay=1e-3)
     network = bif.evaluate.train(network, bif.losses.cross_entropy, (x, y), recipe, seed=0)
     names = [f"row-{i}" for i in range(ITEMS)]

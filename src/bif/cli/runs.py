@@ -7,18 +7,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from bif import store
+from bif.cli.answers import (
+    hardest,
+    pages_in_words,
+    print_answer,
+    print_figures,
+    print_moved_labels,
+    print_opening,
+    say,
+)
 from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
 from bif.cli.options import Folder, Folders, Target
 from bif.runs.retention import Keep
+from bif.runs.run import load
 from bif.sampling.settings import Settings
-from bif.terminal import escape_controls
 
 if TYPE_CHECKING:
     from bif.mesh import Ranks
@@ -252,7 +261,6 @@ class Average:
 
     def run(self) -> None:
         from bif.results.averages import average
-        from bif.runs.run import load
 
         found = average([load(folder).influence for folder in self.folders])
         attrs = found.dataset.attrs
@@ -262,22 +270,27 @@ class Average:
             "spread": float((error**2).mean() ** 0.5 / (score**2).mean() ** 0.5),
         }  # fmt: skip
         store.write_summary(self.out, figures, datasets={"influence.zarr": found.dataset})
-        _print_summary(figures, figures)
+        print_figures(figures)
         print(f"written: {self.out}")
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print what a run's folder holds: figures, warnings and top items of some queries."""
+    """Print what a run found: which items moved a query, whether to trust it, items to look at."""
 
     folder: Folder
     """A run's folder, or its URL."""
     query: tuple[str, ...] = ()
-    """Ids of queries to rank; the first three by default."""
+    """Ids of queries, whose items are listed with their scores; the three on which the model does
+    worst, without scores, by default."""
     observable: str | None = None
     """The first one by default."""
     top: int = 5
-    """Items on either side."""
+    """Items on either side, or of each list of suspects."""
+    suspects: bool = False
+    """List train items that may be mislabelled, duplicated or out of place."""
+    verbose: bool = False
+    """Print all figures, and every score with its error."""
 
     def run(self) -> None:
         from bif.results.influence import Influence
@@ -286,8 +299,7 @@ class Show:
         if folder.is_file(store.SCORES):
             dataset, about = store.read_scores(folder)
             named = ("estimator", "num_steps", "seconds", "bias")
-            _print_summary({name: about.get(name) for name in named}, about)
-            self._print_ranking(Influence(dataset))
+            self._print(Influence(dataset), {name: about.get(name) for name in named}, about)
             return
         unfinished = store.unfinished(folder)
         folder = unfinished if unfinished.is_file(store.MANIFEST) else folder
@@ -296,48 +308,49 @@ class Show:
                   "on from there.")  # fmt: skip
             return
         run = store.read_run(folder)
-        _print_summary(run["summary"], run["manifest"])
         # Results of earlier versions say so in the summary alone.
         trusted = int(bool(run["summary"].get("trusted", True)))
-        self._print_ranking(Influence(run["influence"].assign_attrs(trusted=trusted)))
+        influence = Influence(run["influence"].assign_attrs(trusted=trusted))
+        self._print(influence, run["summary"], run["manifest"])
 
-    def _print_ranking(self, influence: Influence) -> None:
-        print(escape_controls(influence))
-        ids = self.query or tuple(str(i) for i in influence.dataset["query_id"].values[:3])
-        for query in ids:
+    def _print(
+        self, influence: Influence, summary: dict[str, Any], manifest: dict[str, Any]
+    ) -> None:
+        print_opening(influence, summary, manifest)
+        if self.suspects or "relabelled" in influence.dataset:
+            found = load(self.folder).suspects(self.top)
             print()
-            kept = influence.dataset.sizes.get("rank", self.top)
-            # What is not trusted is shown all the same: the ranking says that no sign is certain.
-            shown = influence.top(
-                query, min(self.top, kept), observable=self.observable,
-                unresolved=not influence.trusted,
-            )  # fmt: skip
-            print(escape_controls(shown))
+            if self.suspects:
+                say(found)
+            else:
+                print_moved_labels(found, influence.dataset)
+        if self.suspects:
+            return
+        ids = self.query or hardest(influence, self.observable)
+        if self.query or self.verbose:
+            for query in ids:
+                print()
+                kept = influence.dataset.sizes.get("rank", self.top)
+                # What is not trusted is shown all the same, and the ranking says so.
+                say(influence.top(
+                    query, min(self.top, kept), observable=self.observable,
+                    unresolved=not influence.trusted,
+                ))  # fmt: skip
+        else:
+            print_answer(influence, ids, self.top, observable=self.observable)
+        if self.verbose:
+            print()
+            say(influence)
+            print_figures(summary)
 
 
 def _print_result(out: str, *, worked: bool) -> None:
-    run = store.read_run(out)
     if not worked:
         print(f"{out} already holds this run, complete: nothing to do.")
-    _print_summary(run["summary"], run["manifest"])
-    print(f"report: {out.rstrip('/')}/{store.REPORT}")
-    if not run["manifest"]["complete"]:
+    Show(out).run()
+    print()
+    print(pages_in_words(out))
+    if not store.read_run(out)["manifest"]["complete"]:
+        print("bif: interrupted. What was committed is kept: run the same command to go on from "
+              "there.", file=sys.stderr)  # fmt: skip
         sys.exit(INTERRUPTED)
-
-
-def _print_summary(summary: dict[str, object], manifest: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(soft_wrap=True)
-    for warning in manifest.get("warnings", []):  # type: ignore[attr-defined]
-        console.print("warning:", escape_controls(warning), style="yellow", markup=False)
-    table = Table(show_header=False, box=None)
-    solved = summary.get("estimator") == "response"
-    for name, value in summary.items():
-        if solved and value in (None, 0, []):  # what chains would have
-            continue
-        shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        table.add_row(Text(escape_controls(name.replace("_", " "))), Text(escape_controls(shown)))
-    console.print(table)

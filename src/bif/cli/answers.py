@@ -1,0 +1,226 @@
+"""What a run found, in plain words on the terminal: the answer first, figures where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bif import store
+from bif.terminal import escape_controls
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from bif.results.influence import Influence
+    from bif.results.ranking import Ranking, Score
+    from bif.results.suspects import Suspects
+
+_SIDES = ("train", "query")
+_SHOWN = 3
+"""Queries that are shown where none is asked for."""
+_TEXT = 60
+"""Characters of an item's text that are shown."""
+
+
+def say(line: object = "") -> None:
+    """Print a line, without what a terminal would obey."""
+    print(escape_controls(line))
+
+
+def print_opening(
+    influence: Influence, summary: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """Print what was asked, how far to trust it, and warnings."""
+    say(heading(influence))
+    say(trust_in_words(summary, manifest))
+    print_warnings(manifest)
+
+
+def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Return one line on how far the run can be trusted."""
+    gates = list(manifest.get("gates") or [])
+    failed = [str(gate["name"]) for gate in gates if gate.get("failed")]
+    checks = f"all {len(gates)} checks passed" if gates else "no check failed"
+    reliability = summary.get("reliability")
+    if summary.get("trusted") is None:
+        return "How far this can be trusted was not checked."
+    if not summary["trusted"]:
+        names = f" ({', '.join(failed)})" if failed else ""
+        return (
+            f"Not trusted: {len(failed) or 'some'} of {len(gates) or 'the'} checks failed{names}. "
+            "No direction is certain; the lists below are what there is."
+        )
+    parts = "" if summary.get("complete", True) else " It was stopped early, and can go on."
+    if summary.get("estimator") == "response":
+        return f"Trusted: computed without random draws, and {checks}.{parts}"
+    agree = ""
+    if isinstance(reliability, float) and np.isfinite(reliability):
+        agree = f"two halves of the run agree at {reliability:.2f} of 1, and "
+    return f"Trusted: {agree}{checks}.{parts}"
+
+
+def heading(influence: Influence) -> str:
+    """Return what was asked, in one line."""
+    sizes, dataset = influence.dataset.sizes, influence.dataset
+    kinds = {side: "tokens of " if f"{side}_item" in dataset.coords else "" for side in _SIDES}
+    counts = {side: f"{sizes[side]:,} {kinds[side]}" for side in _SIDES}
+    return f"Which of {counts['train']}train items moved {counts['query']}queries, and which way?"
+
+
+def hardest(influence: Influence, observable: str | None) -> list[str]:
+    """Return the ids of the queries on which the model does worst, or the first ones."""
+    dataset = influence.dataset
+    ids = [str(i) for i in dataset["query_id"].values]
+    names = [str(n) for n in dataset["observable"].values]
+    place = names.index(observable) if observable in names else 0
+    better = str(dataset["better"].values[place])
+    if "query_center" not in dataset or not better:
+        return ids[:_SHOWN]
+    values = dataset["query_center"].values[place] * (1 if better == "lower" else -1)
+    return [ids[i] for i in np.argsort(-values, kind="stable")[:_SHOWN]]
+
+
+def query_in_words(influence: Influence, query: str) -> str:
+    """Return a query's id with its label and what the model says, or its text."""
+    dataset = influence.dataset
+    place = [str(i) for i in dataset["query_id"].values].index(query)
+
+    def known(name: str) -> str:
+        coordinate = dataset.coords.get(f"query_{name}")
+        return "" if coordinate is None else str(coordinate.values[place])
+
+    label, prediction, text = known("label"), known("prediction"), known("text")
+    told = f", {_short(text)!r}" if text else ""
+    if label:
+        told += f", labelled {label}"
+        if prediction:
+            told += ", and the model agrees" if prediction == label else (
+                f"; the model says {prediction}"
+            )  # fmt: skip
+    return f"Query {query}{told}"
+
+
+def print_answer(
+    influence: Influence, queries: Sequence[str], k: int, *, observable: str | None
+) -> None:
+    """Print which items moved some queries, by name, strongest first.
+
+    Args:
+        influence: The scores.
+        queries: Ids.
+        k: Items on either side.
+        observable: The first one by default.
+    """
+    for query in queries:
+        ranking = influence.top(
+            query, min(k, influence.kept or k), observable=observable,
+            unresolved=not influence.trusted,
+        )  # fmt: skip
+        say()
+        say(query_in_words(influence, ranking.query_id))
+        for side, scores in _sides(ranking):
+            say(f"  {side:<10}{_names(scores) or 'none for certain'}")
+    say()
+    say(_reading(influence, observable))
+
+
+def print_moved_labels(suspects: Suspects, dataset: xr.Dataset) -> None:
+    """Print how many of the labels that the demo moved on purpose are found.
+
+    Args:
+        suspects: Of the demo's run.
+        dataset: With `relabelled` and `original_label` `[N]`.
+    """
+    moved = dataset["relabelled"].values.astype(bool)
+    original = [str(label) for label in dataset["original_label"].values]
+    place = {str(name): i for i, name in enumerate(dataset["train_id"].values)}
+    order = np.argsort(-suspects.scores["loss"].values, kind="stable")
+    count = int(moved.sum())
+    first = int(np.cumprod(moved[order]).sum())
+    say(
+        f"{count} of {len(moved):,} labels were made wrong on purpose. The {first} most suspicious "
+        f"items are all among them, and so are {int(moved[order[:count]].sum())} of the first "
+        f"{count}:"
+    )
+    for item in suspects.mislabelled[:5]:
+        true = original[place[item.train_id]]
+        told = f"; {item.told}" if item.told else ""
+        say(f"  {item.train_id}, labelled {item.label}{told} (it was {true})")
+    say("They are ranked by their loss, as good as any score here.")
+    likely = suspects.scores.get("likely_label")
+    if likely is not None:
+        right = sum(likely.values[i] == original[i] for i in np.flatnonzero(moved))
+        say(f"What the run adds is the right label: it names that of {right} of the {count}.")
+
+
+def print_figures(summary: Mapping[str, Any]) -> None:
+    """Print a table of figures; of a solved run without those of chains."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    solved = summary.get("estimator") == "response"
+    for name, value in summary.items():
+        if solved and value in (None, 0, []):  # what chains would have
+            continue
+        shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
+        table.add_row(Text(escape_controls(name.replace("_", " "))), Text(escape_controls(shown)))
+    Console(soft_wrap=True).print(table)
+
+
+def print_warnings(manifest: Mapping[str, Any]) -> None:
+    """Print a run's warnings, a line each."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    for warning in manifest.get("warnings") or []:
+        console.print("warning:", escape_controls(warning), style="yellow", markup=False)
+
+
+def pages_in_words(out: str) -> str:
+    """Return where the page is, and how to see more."""
+    place = out.rstrip("/")
+    return (
+        f"report: {place}/{store.REPORT}\n"
+        f"more:   bif show {place} [--query ID] [--suspects] [--verbose]"
+    )
+
+
+def _sides(ranking: Ranking) -> list[tuple[str, tuple[Score, ...]]]:
+    if ranking.better:
+        return [("helped by", ranking.helpful), ("harmed by", ranking.harmful)]
+    return [("raised by", ranking.positive), ("lowered by", ranking.negative)]
+
+
+def _names(scores: Sequence[Score]) -> str:
+    """Return ids with their labels; texts go on lines of their own."""
+    names = [s.train_id + (f" ({_short(s.label)})" if s.label else "") for s in scores]
+    long = any(len(name) > _TEXT // 2 for name in names)
+    return ("\n" + " " * 12).join(names) if long else ", ".join(names)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split()) if text.strip() else text
+    return line if len(line) <= _TEXT else f"{line[: _TEXT - 1]}…"
+
+
+def _reading(influence: Influence, observable: str | None) -> str:
+    dataset = influence.dataset
+    names = [str(n) for n in dataset["observable"].values]
+    name = names[0] if observable is None else observable
+    better = str(dataset["better"].sel(observable=name).values)
+    what = "tokens" if "train_item" in dataset.coords else "items"
+    certain = "only those that are certain, " if influence.trusted else ""
+    if not better:
+        return (
+            f"Raised by: with more weight on these {what} in training, the {name} would rise; "
+            f"{certain}strongest first."
+        )
+    move = "fall" if better == "lower" else "rise"
+    return (
+        f"Helped by: with more weight on these {what} in training, the query's {name} would {move};"
+        f" harmed by: the opposite. Listed are {certain}strongest first."
+    )
