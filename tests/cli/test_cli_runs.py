@@ -66,7 +66,7 @@ class TestFrom:
         code, said, _ = extend(out, "--query", f"{file}:more")
         assert code == 0 and f"report: {out / 'report.html'}" in said
         run = bif.load(out)
-        assert run.influence.dataset["query_id"].values.tolist()[4:6] == ["query/4", "more/0"]
+        assert run.influence.dataset["query_id"].values.tolist()[4:6] == ["4", "more/0"]
         assert_same(run, bif.attribute(classification(queries=QUERIES), TINY))
 
     def test_with_everything_at_once_in_a_copy_the_original_stays(

@@ -52,14 +52,14 @@ def test_a_model_and_two_files_make_a_run(given, tmp_path, call):
     assert data["train_id"].values.tolist() == [f"train-{i}" for i in range(1, 7)]
     assert data["train_text"].values.tolist() == TEXTS
     assert data["train_source"].values.tolist() == ["a", "b"] * 3
-    assert data["query_id"].values.tolist() == ["cat"]
+    assert data["query_id"].values.tolist() == ["easy/cat"]
     assert "".join(json.loads(data["query_tokens"].values[0])) == f"<s>{TEXTS[0]}"
     assert np.isfinite(data["influence"].values).all()
     assert any("tied weights" in line for line in manifest["explanations"])
     code, said, _ = call(*words(given, tmp_path / "run"))
     assert code == 0 and "already holds this run, complete: nothing to do" in said
     code, said, _ = call("show", tmp_path / "run", "--query", "cat", "--top", 2)
-    assert code == 0 and "query cat" in said
+    assert code == 0 and "query easy/cat" in said
 
 
 def test_several_files_are_groups_and_more_join_later(given, tmp_path, call):
@@ -94,7 +94,7 @@ def test_tokens_have_columns_of_their_own(given, tmp_path, call):
     out = tmp_path / "run"
     assert call(*words(given, out, "--tokens", "both", "--max-length", "5"))[0] == 0
     data = store.read_run(out)["influence"]
-    assert data["query_id"].values.tolist() == [f"cat[{t}]" for t in range(1, 5)]
+    assert data["query_id"].values.tolist() == [f"easy/cat[{t}]" for t in range(1, 5)]
     assert data["train_parent_source"].values.tolist() == ["a", "b"] * 3
 
 

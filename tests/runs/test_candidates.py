@@ -85,7 +85,7 @@ class TestExtended:
             queries={"new": bif.Items(labelled(2, seed=4), ids=["a", "b"])},
             candidates={"new": bif.Items(labelled(1, seed=5))},
         )
-        assert more.query_ids.tolist() == [f"query/{i}" for i in range(5)] + ["new/a", "new/b"]
+        assert more.query_ids.tolist() == [*map(str, range(5)), "new/a", "new/b"]
         assert more.scored_ids.tolist()[20:] == ["old/0", "old/1", "new/0"]
         assert list(problem.query_groups) == ["query"]
         assert list(problem.candidate_groups) == ["old"]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from bif.results.suspects import Suspects
 
 _SIDES = ("train", "query")
-_SHOWN = 3
-"""Queries that are shown where none is asked for."""
 _TEXT = 60
 """Characters of an item's text that are shown."""
 
@@ -67,19 +65,6 @@ def heading(influence: Influence) -> str:
     kinds = {side: "tokens of " if f"{side}_item" in dataset.coords else "" for side in _SIDES}
     counts = {side: f"{sizes[side]:,} {kinds[side]}" for side in _SIDES}
     return f"Which of {counts['train']}train items moved {counts['query']}queries, and which way?"
-
-
-def hardest(influence: Influence, observable: str | None) -> list[str]:
-    """Return the ids of the queries on which the model does worst, or the first ones."""
-    dataset = influence.dataset
-    ids = [str(i) for i in dataset["query_id"].values]
-    names = [str(n) for n in dataset["observable"].values]
-    place = names.index(observable) if observable in names else 0
-    better = str(dataset["better"].values[place])
-    if "query_center" not in dataset or not better:
-        return ids[:_SHOWN]
-    values = dataset["query_center"].values[place] * (1 if better == "lower" else -1)
-    return [ids[i] for i in np.argsort(-values, kind="stable")[:_SHOWN]]
 
 
 def query_in_words(influence: Influence, query: str) -> str:

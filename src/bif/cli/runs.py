@@ -13,7 +13,6 @@ import tyro
 
 from bif import store
 from bif.cli.answers import (
-    hardest,
     pages_in_words,
     print_answer,
     print_figures,
@@ -25,6 +24,7 @@ from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
 from bif.cli.options import Folder, Folders, Target
+from bif.results.indexes import without_id_indexes
 from bif.runs.retention import Keep
 from bif.runs.run import load
 from bif.sampling.settings import Settings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bif.mesh import Ranks
     from bif.results.influence import Influence
 
+_SHOWN = 3
+"""Queries that are shown where none is asked for."""
 _GROW = ("draws", "chains", "solver_residual", "solver_steps")
 """Settings that `--from` may change."""
 
@@ -269,7 +271,9 @@ class Average:
             "num_models": attrs["num_models"], "trusted": bool(attrs["trusted"]),
             "spread": float((error**2).mean() ** 0.5 / (score**2).mean() ** 0.5),
         }  # fmt: skip
-        store.write_summary(self.out, figures, datasets={"influence.zarr": found.dataset})
+        store.write_summary(
+            self.out, figures, datasets={"influence.zarr": without_id_indexes(found.dataset)}
+        )
         print_figures(figures)
         print(f"written: {self.out}")
 
@@ -326,7 +330,7 @@ class Show:
                 print_moved_labels(found, influence.dataset)
         if self.suspects:
             return
-        ids = self.query or hardest(influence, self.observable)
+        ids = self.query or influence.hardest(_SHOWN, observable=self.observable)
         if self.query or self.verbose:
             for query in ids:
                 print()

@@ -39,6 +39,8 @@ from bif.problem.weights import (
 from bif.types import Batch, Better, ItemLoss, Params
 
 TiedWeights = Literal["refuse", "share"]
+_UNNAMED = "query"
+"""Name of the group of queries that were given without one."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Problem:
         self.padding_rows = padding_rows(model)
         self.narrow_types = narrow_types(model)
         self.train = self._items(train)
-        self.query_groups = self._groups(queries, default="query")
+        self.query_groups = self._groups(queries, default=_UNNAMED)
         self.candidate_groups = (
             {} if candidates is None else self._groups(candidates, default="candidate")
         )
@@ -239,11 +241,18 @@ class Problem:
 
     @property
     def query_columns(self) -> Columns:
-        """The rows of the scores of each observable; ids are "group/id" for several groups."""
-        groups, names = self.query_groups, next(iter(self.query_groups.values())).ids
-        if len(groups) > 1:
-            names = np.asarray([f"{g}/{i}" for g, items in groups.items() for i in items.ids])
-        return Columns.of(list(groups.values()), names=names, by_token=self.query_by_token)
+        """The rows of the scores of each observable; ids are "group/id" where groups have names.
+
+        Those of queries that were given without a name are plain, whatever groups join them.
+        """
+        groups = self.query_groups
+        names = [
+            i if group == _UNNAMED else f"{group}/{i}"
+            for group, items in groups.items() for i in items.ids
+        ]  # fmt: skip
+        return Columns.of(
+            list(groups.values()), names=np.asarray(names), by_token=self.query_by_token
+        )
 
     @property
     def scored_ids(self) -> np.ndarray:
@@ -525,13 +534,14 @@ class Problem:
         )
         if isinstance(groups, Mapping) and not is_batch:
             if not groups:
-                kind = {"query": "queries"}.get(default, f"{default}s")
+                kind = {_UNNAMED: "queries"}.get(default, f"{default}s")
                 raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
             return {str(name): self._items(data) for name, data in groups.items()}
         return {default: self._items(groups)}
 
     def _probe(self) -> None:
         """Evaluate three items of everything, so that mistakes show before any long work."""
+        self._refuse_repeated_names()
         try:
             self._probe_functions()
         except ValueError as error:
@@ -543,6 +553,15 @@ class Problem:
                 "there, or not at all; settings such as gradient_precision='bfloat16' choose the "
                 "precision of products."
             ) from error
+
+    def _refuse_repeated_names(self) -> None:
+        for kind, columns in (("queries", self.query_columns), ("items", self.scored_columns)):
+            names, counts = np.unique(columns.item_ids, return_counts=True)
+            if (counts > 1).any():
+                raise ValueError(
+                    f"two {kind} are named {str(names[counts > 1][0])!r}, an id or 'group/id': "
+                    "rename a group or give the items other ids."
+                )
 
     def _probe_functions(self) -> None:
         model = self.evaluation_copy(self.device)

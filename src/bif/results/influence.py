@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -22,8 +21,10 @@ from bif.results.group_sums import (
     summed,
     with_items,
 )
+from bif.results.indexes import with_id_indexes, without_id_indexes
 from bif.results.ranking import Listed, Ranking, ranked, strongest_of_row
 from bif.results.shrinkage import shrunk_to_linear
+from bif.results.tables import html_folded, html_line
 from bif.results.top_influence import KIND_AXES, KINDS, refuse_vast_sums
 from bif.store import load_dataset, save_dataset
 
@@ -39,7 +40,8 @@ class Influence:
     Args:
         dataset: `influence`, `derivative`, `correlation`, `standard_error` on
             (`observable`, `query`, `train`), with coordinates `query_id`, `query_group`,
-            `train_id`; see the docs page "Scale and sign".  Of a run made with `top`, on
+            `train_id`, by which `dataset.sel(query="q-3", train="row-5")` selects; see the docs
+            page "Scale and sign".  Of a run made with `top`, on
             (`observable`, `query`, `kind`, `side`, `rank`) with `column`, positions on `train`.
         traces: The traces behind it, where at hand: sums over groups then get errors, and scores
             that were not kept can be had.
@@ -51,7 +53,7 @@ class Influence:
             raise ValueError(
                 f"not an influence dataset: it lacks {sorted(missing)}. Pass one that bif has made."
             )
-        self.dataset = dataset
+        self.dataset = with_id_indexes(dataset)
         self.traces = traces
 
     @property
@@ -120,6 +122,23 @@ class Influence:
             self.dataset, position, name, certain=certain, strongest=strongest,
             unresolved=unresolved,
         )  # fmt: skip
+
+    def hardest(self, k: int, *, observable: str | None = None) -> list[str]:
+        """Return the ids of the k queries on which the model does worst at w*, worst first.
+
+        The first ones where the observable has no better direction, or no value there.
+
+        Raises:
+            KeyError: No such observable.
+        """
+        names = [str(n) for n in self.dataset["observable"].values]
+        place = observable_position(names, observable)
+        ids = [str(i) for i in self.dataset["query_id"].values]
+        better = str(self.dataset["better"].values[place])
+        if "query_center" not in self.dataset or not better:
+            return ids[:k]
+        values = self.dataset["query_center"].values[place] * (1 if better == "lower" else -1)
+        return [ids[i] for i in np.argsort(-values, kind="stable")[:k]]
 
     def interval(self) -> tuple[xr.DataArray, xr.DataArray]:
         """Return the lower and upper end of the 95 % interval of every score, `[A, Q, N]` each."""
@@ -265,7 +284,7 @@ class Influence:
 
     def save(self, path: str | Path) -> Path:
         """Write `influence.zarr` (or any other folder name); an existing one is refused."""
-        save_dataset(self.dataset, path)
+        save_dataset(without_id_indexes(self.dataset), path)
         return Path(path)
 
     @classmethod
@@ -290,9 +309,14 @@ class Influence:
 
     def _repr_html_(self) -> str:
         head, sign = repr(self).split("\n")
-        return f"<p><strong>{escape(head)}</strong><br>{escape(sign)}</p>" + (
-            self.dataset._repr_html_()
-        )
+        trust = "" if self.trusted else html_line("not trusted: no sign is certain", strong=True)
+        hardest = [self.top(q, 3, unresolved=not self.trusted) for q in self.hardest(3)]
+        return (
+            html_line(head, strong=True) + trust
+            + "".join(ranking._repr_html_() for ranking in hardest)
+            + html_folded("what the sign means, and all scores",
+                          html_line(sign) + self.dataset._repr_html_())
+        )  # fmt: skip
 
     def _summable(self, num_rows: int, num_columns: int) -> tuple[xr.Dataset, LossTraces | None]:
         """Return what sums and parts of that size start from: all scores, or names and traces."""
@@ -309,12 +333,34 @@ class Influence:
     def _position(self, query: str | int) -> int:
         ids = [str(i) for i in self.dataset["query_id"].values]
         if not isinstance(query, str):
-            position = operator.index(query)  # NumPy's integers, too
-            if not -len(ids) <= position < len(ids):
-                raise KeyError(f"no query at position {position}: there are {len(ids)}.")
-            return position
-        if query in self.dataset["query_group"].values and query not in ids:
+            return _counted(ids, operator.index(query))  # NumPy's integers, too
+        if query in ids:
+            return ids.index(query)
+        groups = [str(group) for group in self.dataset["query_group"].values]
+        if query in groups:
             raise KeyError(f"{query!r} is a group of queries: name one of it, as '{query}/ID'.")
-        if query not in ids:
-            raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
-        return ids.index(query)
+        alike = [i for i, (name, group) in enumerate(zip(ids, groups, strict=True))
+                 if name == f"{group}/{query}"]  # fmt: skip
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            several = ", ".join(repr(ids[i]) for i in alike[:3])
+            raise KeyError(f"several groups have a query {query!r}: name one of them, {several}.")
+        raise KeyError(f"no query with id {query!r}; the first ids are {ids[:5]}.")
+
+
+def _counted(ids: list[str], position: int) -> int:
+    """Return a position of a query.
+
+    Raises:
+        KeyError: There is none; or the number is the id of another query, which may be meant.
+    """
+    if not -len(ids) <= position < len(ids):
+        raise KeyError(f"no query at position {position}: there are {len(ids)}.")
+    there = ids[position]
+    if str(position) in ids and there != str(position):
+        raise KeyError(
+            f"{position} is the position of query {there!r} and the id of another: pass the id as "
+            f"a string, {there!r} or '{position}'."
+        )
+    return position

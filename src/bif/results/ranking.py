@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bif.results.tables import html_line, html_table
+
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 
@@ -89,26 +92,65 @@ class Ranking:
                 "so nothing is helpful or harmful: use .positive and .negative, or declare better="
             )
 
-    def __str__(self) -> str:
-        kinds = (
-            {"helpful": self.helpful, "harmful": self.harmful}
-            if self.better
-            else {"positive": self.positive, "negative": self.negative}
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the listed items as a table, an item a row.
+
+        Columns: query_id, observable, side ("helpful" and "harmful", or "positive" and "negative"
+        of an observable without a better direction), train_id, label, influence, standard_error,
+        certain.
+        """
+        import pandas as pd
+
+        names = ["query_id", "observable", "side", "train_id", "label", "influence",
+                 "standard_error", "certain"]  # fmt: skip
+        rows = [
+            (self.query_id, self.observable, side, s.train_id, s.label, s.influence,
+             s.standard_error, s.resolved)
+            for side, scores in self._sides.items() for s in scores
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=names)
+
+    @property
+    def _sides(self) -> dict[str, tuple[Score, ...]]:
+        if self.better:
+            return {"helpful": self.helpful, "harmful": self.harmful}
+        return {"positive": self.positive, "negative": self.negative}
+
+    def _repr_html_(self) -> str:
+        title = f"query {self.query_id}, {self.observable}"
+        rows = [
+            (side, s.train_id, s.label or "", f"{s.influence:+.3g} ± {s.standard_error:.1g}")
+            for side, scores in self._sides.items() for s in scores
+        ]  # fmt: skip
+        listed = (
+            html_table(("", "item", "label", "influence"), rows)
+            if rows
+            else html_line("no item whose sign is certain")
         )
-        lines = [f"query {self.query_id}, {self.observable}"]
-        if not self.trusted:
-            lines.append("  the run is not trusted: no sign is certain")
-        for kind, scores in kinds.items():
-            lines += [f"  {kind}"] + ([f"    {score}" for score in scores] or ["    none"])
+        return html_line(title, strong=True) + listed + "".join(map(html_line, self._remarks))
+
+    @property
+    def _remarks(self) -> list[str]:
+        """Return sentences on trust, and on what is left out."""
+        remarks = [] if self.trusted else ["the run is not trusted: no sign is certain"]
         if self.unresolved:
             more = self.draws_to_resolve
             needed = f"; {more:,.0f} more draws would resolve them" if more < np.inf else ""
             remedy = needed if self.trusted else "; unresolved=True lists them"
-            lines.append(
-                f"  {self.unresolved} among the strongest are left out: the sign of their score is "
+            remarks.append(
+                f"{self.unresolved} among the strongest are left out: the sign of their score is "
                 f"not certain{remedy}"
             )
-        return "\n".join(lines)
+        return remarks
+
+    def __str__(self) -> str:
+        lines = [f"query {self.query_id}, {self.observable}"]
+        remarks = [f"  {remark}" for remark in self._remarks]
+        if not self.trusted:
+            lines.append(remarks.pop(0))
+        for kind, scores in self._sides.items():
+            lines += [f"  {kind}"] + ([f"    {score}" for score in scores] or ["    none"])
+        return "\n".join([*lines, *remarks])
 
 
 class Listed(NamedTuple):

@@ -18,9 +18,11 @@ from bif.problem.array_layout import Panels, join_panels
 from bif.problem.problem import observable_position
 from bif.results.excerpt import excerpt
 from bif.results.group_sums import source_text
+from bif.results.indexes import without_id_indexes
 from bif.results.influence import Influence
 from bif.results.ranking import Listed, Ranking, ranked
 from bif.results.suspects import Suspects
+from bif.results.tables import html_folded, html_line
 from bif.runs.records import NAN, Manifest, Summary, is_solved
 from bif.runs.retention import subset_of
 from bif.sampling.settings import without_unused
@@ -173,7 +175,7 @@ class Run:
         summary = {**self.summary, **(extra or {})}
         folder.finish(
             manifest=self.manifest,
-            influence=self.influence.dataset,
+            influence=without_id_indexes(self.influence.dataset),
             diagnostics=self.diagnostics,
             summary=summary,
             report=self._report(summary),
@@ -234,6 +236,11 @@ class Run:
             f"{s.rhat_max:.3f}, effective sample size {s.ess_median:.0f} (median)"
             f"{anchors}{warnings}"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the answer, and figures and warnings folded below it."""
+        about = "".join(map(html_line, repr(self).split("\n")))
+        return self.influence._repr_html_() + html_folded("figures and warnings of the run", about)
 
 
 def load(folder: str | Path) -> Run:
