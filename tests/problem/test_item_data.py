@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import bif
 from small_problems import TINY, integers, labelled, network
@@ -88,7 +88,12 @@ def test_queries_of_a_dataset_of_dicts_may_be_one_dict_of_tensors():
 
 X, Y = labelled(8, seed=1)
 REFUSED = {
-    "loader": (DataLoader(TensorDataset(X, Y)), "DataLoader.*pass loader.dataset"),
+    "loader of some": (DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([1, 2])),
+                       "DataLoader with a SubsetRandomSampler.*pass the items that training saw"),
+    "loader of some twice": (
+        DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([1.0] * 8, 8)),
+        "DataLoader with a WeightedRandomSampler",
+    ),
     "path": (Path("train.pt"), "items are a PosixPath, 'train.pt': read them"),
     "text": ("train.jsonl", "items are a str, 'train.jsonl': read them"),
     "array": (X.numpy(), r"numpy.ndarray: pass tensors, torch.as_tensor\(x\)"),

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from bif.types import Batch
 
+Collate = Callable[[list[Any]], Any]
+"""Makes a batch of a list of items."""
 _MAX_SHOWN = 3
 """Shapes that a message lists."""
 
@@ -39,12 +49,6 @@ def as_data(data: Any) -> Batch | Dataset[Any]:
     if isinstance(data, Dataset | Tensor | Mapping | tuple | list):
         return data
     kind = f"{type(data).__module__.partition('.')[0]}.{type(data).__name__}"
-    if isinstance(data, DataLoader):
-        raise TypeError(
-            "items are a DataLoader, which hands out batches in an order of its own: pass "
-            "loader.dataset, without shuffling or augmentation; where the loader collates in its "
-            "own way, the one batch that it makes of all items."
-        )
     if isinstance(data, str | bytes | Path):
         raise TypeError(
             f"items are a {type(data).__name__}, {str(data)[:60]!r}: read them, and pass tensors "
@@ -69,17 +73,66 @@ def as_data(data: Any) -> Batch | Dataset[Any]:
     )
 
 
-def collate(rows: Sequence[Any], names: Sequence[str]) -> Batch:
-    """Return items of a Dataset as a batch.
+def of_loader(loader: DataLoader[Any]) -> tuple[Dataset[Any], Collate | None]:
+    """Return the dataset of a loader, in its own order, and its function that collates, if any.
+
+    Batches, shuffling and workers are left behind.
 
     Raises:
-        TypeError, ValueError: Items that are no tensors or cannot be stacked, by name.
+        TypeError: The loader draws some items only, or some more often: the items are not all of
+            the dataset's then.
     """
+    sampler = loader.sampler
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler)
+        and len(sampler) == len(loader.dataset)  # pyright: ignore[reportArgumentType]
+    )
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        sampler, whole = loader.batch_sampler, False
+    if not whole and not isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"items are a DataLoader with a {type(sampler).__name__}, which may draw some items "
+            "only, or some more often: pass the items that training saw, such as "
+            "torch.utils.data.Subset(loader.dataset, indices)."
+        )
+    own = loader.collate_fn is not default_collate and loader.batch_size is not None
+    return loader.dataset, loader.collate_fn if own else None
+
+
+def collate(rows: Sequence[Any], names: Sequence[str], function: Collate | None = None) -> Batch:
+    """Return items of a Dataset as a batch.
+
+    Args:
+        rows: The items.
+        names: Their ids.
+        function: That collates; torch's own by default.
+
+    Raises:
+        TypeError, ValueError: Items that are no tensors or cannot be stacked, by name; a batch of
+            `function` that has not one entry an item.
+    """
+    if function is not None:
+        return _collated(rows, function)
     try:
         return default_collate(list(rows))
     except (TypeError, ValueError, RuntimeError, KeyError):
         refuse_rows(rows, names)
         raise
+
+
+def _collated(rows: Sequence[Any], function: Collate) -> Batch:
+    batch = function(list(rows))
+    for path, value in _fields(batch):
+        if not isinstance(value, Tensor) or value.shape[:1] != (len(rows),):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+            raise ValueError(
+                f"collate_fn made {path} with {got} of {len(rows)} items: expected tensors whose "
+                "first axis is the items, in a tuple or dict (batch_first=True where sequences are "
+                "padded)."
+            )
+    return batch
 
 
 def refuse_rows(rows: Sequence[Any], names: Sequence[str]) -> None:

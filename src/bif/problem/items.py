@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from bif.problem.item_data import as_data, collate, refuse_rows, refuse_uneven
+from bif.problem.item_data import Collate, as_data, collate, of_loader, refuse_rows, refuse_uneven
 from bif.problem.weights import widen
 from bif.types import Batch
 
@@ -84,7 +84,10 @@ class Items:
         data: A tensor `[N, …]`, a tuple, list or dict of such tensors, or a Dataset whose items
             collate to one of these: of torch, or anything with `__len__` and `__getitem__`, such as
             a `datasets.Dataset` in torch's format.  It is read item by item when needed, and must
-            return the same item every time (no augmentation).
+            return the same item every time (no augmentation).  Of a DataLoader its dataset is
+            taken, in the dataset's own order, and its `collate_fn`.
+        collate_fn: Makes a batch of a list of a Dataset's items, as a DataLoader's does: tensors
+            whose first axis is the items.
         ids: N names, kept with every score; "0", "1", … by default.
         labels: N labels to show, for example class names.
         about: Further texts kept with the scores, N each by name: `about={"source": […]}` is
@@ -102,8 +105,9 @@ class Items:
 
     def __init__(
         self,
-        data: Batch | Dataset[Any],
+        data: Batch | Dataset[Any] | DataLoader[Any],
         *,
+        collate_fn: Collate | None = None,
         ids: Sequence[str] | None = None,
         labels: Sequence[Any] | Tensor | None = None,
         about: Mapping[str, Sequence[str]] | None = None,
@@ -111,7 +115,16 @@ class Items:
         tokens: Sequence[Sequence[str]] | None = None,
         token_mask: np.ndarray | Tensor | None = None,
     ) -> None:
+        if isinstance(data, DataLoader):
+            data, own = of_loader(data)
+            collate_fn = collate_fn or own
         data = as_data(data)
+        if collate_fn is not None and not isinstance(data, Dataset):
+            raise TypeError(
+                f"collate_fn makes batches of a Dataset's items, and data is a "
+                f"{type(data).__name__}, which is a batch already: leave it out."
+            )
+        self._collate = collate_fn
         if not isinstance(data, Dataset):
             batch_leaves(data)  # whose error has the path
         self.data = data if isinstance(data, Dataset) else map_batch(torch.Tensor.detach, data)
@@ -147,7 +160,7 @@ class Items:
             return map_batch(lambda leaf: leaf[indices], self.data)
         positions = indices.flatten().tolist()
         rows = [self.data[int(i)] for i in positions]
-        batch = collate(rows, [str(self.ids[i]) for i in positions])
+        batch = collate(rows, [str(self.ids[i]) for i in positions], self._collate)
         batch = map_batch(widen, batch) if self._widens else batch
         return map_batch(
             lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]).to(self._device), batch
@@ -216,7 +229,9 @@ class Items:
         """Read some items twice; rarer changes show as losses, once there is a model."""
         positions = torch.linspace(0, self._num - 1, min(self._num, _NUM_READ_TWICE)).long()
         with preserve_randomness():
-            refuse_rows([self.data[i] for i in positions.tolist()], self.ids[positions].tolist())
+            if self._collate is None:
+                rows = [self.data[i] for i in positions.tolist()]
+                refuse_rows(rows, self.ids[positions].tolist())
             once, again = self.take(positions), self.take(positions)
         pairs = zip(batch_leaves(once).items(), batch_leaves(again).values(), strict=True)
         for (path, a), b in pairs:
@@ -229,7 +244,7 @@ class Items:
                     )
 
 
-def as_items(data: Items | Batch | Dataset[Any]) -> Items:
+def as_items(data: Items | Batch | Dataset[Any] | DataLoader[Any]) -> Items:
     """Return `data` itself if it is `Items`, else `Items(data)`."""
     return data if isinstance(data, Items) else Items(data)
 

@@ -118,7 +118,7 @@ class Problem:
         model: The trained network; its parameters are w*.
         loss: `loss(model, batch) -> [B]`, or `[B, T]` whose tokens are summed.  The loss of the
             train items; also the default observable.
-        train: Train items: `Items`, tensors, a dict of tensors, or a Dataset.
+        train: Train items: `Items`, tensors, a dict of tensors, a Dataset, or a DataLoader of one.
         queries: Items of the same structure, or a mapping from group names to such.
         observables: What is asked of the queries; the loss (lower is better) by default, and
             `bif.losses.cross_entropy` through its margin.  For the loss itself pass
