@@ -96,7 +96,7 @@ PUBLIC = {
     """,
     "bif.mesh": "RankFailed Ranks join launched",
     "bif.interop": """
-        ImportedScores read_bergson_scores read_kronfluence_scores read_scores
+        ImportedScores read_bergson_scores read_devinterp_run read_kronfluence_scores read_scores
         write_bergson_scores
     """,
 }
