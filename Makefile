@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "bif needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo,report,maps]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,demo,report,maps]'
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps curvlinops-for-pytorch
 	@touch $@
 
 demo: $(STAMP) ## run the demo into bif-demo/

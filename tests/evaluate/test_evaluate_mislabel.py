@@ -3,7 +3,9 @@ import itertools
 import numpy as np
 import pytest
 
+import bif
 from bif.evaluate import auroc
+from small_problems import TINY, classification
 
 
 def test_auroc_is_that_of_a_case_worked_by_hand():
@@ -46,3 +48,11 @@ def test_positives_that_are_not_bool_are_refused():
 def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="scores hold 1 NaN of 3"):
         auroc([1.0, float("nan"), 3.0], [True, False, False])
+
+
+def test_self_influence_is_refused_since_its_sign_is_the_other_one():
+    scores = bif.attribute(classification(), TINY).influence.self_influence()
+    moved = np.arange(20) < 4
+    with pytest.raises(ValueError, match="pass -scores, or run.suspects"):
+        auroc(scores, moved)
+    assert auroc(-scores, moved) == pytest.approx(auroc(-scores.values, moved))

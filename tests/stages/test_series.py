@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bif
 from bif.language import LanguageModel, revisions
 from bif.problem.series import stage_problem, step_of
-from small_problems import classification, network
+from small_problems import TINY, classification, network
 
 
 def weights(seed: int) -> dict[str, Tensor]:
@@ -170,3 +170,22 @@ class TestSaving:
         callback.on_train_start(SimpleNamespace(global_step=0), nn.Linear(2, 1))
         callback.on_train_batch_end(SimpleNamespace(global_step=1), nn.Linear(2, 1), None, {}, 0)
         assert [s.step for s in bif.CheckpointSeries.from_folder(tmp_path)] == [0, 1]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_checkpoint_is_attributed_as_its_model_is(tmp_path: Path):
+    save = bif.SaveCheckpoints(tmp_path, [0, 1])
+    for step, seed in enumerate((3, 4)):
+        model = network()
+        model.load_state_dict(weights(seed))
+        save(step, model)
+    series, expected = bif.CheckpointSeries.from_folder(tmp_path), network()
+    expected.load_state_dict(weights(3))
+    runs = [
+        bif.attribute(problem, TINY).influence.dataset["influence"].values
+        for problem in (
+            classification().at_weights(series.stages[0].read()),
+            classification().with_model(expected),
+        )
+    ]
+    assert (runs[0] == runs[1]).all() and runs[0].any()

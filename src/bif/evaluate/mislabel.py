@@ -15,21 +15,29 @@ def auroc(scores: Any, positives: Any) -> float:
     positives among N items (the Mann-Whitney statistic).
 
     Args:
-        scores: Scores [N]; higher = more suspicious.
+        scores: Scores [N]; higher = more suspicious, as those of `run.suspects().scores`.
+            `run.influence.self_influence()` is the other way round, and refused.
         positives: True for the items to be found, bool [N].
 
     Returns:
         A number between 0 and 1; 0.5 is chance.
 
     Raises:
-        ValueError: If the shapes differ, a score is NaN, or only one class is present.
+        ValueError: If the shapes differ, a score is NaN, only one class is present, or the scores
+            are self-influences.
 
     >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
     0.75
     """
     from scipy.stats import mannwhitneyu
 
+    named = getattr(scores, "name", None)  # which negation keeps
     scores = np.asarray(scores, dtype=np.float64)
+    if named == "self_influence" and not (scores > 0).any():
+        raise ValueError(
+            "self-influence is -Var(loss_i), lowest for what is suspicious, and here higher is "
+            "more suspicious: pass -scores, or run.suspects().scores['loss']."
+        )
     positives = np.asarray(positives)
     if scores.ndim != 1 or positives.shape != scores.shape:
         raise ValueError(
