@@ -6,11 +6,9 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-import bif
-
 SHOW_ALL = "BIF_TRACEBACK"
 """Environment variable that has errors raised with all frames, for a report of a fault."""
-_OURS = Path(bif.__file__).parent
+_OURS = Path(__file__).parents[1]
 _PACKAGES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
