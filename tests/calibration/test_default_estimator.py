@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 import bif
-from bif.calibration.default_estimator import default_estimator
-from bif.runs.attribute import _solves
+from bif.calibration.default_estimator import (
+    Forecast,
+    LinearPart,
+    default_estimator,
+    settled_estimator,
+)
+from bif.runs import attribute as module
+from bif.runs.estimator_forecast import pilot_with_anchors, plan_run
 from small_problems import classification, filled, integers, normal
 
 
@@ -45,7 +51,9 @@ CHAINS = bif.Settings(draws=4)
 def test_many_weights_are_solved_for_and_the_run_says_so(tmp_path: Path):
     run = bif.attribute(wide(), out=tmp_path / "run")
     assert run.manifest.settings["estimator"] == "response"
-    assert "estimator = response: draws see few directions" in " ".join(run.manifest.explanations)
+    (line,) = [x for x in run.manifest.explanations if x.startswith("estimator = ")]
+    assert line.startswith("estimator = response: to solve for 3 query columns by ")
+    assert "draws see few directions of so many weights; say estimator='covariance'" in line
     assert run.manifest.identity["settings"].get("estimator") is None
     again = bif.attribute(wide(), out=tmp_path / "run")
     assert again.summary["estimator"] == "response"
@@ -55,12 +63,12 @@ def test_many_weights_are_solved_for_and_the_run_says_so(tmp_path: Path):
     "settings",
     [
         CHAINS, bif.Settings(budget=60), bif.Settings(controls=True), bif.Settings(sampler="sgld"),
-        bif.Settings(estimator="covariance"), bif.Settings(movable=("0.bias",)),
+        bif.Settings(estimator="covariance"),
     ],
 )  # fmt: skip
-def test_what_speaks_of_chains_and_few_weights_are_sampled(settings: bif.Settings):
-    assert default_estimator(wide(), settings) == ("covariance", "")
-    assert default_estimator(wide(), bif.Settings(gamma=1.0, seed=3)) == ("response", "")
+def test_what_speaks_of_chains_is_sampled_without_a_forecast(settings: bif.Settings):
+    assert settled_estimator(wide(), settings) == "covariance"
+    assert settled_estimator(wide(), bif.Settings(gamma=1.0, seed=3)) is None
 
 
 def test_a_setting_of_the_solver_or_a_path_asks_for_a_solve():
@@ -74,19 +82,194 @@ def test_a_setting_of_the_solver_or_a_path_asks_for_a_solve():
 
 
 def test_what_a_solve_cannot_take_is_sampled():
-    name, why = default_estimator(wide(NumpyModel()), bif.Settings())
-    assert name == "covariance"
-    assert why.startswith("64,003 weights are sampled, since they cannot be solved for: ")
-    _, noted = _solves(wide(NumpyModel()), bif.Settings(), "traces", None)
-    assert noted.notes == (why,)
+    planned = plan_run(wide(NumpyModel()), bif.Settings(step_size=0.01))
+    assert planned.solver is None and planned.chains is not None
+    choice = planned.chains.choices[0]
+    assert (choice.name, choice.value) == ("estimator", "covariance")
+    assert choice.reason.startswith("the linear part cannot be solved for: ")
 
 
-def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with():
-    for estimator, expected in ((None, False), ("covariance", False), ("response", True)):
-        begun = {"estimator": estimator}  # settings of an earlier version, which chose otherwise
-        assert _solves(wide(), bif.Settings(), "traces", None, begun=begun)[0] is expected
-    assert not _solves(wide(), bif.Settings(), "sums", None)[0]
-    assert not _solves(wide(), bif.Settings(), "traces", 5)[0]
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [(None, "run_attribution"), ("covariance", "run_attribution"), ("response", "run_solver")],
+)
+def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with(begun, expected, monkeypatch):
+    """By that of an earlier version, which chose otherwise, and without a forecast."""
+    called = spied(monkeypatch)
+    folder = type("Folder", (), {"manifest": {"settings": {"estimator": begun}}})()
+    module._carry_out(
+        wide(), bif.Settings(), folder=folder, keep="traces", top=None, show_progress=False
+    )  # type: ignore[arg-type]
+    assert called == [expected]
+
+
+@pytest.mark.parametrize("kept", [{"keep": "sums", "top": None}, {"keep": "traces", "top": 5}])
+def test_what_is_kept_of_draws_asks_for_them(kept, monkeypatch):
+    called = spied(monkeypatch)
+    module._carry_out(wide(), bif.Settings(), **kept, show_progress=False)
+    assert called == ["run_attribution"]
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what is called in place of a forecast and of runs."""
+    called: list[str] = []
+    for name in ("plan_run", "run_solver", "run_attribution"):
+        monkeypatch.setattr(module, name, lambda *a, name=name, **k: called.append(name))
+    return called
+
+
+# --- The crossover, by costs that are given -----------------------------------------------------
+
+CHEAP = Forecast(queries=100, steps=10, product=0.001, draws=4000, draw=0.002)
+"""Solving takes 1 s, sampling 8 s."""
+DEAR = Forecast(queries=1000, steps=10, product=0.001, draws=4000, draw=0.002)
+"""Solving takes 10 s, sampling 8 s."""
+
+
+def part(missed: float, *, worth: float) -> LinearPart:
+    return LinearPart(missed=missed, noise=0.1, variance_left=0.05, worth=worth)
+
+
+@pytest.mark.parametrize(
+    ("forecast", "found", "expected"),
+    [
+        (CHEAP, None, "response"),
+        (DEAR, None, "covariance"),
+        (CHEAP, part(0.1, worth=1.0), "response"),
+        (CHEAP, part(0.1, worth=100.0), "response"),
+        (DEAR, part(0.0, worth=100.0), "covariance"),
+        (CHEAP, part(0.11, worth=4.0), "anchored"),
+        (CHEAP, part(0.11, worth=3.9), "covariance"),
+    ],
+)
+def test_each_side_of_the_crossover_is_chosen(forecast, found, expected):
+    assert default_estimator(forecast, found).value == expected
+
+
+def test_anchors_are_solved_for_where_that_takes_less_than_they_save():
+    """At a worth of 4 they save three quarters of 8 s."""
+    for queries, expected in ((599, "anchored"), (601, "covariance")):
+        forecast = Forecast(queries=queries, steps=10, product=0.001, draws=4000, draw=0.002)
+        assert default_estimator(forecast, part(0.5, worth=4.0)).value == expected
+
+
+def test_the_reason_has_both_sides_in_seconds_and_what_was_measured():
+    choice = default_estimator(CHEAP, part(0.3, worth=20.0))
+    assert str(choice) == (
+        "estimator = anchored: to solve for 100 query columns by 10 products of 0.001 s takes 1 s, "
+        "and 4,000 draws of 0.002 s, for a reliability of 0.9, take 8 s; a solve misses 0.3 of the "
+        "scores, which takes draws, and with anchors, which leave 0.05 of the variance, one is "
+        "worth 20; say estimator='covariance' for the other"
+    )
+    reason = default_estimator(CHEAP, part(0.05, worth=20.0)).reason
+    assert "the solve alone is as good: it misses 0.05 of the scores, where a run's" in reason
+    assert "; draws serve all queries; " in default_estimator(DEAR, None).reason
+
+
+# --- What a pilot measures ----------------------------------------------------------------------
+
+
+def at(nbeta: float) -> bif.Settings:
+    """A posterior of `classification` at a damping at which it is narrow where nbeta is large."""
+    return bif.Settings(nbeta=nbeta, gamma=0.3 * nbeta)
+
+
+def test_a_pilot_tells_how_far_a_solve_goes():
+    """A colder posterior is closer to linear; costs are of the machine and are not compared.
+
+    Where it is coldest the Gauss-Newton matrix still misses what the Hessian of losses off their
+    minimum has beside it.
+    """
+    missed, left, worth = [], [], []
+    for nbeta in (20.0, 2000.0):
+        settings = bif.calibrate(classification(), at(nbeta)).settings
+        forecast, found = pilot_with_anchors(classification(), settings)
+        assert forecast.queries == 2 * 5
+        assert 1 <= forecast.steps <= 43
+        assert forecast.product > 0 and forecast.draw > 0 and forecast.draws > 0
+        missed.append(found.missed)
+        left.append(found.variance_left)
+        worth.append(found.worth)
+    assert missed[1] < 0.2 < 0.25 < missed[0]
+    assert left[1] < 0.1 < 0.2 < left[0]
+    assert worth[1] > 6 > 4 > worth[0]
+
+
+def test_a_pilot_of_an_observable_that_is_linear_misses_what_the_solver_leaves():
+    weight = bif.Observable("output", lambda model, batch: model(batch[0])[:, 0])
+    problem = bif.Problem(
+        filled(nn.Linear(4, 1), scale=0.1), bif.losses.squared_error, observables=[weight],
+        train=(normal(40, 4, seed=1), normal(40, 1, seed=2)),
+        queries=(normal(9, 4, seed=3), normal(9, 1, seed=4)),
+    )  # fmt: skip
+    settings = bif.calibrate(problem, at(400.0)).settings
+    _, found = pilot_with_anchors(problem, settings)
+    assert found.missed < 0.1
+    assert found.variance_left < 0.01
+    assert found.worth > 50
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, unchecked, no_page):
+    """Runs of few draws."""
+    monkeypatch.setattr("bif.calibration.calibrate.DEFAULT_DRAWS", 8)
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, name: str, forecast: Forecast, part: LinearPart | None):
+    found = forecast if part is None else (forecast, part)
+    monkeypatch.setattr(f"bif.runs.estimator_forecast.{name}", lambda *a: found)
+
+
+@pytest.mark.parametrize(
+    ("forecast", "found", "estimator"),
+    [
+        (CHEAP, part(0.05, worth=9.0), "response"),
+        (CHEAP, part(0.5, worth=9.0), "anchored"),
+        (CHEAP, part(0.5, worth=2.0), None),
+        (DEAR, part(0.5, worth=9.0), None),
+    ],
+)
+def test_few_weights_have_what_a_pilot_says(
+    forecast, found, estimator, short, monkeypatch, tmp_path
+):
+    chosen(monkeypatch, "pilot_with_anchors", forecast, found)
+    problem, settings = classification(), at(2000.0)
+    run = bif.attribute(problem, settings, out=tmp_path / "run")
+    assert run.manifest.settings.get("estimator") == estimator
+    assert run.manifest.settings["nbeta"] == 2000.0
+    assert run.manifest.identity["settings"].get("estimator") is None
+    lines = [x for x in run.manifest.explanations if x.startswith("estimator = ")]
+    assert lines == [str(default_estimator(forecast, found))]
+    again = bif.attribute(problem, settings, out=tmp_path / "run")
+    assert again.influence.dataset["influence"].equals(run.influence.dataset["influence"])
+    asked = bif.Settings(**{**settings.as_dict(), "estimator": estimator or "covariance"})
+    expected = bif.attribute(problem, asked).influence.dataset["influence"]
+    assert expected.equals(run.influence.dataset["influence"])
+
+
+def test_many_weights_are_sampled_where_draws_cost_less(monkeypatch):
+    chosen(monkeypatch, "forecast_from_gradients", DEAR, None)
+    planned = plan_run(wide(), bif.Settings(gamma=1.0, step_size=0.01))
+    assert planned.solver is None and planned.chains is not None
+    assert planned.chains.choices[0].value == "covariance"
+
+
+def test_a_pilot_that_fails_leaves_draws_alone(monkeypatch):
+    def fails(*_):
+        raise ValueError("negative curvature")
+
+    monkeypatch.setattr("bif.runs.estimator_forecast.pilot_with_anchors", fails)
+    planned = plan_run(classification(), at(20.0))
+    assert planned.chains is not None
+    assert planned.chains.choices[0].reason == "a pilot with anchors ended: negative curvature"
+
+
+def test_a_run_with_anchors_by_forecast_is_extended_with_them(short, monkeypatch, tmp_path):
+    chosen(monkeypatch, "pilot_with_anchors", CHEAP, part(0.5, worth=9.0))
+    bif.attribute(classification(), at(2000.0), out=tmp_path / "run")
+    more = bif.extend(tmp_path / "run", classification(), draws=12)
+    assert more.influence.dataset.attrs["estimator"] == "anchored"
+    assert more.summary.draws == 12 * 64
 
 
 def test_a_run_that_was_solved_by_default_is_extended_as_a_solved_one(tmp_path: Path):

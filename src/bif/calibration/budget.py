@@ -254,11 +254,22 @@ def measure_pace(
         expected *= size / settings.block_size  # stacks of fewer chains step faster
         if expected > _PILOT_SHARE * aim.budget:
             return Pace(step, record, math.nan, time.perf_counter() - started, aim.num_ranks)
-    traces = short_traces(make_engine(problem, pilot), few)
+    signal = signal_of_draw(short_traces(make_engine(problem, pilot), few))
+    return Pace(step, record, signal, time.perf_counter() - started, aim.num_ranks)
+
+
+def signal_of_draw(traces: LossTraces) -> float:
+    """Return the signal of one draw, as in `Pace`, by the agreement of a pilot's halves."""
     found = reliability(traces, num_queries=32, num_train=512)
     found = min(max(found, 0.02), 0.999) if found == found else 0.02
-    signal = found / (1 - found) / traces.total_draws
-    return Pace(step, record, signal, time.perf_counter() - started, aim.num_ranks)
+    return found / (1 - found) / traces.total_draws
+
+
+def seconds_of_draw(engine: Engine) -> float:
+    """Return the seconds of a draw of one chain, by a few steps of a block."""
+    size = engine.settings.block_size
+    step, record = _time_steps(engine, size, None)
+    return (engine.settings.thin * step + record) / size
 
 
 def measure_pace_again(problem: Problem, settings: RunSettings, budget: float, pace: Pace) -> Pace:

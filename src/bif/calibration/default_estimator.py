@@ -1,46 +1,119 @@
-"""Choose between sampling and solving where nothing was said."""
+"""Choose between sampling, solving and both where nothing was said, by what each is to cost."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
-from bif.linear_response.rehearsal import require_derivatives
 from bif.problem.problem import Problem
-from bif.sampling.movable_weights import num_moving
+from bif.sampling.choices import Choice
 from bif.sampling.settings import SHARED_BY_ESTIMATORS, EstimatorName, Settings
 
 MANY_WEIGHTS = 50_000
-"""Weights above which draws see too few of their directions: the response is solved for."""
+"""Weights up to which pilot draws are taken: of more, draws see too few directions to tell."""
+RELIABILITY = 0.9
+"""Reliability of the scores that draws are counted for."""
+LEAST_WORTH = 4.0
+"""Plain draws that one with anchors must be worth: at less, what they take is hardly won back."""
 
 
-def default_estimator(problem: Problem, settings: Settings) -> tuple[EstimatorName, str]:
-    """Return the estimator that settings name, or the one for a model of this size.
+@dataclass(frozen=True)
+class Forecast:
+    """What scores are expected to cost, solved for and sampled.
 
-    And why a large model is sampled all the same, if it cannot be solved for.
+    Attributes:
+        queries: Query columns, each of which has a linear system.
+        steps: Products with the curvature that a system takes.
+        product: Seconds of a product.
+        draws: Draws that a reliability of .9 needs.
+        draw: Seconds of a draw.
+    """
 
-    Draws of chains are a random projection of the gradients to as many dimensions as there are
-    draws.  With few weights they see all of influence, also what is not linear; with many they
-    drown in noise, where a linear solve has none.  Settings for chains, such as draws or a budget,
-    ask for the covariance, and so does a model or a loss that a solve cannot take.
+    queries: int
+    steps: float
+    product: float
+    draws: float
+    draw: float
+
+    @property
+    def to_solve(self) -> float:
+        """Return the seconds of all systems."""
+        return self.queries * self.steps * self.product
+
+    @property
+    def to_sample(self) -> float:
+        """Return the seconds of the draws."""
+        return self.draws * self.draw
+
+    def __str__(self) -> str:
+        return (
+            f"to solve for {self.queries:,} query columns by {self.steps:.3g} products of "
+            f"{self.product:.2g} s takes {self.to_solve:.2g} s, and {self.draws:,.0f} draws of "
+            f"{self.draw:.2g} s, for a reliability of {RELIABILITY:g}, take {self.to_sample:.2g} s"
+        )
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """What pilot draws with anchors tell of the part of scores that is solved for.
+
+    Attributes:
+        missed: Root mean square of what a solve misses, in units of the scores; the pilot's own
+            noise is in it.
+        noise: Root mean square error of a whole run's plain covariances, in these units.
+        variance_left: Median share of the observables' variance that anchors leave.
+        worth: Plain draws that have the errors of one with anchors.
+    """
+
+    missed: float
+    noise: float
+    variance_left: float
+    worth: float
+
+
+def settled_estimator(problem: Problem, settings: Settings) -> EstimatorName | None:
+    """Return the estimator that settings or a path ask for; None where it is to be forecast."""
+    if settings.estimator is not None:
+        return settings.estimator
+    if for_chains(settings):
+        return "covariance"
+    return "response" if problem.path else None
+
+
+def default_estimator(forecast: Forecast, part: LinearPart | None) -> Choice:
+    """Return the estimator that gives scores as good in less time, and why.
+
+    Draws serve all queries at once; a solve takes a linear system for each:
+
+        solve where  queries · steps · product < draws · draw  (seconds),
+
+    and where the linear part is all that draws would tell.  Where it is not, both are joined if
+    anchors leave so little to sample that a draw is worth four or more.
 
     Args:
-        problem: What is to be attributed.
-        settings: As asked for.
+        forecast: What either costs.
+        part: What a pilot found; None where no draws were taken, since too many would be needed.
     """
-    if settings.estimator is not None:
-        return settings.estimator, ""
-    chains = for_chains(settings)
-    if problem.path and not chains:
-        return "response", ""
-    num_weights = num_moving(problem, settings)
-    if chains or num_weights <= MANY_WEIGHTS:
-        return "covariance", ""
-    try:
-        require_derivatives(problem.with_plain_losses(), settings.reopened(estimator="response"))
-    except ValueError as error:
-        why = f"{num_weights:,} weights are sampled, since they cannot be solved for: {error}"
-        return "covariance", why
-    return "response", ""
+    name: EstimatorName = "covariance"
+    if forecast.to_solve >= forecast.to_sample:
+        why = "draws serve all queries"
+    elif part is None:
+        name, why = "response", "draws see few directions of so many weights"
+    elif part.missed <= part.noise:
+        name = "response"
+        why = (
+            f"the solve alone is as good: it misses {part.missed:.2g} of the scores, where a run's "
+            f"draws have errors of {part.noise:.2g}"
+        )
+    else:
+        beside = (
+            f"a solve misses {part.missed:.2g} of the scores, which takes draws, and with anchors, "
+            f"which leave {part.variance_left:.2g} of the variance, one is worth {part.worth:.3g}"
+        )
+        saved = (1 - 1 / part.worth) * forecast.to_sample if part.worth > 0 else 0.0
+        joined = part.worth >= LEAST_WORTH and forecast.to_solve < saved
+        name, why = ("anchored" if joined else "covariance"), beside
+    other = "covariance" if name != "covariance" else "response"
+    return Choice("estimator", name, f"{forecast}; {why}; say estimator={other!r} for the other")
 
 
 def for_chains(settings: Settings) -> bool:

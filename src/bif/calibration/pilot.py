@@ -13,8 +13,10 @@ from torch import Tensor
 
 from bif import tensors
 from bif.calibration.alignment import (
+    EFFECTIVE_DRAWS,
     FEWEST_ITEMS,
     NUM_ITEMS,
+    Damping,
     best_damping,
     dampings,
     gradient_sketches,
@@ -187,14 +189,14 @@ class Probe:
         """
         budget = None if self.settings.budget is None else float(self.settings.budget)
         gradient = self.whole.gradient(self.oracle, self.settings)
-        alone = _seconds_of_gradient(gradient, self.one)
+        alone = seconds_of_gradient(gradient, self.one)
         of_chain = alone * self.problem.num_train / len(self.whole.items)
         if budget is not None:
             _refuse_small_budget(budget, alone, of_chain, self.settings.gamma is None)
         largest = self.largest(self.whole, self.one, CENTER_ITERATIONS)
         seconds = self.num_chains * alone
         if budget is None or 2 * seconds < _TIMED_SHARE * budget:
-            seconds = _seconds_of_gradient(gradient, self.params)  # stacks are faster than that
+            seconds = seconds_of_gradient(gradient, self.params)  # stacks are faster than that
         smallest = smallest_curvature(
             gradient, self.one, direction=self.noise.normal(self.one), masks=self.posterior.masks,
             largest=torch.tensor([largest], dtype=torch.float64, device=self.device),
@@ -208,6 +210,24 @@ class Probe:
         return leftover_curvature(
             self._of_all, self.posterior, self.one, left=self._left, largest=largest
         )
+
+    def dampings(self, damping: float) -> list[Damping]:
+        """Return what factors on a damping gamma/nbeta do, by the gradients of a few items."""
+        items, weights = self.whole
+        first = range(min(NUM_ITEMS, len(items)))
+        rows = gradient_sketches(
+            self.oracle, self.one, items, first, masks=self.posterior.masks
+        )  # fmt: skip
+        return dampings(
+            rows * weights.mean().sqrt().cpu(), usual=damping + self.settings.weight_decay,
+            num_train=self.problem.num_train,
+        )  # fmt: skip
+
+    def draws_for_half(self, damping: float) -> float:
+        """Return the effective draws for a reliability of one half; those of a run of few items."""
+        if len(self.whole.items) < FEWEST_ITEMS:
+            return float(EFFECTIVE_DRAWS)
+        return self.dampings(damping)[0].draws_for_half
 
     def left_gradient(self) -> float:
         """Return the squared gradient of the training objective at w*; NaN of too many items."""
@@ -396,7 +416,7 @@ class _PilotItems(NamedTuple):
         )
 
 
-def _seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
+def seconds_of_gradient(gradient: FullGradient, params: Params) -> float:
     """Return the seconds of a gradient after a first one."""
     seconds = 0.0
     device = next(iter(params.values())).device
@@ -427,14 +447,7 @@ def narrowest_gamma(posterior: LocalPosterior) -> float:
 
 def _raise_damping(probe: Probe, damping: float) -> tuple[float, str]:
     """Return a factor on the usual damping, and the reason for one above 1."""
-    items, weights = probe.whole
-    first = range(min(NUM_ITEMS, len(items)))
-    gradients_IK = gradient_sketches(
-        probe.oracle, probe.one, items, first, masks=probe.posterior.masks
-    )
-    gradients_IK = gradients_IK * weights.mean().sqrt().cpu()
-    usual = damping + probe.settings.weight_decay
-    found = dampings(gradients_IK, usual=usual, num_train=probe.problem.num_train)
+    found = probe.dampings(damping)
     best = best_damping(found)
     if best.factor == 1:
         return 1.0, ""

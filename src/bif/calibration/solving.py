@@ -10,7 +10,6 @@ import torch
 
 from bif.calibration.calibrate import activation_bytes, with_precisions
 from bif.calibration.damping import SHARE
-from bif.calibration.default_estimator import MANY_WEIGHTS
 from bif.calibration.pilot import CENTER_ITERATIONS, Probe
 from bif.calibration.preflight import check_items
 from bif.calibration.temperature import default_nbeta
@@ -65,7 +64,7 @@ def calibrate_solver(
 
     Args:
         problem: What is to be attributed.
-        requested: With `estimator="response"`, or none where it was chosen by default.
+        requested: With `estimator="response"`, or none where a path asks for it.
         tell: Gets every line of explanation as it comes.
 
     Raises:
@@ -75,13 +74,7 @@ def calibrate_solver(
     choices = Choices(tell)
     for note in (*problem.notes, *problem.proxies_in_words):
         choices.remark(note)
-    if requested.estimator is None:
-        choices.choose(
-            "estimator", "response",
-            f"draws see few directions of more than {MANY_WEIGHTS:,} weights; say "
-            "estimator='covariance' to sample",
-        )  # fmt: skip
-        requested = replace(requested, estimator="response")
+    requested = replace(requested, estimator="response")
     asked = with_movable(problem, with_precisions(problem, requested, choices), choices)
     vectors = forecast_vectors(problem, asked)
     choices.choose("queries of a block", vectors.num_rows, vectors.in_words())

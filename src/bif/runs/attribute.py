@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bif import store
 from bif.calibration.budget import Goal
 from bif.calibration.calibrate import Calibration, calibrate
-from bif.calibration.default_estimator import default_estimator
+from bif.calibration.default_estimator import settled_estimator
 from bif.calibration.measured_mass import make_engine
 from bif.calibration.memory_plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem.identity import identity
@@ -20,6 +19,7 @@ from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
 from bif.runs.anchoring import make_anchoring
+from bif.runs.estimator_forecast import PlannedRun, plan_run
 from bif.runs.finalize import conclude
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
@@ -128,10 +128,7 @@ def attribute(
     if out is None:
         if keep == "weights":
             raise ValueError("keep='weights' needs a folder to keep them in: pass out.")
-        solves, problem = _solves(problem, requested, keep, top)
-        if solves:
-            return run_solver(problem, requested, show_progress=show_progress)
-        return run_attribution(problem, requested, keep=keep, top=top, show_progress=show_progress)
+        return _carry_out(problem, requested, keep=keep, top=top, show_progress=show_progress)
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
     return _attribute_on_disk(
         problem, requested, manifest, out=out, on_existing=on_existing,
@@ -175,58 +172,55 @@ def _attribute_on_disk(
         store.open_run(out, manifest, on_existing=on_existing) as folder,
     ):
         if not folder.complete:
-            begun = folder.manifest.get("settings")
-            solves, problem = _solves(problem, requested, keep, top, begun=begun)
-            run = (
-                run_solver(
-                    problem, requested, folder=folder, show_progress=show_progress, ranks=ranks
-                )
-                if solves
-                else run_attribution(
-                    problem, requested, folder=folder, keep=keep, top=top,
-                    commit_every=commit_every, show_progress=show_progress, ranks=ranks,
-                )
+            run = _carry_out(
+                problem, requested, folder=folder, keep=keep, top=top, commit_every=commit_every,
+                show_progress=show_progress, ranks=ranks,
             )  # fmt: skip
             run.write(folder)
             return run
     return load(out)
 
 
-def _solves(
-    problem: Problem, requested: Settings, keep: Keep, top: int | None, *,
-    begun: Mapping[str, object] | None = None,
-) -> tuple[bool, Problem]:  # fmt: skip
-    """Return whether a run solves for a response, and the problem with a note if it cannot.
-
-    Args:
-        begun: Settings of the run as it was begun, which an earlier version may have chosen.
+def _carry_out(
+    problem: Problem, requested: Settings, *, folder: store.RunFolder | None = None, keep: Keep,
+    top: int | None, commit_every: float = COMMIT_EVERY, show_progress: bool,
+    ranks: Ranks | None = None,
+) -> Run:  # fmt: skip
+    """Sample or solve, as asked, as begun, or as a forecast says.
 
     Raises:
         ValueError: A path, which needs a response.
     """
-    estimator = requested.estimator
-    if begun is not None:
+    begun = folder.manifest.get("settings") if folder else None
+    planned, estimator = None, settled_estimator(problem, requested)
+    if begun is not None:  # perhaps by an earlier version, which chose otherwise
         estimator = begun.get("estimator") or "covariance"
     elif estimator is None and (keep != "traces" or top is not None):
         estimator = "covariance"
-    why = ""
-    if estimator is None:
-        estimator, why = default_estimator(problem, requested)
     if problem.path and estimator != "response":
         raise ValueError(
             "the problem has a path, along which responses are solved: set estimator='response', "
             "or pass problem.with_path(())."
         )
-    if why:
-        problem = copy(problem)
-        problem.notes = (*problem.notes, why)
-    return estimator == "response", problem
+    if estimator is None:
+        refuse_vast_scores(problem, keep, top=top)
+        planned = plan_run(problem, requested, tell=say if show_progress else None)
+    if estimator == "response" or (planned and planned.solver):
+        return run_solver(
+            problem, requested, planned=planned, folder=folder, show_progress=show_progress,
+            ranks=ranks,
+        )  # fmt: skip
+    return run_attribution(
+        problem, requested, planned=planned, folder=folder, keep=keep, top=top,
+        commit_every=commit_every, show_progress=show_progress, ranks=ranks,
+    )  # fmt: skip
 
 
 def run_attribution(
     problem: Problem,
     requested: Settings,
     *,
+    planned: PlannedRun | None = None,
     folder: store.RunFolder | None = None,
     keep: Keep = "traces",
     top: int | None = None,
@@ -236,18 +230,19 @@ def run_attribution(
 ) -> Run:
     """Sample, into an open folder if there is one, and estimate; results are not written.
 
-    Args and raises: as for `attribute`.
+    Args and raises: as for `attribute`; `planned` is of a run that begins, if it was by a forecast.
     """
     started = time.perf_counter()
     refuse_vast_scores(problem, keep, top=top)
     refuse_vast_traces(problem, requested, keep)
     # Before anything is evaluated: a loss may be an object that remembers its calls.
-    asked_for = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
+    asked_for = planned.identity if planned else identity(problem, requested.as_dict())
+    asked_for = folder.manifest["identity"] if folder else asked_for
     num_ranks = ranks.size if ranks else 1
     fresh = not (folder and folder.manifest.get("blocks"))
     if fresh:  # once more below, where calibration has chosen
         refuse_uneven(num_ranks, requested.chains, requested.block_size)
-    calibration = _calibrate(
+    calibration = (planned and planned.chains) or _calibrate(
         problem, requested, folder, say if show_progress else None, num_ranks=num_ranks
     )
     settings = calibration.settings
@@ -258,9 +253,9 @@ def run_attribution(
     sizes = forecast(problem, engine.posterior, settings, keep)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
     if settings.oracle == "live" and not (folder and folder.begun):
-        planned = forecast_live(engine)
-        refuse_overflow(planned, engine)
-        sizes_in_words += planned.in_words()
+        memory = forecast_live(engine)
+        refuse_overflow(memory, engine)
+        sizes_in_words += memory.in_words()
     if show_progress:
         say(sizes_in_words)
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []

@@ -23,6 +23,7 @@ from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
+from bif.runs.estimator_forecast import PlannedRun
 from bif.runs.gates import Gate
 from bif.runs.item_metadata import describe_items, score_axes
 from bif.runs.records import Manifest, Summary
@@ -48,6 +49,7 @@ def run_solver(
     problem: Problem,
     requested: Settings,
     *,
+    planned: PlannedRun | None = None,
     folder: store.RunFolder | None = None,
     show_progress: bool = False,
     ranks: Ranks | None = None,
@@ -61,6 +63,7 @@ def run_solver(
     Args:
         problem: Model, loss, items, queries and observables.
         requested: With `estimator="response"`.
+        planned: Of a run that begins, where its estimator was chosen by forecast.
         folder: Of the run.
         show_progress: Print choices and progress on the terminal.
         ranks: Processes that solve for some queries each, and assist this one.
@@ -70,12 +73,13 @@ def run_solver(
         FolderInUse: The run was begun with other losses at w*.
     """
     started = time.perf_counter()
-    asked = folder.manifest["identity"] if folder else identity(problem, requested.as_dict())
+    asked = planned.identity if planned else identity(problem, requested.as_dict())
+    asked = folder.manifest["identity"] if folder else asked
     problem = problem.with_plain_losses()
     tell = say if show_progress else None
     begun = chosen_before(folder, Settings)
     found = resume_solver(problem, *begun) if begun else None
-    found = found or calibrate_solver(problem, requested, tell=tell)
+    found = found or (planned and planned.solver) or calibrate_solver(problem, requested, tell=tell)
     vectors, num_ranks = found.vectors, ranks.size if ranks else 1
     if ranks is not None:
         vectors = even_rows(vectors, problem.num_queries, num_ranks)
