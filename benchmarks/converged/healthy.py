@@ -340,7 +340,7 @@ def row(name: str, made: HealthyProblem, seed: int) -> dict[str, Any]:
     problem = made.problem()
     about["weights"] = sum(p.numel() for p in made.model.parameters())
     try:
-        run = bif.attribute(problem, replace(made.settings, seed=seed))
+        run = bif.attribute(problem, replace(made.settings, seed=seed, estimator="covariance"))
     except (ValueError, RuntimeError) as error:
         return {**about, "trusted": False, "failed": f"{type(error).__name__}: {error}"}
     settings, gates = run.manifest["settings"], run.manifest["gates"]

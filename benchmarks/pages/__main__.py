@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS, all_runs
 from benchmarks.pages import (
+    crossover,
     generalisation,
     induction,
     kernels,
@@ -56,6 +57,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         describe_newest("anchored"), "",
         *rows_as_table(all_runs("anchored")[-1]["rows"], SECTIONS["anchored"].columns),
     ],
+    "crossover": crossover.crossover,
     "steering": steering.achieved,
     "steering, told": steering.told,
     "steering, side effects": steering.beside,

@@ -95,9 +95,9 @@ class Settings:
         estimator: "covariance" samples; "response" solves the linear system that the covariance
             tends to at low temperature, without noise and with what training takes of memory;
             "anchored" does both, and samples only what the system leaves of the covariance.  By
-            default the response where a setting of the solver is given or, for more than 50,000
-            weights, none for chains, such as `draws` or `budget`; the covariance for fewer weights
-            and for models that cannot be solved for.
+            default the response where a setting of the solver is given, the covariance where one
+            for chains is, such as `draws` or `budget`, or the model cannot be solved for; else by a
+            forecast of what each would cost and miss, which the run's choices explain.
         solver_curvature: Of the system: the Gauss-Newton matrix, by default, or the Hessian.
         solver_steps: Exactly so many products with the curvature for each query; stopping early
             damps, too, so this is a setting to tune.
