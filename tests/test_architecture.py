@@ -67,9 +67,10 @@ PUBLIC = {
     "bif": """
         MARGIN Calibration CheckpointSeries CrossChecks Influence Items LocalPosterior LossKernel
         LossTraces Observable Problem Proxy Ranking Response Run SaveCheckpoints Score Settings
-        Trajectory Tuned adam_metric attribute average baselines calibrate cross_check estimate
-        evaluate extend gradient_metric known_proxy load log_spaced_steps loss_kernel losses merge
-        respond response run_chains samplers stream_covariance trajectory tune
+        Trajectory Tuned adam_metric at_draws attribute average average_over_draws baselines
+        calibrate cross_check estimate evaluate extend gradient_metric known_proxy load
+        log_spaced_steps loss_kernel losses merge respond response run_chains samplers
+        stream_covariance trajectory tune
     """,
     "bif.samplers": """
         BAOAB SGLD SGNHT BAOABState RMSpropSGLD RMSpropSGLDState SGLDState SGNHTState

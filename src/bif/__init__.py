@@ -23,6 +23,7 @@ from bif.results.averages import average
 from bif.results.influence import Influence
 from bif.results.ranking import Ranking, Score
 from bif.runs.attribute import attribute
+from bif.runs.average_over_draws import at_draws, average_over_draws
 from bif.runs.cross_check import CrossChecks, cross_check
 from bif.runs.extend import extend
 from bif.runs.merge import merge
@@ -55,8 +56,10 @@ __all__ = [
     "Trajectory",
     "Tuned",
     "adam_metric",
+    "at_draws",
     "attribute",
     "average",
+    "average_over_draws",
     "baselines",
     "calibrate",
     "cross_check",

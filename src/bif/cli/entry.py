@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from bif import __version__
+from bif.cli.averages import Average, AverageOverDraws
 from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate, Plan
 from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
@@ -21,7 +22,7 @@ from bif.cli.faults import SHOW_ALL, in_words, unexpected_in_words
 from bif.cli.kernel import Kernel
 from bif.cli.options import CONFIG, without_empty_defaults
 from bif.cli.respond import Respond
-from bif.cli.runs import Attribute, Average, Check, Demo, Merge, Show
+from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.cli.shift import Shift
 from bif.cli.stages import Stages
 from bif.cli.steer import Steer
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, type] = {
     "steer": Steer,
     "merge": Merge,
     "average": Average,
+    "average-over-draws": AverageOverDraws,
     "show": Show,
     "lds": Lds,
 }

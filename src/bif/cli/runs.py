@@ -24,7 +24,6 @@ from bif.cli.exits import INTERRUPTED
 from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
 from bif.cli.options import Folder, Folders, Target
-from bif.results.indexes import without_id_indexes
 from bif.runs.retention import Keep
 from bif.runs.run import load
 from bif.sampling.settings import Settings
@@ -250,32 +249,6 @@ class Merge:
         store.refuse_occupied(store.folder_at(self.out), overwrite=self.overwrite)
         merge(self.folders).save(self.out, overwrite=self.overwrite)
         _print_result(self.out, worked=True)
-
-
-@dataclass(frozen=True)
-class Average:
-    """Average the scores of runs of several trained models, about the same items and queries."""
-
-    folders: Folders
-    """Complete runs, one a model, two or more."""
-    out: str
-    """Folder for influence.zarr and summary.json."""
-
-    def run(self) -> None:
-        from bif.results.averages import average
-
-        found = average([load(folder).influence for folder in self.folders])
-        attrs = found.dataset.attrs
-        error, score = (found.dataset[n].values for n in ("standard_error", "influence"))
-        figures = {
-            "num_models": attrs["num_models"], "trusted": bool(attrs["trusted"]),
-            "spread": float((error**2).mean() ** 0.5 / (score**2).mean() ** 0.5),
-        }  # fmt: skip
-        store.write_summary(
-            self.out, figures, datasets={"influence.zarr": without_id_indexes(found.dataset)}
-        )
-        print_figures(figures)
-        print(f"written: {self.out}")
 
 
 @dataclass(frozen=True)
