@@ -90,6 +90,27 @@ class TestExactCases:
         assert (np.abs(found["influence"].values[0] - exact) < STANDARD_ERRORS * error).all()
         assert (np.abs(linear.numpy() - exact) > STANDARD_ERRORS * error).mean() > 0.5
 
+    def test_items_asked_as_queries_have_their_self_influence_with_anchors(self):
+        """At low temperature an item's own variance is nearly that of its linear part."""
+        train, center = Quadratics.random(6, 3, seed=0), normal(3, seed=40)
+        first = Quadratics(train.minimum[:2], train.hessian[:2])
+        problem = bif.Problem(
+            Point(center), quadratic_loss, train=train.batch, queries=first.batch
+        )  # fmt: skip
+        given = {"nbeta": 600.0, "gamma": 300.0, "step_size": 0.03, "friction": 10.0}
+        found = bif.attribute(
+            problem, replace(
+                ANCHORED, solver_curvature="hessian", chains=8, draws=60, burn_in=60, **given
+            ),
+        ).influence.dataset  # fmt: skip
+        posterior = GaussianPosterior.of(train, center, nbeta=600.0, gamma=300.0)
+        exact = posterior.influence(first, first).diagonal().numpy()
+        own = found["influence"].values[0][[0, 1], [0, 1]]
+        error = found["standard_error"].values[0][[0, 1], [0, 1]]
+        sampled = found["self_influence"].values[:2]
+        assert (np.abs(own - exact) < STANDARD_ERRORS * error + 0.01 * np.abs(exact)).all()
+        assert (np.abs(own - exact) < 0.5 * np.abs(sampled - exact)).all()
+
     def test_a_proxy_is_anchored_as_it_is_recorded(self):
         """The recorded column is linear in the margin, so at low temperature little is left."""
         loss = bif.Observable(
@@ -144,7 +165,8 @@ class TestRunsOfAnyKind:
     def test_mini_batches_are_warned_of(self):
         settings = replace(ANCHORED, gradient="minibatch", batch_size=6)
         run = bif.attribute(classification(), settings)
-        assert any("mini-batches" in warning for warning in run.manifest.warnings)
+        (said,) = [x for x in run.manifest.warnings if "chains that mini-batches drive" in x]
+        assert f"the anchors leave {run.summary['variance_left']:.0%} of the variance" in said
 
     def test_anchors_that_do_not_fit_are_said_so(self):
         """At this temperature the draws leave the place where the losses are linear."""
@@ -152,6 +174,14 @@ class TestRunsOfAnyKind:
         run = bif.attribute(classification(), settings)
         assert run.summary["variance_left"] > 0.9
         assert any("do not fit" in warning for warning in run.manifest.warnings)
+        found = run.influence.dataset
+        plain = bif.attribute(classification(), replace(settings, estimator="covariance"))
+        unused = found["variance_left"].values == 1
+        assert unused.any()
+        for name in ("influence", "standard_error"):
+            np.testing.assert_allclose(
+                found[name].values[unused], plain.influence.dataset[name].values[unused], rtol=1e-6
+            )
 
 
 class TestFiles:
@@ -206,13 +236,21 @@ class TestRefusals:
         ("changed", "message"),
         [
             ({"self_influence": True}, "self_influence solves"),
-            ({"oracle": "live"}, "anchors are vectors"),
             ({"nbeta": 0.0}, "nbeta is 0"),
         ],
     )
     def test_settings_without_anchors_are_refused(self, changed, message):
         with pytest.raises(ValueError, match=message):
             replace(ANCHORED, **changed)
+
+    @pytest.mark.parametrize(
+        "changed", [{}, {"memory": "lean", "sampler": "sgld", "friction": None}]
+    )
+    def test_a_live_module_is_refused_with_the_memory_that_anchors_would_take(self, changed):
+        settings = replace(ANCHORED, oracle="live", **changed)
+        message = "10 query columns are vectors of 43 weights, 1.68 KiB, and oracle='live'"
+        with pytest.raises(ValueError, match=message):
+            bif.attribute(classification(), settings)
 
     @pytest.mark.parametrize("given", [{"keep": "sums"}, {"top": 3}])
     def test_scores_that_are_not_all_held_are_refused(self, given):

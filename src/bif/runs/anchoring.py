@@ -13,6 +13,8 @@ from bif.linear_response.solver import Solver
 from bif.problem.problem import Problem
 from bif.sampling.device_memory import free_bytes
 from bif.sampling.engine import Engine
+from bif.sampling.movable_weights import num_moving
+from bif.sampling.settings import Settings
 from bif.terminal import as_bytes
 
 _SHARE = 0.5
@@ -63,6 +65,15 @@ def make_anchoring(engine: Engine) -> Anchoring | None:
     return Anchoring(anchors, AnchorSlopes(engine, anchors.vectors, along))
 
 
+def in_bytes(problem: Problem, settings: Settings) -> str:
+    """Return what the anchors of all query columns take, in words."""
+    count, weights = len(problem.observables) * problem.num_queries, num_moving(problem, settings)
+    return (
+        f"the anchors of {count:,} query columns are vectors of {weights:,} weights, "
+        f"{as_bytes(4 * count * weights)}"
+    )
+
+
 def _refuse_overflow(engine: Engine) -> None:
     """Raise where the anchors do not fit on the device, or slopes on the host."""
     problem, s = engine.problem, engine.settings
@@ -71,10 +82,9 @@ def _refuse_overflow(engine: Engine) -> None:
     free = free_bytes(engine.device)
     if needed > _SHARE * free:
         raise ValueError(
-            f"the anchors of {count:,} query columns are vectors of "
-            f"{engine.posterior.num_moving:,} weights, {as_bytes(needed)}, and {as_bytes(free)} "
-            f"are free on {engine.device}: ask fewer queries at a time, let fewer weights move "
-            "(movable), or use estimator='response', which solves for some at a time."
+            f"{in_bytes(problem, s)}, and {as_bytes(free)} are free on {engine.device}: ask fewer "
+            "queries at a time, let fewer weights move (movable), or use estimator='response', "
+            "which solves for some at a time."
         )
     slopes = 4 * s.chains * count * len(problem.scored_ids)
     if slopes > _SHARE * free_bytes(torch.device("cpu")):

@@ -18,7 +18,7 @@ from bif.problem.identity import identity
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
-from bif.runs.anchoring import make_anchoring
+from bif.runs.anchoring import in_bytes, make_anchoring
 from bif.runs.estimator_forecast import PlannedRun, plan_run
 from bif.runs.finalize import conclude
 from bif.runs.recording import Context, Recording, deal
@@ -112,7 +112,8 @@ def attribute(
             "or leave the controls out."
         )
     _refuse_unfit_top(top, requested, keep)
-    _refuse_unfit_anchors(requested, keep, top)
+    if requested.estimator == "anchored":
+        _refuse_unfit_anchors(problem, requested, keep, top)
     if requested.estimator == "response" and (keep != "traces" or top is not None):
         given = f"keep={keep!r}" if top is None else f"top={top}"
         raise ValueError(
@@ -316,9 +317,17 @@ def _refuse_unfit_top(top: int | None, requested: Settings, keep: Keep) -> None:
         )
 
 
-def _refuse_unfit_anchors(requested: Settings, keep: Keep, top: int | None) -> None:
-    """Raise where all scores are not to be held, which anchors need."""
-    if requested.estimator == "anchored" and (keep == "sums" or top is not None):
+def _refuse_unfit_anchors(
+    problem: Problem, requested: Settings, keep: Keep, top: int | None
+) -> None:
+    """Raise where the weights or all scores are not to be held in copies, which anchors need."""
+    if requested.oracle == "live" or requested.memory != "plain":
+        raise ValueError(
+            f"{in_bytes(problem, requested)}, and oracle='live' is for models of which few copies "
+            f"fit (oracle={requested.oracle!r}, memory={requested.memory!r}): use "
+            "estimator='response', which solves for some queries at a time, or another oracle."
+        )
+    if keep == "sums" or top is not None:
         given = f"keep={keep!r}" if top is None else f"top={top}"
         raise ValueError(
             f"{given} is for runs whose scores are not all held, and estimator='anchored' holds "

@@ -286,13 +286,8 @@ class Settings:
         if self.self_influence:
             raise ValueError(
                 "self_influence solves for each train item, and estimator='anchored' samples it: "
-                "leave self_influence out, or use estimator='response'."
-            )
-        if self.oracle == "live" or self.memory != "plain":
-            raise ValueError(
-                "anchors are vectors of the weights' length, one a query, and oracle='live' is "
-                f"for models of which few fit (oracle={self.oracle!r}, memory={self.memory!r}): "
-                "use estimator='response', or another oracle."
+                "leave self_influence out and ask items as queries, whose anchors are then solved "
+                "for, or use estimator='response'."
             )
 
     def _given(self, names: Sequence[str]) -> list[str]:
