@@ -32,6 +32,7 @@ from benchmarks.pages.sections import SECTIONS, rows_as_table, sections
 ROOT = RESULTS.parents[1]
 IMAGES = ROOT / "docs" / "images"
 PAGES = [ROOT / "README.md", RESULTS / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+AVERAGES = ("averages", "averages-concrete")
 TABLES: dict[str, Callable[[], list[str]]] = {
     "at a glance": lambda: tables.at_a_glance("docs/results.md"),
     "at a glance, on the page itself": lambda: tables.at_a_glance(""),
@@ -53,9 +54,14 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ],
     "remedies followed": lambda: [describe_newest("remedies"), "", *tables.remedies()],
     "mixing": lambda: sections("mixing", on_its_page=True),
-    "anchored": lambda: [
-        describe_newest("anchored"), "",
-        *rows_as_table(all_runs("anchored")[-1]["rows"], SECTIONS["anchored"].columns),
+    **{name: lambda n=name: [
+        describe_newest(n), "", *rows_as_table(all_runs(n)[-1]["rows"], SECTIONS[n].columns),
+    ] for name in ("anchored", "ablation")},
+    "averages": lambda: [
+        *(line for n in AVERAGES for line in (describe_newest(n), "")),
+        *rows_as_table(
+            [row for n in AVERAGES for row in all_runs(n)[-1]["rows"]], SECTIONS["averages"].columns
+        ),
     ],
     "crossover": crossover.crossover,
     "steering": steering.achieved,

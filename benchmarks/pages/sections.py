@@ -201,6 +201,23 @@ SECTIONS = {
         "anchored_error=both | variance_left=left to sample | worth=a draw's worth | kappa | "
         "reference_trusted=reference trusted | anchored_trusted=trusted",
     ),
+    "averages": Section(
+        "Damped influence solved at w*, averaged over a few draws of the posterior, and the "
+        "covariance of all draws of a run, by networks retrained on halves of the items: LDS of "
+        "the loss. In short: [docs/estimators.md](../../docs/estimators.md#averages).",
+        "set | nbeta/n | gamma/nbeta | solved_0_scratch=from scratch: solved at w* | "
+        "solved_4_scratch=mean of 4 | solved_12_scratch=mean of 12 | ekfac_0_scratch=EK-FAC | "
+        "ekfac_12_scratch=its mean of 12 | covariance_scratch=covariance | "
+        "solved_0_checkpoint=from the checkpoint: solved at w* | "
+        "solved_12_checkpoint=its mean of 12 | covariance_checkpoint=its covariance | draws | "
+        "slope | solved_12_seconds=seconds of 12 | covariance_seconds=of the covariance",
+    ),
+    "ablation": Section(
+        "The BIF on digits with one setting at a time off its default, given the weight decay. "
+        "In short: [docs/calibration-measured.md](../../docs/calibration-measured.md#ablation).",
+        "varied | factor | nbeta/n | gamma/nbeta | step_size | lds_scratch=LDS, scratch | "
+        "lds_checkpoint=LDS, checkpoint | ess_median | reliability | rhat_max | verdict | failed",
+    ),
     "durability-demo": Section(
         "What it costs that nothing is lost, `bif demo`: the run on disk with all traces, beside "
         "the same with sums in memory; overheads as shares of the latter.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from bif.calibration.default_estimator import (
     default_estimator,
     settled_estimator,
 )
+from bif.calibration.solving import calibrate_solver
 from bif.runs import attribute as module
-from bif.runs.estimator_forecast import pilot_with_anchors, plan_run
+from bif.runs.estimator_forecast import forecast_from_gradients, pilot_with_anchors, plan_run
 from small_problems import classification, filled, integers, normal
 
 
@@ -245,6 +247,20 @@ def test_few_weights_have_what_a_pilot_says(
     asked = bif.Settings(**{**settings.as_dict(), "estimator": estimator or "covariance"})
     expected = bif.attribute(problem, asked).influence.dataset["influence"]
     assert expected.equals(run.influence.dataset["influence"])
+
+
+def test_many_weights_are_forecast_from_curvature_and_alignment(monkeypatch):
+    """On a clock that says 2 s for a product and 3 s for a gradient of all 8 items."""
+    monkeypatch.setattr("bif.runs.estimator_forecast.seconds_of_product", lambda *_: 2.0)
+    monkeypatch.setattr("bif.runs.estimator_forecast.seconds_of_gradient", lambda *_: 3.0)
+    monkeypatch.setattr("bif.calibration.pilot.Probe.draws_for_half", lambda *_: 10.0)
+    monkeypatch.setattr("bif.calibration.pilot.Probe.largest", lambda *_: 24.0)
+    found = calibrate_solver(wide(), bif.Settings(estimator="response", nbeta=8.0, gamma=8.0))
+    forecast = forecast_from_gradients(wide(), found)
+    root = 5.0  # sqrt(1 + 24 / 1)
+    assert forecast.steps == pytest.approx(0.5 * root * math.log(2 / 0.05))
+    assert (forecast.queries, forecast.product, forecast.draw) == (3, 2.0, root * 3.0)
+    assert forecast.draws == pytest.approx(5 * 9 * 10)  # 5 times those for a reliability of .9
 
 
 def test_many_weights_are_sampled_where_draws_cost_less(monkeypatch):

@@ -99,7 +99,11 @@ def _of_many_weights(
 ) -> PlannedRun:
     asked, plain = requested.reopened(estimator="response"), problem.with_plain_losses()
     found = calibrate_solver(plain, asked, tell=tell)
-    choice = default_estimator(forecast_from_gradients(plain, found), None)
+    try:
+        choice = default_estimator(forecast_from_gradients(plain, found), None)
+    except torch.OutOfMemoryError:
+        why = "there is no room for chains, of which each needs a copy of the weights"
+        choice = Choice("estimator", "response", why)
     if choice.value == "response":
         return _solved(planned, found, choice, tell)
     return _sampled(planned, calibrate(problem, requested, tell=tell), choice, tell)
@@ -165,15 +169,13 @@ def forecast_from_gradients(problem: Problem, found: SolverCalibration) -> Forec
         found: Calibration of its solve.
     """
     s = found.settings
-    solver = Solver(problem, s, num_together=found.num_together, vectors=found.vectors)
-    few = min(found.num_together, problem.num_queries, found.vectors.num_rows)
-    product = seconds_of_product(solver, solver.gradients(0, range(few)))
+    product, damping = _first_product(problem, found)
     probe = Probe(problem, sampling_settings(s).plain())
     largest = probe.largest(probe.whole, probe.one, CENTER_ITERATIONS)
-    root = math.sqrt(1 + largest / max(solver.damping, 1e-30))
+    root = math.sqrt(1 + largest / max(damping, 1e-30))
     steps = 0.5 * root * math.log(2 / (s.solver_residual or RESIDUAL))
     gradient = seconds_of_gradient(probe.whole.gradient(probe.oracle, probe.settings), probe.one)
-    half = probe.draws_for_half(solver.damping - s.weight_decay)
+    half = probe.draws_for_half(damping - s.weight_decay)
     return Forecast(
         queries=len(problem.observables) * problem.num_queries,
         steps=s.solver_steps or min(steps, MOST_STEPS),
@@ -181,6 +183,13 @@ def forecast_from_gradients(problem: Problem, found: SolverCalibration) -> Forec
         draws=_UNFORESEEN * half * RELIABILITY / (1 - RELIABILITY),
         draw=root * gradient * problem.num_train / len(probe.whole.items),
     )
+
+
+def _first_product(problem: Problem, found: SolverCalibration) -> tuple[float, float]:
+    """Return the seconds of a product and the damping; the solver's copy of the model is let go."""
+    solver = Solver(problem, found.settings, num_together=found.num_together, vectors=found.vectors)
+    few = min(found.num_together, problem.num_queries, found.vectors.num_rows)
+    return seconds_of_product(solver, solver.gradients(0, range(few))), solver.damping
 
 
 def pilot_with_anchors(problem: Problem, settings: RunSettings) -> tuple[Forecast, LinearPart]:
