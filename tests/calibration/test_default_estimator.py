@@ -18,7 +18,8 @@ from bif.calibration.default_estimator import (
 )
 from bif.calibration.solving import calibrate_solver
 from bif.runs import attribute as module
-from bif.runs.estimator_forecast import forecast_from_gradients, pilot_with_anchors, plan_run
+from bif.runs.estimator_forecast import forecast_from_gradients, pilot_with_anchors
+from bif.runs.planned_run import plan_run
 from small_problems import classification, filled, integers, normal
 
 
@@ -219,7 +220,7 @@ def short(monkeypatch: pytest.MonkeyPatch, unchecked, no_page):
 
 def chosen(monkeypatch: pytest.MonkeyPatch, name: str, forecast: Forecast, part: LinearPart | None):
     found = forecast if part is None else (forecast, part)
-    monkeypatch.setattr(f"bif.runs.estimator_forecast.{name}", lambda *a: found)
+    monkeypatch.setattr(f"bif.runs.planned_run.{name}", lambda *a: found)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_a_pilot_that_fails_leaves_draws_alone(monkeypatch):
     def fails(*_):
         raise ValueError("negative curvature")
 
-    monkeypatch.setattr("bif.runs.estimator_forecast.pilot_with_anchors", fails)
+    monkeypatch.setattr("bif.runs.planned_run.pilot_with_anchors", fails)
     planned = plan_run(classification(), at(20.0))
     assert planned.chains is not None
     assert planned.chains.choices[0].reason == "a pilot with anchors ended: negative curvature"

@@ -19,8 +19,8 @@ from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware
 from bif.runs.anchoring import in_bytes, make_anchoring
-from bif.runs.estimator_forecast import PlannedRun, plan_run
 from bif.runs.finalize import conclude
+from bif.runs.planned_run import PlannedRun, plan_run
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.runs.retention import (

@@ -16,7 +16,7 @@ from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.results.averages import average
 from bif.results.influence import Influence
-from bif.runs.estimator_forecast import PlannedRun
+from bif.runs.planned_run import PlannedRun
 from bif.runs.recording import deal
 from bif.runs.solve import run_solver
 from bif.sampling.settings import RunSettings, Settings

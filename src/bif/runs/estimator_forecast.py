@@ -1,44 +1,31 @@
-"""Measure what the estimators would cost and tell, and plan a run by it."""
+"""Measure what the estimators would cost and tell."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from bif.calibration.budget import MOST_DRAWS, seconds_of_draw, signal_of_draw
-from bif.calibration.calibrate import Calibration, calibrate
-from bif.calibration.default_estimator import (
-    MANY_WEIGHTS,
-    RELIABILITY,
-    Forecast,
-    LinearPart,
-    default_estimator,
-)
+from bif.calibration.default_estimator import RELIABILITY, Forecast, LinearPart
 from bif.calibration.measured_mass import measured_mass
 from bif.calibration.pilot import CENTER_ITERATIONS, Probe, seconds_of_gradient
-from bif.calibration.solving import SolverCalibration, calibrate_solver, solver_of_chains
+from bif.calibration.solving import SolverCalibration, solver_of_chains
 from bif.estimate.anchored import fit_anchors
 from bif.estimate.covariance import DEFAULT_GROUPS, estimate_covariance
 from bif.estimate.traces import LossTraces
-from bif.linear_response.rehearsal import require_derivatives
 from bif.linear_response.solver import MOST_STEPS, RESIDUAL, Solver, sampling_settings
-from bif.problem.identity import identity
 from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.runs.anchoring import make_anchoring
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.writer import Writer
-from bif.sampling.choices import Choice
 from bif.sampling.engine import Engine
 from bif.sampling.factory import wait_for
-from bif.sampling.movable_weights import num_moving
-from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.settings import RunSettings
 
 _QUERIES = 8
 """Queries of a pilot."""
@@ -47,114 +34,6 @@ _CHAINS, _DRAWS = 16, 24
 _UNFORESEEN = 5.0
 """Draws that runs needed, in units of what gradients at w* had forecast: 2.4 to 12 on five settings
 (alignment-2026-11-28.json)."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """An estimator, chosen by forecast, and what it is carried out with.
-
-    Attributes:
-        identity: The run's, as it was before anything was evaluated.
-        solver: Of a response; None for chains.
-        chains: Of chains; None for a response.
-    """
-
-    identity: Mapping[str, Any]
-    solver: SolverCalibration | None = None
-    chains: Calibration | None = None
-
-
-def plan_run(
-    problem: Problem, requested: Settings, *, tell: Callable[[list[str]], None] | None = None
-) -> PlannedRun:
-    """Choose the estimator of a run for which nothing was said, and calibrate it.
-
-    Of many weights gradients at w* forecast the draws; of few, a pilot takes some, with anchors.
-
-    Args:
-        problem: What is to be attributed.
-        requested: With neither an estimator nor a setting for chains.
-        tell: Gets every line of explanation as it comes.
-
-    Raises: as `calibrate` and `calibrate_solver`.
-    """
-    planned = PlannedRun(identity(problem, requested.as_dict()))
-    try:
-        plain = problem.with_plain_losses()
-        require_derivatives(plain, requested.reopened(estimator="response"))
-    except ValueError as error:
-        why = f"the linear part cannot be solved for: {error}"
-        choice = Choice("estimator", "covariance", why)
-        return _sampled(planned, calibrate(problem, requested, tell=tell), choice, tell)
-    if num_moving(problem, requested) > MANY_WEIGHTS:
-        return _of_many_weights(planned, problem, requested, tell)
-    return _of_few_weights(planned, problem, requested, tell)
-
-
-def _of_many_weights(
-    planned: PlannedRun,
-    problem: Problem,
-    requested: Settings,
-    tell: Callable[[list[str]], None] | None,
-) -> PlannedRun:
-    asked, plain = requested.reopened(estimator="response"), problem.with_plain_losses()
-    found = calibrate_solver(plain, asked, tell=tell)
-    try:
-        choice = default_estimator(forecast_from_gradients(plain, found), None)
-    except torch.OutOfMemoryError:
-        why = "there is no room for chains, of which each needs a copy of the weights"
-        choice = Choice("estimator", "response", why)
-    if choice.value == "response":
-        return _solved(planned, found, choice, tell)
-    return _sampled(planned, calibrate(problem, requested, tell=tell), choice, tell)
-
-
-def _of_few_weights(
-    planned: PlannedRun,
-    problem: Problem,
-    requested: Settings,
-    tell: Callable[[list[str]], None] | None,
-) -> PlannedRun:
-    calibration = calibrate(problem, requested, tell=tell)
-    try:
-        choice = default_estimator(*pilot_with_anchors(problem, calibration.settings))
-    except (ValueError, RuntimeError) as error:
-        choice = Choice("estimator", "covariance", f"a pilot with anchors ended: {error}")
-    if choice.value != "response":
-        return _sampled(planned, calibration, choice, tell)
-    s = calibration.settings
-    at_posterior = requested.reopened(
-        estimator="response", nbeta=s.nbeta, gamma=s.gamma, retrained_from=None
-    )
-    found = calibrate_solver(problem.with_plain_losses(), at_posterior)
-    posterior = [c for c in calibration.choices if c.name in ("nbeta", "gamma")]
-    return _solved(planned, replace(found, choices=(*posterior, *found.choices)), choice, tell)
-
-
-def _sampled(
-    planned: PlannedRun,
-    found: Calibration,
-    choice: Choice,
-    tell: Callable[[list[str]], None] | None,
-) -> PlannedRun:
-    if tell is not None:
-        tell([str(choice)])
-    estimator = "anchored" if choice.value == "anchored" else None
-    settings = replace(found.settings, estimator=estimator)
-    return replace(
-        planned, chains=replace(found, settings=settings, choices=(choice, *found.choices))
-    )
-
-
-def _solved(
-    planned: PlannedRun,
-    found: SolverCalibration,
-    choice: Choice,
-    tell: Callable[[list[str]], None] | None,
-) -> PlannedRun:
-    if tell is not None:
-        tell([str(choice)])
-    return replace(planned, solver=replace(found, choices=(choice, *found.choices)))
 
 
 def forecast_from_gradients(problem: Problem, found: SolverCalibration) -> Forecast:

@@ -23,9 +23,9 @@ from bif.problem.identity import identity
 from bif.problem.problem import Problem
 from bif.problem.provenance import hardware, versions
 from bif.results.influence import Influence
-from bif.runs.estimator_forecast import PlannedRun
 from bif.runs.gates import Gate
 from bif.runs.item_metadata import describe_items, score_axes
+from bif.runs.planned_run import PlannedRun
 from bif.runs.records import Manifest, Summary
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_values
