@@ -10,10 +10,10 @@ by nobody.  The plots are drawn anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.common import RESULTS, all_runs
+from benchmarks.common import RESULTS, all_runs, newest_run
 from benchmarks.pages import (
     crossover,
     generalisation,
@@ -26,7 +26,7 @@ from benchmarks.pages import (
     steering,
     tables,
 )
-from benchmarks.pages.runs import describe_run
+from benchmarks.pages.runs import Run, describe_run
 from benchmarks.pages.sections import SECTIONS, rows_as_table, sections
 
 ROOT = RESULTS.parents[1]
@@ -58,9 +58,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         describe_newest(n), "", *rows_as_table(all_runs(n)[-1]["rows"], SECTIONS[n].columns),
     ] for name in ("anchored", "ablation")},
     "averages": lambda: [
-        *(line for n in AVERAGES for line in (describe_newest(n), "")),
+        *(line for run in newest_of(AVERAGES) for line in (describe_run(run), "")),
         *rows_as_table(
-            [row for n in AVERAGES for row in all_runs(n)[-1]["rows"]], SECTIONS["averages"].columns
+            [row for run in newest_of(AVERAGES) for row in run["rows"]],
+            SECTIONS["averages"].columns,
         ),
     ],
     "crossover": crossover.crossover,
@@ -106,6 +107,11 @@ def fill_page(page: Path) -> str:
         return f"<!-- made by benchmarks.pages: {marks[1]} -->\n{lines}\n<!-- end -->"
 
     return _BLOCK.sub(between, page.read_text(encoding="utf-8"))
+
+
+def newest_of(names: Sequence[str]) -> list[Run]:
+    """Return the newest run of each name that has one."""
+    return [run for run in map(newest_run, names) if run is not None]
 
 
 def describe_newest(name: str) -> str:
