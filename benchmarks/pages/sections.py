@@ -74,6 +74,14 @@ _DURABILITY = (
     "overhead_to_scores=to the scores | overhead_without_setup=without set-up | "
     "traces_mib=traces, MiB"
 )
+_AVERAGES = (
+    "set | nbeta/n | gamma/nbeta | solved_0_scratch=from scratch: solved at w* | "
+    "solved_4_scratch=mean of 4 | solved_12_scratch=mean of 12 | ekfac_0_scratch=EK-FAC | "
+    "ekfac_12_scratch=its mean of 12 | covariance_scratch=covariance | "
+    "solved_0_checkpoint=from the checkpoint: solved at w* | "
+    "solved_12_checkpoint=its mean of 12 | covariance_checkpoint=its covariance | draws | "
+    "slope | solved_12_seconds=seconds of 12 | covariance_seconds=of the covariance"
+)
 LABELS = {
     "ci_high": "to", "ci_low": "95 % from", "ess_median": "effective draws",
     "forecast_gib": "forecast GiB", "lds": "LDS", "lds_loss": "LDS, loss",
@@ -205,13 +213,9 @@ SECTIONS = {
         "Damped influence solved at w*, averaged over a few draws of the posterior, and the "
         "covariance of all draws of a run, by networks retrained on halves of the items: LDS of "
         "the loss. In short: [docs/estimators.md](../../docs/estimators.md#averages).",
-        "set | nbeta/n | gamma/nbeta | solved_0_scratch=from scratch: solved at w* | "
-        "solved_4_scratch=mean of 4 | solved_12_scratch=mean of 12 | ekfac_0_scratch=EK-FAC | "
-        "ekfac_12_scratch=its mean of 12 | covariance_scratch=covariance | "
-        "solved_0_checkpoint=from the checkpoint: solved at w* | "
-        "solved_12_checkpoint=its mean of 12 | covariance_checkpoint=its covariance | draws | "
-        "slope | solved_12_seconds=seconds of 12 | covariance_seconds=of the covariance",
+        _AVERAGES,
     ),
+    "averages-concrete": Section("The same for the network of `bif lds concrete`.", _AVERAGES),
     "ablation": Section(
         "The BIF on digits with one setting at a time off its default, given the weight decay. "
         "In short: [docs/calibration-measured.md](../../docs/calibration-measured.md#ablation).",
