@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -99,10 +101,10 @@ def test_what_a_solve_cannot_take_is_sampled():
 def test_a_run_goes_on_by_the_estimator_that_it_was_begun_with(begun, expected, monkeypatch):
     """By that of an earlier version, which chose otherwise, and without a forecast."""
     called = spied(monkeypatch)
-    folder = type("Folder", (), {"manifest": {"settings": {"estimator": begun}}})()
+    folder: Any = SimpleNamespace(manifest={"settings": {"estimator": begun}})
     module._carry_out(
         wide(), bif.Settings(), folder=folder, keep="traces", top=None, show_progress=False
-    )  # type: ignore[arg-type]
+    )
     assert called == [expected]
 
 

@@ -205,7 +205,10 @@ def _carry_out(
         )
     if estimator is None:
         refuse_vast_scores(problem, keep, top=top)
-        planned = plan_run(problem, requested, tell=say if show_progress else None)
+        planned = plan_run(
+            problem, requested, tell=say if show_progress else None,
+            num_ranks=ranks.size if ranks else 1,
+        )  # fmt: skip
     if estimator == "response" or (planned and planned.solver):
         return run_solver(
             problem, requested, planned=planned, folder=folder, show_progress=show_progress,

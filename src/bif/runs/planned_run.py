@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ class PlannedRun:
     chains: Calibration | None = None
 
 
-def plan_run(problem: Problem, requested: Settings, *, tell: _Tell = None) -> PlannedRun:
+def plan_run(
+    problem: Problem, requested: Settings, *, tell: _Tell = None, num_ranks: int = 1
+) -> PlannedRun:
     """Choose the estimator of a run for which nothing was said, and calibrate it.
 
     Of many weights gradients at w* forecast the draws; of few, a pilot takes some, with anchors.
@@ -47,11 +50,13 @@ def plan_run(problem: Problem, requested: Settings, *, tell: _Tell = None) -> Pl
         problem: What is to be attributed.
         requested: With neither an estimator nor a setting for chains.
         tell: Gets every line of explanation as it comes.
+        num_ranks: Processes that share the blocks of chains.
 
     Raises: as `calibrate` and `calibrate_solver`.
     """
     asked = identity(problem, requested.as_dict())
-    choice, found = _choose(problem, requested, tell)
+    sampled = partial(calibrate, problem, requested, tell=tell, num_ranks=num_ranks)
+    choice, found = _choose(problem, requested, tell, sampled)
     if tell is not None:
         tell([str(choice)])
     found = replace(found, choices=(choice, *found.choices))
@@ -62,20 +67,24 @@ def plan_run(problem: Problem, requested: Settings, *, tell: _Tell = None) -> Pl
     return PlannedRun(asked, chains=found)
 
 
-def _choose(problem: Problem, requested: Settings, tell: _Tell) -> _Chosen:
+def _choose(
+    problem: Problem, requested: Settings, tell: _Tell, sampled: Callable[[], Calibration]
+) -> _Chosen:
     try:
         plain = problem.with_plain_losses()
         require_derivatives(plain, requested.reopened(estimator="response"))
     except ValueError as error:
         why = f"the linear part cannot be solved for: {error}"
         choice = Choice("estimator", "covariance", why)
-        return choice, calibrate(problem, requested, tell=tell)
+        return choice, sampled()
     if num_moving(problem, requested) > MANY_WEIGHTS:
-        return _of_many_weights(problem, requested, tell)
-    return _of_few_weights(problem, requested, tell)
+        return _of_many_weights(problem, requested, tell, sampled)
+    return _of_few_weights(problem, requested, sampled())
 
 
-def _of_many_weights(problem: Problem, requested: Settings, tell: _Tell) -> _Chosen:
+def _of_many_weights(
+    problem: Problem, requested: Settings, tell: _Tell, sampled: Callable[[], Calibration]
+) -> _Chosen:
     asked, plain = requested.reopened(estimator="response"), problem.with_plain_losses()
     found = calibrate_solver(plain, asked, tell=tell)
     try:
@@ -85,11 +94,10 @@ def _of_many_weights(problem: Problem, requested: Settings, tell: _Tell) -> _Cho
         choice = Choice("estimator", "response", why)
     if choice.value == "response":
         return choice, found
-    return choice, calibrate(problem, requested, tell=tell)
+    return choice, sampled()
 
 
-def _of_few_weights(problem: Problem, requested: Settings, tell: _Tell) -> _Chosen:
-    found = calibrate(problem, requested, tell=tell)
+def _of_few_weights(problem: Problem, requested: Settings, found: Calibration) -> _Chosen:
     s = found.settings
     try:
         choice = default_estimator(*pilot_with_anchors(problem, s))
