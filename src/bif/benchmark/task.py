@@ -11,7 +11,7 @@ from bif.evaluate import Recipe, train_with_checkpoints
 from bif.evaluate.retraining import Plan, Target, TrainFunction
 from bif.problem.checkpoints import Checkpoint
 from bif.problem.items import Items, as_items
-from bif.problem.problem import Observable, Problem
+from bif.problem.problem import UNNAMED, Observable, Problem
 from bif.problem.proxy import Proxy, known_proxy, residuals
 from bif.sampling.settings import Settings
 from bif.types import Batch
@@ -125,4 +125,4 @@ class Task:
     @property
     def tuning_problem(self) -> Problem:
         """The problem with the tuning queries."""
-        return self.problem.asking({"tuning": self.tuning_queries})
+        return self.problem.asking({UNNAMED: self.tuning_queries})

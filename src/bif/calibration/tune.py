@@ -25,7 +25,7 @@ from bif.estimate.traces import LossTraces
 from bif.evaluate import lds, predict
 from bif.evaluate.retraining import BankPart
 from bif.problem.items import Items
-from bif.problem.problem import Problem
+from bif.problem.problem import UNNAMED, Problem
 from bif.sampling.choices import Choice, Choices
 from bif.sampling.settings import Settings, as_settings
 from bif.types import Batch
@@ -119,7 +119,7 @@ def tune(
     """
     started = time.perf_counter()
     settings = as_settings(settings)
-    asked = problem.asking({"tuning": queries})
+    asked = problem.asking({UNNAMED: queries})
     _check(asked, settings, part)
     settings = replace(settings, retrained_from=None)
     if settings.estimator == "response":

@@ -39,7 +39,7 @@ from bif.problem.weights import (
 from bif.types import Batch, Better, ItemLoss, Params
 
 TiedWeights = Literal["refuse", "share"]
-_UNNAMED = "query"
+UNNAMED = "query"
 """Name of the group of queries that were given without one."""
 
 
@@ -181,7 +181,7 @@ class Problem:
         self.padding_rows = padding_rows(model)
         self.narrow_types = narrow_types(model)
         self.train = self._items(train)
-        self.query_groups = self._groups(queries, default=_UNNAMED)
+        self.query_groups = self._groups(queries, default=UNNAMED)
         self.candidate_groups = (
             {} if candidates is None else self._groups(candidates, default="candidate")
         )
@@ -247,7 +247,7 @@ class Problem:
         """
         groups = self.query_groups
         names = [
-            i if group == _UNNAMED else f"{group}/{i}"
+            i if group == UNNAMED else f"{group}/{i}"
             for group, items in groups.items() for i in items.ids
         ]  # fmt: skip
         return Columns.of(
@@ -534,7 +534,7 @@ class Problem:
         )
         if isinstance(groups, Mapping) and not is_batch:
             if not groups:
-                kind = {_UNNAMED: "queries"}.get(default, f"{default}s")
+                kind = {UNNAMED: "queries"}.get(default, f"{default}s")
                 raise ValueError(f"{kind} is an empty mapping: expected at least one group.")
             return {str(name): self._items(data) for name, data in groups.items()}
         return {default: self._items(groups)}

@@ -20,7 +20,7 @@ from bif.estimate.traces import LossTraces, chain_groups
 from bif.linear_response.perturbation import pilot_queries
 from bif.problem.identity import identity
 from bif.problem.items import Items
-from bif.problem.problem import Problem
+from bif.problem.problem import UNNAMED, Problem
 from bif.runs.attribute import attribute
 from bif.runs.gates import Gate, cross_gates
 from bif.runs.records import refuse_solved
@@ -190,7 +190,7 @@ def _ratio(x: Tensor, y: Tensor) -> Ratio:
 def _response_slope(problem: Problem, run: Run, settings: Settings) -> Ratio:
     first = torch.as_tensor(run.influence.dataset["query_center"].values[0])
     group, chosen, columns = pilot_queries(list(problem.query_groups.values()), first)
-    few = problem.asking({"chosen": Items(group.take(chosen))})
+    few = problem.asking({UNNAMED: Items(group.take(chosen))})
     responses = [
         torch.as_tensor(
             respond(few, settings.reopened(draws=None, chains=None, block_size=None,

@@ -17,7 +17,7 @@ from bif.calibration.estimator_choice import choose_estimator
 from bif.curvature.products import Curvature
 from bif.linear_response.request import Request
 from bif.problem.items import Items
-from bif.problem.problem import Problem
+from bif.problem.problem import UNNAMED, Problem
 from bif.runs.estimator_costs import measure_costs
 from bif.runs.respond import respond
 from bif.sampling.settings import Settings
@@ -48,7 +48,7 @@ class Responses:
         device = task.problem.device
         candidates = _candidates(task, self.dampings, self.curvatures)
         few = _first_items(task.tuning_queries, _TUNING_QUERIES)
-        tuning = task.problem.asking({"tuning": few})
+        tuning = task.problem.asking({UNNAMED: few})
         made = []
         for outcome in task.problem.observables:
             with measure_cost(device) as pilots:
