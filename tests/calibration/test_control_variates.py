@@ -31,7 +31,7 @@ def slow(monkeypatch):
     monkeypatch.setattr(budget, "measure_pace", pace)
     # How busy this machine is must not play a part.
     monkeypatch.setattr(
-        importlib.import_module("bif.calibration.pilot"), "_seconds_of_gradient", lambda *_: 1e-4
+        importlib.import_module("bif.calibration.pilot"), "seconds_of_gradient", lambda *_: 1e-4
     )
 
 

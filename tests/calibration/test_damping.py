@@ -135,7 +135,7 @@ def test_it_is_the_same_in_any_chunks_weights_clock_and_budget(monkeypatch):
     doubled = regression(trained(300), train_weights=torch.full((N,), 2.0))
     assert chosen(doubled) == pytest.approx(2 * gamma, rel=1e-6)
     for seconds in (1e-6, 1e-3):
-        monkeypatch.setattr("bif.calibration.pilot._seconds_of_gradient", lambda *_, s=seconds: s)
+        monkeypatch.setattr("bif.calibration.pilot.seconds_of_gradient", lambda *_, s=seconds: s)
         budgeted = bif.Settings(nbeta=100.0, budget=600.0, oracle="stacked", chunk_size=N)
         assert pilot(problem, budgeted, Choices()).gamma == pytest.approx(gamma, rel=1e-6)
 

@@ -41,6 +41,8 @@ def test_the_command_scores_as_python_does_and_show_ranks_them(call, tmp_path, r
     scores = bif.Influence.load(out).dataset["influence"].values
     np.testing.assert_array_equal(scores[0], response.scores)
     code, said, _ = call("show", out, "--top", 2)
+    assert code == 0 and "helped by" in said and "estimator" not in said
+    code, said, _ = call("show", out, "--top", 2, "--verbose")
     assert code == 0 and "estimator" in said and "helpful" in said
 
 
