@@ -204,7 +204,7 @@ def test_texts_and_records_are_documents():
     )
     expected = ["mine", *(f"train-{i}" for i in range(2, len(TEXTS) + 1)), "last"]
     assert problem.train.ids.tolist() == expected
-    assert problem.query_ids.tolist() == ["q-1", "q-2"]
+    assert problem.query_ids.tolist() == ["q/q-1", "q/q-2"]
     torch.testing.assert_close(losses_of(problem)[:-1], losses_of(problem_with("gpt2")))
 
 

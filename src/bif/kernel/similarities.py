@@ -21,6 +21,7 @@ from bif.estimate.token_overlap import TokenOverlap
 from bif.problem.items import Items, batch_leaves
 from bif.problem.literals import require_literal
 from bif.problem.problem import Problem
+from bif.runs.classes import class_labels
 from bif.runs.controls import ball_traces
 from bif.runs.loss_kernel import Sides, joined_labels, loss_kernel
 from bif.runs.run import Run
@@ -210,12 +211,17 @@ def _items_of(
     """Return groups of items with the ids and labels that `loss_kernel` gives them."""
     require_literal("sides", sides, Sides)
     problem.refuse_tokens("a similarity of items")
-    train, query = problem.scored_groups, problem.query_groups
+    train, query, classes = problem.scored_groups, problem.query_groups, class_labels(problem)
     of_sides = {
         # a run names the groups of its train items only where there are candidates
-        "train": _labelled(train, list(map(str, problem.scored_ids)), grouped=len(train) > 1),
-        "query": _labelled(query, list(map(str, problem.query_ids)), grouped=True),
-    }
+        "train": _labelled(
+            train, list(map(str, problem.scored_ids)), classes.get("train_label"),
+            grouped=len(train) > 1,
+        ),
+        "query": _labelled(
+            query, list(map(str, problem.query_ids)), classes.get("query_label"), grouped=True
+        ),
+    }  # fmt: skip
     chosen = [of_sides[side] for side in of_sides if sides in (side, "both")]
     return (
         [items for groups, _, _ in chosen for items in groups],
@@ -225,7 +231,7 @@ def _items_of(
 
 
 def _labelled(
-    groups: Mapping[str, Items], ids: list[str], *, grouped: bool
+    groups: Mapping[str, Items], ids: list[str], classes: np.ndarray | None, *, grouped: bool
 ) -> tuple[list[Items], list[str], dict[str, list[str]]]:
     """Return groups of one side, and their ids and labels as a run has them."""
     texts = [
@@ -236,6 +242,8 @@ def _labelled(
     ]
     shared = [name for name in texts[0] if all(name in some for some in texts)]
     labels = {name: [str(x) for some in texts for x in some[name]] for name in shared}
+    if classes is not None:
+        labels.setdefault("label", list(map(str, classes)))
     return list(groups.values()), ids, labels
 
 

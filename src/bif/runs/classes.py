@@ -31,21 +31,33 @@ def classes_in_words(
         settings: With the items of a pass.
         device: Where the model is evaluated.
     """
-    if plain_form(problem.loss) is not cross_entropy or problem.tokens:
-        return {}
-    sides = {
-        "train": list(problem.scored_groups.values()),
-        "query": list(problem.query_groups.values()),
-    }
     size = settings.chunk_size or _CHUNK
-    targets = {side: _targets(groups, size) for side, groups in sides.items()}
-    names = _names(sides, targets)
-    found = {f"{side}_label": _texts(values, names) for side, values in targets.items()}
+    found, names = _labels(problem, size)
+    if not found:
+        return {}
     try:
         predicted = _predictions(problem, size, device)
     except torch.OutOfMemoryError:
         return found
     return found if predicted is None else {**found, "query_prediction": _texts(predicted, names)}
+
+
+def class_labels(problem: Problem) -> dict[str, np.ndarray]:
+    """Return `train_label` and `query_label` as `classes_in_words` does, without predictions."""
+    return _labels(problem, _CHUNK)[0]
+
+
+def _labels(problem: Problem, size: int) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Return the labels of both sides, and the names of classes; empty if there are no classes."""
+    if plain_form(problem.loss) is not cross_entropy or problem.tokens:
+        return {}, {}
+    sides = {
+        "train": list(problem.scored_groups.values()),
+        "query": list(problem.query_groups.values()),
+    }
+    targets = {side: _targets(groups, size) for side, groups in sides.items()}
+    names = _names(sides, targets)
+    return {f"{side}_label": _texts(values, names) for side, values in targets.items()}, names
 
 
 def _targets(groups: Sequence[Items], size: int) -> np.ndarray:

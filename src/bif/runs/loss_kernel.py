@@ -17,6 +17,10 @@ from bif.runs.run import Run
 Sides = Literal["train", "query", "both"]
 
 
+_NO_LABELS = ("id", "prediction", "features", "target")
+"""What a run tells of items beside their labels."""
+
+
 def loss_kernel(run: Run, sides: Sides = "train", *, observable: str | None = None) -> LossKernel:
     """Return covariances of the losses of a run's items, at any pair of them.
 
@@ -92,7 +96,7 @@ def _labels(run: Run, side: str) -> dict[str, list[str]]:
     found = {}
     for name, values in run.influence.dataset.coords.items():
         known = str(name).removeprefix(f"{side}_")
-        if known != name and known != "id" and values.dims == (side,):
+        if known != name and known not in _NO_LABELS and values.dims == (side,):
             if values.dtype.kind in "OUST":
                 found[known] = _texts(values.values)
     return found
