@@ -293,7 +293,7 @@ def test_the_command_line_keeps_and_shows_the_strongest(call, tmp_path: Path):
     steps += ["--step-size", 0.05, "--friction", 2.0, "--top", 3]
     code, _, said = call("attribute", f"{file}:problem", "--out", tmp_path / "r", *steps)
     assert code == 0, said
-    code, shown, _ = call("show", tmp_path / "r", "--query", "t0[1]")
+    code, shown, _ = call("show", tmp_path / "r", "--query", "t0[1]", "--verbose")
     assert code == 0
     assert "The 3 strongest either way of every query." in shown and "query t0[1], loss" in shown
     code, _, said = call("attribute", f"{file}:problem", "--from", tmp_path / "r", "--top", 5)
