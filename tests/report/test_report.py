@@ -1,9 +1,11 @@
 """The report: what it says, where it says it, and that nothing from outside gets through raw."""
 
 import base64
+import gzip
 import hashlib
 import html
 import io
+import json
 import os
 import re
 import subprocess
@@ -15,8 +17,10 @@ import xarray as xr
 from PIL import Image
 
 from bif.report import render_report
+from bif.report.answer import moved_in_words
 from bif.report.markup import number, score_and_error, setting, shared_exponent
 from bif.report.source import choose_queries, read_source
+from bif.results.suspects import Suspect
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 SUMMARY = {
@@ -266,7 +270,7 @@ def test_page_refers_to_nothing_outside_itself():
 
 def test_content_policy_admits_the_script_of_the_page():
     page = render(make_influence())
-    script = page[page.index("<script>") + 8 : page.index("</script>")]
+    script = page.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page
 
@@ -343,12 +347,126 @@ def test_suspects_are_ranked_and_the_known_truth_is_marked():
     influence["suspicion"] = ("train", np.arange(40.0))
     influence["relabelled"] = ("train", np.arange(40) >= 30)
     page = render(influence, summary=SUMMARY | {"mislabel_auroc": 0.97})
-    part = page[page.index('id="suspects"') : page.index('id="chains"')]
+    part = page[page.index('id="suspects"') : page.index('id="queries"')]
     assert re.findall(r"<small>(t\d+)</small>", part) == [f"t{i}" for i in range(39, 15, -1)]
     assert part.count('class="hit"') == 10 and part.count('class="miss"') == 14
     assert part.count("✓ was 3") == 10
-    assert "10 of the 24 items below" in part and "<td>0.9700</td>" in part
-    assert part.count("<td>–</td>") == 2  # the two comparisons, not in this summary
+    assert "<h1>The 10 most suspicious items are all among the 10 moved labels.</h1>" in page
+    assert "0.9700 by the self-influence." in part and "gradient product" not in part
+
+
+def test_moved_labels_that_do_not_stand_first_are_counted():
+    moved = np.array([False, True, True, False, True, False])
+    done, found, beyond = moved_in_words(moved, ["a"] * 6, np.array(list("abaaba")))
+    assert done == "3 of 6 labels were made wrong on purpose."
+    assert found == "Of the 3 most suspicious items 2 are among the 3 moved labels."
+    assert beyond.endswith("it names that of 1 of the 3.")
+
+
+class Listed:
+    """Suspects as `bif.Run.suspects` lists them."""
+
+    def __init__(self, scores: xr.Dataset, **lists: list[Suspect]) -> None:
+        self.scores, self.left_out = scores, "Out of place could not be told."
+        self.mislabelled = lists.get("mislabelled", [])
+        self.duplicates = lists.get("duplicates", [])
+        self.out_of_place = lists.get("out_of_place", [])
+
+
+def test_suspects_of_any_run_stand_below_its_queries_with_what_is_known_of_them():
+    influence = make_influence().assign_coords(
+        train_label=("train", ["7"] * 40),
+        train_features=("train", [f"{HOSTILE}{i}" for i in range(40)]),
+    )
+    scores = xr.Dataset({"loss": ("train", np.arange(40.0))})
+    wrong = [Suspect("t39", "7", 3.2, "if so, perhaps 1")]
+    alone = [Suspect("t5", "7", 0.9)]
+    page = render(influence, suspects=Listed(scores, mislabelled=wrong, out_of_place=alone))
+    part = page[page.index('id="suspects"') :]
+    assert page.index('id="queries"') < page.index('id="suspects"')
+    assert re.findall(r"<small>(t\d+)</small>", part) == ["t39", "t5"]
+    assert "perhaps 1" in part and "loss 3.20" in part and "isolation 0.900" in part
+    assert f"{html.escape(HOSTILE)}39" in part and HOSTILE not in page
+    assert "Out of place could not be told." in part
+
+
+@pytest.mark.parametrize(
+    ("summary", "said", "unsaid"),
+    [
+        ({"trusted": True}, "Trusted: two halves of the run agree at 0.91 of 1", "Not trusted"),
+        ({"trusted": False}, "Not trusted: 1 of 2 checks failed (mixing).", "Stopped early"),
+        ({"trusted": False, "complete": False}, "Stopped early, and can go on", "ot trusted"),
+    ],
+)
+def test_one_line_below_the_answer_says_how_far_to_trust_it(summary, said, unsaid):
+    gates = [
+        {"name": n, "failed": not summary["trusted"] and n == "mixing"} for n in ("mixing", "drift")
+    ]
+    warnings = [] if summary["trusted"] else ["not trusted, mixing: R-hat is 2"]
+    influence = make_influence().assign_attrs(trusted=int(summary["trusted"]))
+    manifest = {"gates": gates, "warnings": warnings}
+    page = render(influence, summary=SUMMARY | summary, manifest=manifest)
+    top = page[: page.index("</header>")]
+    assert top.index("<h1>") < top.index(f'<p class="lead trusted">{said}') and unsaid not in top
+
+
+def test_the_answer_names_the_first_query_by_text_label_and_prediction_and_what_moves_it():
+    influence = make_influence(num_query=2).assign_coords(
+        query_text=("query", ["a <b>", "c"]),
+        query_label=("query", ["cat", "dog"]),
+        query_prediction=("query", ["dog", "dog"]),
+    )
+    influence = influence.isel(query=[0])
+    score, error = (influence[v].values[0, 0] for v in ("influence", "standard_error"))
+    certain = np.where(np.abs(score) > 2 * error, score, 0)
+    helped = ", ".join(f"t{i}" for i in np.argsort(certain)[:3])
+    harmed = ", ".join(f"t{i}" for i in np.argsort(-certain)[:3])
+    page = render(influence)
+    assert page.index("<h1>Query q") < page.index('id="queries"') < page.index('class="fold"')
+    assert (
+        f"<h1>Query q0, &#x27;a &lt;b&gt;&#x27;, labelled cat; the model says dog: it is helped "
+        f"most by {helped}; it is harmed most by {harmed}.</h1>"
+    ) in page
+    untrusted = render(influence.assign_attrs(trusted=0))
+    assert "no item moves it for certain.</h1>" in untrusted
+
+
+def unpacked(page: str) -> dict:
+    """The queries that the page's script unpacks."""
+    block = re.search(r'id="more-queries">([^<]*)</script>', page)
+    assert block
+    return json.loads(gzip.decompress(base64.b64decode(block[1])))
+
+
+def test_every_query_is_on_the_page_and_its_pictures_are_there_once():
+    influence = with_pictures(make_influence(num_query=30))
+    page = render(influence)
+    more = unpacked(page)
+    up_front = re.findall(r'<article class="query" id="(query-\d+)"', page)
+    assert len(up_front) == 8
+    assert sorted([*up_front, *more["articles"]]) == sorted(f"query-{q}" for q in range(30))
+    assert re.findall(r'<option value="(query-\d+)"', page) == [*up_front, *more["articles"]]
+    shown = {int(n) for t in more["articles"].values() for n in re.findall(r'picture="(\d+)"', t)}
+    assert shown == set(range(len(more["pictures"]))) and len(set(more["pictures"])) == len(shown)
+    assert not any("data:image" in text for text in more["articles"].values())
+
+
+def test_queries_beyond_the_room_of_the_page_are_counted(monkeypatch):
+    monkeypatch.setattr("bif.report.query_switch.MAX_QUERIES", 10)
+    page = render(make_influence(num_query=30))
+    assert len(unpacked(page)["articles"]) == 2
+    assert "The page has no room for 20 more: bif show DIR --query ID." in page
+
+
+def test_items_whose_sign_is_not_certain_stand_apart():
+    influence = make_influence(num_query=1)
+    page = render(influence, top=40)
+    score, error = (influence[v].values[0, 0] for v in ("influence", "standard_error"))
+    apart = re.findall(r'<ol class="items rows unsure">(.*?)</ol>', page, flags=re.S)
+    shown = [float(v) for part in apart for v in re.findall(r'<data value="([^"]+)"', part)]
+    np.testing.assert_allclose(
+        np.sort(shown), np.sort(score[np.abs(score) <= 2 * error]), rtol=1e-5
+    )
 
 
 def test_without_suspicion_there_is_no_section_of_suspects():

@@ -127,7 +127,7 @@ def make_page() -> str:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return make_page().replace("<details>", "<details open>")
+    return make_page().replace("<details", "<details open")
 
 
 def look(
@@ -145,7 +145,8 @@ def look(
         f'<iframe {sandbox} style="border:0;width:{width}px;height:900px" '
         f'srcdoc="{html.escape(page)}"></iframe><script>{MEASURE}'
         'const frame = document.querySelector("iframe");'
-        f"frame.onload = () => {{ const page = frame.contentDocument; {act};"
+        f"frame.onload = async () => {{ const page = frame.contentDocument; {act};"
+        "await new Promise((done) => setTimeout(done, 300));"
         'document.getElementById("out").textContent = JSON.stringify(measure(frame)); };'
         "</script></body></html>"
     )
@@ -158,7 +159,7 @@ def look(
             *FLAGS,
             f"--user-data-dir={folder / 'profile'}",
             f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
-            "--window-size=1600,1000",
+            "--window-size=1700,1000",
             "--virtual-time-budget=3000",
             "--dump-dom",
             file.as_uri(),
@@ -179,7 +180,7 @@ def without_policy(page: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1400])
+@pytest.mark.parametrize("width", [360, 700, 1100, 1600])
 def test_page_fits_the_screen_and_can_be_read(page: str, tmp_path: Path, width: int, scheme: str):
     # All queries and observables at once, so that every part is laid out.
     show = 'page.querySelectorAll(".off").forEach((e) => e.classList.remove("off"))'
@@ -221,8 +222,41 @@ def test_chooser_shows_one_query_and_one_observable(page: str, tmp_path: Path):
     assert first["observables"] == 1 and first["toolbar"] == 1
     click = 'page.querySelectorAll(".chooser a")[2].click()'
     assert look(page, tmp_path, act=click)["queries"] == links[2:3]
-    click = 'page.querySelector(".toolbar .all").click()'
-    assert look(page, tmp_path, act=click)["queries"] == links
+
+
+PRESS = 'page.body.dispatchEvent(new KeyboardEvent("keydown", {key: "%s", bubbles: true}))'
+
+
+@pytest.mark.parametrize(
+    ("act", "place"),
+    [
+        ('page.querySelector(".next").click()', 1),
+        ('page.querySelector(".previous").click()', -1),
+        (PRESS % "ArrowRight", 1),
+        (PRESS % "ArrowLeft", -1),
+        (
+            'const list = page.querySelector(".step select"); list.selectedIndex = 8;'
+            'list.dispatchEvent(new Event("change"))',
+            8,
+        ),
+    ],
+)
+def test_the_switch_goes_through_all_queries(page: str, tmp_path: Path, act: str, place: int):
+    every = re.findall(r'<option value="(query-\d+)"', page)
+    assert len(every) == 10 and len(re.findall(r'<a href="#(query-\d+)"', page)) == 8
+    seen = look(page, tmp_path, act=act)
+    assert seen["queries"] == [every[place]] and seen["observables"] == 1
+
+
+def test_an_unpacked_query_has_its_pictures_and_runs_no_script(page: str, tmp_path: Path):
+    act = (
+        'page.querySelector(".previous").click(); await new Promise((r) => setTimeout(r, 500));'
+        'page.title += [...page.querySelectorAll(".query:not(.off) img")].filter('
+        "(i) => i.naturalWidth).length"
+    )
+    title = look(without_policy(page), tmp_path, act=act)["title"]
+    found = re.fullmatch(r"Influence report(\d+)", title)
+    assert found and int(found[1]) > 4
 
 
 def test_everything_is_there_without_scripts(page: str, tmp_path: Path):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bif import store
+from bif.report import answer
+from bif.report.answer import shortened
 from bif.terminal import escape_controls
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from bif.results.suspects import Suspects
 
 _SIDES = ("train", "query")
-_TEXT = 60
-"""Characters of an item's text that are shown."""
+_LONG = 30
+"""Characters of a name from which each has a line of its own."""
 
 
 def say(line: object = "") -> None:
@@ -32,31 +34,8 @@ def print_opening(
 ) -> None:
     """Print what was asked, how far to trust it, and warnings."""
     say(heading(influence))
-    say(trust_in_words(summary, manifest))
+    say(answer.trust_in_words(summary, manifest))
     print_warnings(manifest)
-
-
-def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
-    """Return one line on how far the run can be trusted."""
-    gates = list(manifest.get("gates") or [])
-    failed = [str(gate["name"]) for gate in gates if gate.get("failed")]
-    checks = f"all {len(gates)} checks passed" if gates else "no check failed"
-    reliability = summary.get("reliability")
-    if summary.get("trusted") is None:
-        return "How far this can be trusted was not checked."
-    if not summary["trusted"]:
-        names = f" ({', '.join(failed)})" if failed else ""
-        return (
-            f"Not trusted: {len(failed) or 'some'} of {len(gates) or 'the'} checks failed{names}. "
-            "No direction is certain; the lists below are what there is."
-        )
-    parts = "" if summary.get("complete", True) else " It was stopped early, and can go on."
-    if summary.get("estimator") == "response":
-        return f"Trusted: computed without random draws, and {checks}.{parts}"
-    agree = ""
-    if isinstance(reliability, float) and np.isfinite(reliability):
-        agree = f"two halves of the run agree at {reliability:.2f} of 1, and "
-    return f"Trusted: {agree}{checks}.{parts}"
 
 
 def heading(influence: Influence) -> str:
@@ -76,15 +55,9 @@ def query_in_words(influence: Influence, query: str) -> str:
         coordinate = dataset.coords.get(f"query_{name}")
         return "" if coordinate is None else str(coordinate.values[place])
 
-    label, prediction, text = known("label"), known("prediction"), known("text")
-    told = f", {_short(text)!r}" if text else ""
-    if label:
-        told += f", labelled {label}"
-        if prediction:
-            told += ", and the model agrees" if prediction == label else (
-                f"; the model says {prediction}"
-            )  # fmt: skip
-    return f"Query {query}{told}"
+    return answer.query_in_words(
+        query, text=known("text"), label=known("label"), prediction=known("prediction")
+    )
 
 
 def print_answer(
@@ -118,26 +91,21 @@ def print_moved_labels(suspects: Suspects, dataset: xr.Dataset) -> None:
         suspects: Of the demo's run.
         dataset: With `relabelled` and `original_label` `[N]`.
     """
-    moved = dataset["relabelled"].values.astype(bool)
     original = [str(label) for label in dataset["original_label"].values]
     place = {str(name): i for i, name in enumerate(dataset["train_id"].values)}
     order = np.argsort(-suspects.scores["loss"].values, kind="stable")
-    count = int(moved.sum())
-    first = int(np.cumprod(moved[order]).sum())
-    say(
-        f"{count} of {len(moved):,} labels were made wrong on purpose. The {first} most suspicious "
-        f"items are all among them, and so are {int(moved[order[:count]].sum())} of the first "
-        f"{count}:"
+    likely = suspects.scores.get("likely_label")
+    done, found, beyond = answer.moved_in_words(
+        dataset["relabelled"].values.astype(bool)[order],
+        [original[i] for i in order],
+        None if likely is None else likely.values[order],
     )
+    say(f"{done} {found}")
     for item in suspects.mislabelled[:5]:
         true = original[place[item.train_id]]
         told = f"; {item.told}" if item.told else ""
         say(f"  {item.train_id}, labelled {item.label}{told} (it was {true})")
-    say("They are ranked by their loss, as good as any score here.")
-    likely = suspects.scores.get("likely_label")
-    if likely is not None:
-        right = sum(likely.values[i] == original[i] for i in np.flatnonzero(moved))
-        say(f"What the run adds is the right label: it names that of {right} of the {count}.")
+    say(beyond)
 
 
 def print_figures(summary: Mapping[str, Any]) -> None:
@@ -182,14 +150,9 @@ def _sides(ranking: Ranking) -> list[tuple[str, tuple[Score, ...]]]:
 
 def _names(scores: Sequence[Score]) -> str:
     """Return ids with their labels; texts go on lines of their own."""
-    names = [s.train_id + (f" ({_short(s.label)})" if s.label else "") for s in scores]
-    long = any(len(name) > _TEXT // 2 for name in names)
+    names = [s.train_id + (f" ({shortened(s.label)})" if s.label else "") for s in scores]
+    long = any(len(name) > _LONG for name in names)
     return ("\n" + " " * 12).join(names) if long else ", ".join(names)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split()) if text.strip() else text
-    return line if len(line) <= _TEXT else f"{line[: _TEXT - 1]}…"
 
 
 def _reading(influence: Influence, observable: str | None) -> str:

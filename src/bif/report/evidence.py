@@ -1,4 +1,4 @@
-"""The lower part of the page: suspected wrong labels, diagnostics of the chains, provenance."""
+"""The lower part of the page: diagnostics of the chains, and provenance."""
 
 from __future__ import annotations
 
@@ -8,43 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bif.report import plots
-from bif.report.markup import MISSING, count, escape, finite, number, plural, rows_table
+from bif.report.markup import MISSING, count, escape, finite, number, rows_table
 from bif.report.overview import ESS_GATES, RHAT_GATES, diverged_chains
-from bif.report.queries import picture
-from bif.report.source import Source
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_NUM_SUSPECTS = 24
-"""Items shown as suspects: as many as fit on a screen."""
 _MAX_LISTED = 20
 """Entries of a list that are printed before it is cut."""
-
-
-def suspects_section(source: Source, *, summary: Mapping) -> str:
-    """Return the items most likely to carry a wrong label; empty without a suspicion score."""
-    suspects = source.suspects
-    if suspects is None:
-        return ""
-    score = np.where(np.isfinite(suspects.score), suspects.score, -np.inf)
-    order = [int(i) for i in np.argsort(-score, kind="stable")[:_NUM_SUSPECTS]]
-    order = [i for i in order if np.isfinite(score[i])]
-    truth = ""
-    if suspects.relabelled is not None:
-        hits = int(np.count_nonzero(suspects.relabelled[order]))
-        moved = int(np.count_nonzero(suspects.relabelled))
-        truth = (
-            f" The truth is known here: {plural(moved, 'label')} had been moved to another class, "
-            f"and {hits} of the {len(order)} items below are among them."
-        )
-    tiles = "".join(_suspect_tile(source, i) for i in order)
-    shape = "items" if source.train.images is not None else "items rows"
-    return (
-        '<section aria-labelledby="suspects"><h2 id="suspects">Suspected wrong labels</h2>'
-        f"<p>The training items most likely to carry a wrong label, foremost first.{truth}</p>"
-        f'{_aurocs(summary)}<ol class="{shape} suspects">{tiles}</ol></section>'
-    )
 
 
 def diagnostics_section(diagnostics: xr.Dataset, *, summary: Mapping, manifest: Mapping) -> str:
@@ -151,45 +122,6 @@ def provenance_section(manifest: Mapping) -> str:
         + (f'<ul class="choices">{chosen}</ul>' if chosen else "")
         + (details or f"<p>{MISSING} No manifest was recorded.</p>")
         + "</section>"
-    )
-
-
-def _suspect_tile(source: Source, i: int) -> str:
-    suspects = source.suspects
-    assert suspects is not None
-    truth, kind = "", "unknown"
-    if suspects.relabelled is not None:
-        original = suspects.original[i]
-        hit = bool(suspects.relabelled[i])
-        kind = "hit" if hit else "miss"
-        words = (f"was {escape(original)}" if original else "moved") if hit else "label not moved"
-        truth = f'<span class="truth">{"✓ " if hit else ""}{words}</span>'
-    label = escape(source.train.labels[i]) or MISSING
-    return (
-        f'<li class="{kind}">{picture(source.train, i)}'
-        f'<p class="who"><b>{label}</b> {truth}<small>{escape(source.train.ids[i])}</small>'
-        f"<small>score {number(suspects.score[i])}</small></p></li>"
-    )
-
-
-def _aurocs(summary: Mapping) -> str:
-    rows = [
-        ("this ranking", "mislabel_auroc"),
-        ("loss at the trained weights alone", "mislabel_auroc_loss_only"),
-        ("gradient product", "mislabel_auroc_gradient_product"),
-    ]
-    known = [(name, finite(summary.get(key))) for name, key in rows]
-    if all(value is None for _, value in known):
-        return ""
-    body = "".join(
-        f'<tr><th scope="row">{name}</th><td>{number(value, digits=4)}</td><td aria-hidden="true">'
-        f'<div class="bar"><b style="width:{max(0.0, 2 * ((value or 0.5) - 0.5)):.1%}"></b></div>'
-        "</td></tr>"
-        for name, value in known
-    )
-    return (
-        '<table class="auroc"><caption>Area under the ROC curve for finding moved labels: 1 is '
-        f"perfect, 0.5 is chance</caption><tbody>{body}</tbody></table>"
     )
 
 

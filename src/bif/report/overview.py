@@ -27,6 +27,8 @@ RHAT_GATES = (1.05, 1.1)
 """Largest R-hat over items: good up to the first, poor above the second."""
 ESS_GATES = (400.0, 100.0)
 """Median effective sample size over items: good from the first, poor below the second."""
+_OPEN_WARNINGS = 2
+"""Warnings that stand open above the answer; more are folded."""
 
 
 def warnings_box(
@@ -41,7 +43,8 @@ def warnings_box(
             f"{plural(len(diverged), 'chain')} diverged and "
             f"{'is' if len(diverged) == 1 else 'are'} left out of every number: {names}."
         )
-    if not _complete(summary.get("complete"), source.attrs.get("complete")):
+    ended = _complete(summary.get("complete"), source.attrs.get("complete"))
+    if not ended:
         found.append(
             "The run was stopped before its end: the scores are what its draws so far give, "
             "with the larger errors shown."
@@ -68,25 +71,34 @@ def warnings_box(
     found += [str(w) for w in ([listed] if isinstance(listed, str) else listed)]
     if not found:
         return ""
+    if not ended:  # its gates judge what there is so far
+        found = [text.replace("not trusted, ", "not yet, ", 1) for text in found]
     items = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(found))
     untrusted = summary.get("trusted") is not None and not summary["trusted"]
     first = "This run is not trusted" if untrusted else "Read this first"
-    return (
-        f'<aside class="warnings" aria-label="Warnings"><strong>{first}</strong>'
-        f"<ul>{items}</ul></aside>"
-    )
+    if not ended:
+        first = "This run was stopped early, and can go on"
+    body = f"<ul>{items}</ul>"
+    if len(found) > _OPEN_WARNINGS:
+        what = "Reasons, and what to change" if untrusted else "All of them"
+        body = f"<details><summary>{what} ({len(found)})</summary>{body}</details>"
+    return f'<aside class="warnings" aria-label="Warnings"><strong>{first}</strong>{body}</aside>'
 
 
-def headline(source: Source, *, summary: Mapping) -> str:
-    """Return one sentence on what was computed, and how."""
-    observables = join_words([escape(name) for name in source.observables])
-    train, query = plural(len(source.train), "training item"), plural(len(source.query), "query")
+def made_line(source: Source, *, summary: Mapping) -> str:
+    """Return one sentence on how the scores were computed, and what was recorded through what."""
     return (
-        f"<h1>Influence of {train} on the {observables} of {query}</h1>"
         f'<p class="lead">{how_made(source, summary=summary)}, at nbeta '
         f"{setting(source.attrs.get('nbeta'))} and gamma "
-        f"{setting(source.attrs.get('gamma'))}.</p>{proxy_line(source)}{excerpt_line(source)}"
+        f"{setting(source.attrs.get('gamma'))}.</p>{proxy_line(source)}"
     )
+
+
+def folded(*sections: str) -> str:
+    """Return sections that are there on demand, below the answer."""
+    body = "".join(sections)
+    return f"""<details class="fold"><summary>How it was computed: figures, signs, choices</summary>
+{body}</details>"""
 
 
 def how_made(source: Source, *, summary: Mapping) -> str:

@@ -10,11 +10,14 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from bif.report.controls import controls_section
-from bif.report.evidence import diagnostics_section, provenance_section, suspects_section
+from bif.report.evidence import diagnostics_section, provenance_section
+from bif.report.finding import finding
 from bif.report.markup import escape
-from bif.report.overview import headline, reading_section, trust_line, warnings_box
+from bif.report.overview import folded, made_line, reading_section, trust_line, warnings_box
 from bif.report.queries import queries_section
+from bif.report.query_switch import other_queries
 from bif.report.source import choose_queries, find_queries, read_source
+from bif.report.suspects import Suspects, moved_labels, suspects_section
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,6 +31,7 @@ def render_report(
     manifest: Mapping,
     queries: Sequence[str] | None = None,
     top: int = 8,
+    suspects: Suspects | None = None,
 ) -> str:
     """Return one self-contained HTML page about a finished or interrupted run.
 
@@ -41,9 +45,10 @@ def render_report(
         diagnostics: the dataset of `diagnostics.zarr`; may lack any of its variables.
         summary: the contents of `summary.json`.
         manifest: the contents of `run.json`.
-        queries: ids of the queries to show; by default eight are chosen: the clearest of each
-            group, then the worst handled, the clearest and the best handled.
+        queries: ids of the queries to show; by default all, 500 at most, eight of them up front:
+            the clearest of each group, then the worst handled, the clearest and the best handled.
         top: how many training items to show in each direction.
+        suspects: what `bif.Run.suspects` found; shown beside the queries.
 
     Returns:
         The text of the page, to be written as UTF-8.
@@ -61,20 +66,33 @@ def render_report(
     else:
         chosen = find_queries(source, queries)
         how = f"{len(chosen)} of {len(source.query):,} queries, as asked for."
+    others = [] if queries is not None else other_queries(source, chosen)
+    moved = moved_labels(source, suspects)
+    asked = [queries_section(source, chosen=chosen, others=others, top=top, how=how)]
+    listed = [suspects_section(source, suspects, summary=summary)]
     return assemble_page(
         script="script.js",
         styles=("style.css",),
         manifest=manifest,
         warnings=warnings_box(source, diagnostics=diagnostics, summary=summary, manifest=manifest),
-        headline=headline(source, summary=summary),
-        trust=trust_line(summary),
+        headline=finding(
+            source,
+            query=chosen[0] if chosen else None,
+            moved=moved,
+            summary=summary,
+            manifest=manifest,
+        ),
+        trust="",
         sections=[
-            reading_section(source),
-            queries_section(source, chosen=chosen, top=top, how=how),
-            suspects_section(source, summary=summary),
-            controls_section(source),
-            diagnostics_section(diagnostics, summary=summary, manifest=manifest),
-            provenance_section(manifest),
+            *(listed + asked if moved else asked + listed),
+            folded(
+                made_line(source, summary=summary),
+                trust_line(summary),
+                reading_section(source),
+                controls_section(source),
+                diagnostics_section(diagnostics, summary=summary, manifest=manifest),
+                provenance_section(manifest),
+            ),
         ],
     )
 
@@ -127,8 +145,8 @@ def _how_chosen(shown: int, total: int) -> str:
     if shown == total:
         return "All queries, the worst handled first."
     return (
-        f"{shown} of {total:,} queries: the clearest of each group, the worst and the best "
-        "handled, and others with clear scores; the worst handled first."
+        f"{shown} of {total:,} queries to begin with: the clearest of each group, the worst and "
+        "the best handled, and others with clear scores; the worst handled first."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bif.report.answer import shortened
 from bif.report.markup import (
     escape,
     finite,
@@ -17,18 +18,39 @@ from bif.report.markup import (
     unit_text,
 )
 from bif.report.pictures import image_tag
+from bif.report.query_switch import packed, switch
 from bif.report.source import Items, Source, top_k
 
+_UNTRUSTED = '<p class="under">The run is not trusted: no sign is certain.</p>'
 
-def queries_section(source: Source, *, chosen: Sequence[int], top: int, how: str) -> str:
-    """Return the queries with their foremost items; `how` says how they were chosen."""
+
+def queries_section(
+    source: Source, *, chosen: Sequence[int], others: Sequence[int], top: int, how: str
+) -> str:
+    """Return the queries with their foremost items; `how` says how the chosen ones were.
+
+    Args:
+        source: What the page is about.
+        chosen: Queries that are there without the script, too.
+        others: Queries that the script unpacks.
+        top: Items either way.
+        how: A sentence.
+    """
     if not chosen:
         return ""
     articles = "".join(_query(source, q, top=top) for q in chosen)
+    left_out = len(source.query) - len(chosen) - len(others)
+    more = (
+        f" The page has no room for {left_out:,} more: bif show DIR --query ID."
+        if others and left_out
+        else ""
+    )
     return (
         '<section aria-labelledby="queries"><h2 id="queries">What moves each query</h2>'
-        f"<p>{escape(how)} {_legend(source)}</p>{_chooser(source, chosen)}"
-        f"{_toolbar(source)}{articles}</section>"
+        f"{_toolbar(source, [*chosen, *others])}{_chooser(source, chosen)}"
+        f'<div class="articles">{articles}</div>'
+        f'<p class="under">{escape(how + more)} {_legend(source)}</p>'
+        f"{packed({q: _query(source, q, top=top) for q in others})}</section>"
     )
 
 
@@ -67,29 +89,41 @@ def _legend(source: Source) -> str:
     parts = [f"its score with {error}", "label", "id"]
     if not any(source.train.labels):
         parts.remove("label")
-    return f"Each training item is shown with {join_words(parts)}."
+    bars = (
+        ""
+        if source.linear is None
+        else " Solid in each bar: the linear part, which is solved for and equals the classical "
+        "influence. Hatched, from there to the score: the sampled correction, which is what is not "
+        "linear."
+    )
+    return f"Each training item is shown with {join_words(parts)}.{bars}"
 
 
-def _toolbar(source: Source) -> str:
+def _toolbar(source: Source, queries: Sequence[int]) -> str:
     """Return the buttons that narrow the view; hidden unless the script runs."""
     buttons = "".join(
         f'<button type="button" data-show="{o}" aria-pressed="false">{escape(name)}</button>'
         for o, name in enumerate(source.observables)
     )
     several = len(source.observables) > 1
-    switch = (
+    observable = (
         '<div class="switch" role="group" aria-label="Observable">'
         f"<span>Influence on</span>{buttons}</div>"
     )
     return (
-        f'<div class="toolbar" hidden>{switch if several else ""}'
-        '<button type="button" class="all" aria-pressed="false">All queries</button></div>'
+        f'<div class="toolbar" hidden>{switch(source, queries) if len(queries) > 1 else ""}'
+        f"{observable if several else ''}</div>"
     )
 
 
 def _query(source: Source, q: int, *, top: int) -> str:
     query = source.query
     label = f"label {escape(query.labels[q])}" if query.labels[q] else ""
+    if label and query.predictions[q]:
+        wrong = query.predictions[q] != query.labels[q]
+        tone = ' class="wrong"' if wrong else ""
+        label += f", <span{tone}>model says {escape(query.predictions[q])}</span>"
+    text = f'<p class="what">{escape(query.texts[q])}</p>' if query.texts[q] else ""
     several_groups = len(set(query.groups)) > 1
     group = f"group {escape(query.groups[q])}" if several_groups and query.groups[q] else ""
     title = f"Query {escape(query.ids[q])}"
@@ -105,7 +139,7 @@ def _query(source: Source, q: int, *, top: int) -> str:
     observables = "".join(_observable(source, q, o, top=top) for o in range(len(source.better)))
     return f"""<article class="query" id="query-{q}" aria-labelledby="query-{q}-title">
 <header>{picture(query, q)}<div><h3 id="query-{q}-title">{title}</h3>
-{f'<p class="under">{under}</p>' if under else ""}<table class="values"><thead><tr><td></td>
+{f'<p class="under">{under}</p>' if under else ""}{text}<table class="values"><thead><tr><td></td>
 <th scope="col">trained weights</th>{mean}</tr></thead>
 <tbody>{values}</tbody></table>{_difficulty(source, q)}</div></header>
 <div class="observables">{observables}</div></article>"""
@@ -146,35 +180,39 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
     certain = np.where(clear, score, 0.0)
     picked = [top_k(certain, sign=sign, top=top) for sign, *_ in plans]
     strongest = [top_k(score, sign=sign, top=top) for sign, *_ in plans]
-    left_out = [sum(not clear[i] for i in items) for items in strongest]
-    shown = [i for items in picked for i in items]
+    unsure = [[i for i in items if not clear[i]] for items in strongest]
+    shown = [i for items in picked + unsure for i in items]
     exponent = shared_exponent([float(score[i]) for i in shown])
     reach = max((abs(score[i]) + (finite(error[i]) or 0.0) for i in shown), default=1.0)
+    if source.linear is not None:
+        reach = max([reach, *(abs(float(source.linear[o, q, i])) for i in shown)])
     several = len(source.observables) > 1
     level = 5 if several else 4
     lists = []
-    for (_, tone, title, meaning), items, hidden in zip(plans, picked, left_out, strict=True):
-        unit = unit_text(exponent)
-        hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
-        tiles = "".join(
+    shape = "items" if source.train.images is not None else "items rows"
+
+    def tiles(items: list[int]) -> str:
+        return "".join(
             _item(source, (o, q, i), exponent=exponent, reach=float(reach)) for i in items
         )
-        unsure = (
-            f'<p class="under">{plural(hidden, "item")} among the strongest left out: the sign is '
-            "not certain.</p>"
-            if hidden
-            else ""
-            if source.trusted
-            else '<p class="under">The run is not trusted: no sign is certain.</p>'
-        )
-        shape = "items" if source.train.images is not None else "items rows"
+
+    unit = unit_text(exponent)
+    for (_, tone, title, meaning), items, hidden in zip(plans, picked, unsure, strict=True):
+        hint = f"{meaning}{f'; scores {unit}' if unit else ''}"
+        more = "" if source.trusted else _UNTRUSTED
+        if hidden:
+            more = (
+                f"<details><summary>{plural(len(hidden), 'item')} among the strongest left out: "
+                f'the sign is not certain</summary><ol class="{shape} unsure">{tiles(hidden)}</ol>'
+                "</details>"
+            )
         body = (
-            f'<ol class="{shape} {tone}">{tiles}</ol>'
-            if tiles
+            f'<ol class="{shape} {tone}">{tiles(items)}</ol>'
+            if items
             else '<p class="under">No item has a certain score of this sign.</p>'
         )
         lists.append(
-            f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}{unsure}'
+            f'<h{level} class="list {tone}">{title} <small>{hint}</small></h{level}>{body}{more}'
         )
     heading = f'<h4 class="observable">Influence on the {name}</h4>' if several else ""
     return (
@@ -226,10 +264,11 @@ def _item(source: Source, place: tuple[int, int, int], *, exponent: int, reach: 
     spread = finite(error)
     return (
         f"<li>{picture(source.train, i)}"
-        f"{_bar(abs(score) / reach, (spread or 0.0) / reach)}"
+        f"{_bar(abs(score) / reach, (spread or 0.0) / reach, linear=_linear(source, place, reach))}"
         f'<p class="score"><data value="{score:.6g}">{number_text}</data> '
         f"<span>± {error_text}</span>{_parts(source, place, exponent)}</p>"
-        f'<p class="who">{_label(source, i)}<small>{escape(source.train.ids[i])}</small></p>'
+        f'<p class="who">{_label(source, i)}{_text(source, i)}'
+        f"<small>{escape(source.train.ids[i])}</small></p>"
         "</li>"
     )
 
@@ -246,8 +285,33 @@ def _label(source: Source, i: int) -> str:
     return words
 
 
-def _bar(length: float, spread: float) -> str:
-    """Return a bar of `length` with a whisker of one error each way, as shares of the track."""
+def _text(source: Source, i: int) -> str:
+    """Return the beginning of a train item's text, or its features; empty without any."""
+    text = shortened(source.train.texts[i])
+    return f'<span class="what">{escape(text)}</span> ' if text else ""
+
+
+def _linear(source: Source, place: tuple[int, int, int], reach: float) -> float | None:
+    """Return the linear part in the direction of the score, as a share of the track, if any."""
+    if source.linear is None:
+        return None
+    share = float(source.linear[place]) * float(np.sign(source.score[place])) / reach
+    return share if np.isfinite(share) else None
+
+
+def _bar(length: float, spread: float, *, linear: float | None = None) -> str:
+    """Return a bar of `length` with a whisker of one error each way, as shares of the track.
+
+    Where the linear part is known, what was sampled, from there to the score, is hatched.
+    """
     low, high = max(0.0, length - spread), min(1.0, length + spread)
     whisker = f'<i style="left:{low:.1%};width:{high - low:.1%}"></i>' if spread else ""
-    return f'<div class="bar" aria-hidden="true"><b style="width:{length:.1%}"></b>{whisker}</div>'
+    solid, sampled = length, ""
+    if linear is not None:
+        start, end = sorted((max(0.0, linear), length))
+        solid = start
+        sampled = f'<u style="left:{start:.1%};width:{end - start:.1%}"></u>'
+    return (
+        f'<div class="bar" aria-hidden="true"><b style="width:{solid:.1%}"></b>{sampled}{whisker}'
+        "</div>"
+    )

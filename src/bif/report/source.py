@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,7 +31,16 @@ class Items:
     labels: list[str]
     groups: list[str]
     images: xr.DataArray | None
+    texts: list[str] = field(default_factory=list)
+    """What an item says, or its features; "" where that is not known."""
+    predictions: list[str] = field(default_factory=list)
+    """What the model says of each item; "" where that is not known."""
     _pictures: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Say nothing of items about which nothing is known."""
+        for known in (self.texts, self.predictions):
+            known.extend([""] * (len(self.ids) - len(known)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,8 +102,6 @@ class Source:
         """Return which scores have a certain sign.
 
         Scores without an error count as certain; of a run that is not trusted, none does.
-
-        Of a run that is not trusted, none.
         """
         return ~(np.abs(score) <= self.error_quantile * error) & self.trusted
 
@@ -265,7 +273,18 @@ def _items(dataset: xr.Dataset, kind: str) -> Items:
         labels=_strings(dataset, f"{kind}_label", size),
         groups=_strings(dataset, f"{kind}_group", size),
         images=dataset[image] if image in dataset.variables else None,
+        texts=_texts(dataset, kind, size),
+        predictions=_strings(dataset, f"{kind}_prediction", size),
     )
+
+
+def _texts(dataset: xr.Dataset, kind: str, size: int) -> list[str]:
+    """Return the items' texts, joined from their pieces if need be, or their features."""
+    if f"{kind}_text" in dataset.variables:
+        return _strings(dataset, f"{kind}_text", size)
+    if f"{kind}_tokens" in dataset.variables:
+        return ["".join(json.loads(p)) for p in _strings(dataset, f"{kind}_tokens", size)]
+    return _strings(dataset, f"{kind}_features", size)
 
 
 def _suspects(dataset: xr.Dataset) -> Suspects | None:

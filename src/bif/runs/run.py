@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 _SLOPES = "recorder/slopes/"
 """Beginning of the names of a block's slopes along anchors, in what a commit has of its state."""
+_MOST_SEARCHED = 5000
+"""Train items at most among which a page looks for suspects: the time goes with their square."""
+_SHOWN_SUSPECTS = 24
+"""Suspects of each kind on a page."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +195,9 @@ class Run:
         dataset = scores.dataset
         if not {"train_item", "query_item"} & set(dataset.coords):
             return render_report(
-                dataset, diagnostics=self.diagnostics, summary=summary, manifest=manifest
-            )
+                dataset, diagnostics=self.diagnostics, summary=summary, manifest=manifest,
+                suspects=self._shown_suspects(),
+            )  # fmt: skip
         on_queries = scores.by_item("query")
         summed = {
             "query": on_queries.dataset,
@@ -205,6 +210,12 @@ class Run:
         return render_token_report(
             dataset, summed=summed, diagnostics=self.diagnostics, summary=summary, manifest=manifest
         )
+
+    def _shown_suspects(self) -> Suspects | None:
+        """Return suspects for the page; None where there are too few draws, or too many items."""
+        count = int(self.influence.dataset.attrs["num_train"])
+        few = count < 2 or not (self.summary.solved or self.summary.chains > 1)
+        return None if few or count > _MOST_SEARCHED else self.suspects(_SHOWN_SUSPECTS)
 
     def __repr__(self) -> str:
         s, m = self.summary, self.manifest

@@ -1,0 +1,93 @@
+"""What a run found, in plain words: the same on its page and on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_SHOWN = 60
+"""Characters of an item's text that are shown."""
+
+
+def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    """Return one line on how far a run can be trusted; of an interrupted one, that it can go on."""
+    gates = [gate for gate in manifest.get("gates") or [] if isinstance(gate, Mapping)]
+    failed = [str(gate.get("name")) for gate in gates if gate.get("failed")]
+    checks = f"all {len(gates)} checks passed" if gates else "no check failed"
+    if summary.get("trusted") is None:
+        return "How far this can be trusted was not checked."
+    complete = summary.get("complete")
+    ended = complete is None or bool(complete)
+    if not summary["trusted"]:
+        names = f" ({', '.join(failed)})" if failed else ""
+        counts = f"{len(failed) or 'some'} of {len(gates) or 'the'} checks"
+        if not ended:
+            return (
+                f"Stopped early, and can go on: {counts} do not pass yet{names}. No direction is "
+                "certain so far; the lists below are what there is."
+            )
+        return (
+            f"Not trusted: {counts} failed{names}. No direction is certain; the lists below are "
+            "what there is."
+        )
+    parts = "" if ended else " It was stopped early, and can go on."
+    if summary.get("estimator") == "response":
+        return f"Trusted: computed without random draws, and {checks}.{parts}"
+    agree = ""
+    reliability = summary.get("reliability")
+    if isinstance(reliability, float) and math.isfinite(reliability):
+        agree = f"two halves of the run agree at {reliability:.2f} of 1, and "
+    return f"Trusted: {agree}{checks}.{parts}"
+
+
+def query_in_words(name: str, *, text: str = "", label: str = "", prediction: str = "") -> str:
+    """Return a query's id with its text, its label and what the model says."""
+    told = f", {shortened(text)!r}" if text else ""
+    if label:
+        told += f", labelled {label}"
+        if prediction:
+            told += ", and the model agrees" if prediction == label else (
+                f"; the model says {prediction}"
+            )  # fmt: skip
+    return f"Query {name}{told}"
+
+
+def moved_in_words(
+    moved: np.ndarray, original: list[str] | None = None, likely: np.ndarray | None = None
+) -> list[str]:
+    """Return sentences on how many of the labels that were moved on purpose are found.
+
+    Args:
+        moved: Whether each item's label was, the most suspicious item first, `[N]`.
+        original: Their true labels, in the same order.
+        likely: What the run takes for their true labels, in the same order.
+
+    Returns:
+        What was done; what was found; what this tells beyond the loss.
+    """
+    count, first = int(moved.sum()), int(np.cumprod(moved).sum())
+    among = int(moved[:count].sum())
+    done = f"{count:,} of {len(moved):,} labels were made wrong on purpose."
+    found = (
+        f"The {first:,} most suspicious items are all among the {count:,} moved labels."
+        if first > 1
+        else f"Of the {count:,} most suspicious items {among:,} are among the {count:,} moved "
+        "labels."
+    )
+    beyond = f"Of the first {count:,} items {among:,} are. " if first > 1 else ""
+    beyond += "Items are ranked by their loss, as good as any score here."
+    if likely is not None and original is not None and count:
+        right = sum(str(likely[i]) == original[i] for i in np.flatnonzero(moved))
+        beyond += (
+            f" What the run adds is the right label: it names that of {right:,} of the {count:,}."
+        )
+    return [done, found, beyond]
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text, in one line."""
+    line = " ".join(text.split()) if text.strip() else text
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"

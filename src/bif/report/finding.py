@@ -1,0 +1,85 @@
+"""The top of the page: what was found, in a sentence, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bif.report.answer import query_in_words, shortened, trust_in_words
+from bif.report.markup import escape, plural
+from bif.report.overview import excerpt_line
+from bif.report.source import Items, Source, top_k
+
+_LISTED = 3
+"""Items that the sentence names, either way."""
+
+
+def named(items: Items, index: int) -> str:
+    """Return a train item's id, with its label or the beginning of its text."""
+    told = items.labels[index] or shortened(items.texts[index])
+    return f"{items.ids[index]} ({told})" if told else items.ids[index]
+
+
+def query_named(source: Source, query: int) -> str:
+    """Return a query's id with its text, its label and what the model says."""
+    items = source.query
+    return query_in_words(
+        items.ids[query],
+        text=items.texts[query],
+        label=items.labels[query],
+        prediction=items.predictions[query],
+    )
+
+
+def finding(
+    source: Source,
+    *,
+    query: int | None,
+    moved: Sequence[str],
+    summary: Mapping,
+    manifest: Mapping,
+    observable: int = 0,
+) -> str:
+    """Return the headline: moved labels that were found, or what moves a query, and the trust.
+
+    Args:
+        source: What the page is about.
+        query: The first query that is shown.
+        moved: From `moved_labels`; empty where no label is known to be moved.
+        summary: The contents of `summary.json`.
+        manifest: The contents of `run.json`.
+        observable: Whose scores are told.
+    """
+    asked = (
+        f"Which of {plural(len(source.train), 'train item')} moved the "
+        f"{source.observables[observable]} of {plural(len(source.query), 'query')}, and which way?"
+    )
+    said = moved[1] if moved else _of_query(source, query, observable)
+    beyond = f'<p class="lead">{escape(f"{moved[0]} {moved[2]}")}</p>' if moved else ""
+    return (
+        f'<p class="asked-for">{escape(asked)}</p><h1>{escape(said)}</h1>{beyond}'
+        f'<p class="lead trusted">{escape(trust_in_words(summary, manifest))}</p>'
+        f"{excerpt_line(source)}"
+    )
+
+
+def _of_query(source: Source, query: int | None, observable: int) -> str:
+    if query is None:
+        return "There is no query to show."
+    subject = query_named(source, query)
+    score, error = source.score[observable, query], source.error[observable, query]
+    if not source.trusted:
+        return f"{subject}: no item moves it for certain."
+    certain = np.where(source.clear(score, error), score, 0.0)
+    better = source.better[observable]
+    helps = 1 if better == "higher" else -1
+    verbs = ("is helped most by", "is harmed most by") if better else ("is lowered by", "raised by")
+    parts = []
+    for sign, verb in ((helps, verbs[0]), (-helps, verbs[1])):
+        items = top_k(certain, sign=sign, top=_LISTED)
+        if items:
+            parts.append(f"{verb} {', '.join(named(source.train, i) for i in items)}")
+    if not parts:
+        return f"{subject}: no item moves it for certain."
+    return f"{subject}: it {'; it '.join(parts)}."
