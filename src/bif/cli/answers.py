@@ -55,9 +55,8 @@ def query_in_words(influence: Influence, query: str) -> str:
         coordinate = dataset.coords.get(f"query_{name}")
         return "" if coordinate is None else str(coordinate.values[place])
 
-    return answer.query_in_words(
-        query, text=known("text"), label=known("label"), prediction=known("prediction")
-    )
+    names = ("text", "features", "label", "target", "prediction")
+    return answer.query_in_words(query, **{name: known(name) for name in names})
 
 
 def print_answer(

@@ -43,13 +43,22 @@ def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> s
     return f"Trusted: {agree}{checks}.{parts}"
 
 
-def query_in_words(name: str, *, text: str = "", label: str = "", prediction: str = "") -> str:
-    """Return a query's id with its text, its label and what the model says."""
-    told = f", {shortened(text)!r}" if text else ""
-    if label:
-        told += f", labelled {label}"
+def query_in_words(
+    name: str,
+    *,
+    text: str = "",
+    features: str = "",
+    label: str = "",
+    target: str = "",
+    prediction: str = "",
+) -> str:
+    """Return a query's id with its text or features, its label or target, what the model says."""
+    told = f", {shortened(text)!r}" if text else f" ({features})" if features else ""
+    known = f"labelled {label}" if label else f"target {target}" if target else ""
+    if known:
+        told += f", {known}"
         if prediction:
-            told += ", and the model agrees" if prediction == label else (
+            told += ", and the model agrees" if prediction == (label or target) else (
                 f"; the model says {prediction}"
             )  # fmt: skip
     return f"Query {name}{told}"

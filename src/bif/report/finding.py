@@ -17,7 +17,7 @@ _LISTED = 3
 
 def named(items: Items, index: int) -> str:
     """Return a train item's id, with its label or the beginning of its text."""
-    told = items.labels[index] or shortened(items.texts[index])
+    told = items.labels[index] or shortened(items.text(index))
     return f"{items.ids[index]} ({told})" if told else items.ids[index]
 
 
@@ -27,7 +27,9 @@ def query_named(source: Source, query: int) -> str:
     return query_in_words(
         items.ids[query],
         text=items.texts[query],
+        features=items.features[query],
         label=items.labels[query],
+        target=items.targets[query],
         prediction=items.predictions[query],
     )
 

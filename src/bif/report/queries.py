@@ -70,7 +70,8 @@ def picture(items: Items, index: int) -> str:
 def _chooser(source: Source, chosen: Sequence[int]) -> str:
     entries = []
     for q in chosen:
-        label = source.query.labels[q]
+        items = source.query
+        label = items.labels[q] or items.targets[q] or shortened(items.text(q))
         words = f"<b>{escape(label)}</b> " if label else ""
         entries.append(
             f'<li><a href="#query-{q}">{_without_alt(picture(source.query, q))}'
@@ -118,12 +119,8 @@ def _toolbar(source: Source, queries: Sequence[int]) -> str:
 
 def _query(source: Source, q: int, *, top: int) -> str:
     query = source.query
-    label = f"label {escape(query.labels[q])}" if query.labels[q] else ""
-    if label and query.predictions[q]:
-        wrong = query.predictions[q] != query.labels[q]
-        tone = ' class="wrong"' if wrong else ""
-        label += f", <span{tone}>model says {escape(query.predictions[q])}</span>"
-    text = f'<p class="what">{escape(query.texts[q])}</p>' if query.texts[q] else ""
+    text = f'<p class="what">{escape(query.text(q))}</p>' if query.text(q) else ""
+    label = _label_and_prediction(query, q)
     several_groups = len(set(query.groups)) > 1
     group = f"group {escape(query.groups[q])}" if several_groups and query.groups[q] else ""
     title = f"Query {escape(query.ids[q])}"
@@ -143,6 +140,16 @@ def _query(source: Source, q: int, *, top: int) -> str:
 <th scope="col">trained weights</th>{mean}</tr></thead>
 <tbody>{values}</tbody></table>{_difficulty(source, q)}</div></header>
 <div class="observables">{observables}</div></article>"""
+
+
+def _label_and_prediction(query: Items, q: int) -> str:
+    """Return a query's label or target, and beside it what the model says."""
+    label, target, said = (escape(x[q]) for x in (query.labels, query.targets, query.predictions))
+    words = f"label {label}" if label else f"target {target}" if target else ""
+    if not words or not said:
+        return words
+    tone = ' class="wrong"' if label and said != label else ""
+    return f"{words}, <span{tone}>model says {said}</span>"
 
 
 def _proxy_note(source: Source, o: int) -> str:
@@ -274,9 +281,9 @@ def _item(source: Source, place: tuple[int, int, int], *, exponent: int, reach: 
 
 
 def _label(source: Source, i: int) -> str:
-    label = source.train.labels[i]
+    label, target = source.train.labels[i], source.train.targets[i]
     if not label:
-        return ""
+        return f"<b>target {escape(target)}</b> " if target else ""
     words = f"<b>{escape(label)}</b> "
     suspects = source.suspects
     if suspects and suspects.relabelled is not None and suspects.relabelled[i]:
@@ -287,7 +294,7 @@ def _label(source: Source, i: int) -> str:
 
 def _text(source: Source, i: int) -> str:
     """Return the beginning of a train item's text, or its features; empty without any."""
-    text = shortened(source.train.texts[i])
+    text = shortened(source.train.text(i))
     return f'<span class="what">{escape(text)}</span> ' if text else ""
 
 

@@ -59,10 +59,15 @@ def packed(articles: Mapping[int, str]) -> str:
 
 def _entry(source: Source, q: int) -> str:
     items = source.query
-    told = f"{items.ids[q]}: " + (shortened(items.texts[q]) if items.images is None else "")
+    told = [items.ids[q]]
+    if items.images is None and items.text(q):
+        told.append(shortened(items.text(q)))
+    wrong = ""
     if items.labels[q]:
-        told += f" labelled {items.labels[q]}"
-        if items.predictions[q]:
-            wrong = "✗ " if items.predictions[q] != items.labels[q] else ""
-            told += f", {wrong}model says {items.predictions[q]}"
-    return " ".join(told.split()).rstrip(":")
+        told.append(f"labelled {items.labels[q]}")
+        wrong = "✗ " if items.predictions[q] != items.labels[q] else ""
+    elif items.targets[q]:
+        told.append(f"target {items.targets[q]}")
+    if items.predictions[q]:
+        told.append(f"{wrong}model says {items.predictions[q]}")
+    return " · ".join(told)

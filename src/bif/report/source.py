@@ -32,18 +32,26 @@ class Items:
     groups: list[str]
     images: xr.DataArray | None
     texts: list[str] = field(default_factory=list)
-    """What an item says, or its features; "" where that is not known."""
+    """What each item says; "" where that is not known."""
+    features: list[str] = field(default_factory=list)
+    """The few numbers that each item is; "" where that is not known."""
+    targets: list[str] = field(default_factory=list)
+    """What a regressor is to say of each item; "" where that is not known."""
     predictions: list[str] = field(default_factory=list)
     """What the model says of each item; "" where that is not known."""
     _pictures: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Say nothing of items about which nothing is known."""
-        for known in (self.texts, self.predictions):
+        for known in (self.texts, self.features, self.targets, self.predictions):
             known.extend([""] * (len(self.ids) - len(known)))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def text(self, index: int) -> str:
+        """Return what one item says, or its features."""
+        return self.texts[index] or self.features[index]
 
     def image(self, index: int) -> np.ndarray | None:
         """Return the uint8 picture of one item, [row, column] or [row, column, channel]."""
@@ -274,17 +282,19 @@ def _items(dataset: xr.Dataset, kind: str) -> Items:
         groups=_strings(dataset, f"{kind}_group", size),
         images=dataset[image] if image in dataset.variables else None,
         texts=_texts(dataset, kind, size),
+        features=_strings(dataset, f"{kind}_features", size),
+        targets=_strings(dataset, f"{kind}_target", size),
         predictions=_strings(dataset, f"{kind}_prediction", size),
     )
 
 
 def _texts(dataset: xr.Dataset, kind: str, size: int) -> list[str]:
-    """Return the items' texts, joined from their pieces if need be, or their features."""
+    """Return the items' texts, joined from their pieces if need be."""
     if f"{kind}_text" in dataset.variables:
         return _strings(dataset, f"{kind}_text", size)
     if f"{kind}_tokens" in dataset.variables:
         return ["".join(json.loads(p)) for p in _strings(dataset, f"{kind}_tokens", size)]
-    return _strings(dataset, f"{kind}_features", size)
+    return [""] * size
 
 
 def _suspects(dataset: xr.Dataset) -> Suspects | None:

@@ -131,16 +131,21 @@ def _words(source: Source, i: int | None, name: str, label: str, told: str, scor
         kind = "hit" if hit else "miss"
         words = (f"was {escape(original)}" if original else "moved") if hit else "label not moved"
         truth = f'<span class="truth">{"✓ " if hit else ""}{words}</span>'
-    text = "" if i is None else shortened(source.train.texts[i])
+    text = "" if i is None else shortened(source.train.text(i))
     return (
         f'<li class="{kind}">{"" if i is None else picture(source.train, i)}'
-        f'<p class="who"><b>{escape(label) or MISSING}</b> {truth}'
+        f'<p class="who"><b>{_label(source, i, label)}</b> {truth}'
         + (f'<small class="what">{escape(told)}</small>' if told else "")
         + (f'<small class="what">{escape(text)}</small>' if text else "")
         + f"<small>{escape(name)}</small>"
         + (f"<small>{score}</small>" if score else "")
         + "</p></li>"
     )
+
+
+def _label(source: Source, i: int | None, label: str) -> str:
+    target = "" if i is None else source.train.targets[i]
+    return escape(label) or (f"target {escape(target)}" if target else MISSING)
 
 
 def _aurocs(summary: Mapping) -> str:

@@ -14,6 +14,7 @@ from bif.problem.items import Items
 from bif.problem.problem import Problem
 from bif.results.group_sums import Side
 from bif.runs.classes import classes_in_words
+from bif.runs.numbers import numbers_in_words
 from bif.sampling.observer import Observer
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ def describe_items(dataset: xr.Dataset, problem: Problem, observer: Observer) ->
         names = problem.by_item().query_group_names
         dataset = dataset.assign_coords(query_parent_group=("query_parent", names))
     # Labels that were given with the items go first: they may tell more than the class.
-    classes = classes_in_words(problem, observer.settings, observer.device)
-    texts = {n: (n.partition("_")[0], x) for n, x in classes.items() if n not in dataset.coords}
+    words = {
+        **classes_in_words(problem, observer.settings, observer.device),
+        **numbers_in_words(problem, observer.settings, observer.device),
+    }
+    texts = {n: (n.partition("_")[0], x) for n, x in words.items() if n not in dataset.coords}
     return _with_pictures(dataset.assign_coords(texts), problem)
 
 
