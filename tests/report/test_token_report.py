@@ -16,6 +16,7 @@ import torch
 from test_report_browser import ATTACK, CHROMIUM, look, without_policy
 
 import bif
+from bif.cli.answers import query_in_words
 from bif.report import render_report, render_token_report
 from bif.report import token_source as picked
 from small_problems import nothing_measured
@@ -184,8 +185,59 @@ class TestContent:
         )
         assert 'data-helpful="1"' in page and "helpful: more weight raises the loss" in page
 
+    def test_tabs_name_queries_by_their_text_and_the_top_asks_of_tokens(self, run, page):
+        tabs = re.findall(r'<a href="#query-\d+"><span><b>(.*?)</b><small>(.*?)</small>', page)
+        assert [name for _, name in tabs] == queries_of(page)
+        pieces = texts(3, seed=5).tokens
+        assert pieces is not None
+        assert [text for text, _ in tabs] == [
+            "".join(pieces[int(name[1:])]).strip() for _, name in tabs
+        ]
+        sizes = run.influence.dataset.sizes
+        asked = f"Which of {sizes['train']} tokens of 6 training passages moved the loss of "
+        assert f"{asked}{sizes['query']} tokens of 3 queries, and which way?" in page
+        first = html.escape(repr(tabs[0][0]))
+        assert f"<h1>Query {tabs[0][1]}, {first}: no item moves it for certain.</h1>" in page
+
+    def test_passages_of_a_certain_sign_stand_first_and_the_others_are_said_to_have_none(self, run):
+        sums = {n: d.assign_attrs(trusted=1).copy(deep=True) for n, d in summed(run).items()}
+        both = sums["both"]
+        score = both["influence"].values[0]
+        certain = np.arange(score.shape[1]) % 2 == 0
+        both["standard_error"][0] = np.where(certain, 0.0, 2.0) * np.abs(score)
+        page = page_of(run, summed=sums)
+        names = both["train_id"].values.tolist()
+        lists = re.findall(r'<ol class="passages (\w+)">(.*?)</ol>', page, flags=re.S)
+        tones = {name: set() for name in names}
+        for tone, body in lists:
+            for name in re.findall(r'class="whole" aria-pressed="\w+">(.*?)</button>', body):
+                tones[name].add(tone)
+        for name, sure in zip(names, certain, strict=True):
+            assert tones[name] <= ({"blue", "orange"} if sure else {"unsure"})
+        apart = [tone for tone, _ in lists if tone == "unsure"]
+        assert page.count("Of these the sign is not certain:") == len(apart)
+        assert 0 < len(apart) < len(lists)
+        reader = page[page.index('class="reader"') : page.index('id="reading"')]
+        assert "no sign is certain" not in reader
+
 
 class TestRuns:
+    def test_the_terminal_says_tokens_and_what_a_query_token_says(self, tmp_path: Path, run, call):
+        run.save(tmp_path / "tokens")
+        code, said, _ = call("show", tmp_path / "tokens")
+        dataset = run.influence.dataset
+        name, piece = (str(dataset[n].values[0]) for n in ("query_id", "query_text"))
+        pieces = texts(3, seed=5).tokens
+        assert pieces is not None
+        text = "".join(pieces[int(str(dataset["query_item"].values[0])[1:])]).strip()
+        code, asked, _ = call("show", tmp_path / "tokens", "--query", name, "--verbose")
+        assert code == 0 and "tokens of train items on" in asked
+        assert f"Query token {name}, '{piece.strip()}' of '{text}'" == query_in_words(
+            run.influence, name
+        )
+        assert re.search(r"^Query token t\d\[\d\], 'w\d' of 'w", said, flags=re.M)
+        assert "with more weight on these tokens" in said
+
     def test_a_run_of_tokens_has_this_page(self, tmp_path: Path, run):
         run.save(tmp_path / "tokens")
         text = (tmp_path / "tokens" / "report.html").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,22 @@ def query_in_words(influence: Influence, query: str) -> str:
         coordinate = dataset.coords.get(f"query_{name}")
         return "" if coordinate is None else str(coordinate.values[place])
 
+    if "query_item" in dataset.coords:
+        return answer.query_token_in_words(
+            query, text=known("text"), context=_text_of_token(dataset, place)
+        )
     names = ("text", "features", "label", "target", "prediction")
     return answer.query_in_words(query, **{name: known(name) for name in names})
+
+
+def _text_of_token(dataset: xr.Dataset, place: int) -> str:
+    """Return the text that a query token stands in; empty where it is not known."""
+    pieces = dataset.coords.get("query_parent_tokens")
+    if pieces is None:
+        return ""
+    owner = str(dataset["query_item"].values[place])
+    parents = [str(name) for name in dataset["query_parent_id"].values]
+    return "".join(json.loads(str(pieces.values[parents.index(owner)])))
 
 
 def print_answer(

@@ -64,6 +64,12 @@ def query_in_words(
     return f"Query {name}{told}"
 
 
+def query_token_in_words(name: str, *, text: str = "", context: str = "") -> str:
+    """Return a query token's id with its piece of text, and the text that it stands in."""
+    told = f", {(text.strip() or text)!r}" if text else ""
+    return f"Query token {name}{told}" + (f" of {shortened(context)!r}" if context else "")
+
+
 def moved_in_words(
     moved: np.ndarray, original: list[str] | None = None, likely: np.ndarray | None = None
 ) -> list[str]:

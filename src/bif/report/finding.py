@@ -41,6 +41,7 @@ def finding(
     moved: Sequence[str],
     summary: Mapping,
     manifest: Mapping,
+    asked: str = "",
     observable: int = 0,
 ) -> str:
     """Return the headline: moved labels that were found, or what moves a query, and the trust.
@@ -51,9 +52,10 @@ def finding(
         moved: From `moved_labels`; empty where no label is known to be moved.
         summary: The contents of `summary.json`.
         manifest: The contents of `run.json`.
+        asked: The question; that of items and queries by default.
         observable: Whose scores are told.
     """
-    asked = (
+    asked = asked or (
         f"Which of {plural(len(source.train), 'train item')} moved the "
         f"{source.observables[observable]} of {plural(len(source.query), 'query')}, and which way?"
     )

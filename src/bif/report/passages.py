@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bif.report.answer import shortened
 from bif.report.markup import (
     escape,
     finite,
@@ -18,6 +19,8 @@ from bif.report.markup import (
 from bif.report.shading import data_block, largest_score, pack_scores, score_list, shaded_text
 from bif.report.token_source import MAX_CELLS, TokenSource
 
+_WITHOUT_SIGN = "Of these the sign is not certain:"
+_UNTRUSTED = "The run is not trusted: no sign is certain."
 _MAX_SOURCES = 12
 """Columns of the table of sources."""
 
@@ -35,17 +38,24 @@ def reader_section(source: TokenSource, *, chosen: Sequence[int], top: int) -> s
         articles.append(_query(source, query, kept))
     total = plural(len(source.items.query), "query")
     how = "All queries" if len(shown) == len(source.items.query) else f"{len(shown)} of {total}"
-    links = "".join(
-        f'<li><a href="#query-{q}"><span><small>{escape(source.items.query.ids[q])}</small></span>'
-        "</a></li>"
-        for q in shown
-    )
+    links = "".join(_tab(source, q) for q in shown)
     nav = f'<nav aria-label="Queries"><ul class="chooser">{links}</ul></nav>'
     return (
         '<section aria-labelledby="queries" class="reader" '
         f'data-helpful="{source.helpful_sign}"><h2 id="queries">Which tokens move which</h2>'
+        f"{nav if len(shown) > 1 else ''}{_TOOLBAR}{''.join(articles)}{_legend(source)}"
         f"<p>{how}, each with at most {top} passages either way. {_how_to_read(source)}</p>"
-        f"{_legend(source)}{nav if len(shown) > 1 else ''}{_TOOLBAR}{''.join(articles)}</section>"
+        "</section>"
+    )
+
+
+def _tab(source: TokenSource, query: int) -> str:
+    """Return the link to a query: the beginning of its text, and its id."""
+    text = shortened(source.items.query.texts[query])
+    words = f"<b>{escape(text)}</b>" if text else ""
+    return (
+        f'<li><a href="#query-{query}"><span>{words}'
+        f"<small>{escape(source.items.query.ids[query])}</small></span></a></li>"
     )
 
 
@@ -90,10 +100,17 @@ def _source_cell(source: TokenSource, score: float, error: float, exponent: int)
 def _choose_passages(
     source: TokenSource, query: int, *, top: int, room: int, first: bool
 ) -> tuple[list[int], list[int]] | None:
-    """Return passages of both signs, fewer where room is short; None if none fits."""
+    """Return passages of both signs, fewer where room is short; None if none fits.
+
+    Those of a certain sign go first.
+    """
     for count in range(top, 0, -1):
         sides = [
-            source.top_passages(query, sign=s * source.helpful_sign, top=count) for s in (1, -1)
+            sorted(
+                source.top_passages(query, sign=s * source.helpful_sign, top=count),
+                key=lambda p: not _is_certain(source, query, p),
+            )
+            for s in (1, -1)
         ]
         if source.num_cells(query, sides[0] + sides[1]) <= room or (first and count == 1):
             return sides[0], sides[1]
@@ -125,7 +142,8 @@ def _query(source: TokenSource, query: int, kept: tuple[list[int], list[int]]) -
 <div class="text" data-side="query" tabindex="0" role="group" aria-label="Text of query {name}">\
 {text}</div></div>
 <div class="side"><p class="status" data-side="train">Shaded by the influence on:
-<span>the whole query</span></p>{_passage_lists(source, query, kept)}</div>{block}</article>"""
+<span>the whole query</span></p><div class="both">{_passage_lists(source, query, kept)}</div></div>\
+{block}</article>"""
 
 
 def _passage_lists(source: TokenSource, query: int, kept: tuple[list[int], list[int]]) -> str:
@@ -141,15 +159,25 @@ def _passage_lists(source: TokenSource, query: int, kept: tuple[list[int], list[
     }.get(source.better, ("Most helpful passages", "Most harmful passages"))
     parts, place = [], 0
     for tone, title, side in zip(("blue", "orange"), titles, kept, strict=True):
-        tiles = ""
+        tiles = {True: "", False: ""}
         for p in side:
-            tiles += _passage(source, query, p, place, exponent=exponent, text=shaded_text(
+            text = shaded_text(
                 source.passages, p, shades[place].influence.ravel(), shades[place].certain.ravel(),
                 largest=largest, helpful_sign=source.helpful_sign,
-            ))  # fmt: skip
+            )  # fmt: skip
+            certain = _is_certain(source, query, p)
+            tiles[certain] += _passage(source, query, p, place, exponent=exponent, text=text)
             place += 1
-        body = f'<ol class="passages {tone}">{tiles}</ol>' if tiles else "<p>None.</p>"
-        parts.append(f'<h4 class="list {tone}">{title} <small>{unit[2:]}</small></h4>{body}')
+        body = f'<ol class="passages {tone}">{tiles[True]}</ol>' if tiles[True] else ""
+        if tiles[False]:
+            body += (
+                f'<p class="under">{_WITHOUT_SIGN if items.trusted else _UNTRUSTED}</p>'
+                f'<ol class="passages unsure">{tiles[False]}</ol>'
+            )
+        parts.append(
+            f'<div><h4 class="list {tone}">{title} <small>{unit[2:]}</small></h4>'
+            f"{body or '<p>None.</p>'}</div>"
+        )
     return "".join(parts)
 
 
@@ -159,8 +187,7 @@ def _passage(
     items, o = source.items, source.observable
     score, error = float(items.score[o, query, passage]), float(items.error[o, query, passage])
     shown, spread = score_and_error(score, error, exponent=exponent)
-    known = finite(error) is not None
-    unsure = known and not items.clear(np.asarray(score), np.asarray(error))
+    unsure = not _is_certain(source, query, passage)
     about = [
         items.train.labels[passage],
         items.train.groups[passage],
@@ -177,6 +204,13 @@ def _passage(
         f'<div class="text" data-side="train" tabindex="0" role="group" '
         f'aria-label="Text of passage {name}">{text}</div></li>'
     )
+
+
+def _is_certain(source: TokenSource, query: int, passage: int) -> bool:
+    place = (source.observable, query, passage)
+    error = source.items.error[place]
+    known = finite(error) is not None
+    return bool(known and source.items.clear(source.items.score[place], error))
 
 
 def _data(source: TokenSource, query: int, passage: int) -> dict[str, object]:

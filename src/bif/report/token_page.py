@@ -6,15 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bif.report.evidence import diagnostics_section, provenance_section
-from bif.report.markup import escape, plural, setting
-from bif.report.overview import (
-    excerpt_line,
-    how_made,
-    proxy_line,
-    reading_section,
-    trust_line,
-    warnings_box,
-)
+from bif.report.finding import finding
+from bif.report.markup import plural
+from bif.report.overview import folded, made_line, reading_section, trust_line, warnings_box
 from bif.report.page import assemble_page
 from bif.report.passages import reader_section, sources_section
 from bif.report.source import choose_queries, find_queries
@@ -72,27 +66,36 @@ def render_token_report(
         styles=("style.css", "tokens.css"),
         manifest=manifest,
         warnings=warnings_box(items, diagnostics=diagnostics, summary=summary, manifest=manifest),
-        headline=_headline(source, summary=summary),
-        trust=trust_line(summary),
+        headline=finding(
+            items,
+            query=chosen[0] if chosen else None,
+            moved=[],
+            summary=summary,
+            manifest=manifest,
+            asked=_asked(source),
+            observable=source.observable,
+        ),
+        trust="",
         sections=[
             reader_section(source, chosen=chosen, top=top),
             sources_section(source, chosen=chosen),
-            reading_section(items),
-            diagnostics_section(diagnostics, summary=summary, manifest=manifest),
-            provenance_section(manifest),
+            folded(
+                made_line(items, summary=summary),
+                trust_line(summary),
+                reading_section(items),
+                diagnostics_section(diagnostics, summary=summary, manifest=manifest),
+                provenance_section(manifest),
+            ),
         ],
     )
 
 
-def _headline(source: TokenSource, *, summary: Mapping) -> str:
+def _asked(source: TokenSource) -> str:
+    """Return the question, with the number of tokens of how many items."""
     items = source.items
     sides = []
     for texts, noun in ((source.passages, "training passage"), (source.queries, "query")):
         whole, tokens = plural(len(texts.columns), noun), sum(map(len, texts.columns))
-        sides.append(f"{plural(tokens, 'token')} in {whole}" if texts.by_token else whole)
-    return (
-        f"<h1>Influence of {sides[0]} on the {escape(items.observables[source.observable])} of "
-        f'{sides[1]}</h1><p class="lead">{how_made(items, summary=summary)}, at nbeta '
-        f"{setting(items.attrs.get('nbeta'))} and gamma {setting(items.attrs.get('gamma'))}.</p>"
-        f"{proxy_line(items)}{excerpt_line(items)}"
-    )
+        sides.append(f"{plural(tokens, 'token')} of {whole}" if texts.by_token else whole)
+    name = items.observables[source.observable]
+    return f"Which of {sides[0]} moved the {name} of {sides[1]}, and which way?"

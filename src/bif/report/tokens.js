@@ -120,6 +120,16 @@
       try { history.replaceState(null, "", link.hash); } catch { /* embedded pages have no address */ }
     }),
   );
+  const nav = links.length ? links[0].closest("nav") : null;
+  if (nav) nav.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const now = links.indexOf(event.target.closest("a"));
+    if (!by || now < 0) return;
+    event.preventDefault();
+    const next = links[(now + by + links.length) % links.length];
+    next.focus();
+    next.click();
+  });
   if (links.length) {
     const named = articles.find((article) => "#" + article.id === location.hash);
     choose((named || articles[0]).id);

@@ -302,8 +302,11 @@ class Influence:
             for o, b, p in zip(names, better_of, proxies, strict=True)
         )
         part = "" if self.kept is None else f"The {self.kept} strongest either way of every query. "
+        coords = self.dataset.coords
+        train = "tokens of train items" if "train_item" in coords else "train items"
+        query = "tokens of queries" if "query_item" in coords else "queries"
         return (
-            f"{part}Influence of {sizes['train']} train items on {sizes['query']} queries; "
+            f"{part}Influence of {sizes['train']} {train} on {sizes['query']} {query}; "
             f"observables: {better}\n{self.dataset.attrs.get('sign', SIGN)}"
         )
 
