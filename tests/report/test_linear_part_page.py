@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import bif
+from bif.report import render_report
 from bif.report.queries import _beyond_linear
 from bif.report.source import read_source
 from small_problems import TINY, classification
@@ -35,6 +37,24 @@ def sentence(run: bif.Run, *, correction: float, trusted: bool = True) -> str:
 def test_each_item_shows_its_linear_and_its_sampled_part(run):
     shown = page(run)
     assert shown.count("<span>linear ") == shown.count("<span>sampled ") > 0
+
+
+def test_the_bar_parts_a_score_into_its_linear_and_its_sampled_part(run):
+    dataset = run.influence.dataset.copy(deep=True).assign_attrs(trusted=1)
+    dataset["standard_error"][:] = 0.0
+    dataset["influence"][:] = 0.0
+    dataset["linear"][:] = 0.0
+    dataset["influence"][0, 0, :3] = -np.array([4.0, 2.0, 1.0])
+    dataset["linear"][0, 0, :3] = -np.array([3.0, 5.0, -1.0])
+    shown = render_report(
+        dataset.isel(query=[0]), diagnostics=run.diagnostics, summary=run.summary, manifest={}
+    )
+    bars = re.findall(
+        r'<b style="width:([\d.]+)%"></b><u style="left:([\d.]+)%;width:([\d.]+)%"></u>', shown
+    )
+    # In shares of the longest, 5: solid to where both agree, hatched from there to the further one.
+    assert [tuple(map(float, bar)) for bar in bars[:3]] == [(60, 60, 20), (40, 40, 60), (0, 0, 20)]
+    assert "Solid in each bar: the linear part" in shown and "the sampled correction" in shown
 
 
 def test_the_top_says_what_was_left_to_sample(run):
