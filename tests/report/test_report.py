@@ -419,14 +419,14 @@ def test_the_answer_names_the_first_query_by_text_label_and_prediction_and_what_
     influence = influence.isel(query=[0])
     score, error = (influence[v].values[0, 0] for v in ("influence", "standard_error"))
     certain = np.where(np.abs(score) > 2 * error, score, 0)
-    helped = ", ".join(f"t{i}" for i in np.argsort(certain)[:3])
-    harmed = ", ".join(f"t{i}" for i in np.argsort(-certain)[:3])
+    helped, harmed = f"t{certain.argmin()}", f"t{certain.argmax()}"
     page = render(influence)
-    assert page.index("<h1>Query q") < page.index('id="queries"') < page.index('class="fold"')
-    assert (
-        f"<h1>Query q0, &#x27;a &lt;b&gt;&#x27;, labelled cat; the model says dog: it is helped "
-        f"most by {helped}; it is harmed most by {harmed}.</h1>"
-    ) in page
+    said = (
+        "Query q0, 'a <b>', labelled cat; the model says dog: it is helped most by "
+        f"{helped} and harmed most by {harmed}."
+    )
+    top = page.index(f">{html.escape(said)}</h1>")
+    assert top < page.index('id="queries"') < page.index('class="fold"')
     untrusted = render(influence.assign_attrs(trusted=0))
     assert "no item moves it for certain.</h1>" in untrusted
 

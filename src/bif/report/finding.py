@@ -11,23 +11,24 @@ from bif.report.markup import escape, plural
 from bif.report.overview import excerpt_line
 from bif.report.source import Items, Source, top_k
 
-_LISTED = 3
-"""Items that the sentence names, either way."""
+_LONG = 90
+"""Characters of a sentence from which it stands in smaller type."""
 
 
 def named(items: Items, index: int) -> str:
-    """Return a train item's id, with its label or the beginning of its text."""
-    told = items.labels[index] or shortened(items.text(index))
+    """Return a train item's id, with its label, its target or the beginning of its text."""
+    target = f"target {items.targets[index]}" if items.targets[index] else ""
+    told = items.labels[index] or target or shortened(items.texts[index])
     return f"{items.ids[index]} ({told})" if told else items.ids[index]
 
 
 def query_named(source: Source, query: int) -> str:
-    """Return a query's id with its text, its label and what the model says."""
+    """Return a query's id with its text, its label or target and what the model says."""
     items = source.query
     return query_in_words(
         items.ids[query],
         text=items.texts[query],
-        features=items.features[query],
+        features="" if items.targets[query] or items.labels[query] else items.features[query],
         label=items.labels[query],
         target=items.targets[query],
         prediction=items.predictions[query],
@@ -61,8 +62,9 @@ def finding(
     )
     said = moved[1] if moved else _of_query(source, query, observable)
     beyond = f'<p class="lead">{escape(f"{moved[0]} {moved[2]}")}</p>' if moved else ""
+    long = ' class="long"' if len(said) > _LONG else ""
     return (
-        f'<p class="asked-for">{escape(asked)}</p><h1>{escape(said)}</h1>{beyond}'
+        f'<p class="asked-for">{escape(asked)}</p><h1{long}>{escape(said)}</h1>{beyond}'
         f'<p class="lead trusted">{escape(trust_in_words(summary, manifest))}</p>'
         f"{excerpt_line(source)}"
     )
@@ -78,12 +80,10 @@ def _of_query(source: Source, query: int | None, observable: int) -> str:
     certain = np.where(source.clear(score, error), score, 0.0)
     better = source.better[observable]
     helps = 1 if better == "higher" else -1
-    verbs = ("is helped most by", "is harmed most by") if better else ("is lowered by", "raised by")
+    verbs = ("helped most by", "harmed most by") if better else ("lowered by", "raised by")
     parts = []
     for sign, verb in ((helps, verbs[0]), (-helps, verbs[1])):
-        items = top_k(certain, sign=sign, top=_LISTED)
-        if items:
-            parts.append(f"{verb} {', '.join(named(source.train, i) for i in items)}")
+        parts += [f"{verb} {named(source.train, i)}" for i in top_k(certain, sign=sign, top=1)]
     if not parts:
         return f"{subject}: no item moves it for certain."
-    return f"{subject}: it {'; it '.join(parts)}."
+    return f"{subject}: it is {' and '.join(parts)}."
