@@ -279,7 +279,7 @@ class TestWhereItShows:
         assert "loss through the margin (lower better), margin (higher better)" in repr(run)
         assert any("goes through the margin" in line for line in run.manifest["explanations"])
         assert run.manifest["identity"]["through"]["loss"][0] == "margin"
-        code, said, _ = call("show", tmp_path / "run")
+        code, said, _ = call("show", tmp_path / "run", "--verbose")
         assert code == 0 and "loss through the margin" in said
         page = (tmp_path / "run" / "report.html").read_text()
         assert "The loss was recorded through the margin" in page
