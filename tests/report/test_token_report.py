@@ -430,6 +430,18 @@ class TestInChromium:
         assert not any(t["chosen"] for t in found["query"])
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found")
+def test_arrow_keys_on_the_tabs_change_the_query(page, tmp_path: Path):
+    links = re.findall(r'<a href="#(query-\d+)"', page)
+    press = (
+        'page.querySelector(".chooser a").dispatchEvent(new frame.contentWindow.KeyboardEvent('
+        '"keydown", {key: "%s", bubbles: true, cancelable: true}))'
+    )
+    for key, place in (("ArrowRight", 1), ("ArrowLeft", -1)):
+        assert look(page, tmp_path, act=press % key)["queries"] == [links[place]]
+
+
 def test_the_seed_of_the_texts_is_not_global():
     before = torch.get_rng_state()
     problem()

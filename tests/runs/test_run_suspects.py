@@ -121,3 +121,17 @@ def test_what_is_listed_is_escaped_in_a_notebook(made):
     assert "&lt;b&gt;" in found._repr_html_() and '<td style="text-align:left"><b>' not in (
         found._repr_html_()
     )
+
+
+def test_a_page_lists_suspects_where_losses_are_finite_and_is_written_where_they_are_not():
+    run = bif.attribute(classification(), TINY)
+    assert "Train items to look at" in run._report(dict(run.summary))
+    first, *others = run.traces.blocks
+    losses = first.train.clone()
+    losses[0, 0, 3] = torch.nan
+    traces = replace(run.traces, blocks=(replace(first, train=losses), *others))
+    broken = replace(run, traces=traces)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        broken.suspects(3)
+    page = broken._report(dict(run.summary))
+    assert "Train items to look at" not in page and "What moves each query" in page

@@ -215,7 +215,12 @@ class Run:
         """Return suspects for the page; None where there are too few draws, or too many items."""
         count = int(self.influence.dataset.attrs["num_train"])
         few = count < 2 or not (self.summary.solved or self.summary.chains > 1)
-        return None if few or count > _MOST_SEARCHED else self.suspects(_SHOWN_SUSPECTS)
+        if few or count > _MOST_SEARCHED:
+            return None
+        try:
+            return self.suspects(_SHOWN_SUSPECTS)
+        except ValueError:  # losses that are not finite: a page is written all the same
+            return None
 
     def __repr__(self) -> str:
         s, m = self.summary, self.manifest
