@@ -93,7 +93,7 @@ def moved_in_words(
         "labels."
     )
     beyond = f"Of the first {count:,} items {among:,} are. " if first > 1 else ""
-    beyond += "Items are ranked by their loss, as good as any score here."
+    beyond += "Items are ranked by their loss."
     if likely is not None and original is not None and count:
         right = sum(str(likely[i]) == original[i] for i in np.flatnonzero(moved))
         beyond += (
