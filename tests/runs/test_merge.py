@@ -123,7 +123,7 @@ def test_the_command_merges_and_refuses_an_occupied_folder(folders, tmp_path, mo
     command = ["bif", "merge", *map(str, folders), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", command)
     cli.main()
-    assert "merged runs" in capsys.readouterr().out
+    assert f"report: {tmp_path / 'out'}" in capsys.readouterr().out
     assert bif.load(tmp_path / "out").traces.num_chains == 12
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -541,7 +541,6 @@ class Problem:
 
     def _probe(self) -> None:
         """Evaluate three items of everything, so that mistakes show before any long work."""
-        self._refuse_repeated_names()
         try:
             self._probe_functions()
         except ValueError as error:
@@ -553,6 +552,7 @@ class Problem:
                 "there, or not at all; settings such as gradient_precision='bfloat16' choose the "
                 "precision of products."
             ) from error
+        self._refuse_repeated_names()
 
     def _refuse_repeated_names(self) -> None:
         for kind, columns in (("queries", self.query_columns), ("items", self.scored_columns)):
