@@ -17,7 +17,7 @@ from bif import __version__
 from bif.cli.averages import Average, AverageOverDraws
 from bif.cli.benchmark import Lds
 from bif.cli.calibrate import Calibrate, Plan
-from bif.cli.exits import FILES_FAILED, INTERRUPTED, READER_GONE, RESUME_ME
+from bif.cli.exits import FILES_FAILED, GOES_ON, INTERRUPTED, READER_GONE, RESUME_ME
 from bif.cli.faults import SHOW_ALL, in_words, unexpected_in_words
 from bif.cli.kernel import Kernel
 from bif.cli.options import CONFIG, without_empty_defaults
@@ -51,7 +51,6 @@ _COMMANDS: dict[str, type] = {
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_ERRORS = _DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG, errno.ENOTCONN}
 
-_GOES_ON = "What was committed is kept: run the same command to go on from there."
 _USER_ERRORS = (
     ValueError,
     TypeError,
@@ -75,10 +74,10 @@ def main() -> None:
             command.run()
         sys.stdout.flush()
     except Preempted as stopped:
-        _exit_with(RESUME_ME, f"{stopped}. {_GOES_ON}")
+        _exit_with(RESUME_ME, f"{stopped}. {GOES_ON}")
     except KeyboardInterrupt as stopped:  # the sampling itself ends with what there is
         how_far = f" {stopped}" if stopped.args else ""
-        _exit_with(INTERRUPTED, f"interrupted{how_far}. {_GOES_ON}")
+        _exit_with(INTERRUPTED, f"interrupted{how_far}. {GOES_ON}")
     except _USER_ERRORS as error:
         _raise_if_asked()
         _exit_with(2, in_words(error))

@@ -20,7 +20,7 @@ from bif.cli.answers import (
     print_opening,
     say,
 )
-from bif.cli.exits import INTERRUPTED
+from bif.cli.exits import GOES_ON, INTERRUPTED
 from bif.cli.language import Language, pose_problem
 from bif.cli.loading import load_groups
 from bif.cli.options import Folder, Folders, Target
@@ -328,6 +328,5 @@ def _print_result(out: str, *, worked: bool) -> None:
     print()
     print(pages_in_words(out))
     if not store.read_run(out)["manifest"]["complete"]:
-        print("bif: interrupted. What was committed is kept: run the same command to go on from "
-              "there.", file=sys.stderr)  # fmt: skip
+        print(f"bif: interrupted. {GOES_ON}", file=sys.stderr)
         sys.exit(INTERRUPTED)
