@@ -104,7 +104,7 @@ PUBLIC = {
 
 HEAVY = """
     arviz_stats curvlinops datasets matplotlib networkx peft PIL pyarrow quanda rich scipy sklearn
-    torchvision transformers tyro umap xarray zarr
+    sympy torch._dynamo torchvision transformers tyro umap xarray zarr
 """.split()
 
 # Methods and functions that write, whatever they are called on; savers only on these modules.

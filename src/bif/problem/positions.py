@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 _taking: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -17,13 +16,13 @@ def row_positions(model: nn.Module, mask: Tensor | None) -> dict[str, Tensor]:
     Most models count from the first column, padding included.  Empty without a mask, and for a
     model that has no such argument or counts from the mask or the tokens by itself.
     """
-    if mask is None or not _takes_positions(model):
+    if mask is None or not takes_positions(model):
         return {}
     return {"position_ids": (mask.long().cumsum(dim=-1) - 1).clamp(min=0)}
 
 
-@torch.compiler.assume_constant_result
-def _takes_positions(model: nn.Module) -> bool:
+def takes_positions(model: nn.Module) -> bool:
+    """Return whether a model is to be told the positions; a constant to `torch.compile`."""
     if model not in _taking:
         base = getattr(model, "get_base_model", lambda: model)()
         _taking[model] = "position_ids" in inspect.signature(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bif.problem.items import shape_of
+from bif.problem.positions import takes_positions
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +36,8 @@ def _compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **named: Any) -> Any:
         return function(*arguments, **named)
 
+    # Marked here and not where it is defined: the mark imports the compiler, which takes seconds.
+    torch.compiler.assume_constant_result(takes_positions)
     own = FunctionType(call.__code__.replace(), globals(), closure=call.__closure__)
     return torch.compile(own, dynamic=False)
 
