@@ -53,7 +53,7 @@ def test_weights_page_and_figures_of_a_run_are_written(call, folder: Path, tmp_p
     assert summary["queries"]["class 1"]["predicted"] == pytest.approx(-0.02)
     assert summary["queries"][hold[0]]["predicted"] == pytest.approx(0, abs=1e-9)
     assert summary["what"].startswith("a prediction, unverified")
-    assert "predicted to move the mean loss of class 1" in (out / "steering.html").read_text()
+    assert "predicted to lower the mean loss of class 1" in (out / "steering.html").read_text()
 
 
 def test_retraining_says_what_was_achieved(call, folder: Path, task_file: Path, tmp_path: Path):

@@ -70,8 +70,8 @@ def held(page: str) -> dict[str, Any]:
 
 def test_a_prediction_is_the_answer_and_called_unverified():
     page = render_shift(shifts("few", "most"), groups="label", notes=["a <note>"])
-    assert "Removing most is predicted to move the mean loss of all queries most" in page
-    assert "most: by −2.200 ± 0.020</h1>" in page
+    assert "Removing label most is predicted to lower the mean loss of all queries most" in page
+    assert "most: by 2.200 ± 0.020</h1>" in page
     assert "A prediction, unverified: no network was retrained." in page
     assert "a &lt;note&gt;" in page and "Not trusted" not in page
     data = held(page)
@@ -86,7 +86,10 @@ def test_what_retraining_made_of_it_is_the_answer_where_there_is_any():
     fit = {n: {"r2": 0.95, "slope": 1.05, "r2_by_size": [0.5, 0.99, 0.95, 0.9]}
            for n in ("first", "second")}  # fmt: skip
     page = render_shift(shifts("a", "b", seeds=3), groups="label", fit=fit, failed_gates=["mixing"])
-    assert "Removing b moves the mean loss of all queries most: by −2.59, where −2.20 was" in page
+    assert (
+        "Removing label b lowers the mean loss of all queries most: by 2.59, where −2.20 was"
+        in page
+    )
     assert "unverified" not in page and "failed mixing" in page
     assert "<dd>27</dd>" in page and "<dd>0.950</dd>" in page and "<dd>−0.1 to 1</dd>" in page
     row = held(page)["values"]
@@ -99,7 +102,7 @@ def test_the_answer_is_of_a_size_for_which_there_are_draws():
     dataset = shifts("a", "b")
     dataset["effective_draws"][:, [0, 3]] = 10.0
     page = render_shift(dataset, groups="label")
-    assert "Weighting b by 0.9 is predicted to move" in page
+    assert "Weighting label b by 0.9 is predicted to" in page
     assert "Larger shifts are beyond what these draws can tell." in page
     assert held(page)["few"] == 45
 
@@ -120,7 +123,7 @@ def test_a_steering_says_what_was_intended_predicted_and_achieved():
         steering(hold=["dogs"]), queries="cats", is_reached=False, share_moved=0.034
     )
     assert (
-        "These weights are predicted to move the mean loss of cats by −0.200 ± 0.020</h1>" in page
+        "These weights are predicted to lower the mean loss of cats by 0.200 ± 0.020</h1>" in page
     )
     assert "−0.400 was asked for; −0.200 is the nearest that can be reached" in page
     assert "no network was retrained" in page and "<small>held</small>" in page

@@ -123,4 +123,4 @@ def test_it_draws_chooses_and_saves_in_a_browser(tmp_path: Path, width: int):
     assert found["points"] == 4 and found["rows"] == 4
     assert found["chosen"] == "q0" and found["step"] == "step 20"
     assert found["saved"] == [[".svg", "data:image/svg"], [".png", "data:image/png"]]
-    assert found["title"] == "Influence report"
+    assert found["title"] == "Influence over training"

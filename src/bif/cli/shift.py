@@ -72,9 +72,7 @@ class Shift:
         )
         queries = query_groups(run, self.groups)
         found = predicted_change(run, shifts, self.sizes, queries=queries)
-        removed = shifts.names if min(self.sizes) <= -1 else ()
-        notes = [f"{n}: removed, and {len(queries[n])} queries are of it: far from small"
-                 for n in removed if n in queries]  # fmt: skip
+        notes = self._notes(shifts.names, queries)
         fit = None
         if task is not None:
             checked = self._retrained(task, shifts)
@@ -96,6 +94,18 @@ class Shift:
         if run.failed_gates:
             say([f"NOT TRUSTED ({', '.join(run.failed_gates)}): changes may be noise."])
         self._print(found, notes, fit)
+
+    def _notes(self, names: Sequence[str], queries: Mapping[str, Sequence[int]]) -> list[str]:
+        """Return what is to be said of groups that are removed, and of which there are queries."""
+        asked = [name for name in names if name in queries]
+        if min(self.sizes) > -1 or not asked:
+            return []
+        shown = ", ".join(f"{name} ({len(queries[name])})" for name in asked[:_SHOWN])
+        more = f" and {len(asked) - _SHOWN} others" if len(asked) > _SHOWN else ""
+        return [
+            f"Some queries are of the {self.groups} that is removed, which is no small shift for "
+            f"them. Their number: {shown}{more}."
+        ]
 
     def _run(self) -> tuple[Run, Tensor | None, Task | None]:
         """Return the run, the weights of the problem's train items, and the task to retrain."""

@@ -170,8 +170,23 @@ def _headline(shown: ItemMap) -> str:
     over = f" over {plural(several, 'checkpoint')} of a training" if several > 1 else ""
     return (
         f"<h1>{plural(len(shown), 'item')} as the model sees them{over}</h1>"
-        '<p class="lead">Items are near if their losses move together over the posterior around '
-        "the trained weights.</p>"
+        f'<p class="lead">{escape(_of_labels(shown))}Items are near if their losses move together '
+        "over the posterior around the trained weights.</p>"
+    )
+
+
+def _of_labels(shown: ItemMap) -> str:
+    """Return how many neighbours share an item's label, beside chance; empty without labels."""
+    if shown.by is None:
+        return ""
+    labels = np.asarray(shown.labels[shown.by], dtype=object).astype(str)
+    neighbours = shown.frames[-1].neighbours
+    shared = (labels[neighbours] == labels[:, None]).mean()
+    sizes = np.unique(labels, return_counts=True)[1].astype(float)
+    chance = (sizes * (sizes - 1)).sum() / (len(labels) * max(1, len(labels) - 1))
+    return (
+        f"Of an item's {neighbours.shape[1]} nearest items {percent(shared)} have its {shown.by} "
+        f"({percent(chance)} by chance). "
     )
 
 

@@ -10,6 +10,12 @@
     const text = String(Number(x.toPrecision(digits)));
     return (signed && x > 0 ? "+" : "") + text.replaceAll("-", "−");
   };
+  // To the second digit of its interval.
+  const rounded = (x, half, signed = true) => {
+    if (x === null || !half) return write(x, signed);
+    const text = x.toFixed(Math.min(12, Math.max(0, 1 - Math.floor(Math.log10(half)))));
+    return (signed && x >= 0 ? "+" : "") + text.replace("-", "−");
+  };
   const element = (tag, text, parent) => {
     const made = document.createElement(tag);
     if (text !== undefined) made.textContent = text;
@@ -108,8 +114,8 @@
       const row = element("tr", undefined, body);
       element("th", name, row).scope = "row";
       for (const one of Object.keys(ORDERS)) {
-        const cell = element("td", write(of(one, p)[z]), row);
-        element("small", ` ± ${write(of(`${one}_half`, p)[z], false, 2)}`, cell);
+        const half = of(`${one}_half`, p)[z], cell = element("td", rounded(of(one, p)[z], half), row);
+        element("small", ` ± ${half === null ? "–" : rounded(half, half, false)}`, cell);
       }
       const draws = data.draws[p][z];
       element("td", draws === null ? "–" : Math.round(draws).toLocaleString("en") + (hasFew(p, z) ? ", few" : ""), row);

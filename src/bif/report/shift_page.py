@@ -98,19 +98,20 @@ def _headline(dataset: xr.Dataset, groups: str) -> str:
     best = int(np.nanargmax(np.abs(value.values)))
     what = f"{dataset['observable'].values[0]} of {dataset['query'].values[0]}"
     name, moved = str(dataset["shift"].values[best]), float(value.values[best])
-    doing = _in_words(size, name)
+    doing = _in_words(size, f"{groups} {name}")
+    verb = "lower" if moved < 0 else "raise"
     if retrained:
         seeds = plural(dataset.sizes["seed"], "retrained network")
         text, told = (score_and_error(float(x), float("nan"), exponent=0)[0]
                       for x in (moved, rows["second"].values[best]))  # fmt: skip
-        answer = f"{doing} moves the mean {what} most: by {text}, where {told} was predicted"
+        answer = f"{doing} {verb}s the mean {what} most: by {text[1:]}, where {told} was predicted"
         lead = f"The mean of {seeds}, less as many with the weights as they are."
     elif abs(moved) <= half[best]:
         answer = f"No group moves the mean {what} beyond the noise of the chains"
         lead = f"At size {number(size)}. {UNVERIFIED}"
     else:
         text, error = score_and_error(moved, float(half[best]), exponent=0)
-        answer = f"{doing} is predicted to move the mean {what} most: by {text} ± {error}"
+        answer = f"{doing} is predicted to {verb} the mean {what} most: by {text[1:]} ± {error}"
         lead = UNVERIFIED
     if size > float(dataset["size"].values.min()):
         lead += " Larger shifts are beyond what these draws can tell."
@@ -149,7 +150,6 @@ def _facts(
     if fit is None:
         return facts(rows | {
             "Retrained networks": "none", "Groups": f"{dataset.sizes['shift']:,}",
-            "Sizes": f"{dataset.sizes['size']:,}", "nbeta": number(dataset.attrs["nbeta"]),
             "Training items": f"{int(dataset.attrs['num_train']):,}",
         })  # fmt: skip
     count = (dataset.sizes["shift"] * dataset.sizes["size"] + 1) * dataset.sizes["seed"]

@@ -66,7 +66,8 @@ def _headline(dataset: xr.Dataset, queries: str, is_reached: bool, seeds: Sequen
     else:
         half = float(attrs["error_quantile"]) * float(attrs["predicted_error"])
         value, error = score_and_error(float(attrs["predicted"]), half, exponent=0)
-        answer = f"These weights are predicted to move {what} by {value}"
+        verb = "lower" if value.startswith("−") else "raise"
+        answer = f"These weights are predicted to {verb} {what} by {value[1:]}"
         answer += "" if np.isnan(half) else f" ± {error}"
         lead = f"Intended: {intended}. {UNVERIFIED} "
     if not is_reached:
@@ -179,7 +180,7 @@ def _item(dataset: xr.Dataset, at: int, largest: float, weight: np.ndarray) -> s
     change = float(dataset["change"].values[at])
     label = ""
     if "train_label" in dataset.coords and str(dataset["train_label"].values[at]):
-        label = f"<small>{escape(dataset['train_label'].values[at])}</small>"
+        label = f"<small>labelled {escape(dataset['train_label'].values[at])}</small>"
     tone = "up" if change > 0 else "down"
     who = f"{escape(dataset['train_id'].values[at])}{label}"
     return (

@@ -72,7 +72,7 @@
     line(data.train_loss, losses, colour("muted"), "5 4");
     line(row.loss, losses, colour("ink"));
     const ends = item.score.flatMap((v, k) => v === null || item.error[k] === null ? [v] : [v - item.error[k], v + item.error[k]]);
-    const y = panel(180, 385, [0, ...ends], `influence of ${item.name} on ${row.query}`);
+    const y = panel(180, 385, [0, ...ends], `influence of ${item.name} on ${row.query}${data.unit && `, ${data.unit}`}`);
     draw("line", {x1: left, x2: wide - RIGHT, y1: y(0), y2: y(0), stroke: colour("muted")}, svg);
     line(item.score, y, colour("muted"));
     item.score.forEach((v, k) => {
@@ -122,7 +122,7 @@
     for (const [title, tone, sign] of [["Helps most there", "blue", -1], ["Harms most there", "orange", 1]]) {
       const part = element("div", undefined, box);
       part.className = tone;
-      element("h3", title, part);
+      element("h3", data.unit ? `${title}, ${data.unit}` : title, part);
       const list = element("ol", undefined, part);
       const found = row.items.filter((i) => sign * i.score[k] > 0).sort((a, b) => sign * (b.score[k] - a.score[k])).slice(0, 6);
       for (const one of found) {

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bif.report.markup import escape, number, plural
+from bif.report.markup import (
+    escape,
+    number,
+    plural,
+    score_and_error,
+    shared_exponent,
+    unit_text,
+)
 from bif.report.page import assemble_page
+from bif.report.shift_page import facts, notes_section
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,13 +45,13 @@ def render_trajectory(
 
     Args:
         dataset: Of a `bif.Trajectory`.
-        events: With `kind`, `observable`, `query`, `train`, `steps` and `words` each; the first
-            are shown.
+        events: With the attributes of `bif.stages.Event` each, the largest first.
         num_events: How many there are; as many as are given by default.
         notes: For the reader.
         version: Of bif.
     """
-    shown = _shown(dataset, events)
+    exponent = shared_exponent(dataset["influence"].values.ravel())
+    shown = _shown(dataset, events, exponent)
     count = len(events) if num_events is None else num_events
     text = json.dumps(shown, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     data = f'<script type="application/json" id="trajectory">{text}</script>'
@@ -52,36 +60,57 @@ def render_trajectory(
         styles=("style.css", "trajectory.css"),
         manifest={"versions": {"bif": version}} if version else {},
         warnings=_untrusted(dataset),
-        headline=_headline(dataset),
+        headline=_headline(dataset, events),
         trust=_facts(dataset, count),
-        sections=[data + _CURVES, _MAP, _events(events, count), _notes(notes)],
+        sections=[
+            data + _CURVES,
+            _MAP,
+            _events(events, count, dataset, exponent),
+            notes_section([*notes, _settings_in_words(dataset)]),
+        ],
+        title="Influence over training",
+        eyebrow="Influence over training",
     )
 
 
-def _headline(dataset: xr.Dataset) -> str:
+def _headline(dataset: xr.Dataset, events: Sequence[Mapping[str, Any]]) -> str:
     sizes, steps = dataset.sizes, dataset["step"].values
+    answer = "No influence changes for certain in this training"
+    if events:
+        answer = _in_words(events[0])
     return (
-        f"<h1>Influence over {plural(sizes['checkpoint'], 'checkpoint')} of a training</h1>"
-        f'<p class="lead">{sizes["train"]:,} training items or groups on '
-        f"{plural(sizes['query'], 'query').replace('querys', 'queries')}, from step "
-        f"{int(steps[0]):,} to {int(steps[-1]):,}. Negative influence helps: more weight on the "
-        "item lowers the query's loss there. Positive influence harms.</p>"
+        f'<h1>{escape(answer)}</h1><p class="lead">{plural(sizes["train"], "training item")} (or '
+        f"groups) on {plural(sizes['query'], 'query')}, at {plural(len(steps), 'checkpoint')} from "
+        f"step {int(steps[0]):,} to {int(steps[-1]):,}. Negative influence helps: more weight on "
+        "the item lowers the query's loss there. Positive influence harms.</p>"
     )
+
+
+def _in_words(event: Mapping[str, Any]) -> str:
+    """Return an event as a sentence."""
+    what = f"The influence of {event['train']} on {event['query']}"
+    step = f"step {event['steps'][0]:,}"
+    if event["kind"] == "flip":
+        ways = ("helps", "harms") if event["values"][0] < 0 else ("harms", "helps")
+        later = f"{event['steps'][1]:,}"
+        return f"{event['train']} {ways[0]} {event['query']} at {step} and {ways[1]} it at {later}"
+    return f"{what} {'peaks' if event['kind'] == 'peak' else 'sets in'} at {step}"
 
 
 def _facts(dataset: xr.Dataset, num_events: int) -> str:
-    attrs, trusted = dataset.attrs, dataset["trusted"].values
-    solved = attrs.get("estimator") == "response"
-    rows = {
+    trusted = dataset["trusted"].values
+    return facts({
         "Trusted checkpoints": f"{int(trusted.sum())} of {len(trusted)}",
         "Certain events": f"{num_events:,}",
-        "Estimator": "response" if solved else "covariance",
-        "Draws": "–" if solved else f"{int(attrs.get('num_draws', 0)):,}",
-        "nbeta": number(attrs.get("nbeta")),
-        "gamma": number(attrs.get("gamma")),
-    }
-    cells = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items())
-    return f'<dl class="trust">{"".join(cells)}</dl>'
+    })  # fmt: skip
+
+
+def _settings_in_words(dataset: xr.Dataset) -> str:
+    attrs = dataset.attrs
+    solved = attrs.get("estimator") == "response"
+    how = "Solved" if solved else f"Covariance of {int(attrs.get('num_draws', 0)):,} draws"
+    values = (f"{name} = {number(attrs.get(name))}" for name in ("nbeta", "gamma"))
+    return f"{how} at each checkpoint; {', '.join(values)}."
 
 
 def _untrusted(dataset: xr.Dataset) -> str:
@@ -114,40 +143,54 @@ its curve.</p>
 <div class="ranking" id="ranking"></div></section>"""
 
 
-def _events(events: Sequence[Mapping[str, Any]], count: int) -> str:
+def _events(
+    events: Sequence[Mapping[str, Any]], count: int, dataset: xr.Dataset, exponent: int
+) -> str:
     if not events:
         return (
             '<section id="events"><h2>Events</h2><p>None is certain at 95 %, corrected for all '
             "pairs and checkpoints.</p></section>"
         )
+    quantile = dataset["error_quantile"].values
     rows = "".join(
         f"<tr><td>{escape(event['kind'])}</td>"
         f'<td><button type="button" data-query="{escape(event["query"])}" '
         f'data-item="{escape(event["train"])}" data-observable="{escape(event["observable"])}">'
         f"{escape(event['train'])} on {escape(event['query'])}</button></td>"
-        f"<td>{escape(event['words'].replace('-', '−'))}</td></tr>"
+        f"<td>{escape(_values_in_words(event, quantile, exponent))}</td></tr>"
         for event in events
     )
     which = "All" if count == len(events) else f"The first {len(events):,} of {count:,}"
     return (
         f'<section id="events"><h2>Events</h2><p>{which}, by size of influence. Each is certain at '
-        "95 %, corrected for all pairs and checkpoints (Bonferroni).</p>"
+        "95 %, corrected for all pairs and checkpoints (Bonferroni). "
+        f"Influence has 95 % intervals{_in_unit(exponent)}.</p>"
         '<div class="scroll"><table class="events"><thead><tr><th>event</th><th>pair</th>'
         f"<th>influence</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    rows = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<section id="notes"><h2>Notes</h2><ul class="plain-list">{rows}</ul></section>'
+def _in_unit(exponent: int) -> str:
+    return f", {unit_text(exponent)}" if exponent else ""
 
 
-def _shown(dataset: xr.Dataset, events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _values_in_words(event: Mapping[str, Any], quantile: np.ndarray, exponent: int) -> str:
+    """Return scores, 95 % intervals and steps; `quantile` `[K]` is of the standard error."""
+    parts = []
+    for k, value, error, step in zip(
+        event["checkpoints"], event["values"], event["standard_errors"], event["steps"], strict=True
+    ):
+        score, half = score_and_error(value, quantile[k] * error, exponent=exponent)
+        parts.append(f"{score} ± {half} at step {step:,}")
+    return ", then ".join(parts)
+
+
+def _shown(
+    dataset: xr.Dataset, events: Sequence[Mapping[str, Any]], exponent: int
+) -> dict[str, Any]:
     """Return what the page draws: of the first observable, the queries and items that move most."""
-    scores = dataset["influence"].values.astype(float)
-    errors = dataset["standard_error"].values.astype(float)
+    scores = dataset["influence"].values.astype(float) / 10.0**exponent
+    errors = dataset["standard_error"].values.astype(float) / 10.0**exponent
     errors = errors * dataset["error_quantile"].values[:, None, None, None]
     size = np.nan_to_num(np.abs(scores)).max(axis=0)  # [A, Q, N]
     train, query = ([str(x) for x in dataset[f"{n}_id"].values] for n in ("train", "query"))
@@ -174,6 +217,7 @@ def _shown(dataset: xr.Dataset, events: Sequence[Mapping[str, Any]]) -> dict[str
         "trusted": [bool(ok) for ok in dataset["trusted"].values],
         "train_loss": _plain(dataset["train_center_loss"].values.mean(axis=1)),
         "observables": len(observables),
+        "unit": unit_text(exponent),
         "rows": rows,
     }
 

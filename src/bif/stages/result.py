@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,13 +109,7 @@ class Trajectory:
         from bif.report.trajectory_page import render_trajectory
 
         events = self.events()
-        listed = [
-            {
-                "kind": event.kind, "observable": event.observable, "query": event.query,
-                "train": event.train, "words": event.values_in_words(),
-            }
-            for event in events[:most_events]
-        ]  # fmt: skip
+        listed = [asdict(event) for event in events[:most_events]]
         return render_trajectory(
             self.dataset, events=listed, num_events=len(events), notes=self.notes,
             version=__version__,
