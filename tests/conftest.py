@@ -16,6 +16,17 @@ from small_problems import nothing_measured
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_plots() -> Iterator[None]:
+    """Pages have empty plots, whose drawing takes half of a small run; not in tests of the report.
+
+    `tests/report/conftest.py` draws them again.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bif.report.plots._svg", lambda draw, name: "<svg></svg>")
+        yield
+
+
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without a look at their sampler."""
