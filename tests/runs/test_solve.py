@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -392,7 +393,7 @@ class TestMemory:
         assert vectors.VECTORS - 1 < 1 + counter.peak / right.nbytes <= vectors.VECTORS
         with PeakBytes() as counter:
             KrylovSpace(product, right, steps=max(tune_solver.STEPS))
-        held = tune_solver._HELD
+        held = max(tune_solver.STEPS) + tune_solver._BESIDE
         assert held - 1 < 1 + counter.peak / right.nbytes <= held + 0.1  # numbers of a row, too
 
     @pytest.mark.parametrize("num_rows", [1, 3, 100])
@@ -402,9 +403,23 @@ class TestMemory:
         made = Solver(
             mlp_problem(), found.settings, num_together=8, vectors=Vectors(1, 1, num_rows)
         )
-        candidate = tune_solver._Scored(made, "margin").at(0.6 / 20, 4)
+        candidate = tune_solver._Scored(made, "margin", 10).at(0.6 / 20, 4)
         expected = scores(mlp_problem(), settings)[1]
         np.testing.assert_allclose(candidate, expected, rtol=1e-5, atol=1e-8)
+
+    @pytest.mark.parametrize(("foretold_by", "numbers"), [(2, {2, 8}), (24, {2, 8, 20, 40})])
+    def test_tuning_goes_on_to_more_steps_where_the_most_were_best(
+        self, monkeypatch, foretold_by, numbers
+    ):
+        settings = replace(TIGHT, gamma=0.02, solver_residual=None, solver_steps=foretold_by)
+        masks = np.random.default_rng(0).permuted(np.tile(np.arange(40) < 20, (12, 1)), axis=1)
+        outcomes = {"loss": (masks @ scores(mlp_problem(), settings)[0].T)[None]}
+        part: Any = SimpleNamespace(masks=masks, outcomes=outcomes)
+        monkeypatch.setattr(tune_solver, "STEPS", (2, 8))
+        monkeypatch.setattr(tune_solver, "FACTORS", (0.01, 1.0))
+        found = tune_solver.tune_solver(mlp_problem(), replace(TIGHT, gamma=2.0), [part])
+        assert {t.steps for t in found.tried} == numbers
+        assert found.settings.solver_steps in ({2} if foretold_by == 2 else {20, 40})
 
     def test_what_a_step_only_adds_to_stays_on_the_host_where_the_device_has_no_room(
         self, monkeypatch

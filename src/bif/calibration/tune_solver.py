@@ -27,14 +27,16 @@ from bif.sampling.settings import Settings
 
 STEPS = (2, 4, 6, 10)
 """Numbers of steps that are tried: stopping early damps, too."""
+MORE_STEPS = (20, 40)
+"""Numbers that are tried beyond these, where the largest of them is the best."""
 FACTORS = (1 / 300, 1 / 100, 1 / 30, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Dampings that are tried, in units of the default."""
 _FINER = (0.6, 1.0, 1.7)
 """Dampings around the best of these, in units of it."""
 _MOST_QUERIES = 32
 """Tuning queries that are solved."""
-_HELD = max(STEPS) + 7
-"""Vectors of the weights' length that the recursion of a query holds."""
+_BESIDE = 7
+"""Vectors of the weights' length that the recursion of a query holds beside its basis."""
 _NOISE = 0.005
 """LDS by which fewer steps may be worse and still be taken."""
 
@@ -78,32 +80,11 @@ def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -
     assert s.nbeta is not None and s.gamma is not None
     solver = Solver(asked, s, num_together=found.num_together, vectors=found.vectors)
     outcomes = [(n, p) for p in parts for n in _names(asked) if n in p.outcomes]
-    with matmul_precision(s.precisions[0]):
-        spaces = {name: _Scored(solver, name) for name, _ in outcomes}
     tried: dict[tuple[float, int], TriedSolve] = {}
-
-    def judge(damping: float, steps: int) -> TriedSolve:
-        key = float(f"{damping:.4g}"), steps
-        if key not in tried:
-            values = [
-                lds(spaces[n].at(damping + s.weight_decay, steps), p.masks,
-                    p.outcomes[n][..., : spaces[n].num_queries], num_bootstrap=1).mean
-                for n, p in outcomes
-            ]  # fmt: skip
-            tried[key] = TriedSolve(*key, float(np.mean(values)))
-        return tried[key]
-
-    usual = s.gamma / s.nbeta
-    for factor in FACTORS:
-        for steps in STEPS:
-            judge(factor * usual, steps)
-    first = max(tried.values(), key=lambda t: t.lds)
-    for factor in _FINER:
-        for steps in STEPS:
-            judge(factor * first.damping, steps)
+    best = _best_of(STEPS, solver, outcomes, tried)
+    if best.steps == STEPS[-1] and _queries_at_once(solver, MORE_STEPS[-1]) > 0:
+        best = _best_of(MORE_STEPS, solver, outcomes, tried)
     top = max(t.lds for t in tried.values())
-    good = [t for t in tried.values() if t.lds >= top - _NOISE]
-    best = max(good, key=lambda t: (-t.steps, t.lds))
     choices = Choices()
     choices.choose(
         "gamma, solver_steps", f"{best.damping * s.nbeta:.4g}, {best.steps}",
@@ -118,17 +99,56 @@ def tune_solver(asked: Problem, settings: Settings, parts: Sequence[BankPart]) -
     return TunedSolver(chosen, tuple(tried.values()), tuple(choices))
 
 
+def _best_of(
+    numbers: Sequence[int],
+    solver: Solver,
+    outcomes: Sequence[tuple[str, BankPart]],
+    tried: dict[tuple[float, int], TriedSolve],
+) -> TriedSolve:
+    """Try these numbers of steps at all dampings; return the best of all that was tried."""
+    s = solver.settings
+    assert s.nbeta is not None and s.gamma is not None
+    with matmul_precision(s.precisions[0]):
+        spaces = {name: _Scored(solver, name, max(numbers)) for name, _ in outcomes}
+
+    def judge(damping: float) -> None:
+        for steps in numbers:
+            key = float(f"{damping:.4g}"), steps
+            if key in tried:
+                continue
+            values = [
+                lds(spaces[n].at(damping + s.weight_decay, steps), p.masks,
+                    p.outcomes[n][..., : spaces[n].num_queries], num_bootstrap=1).mean
+                for n, p in outcomes
+            ]  # fmt: skip
+            tried[key] = TriedSolve(*key, float(np.mean(values)))
+
+    for factor in FACTORS:
+        judge(factor * s.gamma / s.nbeta)
+    first = max(tried.values(), key=lambda t: t.lds)
+    for factor in _FINER:
+        judge(factor * first.damping)
+    top = max(t.lds for t in tried.values())
+    good = [t for t in tried.values() if t.lds >= top - _NOISE]
+    return max(good, key=lambda t: (-t.steps, t.lds))
+
+
+def _queries_at_once(solver: Solver, steps: int) -> int:
+    """Return how many queries' recursions of so many steps fit into memory together."""
+    return solver.vectors.num_rows * VECTORS // (steps + _BESIDE)
+
+
 class _Scored:
     """Scores of the first tuning queries at any damping and number of steps."""
 
-    def __init__(self, solver: Solver, observable: str) -> None:
+    def __init__(self, solver: Solver, observable: str, steps: int) -> None:
         self.num_queries = min(_MOST_QUERIES, solver.problem.num_queries)
         place = _names(solver.problem).index(observable)
         self._spaces: list[tuple[KrylovSpace, Tensor]] = []
-        size = max(1, solver.vectors.num_rows * VECTORS // _HELD)
+        size = max(1, _queries_at_once(solver, steps))
         for start in range(0, self.num_queries, size):
             rows = solver.gradients(place, range(self.num_queries)[start : start + size])
-            space = KrylovSpace(solver.times, rows, steps=max(STEPS))
+            space = KrylovSpace(solver.times, rows, steps=steps)
             along = torch.stack(solver.scores(*space.basis)).double()
             del space.basis  # what remains of the recursion is small
             self._spaces.append((space, along))
