@@ -6,12 +6,17 @@ import csv
 import json
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from test_cli_shift import TASK, labelled_task
 
 import bif
+from bif.cli.retraining import EVERY
+from bif.cli.steer import Steer
 from bif.susceptibility import steer
 from command_line import failed
 
@@ -65,6 +70,17 @@ def test_retraining_says_what_was_achieved(call, folder: Path, task_file: Path, 
     # Convex and a small change, so that first order is right but for its damping and its square.
     assert summary["queries"]["class 1"]["retrained"][0] == pytest.approx(-0.02, rel=0.3)
     assert "Meant to move" in (out / "steering.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("queries", "by", "expected"),
+    [("1", None, {"0", "1"}), ("hard", None, {"easy", "hard"}), ("hard", "label", {"0", "1"})],
+)
+def test_queries_are_named_by_their_label_or_their_group(queries, by, expected):
+    coords = {"query_label": ("query", ["0", "1"]), "query_group": ("query", ["easy", "hard"])}
+    run: Any = SimpleNamespace(influence=SimpleNamespace(dataset=xr.Dataset(coords=coords)))
+    asked = Steer(queries=queries, by=by, change=0.1, out="out")
+    assert set(asked._query_groups(run)) == {EVERY} | expected
 
 
 @pytest.mark.parametrize(

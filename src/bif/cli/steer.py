@@ -19,6 +19,7 @@ from bif.sampling.settings import Settings
 from bif.terminal import say
 
 if TYPE_CHECKING:
+    from bif.runs.run import Run
     from bif.susceptibility import Steering
 
 WEIGHTS, PAGE = "weights.csv", "steering.html"
@@ -38,11 +39,11 @@ class Steer:
     run_folder: str | None = None
     """A run's folder, in the place of another run."""
     queries: str = EVERY
-    """The queries that are to move: a label or group of theirs, by --by."""
+    """The queries that are to move: a label of theirs, or the name of their group."""
     change: float
     """By how much their mean observable is to move, such as -0.1."""
-    by: str = "label"
-    """Which text of the queries names their groups."""
+    by: str | None = None
+    """Another text of the queries that names their groups."""
     observable: str | None = None
     """Which observable moves; the first one if left out."""
     hold: tuple[str, ...] = ()
@@ -79,13 +80,7 @@ class Steer:
             retraining=Request(self.seeds) if self.retrain else None,
             estimator="covariance" if self.order == "second" else None,
         )  # fmt: skip
-        known = [str(n)[6:] for n in run.influence.dataset.coords if str(n).startswith("query_")]
-        if self.by != "label" and self.by not in known:
-            raise KeyError(
-                f"the queries have no {self.by!r} that names their groups; they have {known}: name "
-                "another in --by."
-            )
-        queries = query_groups(run, self.by)
+        queries = self._query_groups(run)
         hold = self.hold
         if "others" in hold and "others" not in queries:
             hold = tuple(n for n in queries if n not in (EVERY, self.queries))
@@ -121,6 +116,20 @@ class Steer:
         else:
             say_plainly(UNVERIFIED)
         say_plainly(f"written: {self.out}")
+
+    def _query_groups(self, run: Run) -> dict[str, Sequence[int]]:
+        """Return the queries of each name: by --by, or else by label, or by their own groups."""
+        known = [str(n)[6:] for n in run.influence.dataset.coords if str(n).startswith("query_")]
+        if self.by is not None and self.by not in known:
+            raise KeyError(
+                f"the queries have no {self.by!r} that names their groups; they have {known}: name "
+                "another in --by."
+            )
+        by_label = query_groups(run, self.by or "label")
+        if self.by is not None or self.queries in by_label:
+            return by_label
+        by_group = query_groups(run, "group")
+        return by_group if self.queries in by_group else by_label
 
 
 def _achieved(

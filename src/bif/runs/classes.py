@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bif.problem.items import Items, to_device
+from bif.problem.items import Items
 from bif.problem.losses import cross_entropy, plain_form
 from bif.problem.problem import Problem
+from bif.runs.query_outputs import query_outputs
 from bif.sampling.settings import Settings
 
 _CHUNK = 512
@@ -85,16 +86,11 @@ def _texts(classes: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
     return np.asarray([names.get(c, str(c)) for c in classes.tolist()])
 
 
-@torch.no_grad()
 def _predictions(problem: Problem, size: int, device: torch.device) -> np.ndarray | None:
     """Return the class of the largest output for each query; None of a model without classes."""
-    model = problem.evaluation_copy(device)
     found: list[Tensor] = []
-    for items in problem.query_groups.values():
-        for _, batch in items.chunks(size):
-            inputs, targets = to_device(batch, device)
-            output = model(inputs)
-            if output.shape[:-1] != targets.shape:
-                return None
-            found.append(output.argmax(dim=-1).cpu())
+    for targets, output in query_outputs(problem, size, device):
+        if output.shape[:-1] != targets.shape:
+            return None
+        found.append(output.argmax(dim=-1).cpu())
     return torch.cat(found).numpy()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bif.problem.items import Items, to_device
+from bif.problem.items import Items
 from bif.problem.losses import plain_form, squared_error
 from bif.problem.problem import Problem
+from bif.runs.query_outputs import query_outputs
 from bif.sampling.settings import Settings
 
 _MOST_FEATURES = 8
@@ -53,9 +53,10 @@ def numbers_in_words(
             found[f"{side}_target"] = targets
     if "query_target" in found:
         try:
-            found["query_prediction"] = _predictions(problem, sides["query"], size, device)
+            outputs = [output.cpu() for _, output in query_outputs(problem, size, device)]
         except torch.OutOfMemoryError:
             return found
+        found["query_prediction"] = _texts(outputs)
     return found
 
 
@@ -84,19 +85,6 @@ def _targets(groups: Sequence[Items], size: int) -> np.ndarray | None:
             if targets.numel() != len(targets):
                 return None
             parts.append(targets)
-    return _texts(parts)
-
-
-@torch.no_grad()
-def _predictions(
-    problem: Problem, groups: Sequence[Items], size: int, device: torch.device
-) -> np.ndarray:
-    model = problem.evaluation_copy(device)
-    parts: list[Tensor] = []
-    for items in groups:
-        for _, batch in items.chunks(size):
-            inputs: Any = to_device(batch, device)[0]
-            parts.append(model(inputs).cpu())
     return _texts(parts)
 
 
