@@ -9,6 +9,10 @@ from types import TracebackType
 
 _RELIABILITY_PERIOD = 3.0
 """Seconds between two computations of the reliability."""
+_LINE_PERIOD = 30.0
+"""Seconds between two lines where there is no terminal for a bar."""
+_LONG = 300.0
+"""Seconds left from which a run says once how to ask for less."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _TIMES = {"years": 365.25 * 86_400.0, "days": 86_400.0, "h": 3_600.0, "min": 60.0}
 _BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -54,24 +58,35 @@ def say(lines: Iterable[str]) -> None:
 
 
 class ProgressBar:
-    """A bar on the terminal, or nothing at all where `shown` is False.
+    """A bar on the terminal, lines in a log, or nothing at all where `shown` is False.
 
     Args:
         total_draws: Draws of all chains together.
         reliability: Computes the current reliability, NaN while the chains have not mixed; asked
             every few seconds.
         shown: Whether to show anything.
+        hint: Said once where much time is left.
     """
 
-    def __init__(self, total_draws: int, *, reliability: Callable[[], float], shown: bool) -> None:
+    def __init__(
+        self,
+        total_draws: int,
+        *,
+        reliability: Callable[[], float],
+        shown: bool,
+        hint: str = "",
+    ) -> None:
         self._total, self._reliability, self._shown = total_draws, reliability, shown
-        self._asked = time.monotonic()
+        self._hint, self._done = hint, 0
+        self._asked = self._began = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
+        self._began = time.monotonic()
         if self._shown:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+            console = Console(stderr=True, soft_wrap=True)
             self._progress = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=None),
@@ -79,8 +94,9 @@ class ProgressBar:
                 TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
                 TextColumn("reliability {task.fields[reliability]}"),
-                console=Console(stderr=True),
+                console=console,
             )
+            self._is_log = not console.is_terminal
             self._progress.start()
             self._task = self._progress.add_task(
                 "sampling", total=self._total, speed="", reliability="–"
@@ -100,11 +116,25 @@ class ProgressBar:
         """Count further draws."""
         if not self._shown:
             return
+        self._done += draws
         self._progress.advance(self._task, draws)
-        speed = self._progress.tasks[0].speed
-        fields = {"speed": f"{speed:,.0f} draws/s"} if speed else {}
-        if time.monotonic() - self._asked > _RELIABILITY_PERIOD:
+        now = time.monotonic()
+        speed = self._progress.tasks[0].speed or self._done / max(now - self._began, 1e-9)
+        fields = {"speed": f"{speed:,.3g} draws/s"}
+        if now - self._asked > (_LINE_PERIOD if self._is_log else _RELIABILITY_PERIOD):
             found = self._reliability()
             fields["reliability"] = f"{found:.2f}" if found == found else "– (not mixed yet)"
-            self._asked = time.monotonic()
+            self._asked = now
+            left = (self._total - self._done) / speed
+            lines = []
+            if self._is_log:
+                lines.append(
+                    f"sampling: {self._done:,} of {self._total:,} draws, {fields['speed']}, "
+                    f"{in_time(left)} left, reliability {fields['reliability']}"
+                )
+            if self._hint and left > _LONG:
+                lines.append(f"about {in_time(left)} left; {self._hint}")
+                self._hint = ""
+            for line in lines:
+                self._progress.console.print(line, style="dim", markup=False, highlight=False)
         self._progress.update(self._task, **fields)  # type: ignore[arg-type]

@@ -122,15 +122,17 @@ def calibrate(
             problem, chosen, aim, relaxation=relaxation, choices=choices, started=started,
             of_chain=of_chain if on_cpu else 0.0,
         )  # fmt: skip
-    except TooSmallBudget as too_small:
+        return Calibration(complete, tuple(choices), target, goal, curvature)
+    except TooSmallBudget as error:
         # Chains that step one by one gain as much, but fused ones hold no gradient at w*.
         if not left_open or curvature is None or chosen.memory != "plain":
             raise
-        asked = replace(asked, nbeta=chosen.nbeta, gamma=chosen.gamma, retrained_from=None)
-        k_max = _largest_curvature(chosen, curvature)
-        complete, goal = fall_back(
-            problem, asked, aim, too_small, k_max=k_max, choices=choices, started=started
-        )
+        too_small = error
+    asked = replace(asked, nbeta=chosen.nbeta, gamma=chosen.gamma, retrained_from=None)
+    k_max = _largest_curvature(chosen, curvature)
+    complete, goal = fall_back(
+        problem, asked, aim, too_small, k_max=k_max, choices=choices, started=started
+    )
     return Calibration(complete, tuple(choices), target, goal, curvature)
 
 

@@ -23,6 +23,11 @@ from bif.store import RunFolder
 from bif.store.signals import Preempted, wishes_to_stop
 from bif.terminal import ProgressBar
 
+_ASK_FOR_LESS = (
+    "Ctrl-C keeps what there is by then. Set reliability=0.9 (--reliability) to end as soon as two "
+    "halves of the draws agree, or a budget (--budget 10m)."
+)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -130,9 +135,11 @@ class Recording:
             KeyboardInterrupt: Ctrl-C while new groups were observed.
         """
         s = self.context.engine.settings
+        open_ended = s.reliability is None and s.budget is None
         bar = ProgressBar(
-            s.chains * s.draws, reliability=self.current_reliability, shown=show_progress
-        )
+            s.chains * s.draws, reliability=self.current_reliability, shown=show_progress,
+            hint=_ASK_FOR_LESS if open_ended else "",
+        )  # fmt: skip
         stops = wishes_to_stop(terminate=self.context.folder is not None)
         began = time.monotonic()
         with bar, stops as wish:

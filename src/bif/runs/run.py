@@ -224,7 +224,7 @@ class Run:
 
     def __repr__(self) -> str:
         s, m = self.summary, self.manifest
-        trusted = "" if s.trusted else "NOT TRUSTED, see the warnings\n"
+        trusted = "trusted\n" if s.trusted else "NOT TRUSTED, see the warnings\n"
         moved = ""
         if m.num_weights:  # earlier versions did not say
             moved = (
