@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
 _RELIABILITY_PERIOD = 3.0
@@ -55,6 +57,25 @@ def say(lines: Iterable[str]) -> None:
     console = Console(stderr=True, soft_wrap=True)
     for line in lines:
         console.print(escape_controls(line), style="dim", markup=False, highlight=False)
+
+
+_brief: ContextVar[bool] = ContextVar("brief", default=False)
+
+
+@contextmanager
+def briefly() -> Iterator[None]:
+    """Leave out what `explain` is told."""
+    token = _brief.set(True)
+    try:
+        yield
+    finally:
+        _brief.reset(token)
+
+
+def explain(lines: Iterable[str]) -> None:
+    """Print why settings are as they are, unless it is to be brief."""
+    if not _brief.get():
+        say(lines)
 
 
 class ProgressBar:

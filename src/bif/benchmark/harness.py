@@ -73,7 +73,8 @@ def benchmark(
     Args:
         task: Model, data, training, plan.
         out: Folder for banks and results; banks that are there are used, and go on where they
-            were cut short.  In memory only if None.
+            were cut short.  Results are written after every method that took 5 s or more, too.  In
+            memory only if None.
         methods: Names of methods; the task's by default.
         fractions: Further fractions of the train items to retrain on, for a plot.
         after_each: Called with the results so far, curves left out, after every method that took
@@ -101,6 +102,7 @@ def benchmark(
         return Results(task.name, judge.rows(found, banks), [], unsuited, about, found)
 
     for name in chosen:
+        _log(show_progress, f"{name} …")
         try:
             found += all_methods()[name].run(task, tuning, found)
         except Unsuited as reason:
@@ -113,8 +115,12 @@ def benchmark(
                 said = f"; tuned to the edge of its grid: {edges}" if edges else ""
                 _log(show_progress, f"{name}, {scored.outcome}: {scored.cost.seconds:.1f} s{said}")
         took = sum(scored.cost.seconds for scored in found if scored.method == name)
-        if after_each is not None and took >= _LONG_SECONDS and name != chosen[-1]:
-            after_each(results())
+        if took >= _LONG_SECONDS and name != chosen[-1]:
+            so_far = results()
+            if out is not None:
+                write(so_far, out)
+            if after_each is not None:
+                after_each(so_far)
     whole = results()
     if after_each is not None:
         after_each(whole)

@@ -27,6 +27,7 @@ from bif.runs.retention import Keep
 from bif.runs.run import Run
 from bif.sampling.item_gradients import item_gradients
 from bif.sampling.settings import Settings
+from bif.terminal import briefly, say
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -122,10 +123,12 @@ def run_demo(
     with store.open_run(out, manifest, on_existing=on_existing) as folder:
         if folder.complete:
             return False
-        run = run_attribution(
-            made.problem, settings, folder=folder, keep=keep, commit_every=commit_every,
-            show_progress=True,
-        )  # fmt: skip
+        say(["choosing settings, each of which run.json explains, and sampling: a minute or two"])
+        with briefly():
+            run = run_attribution(
+                made.problem, settings, folder=folder, keep=keep, commit_every=commit_every,
+                show_progress=True,
+            )  # fmt: skip
         add_known_truth(run, made).write(folder, extra=mislabel_aurocs(run, made))
     return True
 

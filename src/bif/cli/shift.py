@@ -124,14 +124,20 @@ class Shift:
     def _print(
         self, found: xr.Dataset, notes: Sequence[str], fit: Mapping[str, Mapping[str, Any]] | None
     ) -> None:
-        size = min(self.sizes)
+        from bif.report.shift_page import told_size
+
+        size = min(self.sizes) if "retrained" in found else told_size(found)
         rows = found.isel(observable=0).sel(query=EVERY, size=size)
         first, what = str(found["observable"].values[0]), found.attrs["what"]
-        say_plainly(f"change of the mean {first} of all queries at size {size:g}, {what}:")
+        quantile = float(found.attrs["error_quantile"])
+        say_plainly(
+            f"change of the mean {first} of all queries at size {size:g}, with 95 % intervals, "
+            f"{what}:"
+        )
         order = np.argsort(-np.abs(rows["second"].values))[:_SHOWN]
         for row in (rows.isel(shift=int(place)) for place in order):
             shown = ", ".join(
-                f"{name} {float(row[name]):+.4g} ± {float(row[f'{name}_error']):.2g}"
+                f"{name} {float(row[name]):+.4g} ± {quantile * float(row[f'{name}_error']):.2g}"
                 for name in ORDERS
             )
             draws = f"{float(row['effective_draws']):,.0f} draws' worth"
@@ -141,6 +147,8 @@ class Shift:
                     f", retrained {seeds.mean():+.4g} ({seeds.min():+.4g} to {seeds.max():+.4g})"
                 )
             say_plainly(f"{row['shift'].item()}: {shown} ({draws})")
+        if size > min(self.sizes):
+            say_plainly("larger shifts are beyond what these draws can tell")
         for name, of in (fit or {}).items():
             sizes = zip(self.sizes, of["r2_by_size"], strict=True)
             near = ", ".join(f"{r2:.2f} at {size:+g}" for size, r2 in sizes)

@@ -12,6 +12,12 @@ _SHOWN = 60
 """Characters of an item's text that are shown."""
 
 
+_NOT_JUDGED = (
+    " So the scores are known this well; how far retraining without an item would agree is another "
+    "question, which bif lds answers."
+)
+
+
 def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     """Return one line on how far a run can be trusted; of an interrupted one, that it can go on."""
     gates = [gate for gate in manifest.get("gates") or [] if isinstance(gate, Mapping)]
@@ -35,12 +41,12 @@ def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> s
         )
     parts = "" if ended else " It was stopped early, and can go on."
     if summary.get("estimator") == "response":
-        return f"Trusted: computed without random draws, and {checks}.{parts}"
+        return f"Trusted: computed without random draws, and {checks}.{parts}{_NOT_JUDGED}"
     agree = ""
     reliability = summary.get("reliability")
     if isinstance(reliability, float) and math.isfinite(reliability):
         agree = f"two halves of the run agree at {reliability:.2f} of 1, and "
-    return f"Trusted: {agree}{checks}.{parts}"
+    return f"Trusted: {agree}{checks}.{parts}{_NOT_JUDGED}"
 
 
 def query_in_words(

@@ -91,7 +91,7 @@ def facts(rows: Mapping[str, str]) -> str:
 
 def _headline(dataset: xr.Dataset, groups: str) -> str:
     retrained, quantile = "retrained" in dataset, float(dataset.attrs["error_quantile"])
-    size = float(dataset["size"].values.min()) if retrained else _told_size(dataset)
+    size = float(dataset["size"].values.min()) if retrained else told_size(dataset)
     rows = dataset.isel(observable=0, query=0).sel(size=size)
     value = rows["retrained"].mean("seed") if retrained else rows["second"]
     half = quantile * rows["second_error"].values
@@ -132,7 +132,7 @@ def _mass(dataset: xr.Dataset) -> str:
     return ", and the total weight changes with it."
 
 
-def _told_size(dataset: xr.Dataset) -> float:
+def told_size(dataset: xr.Dataset) -> float:
     """Return the most negative size for which half of the groups have draws enough."""
     sizes, draws = dataset["size"].values, dataset["effective_draws"].values
     enough = (draws >= FEW_DRAWS * np.nanmax(draws)).mean(axis=0) >= 0.5

@@ -44,7 +44,7 @@ from bif.sampling.choices import Choice
 from bif.sampling.factory import run_device
 from bif.sampling.settings import RunSettings, Settings, as_settings
 from bif.store.signals import termination_raises
-from bif.terminal import as_bytes, say
+from bif.terminal import as_bytes, explain
 
 if TYPE_CHECKING:
     from bif.mesh import Ranks
@@ -206,7 +206,7 @@ def _carry_out(
     if estimator is None:
         refuse_vast_scores(problem, keep, top=top)
         planned = plan_run(
-            problem, requested, tell=say if show_progress else None,
+            problem, requested, tell=explain if show_progress else None,
             num_ranks=ranks.size if ranks else 1,
         )  # fmt: skip
     if estimator == "response" or (planned and planned.solver):
@@ -247,7 +247,7 @@ def run_attribution(
     if fresh:  # once more below, where calibration has chosen
         refuse_uneven(num_ranks, requested.chains, requested.block_size)
     calibration = (planned and planned.chains) or _calibrate(
-        problem, requested, folder, say if show_progress else None, num_ranks=num_ranks
+        problem, requested, folder, explain if show_progress else None, num_ranks=num_ranks
     )
     settings = calibration.settings
     if fresh:
@@ -261,7 +261,7 @@ def run_attribution(
         refuse_overflow(memory, engine)
         sizes_in_words += memory.in_words()
     if show_progress:
-        say(sizes_in_words)
+        explain(sizes_in_words)
     dealt = [range(*b) for b in folder.manifest.get("blocks", [])] if folder else []
     blocks = deal(settings.chains, settings.block_size, dealt=dealt)
     with Writer() as writer:
@@ -269,7 +269,7 @@ def run_attribution(
         goal = calibration.goal if len(blocks) == 1 else None
         anchoring = make_anchoring(engine)
         if show_progress and anchoring is not None:
-            say([anchoring.in_words()])
+            explain([anchoring.in_words()])
         context = Context(engine, keep, folder, commit_every, blocks, writer, goal, anchoring)
         recording = Recording(context)
         recording.notes += folder.manifest.get("notes", []) if folder else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from bif.calibration.calibrate import Calibration, calibrate
-from bif.calibration.default_estimator import MANY_WEIGHTS, default_estimator
+from bif.calibration.default_estimator import (
+    MANY_WEIGHTS,
+    RELIABILITY,
+    Forecast,
+    default_estimator,
+)
 from bif.calibration.solving import SolverCalibration, calibrate_solver
 from bif.linear_response.rehearsal import require_derivatives
 from bif.problem.identity import identity
@@ -18,7 +23,8 @@ from bif.problem.problem import Problem
 from bif.runs.estimator_forecast import forecast_from_gradients, pilot_with_anchors
 from bif.sampling.choices import Choice
 from bif.sampling.movable_weights import num_moving
-from bif.sampling.settings import Settings
+from bif.sampling.settings import RunSettings, Settings
+from bif.terminal import in_time
 
 _Tell = Callable[[list[str]], None] | None
 _Chosen = tuple[Choice, Calibration | SolverCalibration]
@@ -79,7 +85,7 @@ def _choose(
         return choice, sampled()
     if num_moving(problem, requested) > MANY_WEIGHTS:
         return _of_many_weights(problem, requested, tell, sampled)
-    return _of_few_weights(problem, requested, sampled())
+    return _of_few_weights(problem, requested, tell, sampled())
 
 
 def _of_many_weights(
@@ -97,17 +103,40 @@ def _of_many_weights(
     return choice, sampled()
 
 
-def _of_few_weights(problem: Problem, requested: Settings, found: Calibration) -> _Chosen:
+def _of_few_weights(
+    problem: Problem, requested: Settings, tell: _Tell, found: Calibration
+) -> _Chosen:
     s = found.settings
     try:
-        choice = default_estimator(*pilot_with_anchors(problem, s))
+        forecast, part = pilot_with_anchors(problem, s)
     except (ValueError, RuntimeError) as error:
         choice = Choice("estimator", "covariance", f"a pilot with anchors ended: {error}")
-    if choice.value != "response":
         return choice, found
+    choice = default_estimator(forecast, part)
+    if choice.value != "response":
+        cost = _cost_of_draws(forecast, s)
+        if tell is not None:
+            tell([str(cost)])
+        return choice, replace(found, choices=_with(cost, found.choices))
     at_posterior = requested.reopened(
         estimator="response", nbeta=s.nbeta, gamma=s.gamma, retrained_from=None
     )
     solver = calibrate_solver(problem.with_plain_losses(), at_posterior)
     posterior = [c for c in found.choices if c.name in ("nbeta", "gamma")]
     return choice, replace(solver, choices=(*posterior, *solver.choices))
+
+
+def _with(choice: Choice, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """Return the choices with one in the place of that of the same name."""
+    return tuple(choice if c.name == choice.name else c for c in choices)
+
+
+def _cost_of_draws(forecast: Forecast, settings: RunSettings) -> Choice:
+    total = settings.chains * settings.draws
+    why = f"{total:,} draws take about {in_time(total * forecast.draw)}"
+    if forecast.draws < total:
+        why += (
+            f"; {forecast.draws:,.0f} have a reliability of {RELIABILITY:g}, at which the run ends "
+            f"by reliability={RELIABILITY:g}"
+        )
+    return Choice("draws", f"{settings.draws} of each chain", f"the default: {why}")

@@ -82,8 +82,9 @@ def judge(
         if checks.center_gradient > 1:
             warnings.append(
                 f"the gradient of U at w* is {checks.center_gradient**0.5:.2g} times its "
-                "sampling noise: the trained weights are no minimum of U. If training used weight "
-                "decay or weighted its items, say so; if it stopped early, the chains lean downhill"
+                "sampling noise: the trained weights are no minimum of U. If weight decay or "
+                "weights of items were other than the settings say, give these; if training "
+                "stopped early, the chains lean downhill"
             )
         if math.isnan(checks.heat):
             warnings.append("there was no room to measure how much gradient noise widens the draws")

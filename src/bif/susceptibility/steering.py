@@ -78,11 +78,11 @@ class Steering:
     def __repr__(self) -> str:
         attrs = self.dataset.attrs
         far = "" if self.is_reached else f", the nearest to {self.asked:+.4g} that can be reached"
-        value, error = attrs["predicted"], attrs["predicted_error"]
-        spread = "" if np.isnan(error) else f" ± {error:.2g}"
+        value, half = attrs["predicted"], attrs["error_quantile"] * attrs["predicted_error"]
+        spread = "" if np.isnan(half) else f" ± {half:.2g} (95 %)"
         return (
             f"Re-weighting of {len(self.weights)} train items: {attrs['target']} is to move by "
-            f"{self.intended:+.4g}{far}; predicted {value:+.4g}{spread}. {self.share_moved:.1%} of "
+            f"{self.intended:+.4g}{far}; predicted to first order {value:+.4g}{spread}. {self.share_moved:.1%} of "
             f"the weight moves, |delta| = {self.size:.3g}."
         )
 
