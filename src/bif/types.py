@@ -5,11 +5,14 @@ Leaves of `Params` always carry the chain axis: `[C, *shape]`.  A live module is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 Params = dict[str, Tensor]
 """Named weights; with a chain axis `[C, *shape]` unless a docstring says `[*shape]`."""
@@ -61,6 +64,63 @@ class Gradient(Protocol):
     """A way to the gradient of the mean loss: all items, mini-batches, control variates."""
 
     def __call__(self, params: Params, step: int) -> GradientEstimate: ...
+
+
+class Shards(Protocol):
+    """The processes among which the rows of one model's weights are split, seen from one of them.
+
+    All of them make the same calls in the same order.
+
+    Attributes:
+        count: Number of shards, K.
+        index: This process's shard, from 0 on.
+    """
+
+    count: int
+    index: int
+
+    def local(self, leaf: Tensor) -> Tensor:
+        """Return this shard's rows of a whole leaf; perhaps none."""
+        ...
+
+    def place(
+        self, model: nn.Module, blocks: Sequence[nn.Module], device: torch.device | None
+    ) -> Callable[[Callable[[Batch], Tensor], Batch], Tensor]:
+        """Move a model's weights to the device, of which each shard keeps its own.
+
+        Args:
+            model: Changed in place.
+            blocks: Modules whose weights are together on the device, one block at a time.
+            device: That of this process; the model's own if None.
+
+        Returns:
+            `call(function, batch)`, in which the function sees the whole model.
+        """
+        ...
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """Return this shard's rows of a placed parameter or of its gradient, as a view."""
+        ...
+
+    def rows(self, count: int) -> range:
+        """Return this shard's part of so many items, as long as all others; it may reach beyond."""
+        ...
+
+    def joined(self, values: Tensor, count: int) -> Tensor:
+        """Return the values of all items `[count * m]` from those of `rows` of every shard."""
+        ...
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum of a tensor over the shards."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all shards, in their order."""
+        ...
+
+    def of_first(self, value: T) -> T:
+        """Return the first shard's value on all of them."""
+        ...
 
 
 State = TypeVar("State", bound="HasParams")

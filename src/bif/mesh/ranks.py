@@ -14,20 +14,17 @@ from typing import Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 
+from bif.mesh.connections import WAITING, RankFailed, named, naming_lost_shards
+from bif.mesh.shards import ModelShards
+
 _T = TypeVar("_T")
 _MEETING = timedelta(minutes=10)
 """Time in which all ranks must have joined: images are loaded and nodes start meanwhile."""
-_WAITING = timedelta(days=30)
-"""Time that a rank waits for others, which sample; one that ends closes its connections at once."""
 _NAMES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
 )
 """Environment variables of torchrun and of srun: rank, number of ranks, rank on this host."""
-
-
-class RankFailed(RuntimeError):
-    """Raised on the ranks whose own work is fine when another rank has failed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def join() -> Ranks:
         torch.cuda.set_device(local % torch.cuda.device_count())
     begins = not dist.is_initialized()
     if begins:
-        with _named(rank, "the ranks could not meet"):
+        with named(rank, "the ranks could not meet"):
             meeting, *_ = next(dist.rendezvous("env://", rank, size, timeout=_MEETING))
             # torchrun may keep its store where it starts ranks again, with the lost ranks' places.
             start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -89,18 +86,6 @@ def join() -> Ranks:
                 timeout=_MEETING, store=dist.PrefixStore(f"bif-{size}-{start}", meeting),
             )  # fmt: skip
     return Ranks(rank, size, ends_group=begins)
-
-
-@contextmanager
-def _named(rank: int, what: str) -> Iterator[None]:
-    """Raise an error of the connections as `RankFailed`."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:  # of torch.distributed, in many classes
-        raise RankFailed(
-            f"rank {rank}: {what}, see what the other ranks say. What was committed is kept: "
-            f"start all ranks again to go on from there. ({str(error).splitlines()[0]})"
-        ) from error
 
 
 class Ranks:
@@ -112,13 +97,18 @@ class Ranks:
         rank: This process, from 0 on.
         size: Number of processes.
         ends_group: Whether to end torch's process group when leaving.
+
+    Attributes:
+        shards: The group of ranks that holds one model with this one; None where each rank has a
+            model of its own.
     """
 
     def __init__(self, rank: int, size: int, *, ends_group: bool = True) -> None:
         self.rank, self.size, self._ends_group = rank, size, ends_group
+        self.shards: ModelShards | None = None
         self._waited_for = True
-        with _named(rank, "the ranks could not meet"):
-            self._group: Any = dist.new_group(backend="gloo", timeout=_WAITING)
+        with named(rank, "the ranks could not meet"):
+            self._group: Any = dist.new_group(backend="gloo", timeout=WAITING)
             host = os.environ.get("MASTER_ADDR", socket.gethostname())
             counter = None
             if self.is_first:
@@ -132,6 +122,19 @@ class Ranks:
         """Return whether this is the rank that calibrates and writes the results."""
         return self.rank == 0
 
+    @property
+    def num_models(self) -> int:
+        """Return the number of ranks, or of their groups that hold a model each."""
+        return self.shards.num_groups if self.shards else self.size
+
+    def split_(self, count: int) -> None:
+        """Let every `count` consecutive ranks hold one model; all ranks call it.
+
+        Raises:
+            ValueError: Ranks that are no whole groups.
+        """
+        self.shards = ModelShards(self, count) if count > 1 else None
+
     def gather(self, value: _T) -> list[_T]:
         """Return the values of all ranks, in their order, once all have called.
 
@@ -139,7 +142,7 @@ class Ranks:
             RankFailed: A rank has ended.
         """
         found: list[Any] = [None] * self.size
-        with _named(self.rank, "another rank has ended"):
+        with named(self.rank, "another rank has ended"):
             dist.all_gather_object(found, value, group=self._group)
         return found
 
@@ -151,7 +154,7 @@ class Ranks:
         """
         for rank in range(self.size):
             held: list[Any] = [value if rank == self.rank else None]
-            with _named(self.rank, "another rank has ended"):
+            with named(self.rank, "another rank has ended"):
                 dist.broadcast_object_list(held, src=rank, group=self._group)
             yield held[0]
 
@@ -195,24 +198,32 @@ class Ranks:
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Hold while all ranks work: whoever fails ends, and the others with it."""
+        """Hold while all ranks work: whoever fails ends, and the others with it.
+
+        Raises:
+            RankFailed: Another rank has ended, one that holds the same model.
+        """
         self._waited_for = False
-        yield
+        with naming_lost_shards(self.rank):
+            yield
         self._waited_for = True
 
     def deal(self, count: int) -> Iterator[int]:
         """Yield the indices below `count` that this rank takes; all ranks call it.
 
         The first is the rank's own number, so 0 is rank 0's. Further ones go to whoever comes
-        first: a slow rank takes fewer.
+        first: a slow rank takes fewer. Ranks that hold one model take the same, by the number of
+        their group.
         """
         self._deals += 1
-        key = f"deal-{self._deals}"
-        index = self.rank
+        key, shards = f"deal-{self._deals}", self.shards
+        index = shards.group if shards else self.rank
         while index < count:
             yield index
-            with _named(self.rank, "rank 0 has ended"):
-                index = self.size - 1 + self._counter.add(key, 1)
+            if shards is None or shards.index == 0:
+                with named(self.rank, "rank 0 has ended"):
+                    index = self.num_models - 1 + self._counter.add(key, 1)
+            index = shards.of_first(index) if shards else index
 
     def __enter__(self) -> Self:
         return self
