@@ -326,11 +326,11 @@ class TestContradictions:
 def test_settings_go_into_the_manifest_field_by_field():
     settings = replace(Settings(), draws=3)
     assert settings.as_dict()["draws"] == 3
-    of_the_solver = {
+    not_given = {  # older runs lack them
         "estimator", "solver_curvature", "solver_steps", "solver_residual", "solver_items",
-        "self_influence",
+        "self_influence", "shards",
     }  # fmt: skip
-    named = [f.name for f in fields(Settings) if f.name not in of_the_solver]
+    named = [f.name for f in fields(Settings) if f.name not in not_given]
     assert list(settings.as_dict()) == named
     assert normal(1, seed=0).dtype == torch.float64
 

@@ -56,6 +56,10 @@ def test_a_size_halves_until_it_fits_and_stays():
     assert size.run(passes) == size.run(passes) == "made"
     assert sizes == [20, 10, 5, 3, 3] and size.halved
     assert "evaluations of 20 items: from then on they had 3" in size.in_words("evaluations")
+    sizes.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # others make the pass together with this one
+        PassSize(20, halves=False).run(passes)
+    assert sizes == [20]
 
 
 def test_what_does_not_fit_one_by_one_is_raised():

@@ -93,6 +93,7 @@ def calibrate(
     """
     settings = as_settings(settings)
     settings.require_chains("calibration")
+    settings.require_steps()
     problem.refuse_path("calibration")
     started = time.perf_counter()
     choices = Choices(tell)
@@ -107,7 +108,13 @@ def calibrate(
     free = settings
     settings = _choose_oracle(problem, settings, choices, num_ranks)
     settings = _choose_chunk(problem, settings, choices)
-    check_items(problem, settings, choices)
+    if settings.shards == 1:
+        check_items(problem, settings, choices)
+    else:
+        choices.choose(
+            "oracle", "live", f"{settings.shards} ranks hold one model; items are not evaluated "
+            "twice before the run",
+        )  # fmt: skip
     asked = settings  # mini-batches, to which a small budget falls back, are stacked
     if aim is not None and free.oracle is None and run_device(problem, free).type == "cuda":
         settings = _faster_oracle(problem, free, settings, choices)
@@ -142,10 +149,13 @@ def refuse_unusable(problem: Problem, settings: Settings) -> None:
     Raises:
         ValueError: As `calibrate`, but for a budget that is too small.
     """
+    settings.require_steps()
     choices = Choices()
     settings = with_precisions(problem, _with_gradient(settings, choices), choices)
     settings = _choose_oracle(problem, with_movable(problem, settings, choices), choices)
-    check_items(problem, _choose_chunk(problem, settings, choices), choices)
+    settings = _choose_chunk(problem, settings, choices)
+    if settings.shards == 1:
+        check_items(problem, settings, choices)
 
 
 def _with_gradient(settings: Settings, choices: Choices) -> Settings:

@@ -29,7 +29,8 @@ from bif.sampling.mass_matrix import KroneckerMass, whitened_product
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.rng import BlockNoise, generator
 from bif.sampling.settings import RunSettings, Settings
-from bif.types import Mass, Params
+from bif.sampling.whole_model import WHOLE
+from bif.types import Mass, Params, Shards
 
 LARGEST_ROTATION = 1024
 """Sides longer than this are not rotated: a rotation of n takes n² numbers and n³ work."""
@@ -73,10 +74,11 @@ def measured_mass(problem: Problem, settings: Settings) -> KroneckerMass:
     return kept[key]
 
 
-def make_engine(problem: Problem, settings: RunSettings) -> Engine:
+def make_engine(problem: Problem, settings: RunSettings, *, shards: Shards = WHOLE) -> Engine:
     """Build the engine of complete settings, with the mass that they ask for."""
     white = settings.mass == "kronecker"
-    return Engine(problem, settings, mass=measured_mass(problem, settings) if white else None)
+    mass = measured_mass(problem, settings) if white else None
+    return Engine(problem, settings, mass=mass, shards=shards)
 
 
 def whitened_curvature(problem: Problem, settings: Settings) -> float:

@@ -266,12 +266,15 @@ def refuse_unfit(problem: Problem, settings: Settings) -> None:
     if settings.oracle != "live" or device.type != "cuda":
         return
     needed, free = weight_bytes(problem, settings), free_bytes(device)
-    if needed.total > free:
+    if needed.total > settings.shards * free:
         leaner = {"plain": "memory='fused'", "fused": "memory='lean'", "lean": "a larger device"}
+        among = ""
+        if settings.shards > 1:
+            leaner["plain"], among = "more shards", f" and as much on each of {settings.shards}"
         raise ValueError(
             f"the run needs {as_bytes(needed.total)} for weights ({as_bytes(needed.weights)}), w* "
             f"({as_bytes(needed.center)}) and steps before the first item, and {as_bytes(free)} "
-            f"are free on {device}: use {leaner[settings.memory]}, or move fewer parameters."
+            f"are free on {device}{among}: use {leaner[settings.memory]}, or move fewer parameters."
         )
 
 

@@ -37,13 +37,18 @@ def largest_curvature(
 
 
 def largest_eigenvalue(
-    product: Callable[[Params], Params], direction: Params, *, iterations: int = 20
+    product: Callable[[Params], Params],
+    direction: Params,
+    *,
+    iterations: int = 20,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """Return the largest eigenvalue of a symmetric map of each chain, by power iteration.
 
     Args:
         product: The map of directions of length 1.
         direction: The first direction, leaves `[C, *shape]`; overwritten.
+        total: Sum of a tensor over the processes that hold a part of all directions each.
 
     Returns:
         `[C]`, at least 0, a lower bound.
@@ -53,7 +58,7 @@ def largest_eigenvalue(
     eigenvalue = shift = torch.zeros_like(largest)
     start = tensors.copied(direction)
     for _ in range(2):
-        for eigenvalue in _power_iteration(product, direction, shift, iterations):
+        for eigenvalue in _power_iteration(product, direction, shift, iterations, total):
             largest = torch.maximum(largest, eigenvalue)
         # The eigenvalue of largest size may be negative: lifted by its size, the largest leads.
         shift = (-eigenvalue).clamp(min=0)
@@ -88,15 +93,19 @@ def smallest_curvature(
 
 
 def _power_iteration(
-    product: Callable[[Params], Params], direction: Params, shift: Tensor, iterations: int
+    product: Callable[[Params], Params],
+    direction: Params,
+    shift: Tensor,
+    iterations: int,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Iterator[Tensor]:
     """Yield curvatures `[C]` along the directions of a power iteration on `H + shift`."""
     for _ in range(iterations):
-        length = tensors.squared_norm(direction).sqrt()
+        length = total(tensors.squared_norm(direction)).sqrt()
         # Squares of what is smaller still are 0 in float32: there is no direction to go on in.
         tensors.scale_chains_(direction, torch.where(length > 1e-18, 1 / length, 0.0))
         ahead = product(direction)
-        yield tensors.inner(direction, ahead)
+        yield total(tensors.inner(direction, ahead))
         direction = tensors.add_(ahead, tensors.scale_chains_(direction, shift))
 
 

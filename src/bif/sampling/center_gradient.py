@@ -52,12 +52,12 @@ def center_gradient(
             center, 0
         ).gradient
         tensors.add_(total, gradient)
-        squares += float(tensors.squared_norm(gradient))
+        squares += float(posterior.total(tensors.squared_norm(gradient)))
     mean = tensors.mul_(total, 1 / parts)
-    spread = max(0.0, squares - parts * float(tensors.squared_norm(mean)))
+    spread = max(0.0, squares - parts * float(posterior.total(tensors.squared_norm(mean))))
     noise = spread / (parts * (parts - 1))
     force = posterior.potential_gradient_(tensors.copied(mean), center)
-    square = float(tensors.squared_norm(force)) / nbeta**2
+    square = float(posterior.total(tensors.squared_norm(force))) / nbeta**2
     return square / noise if noise > 0 else math.nan
 
 
@@ -65,10 +65,10 @@ def gradient_sums(engine: Engine) -> Tensor:
     """Return the norm and two sums of every moving leaf's gradient at w*, `[L, 3]`.
 
     They tell one gradient from another.  Of a few train items; empty where steps leave no room
-    for a gradient of their own.
+    for a gradient of their own, or the model is sharded.
     """
     s, train = engine.settings, engine.observer.train_items
-    if s.memory != "plain":
+    if s.memory != "plain" or s.shards > 1:
         return torch.empty(0, 3, dtype=torch.float64)
     num = min(_GRADIENT_ITEMS, s.chunk_size, len(train))
     chosen = torch.linspace(0, len(train) - 1, num, device=engine.device).long()

@@ -23,7 +23,8 @@ from bif.sampling.rng import BlockNoise, LeafNoise, ShuffledOrder, generator
 from bif.sampling.sampler_state import restored, state_tensors
 from bif.sampling.settings import RunSettings
 from bif.sampling.stochastic_rounding import refuse_coarse
-from bif.types import Draw, Gradient, HasParams, Mass, Params
+from bif.sampling.whole_model import WHOLE
+from bif.types import Draw, Gradient, HasParams, Mass, Params, Shards
 
 _LARGE_LEAF = 2**20
 """Weights from which on a leaf is worth a compiled kernel of its own."""
@@ -54,26 +55,40 @@ class Engine:
         problem: What is to be attributed.
         settings: Complete.
         mass: The mass that calibration measured, where `settings.mass="kronecker"`.
+        shards: The processes that hold a part of the model each, all of which build an engine.
 
     Raises:
-        ValueError: Losses that are NaN or infinite at w*; steps below the rounding of the weights.
+        ValueError: Another number of shards than that of the settings; losses that are NaN or
+            infinite at w*; steps below the rounding of the weights.
     """
 
     def __init__(
-        self, problem: Problem, settings: RunSettings, *, mass: Mass | None = None
+        self,
+        problem: Problem,
+        settings: RunSettings,
+        *,
+        mass: Mass | None = None,
+        shards: Shards = WHOLE,
     ) -> None:
+        if shards.count != settings.shards:
+            raise ValueError(
+                f"shards={settings.shards}, and the model is in {shards.count}: only bif.attribute "
+                "with ranks samples a model that is split among them."
+            )
         if (mass is not None) != (settings.mass == "kronecker"):
             raise ValueError(
                 f"mass={settings.mass!r} was asked for, and {mass!r} is given: build the engine by "
                 "make_engine, which measures the mass."
             )
         self.problem, self.settings, self.mass = problem, settings, mass
+        self.shards = shards
         self.device = run_device(problem, settings)
-        self.posterior = make_posterior(problem, settings)
+        self.posterior = make_posterior(problem, settings, shards=shards)
         self._of_large_leaf = tensors.squared_distance
         if settings.compiled:  # one pass over a leaf and its center, where eagerly it is two
             self._of_large_leaf = compiled(tensors.squared_distance)
-        self.oracle = make_oracle(problem, settings, list(self.posterior.center))
+        names = list(self.posterior.center)
+        self.oracle = make_oracle(problem, settings, names, shards=shards)
         self.sampler = make_sampler(settings, self.mass)
         if settings.memory == "lean":
             refuse_coarse(self.posterior.center, settings.step_size)
@@ -201,7 +216,10 @@ class Engine:
                 self.posterior.center, seed=self.settings.seed, block=block, device=self.device,
                 counter=counter, masks=self.posterior.masks,
             )  # fmt: skip
-        source = generator(self.settings.seed, block, "noise", device=self.device, counter=counter)
+        source = generator(
+            self.settings.seed, block, "noise", device=self.device, counter=counter,
+            shard=self.shards.index,
+        )  # fmt: skip
         return BlockNoise(source, self.posterior.masks)
 
     def distance_squared(self, params: Params) -> Tensor:
@@ -254,8 +272,9 @@ class Engine:
         s = self.settings
         chunk = self.problem.num_train if s.oracle == "live" else s.chunk_size
         return FullGradient(
-            self.oracle, self.observer.train_items, chunk_size=chunk, train_weights=self.weights
-        )
+            self.oracle, self.observer.train_items, chunk_size=chunk, train_weights=self.weights,
+            halves=s.shards == 1,
+        )  # fmt: skip
 
     @property
     def halved_passes(self) -> list[str]:

@@ -15,27 +15,37 @@ from bif.sampling.oracles.in_metric import InMetric
 from bif.sampling.posterior import LocalPosterior
 from bif.sampling.samplers import SAMPLERS
 from bif.sampling.settings import RunSettings, Settings
-from bif.types import Mass, Params, Sampler
+from bif.sampling.whole_model import WHOLE
+from bif.types import Mass, Params, Sampler, Shards
 
 
 def make_posterior(
-    problem: Problem, settings: Settings, *, copies_center: bool = True
+    problem: Problem,
+    settings: Settings,
+    *,
+    copies_center: bool = True,
+    shards: Shards = WHOLE,
 ) -> LocalPosterior:
     """Return the posterior of complete settings, on the run's device.
 
     Where memory is short, or no copy is wanted, w* is the problem's own model if that is on the
     device.
+
+    Raises:
+        ValueError: A shard without any weight that moves.
     """
     assert settings.nbeta is not None and settings.gamma is not None
-    center = moving_center(problem, settings)
+    center = moving_center(problem, settings, shards=shards)
+    found = moving(problem, settings.movable)
     return LocalPosterior(
         center,
         settings.nbeta,
         settings.gamma,
-        moving(problem, settings.movable),
+        {n: shards.local(m) if isinstance(m := found[n], Tensor) else m for n in center},
         settings.weight_decay,
         decay_origin=_decay_origin(problem, center),
         copies_center=copies_center and settings.memory == "plain",
+        total=shards.total,
     )
 
 
@@ -45,11 +55,34 @@ def _decay_origin(problem: Problem, center: Params) -> Params | None:
     return scale and {name: leaf - leaf / scale[name] for name, leaf in center.items()}
 
 
-def moving_center(problem: Problem, settings: Settings) -> Params:
-    """Return w* of the weights that move, leaves `[*shape]` as the run stores them."""
+def moving_center(problem: Problem, settings: Settings, *, shards: Shards = WHOLE) -> Params:
+    """Return w* of the weights that move, leaves `[*shape]` as the run stores them.
+
+    Args:
+        problem: Whose model.
+        settings: Of which `movable`, `memory` and `device` matter.
+        shards: This one's rows are returned, of leaves of which it has any.
+
+    Raises:
+        ValueError: A shard has none.
+    """
     device, parameters = run_device(problem, settings), problem.parameters()
     names = moving(problem, settings.movable)
-    return {name: _stored(parameters[name], settings).to(device) for name in names}
+    local = {name: _rows_that_move(parameters[name], names[name], shards) for name in names}
+    found = {n: _stored(leaf, settings).to(device) for n, leaf in local.items() if leaf.numel()}
+    if not all(shards.gather(bool(found))):
+        raise ValueError(
+            f"movable={settings.movable} leaves a shard without any weight that moves, for leaves "
+            f"are split by rows: use fewer shards than {shards.count}, or move more."
+        )
+    return found
+
+
+def _rows_that_move(leaf: Tensor, mask: bool | Tensor, shards: Shards) -> Tensor:
+    """Return this shard's rows of a leaf; none where no weight of them moves."""
+    rows = shards.local(leaf)
+    still = isinstance(mask, Tensor) and not shards.local(mask).any()
+    return rows[:0] if still else rows
 
 
 def _stored(leaf: Tensor, settings: Settings) -> Tensor:
@@ -59,9 +92,11 @@ def _stored(leaf: Tensor, settings: Settings) -> Tensor:
     return leaf.to(torch.bfloat16) if narrow else widen(leaf)
 
 
-def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
+def make_oracle(
+    problem: Problem, settings: Settings, names: list[str], *, shards: Shards = WHOLE
+) -> Oracle:
     """Return the oracle of complete settings, on the run's device."""
-    oracle = _make_oracle(problem, settings, names)
+    oracle = _make_oracle(problem, settings, names, shards)
     if problem.metric is None:
         return oracle
     center = {n: leaf.to(run_device(problem, settings)) for n, leaf in problem.center().items()}
@@ -69,7 +104,7 @@ def make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracl
     return InMetric(oracle, center, scale or {})
 
 
-def _make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Oracle:
+def _make_oracle(problem: Problem, settings: Settings, names: list[str], shards: Shards) -> Oracle:
     device = run_device(problem, settings)
     gradient, value = settings.precisions
     if settings.oracle == "live":
@@ -80,9 +115,11 @@ def _make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Orac
             )
         # Narrowed before it moves: the device never holds the wide weights.
         model = problem.evaluation_copy(problem.device, lean=settings.memory == "lean")
+        moved = moving(problem, settings.movable)
         for name, parameter in model.named_parameters():
-            if name in names:
+            if name in moved:
                 parameter.data = _stored(parameter.data, settings)
+            parameter.requires_grad_(name in moved)  # the same on all shards
         keep_less_(model)
         if settings.compiled and settings.memory != "plain" and not repeated_blocks(model):
             raise ValueError(
@@ -91,9 +128,11 @@ def _make_oracle(problem: Problem, settings: Settings, names: list[str]) -> Orac
                 "by one, returns all gradients at once: drop compiled, or use memory='plain'."
             )
         return LiveOracle(
-            model.to(device),
+            model,
             problem.loss,
             names=names,
+            shards=shards,
+            device=device,
             micro_batch=settings.pass_size or problem.num_train,
             gradient_precision=gradient,
             value_precision=value,

@@ -23,6 +23,7 @@ class FullGradient:
         items: The train items, on the chains' device.
         chunk_size: Items per forward and backward pass.
         train_weights: rho `[N]`; 1 if None.
+        halves: Whether passes get smaller where memory is short.
 
     Attributes:
         pass_size: Items of a pass.
@@ -35,9 +36,10 @@ class FullGradient:
         *,
         chunk_size: int,
         train_weights: Tensor,
+        halves: bool = True,
     ) -> None:
         self._oracle, self._items = oracle, items
-        self.pass_size = PassSize(min(chunk_size, len(items)))
+        self.pass_size = PassSize(min(chunk_size, len(items)), halves=halves)
         self._weights = train_weights / len(items)
 
     def __call__(self, params: Params, step: int) -> GradientEstimate:

@@ -76,7 +76,7 @@ def whitened_product(
 
     def white(direction: Params) -> Params:
         moved = tensors.copied(direction) if mass is None else mass.to_weights(direction)
-        length = tensors.squared_norm(moved).sqrt().clamp(min=1e-30)
+        length = posterior.total(tensors.squared_norm(moved)).sqrt().clamp(min=1e-30)
         ahead = product(tensors.scale_chains_(tensors.copied(moved), 1 / length))
         ahead = tensors.mul_(tensors.scale_chains_(ahead, length), posterior.nbeta)
         ahead = tensors.add_(ahead, moved, ridge)

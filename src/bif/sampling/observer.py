@@ -68,7 +68,9 @@ class Observer:
         self.scored_items = [self.train_items, *candidates]
         self.query_items = [items.to(device) for items in problem.query_groups.values()]
         largest = max(len(items) for items in (*self.scored_items, *self.query_items))
-        self.pass_size = PassSize(min(settings.chunk_size or largest, largest))
+        self.pass_size = PassSize(
+            min(settings.chunk_size or largest, largest), halves=settings.shards == 1
+        )
         self._tokens = _readers(self.scored_items, problem.train_by_token, problem.train_shift)
         self.evaluate_center(center)
 

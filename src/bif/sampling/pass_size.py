@@ -18,14 +18,17 @@ class PassSize:
 
     Args:
         size: Items of a pass at first.
+        halves: Whether passes get smaller; not those that several processes make together, of
+            which some have memory left.
 
     Attributes:
         size: Items of a pass now.
         halved: Whether memory was short.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, halves: bool = True) -> None:
         self.size = self._first = size
+        self._least = 1 if halves else size
 
     @property
     def halved(self) -> bool:
@@ -39,13 +42,13 @@ class PassSize:
             passes: Function of the items of a pass; starts anew where it is called again.
 
         Raises:
-            torch.OutOfMemoryError: Not even passes of a single item fit.
+            torch.OutOfMemoryError: Not even the smallest passes fit.
         """
         while True:
             try:
                 return passes(self.size)
             except torch.OutOfMemoryError:
-                if self.size == 1:
+                if self.size <= self._least:
                     raise
             # Behind the handler, whose error holds the tensors of the pass.
             self.size = -(-self.size // 2)

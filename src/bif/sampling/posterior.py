@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bif import tensors
+from bif.sampling.whole_model import WHOLE
 from bif.types import Params
 
 _SLICED = re.compile(r"(.+)\[([\d:, ]*:[\d:, ]*)\]")
@@ -38,6 +39,10 @@ class LocalPosterior:
         weight_decay: Coefficient of `|w|²/2` in the training objective; 0 leaves it out of U.
         decay_origin: Weights at which the decay pulls no further, leaves `[*shape]`; 0 by default.
         copies_center: False takes the tensors of `center` as they are: they must not change.
+        total: Sum of a tensor over the shards of a model of which `center` holds some rows.
+
+    Attributes:
+        num_moving: Number of weights that move, of all shards.
 
     Raises:
         ValueError: Nothing movable, a glob or name that matches nothing, a mask of another shape,
@@ -54,7 +59,9 @@ class LocalPosterior:
     weight_decay: float = 0.0
     decay_origin: Params | None = None
     copies_center: bool = True
+    total: Callable[[Tensor], Tensor] = field(default=WHOLE.total, repr=False, compare=False)
     masks: Params = field(init=False, repr=False)
+    num_moving: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("nbeta", "gamma", "weight_decay"):
@@ -71,13 +78,11 @@ class LocalPosterior:
         if self.copies_center:
             center = {n: leaf.clone() for n, leaf in center.items()}
         object.__setattr__(self, "center", center)
-        object.__setattr__(self, "masks", {n: m for n, m in chosen.items() if m is not None})
-
-    @property
-    def num_moving(self) -> int:
-        """Return the number of weights that move."""
-        whole = sum(c.numel() for n, c in self.center.items() if n not in self.masks)
-        return whole + sum(int(m.sum()) for m in self.masks.values())
+        masks = {n: m for n, m in chosen.items() if m is not None}
+        object.__setattr__(self, "masks", masks)
+        here = sum(c.numel() for n, c in center.items() if n not in masks)
+        here += sum(int(m.sum()) for m in masks.values())
+        object.__setattr__(self, "num_moving", int(self.total(torch.tensor(here))))
 
     def potential_gradient_(self, mean_loss_gradient: Params, params: Params) -> Params:
         """Turn the mean loss's gradient into the potential's, in place.
@@ -120,7 +125,11 @@ class LocalPosterior:
         origin = self.decay_origin
         away = params if origin is None else {n: leaf - origin[n] for n, leaf in params.items()}
         moving = {n: leaf * self.masks[n] if n in self.masks else leaf for n, leaf in away.items()}
-        return tensors.squared_norm(moving)
+        return self.total(tensors.squared_norm(moving))
+
+    def inner(self, x: Params, y: Params) -> Tensor:
+        """Return each chain's inner product of two vectors of weights, `[C]`, in float64."""
+        return self.total(tensors.inner(x, y))
 
     def displacement(self, params: Params) -> Params:
         """Return `w - center`, leaves `[C, *shape]`."""
@@ -137,7 +146,7 @@ class LocalPosterior:
         """
         # Leaf by leaf: all displacements at once would be another model.
         parts = [of_leaf(leaf, self.center[name].unsqueeze(0)) for name, leaf in params.items()]
-        return torch.stack(parts).sum(dim=0)
+        return self.total(torch.stack(parts).sum(dim=0))
 
 
 def choose(

@@ -56,13 +56,13 @@ class IdentitySums:
             mean_loss: Mean loss of the train items there, `[C]`; None where it is not known.
         """
         away = posterior.displacement(state.params)
-        dilation = tensors.inner(away, gradient)
-        virial = tensors.inner(away, force) / posterior.num_moving
+        dilation = posterior.inner(away, gradient)
+        virial = posterior.inner(away, force) / posterior.num_moving
         one, nothing = torch.ones_like(virial), torch.full_like(virial, math.nan)
         loss = nothing if mean_loss is None else mean_loss.double() - self._center_loss
         velocity: Params | None = getattr(state, "velocity", None)
         kinetic = nothing if velocity is None else (
-            tensors.squared_norm(velocity) / posterior.num_moving
+            posterior.total(tensors.squared_norm(velocity)) / posterior.num_moving
         )  # fmt: skip
         row = [one, virial, loss, loss * virial, dilation / posterior.num_moving, kinetic]
         self._pending.append((first_chain, torch.stack(row, dim=1)))

@@ -20,7 +20,13 @@ Purpose = Literal["noise", "leaf", "order", "probe", "train", "control", "mass"]
 
 
 def generator(
-    seed: int, block: int, purpose: Purpose, *, device: torch.device, counter: int | str = 0
+    seed: int,
+    block: int,
+    purpose: Purpose,
+    *,
+    device: torch.device,
+    counter: int | str = 0,
+    shard: int = 0,
 ) -> torch.Generator:
     """Return a generator that depends on nothing but its arguments.
 
@@ -30,8 +36,9 @@ def generator(
         purpose: Use of the numbers; purposes never share numbers.
         device: Device that makes the numbers; devices differ in their numbers, not in their law.
         counter: Further index, such as the epoch of a shuffled order, or a name.
+        shard: Index among those that hold a part of the weights each.
     """
-    key = f"{seed}/{block}/{purpose}/{counter}".encode()
+    key = f"{seed}/{block}/{purpose}/{counter}{f'/shard {shard}' if shard else ''}".encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from bif import tensors
 from bif.curvature.extreme_eigenvalues import hessian_product, largest_eigenvalue
 from bif.problem.items import Items
 from bif.sampling.center_gradient import center_gradient
+from bif.sampling.device_memory import free_bytes
 from bif.sampling.engine import Engine
 from bif.sampling.gradients import FullGradient
 from bif.sampling.mass_matrix import whitened_product
@@ -33,6 +34,8 @@ _MOST_NUMBERS = 2**28
 """Numbers held at once, a GiB of them: large models have fewer chains and batches checked."""
 _FEWEST_BATCHES = 8
 """Mini-batches below which no gradient noise is estimated."""
+_CHECK_COPIES = 12
+"""Copies of the weights that checks hold at once, at most: directions, their products, batches."""
 _PROBE_BLOCK = 1_000_003
 """A block of chains that no run has: its mini-batches belong to the probe."""
 
@@ -92,13 +95,16 @@ class Checks:
 
 
 def check(engine: Engine, state: HasParams) -> Checks:
-    """Check the sampler where a block ended.
+    """Check the sampler where a block ended; all shards of a model call it.
 
     Args:
         engine: The run's machinery.
         state: The sampler's at the block's last position; left as it is.
     """
     params, s = state.params, engine.settings.plain()
+    if engine.shards.count > 1 and _is_crowded(engine, params):
+        with torch.no_grad():
+            return replace(not_measured(), randomness=_randomness(engine, params))
     if s != engine.settings:  # shapes not worth compiling, or weights too coarse to look at
         engine = Engine(engine.problem, s, mass=engine.mass)
         params = {n: leaf.to(engine.posterior.center[n].dtype) for n, leaf in params.items()}
@@ -108,7 +114,8 @@ def check(engine: Engine, state: HasParams) -> Checks:
         virial, downhill = _virial(engine, many), _mean_and_error(_downhill(engine, many))
         kinetic = torch.full_like(virial, math.nan)
         if velocity is not None:
-            kinetic = tensors.squared_norm(velocity) / engine.posterior.num_moving
+            kinetic = engine.posterior.total(tensors.squared_norm(velocity))
+            kinetic = kinetic / engine.posterior.num_moving
         curvature = _curvature(engine, params)
         first = _first(params, 1)
         return Checks(
@@ -136,6 +143,12 @@ def not_measured() -> Checks:
     return Checks(*[math.nan] * len(fields(Checks)))
 
 
+def _is_crowded(engine: Engine, params: Params) -> bool:
+    """Return whether any shard lacks the room of checks; if one alone did, others would wait."""
+    needed = _CHECK_COPIES * sum(leaf.numel() * leaf.element_size() for leaf in params.values())
+    return any(engine.shards.gather(free_bytes(engine.device) < needed))
+
+
 def _first(params: Params, count: int) -> Params:
     """Return views of the first chains, one at least."""
     return {name: leaf[: max(1, count)] for name, leaf in params.items()}
@@ -160,7 +173,7 @@ def _force(engine: Engine, params: Params) -> Params:
 def _virial(engine: Engine, params: Params) -> Tensor:
     posterior = engine.posterior
     away = posterior.displacement(params)
-    return tensors.inner(away, _force(engine, params)) / posterior.num_moving
+    return posterior.inner(away, _force(engine, params)) / posterior.num_moving
 
 
 def _downhill(engine: Engine, params: Params) -> Tensor:
@@ -168,12 +181,12 @@ def _downhill(engine: Engine, params: Params) -> Tensor:
     posterior = engine.posterior
     away = tensors.copied(posterior.displacement(params))
     gradient = _full(engine)(tensors.stacked(posterior.center, 1), 0).gradient
-    return posterior.nbeta * tensors.inner(away, gradient)
+    return posterior.nbeta * posterior.inner(away, gradient)
 
 
 def _curvature(engine: Engine, params: Params) -> float:
     n = engine.problem.num_train
-    source = generator(0, 0, "probe", device=engine.device)
+    source = generator(0, 0, "probe", device=engine.device, shard=engine.shards.index)
     noise = BlockNoise(source, engine.posterior.masks)
     count = min(n, _CURVATURE_ITEMS)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
@@ -185,7 +198,9 @@ def _curvature(engine: Engine, params: Params) -> float:
         engine, Items(engine.observer.train_items.take(places)), engine.weights[places]
     )
     product = _potential_product(engine, gradient, few)
-    found = largest_eigenvalue(product, noise.normal(few), iterations=_CURVATURE_ITERATIONS)
+    found = largest_eigenvalue(
+        product, noise.normal(few), iterations=_CURVATURE_ITERATIONS, total=engine.shards.total
+    )
     found = found[found.isfinite()]
     return float(found.max()) if len(found) else math.nan
 
@@ -209,10 +224,11 @@ def heat(engine: Engine, one: Params) -> float:
         engine: The run's.
         one: The weights of one chain, leaves `[1, *shape]`.
     """
-    s = engine.settings
+    s, total = engine.settings, engine.shards.total
     if s.gradient == "full":
         return 0.0
     batches = min(_NOISE_BATCHES, _MOST_NUMBERS // (4 * tensors.num_elements(one)))
+    batches = min(engine.shards.gather(batches))
     if s.traits.least_divisor is not None or batches < _FEWEST_BATCHES:
         return math.nan
     exact = tensors.copied(_full(engine)(one, 0).gradient)
@@ -222,17 +238,17 @@ def heat(engine: Engine, one: Params) -> float:
     if engine.mass is not None:
         noise = engine.mass.to_velocity(noise)
     rows = torch.cat([leaf.reshape(len(leaf), -1) for leaf in noise.values()], dim=1)
-    if not rows.isfinite().all():
+    if not all(engine.shards.gather(bool(rows.isfinite().all()))):
         return math.inf
     # One half finds the direction, the other measures: else it would fit itself.
     half, other = rows[::2].double(), rows[1::2].double()
-    _, vectors = torch.linalg.eigh(half @ half.T)
+    _, vectors = torch.linalg.eigh(total(half @ half.T))
     direction = vectors[:, -1] @ half
-    length = float(direction.norm())
+    length = float(total(direction.square().sum()).sqrt())
     if length == 0:
         return 0.0
     direction = direction / length
-    variance = s.nbeta**2 * float((other @ direction).square().mean())
+    variance = s.nbeta**2 * float(total(other @ direction).square().mean())
     k = _curvature_along(engine, one, direction)
     return s.traits.heat(s.step_size, s.friction, k, variance)
 
@@ -254,7 +270,7 @@ def _curvature_along(engine: Engine, one: Params, direction: Tensor) -> float:
     sizes = [leaf.numel() for leaf in one.values()]
     parts = direction.split(sizes)
     u = {n: x.view_as(leaf).to(leaf) for (n, leaf), x in zip(one.items(), parts, strict=True)}
-    found = float(tensors.inner(u, _potential_product(engine, _full(engine), one)(u)))
+    found = float(engine.posterior.inner(u, _potential_product(engine, _full(engine), one)(u)))
     least = 0.0 if engine.mass is not None else engine.posterior.gamma
     return max(least, found)
 

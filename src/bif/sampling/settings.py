@@ -108,6 +108,9 @@ class Settings:
         self_influence: Solve for the influence of each train item on its own loss too, a system an
             item; sampled runs have it without.
         device: Device of the run; the model's by default.
+        shards: Ranks that hold one copy of the live module between them, by rows of its weights,
+            for a model that one device does not hold; `chunk_size` and `micro_batch` count the
+            items of all of them.  What needs a whole model is refused, calibration too.
         seed: Seed of all random numbers.
     """
 
@@ -144,6 +147,7 @@ class Settings:
     solver_items: int | None = None
     self_influence: bool = False
     device: str | None = None
+    shards: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -151,7 +155,7 @@ class Settings:
             if (value := getattr(self, name)) is not None or name in ("sampler", "memory"):
                 require_literal(name, value, literal)
         at_least = {"chains": 2, "draws": 2, "burn_in": 0, "thin": 1, "batch_size": 1,
-                    "block_size": 1, "chunk_size": 1, "micro_batch": 1,
+                    "block_size": 1, "chunk_size": 1, "micro_batch": 1, "shards": 1,
                     "solver_steps": 1, "solver_items": 8}  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -199,6 +203,7 @@ class Settings:
                 "or change these."
             )
         self._refuse_memory()
+        self._refuse_shards()
         self._refuse_other_estimators()
 
     @property
@@ -336,6 +341,54 @@ class Settings:
                 f"got {precisions[0]!r} and {precisions[1]!r}. Losses are float32 all the same."
             )
 
+    def _refuse_shards(self) -> None:
+        """Raise where a setting is for a model that one device holds."""
+        if self.shards == 1:
+            return
+        if self.oracle is None:
+            object.__setattr__(self, "oracle", "live")
+        whole = {
+            "oracle": self.oracle != "live",
+            "memory": self.memory != "plain",
+            "compiled": self.compiled,
+            "mass": self.mass == "kronecker",
+            "controls": self.controls,
+            "reliability": self.reliability is not None,
+            "budget": self.budget is not None,
+            "estimator": self.estimator not in (None, "covariance"),
+            **{name: bool(self._given([name])) for name in _OF_THE_SOLVER},
+        }
+        given = [f"{name}={getattr(self, name)!r}" for name, is_given in whole.items() if is_given]
+        if given:
+            raise ValueError(
+                f"shards={self.shards} split the weights of a live module, and {', '.join(given)} "
+                "is for models that one device holds: leave it out, or shards."
+            )
+        if not self.traits.leafwise:
+            able = names_of(lambda traits: traits.leafwise)
+            raise ValueError(
+                f"sampler={self.sampler!r} has a number that all weights share, and shards="
+                f"{self.shards} split these: expected one of {able}."
+            )
+
+    def require_steps(self) -> None:
+        """Raise where shards leave open what is measured by chains of a whole model.
+
+        Raises:
+            ValueError: They do, with the names.
+        """
+        if self.shards == 1:
+            return
+        names = ["nbeta", "gamma", "step_size", "burn_in", "thin", "chunk_size"]
+        names += ["friction"] if self.traits.underdamped else []
+        left = [name for name in names if getattr(self, name) is None]
+        if left:
+            raise ValueError(
+                f"shards={self.shards}, and {', '.join(left)} would be measured by chains of a "
+                "whole model: set them, for instance to what bif.calibrate finds with "
+                "device='cpu', or for a smaller model of the kind."
+            )
+
     def _has_room(self, traits: Traits) -> bool:
         """Return whether leaves can move one by one, with their state where memory is lean."""
         return traits.leafwise and not (self.memory == "lean" and traits.state_leaves)
@@ -363,11 +416,12 @@ class Settings:
             raise ValueError(f"values that are no settings: {error}.") from error
 
     def as_dict(self) -> dict[str, object]:
-        """Return all settings by name; what covariances have no use for where it is given."""
+        """Return all settings by name; shards and what solves where they are given."""
         names = ("estimator", *_OF_THE_SOLVER)  # settings of older runs lack them
         return {
             f.name: getattr(self, f.name) for f in fields(self)
-            if f.name not in names or getattr(self, f.name) not in (None, False)
+            if (f.name not in names or getattr(self, f.name) not in (None, False))
+            and (f.name, getattr(self, f.name)) != ("shards", 1)
         }  # fmt: skip
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from bif import tensors
 from bif.problem.cuda_graphs import Replayed
 from bif.problem.functional import ItemFunction
-from bif.problem.items import map_batch
-from bif.sampling.oracles.compilation import compile_blocks_, compiled
+from bif.problem.items import batch_leaves, map_batch
+from bif.sampling.oracles.compilation import compile_blocks_, compiled, repeated_blocks
 from bif.sampling.oracles.precision import Precision, matmul_precision
 from bif.sampling.oracles.protocol import autocast
-from bif.types import Batch, ItemLoss, Params
+from bif.sampling.whole_model import WHOLE
+from bif.types import Batch, ItemLoss, Params, Shards
 
 REPLAYED_BELOW = 5 * 10**8
 """Weights of a model whose passes are replayed: those of larger ones keep a device busy, and the
@@ -38,6 +39,9 @@ class LiveOracle:
         value_precision: As for `StackedOracle`.
         use_compile: Compile the module's repeated blocks, or where it has none the loss and what
             is observed, and replay the passes of small models as CUDA graphs.
+        shards: The processes that hold a part of the module each; every one takes its part of the
+            items of a pass, and gets the losses of all of them and its rows of their gradient.
+        device: Of this process; the module's own by default.
 
     Attributes:
         replays: Whether passes are replayed, on a device that can.
@@ -53,8 +57,10 @@ class LiveOracle:
         gradient_precision: Precision = "float32",
         value_precision: Precision = "float32",
         use_compile: bool = False,
+        shards: Shards = WHOLE,
+        device: torch.device | None = None,
     ) -> None:
-        self.model = model
+        self.model, self._shards = model, shards
         self._compiled = use_compile and not compile_blocks_(model)
         self._loss = self._made(loss)
         self._values: dict[ItemLoss, Callable[[Batch], Tensor]] = {}
@@ -64,15 +70,21 @@ class LiveOracle:
         self._pass = Replayed(self._gradient_of_pass)
         self._micro_batch = micro_batch
         self._precision: tuple[Precision, Precision] = (gradient_precision, value_precision)
+        if shards.count == 1:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in names)
+        self._call = shards.place(model, repeated_blocks(model), device)
         parameters = dict(model.named_parameters())
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in names)
         self._parameters = {name: parameters[name] for name in names}
 
     def live_params(self) -> Params:
         """The movable parameters as views `[1, *shape]`: writing to them moves the module."""
+        return {name: self._leaf(name).unsqueeze(0) for name in self._parameters}
+
+    def _leaf(self, name: str) -> Tensor:
+        """This process's rows of a parameter, as a view `[*shape]`."""
         # Not `p.data`: autograd is to notice a weight that moves while a graph still needs it.
-        return {name: p.detach().unsqueeze(0) for name, p in self._parameters.items()}
+        return self._shards.view(self._parameters[name].detach())
 
     def values(self, function: ItemLoss, params: Params, batch: Batch) -> Tensor:
         if self.replays and not self._elsewhere(params):
@@ -89,8 +101,22 @@ class LiveOracle:
         precision = self._precision[1]
         if function not in self._values:
             self._values[function] = self._made(function)
+        own, count = self._own(batch)
         with torch.no_grad(), matmul_precision(precision), autocast(batch, precision):
-            return self._values[function](batch)
+            values = self._call(self._values[function], own)
+        return self._shards.joined(values, count)
+
+    def _own(self, batch: Batch) -> tuple[Batch, int]:
+        """This process's part of a batch, and the number of all its items.
+
+        The last item stands where a part reaches beyond, for parts are of equal length.
+        """
+        leaf = next(iter(batch_leaves(batch).values()))
+        rows, count = self._shards.rows(len(leaf)), len(leaf)
+        if rows == range(count):
+            return batch, count
+        places = torch.arange(rows.start, rows.stop, device=leaf.device).clamp_(max=count - 1)
+        return map_batch(lambda x: x[places.to(x.device)], batch), count
 
     def _made(self, function: ItemLoss) -> Callable[[Batch], Tensor]:
         of_items = ItemFunction(self.model, function)
@@ -121,16 +147,23 @@ class LiveOracle:
         precision, parameters = self._precision[0], list(self._parameters.values())
         for parameter in parameters:
             parameter.grad = None
+        own, count = self._own(batch)
+        items, weights = own["items"], own["weights"]
+        kept = max(0, count - self._shards.rows(count).start)  # others repeat the last item
         with torch.enable_grad(), matmul_precision(precision):
-            with autocast(batch["items"], precision):
-                values = self._loss(batch["items"])
-            (batch["weights"] * values).sum().backward()
+            with autocast(items, precision):
+                values = self._call(self._loss, items)
+            (weights[:kept] * values[:kept]).sum().backward()
         gradient = [
-            torch.zeros_like(p) if p.grad is None else tensors.dense(p.grad) for p in parameters
+            torch.zeros_like(self._leaf(name))
+            if p.grad is None
+            else self._shards.view(tensors.dense(p.grad))
+            for name, p in self._parameters.items()
         ]
         for parameter in parameters:
             parameter.grad = None
-        return values.detach(), *tensors.apart(gradient)
+        losses = self._shards.joined(values.detach(), count)
+        return losses, *tensors.apart(gradient)
 
     def stream(self, batch: Batch, weights: Tensor, take: Callable[[str, Tensor], None]) -> Tensor:
         """Hand out each leaf's gradient of `Σ_b weights[b] * loss_b` as soon as it is complete.
@@ -182,6 +215,10 @@ class LiveOracle:
     def _at(self, params: Params) -> Iterator[None]:
         """Evaluate at `params`: nothing to do where they are the live weights already."""
         elsewhere = self._elsewhere(params)
+        if self._shards.count > 1:
+            with self._copied(elsewhere):
+                yield
+            return
         kept = {name: self._parameters[name].data for name in elsewhere}
         for name, leaf in elsewhere.items():
             self._parameters[name].data = leaf[0]
@@ -191,10 +228,22 @@ class LiveOracle:
             for name, data in kept.items():
                 self._parameters[name].data = data
 
+    @contextmanager
+    def _copied(self, elsewhere: Params) -> Iterator[None]:
+        """Write other weights into the shards, whose memory is what is gathered."""
+        kept = {name: self._leaf(name).clone() for name in elsewhere}
+        for name, leaf in elsewhere.items():
+            self._leaf(name).copy_(leaf[0])
+        try:
+            yield
+        finally:
+            for name, leaf in kept.items():
+                self._leaf(name).copy_(leaf)
+
     def _elsewhere(self, params: Params) -> Params:
         """The leaves that are not the live weights themselves."""
         return {
             name: params[name]
-            for name, p in self._parameters.items()
-            if params[name].data_ptr() != p.data_ptr()
+            for name in self._parameters
+            if params[name].data_ptr() != self._leaf(name).data_ptr()
         }
