@@ -107,11 +107,12 @@ class BlockStore:
         folder: The run's folder.
         block: The block's index.
         token: The run's own; records of another run do not count. Not compared if empty.
+        shard: Of a model that several processes hold: the first has the draws, and each its state.
     """
 
-    def __init__(self, folder: Folder, block: int, *, token: str = "") -> None:
+    def __init__(self, folder: Folder, block: int, *, token: str = "", shard: int = 0) -> None:
         self._folder, self._token = folder, token
-        self._name = f"block-{block:03d}"
+        self._name = f"block-{block:03d}" + (f"-shard-{shard:03d}" if shard else "")
         self._place = f"{CHECKPOINTS}/{self._name}"
         self.traces = DrawArrays(folder, f"{TRACES}/{self._name}")
         self.weights = DrawArrays(folder, f"{WEIGHTS}/{self._name}")
@@ -242,19 +243,22 @@ class BlockStore:
         return min(lengths, default=0)
 
     def usable(
-        self, traces: list[str], weights: Sequence[str] = ()
+        self, traces: list[str], weights: Sequence[str] = (), *, last_step: int | None = None
     ) -> tuple[Commit, dict[str, Tensor]] | None:
         """Return the newest commit whose state and draws are whole; cut off a damaged tail.
 
         Args:
             traces: The arrays of traces that must be there.
             weights: The arrays of weights.
+            last_step: Step beyond which no commit counts.
 
         Raises:
             OSError: The files cannot be read now; nothing is cut off.
         """
         commits = self.commits()
         for commit in commits:
+            if last_step is not None and commit.step > last_step:
+                continue
             self._trust(commit)
             if self._good_length(traces, weights, commit.draws) < commit.draws:
                 continue

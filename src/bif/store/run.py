@@ -70,9 +70,10 @@ class RunFolder:
         """Return whether the run has ended and its results are whole."""
         return bool(self.manifest.get("complete"))
 
-    def block(self, index: int) -> BlockStore:
-        """Return the store of one block of chains."""
-        return BlockStore(self.folder, index, token=self.manifest.get("token", ""))
+    def block(self, index: int, *, shard: int = 0) -> BlockStore:
+        """Return the store of one block of chains, or of one shard of its state."""
+        token = self.manifest.get("token", "")
+        return BlockStore(self.folder, index, token=token, shard=shard)
 
     def begin(self) -> None:
         """Remove the run that is to be replaced: everything that could be refused has been."""
