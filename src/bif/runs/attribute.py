@@ -12,7 +12,6 @@ from bif import store
 from bif.calibration.budget import Goal
 from bif.calibration.calibrate import Calibration, calibrate
 from bif.calibration.default_estimator import settled_estimator
-from bif.calibration.measured_mass import make_engine
 from bif.calibration.memory_plan import forecast_live, refuse_overflow, refuse_unfit
 from bif.problem.identity import identity
 from bif.problem.literals import require_literal
@@ -33,8 +32,10 @@ from bif.runs.retention import (
 from bif.runs.run import Run, load
 from bif.runs.sharing import (
     assist,
+    make_engine_together,
     note_other_size,
     refuse_different,
+    refuse_shards,
     refuse_uneven,
     share_chains,
 )
@@ -119,6 +120,7 @@ def attribute(
         raise ValueError(
             f"{given} is for what is sampled, and estimator='response' solves: leave it out."
         )
+    refuse_shards(requested, ranks, keep)
     if not commit_every >= 0:
         raise ValueError(f"commit_every is {commit_every} seconds: expected a number ≥ 0.")
     if ranks is not None and ranks.size > 1:
@@ -146,6 +148,7 @@ def _attribute_on_ranks(
         raise ValueError("ranks meet in a folder: pass an out that all of them share.")
     manifest = {"identity": identity(problem, requested.as_dict()), "keep": keep, "top": top}
     refuse_different(ranks, problem, requested, {**manifest, "on_existing": on_existing})
+    ranks.split_(requested.shards)
     if not ranks.is_first:
         with termination_raises():
             assist(ranks, problem, out, commit_every=commit_every)
@@ -207,7 +210,7 @@ def _carry_out(
         refuse_vast_scores(problem, keep, top=top)
         planned = plan_run(
             problem, requested, tell=explain if show_progress else None,
-            num_ranks=ranks.size if ranks else 1,
+            num_ranks=ranks.num_models if ranks else 1,
         )  # fmt: skip
     if estimator == "response" or (planned and planned.solver):
         return run_solver(
@@ -242,7 +245,7 @@ def run_attribution(
     # Before anything is evaluated: a loss may be an object that remembers its calls.
     asked_for = planned.identity if planned else identity(problem, requested.as_dict())
     asked_for = folder.manifest["identity"] if folder else asked_for
-    num_ranks = ranks.size if ranks else 1
+    num_ranks = ranks.num_models if ranks else 1
     fresh = not (folder and folder.manifest.get("blocks"))
     if fresh:  # once more below, where calibration has chosen
         refuse_uneven(num_ranks, requested.chains, requested.block_size)
@@ -253,10 +256,10 @@ def run_attribution(
     if fresh:
         refuse_uneven(num_ranks, settings.chains, settings.block_size)
     refuse_unfit(problem, settings)
-    engine = make_engine(problem, settings)
+    engine = make_engine_together(ranks, problem, settings)
     sizes = forecast(problem, engine.posterior, settings, keep)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
-    if settings.oracle == "live" and not (folder and folder.begun):
+    if settings.oracle == "live" and settings.shards == 1 and not (folder and folder.begun):
         memory = forecast_live(engine)
         refuse_overflow(memory, engine)
         sizes_in_words += memory.in_words()
@@ -276,7 +279,7 @@ def run_attribution(
         if folder is not None:
             _refuse_full_disk(folder, sizes)
             recording.notes += refuse_other_losses(folder, engine)
-            recording.notes += note_other_size(folder, num_ranks)
+            recording.notes += note_other_size(folder, ranks.size if ranks else 1)
             folder.update({
                 "settings": settings.as_dict(),
                 "explanations": list(calibration.explanations),

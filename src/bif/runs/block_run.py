@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from bif.sampling.sampler_state import on_host
 from bif.store import BlockStore, Commit
 from bif.store.signals import Wish
 from bif.terminal import ProgressBar
-from bif.types import HasParams, Params
+from bif.types import HasParams, Params, Shards
 
 if TYPE_CHECKING:
     from bif.runs.recording import Recording
@@ -52,7 +53,8 @@ class BlockRun:
         self.whole, self.index, self.bar, self.wish = whole, index, bar, wish
         self.context = context = whole.context
         self.engine, self.chains = context.engine, context.blocks[index]
-        self.store = context.folder.block(index) if context.folder else None
+        self.shards, folder = context.shards, context.folder
+        self.store = folder.block(index, shard=self.shards.index) if folder else None
         self.recorder = self._recorder()
         whole.recorders.append(self.recorder)
         self._seconds_before = 0.0
@@ -71,9 +73,10 @@ class BlockRun:
         self._patience = self.context.commit_every
         end: HasParams | None = None
         complete = self.recorder.taken >= (self.engine.settings.draws or 0)
+        complete |= self.recorder.all_diverged
         if complete:
             end = start.state
-        elif self.wish.signal is None:
+        elif agreed_signal(self.shards, self.wish) is None:
             end = self._sample(start)
         if self.index == 0 and end is not None and not self.recorder.all_diverged:
             self.whole.checks = self._check(end, anew=not complete)
@@ -100,15 +103,21 @@ class BlockRun:
             index = self.engine.draw_at(position.step)
             if index is not None and index >= self.recorder.taken:
                 self._record(position)
-            stops = self.wish.signal is not None or self.recorder.all_diverged
+            stops, due = self._agreed()
             ends = position.step == self.engine.last_step or (not stops and self._reaches_goal())
-            if self.store and (stops or ends or self._commit_due()):
+            if self.store and (stops or ends or due):
                 self._commit(self.store, start, position)
             if stops:
                 return None
             if ends:
                 break
         return position.state if position else None
+
+    def _agreed(self) -> tuple[bool, bool]:
+        """Return whether to stop here, and whether a commit is due, by the word of any shard."""
+        stops = agreed_signal(self.shards, self.wish) is not None
+        found = self.shards.gather((self.recorder.all_diverged, self._commit_due()))
+        return stops or any(lost for lost, _ in found), any(due for _, due in found)
 
     def _reaches_goal(self) -> bool:
         """Return whether the run may end here; check again after a tenth more draws."""
@@ -166,7 +175,7 @@ class BlockRun:
         """Return the start at w*, or where the newest whole commit left the block."""
         found = None
         if self.store:
-            found = self.store.usable(self.context.committed_arrays, self.context.weight_arrays)
+            found = self._newest_of_all(self.store)
         if found is None or self.store is None:
             return self.engine.start(self.index, len(self.chains))
         commit, saved = found
@@ -177,7 +186,7 @@ class BlockRun:
         if dict(commit.hardware) != here:
             self.whole.note(other_hardware(commit.hardware, here))
         traces = None
-        if commit.draws:
+        if commit.draws:  # of the first shard
             if self.context.keep != "sums":
                 filling = fill(self.engine, self.store, commit, self.index, self.chains)
                 for _ in filling:
@@ -185,11 +194,13 @@ class BlockRun:
                         raise Unfinished
             names = self.context.arrays
             traces = join_panels({n: self.store.traces.read(n, 0, commit.draws) for n in names})
+        recorded = {n: x for n, x in saved.items() if not n.startswith(("sampler/", "noise"))}
+        recorded, traces = self.shards.of_first((recorded, traces))
         self.recorder.restore(
-            traces, diverged=commit.diverged, saved=with_prefix(saved, "recorder/"),
+            traces, diverged=commit.diverged, saved=with_prefix(recorded, "recorder/"),
             device=self.engine.device,
         )  # fmt: skip
-        self.whole.identities.restore(self.chains, saved.get("identities"))
+        self.whole.identities.restore(self.chains, recorded.get("identities"))
         return self.engine.resumed(
             self.index,
             len(self.chains),
@@ -197,6 +208,19 @@ class BlockRun:
             step=commit.step,
             same_device=commit.hardware.get("device") == here["device"],
         )
+
+    def _newest_of_all(self, store: BlockStore) -> tuple[Commit, dict[str, Tensor]] | None:
+        """Return the newest commit that is whole on all shards, as this one has it."""
+        last: int | None = None
+        first = self.shards.index == 0
+        arrays = self.context.committed_arrays if first else []
+        weights = self.context.weight_arrays if first else []
+        while True:
+            found = store.usable(arrays, weights, last_step=last)
+            steps = self.shards.gather(found[0].step if found else -1)
+            if len(set(steps)) == 1:
+                return found
+            last = min(steps)
 
     def _commit_due(self) -> bool:
         waited = time.monotonic() - self._committed
@@ -209,16 +233,24 @@ class BlockRun:
         segment = self.recorder.drain()
         if segment is None and position.step == self._committed_step:
             return
+        own = start.saved(position)
         state = {
-            **start.saved(position),
+            **own,
             **{f"recorder/{n}": x for n, x in self.recorder.state().items()},
             "identities": self.whole.identities.state(self.chains),
         }
+        draws = self.recorder.recorded
+        if self.shards.count > 1:
+            # What all have written before is whole everywhere, before the next takes its place.
+            self.context.writer.wait()
+            self.shards.gather(None)
+            if self.shards.index:  # the first has all but the state
+                segment, draws, state = None, 0, own
         self._serial += 1
         commit = Commit(
             serial=self._serial,
             step=position.step,
-            draws=self.recorder.recorded,
+            draws=draws,
             diverged=dict(self.recorder.diverged),
             seconds=self._seconds_before + self._seconds(),
             hardware=hardware(self.engine.device),
@@ -237,6 +269,15 @@ class BlockRun:
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
+
+
+def agreed_signal(shards: Shards, wish: Wish) -> signal.Signals | None:
+    """Return the signal by which any shard was asked to end, and note it as this one's wish."""
+    for asked in shards.gather(wish.signal):
+        if asked is not None:
+            wish.signal = asked
+            return asked
+    return None
 
 
 def _write(

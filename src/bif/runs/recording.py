@@ -13,15 +13,17 @@ from bif.estimate.diagnostics import has_mixed, reliability
 from bif.estimate.traces import LossTraces
 from bif.runs.anchoring import Anchoring
 from bif.runs.block_recorder import BlockRecorder
-from bif.runs.block_run import BlockRun, Unfinished
+from bif.runs.block_run import BlockRun, Unfinished, agreed_signal
 from bif.runs.retention import Keep
 from bif.runs.writer import Writer
 from bif.sampling.engine import Engine
 from bif.sampling.posterior_identities import IdentitySums
 from bif.sampling.sampler_checks import Checks
+from bif.sampling.whole_model import WHOLE
 from bif.store import RunFolder
 from bif.store.signals import Preempted, wishes_to_stop
 from bif.terminal import ProgressBar
+from bif.types import Shards
 
 _ASK_FOR_LESS = (
     "Ctrl-C keeps what there is by then. Set reliability=0.9 (--reliability) to end as soon as two "
@@ -42,6 +44,7 @@ class Context:
         writer: Writes the commits.
         goal: The reliability that ends the run early, for chains of one block.
         anchoring: Of a run with anchors.
+        shards: The processes that sample a block together; one where a recorded run is read.
     """
 
     engine: Engine
@@ -52,6 +55,7 @@ class Context:
     writer: Writer
     goal: Goal | None = None
     anchoring: Anchoring | None = None
+    shards: Shards = WHOLE
 
     @property
     def arrays(self) -> list[str]:
@@ -145,7 +149,7 @@ class Recording:
         with bar, stops as wish:
             try:
                 for index in range(len(self.context.blocks)) if indices is None else indices:
-                    if wish.signal != signal.SIGTERM:
+                    if agreed_signal(self.context.shards, wish) != signal.SIGTERM:
                         BlockRun(self, index, bar, wish).run()
             except Unfinished:  # old draws lack new groups: no result of any kind
                 if wish.signal != signal.SIGTERM:

@@ -46,7 +46,8 @@ def forecast(
     return recorded_bytes(
         rows=len(problem.observables) * problem.num_queries,
         columns=problem.num_scored,
-        weights=sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves),
+        weights=settings.shards
+        * sum(leaf.numel() * max(4, leaf.element_size()) for leaf in leaves),
         settings=settings,
         keep=keep,
         loss_bytes=max(4, leaves[0].element_size()),

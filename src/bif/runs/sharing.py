@@ -24,9 +24,12 @@ from bif.runs.recording import Context, Recording, Share
 from bif.runs.records import is_solved
 from bif.runs.response_stages import Stages
 from bif.runs.resumption import chosen_before, refuse_other_losses, refuse_other_values
+from bif.runs.retention import Keep
 from bif.runs.writer import Writer
+from bif.sampling.engine import Engine
 from bif.sampling.factory import run_device
 from bif.sampling.settings import RunSettings, Settings
+from bif.sampling.whole_model import WHOLE
 
 if TYPE_CHECKING:
     from bif.mesh import Ranks
@@ -71,6 +74,28 @@ def refuse_different(
         )
 
 
+def refuse_shards(settings: Settings, ranks: Ranks | None, keep: Keep) -> None:
+    """Raise where a model is to be split among ranks that are not there, or to be kept whole.
+
+    Raises:
+        ValueError: It is.
+    """
+    if settings.shards == 1:
+        return
+    if ranks is None or ranks.size % settings.shards:
+        there = f"{ranks.size} ranks are no whole groups" if ranks else "there are no ranks"
+        raise ValueError(
+            f"shards={settings.shards} split a model among as many ranks, and {there}: start a "
+            f"multiple of {settings.shards}, as torchrun --nproc-per-node {settings.shards} does."
+        )
+    if keep == "weights":
+        raise ValueError(
+            f"keep='weights' keeps whole weights of every draw, and shards={settings.shards} split "
+            "them: use keep='traces'."
+        )
+    settings.require_steps()
+
+
 def refuse_uneven(num_ranks: int, chains: int | None, block_size: int | None) -> None:
     """Raise where blocks of chains cannot be dealt evenly; open settings pass.
 
@@ -110,7 +135,7 @@ def share_chains(ranks: Ranks, context: Context, *, show_progress: bool = False)
         RankFailed: Another rank has ended.
     """
     with ranks.sharing():
-        recording = Recording(context)
+        recording = Recording(replace(context, shards=ranks.shards or WHOLE))
         recording.run(show_progress=show_progress, indices=ranks.deal(len(context.blocks)))
         if recording.interrupted:
             raise KeyboardInterrupt(recording.progress_in_words())
@@ -157,20 +182,40 @@ def assist(ranks: Ranks, problem: Problem, where: str | Path, *, commit_every: f
         FolderInUse: The folder is not rank 0's, or its run has other losses at w*.
         RankFailed: Another rank has failed.
     """
-    while (token := ranks.hear()) is not None:
-        with store.share_run(where, token) as folder:
+    engine: Engine | None = None
+    while (told := ranks.hear()) is not None:
+        if isinstance(told, RunSettings):
+            engine = make_engine_together(ranks, problem, told)
+            continue
+        with store.share_run(where, told) as folder:
             if is_solved(folder.manifest):
                 _assist_solver(ranks, problem, folder)
             else:
-                _assist_chains(ranks, problem, folder, commit_every)
+                _assist_chains(ranks, problem, folder, commit_every, engine)
+
+
+def make_engine_together(ranks: Ranks | None, problem: Problem, settings: RunSettings) -> Engine:
+    """Return a run's engine, of a split model together with the other ranks, which are told.
+
+    Raises:
+        ValueError: As `Engine`, on all ranks.
+        RankFailed: Another rank has ended.
+    """
+    if ranks is None or ranks.shards is None:
+        return make_engine(problem, settings)
+    if ranks.is_first:
+        ranks.announce(settings)
+    with ranks.sharing():
+        return make_engine(problem, settings, shards=ranks.shards)
 
 
 def _assist_chains(
-    ranks: Ranks, problem: Problem, folder: store.SharedRun, commit_every: float
-) -> None:
+    ranks: Ranks, problem: Problem, folder: store.SharedRun, commit_every: float,
+    engine: Engine | None,
+) -> None:  # fmt: skip
     begun = chosen_before(folder, RunSettings)
     assert begun is not None
-    engine = make_engine(problem, begun[0])
+    engine = engine or make_engine(problem, begun[0])
     refuse_other_losses(folder, engine)
     blocks = [range(*b) for b in folder.manifest["blocks"]]
     keep, anchoring = folder.manifest["keep"], make_anchoring(engine)
