@@ -3,11 +3,14 @@
 `sampling`: draws a second of one run whose blocks of chains are dealt among the ranks, and the
 share of linear that this is.  `solving`: queries a second.  `lost`: a rank is killed in the middle
 and the ranks are started again; the run is that of one rank.  Every run with several ranks has the
-same blocks as that with one, and its traces are compared to the last bit.  On GPUs a rank each; on
-CPUs by gloo, a thread each.
+same blocks as that with one, and its traces are compared to the last bit.  `sharded`: peak memory
+of a GPU and seconds a draw of one model that all ranks hold, with float32 weights, beside those of
+one GPU with `memory="lean"`.  On GPUs a rank each; on CPUs by gloo, a thread each, without peaks.
 
     python -m benchmarks.devices --device cuda --data DIR --out DIR --problems fashion
     python -m benchmarks.devices --device cuda --out DIR --problems 160M
+    python -m benchmarks.devices --device cuda --out DIR --problems 12B --kinds sharded \\
+        --chains 2 --draws 10
     python -m benchmarks.devices --out DIR --problems digits
 """
 
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import bif
 from benchmarks import throughput
@@ -35,31 +39,33 @@ from bif.mesh import join, launched
 from bif.sampling.engine import Engine
 
 KINDS = ("sampling", "solving", "lost")
+SHARDED = "sharded"
 
 
-def posed(arguments: argparse.Namespace) -> bif.Problem:
-    """Return the problem on this rank's device."""
+def posed(arguments: argparse.Namespace, num_ranks: int) -> bif.Problem:
+    """Return the problem on this rank's device; on the host where its model is to be split."""
     if arguments.problem == "digits":
         from bif.cli.digits_demo import digits
 
         return digits(arguments.seed).problem
     if arguments.problem == "fashion":
         return throughput.fashion(arguments)
-    import torch
-
     from benchmarks.scaling.neox import SHAPES, network, sequences
     from bif.language.linear_loss import chunked_next_token
 
-    shape, length = SHAPES[arguments.problem], arguments.length
-    model = network(
-        shape, length=length, seed=arguments.seed, device=arguments.device, dtype=torch.float32
-    )
-    ids = sequences(shape, 128 + 16, length=length, seed=arguments.seed).to(arguments.device)
+    shape, length, device = SHAPES[arguments.problem], arguments.length, arguments.device
+    dtype = torch.float32
+    if arguments.kind == SHARDED:
+        device, dtype = ("cpu", dtype) if num_ranks > 1 else (device, torch.bfloat16)
+    model = network(shape, length=length, seed=arguments.seed, device=device, dtype=dtype)
+    if arguments.kind == SHARDED:
+        model.gradient_checkpointing_enable()
+    ids = sequences(shape, 128 + 16, length=length, seed=arguments.seed).to(device)
     train, queries = {"input_ids": ids[:128]}, {"input_ids": ids[128:]}
     return bif.Problem(model, chunked_next_token, train=train, queries=queries)
 
 
-def chosen(arguments: argparse.Namespace) -> bif.Settings:
+def chosen(arguments: argparse.Namespace, num_ranks: int) -> bif.Settings:
     """Return settings whose blocks do not depend on the ranks."""
     if arguments.kind == "solving":
         return bif.Settings(
@@ -74,6 +80,12 @@ def chosen(arguments: argparse.Namespace) -> bif.Settings:
     }  # fmt: skip
     if arguments.problem in ("digits", "fashion"):
         return bif.Settings(block_size=arguments.chains // max(arguments.ranks), **shared)
+    if arguments.kind == SHARDED:
+        layout: dict[str, Any] = {"shards": num_ranks} if num_ranks > 1 else {"memory": "lean"}
+        return bif.Settings(
+            oracle="live", device=arguments.device, chunk_size=16, gradient_precision="bfloat16",
+            loss_precision="bfloat16", **layout, **shared,
+        )  # fmt: skip
     return bif.Settings(
         oracle="live", memory="fused", compiled=arguments.device != "cpu", chunk_size=16,
         gradient_precision="bfloat16", loss_precision="bfloat16", **shared,
@@ -85,10 +97,13 @@ def work(arguments: argparse.Namespace) -> None:
     with join() if launched() else nullcontext() as ranks:
         if arguments.kill_at is not None and ranks is not None and ranks.rank == 1:
             _kill_at(arguments.kill_at)
-        problem, settings = posed(arguments), chosen(arguments)
+        num_ranks = ranks.size if ranks else 1
+        problem, settings = posed(arguments, num_ranks), chosen(arguments, num_ranks)
         started = time.perf_counter()
         run = bif.attribute(problem, settings, out=arguments.out / "run", ranks=ranks)
         seconds = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated() if arguments.device != "cpu" else 0
+        peaks = ranks.gather(peak) if ranks else [peak]
         if ranks is None or ranks.is_first:
             scores = run.influence.dataset["influence"].values
             digest = hashlib.sha256(np.ascontiguousarray(scores).tobytes())
@@ -96,7 +111,8 @@ def work(arguments: argparse.Namespace) -> None:
                 digest.update(block.train.numpy().tobytes() + block.query.numpy().tobytes())
             sampling = run.summary.sampling_seconds
             found = {
-                "wall_seconds": seconds, "digest": digest.hexdigest(), "items": scores.shape[-1],
+                "wall_seconds": seconds, "peaks": peaks, "digest": digest.hexdigest(),
+                "items": scores.shape[-1],
                 "seconds": run.summary.seconds if run.summary.solved else sampling,
                 "count": scores.shape[0] * scores.shape[1] if run.summary.solved
                 else run.summary.draws,
@@ -170,11 +186,28 @@ def compare(arguments: argparse.Namespace, problem: str, kind: str) -> list[dict
     return rows
 
 
+def compare_split(arguments: argparse.Namespace, problem: str) -> list[dict[str, Any]]:
+    """Return a row for one rank with the least memory, and for each number that hold one model."""
+    rows = []
+    for ranks in (1, *(r for r in arguments.ranks if r > 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            found = start(arguments, kind=SHARDED, problem=problem, ranks=ranks, out=Path(folder))
+        assert found is not None
+        rows.append({
+            "problem": problem, "kind": SHARDED, "ranks": ranks,
+            "weights": "float32, split" if ranks > 1 else "bfloat16, lean",
+            "peak_gib_a_gpu": max(found["peaks"]) / 2**30,
+            "seconds_a_draw": found["seconds"] / found["count"],
+            "wall_seconds": found["wall_seconds"],
+        })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     """Measure, print and write."""
     given = parser(__doc__ or "")
     given.add_argument("--problems", nargs="+", default=["digits"], help="digits, fashion, 160M …")
-    given.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    given.add_argument("--kinds", nargs="+", default=list(KINDS), choices=(*KINDS, SHARDED))
     given.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     given.add_argument("--chains", type=int, default=16)
     given.add_argument("--draws", type=int, default=200)
@@ -190,7 +223,14 @@ def main() -> None:
         work(arguments)
         return
     rows = [
-        r for p in arguments.problems for k in arguments.kinds for r in compare(arguments, p, k)
+        row
+        for problem in arguments.problems
+        for kind in arguments.kinds
+        for row in (
+            compare_split(arguments, problem)
+            if kind == SHARDED
+            else compare(arguments, problem, kind)
+        )
     ]
     print_table(rows)
     write("devices", arguments, rows)
