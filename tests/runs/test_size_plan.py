@@ -105,7 +105,8 @@ def test_a_model_that_exceeds_a_gpu_is_held_by_several():
     assert found.shards == 3 and found.rounds == 8  # one group of three of the four GPUs
     assert found.device.record == pytest.approx(plan_sizes(SMALL, SGLD).device.record / 3)
     passes = 16 + 2 + 2 * (10 + 49 * 2) / 50  # chunks of 64, and two for each step
-    assert found.gathered == pytest.approx(2 * 1e6 * (2 / 3) * passes)
+    assert found.gathered == pytest.approx(4 * 1e6 * (2 / 3) * passes)
+    assert plan_sizes(SMALL, replace(SGLD, shards=2)).rounds == 4
     assert plan_sizes(SMALL, SGLD).gathered == 0
     assert any("of weights to each GPU" in line for line in found.in_words())
 

@@ -129,12 +129,14 @@ class SizePlan:
     def gathered(self) -> float:
         """Return the bytes of weights that a GPU receives at a draw from those that share them.
 
-        2 bytes of each weight, for every forward pass of a chunk, and twice for a step.
+        4 bytes of each weight, 2 where they are bfloat16, for every forward pass of a chunk, and
+        twice for a step.
         """
         s, chunk, draws = self.sizes, self.device.chunk_size, self.settings.draws or 1
         passes = -(-s.items // chunk) - (-s.queries // chunk)
         passes += 2 * _steps(self.settings) / draws
-        return 2.0 * s.model_params * (1 - 1 / self.shards) * passes
+        bytes_a_weight = 2.0 if self.settings.memory == "lean" else 4.0
+        return bytes_a_weight * s.model_params * (1 - 1 / self.shards) * passes
 
     def items_within(self, seconds: float) -> int:
         """Return how many items, with the same draws, take so many seconds; 0 if not even one."""
@@ -217,8 +219,9 @@ def plan_sizes(
 
     Args:
         sizes: Of the problem and the machines.
-        settings: Of which chains, draws, burn-in, thinning, batch, sampler and memory count.  By
-            default a chain for each group of GPUs, 16 at least, of 200 draws, a step a draw.
+        settings: Of which chains, draws, burn-in, thinning, batch, sampler, memory and, as the
+            fewest, shards count.  By default a chain for each group of GPUs, 16 at least, of 200
+            draws, a step a draw.
         keep: What is kept of the draws.
 
     Raises:
@@ -228,7 +231,7 @@ def plan_sizes(
     gradient = asked.gradient or "minibatch"
     batch = None if gradient == "full" else min(asked.batch_size or _BATCH, sizes.items)
     weights = uniform_weight_bytes(sizes.model_params, asked)
-    shards = max(1, math.ceil(weights.total / sizes.gpu_bytes))
+    shards = max(asked.shards, math.ceil(weights.total / sizes.gpu_bytes))
     groups = max(1, sizes.gpus // shards)
     planned = asked.with_draws(asked.draws or DEFAULT_DRAWS).reopened(
         oracle="live", gradient=gradient, batch_size=batch, block_size=None,
