@@ -82,8 +82,8 @@ class Steering:
         spread = "" if np.isnan(half) else f" ± {half:.2g} (95 %)"
         return (
             f"Re-weighting of {len(self.weights)} train items: {attrs['target']} is to move by "
-            f"{self.intended:+.4g}{far}; predicted to first order {value:+.4g}{spread}. {self.share_moved:.1%} of "
-            f"the weight moves, |delta| = {self.size:.3g}."
+            f"{self.intended:+.4g}{far}; predicted to first order {value:+.4g}{spread}. "
+            f"{self.share_moved:.1%} of the weight moves, |delta| = {self.size:.3g}."
         )
 
 
