@@ -12,7 +12,7 @@ import torch
 
 import bif
 from bif.estimate.neighbours import kept_share
-from bif.kernel import find_neighbours, layout, layout_stability
+from bif.kernel import layout, layout_stability
 from bif.kernel.layout import nearest_in_plane
 from small_problems import integers, normal
 
@@ -105,7 +105,6 @@ class TestUMAP:
         try:
             torch.set_num_threads(1)
             layout(clustered(60), "umap")
-            find_neighbours(clustered(60), 5, search="approximate")
             assert torch.get_num_threads() == 1
         finally:
             torch.set_num_threads(before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +32,9 @@ def grouped(items: int, draws: int = 80, *, groups: int = 20, seed: int = 0) -> 
 @pytest.mark.slow  # its compilation takes half a minute
 def test_an_approximate_search_finds_the_neighbours_and_their_exact_correlations():
     kernel = kernel_of(grouped(1500))
+    threads = torch.get_num_threads()
     found = find_neighbours(kernel, 15, search="approximate")
+    assert torch.get_num_threads() == threads  # numba starts its own for all of the process
     exact = find_neighbours(kernel, 15)
     assert exact.exact and exact.recall == 1 and not found.exact
     assert found.recall == pytest.approx(recall(kernel, found.places))
@@ -40,6 +45,31 @@ def test_an_approximate_search_finds_the_neighbours_and_their_exact_correlations
     )
     assert (np.diff(found.values, axis=1) <= 0).all()
     assert (found.places != np.arange(1500)[:, None]).all()
+
+
+def test_of_a_descents_candidates_the_nearest_are_taken_by_their_exact_correlations(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The descent itself: the test above.  This one takes no compilation."""
+    kernel = kernel_of(grouped(40))
+    before = torch.get_num_threads()
+
+    class Descent:
+        def __init__(self, x: np.ndarray, *, n_neighbors: int, **_: object) -> None:
+            torch.set_num_threads(before + 1)  # as OpenMP's are when numba starts
+            order = np.argsort(-(x @ x.T), axis=1)[:, :n_neighbors].astype(np.int32)
+            order[:, -1] = -1  # where a descent found fewer
+            self.neighbor_graph = order[:, ::-1], np.zeros(order.shape)
+
+    monkeypatch.setitem(sys.modules, "pynndescent", SimpleNamespace(NNDescent=Descent))
+    try:
+        found, exact = (find_neighbours(kernel, 3, search=s) for s in ("approximate", "exact"))
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    assert not found.exact and found.recall == 1
+    np.testing.assert_array_equal(found.places, exact.places)
+    np.testing.assert_allclose(found.values, exact.values, atol=1e-6)
 
 
 def test_large_kernels_are_searched_approximately(monkeypatch: pytest.MonkeyPatch):
