@@ -327,6 +327,6 @@ def _print_result(out: str, *, worked: bool) -> None:
     Show(out).run()
     print()
     print(pages_in_words(out))
-    if not store.read_run(out)["manifest"]["complete"]:
+    if not store.RUN.read(store.folder_at(out))["complete"]:
         print(f"bif: interrupted. {GOES_ON}", file=sys.stderr)
         sys.exit(INTERRUPTED)
