@@ -26,7 +26,8 @@ from bif.kernel import (
     top_suspects,
 )
 from class_trees import graph_of
-from command_line import TINY_FLAGS, failed, write_problem
+from command_line import failed
+from same_bits import without_page
 from small_problems import TINY, classification, labelled
 
 
@@ -135,11 +136,18 @@ def test_two_items_have_no_clusters_and_classes_of_one_item_no_mean(kernel: bif.
     assert np.isfinite(figures["across_classes"])
 
 
-def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
-    target = f"{write_problem(tmp_path)}:problem"
-    assert call("attribute", target, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, which no command changes."""
+    place = tmp_path_factory.mktemp("made") / "run"
+    with without_page():
+        bif.attribute(classification(), TINY, out=place)
+    return place
+
+
+def test_the_command_writes_neighbours_and_figures(call, made: Path, tmp_path: Path):
     code, out, said = call(
-        "kernel", tmp_path / "run", "--out", tmp_path / "k", "--sides", "both", "--layout", "none"
+        "kernel", made, "--out", tmp_path / "k", "--sides", "both", "--layout", "none"
     )
     assert code == 0 and "items: 25" in out and "NOT TRUSTED" in said, said
     assert "largest_variance: " in out
@@ -147,25 +155,20 @@ def test_the_command_writes_neighbours_and_figures(call, tmp_path: Path):
     assert figures["trusted"] is False and figures["items"] == 25
     (tmp_path / "k" / "map.html").write_text("of an earlier call")
     store.mark(store.folder_at(tmp_path / "k"), ["map.html"])
-    again = call(
-        "kernel", tmp_path / "run", "--out", tmp_path / "k", "--neighbours", "3", "--layout", "none"
-    )
+    again = call("kernel", made, "--out", tmp_path / "k", "--neighbours", "3", "--layout", "none")
     assert again[0] == 0
     assert not (tmp_path / "k" / "map.html").exists()  # of other neighbours than the summary
     found = store.load_dataset(tmp_path / "k", name="kernel.zarr")
     assert found["neighbour"].shape == (20, 3) and found.attrs["trusted"] == 0
     assert "expected a run's folder" in failed(call("kernel", "--out", tmp_path / "k"))
-    refused = failed(
-        call("kernel", tmp_path / "run", "--out", tmp_path / "run", "--layout", "none")
-    )
-    assert "holds a run" in refused and bif.load(tmp_path / "run").summary.trusted is False
+    refused = failed(call("kernel", made, "--out", made, "--layout", "none"))
+    assert "holds a run" in refused and bif.load(made).summary.trusted is False
 
 
 def test_what_can_be_refused_is_before_it_takes_long(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    target, run, out = f"{write_problem(tmp_path)}:problem", tmp_path / "run", tmp_path / "k"
-    assert call("attribute", target, "--out", run, *TINY_FLAGS)[0] == 0
+    run, out = made, tmp_path / "k"
     monkeypatch.setattr("bif.kernel.describe", lambda *_, **__: pytest.fail("it took long"))
     assert "holds a run" in failed(call("kernel", run, "--out", run))
     foreign = tmp_path / "foreign"

@@ -20,7 +20,8 @@ from bif.cli.kernel_map import MapOptions
 from bif.estimate.neighbours import kept_share
 from bif.kernel import ItemMap, describe, item_map, map_series, pictures_of
 from bif.kernel.layout import nearest_in_plane
-from command_line import TINY_FLAGS, failed, write_problem
+from command_line import failed
+from same_bits import without_page
 from small_problems import TINY, classification, labelled, network, normal
 
 
@@ -229,12 +230,15 @@ def test_the_map_of_a_run_has_the_nearest_by_pixels_beside_those_of_the_kernel(r
 
 
 class TestCommand:
-    @pytest.fixture
-    def made(self, call, tmp_path: Path) -> Path:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def made(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The folder of a run, which no command changes."""
         pytest.importorskip("matplotlib", reason="the extra `maps` is not installed")
-        target = f"{write_problem(tmp_path)}:problem"
-        assert call("attribute", target, "--out", tmp_path / "run", *TINY_FLAGS)[0] == 0
-        return tmp_path / "run"
+        place = tmp_path_factory.mktemp("made") / "run"
+        with without_page():
+            bif.attribute(classification(), TINY, out=place)
+        return place
 
     def test_it_writes_the_map_as_page_picture_and_table(self, call, made: Path, tmp_path: Path):
         out = tmp_path / "k"
@@ -256,7 +260,9 @@ class TestCommand:
         assert code == 0 and (out / store.SUMMARY).exists() and not (out / "map.html").exists()
         assert "no map: UMAP needs umap-learn: pip install 'bayesian-influence[maps]'." in said
 
-    def test_a_folder_of_checkpoints_has_a_map_that_goes_through_them(self, call, tmp_path: Path):
+    def test_a_folder_of_checkpoints_has_a_map_that_goes_through_them(
+        self, call, tmp_path: Path, no_page: None
+    ):
         weights = [network(seed=seed).state_dict() for seed in (0, 1)]
         series = bif.CheckpointSeries.from_weights(dict(zip((0, 9), weights, strict=True)))
         sampled = replace(TINY, estimator="covariance", nbeta=20.0)
