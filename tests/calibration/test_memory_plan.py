@@ -77,11 +77,14 @@ def sample(engine: Engine) -> None:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("recomputes", [False, True], ids=["keeps", "recomputes"])
-    @pytest.mark.parametrize("memory", MEMORIES)
+    @pytest.mark.parametrize(
+        ("memory", "recomputes"),
+        [*((memory, False) for memory in MEMORIES), ("plain", True), ("lean", True)],
+    )
     def test_the_peak_is_the_counted_one_within_a_fifth(self, memory, recomputes):
         problem = language_problem(recomputes=recomputes)
-        settings = bif.calibrate(problem, replace(LIVE, **MEMORIES[memory])).settings
+        brief = replace(LIVE, chains=2, draws=2, burn_in=0, **MEMORIES[memory])
+        settings = bif.calibrate(problem, brief).settings
         found = forecast_live(Engine(problem, settings))
         with PeakBytes() as counter:
             engine = Engine(problem, settings)
