@@ -107,8 +107,9 @@ def test_the_benchmark_runs_writes_after_each_row_and_says_what_is_not_installed
         return None if name in {"devinterp", "kronfluence"} else find_spec(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", without_rivals)
+    monkeypatch.setattr(scaling, "BATCH", 2)  # a CPU is slow in bfloat16
     options = (
-        "scaling --shapes tiny small --length 16 --chunk 16 --items 16 --queries 4 "
+        "scaling --shapes tiny small --length 8 --chunk 8 --items 8 --queries 2 "
         "--seconds .02 --how eager --forecast"
     )
     monkeypatch.setattr(sys, "argv", [*options.split(), "--out", str(tmp_path)])
