@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,32 +41,50 @@ def written(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != ".lock"}
 
 
+@cache
+def expected() -> bif.Run:
+    """The run of `TINY` in memory."""
+    return bif.attribute(classification(), TINY)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `TINY` on disk, to be copied."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    bif.attribute(classification(), TINY, out=folder)
+    return folder
+
+
+@pytest.fixture
+def begun(made: Path, tmp_path: Path) -> Path:
+    """A copy of the run of `TINY`."""
+    return shutil.copytree(made, tmp_path / "out")
+
+
 class TestAttribute:
     def test_the_command_makes_the_run_of_the_same_settings_in_python(self, file, tmp_path, call):
         out = tmp_path / "out"
         code, said, _ = call("attribute", f"{file}:problem", "--out", out, *TINY_FLAGS)
         assert code == 0
         assert f"report: {out / 'report.html'}" in said and "Which of 20 train items" in said
-        got, run = store.read_run(out), bif.attribute(classification(), TINY)
+        got, run = store.read_run(out), expected()
         np.testing.assert_array_equal(
             got["influence"]["influence"], run.influence.dataset["influence"]
         )
         assert got["manifest"]["identity"]["model"] == run.manifest["identity"]["model"]
         assert got["manifest"]["settings"] == store.plain(run.manifest["settings"])
 
-    def test_again_it_ends_at_once_and_says_so(self, file, tmp_path, call):
-        command = ["attribute", f"{file}:problem", "--out", tmp_path / "out", *TINY_FLAGS]
-        call(*command)
-        before = written(tmp_path / "out")
+    def test_again_it_ends_at_once_and_says_so(self, file, begun, call):
+        command = ["attribute", f"{file}:problem", "--out", begun, *TINY_FLAGS]
+        before = written(begun)
         code, said, err = call(*command)
         assert code == 0 and "already holds this run, complete: nothing to do" in said
         assert err == ""
-        assert before == written(tmp_path / "out")
+        assert before == written(begun)
 
-    def test_other_settings_are_refused_and_overwrite_replaces(self, file, tmp_path, call):
-        out = tmp_path / "out"
+    def test_other_settings_are_refused_and_overwrite_replaces(self, file, begun, call, no_page):
+        out = begun
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
-        call(*command)
         text = failed(call(*command, "--seed", 1))
         assert "holds another run, with another settings.seed" in text and "--overwrite" in text
         assert store.read_run(out)["manifest"]["settings"]["seed"] == 0
@@ -115,7 +135,7 @@ class TestAttribute:
         assert not (tmp_path / "out").exists()
 
     def test_chains_that_all_diverge_are_kept_and_give_way_to_a_smaller_step(
-        self, file, tmp_path, call
+        self, file, tmp_path, call, no_page
     ):
         out = tmp_path / "out"
         command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
@@ -126,17 +146,14 @@ class TestAttribute:
         text = failed(call(*command))
         assert "with another settings.step_size" in text and "--overwrite" in text
         assert call(*command, "--overwrite")[0] == 0
-        assert_same(bif.load(out), bif.attribute(classification(), TINY))
+        assert_same(bif.load(out), expected())
 
-    def test_a_replacement_that_is_refused_leaves_the_run_that_was_there(
-        self, file, tmp_path, call
-    ):
-        out = tmp_path / "out"
-        command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS]
-        call(*command)
+    def test_a_replacement_that_is_refused_leaves_the_run_that_was_there(self, file, begun, call):
+        command = ["attribute", f"{file}:problem", "--out", begun, *TINY_FLAGS]
+        before = written(begun)
         answer = call(*command, "--overwrite", "--movable", "head.*")
         assert answer[0] == 2 and "matches no parameter" in answer[2]
-        assert_same(bif.load(out), bif.attribute(classification(), TINY))
+        assert before == written(begun)
 
     def test_a_target_may_import_its_neighbours_and_leaves_the_path_alone(self, tmp_path):
         (tmp_path / "neighbour_of_mine.py").write_text("from small_problems import classification")
@@ -148,8 +165,8 @@ class TestAttribute:
 
 class TestShow:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        return bif.attribute(classification(), TINY).save(tmp_path / "out")
+    def folder(self, begun: Path) -> Path:
+        return begun
 
     def test_show_names_the_items_of_the_hardest_queries_and_no_figure(self, folder, call):
         code, out, err = call("show", folder)
@@ -280,21 +297,15 @@ class TestUsage:
         code, _, err = call(*arguments)
         assert code == 2 and "Traceback" not in err and err
 
-    def test_the_installed_command_runs_and_refuses_without_a_traceback(self, file, tmp_path):
-        command = [sys.executable, "-c", "from bif.cli import main; main()"]
+    def test_a_process_of_its_own_refuses_without_a_traceback(self, file, tmp_path):
+        """Runs in processes of their own: `tests/store/test_faults.py`."""
         source = str(Path(bif.__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
-
-        def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*command, *map(str, arguments)],
-                capture_output=True, text=True, env=environment, cwd=tmp_path,
-            )  # fmt: skip
-
-        good = run("attribute", "mine.py:problem", "--out", "out", *TINY_FLAGS)
-        assert good.returncode == 0, good.stderr
-        assert (tmp_path / "out" / "report.html").is_file()
-        bad = run("attribute", "mine.py:missing", "--out", "other")
+        bad = subprocess.run(
+            [sys.executable, "-c", "from bif.cli import main; main()", "attribute",
+             "mine.py:missing", "--out", "other"],
+            capture_output=True, text=True, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         assert bad.returncode == 2 and bad.stdout == ""
         assert bad.stderr == (
             "bif: 'mine.py' has no function 'missing': name one that is in the file.\n"

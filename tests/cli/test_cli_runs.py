@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,55 @@ import pytest
 import bif
 from bif import store
 from bif.runs import recording
+from bif.runs.retention import Keep
 from bif.store.signals import Preempted
 from broken_runs import assert_same
 from command_line import TINY_FLAGS, Answer, failed
-from small_problems import TINY, classification, labelled
+from same_bits import without_page
+from small_problems import TINY, classification, labelled, nothing_measured
 
-pytestmark = pytest.mark.usefixtures("no_page")
+pytestmark = pytest.mark.usefixtures("no_page", "unchecked")
 
 ATTRIBUTE, EXTEND = (sys.modules[f"bif.runs.{name}"] for name in ("attribute", "extend"))
 QUERIES = {"query": labelled(5, seed=2), "more": labelled(3, seed=3)}
 
 
+@cache
+def expected() -> bif.Run:
+    """The run of `TINY` in memory."""
+    return bif.attribute(classification(), TINY)
+
+
+@cache
+def with_more() -> bif.Run:
+    """The same run with the queries of `more` from the start."""
+    return bif.attribute(classification(queries=QUERIES), TINY)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Callable[[Keep], Path]:
+    """The run of `TINY` on disk, by what is kept, to be copied."""
+
+    @cache
+    def run(keep: Keep) -> Path:
+        folder = tmp_path_factory.mktemp("made") / "run"
+        with pytest.MonkeyPatch.context() as patch, without_page():
+            patch.setattr("bif.runs.block_run.check", nothing_measured)
+            bif.attribute(classification(), TINY, out=folder, keep=keep)
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def begun(made, tmp_path) -> Path:
+    """A copy of the run of `TINY`."""
+    return shutil.copytree(made("traces"), tmp_path / "run")
+
+
 @pytest.fixture
 def begin(file, tmp_path, call) -> Callable[..., Path]:
-    """Make a run; flags are further ones."""
+    """Make a run by the command; flags are further ones."""
 
     def make(*flags: object) -> Path:
         out = tmp_path / "run"
@@ -44,30 +81,29 @@ def extend(file, call) -> Callable[..., Answer]:
 
 
 class TestKeep:
-    @pytest.mark.parametrize("keep", ["traces", "sums", "weights"])
+    @pytest.mark.parametrize("keep", ["sums", "weights"])
     def test_what_is_asked_for_is_kept(self, begin, keep):
         out = begin("--keep", keep)
         assert store.read_run(out)["manifest"]["keep"] == keep
         assert (out / "weights.zarr").exists() == (keep == "weights")
         assert (bif.load(out).influence.traces is None) == (keep == "sums")
 
-    def test_another_choice_is_refused_for_a_run_that_is_there(self, begin, file, tmp_path, call):
-        begin()
-        command = ["attribute", f"{file}:problem", "--out", tmp_path / "run", *TINY_FLAGS]
+    def test_another_choice_is_refused_for_a_run_that_is_there(self, begun, file, call):
+        command = ["attribute", f"{file}:problem", "--out", begun, *TINY_FLAGS]
         assert "another keep (it keeps traces)" in failed(call(*command, "--keep", "sums"))
 
 
 class TestFrom:
     @pytest.mark.parametrize("keep", ["traces", "weights"])
     def test_with_further_queries_it_is_the_run_that_had_them_from_the_start(
-        self, begin, extend, file, keep
+        self, made, tmp_path, extend, file, keep
     ):
-        out = begin("--keep", keep)
+        out = shutil.copytree(made(keep), tmp_path / "run")
         code, said, _ = extend(out, "--query", f"{file}:more")
         assert code == 0 and f"report: {out / 'report.html'}" in said
         run = bif.load(out)
         assert run.influence.dataset["query_id"].values.tolist()[4:6] == ["4", "more/0"]
-        assert_same(run, bif.attribute(classification(queries=QUERIES), TINY))
+        assert_same(run, with_more())
 
     def test_with_everything_at_once_in_a_copy_the_original_stays(
         self, begin, extend, file, tmp_path
@@ -83,8 +119,8 @@ class TestFrom:
         assert_same(bif.load(copy), bif.attribute(problem, settings))
         assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
-    def test_the_same_call_again_changes_nothing(self, begin, extend, file):
-        out = begin()
+    def test_the_same_call_again_changes_nothing(self, begun, extend, file):
+        out = begun
         extend(out, "--query", f"{file}:more")
         first = bif.load(out)
         assert extend(out, "--query", f"{file}:more")[0] == 0
@@ -104,20 +140,21 @@ class TestFrom:
         ],
     )
     def test_what_cannot_be_added_is_refused_and_the_run_stays(
-        self, begin, extend, file, flags, message
+        self, begun, extend, file, flags, message
     ):
-        out = begin()
+        out = begun
         before = (out / "run.json").read_bytes()
         said = failed(extend(out, *(flag.format(file=file) for flag in flags)))
         assert message in said
         assert (out / "run.json").read_bytes() == before
 
-    def test_another_problem_is_refused(self, begin, file, call):
-        text = failed(call("attribute", f"{file}:other", "--from", begin()))
+    def test_another_problem_is_refused(self, begun, file, call):
+        text = failed(call("attribute", f"{file}:other", "--from", begun))
         assert "is of another problem, with another train" in text
 
-    def test_sums_cannot_be_given_queries(self, begin, extend, file):
-        text = failed(extend(begin("--keep", "sums"), "--query", f"{file}:more"))
+    def test_sums_cannot_be_given_queries(self, made, tmp_path, extend, file):
+        out = shutil.copytree(made("sums"), tmp_path / "run")
+        text = failed(extend(out, "--query", f"{file}:more"))
         assert "keeps sums, not traces" in text and "--keep traces or weights" in text
 
     @pytest.mark.parametrize("copy", [False, True])
@@ -127,9 +164,8 @@ class TestFrom:
         assert "holds no run of bif" in text
         assert not (tmp_path / "copy").exists() and not (tmp_path / "nowhere").exists()
 
-    def test_from_is_hinted_at_where_the_same_command_asks_for_more_draws(self, begin, file, call):
-        out = begin()
-        command = ["attribute", f"{file}:problem", "--out", out, *TINY_FLAGS, "--draws", "9"]
+    def test_from_is_hinted_at_where_the_same_command_asks_for_more_draws(self, begun, file, call):
+        command = ["attribute", f"{file}:problem", "--out", begun, *TINY_FLAGS, "--draws", "9"]
         text = failed(call(*command))
         assert "another settings.draws. To lengthen it or to add to it, pass --from" in text
 
@@ -176,7 +212,7 @@ class TestEndings:
         assert code == 74 and out == "" and "Traceback" not in err
         assert "No space left on device" in err and "run the same command to go on" in err
         assert call(*command)[0] == 0
-        assert_same(bif.load(tmp_path / "run"), bif.attribute(classification(), TINY))
+        assert_same(bif.load(tmp_path / "run"), expected())
 
     def test_ctrl_c_outside_the_sampling_says_that_nothing_was_added(
         self, command, call, monkeypatch, tmp_path
@@ -218,7 +254,7 @@ class TestEndings:
         assert "interrupted. What was committed is kept: run the same command to go on" in err
         assert not store.read_run(tmp_path / "run")["manifest"]["complete"]
         assert call(*command)[0] == 0
-        assert_same(bif.load(tmp_path / "run"), bif.attribute(classification(), TINY))
+        assert_same(bif.load(tmp_path / "run"), expected())
 
 
 def test_a_run_may_live_at_any_url(file, tmp_path, call, extend):
@@ -227,10 +263,9 @@ def test_a_run_may_live_at_any_url(file, tmp_path, call, extend):
     command = ["attribute", f"{file}:problem", "--out", url, *TINY_FLAGS]
     code, said, _ = call(*command)
     assert code == 0 and f"report: {url}/report.html" in said
-    assert_same(bif.load(url), bif.attribute(classification(), TINY))
+    assert_same(bif.load(url), expected())
     assert "nothing to do" in call(*command)[1]
     assert "another settings.seed" in failed(call(*command, "--seed", 1))
     assert call("show", url)[0] == 0
     assert extend(url, "--query", f"{file}:more", "--out", tmp_path / "here")[0] == 0
-    expected = bif.attribute(classification(queries=QUERIES), TINY)
-    assert_same(bif.load(tmp_path / "here"), expected)
+    assert_same(bif.load(tmp_path / "here"), with_more())
