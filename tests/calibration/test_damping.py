@@ -112,14 +112,14 @@ def trained(steps: int) -> Tensor:
 
 
 def chosen(problem: bif.Problem, **settings: Any) -> float:
-    found = bif.calibrate(problem, bif.Settings(nbeta=100.0, draws=10, **settings)).settings
+    found = bif.calibrate(problem, bif.Settings(nbeta=100.0, mass="identity", **settings)).settings
     assert found.gamma is not None
     return found.gamma
 
 
 def test_calibration_takes_it_and_says_so():
     w = trained(300)
-    found = bif.calibrate(regression(w), bif.Settings(nbeta=100.0, draws=10))
+    found = bif.calibrate(regression(w), bif.Settings(nbeta=100.0, mass="identity"))
     g = HESSIAN @ (w - BEST)
     part = float(torch.linalg.eigvalsh(HESSIAN)[-1]) / SHARE
     rate = float((HESSIAN @ g).norm() / g.norm())
