@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from math import exp, sqrt
 
 import numpy as np
@@ -195,13 +196,21 @@ def exact_scores(problem: Problem, *, nbeta: float, gamma: float) -> np.ndarray:
     return -(residuals * inner + 1.5 * inner.square()).numpy()
 
 
+@cache
+def steep_case() -> tuple[Problem, Settings]:
+    """`steep_problem` and settings that are complete, for every seed."""
+    problem = steep_problem()
+    given = Settings(nbeta=600.0, gamma=0.05, mass="kronecker", chains=32, draws=150)
+    return problem, calibrate(problem, given).settings
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", [False, True], ids=["noise", "halved noise"])
 def test_scores_with_a_mass_are_exact(wrong: bool, monkeypatch: pytest.MonkeyPatch):
     """U is quadratic, where BAOAB has no bias: over seeds the slope on the exact scores is 1."""
+    (problem, given), slopes = steep_case(), []
     if wrong:
         mutate_baoab(monkeypatch, noise=sqrt(0.5))
-    problem, slopes = steep_problem(), []
-    given = Settings(nbeta=600.0, gamma=0.05, mass="kronecker", chains=32, draws=150)
     exact = exact_scores(problem, nbeta=600.0, gamma=0.05)
     for seed in range(4):
         scores = attribute(problem, replace(given, seed=seed)).influence.dataset["influence"]
@@ -215,8 +224,8 @@ def test_scores_with_a_mass_are_exact(wrong: bool, monkeypatch: pytest.MonkeyPat
 def test_a_mass_costs_fewer_steps():
     problem = steep_problem()
     runs = {
-        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=80, seed=2))
-        for mass in ("identity", "kronecker")
+        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=draws, seed=2))
+        for mass, draws in (("identity", 40), ("kronecker", 80))
     }
     steps = {mass: float(run.summary["autocorrelation_steps"]) for mass, run in runs.items()}
     assert steps["kronecker"] < 0.5 * steps["identity"]
