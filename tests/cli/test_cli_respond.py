@@ -25,13 +25,13 @@ from same_bits import assert_same_datasets, files
 from small_problems import classification
 
 FLAGS = ["--gamma", "5.0", "--nbeta", "20.0", "--step-size", "0.1", "--friction", "4.0",
-         "--burn-in", "10", "--thin", "2", "--h", "0.1", "--steps", "40"]  # fmt: skip
-TINY = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=4.0, burn_in=10, thin=2)
+         "--burn-in", "4", "--thin", "2", "--h", "0.1", "--steps", "8"]  # fmt: skip
+TINY = bif.Settings(nbeta=20.0, gamma=5.0, step_size=0.1, friction=4.0, burn_in=4, thin=2)
 
 
 @pytest.fixture(scope="module")
 def response():
-    return bif.respond(classification(), TINY, h=0.1, steps=40)
+    return bif.respond(classification(), TINY, h=0.1, steps=8)
 
 
 def test_the_command_scores_as_python_does_and_show_ranks_them(call, tmp_path, response, file):
@@ -176,18 +176,18 @@ def scores_in(folder: Path) -> Any:
 
 
 # Three blocks of the five queries, two pairs in each but the last.
-OPEN_H = [*FLAGS[:-4], "--steps", "20"]
+OPEN_H = [*FLAGS[:-4], "--steps", "8"]
 KINDS = {
     "warm": ["--block-size", "8", *FLAGS],
     "replicated, h chosen": ["--replicates", "2", "--block-size", "16", *OPEN_H],
     "cold": ["--temperature", "0", "--block-size", "4", *FLAGS],
 }
 IN_MEMORY = {
-    "warm": {"settings": replace(TINY, block_size=8), "h": 0.1, "steps": 40},
+    "warm": {"settings": replace(TINY, block_size=8), "h": 0.1, "steps": 8},
     "replicated, h chosen": {
-        "settings": replace(TINY, block_size=16), "steps": 20, "replicates": 2,
+        "settings": replace(TINY, block_size=16), "steps": 8, "replicates": 2,
     },
-    "cold": {"settings": replace(TINY, block_size=4), "h": 0.1, "steps": 40, "temperature": 0.0},
+    "cold": {"settings": replace(TINY, block_size=4), "h": 0.1, "steps": 8, "temperature": 0.0},
 }  # fmt: skip
 
 
@@ -205,7 +205,8 @@ class TestAResponseThatWasCutShort:
         return ["respond", f"{file}:problem"]
 
     @pytest.mark.parametrize(
-        ("kind", "stage"), [("warm", 0), *((k, s) for k in KINDS for s in (1, 3))]
+        ("kind", "stage"),
+        [("warm", 0), ("warm", 3), ("replicated, h chosen", 1), ("cold", 1), ("cold", 3)],
     )
     def test_the_response_goes_on_with_its_stages_to_the_same_bits(
         self, call, command, tmp_path, kind, stage
@@ -262,6 +263,7 @@ class TestAResponseThatWasCutShort:
         ]
         names = sorted(name for name in files(cut) if not name.endswith(".lock"))
         assert len(names) == 11  # marks, manifests, values at w*, three stages
+        names = [name for name in names if "block-000" not in name]  # a stage as the last one
         ended = []
         for i, name in enumerate(names):
             out = tmp_path / f"out-{i}"
@@ -273,28 +275,25 @@ class TestAResponseThatWasCutShort:
                 assert_same_datasets(scores_in(out), uninterrupted("warm"))
             else:
                 assert code == 2 and not (out / "scores.json").exists(), name
-        assert ended.count(0) >= 8
+        assert ended.count(0) >= len(names) - 3
 
-    @pytest.mark.parametrize(
-        ("changed", "named"),
-        [
-            (["--seed", "3"], "settings.seed"),
-            (["--h", "0.2"], "response.h"),
-            (["--nbeta", "30.0"], "settings.nbeta"),
-        ],
-    )
     def test_another_response_is_refused_by_name_and_the_stages_are_kept(
-        self, call, command, tmp_path, changed, named
+        self, call, command, tmp_path
     ):
         out = tmp_path / "out"
         with stopped_in(2):
             call(*command, *KINDS["warm"], "--out", out)
         before = files(out)
-        refused = failed(call(*command, *KINDS["warm"], *changed, "--out", out))
-        assert f"with another {named}" in refused and "--from" not in refused
-        assert files(out) == before
+        for name, *changed in (
+            ("settings.seed", "--seed", "3"),
+            ("response.h", "--h", "0.2"),
+            ("settings.nbeta", "--nbeta", "30.0"),
+        ):
+            refused = failed(call(*command, *KINDS["warm"], *changed, "--out", out))
+            assert f"with another {name}" in refused and "--from" not in refused
+            assert files(out) == before
         with stopped_in(99) as made:
-            code, *_ = call(*command, *KINDS["warm"], *changed, "--out", out, "--overwrite")
+            code, *_ = call(*command, *KINDS["warm"], "--seed", 3, "--out", out, "--overwrite")
         assert code == 0 and len(made) == 4
 
     def test_another_loss_is_refused(self, call, command, tmp_path):
