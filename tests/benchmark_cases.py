@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -18,19 +21,23 @@ SETTINGS = bif.Settings(
 )  # fmt: skip
 
 
-def convex(num_train: int = 40) -> Task:
-    """Logistic regression in four dimensions: classical influence is nearly the truth."""
-    items, queries, tuning = (labelled(n, seed=s) for n, s in ((num_train, 0), (8, 1), (6, 2)))
+@cache
+def _trained(num_train: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Linear(4, 3).double()
-    model = train(network, bif.losses.cross_entropy, items, RECIPE, seed=0)
+    return train(network, bif.losses.cross_entropy, labelled(num_train, seed=0), RECIPE, seed=0)
+
+
+def convex(num_train: int = 40) -> Task:
+    """Logistic regression in four dimensions: classical influence is nearly the truth."""
+    items, queries, tuning = (labelled(n, seed=s) for n, s in ((num_train, 0), (8, 1), (6, 2)))
     problem = bif.Problem(
-        model, bif.losses.cross_entropy, train=items, queries=queries,
+        deepcopy(_trained(num_train)), bif.losses.cross_entropy, train=items, queries=queries,
         observables=[bif.Observable("loss", bif.losses.cross_entropy, "lower"), bif.MARGIN],
     )  # fmt: skip
     plan = Plan(num_subsets=12, seeds=1, num_tuning_subsets=8)
     return Task(
         "convex", problem, tuning, RECIPE, plan, targets=("checkpoint",), settings=(SETTINGS,),
-        response_steps=200,
+        response_steps=100,
     )  # fmt: skip

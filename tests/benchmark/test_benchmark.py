@@ -406,12 +406,12 @@ def test_by_default_a_tasks_own_temperatures_do_not_count(monkeypatch):
 
     def quick(problem, settings):
         asked.append(settings)
-        return bif.attribute(problem, replace(settings, chains=4, draws=20))
+        return bif.attribute(problem, replace(settings, chains=4, draws=20, mass="identity"))
 
     monkeypatch.setattr("bif.benchmark.methods.fluctuation.attribute", quick)
     (loss, _) = all_methods()["bif_default"].run(convex(), tuning(), [])
     assert asked == [bif.Settings(estimator="covariance", weight_decay=1e-2)]
-    complete = bif.calibrate(convex().problem, asked[0]).settings
+    complete = bif.calibrate(convex().problem, replace(asked[0], mass="identity")).settings
     assert complete.nbeta is not None
     assert loss.choice["nbeta/n"] == pytest.approx(complete.nbeta / 40)
     assert loss.facts["damping"] == pytest.approx(loss.choice["gamma/nbeta"] + 1e-2)

@@ -29,7 +29,7 @@ def quick(monkeypatch):
 
     def attribute(problem, settings):
         asked.append(settings)
-        return bif.attribute(problem, replace(settings, chains=4, draws=20))
+        return bif.attribute(problem, replace(settings, chains=4, draws=20, mass="identity"))
 
     monkeypatch.setattr("bif.benchmark.methods.fluctuation.attribute", attribute)
     return asked

@@ -114,7 +114,8 @@ TASK = """
 
 def labelled_task(retraining: Any = RECIPE) -> Task:
     """The convex task with classes for labels, settled by its chains."""
-    made, problem = convex(), convex().problem
+    made = convex()
+    problem = made.problem
     items, queries = (
         bif.Items((x, y), labels=[f"class {int(c)}" for c in y])
         for x, y in (labelled(n, seed=s) for n, s in ((40, 0), (8, 1)))
