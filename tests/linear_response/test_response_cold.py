@@ -44,8 +44,9 @@ PROBLEMS = {
 }
 
 
-CASES = [(make, decay) for make in PROBLEMS.values() for decay in (0.0, 0.05)][:-1]
-NAMES = [f"{name}, decay {decay}" for name in PROBLEMS for decay in (0.0, 0.05)][:-1]
+DECAYS = (0.05, 0.0, 0.0)
+CASES = list(zip(PROBLEMS.values(), DECAYS, strict=True))
+NAMES = [f"{name}, decay {decay}" for name, decay in zip(PROBLEMS, DECAYS, strict=True)]
 
 
 def assert_same(scores: np.ndarray, expected: Tensor) -> None:
