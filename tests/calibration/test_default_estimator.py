@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,7 @@ def wide(model: nn.Module | None = None) -> bif.Problem:
 CHAINS = bif.Settings(draws=4)
 
 
+@pytest.mark.usefixtures("no_page")
 def test_many_weights_are_solved_for_and_the_run_says_so(tmp_path: Path):
     run = bif.attribute(wide(), out=tmp_path / "run")
     assert run.manifest.settings["estimator"] == "response"
@@ -86,7 +88,7 @@ def test_a_setting_of_the_solver_or_a_path_asks_for_a_solve():
         bif.Settings(solver_items=20, draws=5)
 
 
-def test_what_a_solve_cannot_take_is_sampled():
+def test_what_a_solve_cannot_take_is_sampled(brief_pilot):
     planned = plan_run(wide(NumpyModel()), bif.Settings(step_size=0.01))
     assert planned.solver is None and planned.chains is not None
     choice = planned.chains.choices[0]
@@ -187,7 +189,8 @@ def test_a_pilot_tells_how_far_a_solve_goes():
     """
     missed, left, worth = [], [], []
     for nbeta in (20.0, 2000.0):
-        settings = bif.calibrate(classification(), at(nbeta)).settings
+        asked = replace(at(nbeta), mass="identity")
+        settings = bif.calibrate(classification(), asked).settings
         forecast, found = pilot_with_anchors(classification(), settings)
         assert forecast.queries == 2 * 5
         assert 1 <= forecast.steps <= 43
@@ -216,8 +219,17 @@ def test_a_pilot_of_an_observable_that_is_linear_misses_what_the_solver_leaves()
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, unchecked, no_page):
-    """Runs of few draws."""
+    """Runs of few draws, for which no mass is measured."""
     monkeypatch.setattr("bif.calibration.calibrate.DEFAULT_DRAWS", 8)
+    monkeypatch.setattr("bif.calibration.calibrate.whitened_curvature", lambda *_: math.inf)
+
+
+@pytest.fixture
+def brief_pilot(monkeypatch: pytest.MonkeyPatch):
+    """Pilots of few steps, where what they find is not looked at."""
+    monkeypatch.setattr("bif.calibration.short_trajectory.STEPS", 3)
+    for name in ("_POWER_ITERATIONS", "CENTER_ITERATIONS"):
+        monkeypatch.setattr(f"bif.calibration.pilot.{name}", 2)
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, name: str, forecast: Forecast, part: LinearPart | None):
@@ -266,14 +278,14 @@ def test_many_weights_are_forecast_from_curvature_and_alignment(monkeypatch):
     assert forecast.draws == pytest.approx(5 * 9 * 10)  # 5 times those for a reliability of .9
 
 
-def test_many_weights_are_sampled_where_draws_cost_less(monkeypatch):
+def test_many_weights_are_sampled_where_draws_cost_less(brief_pilot, monkeypatch):
     chosen(monkeypatch, "forecast_from_gradients", DEAR, None)
     planned = plan_run(wide(), bif.Settings(gamma=1.0, step_size=0.01))
     assert planned.solver is None and planned.chains is not None
     assert planned.chains.choices[0].value == "covariance"
 
 
-def test_a_pilot_that_fails_leaves_draws_alone(monkeypatch):
+def test_a_pilot_that_fails_leaves_draws_alone(short, monkeypatch):
     def fails(*_):
         raise ValueError("negative curvature")
 
@@ -291,6 +303,7 @@ def test_a_run_with_anchors_by_forecast_is_extended_with_them(short, monkeypatch
     assert more.summary.draws == 12 * 64
 
 
+@pytest.mark.usefixtures("no_page")
 def test_a_run_that_was_solved_by_default_is_extended_as_a_solved_one(tmp_path: Path):
     run = bif.attribute(wide(), out=tmp_path / "run")
     with pytest.raises(ValueError, match="was solved .* and cannot be cross-checked"):

@@ -47,10 +47,13 @@ def test_blocks_are_means_of_the_dense_kernel():
     assert found["contrast"][0] == contrast and found["within"][1] > 0
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_networks_of_their_own_have_no_correlation_across():
     data = two_tasks.items(0)
     last = two_tasks.train(two_tasks.Apart, data, 0).stages[-1]
-    settings = bif.Settings(estimator="covariance", nbeta=800.0, gamma=250.0, chains=16, draws=40)
+    settings = bif.Settings(
+        estimator="covariance", nbeta=800.0, gamma=250.0, chains=16, draws=40, mass="identity"
+    )
     run = bif.attribute(stage_problem(two_tasks.pose(two_tasks.Apart, data), last), settings)
     found = two_tasks.figures(bif.loss_kernel(run))
     value, error = found["across"]
