@@ -15,7 +15,9 @@ from bif.calibration.budget import Pace, TooSmallBudget
 from bif.sampling.engine import Engine
 from small_problems import classification, labelled
 
-GIVEN: dict[str, Any] = {"nbeta": 400.0, "gamma": 4000.0, "chains": 16, "oracle": "stacked"}
+GIVEN: dict[str, Any] = {
+    "nbeta": 400.0, "gamma": 4000.0, "chains": 16, "oracle": "stacked", "mass": "identity",
+}  # fmt: skip
 FULL = 0.5
 """Seconds of a step with full gradients."""
 
@@ -35,7 +37,9 @@ def slow(monkeypatch):
     )
 
 
+@cache
 def problem() -> bif.Problem:
+    """One for all, for which a mass is measured once."""
     return classification(train=labelled(400, seed=1))
 
 
