@@ -81,17 +81,15 @@ def test_no_requirement_but_the_baselines_extra_leads_to_torchvision(wheel: Path
     assert all(r.endswith("extra == 'baselines'") for r in leading), leading
 
 
-def test_the_installed_package_is_imported_from_where_it_was_installed(installed: Path):
-    printed = python("-c", "import bif; print(bif.__file__, bif.__version__)", path=installed)
-    assert printed.split() == [str(installed / "bif" / "__init__.py"), bif.__version__]
-
-
-def test_the_installed_report_finds_its_templates(installed: Path):
+def test_the_installed_package_is_imported_from_where_it_was_installed_with_its_templates(
+    installed: Path,
+):
     script = (
-        "from importlib.resources import files;"
-        "print(*(f.name for f in files('bif.report').iterdir() if f.is_file()))"
+        "import bif; from importlib.resources import files; print(bif.__file__, bif.__version__, "
+        "*(f.name for f in files('bif.report').iterdir() if f.is_file()))"
     )
-    names = python("-c", script, path=installed).split()
+    place, version, *names = python("-c", script, path=installed).split()
+    assert (place, version) == (str(installed / "bif" / "__init__.py"), bif.__version__)
     assert {f.name for f in (SOURCE / "report").iterdir() if f.is_file()} == set(names)
 
 
