@@ -222,10 +222,10 @@ def test_scores_with_a_mass_are_exact(wrong: bool, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_mass_costs_fewer_steps():
-    problem = steep_problem()
+    problem, given = steep_problem(), Settings(gamma=0.05, chains=32, seed=2)
     runs = {
-        mass: attribute(problem, Settings(gamma=0.05, mass=mass, chains=32, draws=draws, seed=2))
-        for mass, draws in (("identity", 40), ("kronecker", 80))
+        "identity": attribute(problem, replace(given, mass="identity", draws=40)),
+        "kronecker": attribute(problem, replace(given, mass="kronecker", draws=80)),
     }
     steps = {mass: float(run.summary["autocorrelation_steps"]) for mass, run in runs.items()}
     assert steps["kronecker"] < 0.5 * steps["identity"]
