@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import bif
-from bank_cases import bank, bits
+from bank_cases import bank, bits, distance
 from bif.bank import load
 from bif.runs import block_run
 from bif.store import BlockStore, FilesFailed, folder_at, load_dataset, open_run
@@ -208,8 +208,10 @@ def test_no_outage_costs_a_network_of_a_bank():
             now = len([n for n in Cloud.store if place[8:] in n and "/outcome/c/" in n])
             assert now >= stored
             stored = now
-        assert bits(bank(place)) == bits(expected)
-        assert bits(load(place)) == bits(expected)
+        # A stack of four is put in two writes; cut between them, the rest is a smaller stack, whose
+        # products round otherwise.
+        got = bank(place)
+        assert distance(got, expected) <= 1e-14 and bits(load(place)) == bits(got)
 
 
 def test_the_cases_are_of_the_size_that_they_say():

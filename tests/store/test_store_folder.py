@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from bif import store
 from bif.store import DamagedRun, Folder, FolderInUse, folder_at
 from bif.store import folder as module
 from bif.store.folder import LOCK, LocalFolder, RemoteFolder, refuse_outside
+from bif.store.leases import HELD, LEASE_SECONDS, Lease
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "..", "a\\..\\x", "nul\0"]
 
@@ -85,11 +88,19 @@ class TestFiles:
         folder.remove("b")
         assert folder.names() == []
 
-    def test_moving_replaces_what_was_there(self, folder):
-        folder.write("new/inner/x", b"new")
+    def test_the_files_of_a_folder_at_any_depth_are_named_and_those_of_nothing_are_none(
+        self, folder
+    ):
+        for name in ("b", "a/d", "a/c/e", "aa"):
+            folder.write(name, b"x")
+        assert sorted(folder.files("a")) == ["a/c/e", "a/d"] and folder.files("b") == ["b"]
+        assert folder.files("nowhere") == folder.files("b/nowhere") == []
+
+    def test_a_folder_takes_the_place_of_what_was_there(self, folder):
         folder.write("old/inner/x", b"old")
         folder.write("old/left-over", b"old")
-        folder.move("new", "old")
+        with folder.replacing("old") as fresh:
+            folder.write(f"{fresh}/inner/x", b"new")
         assert folder.names() == ["old"] and folder.names("old") == ["inner"]
         assert folder.read("old/inner/x") == b"new"
 
@@ -154,7 +165,7 @@ class TestContainment:
             lambda: folder.read(name), lambda: folder.write(name, b"x"),
             lambda: folder.is_file(name), lambda: folder.is_folder(name),
             lambda: folder.names(name), lambda: folder.remove(name),
-            lambda: folder.move(name, "y"), lambda: folder.move("y", name),
+            lambda: folder.files(name), lambda: folder.replacing(name).__enter__(),
             lambda: folder.zarr(name),
         ]  # fmt: skip
         folder.write("y", b"y")
@@ -182,13 +193,12 @@ class TestContainment:
     @pytest.mark.parametrize("name", ["link", "link/file", "link/new", "file-link", "dangling"])
     @pytest.mark.parametrize(
         "operation",
-        ["read", "write", "is_file", "is_folder", "names", "zarr", "move to", "move from"],
+        ["read", "write", "is_file", "is_folder", "names", "files", "zarr", "replacing"],
     )
     def test_links_that_lead_out_are_refused(self, local, outside, operation, name):
         call: Callable[[str], Any] = {
             "write": lambda n: local.write(n, b"x"),
-            "move to": lambda n: local.move("y", n),
-            "move from": lambda n: local.move(n, "z"),
+            "replacing": lambda n: local.replacing(n).__enter__(),
         }.get(operation) or getattr(local, operation)
         with pytest.raises(DamagedRun, match="link that leads out of the run's folder: refused"):
             call(name)
@@ -315,11 +325,17 @@ def pair() -> tuple[RemoteFolder, RemoteFolder]:
     return RemoteFolder(url), RemoteFolder(url)
 
 
+def lease_of(folder: RemoteFolder, *pids: int) -> Lease:
+    """A lease as processes of this machine have renewed it just now."""
+    ((machine, _),) = Lease().renewed_by("", 0.0).writers
+    return Lease(folder._owner, time.time(), tuple((machine, pid) for pid in pids))
+
+
 class TestLease:
     def test_a_fresh_lease_refuses_others_and_names_the_holder(self, clock, pair):
         mine, other = pair
         with mine.locked():
-            clock.now += module._LEASE_SECONDS - 1
+            clock.now += LEASE_SECONDS - 1
             with (
                 pytest.raises(FolderInUse, match=f"process {os.getpid()} on .*last 10 minutes"),
                 other.locked(),
@@ -332,7 +348,7 @@ class TestLease:
     def test_a_lease_that_ran_out_is_taken_over(self, clock, pair):
         killed, other = pair
         killed.renew()
-        clock.now += module._LEASE_SECONDS + 1
+        clock.now += LEASE_SECONDS + 1
         with other.locked():
             assert json.loads(other.read(LOCK))["owner"] == other._owner
 
@@ -340,18 +356,19 @@ class TestLease:
         mine, other = pair
         with mine.locked():
             for _ in range(3):
-                clock.now += module._LEASE_SECONDS / 2
+                clock.now += LEASE_SECONDS / 2
                 mine.renew()
             with pytest.raises(FolderInUse), other.locked():
                 pass
 
     def test_the_first_owner_notices_that_it_was_taken_and_leaves_it_alone(self, clock, pair):
         slow, thief = pair
-        with pytest.raises(FolderInUse, match="was taken by another process"), slow.locked():
-            clock.now += module._LEASE_SECONDS + 1
-            thief.renew()
-            slow.renew()
-        assert json.loads(thief.read(LOCK))["owner"] == thief._owner
+        with contextlib.ExitStack() as later:
+            with pytest.raises(FolderInUse, match="was taken by another process"), slow.locked():
+                clock.now += LEASE_SECONDS + 1
+                later.enter_context(thief.locked())
+                slow.renew()
+            assert json.loads(thief.read(LOCK))["owner"] == thief._owner
 
     def test_two_that_take_it_at_the_same_moment_do_not_both_have_it(self, pair, monkeypatch):
         loser, winner = pair
@@ -377,3 +394,37 @@ class TestLease:
         mine.write(LOCK, content)
         with mine.locked():
             assert json.loads(mine.read(LOCK))["owner"] == mine._owner
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="/proc is of Linux")
+class TestWritersOfALease:
+    def test_a_lease_whose_processes_have_ended_is_taken_over_at_once(self, pair):
+        killed, other = pair
+        with subprocess.Popen(["true"]) as gone:
+            pass
+        for pids in ((gone.pid,), (os.getpid(),), (gone.pid, os.getpid())):  # not held here
+            killed.write(LOCK, lease_of(killed, *pids).as_bytes())
+            with other.locked():
+                assert json.loads(other.read(LOCK))["owner"] == other._owner
+
+    def test_not_if_one_of_them_lives_or_is_of_another_machine(self, pair):
+        killed, other = pair
+        with subprocess.Popen(["true"]) as gone:
+            pass
+        alive = lease_of(killed, gone.pid, os.getppid())
+        elsewhere = replace(alive, writers=(("another", gone.pid),))
+        unknown = replace(alive, writers=())
+        for lease in (alive, elsewhere, unknown):
+            killed.write(LOCK, lease.as_bytes())
+            with pytest.raises(FolderInUse, match="being written"), other.locked():
+                pass
+
+    def test_all_that_share_a_lease_are_among_its_writers(self, pair):
+        mine, other = pair
+        with mine.locked():
+            there = Lease.parse(mine.read(LOCK))
+            mine.write(LOCK, replace(there, writers=(("another", 1),)).as_bytes())
+            with other.shared():
+                assert Lease.parse(mine.read(LOCK)).writers == (*there.writers, ("another", 1))
+                assert HELD == [mine._owner] * 2
+        assert not HELD

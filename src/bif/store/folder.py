@@ -7,7 +7,6 @@ place, synchronised and renamed; object stores put whole objects.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -20,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
+
+from bif.store.leases import HELD, LEASE_SECONDS, Lease
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -38,8 +39,6 @@ PARTIAL = ".partial"
 """Ending of the names of what is being written."""
 PARTIAL_FILE = re.compile(r"(?P<name>.+)\.[0-9a-f]{32}\.partial")
 """Names of files that are being written."""
-_LEASE_SECONDS = 600.0
-"""Seconds after which a lease that nobody renews has run out."""
 _SYNCHRONISE_AT_ONCE = 8
 """Files that are synchronised at a time, each on a thread of its own."""
 
@@ -88,6 +87,27 @@ def name_failures(place: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def name_all_failures(place: object) -> Iterator[None]:
+    """Raise any error of a store that does not answer as one of files.
+
+    Raises:
+        FilesFailed: An error that does not say whether the file is there.
+        PermissionError: The store refuses; stores say no more than "Forbidden".
+    """
+    try:
+        with name_failures(place):
+            yield
+    except PermissionError as error:
+        raise PermissionError(
+            f"{place} cannot be read or written ({error}): check credentials and rights."
+        ) from error
+    except (OSError, DamagedRun):
+        raise
+    except Exception as error:
+        raise FilesFailed(f"{place}: {error!r}") from error
+
+
+@contextlib.contextmanager
 def name_damage(place: object) -> Iterator[None]:
     """Raise `DamagedRun` for a reader's error about bytes, but not where it got none.
 
@@ -114,8 +134,9 @@ class Folder(Protocol):
     def is_file(self, name: str) -> bool: ...
     def is_folder(self, name: str) -> bool: ...
     def names(self, name: str = "") -> list[str]: ...
+    def files(self, name: str) -> list[str]: ...
     def remove(self, name: str) -> None: ...
-    def move(self, name: str, to: str) -> None: ...
+    def replacing(self, name: str) -> contextlib.AbstractContextManager[str]: ...
     def zarr(self, name: str, *, read_only: bool = False) -> Store: ...
     def synchronise(self, names: list[str]) -> None: ...
     def free_bytes(self) -> int | None: ...
@@ -229,6 +250,12 @@ class LocalFolder:
         with name_failures(self.path(name)):
             return sorted(p.name for p in self.path(name).iterdir()) if self.is_folder(name) else []
 
+    def files(self, name: str) -> list[str]:
+        """Return the names of all files below a folder, or of a file itself."""
+        if self.is_folder(name):
+            return [f for inner in self.names(name) for f in self.files(f"{name}/{inner}")]
+        return [name] if self.is_file(name) else []
+
     def remove(self, name: str) -> None:
         folder, _, last = name.rpartition("/")
         path = self.path(folder) / refuse_outside(
@@ -239,10 +266,14 @@ class LocalFolder:
         else:
             path.unlink(missing_ok=True)
 
-    def move(self, name: str, to: str) -> None:
-        source, target = self.path(name), self.path(to)
-        self.remove(to)
-        source.replace(target)
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[str]:
+        """Yield where to write a folder that takes the place of `name` when it is whole."""
+        target, fresh = self.path(name), f"{name}{PARTIAL}"
+        self.remove(fresh)
+        yield fresh
+        self.remove(name)
+        self.path(fresh).replace(target)
         _synchronise(target.parent)
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
@@ -369,8 +400,8 @@ class RemoteFolder:
     """A folder of any fsspec file system.
 
     It is one class because `Folder` is one protocol: all its methods share one file system.
-    The lock is a lease, good for ten minutes and renewed at every commit: a writer that was killed
-    keeps others out until it has run out.
+    The lock is a lease, good for ten minutes and renewed at every commit.  A writer that was killed
+    keeps processes of other machines out until that time is up.
     """
 
     def __init__(self, url: str) -> None:
@@ -386,24 +417,13 @@ class RemoteFolder:
     def _path(self, name: str) -> str:
         return f"{self._root}/{refuse_outside(name)}" if name else self._root
 
-    @contextlib.contextmanager
-    def _name_all_failures(self, path: str) -> Iterator[None]:
-        """Raise any error of a store that does not answer as one of files."""
-        try:
-            with name_failures(path):
-                yield
-        except (OSError, DamagedRun):
-            raise
-        except Exception as error:
-            raise FilesFailed(f"{path}: {error!r}") from error
-
     def _kind(self, name: str) -> dict[str, Any]:
         """Return what the store says of a file or folder; nothing where there is none.
 
         `isfile`, `isdir` and `exists` would call a store that does not answer empty.
         """
         path = self._path(name)
-        with self._name_all_failures(path):
+        with name_all_failures(path):
             self._files.invalidate_cache(path)
             try:
                 return self._files.info(path)
@@ -411,14 +431,21 @@ class RemoteFolder:
                 return {}
 
     def read(self, name: str) -> bytes:
-        with self._name_all_failures(self._path(name)):
+        with name_all_failures(self._path(name)):
             return self._files.cat_file(self._path(name))
 
     def write(self, name: str, *parts: Buffer) -> None:
-        path = self._path(name)
-        with self._name_all_failures(path):
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._files.pipe_file(path, b"".join(parts))
+        path, content = self._path(name), b"".join(parts)
+        with name_all_failures(path):
+            try:
+                self._files.pipe_file(path, content)
+            except FileNotFoundError as error:
+                if not path.startswith("/"):  # of an object store, where only buckets are made
+                    raise FileNotFoundError(
+                        f"{self.url} cannot be written to ({error}): choose a bucket that exists."
+                    ) from error
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._files.pipe_file(path, content)
 
     def size(self, name: str) -> int:
         found = self._kind(name)
@@ -432,25 +459,37 @@ class RemoteFolder:
 
     def names(self, name: str = "") -> list[str]:
         path = self._path(name)
-        if not self.is_folder(name):
-            return []
-        with self._name_all_failures(path):
+        with name_all_failures(path):
+            self._files.invalidate_cache(path)
             try:
                 found = self._files.ls(path, detail=False)
-            except FileNotFoundError:  # gone since
+            except (FileNotFoundError, NotADirectoryError):
                 return []
-        return sorted(p.rstrip("/").rpartition("/")[2] for p in found)
+        inner = (place.rstrip("/") for place in found)
+        return sorted(place.rpartition("/")[2] for place in inner if place != path)
+
+    def files(self, name: str) -> list[str]:
+        """Return the names of all files below a folder, or of a file itself."""
+        path = self._path(name)
+        with name_all_failures(path):
+            self._files.invalidate_cache()
+            try:  # `find` would leave out folders of which a store says nothing
+                found = self._files.walk(path, on_error="raise")
+                places = [f"{top}/{n}".rstrip("/") for top, _, names in found for n in names]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(place.removeprefix(f"{self._root}/") for place in places)
 
     def remove(self, name: str) -> None:
         if self._kind(name):
-            with self._name_all_failures(self._path(name)), contextlib.suppress(FileNotFoundError):
+            with name_all_failures(self._path(name)), contextlib.suppress(FileNotFoundError):
                 self._files.rm(self._path(name), recursive=True)
 
-    def move(self, name: str, to: str) -> None:
-        source, target = self._path(name), self._path(to)
-        self.remove(to)
-        with self._name_all_failures(source):
-            self._files.mv(source, target, recursive=True)
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[str]:
+        """Yield `name`, of which nothing is left: stores can move a folder only file by file."""
+        self.remove(name)
+        yield name
 
     def zarr(self, name: str, *, read_only: bool = False) -> Store:
         from bif.store.zarrs import remote_store
@@ -469,31 +508,42 @@ class RemoteFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder by a lease."""
-        owner, fresh = self._holder()
-        if fresh:
+        there = self._lease()
+        if there.is_held(time.time()):
             raise FolderInUse(
-                f"{self.url} is being written by another process ({owner}), or was within the "
-                f"last {_LEASE_SECONDS / 60:.0f} minutes: wait for it, remove {LOCK} if it is "
+                f"{self.url} is being written by another process ({there.owner}), or was within "
+                f"the last {LEASE_SECONDS / 60:.0f} minutes: wait for it, remove {LOCK} if it is "
                 "gone, or choose another folder."
             )
-        self.renew()
-        if self._holder()[0] != self._owner:
-            raise FolderInUse(
-                f"{self.url} was taken by another process at the same moment: let that one end, or "
-                "choose another folder."
-            )
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # then the lease runs out by itself
-                if self._holder()[0] == self._owner:
-                    self.remove(LOCK)
+        with self._writing():
+            self.renew()
+            if self._lease().owner != self._owner:
+                raise FolderInUse(
+                    f"{self.url} was taken by another process at the same moment: let that one "
+                    "end, or choose another folder."
+                )
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # then it ends with this process, or its time
+                    if self._lease().owner == self._owner:
+                        self.remove(LOCK)
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Write beside the holder of the lease, and extend it too."""
-        self._owner = self._holder()[0] or self._owner
-        yield
+        """Write beside the holder of the lease, and renew it too."""
+        self._owner = self._lease().owner or self._owner
+        with self._writing():
+            self.renew()
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        HELD.append(self._owner)
+        try:
+            yield
+        finally:
+            HELD.remove(self._owner)
 
     def renew(self) -> None:
         """Extend the lease.
@@ -501,24 +551,19 @@ class RemoteFolder:
         Raises:
             FolderInUse: Another process has taken it.
         """
-        owner, fresh = self._holder()
-        if fresh and owner != self._owner:
+        there, now = self._lease(), time.time()
+        if there.owner != self._owner and there.is_held(now):
             raise FolderInUse(
-                f"{self.url} was taken by another process ({owner}): let that one end, or choose "
-                "another folder."
+                f"{self.url} was taken by another process ({there.owner}): let that one end, or "
+                "choose another folder."
             )
-        record = {"owner": self._owner, "renewed": time.time()}
-        self.write(LOCK, json.dumps(record).encode())
+        self.write(LOCK, there.renewed_by(self._owner, now).as_bytes())
 
-    def _holder(self) -> tuple[str, bool]:
-        """Return who holds the lease, and whether it has not run out; "" for nobody."""
-        if not self.is_file(LOCK):
-            return "", False
+    def _lease(self) -> Lease:
         try:
-            found = json.loads(self.read(LOCK))
-            return str(found["owner"]), time.time() - float(found["renewed"]) < _LEASE_SECONDS
-        except (ValueError, TypeError, KeyError, RecursionError, FileNotFoundError):
-            return "", False
+            return Lease.parse(self.read(LOCK))
+        except ABSENT:
+            return Lease()
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -16,7 +16,6 @@ from bif.store.folder import (
     INFLUENCE,
     MANIFEST,
     OURS,
-    PARTIAL,
     REPORT,
     SUMMARY,
     DamagedRun,
@@ -52,7 +51,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write or replace a run's results; the manifest, which says that they are whole, comes last.
 
-    Everything is written beside its place first and moved there when it is complete.
+    Locally everything is written beside its place first and moved there when it is complete.
 
     Args:
         spare: Name of the manifest's second copy, which calls the run not complete.
@@ -66,10 +65,8 @@ def write_results(
     refuse_foreign(folder, _RESULTS)
     mark(folder, (MANIFEST, *_RESULTS))
     for dataset, name in ((influence, INFLUENCE), (diagnostics, DIAGNOSTICS)):
-        fresh = f"{name}{PARTIAL}"
-        folder.remove(fresh)
-        save_dataset(dataset, folder, name=fresh)
-        folder.move(fresh, name)
+        with folder.replacing(name) as fresh:
+            save_dataset(dataset, folder, name=fresh)
     folder.write(REPORT, report.encode())
     write_json(folder, SUMMARY, summary)
     whole = plain({**manifest, "results": files_digests(folder, *_RESULTS)})

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from bif.store.folder import (
     INFLUENCE,
     LOCK,
-    PARTIAL,
     SCORES,
     DamagedRun,
     Folder,
@@ -67,11 +66,9 @@ class ScoresFolder:
     def finish(self, influence: xr.Dataset, about: Mapping[str, Any]) -> None:
         """Write or replace the scores and, last, what is said of them."""
         mark(self.folder, (INFLUENCE, SCORES))
-        fresh = f"{INFLUENCE}{PARTIAL}"
-        self.folder.remove(fresh)
-        save_dataset(influence, self.folder, name=fresh)
         self.folder.remove(SCORES)
-        self.folder.move(fresh, INFLUENCE)
+        with self.folder.replacing(INFLUENCE) as fresh:
+            save_dataset(influence, self.folder, name=fresh)
         table = files_digests(self.folder, INFLUENCE)
         said = {**about, "identity": self._identity, "results": table}
         write_sealed(self.folder, SCORES, said)

@@ -67,12 +67,10 @@ def refuse_other_files(folder: Folder, expected: Mapping[str, str], *names: str)
             raise DamagedRun(f"{folder}/{file} is damaged: it is not what was written.")
 
 
-def _files(folder: Folder, name: str, *, top: bool = True) -> Iterator[str]:
-    if folder.is_folder(name):
-        for child in folder.names(name):
-            yield from _files(folder, f"{name}/{child}", top=False)
-    elif folder.is_file(name) and (top or "/c/" in name or name.endswith(("/c", "/zarr.json"))):
-        yield name
+def _files(folder: Folder, name: str) -> Iterator[str]:
+    for file in folder.files(name):
+        if file == name or "/c/" in file or file.endswith(("/c", "/zarr.json")):
+            yield file
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-from bif.store.folder import FilesFailed
+from bif.store.folder import name_all_failures
 
 
 def remote_store(url: str, *, read_only: bool) -> Any:
@@ -21,39 +20,31 @@ def _store_class() -> Any:
 
     class RemoteStore(FsspecStore):
         async def get(self, *given: Any, **named: Any) -> Any:
-            with _name_all_failures(self.path):
+            with name_all_failures(self.path):
                 return await super().get(*given, **named)
 
         async def set(self, *given: Any, **named: Any) -> None:
-            with _name_all_failures(self.path):
+            with name_all_failures(self.path):
                 await super().set(*given, **named)
 
         async def delete(self, key: str) -> None:
-            with _name_all_failures(self.path):
+            with name_all_failures(self.path):
                 await super().delete(key)
 
         async def exists(self, key: str) -> bool:
             """By `info`: for `exists` of fsspec, what does not answer is not there."""
-            with _name_all_failures(self.path):
+            with name_all_failures(self.path):
                 try:
+                    self.fs.invalidate_cache(f"{self.path}/{key}".rstrip("/"))
                     await self.fs._info(f"{self.path}/{key}".rstrip("/"))
                 except self.allowed_exceptions:
                     return False
             return True
 
         async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-            with _name_all_failures(self.path):
+            with name_all_failures(self.path):
+                self.fs.invalidate_cache(f"{self.path}/{prefix}".rstrip("/"))
                 async for name in super().list_dir(prefix):
                     yield name
 
     return RemoteStore
-
-
-@contextlib.contextmanager
-def _name_all_failures(place: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise FilesFailed(f"{place}: {error!r}") from error
