@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import bif
 from bif import store
@@ -19,6 +21,7 @@ from bif.estimate.covariance import Covariance, estimate_covariance
 from bif.estimate.traces import TraceBlock
 from bif.mesh import Ranks
 from bif.store.arrays import DrawArrays
+from command_line import Answer, failed
 from forked_ranks import on_ranks
 from run_folders import resealed, wanted
 from small_problems import TINY, classification, labelled
@@ -76,6 +79,44 @@ def test_its_negative_is_the_runs_influence(run_folder):
     scores = bif.load(run_folder).influence.dataset["influence"].values
     got = -bif.stream_covariance(run_folder).value.numpy().reshape(scores.shape)
     np.testing.assert_allclose(got, scores, rtol=1e-6, atol=1e-9)  # saved in float32
+
+
+def streamed_to(folder: Path, answer: Answer) -> tuple[xr.Dataset, dict[str, Any]]:
+    """The scores and figures that the command has written."""
+    assert answer[0] == 0, answer[2]
+    scores = xr.open_zarr(folder / "influence.zarr", consolidated=False).load()
+    return scores, json.loads((folder / "summary.json").read_text())
+
+
+def test_the_command_writes_a_runs_scores_by_name(run_folder, tmp_path, call):
+    got, figures = streamed_to(tmp_path, call("stream-covariance", run_folder, "--out", tmp_path))
+    run = bif.load(run_folder)
+    expected = run.influence.dataset
+    for name in ("influence", "standard_error", "correlation", "derivative"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=1e-9)
+    for name in ("query_id", "query_group", "train_id", "observable", "better"):
+        assert got[name].values.tolist() == expected[name].values.tolist()
+    assert {n: got.attrs[n] for n in got.attrs} == {n: expected.attrs[n] for n in got.attrs}
+    assert figures["num_draws"] == run.summary.draws == 9 * 40
+    assert figures["trusted"] is bool(run.summary.trusted)
+
+
+def test_the_command_takes_names_from_the_problem_of_a_run_that_has_no_results(
+    tmp_path, call, file
+):
+    expected = bif.attribute(classification(), TINY, out=tmp_path / "run").influence.dataset
+    for name in ("summary.json", "influence.zarr/zarr.json"):
+        (tmp_path / "run" / name).unlink()
+    resealed(tmp_path / "run/run.json", "results", complete=False)
+    command = ["stream-covariance", tmp_path / "run", "--out", tmp_path / "out"]
+    assert "has no results yet, and so no names" in failed(call(*command))
+    assert "of another problem, with another train" in failed(call(*command, f"{file}:other"))
+    into_run = ["stream-covariance", tmp_path / "run", "--out", tmp_path / "run"]
+    assert "holds a run: choose another folder" in failed(call(*into_run))
+    got, figures = streamed_to(tmp_path / "out", call(*command, f"{file}:problem"))
+    np.testing.assert_allclose(got["influence"], expected["influence"], rtol=1e-6, atol=1e-9)
+    assert got["train_id"].values.tolist() == expected["train_id"].values.tolist()
+    assert figures["trusted"] is False and got.attrs["trusted"] == 0  # nobody has judged it
 
 
 def test_chains_that_were_left_out_stay_out(tmp_path):

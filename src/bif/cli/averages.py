@@ -29,7 +29,7 @@ class Average:
         from bif.results.averages import average
         from bif.runs.run import load
 
-        _write(average([load(folder).influence for folder in self.folders]), self.out)
+        write_scores(average([load(folder).influence for folder in self.folders]), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class AverageOverDraws:
             self.target, self.language, self.settings, query=self.query
         )
         found = average_over_draws(problem, settings, num_draws=self.num_draws, show_progress=True)
-        _write(found, self.out)
+        write_scores(found, self.out)
 
 
-def _write(found: Influence, out: str) -> None:
-    """Write averaged scores and their figures, and print these."""
+def write_scores(found: Influence, out: str) -> None:
+    """Write scores of no folder of a run, with their figures, and print these."""
     attrs = found.dataset.attrs
     error, score = (found.dataset[n].values for n in ("standard_error", "influence"))
     counted = "num_models" if "num_models" in attrs else "num_draws"

@@ -26,6 +26,7 @@ from bif.cli.runs import Attribute, Check, Demo, Merge, Show
 from bif.cli.shift import Shift
 from bif.cli.stages import Stages
 from bif.cli.steer import Steer
+from bif.cli.streaming import StreamCovariance
 from bif.store import FilesFailed, discard_output
 from bif.store.signals import Preempted, termination_raises
 from bif.terminal import escape_controls
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, type] = {
     "merge": Merge,
     "average": Average,
     "average-over-draws": AverageOverDraws,
+    "stream-covariance": StreamCovariance,
     "show": Show,
     "lds": Lds,
 }

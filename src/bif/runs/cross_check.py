@@ -111,7 +111,7 @@ def check_on_disk(folder: str | Path, problem: Problem) -> Run:
     with termination_raises(), store.reopen_run(folder) as opened:
         if not opened.complete:
             raise ValueError(f"{folder} holds a run that is not complete: let it end first.")
-        _refuse_another(opened.manifest["identity"], problem, str(folder))
+        refuse_another(opened.manifest["identity"], problem, str(folder))
         run = load(folder)
         found = cross_check(problem, run)
         checked = with_gates(
@@ -164,7 +164,12 @@ def _remedies(problem: Problem, run: Run) -> Remedies:
     return Remedies.of(_settings_of(problem, run), identity, problem.num_train)
 
 
-def _refuse_another(then: Mapping[str, Any], problem: Problem, folder: str) -> None:
+def refuse_another(then: Mapping[str, Any], problem: Problem, folder: str) -> None:
+    """Raise unless a problem is the one that a run was asked for with.
+
+    Raises:
+        FolderInUse: It is another; names the first difference.
+    """
     requested = Settings.from_dict(then["settings"]).as_dict()
     changed = store.differences(then, store.plain(identity(problem, requested)))
     if changed:
