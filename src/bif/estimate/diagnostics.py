@@ -80,8 +80,12 @@ def _split_half(traces: LossTraces, seed: int) -> float:
     for row in in_half:
         row[rng.permutation(num_chains)[: num_chains // 2]] = 1
     halves = in_half @ stacked
-    others = stacked.sum(axis=0) - halves
-    return float(np.mean(_split_agreements(*(x.reshape(-1, *shape) for x in (halves, others)))))
+    total = stacked.sum(axis=0)
+    agreements = [  # a split at a time: a correlation has several temporaries
+        _split_agreements(half.reshape(1, *shape), (total - half).reshape(1, *shape))
+        for half in halves
+    ]
+    return float(np.mean(agreements))
 
 
 def _of_chain(block: TraceBlock, row: int) -> Tensor:
