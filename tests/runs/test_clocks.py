@@ -49,7 +49,8 @@ def test_a_lease_of_tomorrow_keeps_others_out_and_can_be_removed(tmp_path, monke
     here = time.time
     with monkeypatch.context() as ahead:
         ahead.setattr(time, "time", lambda: here() + DAY)
-        store.folder_at(url).renew()
+        holder = store.folder_at(url).locked()
+        holder.__enter__()
     try:
         with pytest.raises(store.FolderInUse, match="remove .lock if it is gone"):
             bif.attribute(classification(), SHORT, out=url)
