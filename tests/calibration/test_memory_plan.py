@@ -195,8 +195,10 @@ class TestCommand:
             "plan", f"{file}:problem", *flags, "--oracle", "live",
             "--sampler", "sgld", "--memory", "fused",
         )  # fmt: skip
-        memory, seconds = out.strip().splitlines()
+        memory, seconds, host, disk = out.strip().splitlines()
         assert code == 0 and "at its peak" in memory and seconds.startswith("sampling: ")
+        assert "for what is recorded" in host and "for scores at the end" in host
+        assert disk.startswith("on disk, before compression: traces ") and "results" in disk
 
     def test_stacked_chains_end_with_one_sentence(self, call, file):
         code, _, error = call("plan", f"{file}:problem", *TINY_FLAGS)

@@ -38,7 +38,10 @@ class TestManifest:
     def test_memory_and_disk_are_forecast(self, tmp_path):
         # 4 chains · 6 draws · (20 + 2 · 5) losses · 8 bytes
         (said,) = bif.attribute(classification(), TINY).manifest["forecast"]
-        assert said == "memory of the host for what is recorded: 5.62 KiB"
+        scores = "17.2 KiB"  # of 10 rows and 20 items, 88 bytes a pair
+        assert said == (
+            f"memory of the host for what is recorded: 5.62 KiB, and for scores at the end {scores}"
+        )
         bif.attribute(classification(), TINY, out=tmp_path / "r", keep="weights")
         _, said = bif.load(tmp_path / "r").manifest["forecast"]
         # 4 · 6 · 43 · 8 bytes of weights

@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 import bif
+from bif import store
 from bif.calibration.memory_plan import uniform_weight_bytes, weight_bytes
-from bif.runs.retention import forecast
+from bif.calibration.peak_memory import PeakBytes
+from bif.estimate.covariance import estimate_covariance
+from bif.estimate.dataset import ScoreAxes, influence_dataset
+from bif.estimate.traces import TraceBlock
+from bif.runs.retention import forecast, recorded_bytes
 from bif.runs.size_plan import Sizes, plan_sizes
 from bif.sampling.factory import make_posterior
 from command_line import failed
-from small_problems import classification
+from small_problems import TINY, classification
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SMALL = Sizes(items=1_000, tokens=10, model_params=10**6, queries=100, gpus=4, gpu_flops=1e12)
@@ -85,6 +90,24 @@ def test_bytes_are_those_that_forecast_a_run():
         if settings.memory != "plain":  # rows of a step are few in a large model alone
             there = replace(there, step=0)
         assert got == there
+
+
+def test_results_and_the_sums_behind_them_take_what_is_forecast(tmp_path):
+    source = torch.Generator().manual_seed(0)
+    train, query = (torch.randn(4, 6, n, generator=source) for n in (1_000, 80))
+    traces = bif.LossTraces((TraceBlock((0, 1, 2, 3), train, query),))
+    sizes = recorded_bytes(rows=80, columns=1_000, weights=0, settings=TINY, keep="traces")
+    with PeakBytes() as counter:
+        covariance = estimate_covariance(traces)
+    assert abs(counter.peak / sizes["scores"] - 1) < 0.05
+    axes = ScoreAxes(
+        observables={"loss": "lower", "margin": "higher"}, nbeta=1.0,
+        query_ids=[f"q-{i}" for i in range(40)], train_ids=[f"row-{i}" for i in range(1_000)],
+    )  # fmt: skip
+    dataset = influence_dataset(covariance, axes, num_chains=4, num_draws=24)
+    store.save_dataset(dataset, tmp_path / "influence.zarr")
+    files = [file for file in (tmp_path / "influence.zarr").rglob("*") if file.is_file()]
+    assert abs(sum(file.stat().st_size for file in files) / sizes["results"] - 1) < 0.2
 
 
 def test_draws_tell_correlations_from_the_largest_by_chance():

@@ -95,9 +95,9 @@ class LanguageOrSizes(Language):
 class Plan:
     """Say what a run of a live module will take, of a problem or by sizes alone.
 
-    Of a problem: bytes on the device and seconds, by short measurements; `bif attribute` with the
-    same options says the same before it samples.  By sizes (--items …): draws, time, memory, disk,
-    network, and where the limit is.
+    Of a problem: bytes on the device and seconds, by short measurements, memory and files;
+    `bif attribute` with the same options says the same before it samples.  By sizes (--items …):
+    draws, time, memory, disk, network, and where the limit is.
     """
 
     target: Target = None
@@ -115,7 +115,7 @@ class Plan:
     gpu_tflops: float = 445.0
     """TFLOP/s of a GPU that passes of the model reach; the default is .45 of an H100's peak."""
     keep: Keep = "traces"
-    """By sizes: what is kept of the draws."""
+    """What is kept of the draws."""
     query: tuple[str, ...] = ()
     """With --model: files of queries, each a group named after its file."""
     language: LanguageOrSizes = field(default_factory=LanguageOrSizes)
@@ -126,14 +126,19 @@ class Plan:
             self._plan_sizes()
             return
         from bif.calibration.memory_plan import plan
+        from bif.runs.retention import forecast, in_words
+        from bif.sampling.factory import make_posterior
 
         if isinstance(self.language.tokens, int):
             raise ValueError(
                 f"--tokens {self.language.tokens} is for a plan by sizes: give --items."
             )
         language = Language(**vars(self.language))
-        found = plan(*pose_problem(self.target, language, self.settings, query=self.query))
-        _print_lines(found.in_words())
+        problem, settings = pose_problem(self.target, language, self.settings, query=self.query)
+        found = plan(problem, settings)
+        posterior = make_posterior(problem, found.settings)
+        sizes = forecast(problem, posterior, found.settings, self.keep)
+        _print_lines([*found.in_words(), *in_words(sizes, on_disk=True)])
 
     def _plan_sizes(self) -> None:
         from bif.runs.size_plan import Sizes, plan_sizes

@@ -23,6 +23,7 @@ from bif.runs.planned_run import PlannedRun, plan_run
 from bif.runs.recording import Context, Recording, deal
 from bif.runs.resumption import chosen_before, refuse_other_losses
 from bif.runs.retention import (
+    ON_DISK,
     Keep,
     forecast,
     in_words,
@@ -257,7 +258,7 @@ def run_attribution(
         refuse_uneven(num_ranks, settings.chains, settings.block_size)
     refuse_unfit(problem, settings)
     engine = make_engine_together(ranks, problem, settings)
-    sizes = forecast(problem, engine.posterior, settings, keep)
+    sizes = forecast(problem, engine.posterior, settings, keep, top=top)
     sizes_in_words = in_words(sizes, on_disk=folder is not None)
     if settings.oracle == "live" and settings.shards == 1 and not (folder and folder.begun):
         memory = forecast_live(engine)
@@ -377,7 +378,7 @@ def _end_at(calibration: Calibration, draws: int | None) -> Calibration:
 def _refuse_full_disk(folder: store.RunFolder, sizes: Mapping[str, int]) -> None:
     """Raise where the disk has no room for the run, before hours of work."""
     free = folder.folder.free_bytes()
-    needed = sizes["traces"] + sizes["weights"] + sizes["checkpoints"]
+    needed = sum(sizes[name] for name in ON_DISK)
     if not folder.begun and free is not None and needed > free:
         raise ValueError(
             f"the run needs up to {as_bytes(needed)} on the disk of {folder.folder}, where "

@@ -20,6 +20,16 @@ Keep = Literal["traces", "sums", "weights"]
 """All losses; sums and the traces of a few items; or all losses and the weights of every draw."""
 _BYTES_A_LISTED_SCORE = 4 * (3 * 8 + 4 * 4 + 8)
 """Bytes of a listed score: four lists, found in float64 and int64, kept in float32 and int64."""
+_BYTES_A_SUMMED_SCORE = 5 * 8
+"""Bytes of a score while groups of chains are summed: one group, and two compensated totals."""
+_BYTES_A_STORED_SCORE = 4 * 4
+"""Bytes of a score in the results: four numbers in float32."""
+_BYTES_A_STORED_LISTED_SCORE = 4 * (4 * 4 + 8)
+"""Bytes of a listed score in the results: four lists of as many, and where in int64."""
+_ADDED_BYTES = 6 * 8 * 2**20
+"""Bytes at most that an addition of sums of scores holds beside them, in parts of 2**20 pairs."""
+ON_DISK = ("traces", "weights", "checkpoints", "results")
+"""What of a forecast are files."""
 _SUBSET_TRAIN = 256
 """Train columns whose traces stay where sums are kept, at most."""
 _SUBSET_QUERY = 64
@@ -35,12 +45,21 @@ def subset_of(panels: Panels) -> Subset:
 
 
 def forecast(
-    problem: Problem, posterior: LocalPosterior, settings: Settings, keep: Keep
+    problem: Problem,
+    posterior: LocalPosterior,
+    settings: Settings,
+    keep: Keep,
+    *,
+    top: int | None = None,
 ) -> dict[str, int]:
     """Return bytes by what they are for: `memory` of the host, and files before compression.
 
     Args:
+        problem: What is attributed.
+        posterior: Whose weights move.
         settings: Complete settings.
+        keep: What is kept of the draws.
+        top: Number of scores of each row that are kept either way, or None for all.
     """
     leaves = list(posterior.center.values())
     return recorded_bytes(
@@ -51,12 +70,14 @@ def forecast(
         settings=settings,
         keep=keep,
         loss_bytes=max(4, leaves[0].element_size()),
+        top=top,
     )
 
 
 def recorded_bytes(
-    *, rows: int, columns: int, weights: int, settings: Settings, keep: Keep, loss_bytes: int = 4
-) -> dict[str, int]:
+    *, rows: int, columns: int, weights: int, settings: Settings, keep: Keep, loss_bytes: int = 4,
+    top: int | None = None,
+) -> dict[str, int]:  # fmt: skip
     """Return bytes by what they are for, by sizes alone.
 
     Args:
@@ -66,6 +87,11 @@ def recorded_bytes(
         settings: With chains and draws.
         keep: What is kept of the draws.
         loss_bytes: Bytes of a recorded number.
+        top: Number of scores of each row that are kept either way, or None for all.
+
+    Returns:
+        Memory: `memory` of what is recorded, `scores` while they are estimated.  Files: `traces`,
+        `weights`, `checkpoints`, `results`.
     """
     chains, draws = settings.chains or 0, settings.draws or 0
     recorded, sums, slopes = columns + rows, 0, 0
@@ -75,12 +101,22 @@ def recorded_bytes(
         recorded = min(columns, _SUBSET_TRAIN) + min(rows, _SUBSET_QUERY)
         sums = 8 * rows * columns * min(chains, DEFAULT_GROUPS)
     traces = chains * draws * recorded * loss_bytes
-    # The state of a block: weights and at most two more numbers a weight; two commits are kept.
+    if top is None:
+        pairs = rows * columns
+        scores = _BYTES_A_SUMMED_SCORE * pairs + min(_ADDED_BYTES, 6 * 8 * pairs)
+        results = _BYTES_A_STORED_SCORE * pairs
+    else:
+        scores = _BYTES_A_LISTED_SCORE * rows * min(top, columns)
+        results = _BYTES_A_STORED_LISTED_SCORE * rows * min(top, columns)
+    # The state of a block: weights and what the sampler keeps for each; two commits are kept.
+    state = (1 + settings.traits.state_leaves) * chains * weights
     return {
         "memory": traces + sums + slopes,
         "traces": traces,
         "weights": chains * draws * weights if keep == "weights" else 0,
-        "checkpoints": 2 * (2 * chains * weights + sums + slopes),
+        "checkpoints": 2 * (state + sums + slopes),
+        "results": results,
+        "scores": scores,
     }
 
 
@@ -149,9 +185,11 @@ def refuse_vast_traces(problem: Problem, requested: Settings, keep: Keep) -> Non
 
 def in_words(sizes: Mapping[str, int], *, on_disk: bool) -> list[str]:
     """Return the forecast as lines of text."""
-    lines = [f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}"]
+    lines = [
+        f"memory of the host for what is recorded: {as_bytes(sizes['memory'])}, and for scores "
+        f"at the end {as_bytes(sizes['scores'])}"
+    ]
     if on_disk:
-        files = [f"{n} {as_bytes(sizes[n])}" for n in ("traces", "weights", "checkpoints")
-                 if sizes[n]]  # fmt: skip
+        files = [f"{name} {as_bytes(sizes[name])}" for name in ON_DISK if sizes[name]]
         lines.append(f"on disk, before compression: {', '.join(files)}")
     return lines

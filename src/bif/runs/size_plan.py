@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from bif.calibration.calibrate import DEFAULT_DRAWS
 from bif.calibration.memory_plan import Pass, Plan, uniform_weight_bytes
 from bif.estimate.covariance import DEFAULT_GROUPS
-from bif.results.top_influence import BYTES_A_SCORE
-from bif.runs.retention import Keep, recorded_bytes
+from bif.runs.retention import ON_DISK, Keep, recorded_bytes
 from bif.sampling.settings import Settings
 from bif.terminal import as_bytes, in_time
 
@@ -99,7 +98,7 @@ class SizePlan:
     @property
     def scores(self) -> int:
         """Return the bytes of all scores while they are estimated."""
-        return BYTES_A_SCORE * self.sizes.queries * self.sizes.items
+        return self.disk["scores"]
 
     @property
     def distinguishable(self) -> float:
@@ -151,7 +150,7 @@ class SizePlan:
     def in_words(self) -> list[str]:
         """Return the plan as lines of text."""
         s, d, settings, disk = self.sizes, self.device, self.settings, self.disk
-        files = sum(disk[name] for name in ("traces", "weights", "checkpoints"))
+        files = sum(disk[name] for name in ON_DISK)
         drivers = ", ".join(f"{what} {part:.1%}" for what, part in self.shares.items())
         held = f", {self.shards} GPUs hold a model" if self.shards > 1 else ""
         network = f"{as_bytes(files / self.seconds)}/s of files from all ranks"
@@ -168,7 +167,7 @@ class SizePlan:
             f"memory of the host: {as_bytes(disk['memory'])} for what is recorded, "
             f"{as_bytes(self.scores)} for all scores",
             f"disk, before compression: {as_bytes(files)}, of which traces "
-            f"{as_bytes(disk['traces'])}",
+            f"{as_bytes(disk['traces'])} and results {as_bytes(disk['results'])}",
             f"network: {network}",
             f"cost drivers: {drivers}",
         ]
