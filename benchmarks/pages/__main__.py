@@ -82,6 +82,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
        for part in ("tokens", "planted", "lds")},
     **{f"costs of {name}": lambda n=name: scaling.costs(n)
        for name in ("scaling", "scaling-items", "scaling-1b", "scaling-response")},
+    "plans and runs": scaling.planned,
     **{f"laws of {name}": lambda n=name: scaling.laws(n) for name in ("scaling", "scaling-items")},
     **{f"rows of {name}": lambda n=name: sections(n) for name in SECTIONS},
 }  # fmt: skip

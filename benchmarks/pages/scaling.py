@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import all_runs
 from benchmarks.pages.runs import Run, current_command, describe_run
-from benchmarks.pages.sections import SOLVING, cell, rows_as_table
+from benchmarks.pages.sections import PLANNED, SOLVING, cell, rows_as_table
 
 COLOURS = {"bif": "#c2410c", "devinterp": "#1d4ed8", "ekfac": "#15803d"}
 _COLUMNS = (
@@ -30,6 +30,33 @@ def costs(name: str) -> list[str]:
     picture = ["![Cost against model size](images/scaling-weights.png)", ""]
     return ["", describe_run(run), "", *earlier, *(picture if name == "scaling" else []),
             *rows_as_table(run["rows"], columns), ""]  # fmt: skip
+
+
+def planned() -> list[str]:
+    """Return what runs took beside their plans, on a CPU and, of large models, on a GPU."""
+    lines = []
+    for run in (all_runs("plans")[-1], all_runs("scaling")[-1]):
+        rows = run["rows"] if run["benchmark"] == "plans" else _planned_shapes(run)
+        lines += ["", describe_run(run), "", *rows_as_table(rows, PLANNED)]
+    return [*lines, ""]
+
+
+def _planned_shapes(run: Run) -> list[dict[str, Any]]:
+    """Return forecast and measurement of the fastest way of each named shape."""
+    rows = []
+    for shape in ("160M", "1.4B", "6.9B"):
+        there = [row for row in run["rows"] if row["shape"] == shape and "forecast_gib" in row]
+        best = min(there, key=lambda row: row["seconds_a_draw"])
+        for quantity, planned, measured in (
+            ("seconds a draw", "forecast_seconds_a_draw", "seconds_a_draw"),
+            ("memory, GiB", "forecast_gib", "peak_memory_gib"),
+        ):
+            ratio = best[planned] / best[measured]
+            rows.append({
+                "problem": shape, "quantity": quantity, "planned": best[planned],
+                "measured": best[measured], "ratio": ratio, "within_a_fifth": abs(ratio - 1) <= 0.2,
+            })  # fmt: skip
+    return rows
 
 
 def laws(name: str) -> list[str]:

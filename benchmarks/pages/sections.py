@@ -82,6 +82,11 @@ _AVERAGES = (
     "solved_12_checkpoint=its mean of 12 | covariance_checkpoint=its covariance | draws | "
     "slope | solved_12_seconds=seconds of 12 | covariance_seconds=of the covariance"
 )
+PLANNED = (
+    "problem | quantity | planned | measured | ratio=planned / measured | "
+    "within_a_fifth=within 20 %"
+)
+"""Of runs beside their plans."""
 LABELS = {
     "ci_high": "to", "ci_low": "95 % from", "ess_median": "effective draws",
     "forecast_gib": "forecast GiB", "lds": "LDS", "lds_loss": "LDS, loss",
@@ -327,6 +332,12 @@ SECTIONS = {
         "of its own.",
         "items | draws | way | recall | read=reading, s | neighbours=neighbours, s | map=map, s | "
         "seconds | peak_gib=peak GiB",
+    ),
+    "plans": Section(
+        "What runs of a live module took beside what was forecast. On a CPU seconds are those of "
+        "its time. In short: "
+        "[docs/distributed.md](../../docs/distributed.md#plan-and-measurement).",
+        PLANNED,
     ),
 }
 
