@@ -56,6 +56,26 @@ const measure = (frame) => {
   const scrolls = (element) => element.closest(".scroll");
   const wide = [...page.querySelectorAll("body *")].filter((e) =>
     !scrolls(e) && e.getBoundingClientRect().right > view.innerWidth + 0.5);
+  // Words of up to 20 letters that stand on several lines, and would fit on one.
+  const broken = [];
+  for (const element of page.querySelectorAll("body *:not(svg *):not(script)")) {
+    for (const node of element.childNodes) {
+      if (node.nodeType !== 3 || scrolls(element) || element.closest(".text")) continue;
+      for (const word of node.data.matchAll(/[^\\s-]{2,20}(?![^\\s-])/g)) {
+        if (word.index && /[^\\s-]/.test(node.data[word.index - 1])) continue;
+        const range = page.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        const parts = [...range.getClientRects()].filter((r) => r.width);
+        if (!parts.length || parts.every((r) => Math.abs(r.top - parts[0].top) < 3)) continue;
+        let block = element;
+        while (style(block).display === "inline") block = block.parentElement;
+        if (/table/.test(style(block).display)) block = block.closest("table").parentElement;
+        const width = parts.reduce((sum, r) => sum + r.width, 0);
+        if (width < Math.max(64, block.clientWidth)) broken.push(word[0]);
+      }
+    }
+  }
   const seen = (selector) =>
     [...page.querySelectorAll(selector)].filter((e) => e.getClientRects().length);
   return {
@@ -65,6 +85,7 @@ const measure = (frame) => {
     wide: wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 120)),
     background: style(page.body).backgroundColor,
     faintest,
+    broken,
     queries: seen(".query").map((e) => e.id),
     observables: seen("[data-observable]").length,
     toolbar: seen(".toolbar").length,
@@ -187,7 +208,7 @@ def test_page_fits_the_screen_and_can_be_read(page: str, tmp_path: Path, width: 
     seen = look(page, tmp_path, width=width, scheme=scheme, act=show)
     assert seen["inner"] == width
     assert seen["scroll"] <= width
-    assert seen["wide"] == []
+    assert seen["wide"] == [] and seen["broken"] == []
     assert seen["faintest"][0] >= 4.5, seen["faintest"]  # WCAG 2.1, level AA
 
 

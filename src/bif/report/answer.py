@@ -98,7 +98,7 @@ def moved_in_words(
         else f"Of the {count:,} most suspicious items {among:,} are among the {count:,} moved "
         "labels."
     )
-    beyond = f"Of the first {count:,} items {among:,} are. " if first > 1 else ""
+    beyond = f"Of the first {count:,} items {among:,} have a moved label. " if first > 1 else ""
     beyond += "Items are ranked by their loss."
     if likely is not None and original is not None and count:
         right = sum(str(likely[i]) == original[i] for i in np.flatnonzero(moved))
