@@ -60,6 +60,7 @@ def query_in_words(
 ) -> str:
     """Return a query's id with its text or features, its label or target, what the model says."""
     told = f", {shortened(text)!r}" if text else f" ({features})" if features else ""
+    label = "" if is_own_text(label, text) else label
     known = f"labelled {label}" if label else f"target {target}" if target else ""
     if known:
         told += f", {known}"
@@ -67,7 +68,18 @@ def query_in_words(
             told += ", and the model agrees" if prediction == (label or target) else (
                 f"; the model says {prediction}"
             )  # fmt: skip
-    return f"Query {name}{told}"
+    return f"{titled(name)}{told}"
+
+
+def titled(name: str) -> str:
+    """Return a query's id, with the word before it unless it begins so."""
+    return name if name.lower().startswith("query") else f"Query {name}"
+
+
+def is_own_text(label: str, text: str) -> bool:
+    """Return whether a label of several words is no more than the beginning of the text."""
+    words = label.split()
+    return len(words) > 1 and text.split()[: len(words)] == words
 
 
 def query_token_in_words(name: str, *, text: str = "", context: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bif.report.answer import query_in_words, shortened, trust_in_words
-from bif.report.markup import escape, plural
+from bif.report.markup import called, escape, plural
 from bif.report.overview import excerpt_line
 from bif.report.source import Items, Source, top_k
 
@@ -16,10 +16,11 @@ _LONG = 90
 
 
 def named(items: Items, index: int) -> str:
-    """Return a train item's id, with its label, its target or the beginning of its text."""
+    """Return a train item's id, with its label, its target, or the beginning of what it is."""
     target = f"target {items.targets[index]}" if items.targets[index] else ""
-    told = items.labels[index] or target or shortened(items.texts[index])
-    return f"{items.ids[index]} ({told})" if told else items.ids[index]
+    told = items.labels[index] or target or shortened(items.text(index))
+    name = called(items.ids[index], "item")
+    return f"{name} ({told})" if told else name
 
 
 def query_named(source: Source, query: int) -> str:
@@ -44,6 +45,7 @@ def finding(
     manifest: Mapping,
     asked: str = "",
     observable: int = 0,
+    noun: str = "item",
 ) -> str:
     """Return the headline: moved labels that were found, or what moves a query, and the trust.
 
@@ -55,12 +57,13 @@ def finding(
         manifest: The contents of `run.json`.
         asked: The question; that of items and queries by default.
         observable: Whose scores are told.
+        noun: What moves a query.
     """
     asked = asked or (
         f"Which of {plural(len(source.train), 'train item')} moved the "
         f"{source.observables[observable]} of {plural(len(source.query), 'query')}, and which way?"
     )
-    said = moved[1] if moved else _of_query(source, query, observable)
+    said = moved[1] if moved else _of_query(source, query, observable, noun)
     beyond = f'<p class="lead">{escape(f"{moved[0]} {moved[2]}")}</p>' if moved else ""
     long = ' class="long"' if len(said) > _LONG else ""
     return (
@@ -70,13 +73,13 @@ def finding(
     )
 
 
-def _of_query(source: Source, query: int | None, observable: int) -> str:
+def _of_query(source: Source, query: int | None, observable: int, noun: str) -> str:
     if query is None:
         return "There is no query to show."
     subject = query_named(source, query)
     score, error = source.score[observable, query], source.error[observable, query]
     if not source.trusted:
-        return f"{subject}: no item moves it for certain."
+        return f"{subject}: no {noun} moves it for certain."
     certain = np.where(source.clear(score, error), score, 0.0)
     better = source.better[observable]
     helps = 1 if better == "higher" else -1
@@ -85,5 +88,5 @@ def _of_query(source: Source, query: int | None, observable: int) -> str:
     for sign, verb in ((helps, verbs[0]), (-helps, verbs[1])):
         parts += [f"{verb} {named(source.train, i)}" for i in top_k(certain, sign=sign, top=1)]
     if not parts:
-        return f"{subject}: no item moves it for certain."
+        return f"{subject}: no {noun} moves it for certain."
     return f"{subject}: it is {' and '.join(parts)}."

@@ -65,6 +65,12 @@ def plural(amount: int, noun: str) -> str:
     return f"{amount:,} {many}"
 
 
+def called(name: object, noun: str) -> str:
+    """Return an id; a bare number with its noun, e.g. `called(3, "item") == "item 3"`."""
+    text = str(name)
+    return f"{noun} {text}" if text.isdigit() else text
+
+
 def join_words(words: Sequence[str]) -> str:
     """Return the words as an enumeration: "a, b and c"."""
     if len(words) < 2:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bif.report.answer import shortened
+from bif.report.answer import shortened, titled
 from bif.report.markup import (
+    called,
     escape,
     finite,
     join_words,
@@ -21,6 +22,10 @@ from bif.report.pictures import image_tag
 from bif.report.query_switch import packed, switch
 from bif.report.source import Items, Source, top_k
 
+_PARTS = (
+    "Each bar has two parts. Solid: the linear part, the classical influence, which is solved for. "
+    "Hatched: the sampled correction, which is what is not linear."
+)
 _UNTRUSTED = '<p class="under">The run is not trusted: no sign is certain.</p>'
 
 
@@ -75,7 +80,7 @@ def _chooser(source: Source, chosen: Sequence[int]) -> str:
         words = f"<b>{escape(label)}</b> " if label else ""
         entries.append(
             f'<li><a href="#query-{q}">{_without_alt(picture(source.query, q))}'
-            f"<span>{words}<small>{escape(source.query.ids[q])}</small></span></a></li>"
+            f"<span>{words}<small>{escape(called(items.ids[q], 'query'))}</small></span></a></li>"
         )
     return f'<nav aria-label="Queries"><ul class="chooser">{"".join(entries)}</ul></nav>'
 
@@ -90,14 +95,7 @@ def _legend(source: Source) -> str:
     parts = [f"its score with {error}", "label", "id"]
     if not any(source.train.labels):
         parts.remove("label")
-    bars = (
-        ""
-        if source.linear is None
-        else " Solid in each bar: the linear part, which is solved for and equals the classical "
-        "influence. Hatched, from there to the score: the sampled correction, which is what is not "
-        "linear."
-    )
-    return f"Each training item is shown with {join_words(parts)}.{bars}"
+    return f"Each training item is shown with {join_words(parts)}."
 
 
 def _toolbar(source: Source, queries: Sequence[int]) -> str:
@@ -123,7 +121,7 @@ def _query(source: Source, q: int, *, top: int) -> str:
     label = _label_and_prediction(query, q)
     several_groups = len(set(query.groups)) > 1
     group = f"group {escape(query.groups[q])}" if several_groups and query.groups[q] else ""
-    title = f"Query {escape(query.ids[q])}"
+    title = escape(titled(query.ids[q]))
     under = " · ".join(part for part in (label, group) if part)
     values = "".join(
         f'<tr><th scope="row">{escape(name)}{_proxy_note(source, o)}</th>'
@@ -228,17 +226,19 @@ def _observable(source: Source, q: int, o: int, *, top: int) -> str:
 
 
 def _beyond_linear(source: Source, o: int, q: int) -> str:
-    """Return how far the scores of a query differ from their linear parts.
+    """Return what the two parts of a bar are, and how far the scores differ from the linear one.
 
-    Empty without any, and for a run that is not trusted.
+    Empty without a linear part; of a run that is not trusted, what the parts are.
     """
-    if source.linear is None or not source.trusted:
+    if source.linear is None:
         return ""
+    if not source.trusted:
+        return f'<p class="under">{_PARTS}</p>'
     correction, error = source.score[o, q] - source.linear[o, q], source.error[o, q]
     width = source.error_quantile * error
     known = np.isfinite(correction) & np.isfinite(width)
     if not known.any():
-        return ""
+        return f'<p class="under">{_PARTS}</p>'
     equal = np.abs(correction[known]) <= width[known]
     count = int(np.count_nonzero(equal))
     within = number(float(np.median(width[known])))
@@ -250,7 +250,8 @@ def _beyond_linear(source: Source, o: int, q: int) -> str:
         "linear, is clear of zero at 95&nbsp;%."
     )  # fmt: skip
     return (
-        f'<p class="under">{words} the classical one within ± {within} (in the median).{rest}</p>'
+        f'<p class="under">{_PARTS} {words} the classical one within ± {within} (in the median).'
+        f"{rest}</p>"
     )
 
 
@@ -275,7 +276,7 @@ def _item(source: Source, place: tuple[int, int, int], *, exponent: int, reach: 
         f'<p class="score"><data value="{score:.6g}">{number_text}</data> '
         f"<span>± {error_text}</span>{_parts(source, place, exponent)}</p>"
         f'<p class="who">{_label(source, i)}{_text(source, i)}'
-        f"<small>{escape(source.train.ids[i])}</small></p>"
+        f"<small>{escape(called(source.train.ids[i], 'item'))}</small></p>"
         "</li>"
     )
 

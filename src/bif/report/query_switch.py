@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bif.report.answer import shortened
-from bif.report.markup import escape
+from bif.report.markup import called, escape
 from bif.report.source import Source
 
 MAX_QUERIES = 500
@@ -59,7 +59,7 @@ def packed(articles: Mapping[int, str]) -> str:
 
 def _entry(source: Source, q: int) -> str:
     items = source.query
-    told = [items.ids[q]]
+    told = [called(items.ids[q], "query")]
     if items.images is None and items.text(q):
         told.append(shortened(items.text(q)))
     wrong = ""

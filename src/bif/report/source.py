@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bif.report.answer import is_own_text
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -275,13 +277,14 @@ def _per_query(dataset: xr.Dataset, name: str) -> np.ndarray:
 def _items(dataset: xr.Dataset, kind: str) -> Items:
     size = dataset.sizes[kind]
     image = f"{kind}_image"
+    texts, labels = _texts(dataset, kind, size), _strings(dataset, f"{kind}_label", size)
     return Items(
         kind=kind,
         ids=_strings(dataset, f"{kind}_id", size),
-        labels=_strings(dataset, f"{kind}_label", size),
+        labels=["" if is_own_text(x, text) else x for x, text in zip(labels, texts, strict=True)],
         groups=_strings(dataset, f"{kind}_group", size),
         images=dataset[image] if image in dataset.variables else None,
-        texts=_texts(dataset, kind, size),
+        texts=texts,
         features=_strings(dataset, f"{kind}_features", size),
         targets=_strings(dataset, f"{kind}_target", size),
         predictions=_strings(dataset, f"{kind}_prediction", size),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bif.report.answer import moved_in_words, shortened
-from bif.report.markup import MISSING, escape, finite, join_words, number
+from bif.report.markup import MISSING, called, escape, finite, join_words, number
 from bif.report.queries import picture
 from bif.report.source import Source
 
@@ -137,7 +137,7 @@ def _words(source: Source, i: int | None, name: str, label: str, told: str, scor
         f'<p class="who"><b>{_label(source, i, label)}</b> {truth}'
         + (f'<small class="what">{escape(told)}</small>' if told else "")
         + (f'<small class="what">{escape(text)}</small>' if text else "")
-        + f"<small>{escape(name)}</small>"
+        + f"<small>{escape(called(name, 'item'))}</small>"
         + (f"<small>{score}</small>" if score else "")
         + "</p></li>"
     )
