@@ -226,6 +226,18 @@ def test_a_warning_stands_before_everything_else(changes: dict, words: str):
     assert box < page.index(words) < page.index("<h1>")
 
 
+def test_the_box_of_warnings_counts_failed_checks_apart_from_notes():
+    why = "not trusted, mixing: R-hat is 1.4"
+    manifest = {
+        "gates": [{"name": "mixing", "value": 1.4, "limit": 1.05, "failed": True, "reason": why}],
+        "warnings": [why, "another"],
+    }
+    summary = SUMMARY | {"rhat_max": 1.4, "ess_median": 20, "trusted": False}
+    page = render(make_influence(), summary=summary, manifest=manifest)
+    assert "1 failed check and 2 further notes, with what to change" in page
+    assert "R-hat reaches" not in page
+
+
 def test_a_clean_run_shows_no_warning():
     assert '<aside class="warnings"' not in render(make_influence())
 

@@ -56,7 +56,9 @@ def warnings_box(
             "scores. More draws are needed before single items mean anything."
         )
     value = finite(summary.get("rhat_max"))
-    if value is not None and value > RHAT_GATES[1]:
+    failed = [g for g in manifest.get("gates") or [] if isinstance(g, Mapping) and g.get("failed")]
+    told = any(gate.get("name") == "mixing" for gate in failed)
+    if value is not None and value > RHAT_GATES[1] and not told:
         found.append(
             f"R-hat reaches {number(value)}: chains have not settled on the same losses. Errors "
             "and reliability cannot be relied on; a longer burn-in or more steps a draw help."
@@ -80,8 +82,10 @@ def warnings_box(
         first = "This run was stopped early, and can go on"
     body = f"<ul>{items}</ul>"
     if len(found) > _OPEN_WARNINGS:
-        what = "Reasons, and what to change" if untrusted else "All of them"
-        body = f"<details><summary>{what} ({len(found)})</summary>{body}</details>"
+        reasons, notes = plural(len(failed), "failed check"), plural(len(found), "note")
+        if untrusted and 0 < len(failed) < len(found):
+            notes = f"{reasons} and {plural(len(found) - len(failed), 'further note')}"
+        body = f"<details><summary>{notes}, with what to change</summary>{body}</details>"
     return f'<aside class="warnings" aria-label="Warnings"><strong>{first}</strong>{body}</aside>'
 
 
