@@ -17,7 +17,7 @@ from test_report_browser import ATTACK, CHROMIUM, look, without_policy
 
 import bif
 from bif.cli.answers import query_in_words
-from bif.report import render_report, render_token_report
+from bif.report import answer, passages, render_report, render_token_report
 from bif.report import token_source as picked
 from small_problems import nothing_measured
 from token_problems import TINY, problem, texts
@@ -187,6 +187,8 @@ class TestContent:
 
     def test_tabs_name_queries_by_their_text_and_the_top_asks_of_tokens(self, run, page):
         tabs = re.findall(r'<a href="#query-\d+"><span><b>(.*?)</b><small>(.*?)</small>', page)
+        tabs = [(text, name.partition(" · ")[0]) for text, name in tabs]
+        assert "t0 · &#x27;w5&#x27;</small>" in page  # its only token
         assert [name for _, name in tabs] == queries_of(page)
         pieces = texts(3, seed=5).tokens
         assert pieces is not None
@@ -197,7 +199,7 @@ class TestContent:
         asked = f"Which of {sizes['train']} tokens of 6 training passages moved the loss of "
         assert f"{asked}{sizes['query']} tokens of 3 queries, and which way?" in page
         first = html.escape(repr(tabs[0][0]))
-        assert f"<h1>Query {tabs[0][1]}, {first}: no item moves it for certain.</h1>" in page
+        assert f"<h1>Query {tabs[0][1]}, {first}: no token moves it for certain.</h1>" in page
 
     def test_passages_of_a_certain_sign_stand_first_and_the_others_are_said_to_have_none(self, run):
         sums = {n: d.assign_attrs(trusted=1).copy(deep=True) for n, d in summed(run).items()}
@@ -440,6 +442,44 @@ def test_arrow_keys_on_the_tabs_change_the_query(page, tmp_path: Path):
     )
     for key, place in (("ArrowRight", 1), ("ArrowLeft", -1)):
         assert look(page, tmp_path, act=press % key)["queries"] == [links[place]]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found")
+def test_every_query_can_be_chosen_and_no_word_breaks(run, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("bif.report.token_page.choose_queries", lambda source: [2])
+    act = """
+    const next = page.querySelector(".next");
+    const seen = () => page.querySelector(".reading:not(.off)").id;
+    const found = [seen()];
+    next.click(); found.push(seen());
+    page.body.dispatchEvent(new frame.contentWindow.KeyboardEvent(
+      "keydown", {key: "ArrowRight", bubbles: true}));
+    found.push(seen());
+    next.click(); found.push(seen());
+    page.title = found.join(" ")"""
+    found = look(page_of(run), tmp_path, act=act, width=400)
+    every = found["title"].split()
+    assert len(set(every)) == 3 and every[0] == every[3] == "query-2"
+    assert found["broken"] == [] and found["wide"] == [] and found["scroll"] <= 400
+
+
+def test_tabs_show_where_texts_differ_and_a_label_is_not_the_text_itself():
+    told = passages._told_apart(["once upon a time a cat", "once upon a  time a dog", "a house"])
+    assert told == ["… cat", "… dog", "a house"]
+    assert passages._told_apart(["one and the same"] * 2) == ["one and the same"] * 2
+    words = answer.query_in_words("q", text="once upon a time", label="once upon a")
+    assert words == "Query q, 'once upon a time'"
+    assert "labelled once" in answer.query_in_words("q", text="once upon", label="once")
+
+
+def test_queries_beyond_the_room_of_the_page_are_said_to_be_left_out(run, monkeypatch):
+    monkeypatch.setattr("bif.report.token_page.choose_queries", lambda source: [2])
+    monkeypatch.setattr("bif.report.passages.MOST_BYTES", 1)
+    page = page_of(run)
+    every = summed(run)["both"]["query_id"].values
+    assert len(queries_of(page)) == 1 and "1 of 3 queries" in page
+    assert "no room for the others" in page and len(every) == 3
 
 
 def test_the_seed_of_the_texts_is_not_global():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 
 import numpy as np
 
-from bif.report.answer import shortened
+from bif.report.answer import shortened, titled
 from bif.report.markup import (
+    called,
     escape,
     finite,
     number,
@@ -16,47 +18,86 @@ from bif.report.markup import (
     shared_exponent,
     unit_text,
 )
+from bif.report.query_switch import switch
 from bif.report.shading import data_block, largest_score, pack_scores, score_list, shaded_text
 from bif.report.token_source import MAX_CELLS, TokenSource
 
 _WITHOUT_SIGN = "Of these the sign is not certain:"
 _UNTRUSTED = "The run is not trusted: no sign is certain."
+MOST_BYTES = 5_000_000
+"""Of the queries on a page, beyond which none is added to those with a tab."""
+_FEW_WORDS = 3
+"""Words at least that several queries begin with, and that their tabs leave out."""
 _MAX_SOURCES = 12
 """Columns of the table of sources."""
 
 
-def reader_section(source: TokenSource, *, chosen: Sequence[int], top: int) -> str:
-    """Return the queries, each with its foremost passages; as many as the page has room for."""
-    shown, cells = [], 0
+def reader_section(
+    source: TokenSource, *, chosen: Sequence[int], others: Sequence[int], top: int
+) -> str:
+    """Return the queries, each with its foremost passages; as many as the page has room for.
+
+    Args:
+        source: What the page is about.
+        chosen: Queries with a tab.
+        others: Queries in the list alone, as many as fit.
+        top: Passages either way.
+    """
+    shown, cells, size = [], 0, 0
     articles = []
-    for query in chosen:
+    for query in [*chosen, *others]:
         kept = _choose_passages(source, query, top=top, room=MAX_CELLS - cells, first=not shown)
-        if kept is None:
+        if kept is None or (size > MOST_BYTES and query not in chosen):
             break
         cells += source.num_cells(query, kept[0] + kept[1])
         shown.append(query)
         articles.append(_query(source, query, kept))
+        size += len(articles[-1])
     total = plural(len(source.items.query), "query")
     how = "All queries" if len(shown) == len(source.items.query) else f"{len(shown)} of {total}"
-    links = "".join(_tab(source, q) for q in shown)
+    left_out = ""
+    if len(shown) < len(chosen) + len(others):
+        left_out = (
+            f" The page has no room for the others, which would take it beyond "
+            f"{MOST_BYTES / 1e6:.0f} MB: bif show DIR --query ID tells of any."
+        )
+    tabs = [q for q in shown if q in set(chosen)]
+    told = _told_apart([source.items.query.texts[q] for q in tabs])
+    links = "".join(_tab(source, q, text) for q, text in zip(tabs, told, strict=True))
     nav = f'<nav aria-label="Queries"><ul class="chooser">{links}</ul></nav>'
+    more = switch(source.items, shown) if len(shown) > len(tabs) else ""
     return (
         '<section aria-labelledby="queries" class="reader" '
         f'data-helpful="{source.helpful_sign}"><h2 id="queries">Which tokens move which</h2>'
-        f"{nav if len(shown) > 1 else ''}{_TOOLBAR}{''.join(articles)}{_legend(source)}"
-        f"<p>{how}, each with at most {top} passages either way. {_how_to_read(source)}</p>"
+        f"{_toolbar(more)}{nav if len(shown) > 1 else ''}{''.join(articles)}{_legend(source)}"
+        f"<p>{how}, each with at most {top} passages either way.{left_out} "
+        f"{_how_to_read(source)}</p>"
         "</section>"
     )
 
 
-def _tab(source: TokenSource, query: int) -> str:
-    """Return the link to a query: the beginning of its text, and its id."""
-    text = shortened(source.items.query.texts[query])
+def _tab(source: TokenSource, query: int, text: str) -> str:
+    """Return the link to a query: what tells its text, its id, and its token if it has only one."""
     words = f"<b>{escape(text)}</b>" if text else ""
+    name = called(source.items.query.ids[query], "query")
+    tokens, pieces = source.queries.tokens[query], source.queries.pieces[query]
+    if len(tokens) == 1 and tokens[0] < len(pieces):
+        name += f" · {pieces[tokens[0]].strip()!r}"
     return (
-        f'<li><a href="#query-{query}"><span>{words}'
-        f"<small>{escape(source.items.query.ids[query])}</small></span></a></li>"
+        f'<li><a href="#query-{query}"><span>{words}<small>{escape(name)}</small></span></a></li>'
     )
+
+
+def _told_apart(texts: Sequence[str]) -> list[str]:
+    """Return the beginnings of texts, each from where no other begins the same."""
+    words = [text.split() for text in texts]
+    found = []
+    for i, (text, own) in enumerate(zip(texts, words, strict=True)):
+        others = (w for j, w in enumerate(words) if j != i and w != own)
+        alike = max((len(commonprefix([own, other])) for other in others), default=0)
+        skipped = _FEW_WORDS <= alike < len(own)
+        found.append(f"… {shortened(' '.join(own[alike:]))}" if skipped else shortened(text))
+    return found
 
 
 def sources_section(source: TokenSource, *, chosen: Sequence[int]) -> str:
@@ -136,7 +177,7 @@ def _query(source: TokenSource, query: int, kept: tuple[list[int], list[int]]) -
     status = "<span>strongest passage</span>" if passages else ""
     value = f"{escape(items.observables[o])} {number(items.query_center[o, query])}"
     return f"""<article class="query reading" id="query-{query}" aria-labelledby="title-{query}">
-<header><h3 id="title-{query}">Query {name}</h3>
+<header><h3 id="title-{query}">{titled(name)}</h3>
 <p class="under">{value} at the trained weights{label}</p></header>
 <div class="side asked"><p class="status" data-side="query">Shaded by the influence of: {status}</p>
 <div class="text" data-side="query" tabindex="0" role="group" aria-label="Text of query {name}">\
@@ -246,9 +287,14 @@ def _legend(source: TokenSource) -> str:
     )
 
 
-_TOOLBAR = (
-    '<div class="toolbar" hidden><div class="switch views" role="group" aria-label="View">'
+def _toolbar(more: str) -> str:
+    """Return the list of queries, if any, and the views."""
+    return f'<div class="toolbar" hidden>{more}{_VIEWS}</div>'
+
+
+_VIEWS = (
+    '<div class="switch views" role="group" aria-label="View">'
     '<span>Show</span><button type="button" data-view="influence" aria-pressed="true">influence'
     '</button><button type="button" data-view="correlation" aria-pressed="false">correlation'
-    "</button></div></div>"
+    "</button></div>"
 )

@@ -11,6 +11,7 @@ from bif.report.markup import plural
 from bif.report.overview import folded, made_line, reading_section, trust_line, warnings_box
 from bif.report.page import assemble_page
 from bif.report.passages import reader_section, sources_section
+from bif.report.query_switch import other_queries
 from bif.report.source import choose_queries, find_queries
 from bif.report.token_source import TokenSource, read_token_source
 
@@ -44,7 +45,7 @@ def render_token_report(
         diagnostics: the dataset of `diagnostics.zarr`; may lack any of its variables.
         summary: the contents of `summary.json`.
         manifest: the contents of `run.json`.
-        queries: ids of the queries to show; at most eight are chosen by default.
+        queries: ids of the queries to show; by default all that fit 5 MB, eight with a tab.
         top: how many passages to show in each direction; fewer of long ones.
         observable: the first one by default.
 
@@ -61,6 +62,8 @@ def render_token_report(
     source = read_token_source(influence, summed, observable=observable)
     items = source.items
     chosen = choose_queries(items) if queries is None else find_queries(items, queries)
+    others = [] if queries is not None else other_queries(items, chosen)
+    by_token = source.passages.by_token and not items.trusted
     return assemble_page(
         script="tokens.js",
         styles=("style.css", "tokens.css"),
@@ -74,10 +77,11 @@ def render_token_report(
             manifest=manifest,
             asked=_asked(source),
             observable=source.observable,
+            noun="token" if by_token else "passage",
         ),
         trust="",
         sections=[
-            reader_section(source, chosen=chosen, top=top),
+            reader_section(source, chosen=chosen, others=others, top=top),
             sources_section(source, chosen=chosen),
             folded(
                 made_line(items, summary=summary),

@@ -109,17 +109,38 @@
     }),
   );
   const articles = all(reader, ".reading"), links = all(reader, ".chooser a");
+  const select = document.querySelector(".step select");
   const choose = (id) => {
+    if (select) {
+      select.value = id;
+      document.querySelector(".step .place").textContent = String(select.selectedIndex + 1);
+    }
     articles.forEach((article) => article.classList.toggle("off", article.id !== id));
     links.forEach((link) => (link.hash === "#" + id ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")));
+  };
+  const name = (id) => {
+    choose(id);
+    try { history.replaceState(null, "", "#" + id); } catch { /* embedded pages have no address */ }
   };
   links.forEach((link) =>
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      choose(link.hash.slice(1));
-      try { history.replaceState(null, "", link.hash); } catch { /* embedded pages have no address */ }
+      name(link.hash.slice(1));
     }),
   );
+  if (select) {
+    const step = (by) => name(articles[(select.selectedIndex + by + articles.length) % articles.length].id);
+    document.querySelector(".step .previous").addEventListener("click", () => step(-1));
+    document.querySelector(".step .next").addEventListener("click", () => step(1));
+    select.addEventListener("change", () => name(select.value));
+    document.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+      if (event.target.closest && event.target.closest("select, .scroll, .text, nav")) return;
+      event.preventDefault();
+      step(by);
+    });
+  }
   const nav = links.length ? links[0].closest("nav") : null;
   if (nav) nav.addEventListener("keydown", (event) => {
     const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
