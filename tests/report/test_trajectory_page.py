@@ -91,7 +91,14 @@ def test_it_draws_chooses_and_saves_in_a_browser(tmp_path: Path, width: int):
       const d = f.contentDocument, w = f.contentWindow, out = {};
       out.wide = d.documentElement.scrollWidth;
       out.points = d.querySelectorAll("#chart circle").length;
-      out.rows = d.querySelectorAll("#heat tr").length;
+      out.rows = d.querySelectorAll("#heat tbody tr").length;
+      out.axis = [...d.querySelectorAll("#heat thead th")].map((e) => e.textContent);
+      const list = d.getElementById("query"), all = [...list.options];
+      out.every = all.map((option, k) => {
+        list.selectedIndex = k;
+        list.dispatchEvent(new w.Event("change"));
+        return d.getElementById("chart").getAttribute("aria-label").split(" on ").pop();
+      });
       d.querySelector("#events button").click();
       out.chosen = d.getElementById("query").value;
       const slider = d.getElementById("at");
@@ -122,5 +129,7 @@ def test_it_draws_chooses_and_saves_in_a_browser(tmp_path: Path, width: int):
     assert found["wide"] <= width
     assert found["points"] == 4 and found["rows"] == 4
     assert found["chosen"] == "q0" and found["step"] == "step 20"
+    assert found["axis"] == ["step", "0", "10", "20", "40"]
+    assert sorted(found["every"]) == [f"q{q} over training" for q in range(3)]
     assert found["saved"] == [[".svg", "data:image/svg"], [".png", "data:image/png"]]
     assert found["title"] == "Influence over training"

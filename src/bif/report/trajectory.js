@@ -83,7 +83,9 @@
       draw("title", {}, point, `step ${steps[k].toLocaleString("en")}: ${write(v)} ± ${write(e)}`);
     });
     const here = x(steps[slider.value]);
-    draw("line", {x1: here, x2: here, y1: 30, y2: 385, stroke: colour("ink"), "stroke-dasharray": "2 3"}, svg);
+    for (const [y1, y2] of [[30, 130], [180, 385]]) {
+      draw("line", {x1: here, x2: here, y1, y2, stroke: colour("ink"), "stroke-dasharray": "2 3"}, svg);
+    }
     const marks = logarithmic ? [...new Set(steps.filter((_, k) => k % Math.ceil(steps.length / 8) === 0).concat(last))] : ticks(first, last, small ? 4 : 8);
     let end = -1e9;
     for (const s of marks) {
@@ -99,8 +101,22 @@
   const heat = () => {
     const table = find("heat"), largest = Math.max(...row.items.flatMap((i) => i.score.map((v) => Math.abs(v || 0)))) || 1;
     table.replaceChildren();
+    // The steps, as far apart as their words are wide.
+    const steps = data.steps, stride = Math.ceil(steps.length * 48 / Math.max(48, table.clientWidth - 110));
+    const axis = element("tr", undefined, element("thead", undefined, table));
+    element("th", "step", axis).scope = "row";
+    for (let k = 0; k < steps.length; k += stride) {
+      const head = element("th", steps[k].toLocaleString("en"), axis);
+      head.scope = "col";
+      head.colSpan = Math.min(stride, steps.length - k);
+    }
+    const body = element("tbody", undefined, table);
+    const faint = steps.filter((_, k) => row.items.every((one) => Math.abs(one.score[k] || 0) < 0.01 * largest));
+    find("heat-note").textContent = faint.length
+      ? `Columns that look empty are so: at step ${faint.map((s) => s.toLocaleString("en")).join("; ")} every score here is below 1 % of the largest.`
+      : "";
     for (const one of row.items) {
-      const line = element("tr", undefined, table);
+      const line = element("tr", undefined, body);
       line.className = one === item ? "chosen" : "";
       const button = element("button", one.name, element("th", undefined, line));
       button.type = "button";
@@ -142,20 +158,21 @@
     }));
     chart(); heat(); ranking();
   };
+  const pick = ({query, item: name, observable}) => {
+    querySelect.selectedIndex = data.rows.findIndex((r) => r.query === query && r.observable === observable);
+    row = data.rows[querySelect.selectedIndex];
+    item = row.items.find((i) => i.name === name);
+  };
   const choose = (index) => { row = data.rows[index]; item = row.items[0]; fill(); };
 
   for (const one of data.rows) element("option", data.observables > 1 ? `${one.query} (${one.observable})` : one.query, querySelect);
   slider.max = data.steps.length - 1;
-  slider.value = item.score.reduce((best, v, k) => Math.abs(v || 0) > Math.abs(item.score[best] || 0) ? k : best, 0);
   querySelect.addEventListener("change", () => choose(querySelect.selectedIndex));
   itemSelect.addEventListener("change", () => { item = row.items[itemSelect.selectedIndex]; fill(); });
   slider.addEventListener("input", () => { chart(); heat(); ranking(); });
   for (const button of document.querySelectorAll("#events button")) {
     button.addEventListener("click", () => {
-      const {query, item: name, observable} = button.dataset;
-      querySelect.selectedIndex = data.rows.findIndex((r) => r.query === query && r.observable === observable);
-      row = data.rows[querySelect.selectedIndex];
-      item = row.items.find((i) => i.name === name);
+      pick(button.dataset);
       fill();
       find("curves").scrollIntoView({behavior: "smooth"});
     });
@@ -184,5 +201,9 @@
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", fill);
   addEventListener("resize", chart);
+  // At first the pair of the headline.
+  const told = document.querySelector("#events button");
+  if (told) pick(told.dataset);
+  slider.value = item.score.reduce((best, v, k) => Math.abs(v || 0) > Math.abs(item.score[best] || 0) ? k : best, 0);
   fill();
 })();

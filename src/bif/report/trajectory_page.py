@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bif.report.markup import (
+    called,
     escape,
     number,
     plural,
@@ -50,6 +51,10 @@ def render_trajectory(
         notes: For the reader.
         version: Of bif.
     """
+    events = [
+        {**event, "train": called(event["train"], "item"), "query": called(event["query"], "query")}
+        for event in events
+    ]
     exponent = shared_exponent(dataset["influence"].values.ravel())
     shown = _shown(dataset, events, exponent)
     count = len(events) if num_events is None else num_events
@@ -101,7 +106,7 @@ def _facts(dataset: xr.Dataset, num_events: int) -> str:
     trusted = dataset["trusted"].values
     return facts({
         "Trusted checkpoints": f"{int(trusted.sum())} of {len(trusted)}",
-        "Certain events": f"{num_events:,}",
+        "Certain peaks, onsets and flips": f"{num_events:,}",
     })  # fmt: skip
 
 
@@ -138,6 +143,7 @@ _MAP = """<section id="map"><h2>The query's strongest items over training</h2>
 <p>Blue helps, orange harms; the deeper, the stronger, in units of the largest. Press a row to see
 its curve.</p>
 <div class="scroll"><table id="heat"></table></div>
+<p class="under" id="heat-note"></p>
 <label class="slider">Checkpoint <input type="range" id="at" min="0" value="0">
 <output id="at-step"></output></label>
 <div class="ranking" id="ranking"></div></section>"""
@@ -193,7 +199,10 @@ def _shown(
     errors = dataset["standard_error"].values.astype(float) / 10.0**exponent
     errors = errors * dataset["error_quantile"].values[:, None, None, None]
     size = np.nan_to_num(np.abs(scores)).max(axis=0)  # [A, Q, N]
-    train, query = ([str(x) for x in dataset[f"{n}_id"].values] for n in ("train", "query"))
+    train, query = (
+        [called(x, noun) for x in dataset[f"{axis}_id"].values]
+        for axis, noun in (("train", "item"), ("query", "query"))
+    )
     observables = [str(name) for name in dataset["observable"].values]
     named = {(e["observable"], e["query"], e["train"]) for e in events}
     rows = []
