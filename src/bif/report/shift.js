@@ -56,7 +56,7 @@
     return [low - margin, high + margin];
   };
 
-  const WIDE = 320, HIGH = 190, LEFT = 50, RIGHT = 8, TOP = 8, BOTTOM = 164;
+  const WIDE = 320, HIGH = 222, LEFT = 50, RIGHT = 8, TOP = 24, BOTTOM = 180;
   const chart = (p, [low, high]) => {
     const figure = element("figure"), svg = draw("svg", {viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img"}, figure);
     figure.prepend(element("h3", shifts[p]));
@@ -69,6 +69,8 @@
       draw("text", {x: LEFT - 6, y: y(t) + 4, "text-anchor": "end"}, svg, write(t, false));
     }
     for (const t of ticks(first, last, 4)) draw("text", {x: x(t), y: BOTTOM + 18, "text-anchor": "middle"}, svg, write(t, false));
+    draw("text", {x: WIDE - RIGHT, y: HIGH - 6, "text-anchor": "end"}, svg, "size of the shift");
+    draw("text", {x: 2, y: 11}, svg, `change of the mean ${data.observables[observable.value]}`);
     const clip = draw("clipPath", {id: `clip-${p}`}, svg);
     draw("rect", {x: LEFT, y: TOP - 4, width: WIDE - LEFT - RIGHT + 4, height: BOTTOM - TOP + 8}, clip);
     const order = sizes.map((_, z) => z).filter(isShown).sort((a, b) => sizes[a] - sizes[b]);
@@ -106,7 +108,7 @@
   const table = () => {
     const z = Number(size.value), made = element("table");
     const head = element("tr", undefined, element("thead", undefined, made));
-    const names = ["group", ...Object.values(ORDERS), "draws' worth"];
+    const names = ["group", ...Object.values(ORDERS), "draws that count"];
     if (checked) names.push("retrained", "range of seeds");
     for (const name of names) element("th", name, head).scope = "col";
     const body = element("tbody", undefined, made);

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bif.report.markup import escape, number, plural, score_and_error
+from bif.report.markup import called, escape, number, plural, score_and_error
 from bif.report.page import assemble_page
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def render_shift(
         fit: `r2`, `slope` and `r2_by_size` of each order against retraining.
         version: Of bif.
     """
-    text = json.dumps(_shown(dataset), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_shown(dataset, groups), separators=(",", ":"), allow_nan=False)
     data = text.replace("<", "\\u003c")
     return assemble_page(
         script="shift.js",
@@ -107,14 +107,14 @@ def _headline(dataset: xr.Dataset, groups: str) -> str:
         answer = f"{doing} {verb}s the mean {what} most: by {text[1:]}, where {told} was predicted"
         lead = f"The mean of {seeds}, less as many with the weights as they are."
     elif abs(moved) <= half[best]:
-        answer = f"No group moves the mean {what} beyond the noise of the chains"
+        answer = f"No group moves the mean {what} beyond the noise of this run"
         lead = f"At size {number(size)}. {UNVERIFIED}"
     else:
         text, error = score_and_error(moved, float(half[best]), exponent=0)
         answer = f"{doing} is predicted to {verb} the mean {what} most: by {text[1:]} ± {error}"
         lead = UNVERIFIED
     if size > float(dataset["size"].values.min()):
-        lead += " Larger shifts are beyond what these draws can tell."
+        lead += " Larger shifts are beyond what this run can tell."
     return (
         f'<h1>{escape(answer)}</h1><p class="lead">{escape(lead)} '
         f"{plural(dataset.sizes['shift'], 'group')} of training items, by {escape(groups)}. The "
@@ -186,8 +186,9 @@ def _chart(dataset: xr.Dataset) -> str:
         legend += '<li class="retrained">Retrained</li>'
         seen = " Retrained: the mean over the seeds, and the range of the seeds."
     return f"""<section id="charts"><h2>Change against size of the shift</h2>
-<p>{which}; bars are 95 % intervals by the chains. Hollow points are of draws that re-weighting
-leaves too few of.{seen}</p>
+<p>{which}; bars are 95 % intervals. First order: as if the change were linear in the size;
+second order: with its curvature; re-weighted draws: all orders. Hollow points rest on too few
+draws.{seen}</p>
 <div class="choose"><label>Observable <select id="observable"></select></label>
 <label>Queries <select id="queries"></select></label>
 <label>Sizes <select id="up-to"></select></label></div>
@@ -200,7 +201,7 @@ _TABLE = """<section id="table"><h2>Groups at one size</h2>
 <div class="scroll"><table id="rows"></table></div></section>"""
 
 
-def _shown(dataset: xr.Dataset) -> dict[str, Any]:
+def _shown(dataset: xr.Dataset, groups: str) -> dict[str, Any]:
     """Return what the page draws, of the groups that move the observables most."""
     first = dataset["second"].isel(observable=0, query=0).values
     order = np.argsort(-np.nan_to_num(np.abs(first)).max(axis=1), kind="stable")
@@ -219,7 +220,7 @@ def _shown(dataset: xr.Dataset) -> dict[str, Any]:
     return {
         "observables": [str(x) for x in part["observable"].values],
         "queries": [str(x) for x in part["query"].values],
-        "shifts": [str(x) for x in part["shift"].values],
+        "shifts": [called(x, groups) for x in part["shift"].values],
         "sizes": [float(x) for x in part["size"].values],
         "draws": _plain(draws),
         "few": FEW_DRAWS * float(draws.max()),
