@@ -15,6 +15,7 @@ import xarray as xr
 
 from bif.report.shift_page import MOST_SHIFTS, render_shift
 from bif.report.steering_page import render_steering
+from report.test_report_browser import look
 
 CHROMIUM = shutil.which("chromium")
 ATTACK = "</script><img src=x onerror=\"document.title='broken'\">"
@@ -103,7 +104,7 @@ def test_the_answer_is_of_a_size_for_which_there_are_draws():
     dataset["effective_draws"][:, [0, 3]] = 10.0
     page = render_shift(dataset, groups="label")
     assert "Weighting label b by 0.9 is predicted to" in page
-    assert "Larger shifts are beyond what these draws can tell." in page
+    assert "Larger shifts are beyond what this run can tell." in page
     assert held(page)["few"] == 45
 
 
@@ -112,7 +113,7 @@ def test_noise_is_called_noise_and_many_groups_are_said_to_be_more():
     dataset["second_error"][:] = 1e3
     dataset["second"][:, :, :, 1] = np.nan
     page = render_shift(dataset, groups="label")
-    assert "No group moves the mean loss of all queries beyond the noise of the chains" in page
+    assert "No group moves the mean loss of all queries beyond the noise of this run" in page
     assert f"The {MOST_SHIFTS} groups of 30 that move it most" in page
     data = held(page)
     assert len(data["shifts"]) == 30 and data["values"]["second"][0][0][0][1] is None
@@ -122,9 +123,8 @@ def test_a_steering_says_what_was_intended_predicted_and_achieved():
     page = render_steering(
         steering(hold=["dogs"]), queries="cats", is_reached=False, share_moved=0.034
     )
-    assert (
-        "These weights are predicted to lower the mean loss of cats by 0.200 ± 0.020</h1>" in page
-    )
+    assert "predicted to lower the mean loss of cats by 0.200 ± 0.020 (95 % interval)</h1>" in page
+    assert "Intended: −0.200. With what is not linear, −0.240." in page
     assert "−0.400 was asked for; −0.200 is the nearest that can be reached" in page
     assert "no network was retrained" in page and "<small>held</small>" in page
     assert "3.4 %" in page and "weights.csv has all" in page and ATTACK not in page
@@ -135,6 +135,35 @@ def test_a_steering_says_what_was_intended_predicted_and_achieved():
     assert "Meant to move the mean loss of cats by −0.200, these weights moved it by −0.160" in page
     assert page.count('<circle class="retrained"') == 4 and "unverified" not in page
     assert "−0.170 to −0.150" in page
+
+
+def test_steered_items_are_told_by_what_they_are():
+    dataset = steering(hold=[]).assign_coords(
+        train_id=("train", [str(i) for i in range(60)]),
+        train_text=("train", [f"a long text {i}" for i in range(60)]),
+        train_label=("train", ["a long"] * 60), train_target=("train", ["1.5"] * 60),
+    )  # fmt: skip
+    page = render_steering(dataset, queries="cats", is_reached=True, share_moved=0.1)
+    told = r"item (\d+)<small>target 1\.5</small><small>a long text (\d+)</small>"
+    found = re.findall(told, page)
+    assert len(found) == 40 and all(name == text for name, text in found)
+    assert "labelled" not in page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: apt-get install chromium")
+def test_all_columns_of_a_steering_are_on_the_screen_of_a_phone(tmp_path: Path):
+    names = ("cats", "dogs with a long name")
+    page = render_steering(
+        steering(hold=[], names=names), queries="cats", is_reached=True, share_moved=0.1,
+        achieved={name: [0.1, 0.2] for name in names},
+    )  # fmt: skip
+    act = """
+    const cells = [...page.querySelectorAll(".moves td")];
+    page.title = Math.max(...cells.map((e) => e.getBoundingClientRect().right));"""
+    seen = look(page, tmp_path, width=400, act=act)
+    assert 100 < float(seen["title"]) <= 400
+    assert seen["scroll"] <= 400 and seen["wide"] == [] and seen["broken"] == []
 
 
 @pytest.mark.browser
@@ -151,6 +180,15 @@ def test_shifts_are_drawn_and_chosen_in_a_browser(tmp_path: Path, width: int):
       out.charts = d.querySelectorAll("#grid figure").length;
       out.points = d.querySelectorAll("#grid .retrained path").length;
       out.cells = d.querySelector("#rows tbody tr").cells.length;
+      const words = [...d.querySelectorAll("#grid figure:first-child text")];
+      out.axes = words.map((e) => e.textContent).filter((text) => /[a-z]/.test(text));
+      const list = d.getElementById("queries"), drawn = [];
+      for (let k = 0; k < list.options.length; k++) {
+        list.selectedIndex = k;
+        list.dispatchEvent(new w.Event("change"));
+        drawn.push(d.querySelectorAll("#grid figure").length);
+      }
+      out.drawn = drawn;
       const upTo = d.getElementById("up-to");
       upTo.value = "0.1";
       upTo.dispatchEvent(new w.Event("change"));
@@ -171,4 +209,6 @@ def test_shifts_are_drawn_and_chosen_in_a_browser(tmp_path: Path, width: int):
     found = json.loads(re.search(r"<body>(\{.*\})</body>", said, re.S)[1])  # type: ignore[index]
     assert found["wide"] <= width
     assert found["charts"] == 2 and found["points"] == 8 and found["near"] == 4
+    assert found["axes"] == ["size of the shift", "change of the mean loss"]
+    assert found["drawn"] == [2, 2]
     assert found["cells"] == 7 and found["title"] == "Shifts of the training data"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bif.report.markup import escape, number, plural, score_and_error
+from bif.report.answer import is_own_text, shortened
+from bif.report.markup import called, escape, number, plural, score_and_error
 from bif.report.page import assemble_page
 from bif.report.shift_page import UNVERIFIED, facts, untrusted_box
 
@@ -68,14 +69,21 @@ def _headline(dataset: xr.Dataset, queries: str, is_reached: bool, seeds: Sequen
         value, error = score_and_error(float(attrs["predicted"]), half, exponent=0)
         verb = "lower" if value.startswith("−") else "raise"
         answer = f"These weights are predicted to {verb} {what} by {value[1:]}"
-        answer += "" if np.isnan(half) else f" ± {error}"
-        lead = f"Intended: {intended}. {UNVERIFIED} "
+        answer += "" if np.isnan(half) else f" ± {error} (95 % interval)"
+        lead = f"Intended: {intended}.{_second_order(dataset, queries)} {UNVERIFIED} "
     if not is_reached:
         lead += (
             f"A change of {_signed(attrs['asked'])} was asked for; {intended} is the nearest that "
             "can be reached."
         )
     return f'<h1>{escape(answer)}</h1><p class="lead">{escape(lead)}</p>'
+
+
+def _second_order(dataset: xr.Dataset, queries: str) -> str:
+    """Return the target's change with the curvature of the response; empty where not known."""
+    names = [str(name) for name in dataset["query"].values]
+    value = float(dataset["second"][names.index(queries)]) if queries in names else float("nan")
+    return "" if np.isnan(value) else f" With what is not linear, {_signed(value)}."
 
 
 def _facts(dataset: xr.Dataset, share_moved: float, achieved: Mapping[str, Sequence[float]]) -> str:
@@ -87,7 +95,7 @@ def _facts(dataset: xr.Dataset, share_moved: float, achieved: Mapping[str, Seque
         "Weight moved": f"{100 * share_moved:.2g} %",
         "Least weight": number(float(dataset["weight"].min())),
         "Largest weight": number(float(dataset["weight"].max())),
-        "Groups held": f"{len(np.atleast_1d(attrs['hold'])):,}",
+        "Groups to stay as they are": f"{len(np.atleast_1d(attrs['hold'])):,}",
     })  # fmt: skip
 
 
@@ -113,13 +121,15 @@ def _query_section(
         cells = [
             f'<th scope="row">{escape(names[q])}{f"<small>{kind}</small>" if kind else ""}</th>',
             f"<td>{_strip(value, spread, seeds, scale, aim)}</td>",
-            f"<td>{_rounded(value, spread)} <small>± {number(spread, digits=2)}</small></td>",
-            f"<td>{_signed(float(rows['second'][at]))}</td>",
+            f'<td data-name="first order">{_rounded(value, spread)} '
+            f"<small>± {number(spread, digits=2)}</small></td>",
+            f'<td data-name="second order">{_signed(float(rows["second"][at]))}</td>',
         ]
         if achieved:
             low, high = (_signed(f(seeds)) if seeds else "–" for f in (min, max))
             cells.append(
-                f"<td>{_signed(float(np.mean(seeds)))} <small>{low} to {high}</small></td>"
+                f'<td data-name="retrained">{_signed(float(np.mean(seeds)))} '
+                f"<small>{low} to {high}</small></td>"
             )
         body.append(f"<tr>{''.join(cells)}</tr>")
     heads = ["queries", "", "first order", "second order", *(["retrained"] if achieved else [])]
@@ -130,7 +140,9 @@ def _query_section(
     return (
         f'<section id="queries"><h2>What moves</h2><p>Change of the mean '
         f"{escape(str(dataset['observable'].values))} of every group of queries.</p>"
-        f'<ul class="legend">{legend}</ul><div class="scroll"><table class="moves"><thead>'
+        f'<ul class="legend">{legend}</ul><p class="under">First order: as if the change were '
+        "linear in the weights. Second order: with its curvature.</p>"
+        f'<div class="scroll"><table class="moves"><thead>'
         f"<tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></section>"
     )
 
@@ -178,11 +190,16 @@ def _item_section(dataset: xr.Dataset) -> str:
 
 def _item(dataset: xr.Dataset, at: int, largest: float, weight: np.ndarray) -> str:
     change = float(dataset["change"].values[at])
-    label = ""
-    if "train_label" in dataset.coords and str(dataset["train_label"].values[at]):
-        label = f"<small>labelled {escape(dataset['train_label'].values[at])}</small>"
+    known = {
+        name: shortened(str(dataset[f"train_{name}"].values[at]))
+        for name in ("text", "features", "label", "target") if f"train_{name}" in dataset.coords
+    }  # fmt: skip
+    label = "" if is_own_text(known.get("label", ""), known.get("text", "")) else known.get("label")
+    told = [f"labelled {label}" if label else "", known.get("text") or known.get("features") or ""]
+    told.insert(0, f"target {known['target']}" if known.get("target") else "")
+    about = "".join(f"<small>{escape(words)}</small>" for words in told if words)
     tone = "up" if change > 0 else "down"
-    who = f"{escape(dataset['train_id'].values[at])}{label}"
+    who = f"{escape(called(dataset['train_id'].values[at], 'item'))}{about}"
     return (
         f'<li class="{tone}"><span class="who">{who}</span>'
         f'<span class="bar"><b style="width:{100 * abs(change) / largest:.0f}%"></b></span>'
