@@ -67,9 +67,9 @@ def _assemble(
         manifest={"versions": {"bif": __version__}},
         warnings=_untrusted(shown),
         headline=_headline(shown),
-        trust=_facts(shown),
+        trust="",
         sections=[
-            _TOOL, _how_to_read(shown, [note for note in notes if note]),
+            _TOOL, _facts(shown), _how_to_read(shown, [note for note in notes if note]),
             f'<script type="application/json" id="map-data">{_json(data)}</script>',
             _sheets(sprites),
         ],
@@ -170,8 +170,8 @@ def _headline(shown: ItemMap) -> str:
     over = f" over {plural(several, 'checkpoint')} of a training" if several > 1 else ""
     return (
         f"<h1>{plural(len(shown), 'item')} as the model sees them{over}</h1>"
-        f'<p class="lead">{escape(_of_labels(shown))}Items are near if their losses move together '
-        "over the posterior around the trained weights.</p>"
+        f'<p class="lead">{escape(_of_labels(shown))}Items are near if their losses rise and '
+        "fall together as the trained weights are changed a little.</p>"
     )
 
 
@@ -256,8 +256,8 @@ def _how_to_read(shown: ItemMap, notes: Sequence[str]) -> str:
     }
     if len(shown.frames) > 1:
         about["Checkpoints"] = (
-            "Each has a layout of its own, turned to fit the one before. The figures above are of "
-            "the last."
+            "Each has a layout of its own, turned to fit the one before. The figures below "
+            "the map are of the last."
         )
     if notes:
         about["Shortened"] = " ".join(notes)
