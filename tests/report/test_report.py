@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from bif.report import render_report
 from bif.report.answer import moved_in_words
 from bif.report.markup import number, score_and_error, setting, shared_exponent
 from bif.report.source import choose_queries, read_source
+from bif.report.words import WORDS, words_section
 from bif.results.suspects import Suspect
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -236,6 +238,15 @@ def test_the_box_of_warnings_counts_failed_checks_apart_from_notes():
     page = render(make_influence(), summary=summary, manifest=manifest)
     assert "1 failed check and 2 further notes, with what to change" in page
     assert "R-hat reaches" not in page
+
+
+def test_words_that_occur_are_explained_as_the_glossary_does():
+    shown = words_section(["<p title='UMAP'>Draws of two chains</p><script>damping</script>"])
+    assert re.findall("<dt>(.*?)</dt>", shown) == ["draw", "chain"]
+    assert words_section(["<p>plain English</p>"]) == ""
+    assert "<summary>Words</summary>" in render(make_influence())
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert [w for w in WORDS if w.casefold() not in glossary.casefold()] == []
 
 
 def test_a_clean_run_shows_no_warning():

@@ -18,6 +18,7 @@ from bif.report.queries import queries_section
 from bif.report.query_switch import other_queries
 from bif.report.source import choose_queries, find_queries, read_source
 from bif.report.suspects import Suspects, moved_labels, suspects_section
+from bif.report.words import words_section
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -111,6 +112,8 @@ def assemble_page(
 ) -> str:
     """Return a page of finished parts, with a content security policy for its one script.
 
+    Below them all stand the words that need explaining.
+
     Args:
         script: The file of the script, or its parts in their order.
         styles: The files of the style sheets.
@@ -125,6 +128,7 @@ def assemble_page(
     parts = (script,) if isinstance(script, str) else script
     code = "\n".join(_read_asset(part) for part in parts)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    words = words_section([warnings, headline, trust, *sections])
     version = manifest.get("versions")
     version = version.get("bif") if isinstance(version, Mapping) else None
     return Template(_read_asset("page.html")).substitute(
@@ -136,7 +140,7 @@ def assemble_page(
         warnings=warnings,
         headline=headline,
         trust=trust,
-        sections="\n".join(section for section in sections if section),
+        sections="\n".join(section for section in [*sections, words] if section),
         version=f"bif {escape(version)}" if version else "bif",
     )
 
