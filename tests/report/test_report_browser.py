@@ -61,8 +61,8 @@ const measure = (frame) => {
   for (const element of page.querySelectorAll("body *:not(svg *):not(script)")) {
     for (const node of element.childNodes) {
       if (node.nodeType !== 3 || scrolls(element) || element.closest(".text")) continue;
-      for (const word of node.data.matchAll(/[^\\s-]{2,20}(?![^\\s-])/g)) {
-        if (word.index && /[^\\s-]/.test(node.data[word.index - 1])) continue;
+      const words = /(?<![^\\s-])[\\p{L}\\p{N}]{2,20}(?![^\\s.,:;)-])/gu;
+      for (const word of node.data.matchAll(words)) {
         const range = page.createRange();
         range.setStart(node, word.index);
         range.setEnd(node, word.index + word[0].length);
