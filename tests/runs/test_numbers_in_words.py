@@ -8,12 +8,13 @@ from torch import nn
 
 import bif
 from bif.cli.answers import query_in_words
+from bif.runs.numbers import numbers_in_words
 from small_problems import TINY, classification, filled, labelled, normal
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def regression(num_features: int = 3, **changed) -> bif.Problem:
+def regression(num_features: int = 3, loss=bif.losses.squared_error, **changed) -> bif.Problem:
     """12 items, 2 queries, one output."""
     with torch.random.fork_rng(devices=[]):
         model = filled(nn.Linear(num_features, 1))
@@ -22,7 +23,7 @@ def regression(num_features: int = 3, **changed) -> bif.Problem:
         "queries": (normal(2, num_features, seed=3), normal(2, seed=4)),
         **changed,
     }
-    return bif.Problem(model, bif.losses.squared_error, **given)
+    return bif.Problem(model, loss, **given)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_classifier_has_features_beside_its_labels():
 @pytest.mark.parametrize(
     "items",
     [
-        bif.Items((normal(12, 9, seed=1), normal(12, seed=2))),
+        bif.Items((normal(12, 33, seed=1), normal(12, seed=2))),
         bif.Items((normal(12, 3, seed=1), normal(12, seed=2)), about={"text": ["a"] * 12}),
     ],
 )
@@ -73,6 +74,19 @@ def test_items_of_many_numbers_or_with_texts_have_no_features(items):
     problem = regression(width, train=items, queries=(normal(2, width, seed=3), normal(2, seed=4)))
     dataset = bif.attribute(problem, TINY).influence.dataset
     assert "train_features" not in dataset and "train_target" in dataset
+
+
+def test_of_many_features_the_first_are_told_and_targets_of_any_loss():
+    def huber(model, batch):
+        return nn.functional.huber_loss(model(batch[0])[:, 0], batch[1], reduction="none")
+
+    problem = regression(10, loss=huber)
+    found = numbers_in_words(problem, TINY, torch.device("cpu"))
+    x, y = problem.train.data
+    row = ", ".join(f"{v:.3g}" for v in x[0, :8].tolist())
+    assert found["train_features"][0] == f"{row}, …"
+    assert found["train_target"].tolist() == [f"{v:.3g}" for v in y.tolist()]
+    assert "query_prediction" not in found
 
 
 def test_several_targets_of_an_item_are_not_told():

@@ -14,8 +14,10 @@ from bif.problem.problem import Problem
 from bif.runs.query_outputs import query_outputs
 from bif.sampling.settings import Settings
 
-_MOST_FEATURES = 8
-"""Features of an item at most: more are no words to recognise it by."""
+_SHOWN_FEATURES = 8
+"""Features of an item that are told: more are no words to recognise it by."""
+_MOST_FEATURES = 32
+"""Features of an item at most: of more, the first tell nothing."""
 _MOST_ITEMS = 100_000
 """Items of a side at most, whose words take about 100 bytes each."""
 _CHUNK = 512
@@ -27,9 +29,11 @@ def numbers_in_words(
 ) -> dict[str, np.ndarray]:
     """Return `train_features` and `query_features`, `[N]` and `[Q]`, as texts of three digits.
 
-    Of items without pictures, texts or tokens, whose inputs are one to eight numbers each, `[B, F]`
-    of floating point.  With `bif.losses.squared_error` and one output, `train_target`,
-    `query_target` and `query_prediction`, the output of the model at w*, are there as well.
+    Of items without pictures, texts or tokens, whose inputs are one to 32 numbers each, `[B, F]` of
+    floating point; the first eight are told.  Beside them `train_target` and `query_target`, where
+    the second part of an item is one number: with `bif.losses.squared_error` of any kind, and then
+    `query_prediction`, the output of the model at w*, is there as well; with other losses of
+    floating point.
 
     Args:
         problem: What is attributed.
@@ -46,12 +50,12 @@ def numbers_in_words(
     regressor = plain_form(problem.loss) is squared_error
     found: dict[str, np.ndarray] = {}
     for side, groups in sides.items():
-        features, targets = _features(groups, size), _targets(groups, size) if regressor else None
+        features, targets = _features(groups, size), _targets(groups, size, regressor)
         if features is not None:
             found[f"{side}_features"] = features
         if targets is not None:
             found[f"{side}_target"] = targets
-    if "query_target" in found:
+    if regressor and "query_target" in found:
         try:
             outputs = [output.cpu() for _, output in query_outputs(problem, size, device)]
         except torch.OutOfMemoryError:
@@ -74,15 +78,22 @@ def _features(groups: Sequence[Items], size: int) -> np.ndarray | None:
                 and inputs.shape[1] <= _MOST_FEATURES
             ):
                 return None
-            texts += [", ".join(f"{x:.3g}" for x in row) for row in inputs.tolist()]
+            more = ", …" if inputs.shape[1] > _SHOWN_FEATURES else ""
+            shown = inputs[:, :_SHOWN_FEATURES].tolist()
+            texts += [", ".join(f"{x:.3g}" for x in row) + more for row in shown]
     return np.asarray(texts, object)
 
 
-def _targets(groups: Sequence[Items], size: int) -> np.ndarray | None:
+def _targets(groups: Sequence[Items], size: int, regressor: bool) -> np.ndarray | None:
     parts: list[Tensor] = []
     for items in groups:
-        for _, (_, targets) in items.chunks(size):
-            if targets.numel() != len(targets):
+        for _, batch in items.chunks(size):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                return None
+            targets = batch[1]
+            if not isinstance(targets, Tensor) or targets.numel() != len(targets):
+                return None
+            if not (regressor or targets.is_floating_point()):
                 return None
             parts.append(targets)
     return _texts(parts)
