@@ -17,6 +17,7 @@ WORDS = {
     "burn-in": "the first steps of a chain, which are not recorded",
     "thin": "steps of a chain from one draw to the next",
     "gate": "a figure with a limit; a run is trusted if none exceeds its own",
+    "mixing": "whether the chains have come to the same; judged by R-hat",
     "reliability": "agreement of the scores of two halves of the run; 1 is the best",
     "R-hat": "spread between chains relative to that within them; 1 if the chains agree",
     "effective sample size": "the number of independent draws that would tell as much",
