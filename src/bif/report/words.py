@@ -22,7 +22,7 @@ WORDS = {
     "R-hat": "spread between chains relative to that within them; 1 if the chains agree",
     "effective sample size": "the number of independent draws that would tell as much",
     "ESS": "effective sample size: the number of independent draws that would tell as much",
-    "nbeta": "how strongly draws follow the training data; the number of items unless said",
+    "nbeta": "how strongly draws follow the training data, counted in items",
     "gamma": "how strongly draws are held near the trained weights",
     "damping": "what is added to the curvature of the loss, gamma/nbeta, so that it has an inverse",
     "local posterior": "the distribution of the draws: low loss, and near the trained weights",
