@@ -175,7 +175,7 @@ class TestShow:
         loss = dataset["query_center"].sel(observable="loss").values
         worst = [str(dataset["query_id"].values[i]) for i in np.argsort(-loss)[:3]]
         assert re.findall(r"^Query (\d) \(.*\), labelled \d", out, re.MULTILINE) == worst
-        assert "Which of 20 train items moved 5 queries" in out.splitlines()[0]
+        assert "Which of 20 train items influence 5 queries" in out.splitlines()[0]
         assert "helped by" in out and "harmed by" in out
         answer = [line for line in out.splitlines() if not line.startswith("warning: ")]
         figures = ("±", "-Cov", "ess median", "rhat max")

@@ -374,7 +374,7 @@ def test_suspects_are_ranked_and_the_known_truth_is_marked():
     assert re.findall(r"<small>(t\d+)</small>", part) == [f"t{i}" for i in range(39, 15, -1)]
     assert part.count('class="hit"') == 10 and part.count('class="miss"') == 14
     assert part.count("✓ was 3") == 10
-    assert "<h1>The 10 most suspicious items are all among the 10 moved labels.</h1>" in page
+    assert "<h1>The 10 most suspicious items all have one of the 10 wrong labels.</h1>" in page
     assert "0.9700 by the self-influence." in part and "gradient product" not in part
 
 
@@ -382,7 +382,7 @@ def test_moved_labels_that_do_not_stand_first_are_counted():
     moved = np.array([False, True, True, False, True, False])
     done, found, beyond = moved_in_words(moved, ["a"] * 6, np.array(list("abaaba")))
     assert done == "3 of 6 labels were made wrong on purpose."
-    assert found == "Of the 3 most suspicious items 2 are among the 3 moved labels."
+    assert found == "Of the 3 most suspicious items 2 have one of the 3 wrong labels."
     assert beyond.endswith("it names that of 1 of the 3.")
 
 
@@ -402,7 +402,7 @@ def test_suspects_of_any_run_stand_below_its_queries_with_what_is_known_of_them(
         train_features=("train", [f"{HOSTILE}{i}" for i in range(40)]),
     )
     scores = xr.Dataset({"loss": ("train", np.arange(40.0))})
-    wrong = [Suspect("t39", "7", 3.2, "if so, perhaps 1")]
+    wrong = [Suspect("t39", "7", 3.2, "perhaps 1")]
     alone = [Suspect("t5", "7", 0.9)]
     page = render(influence, suspects=Listed(scores, mislabelled=wrong, out_of_place=alone))
     part = page[page.index('id="suspects"') :]

@@ -196,7 +196,7 @@ class TestContent:
             "".join(pieces[int(name[1:])]).strip() for _, name in tabs
         ]
         sizes = run.influence.dataset.sizes
-        asked = f"Which of {sizes['train']} tokens of 6 training passages moved the loss of "
+        asked = f"Which of {sizes['train']} tokens of 6 training passages influence the loss of "
         assert f"{asked}{sizes['query']} tokens of 3 queries, and which way?" in page
         first = html.escape(repr(tabs[0][0]))
         assert f"<h1>Query {tabs[0][1]}, {first}: no token moves it for certain.</h1>" in page

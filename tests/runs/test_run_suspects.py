@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_kernel_and_the_class_that_it_moves_against_is_n
     assert found["likely_label"].values.tolist() == expected["moves_against"].values.tolist()
     first = sampled.suspects(1).mislabelled[0]
     place = found["train_id"].values.tolist().index(first.train_id)
-    assert first.told == f"if so, perhaps {found['likely_label'].values[place]}" != first.label
+    assert first.told == f"perhaps {found['likely_label'].values[place]}" != first.label
 
 
 def test_no_item_is_listed_twice_and_k_is_the_length(sampled):

@@ -44,7 +44,9 @@ def heading(influence: Influence) -> str:
     sizes, dataset = influence.dataset.sizes, influence.dataset
     kinds = {side: "tokens of " if f"{side}_item" in dataset.coords else "" for side in _SIDES}
     counts = {side: f"{sizes[side]:,} {kinds[side]}" for side in _SIDES}
-    return f"Which of {counts['train']}train items moved {counts['query']}queries, and which way?"
+    return (
+        f"Which of {counts['train']}train items influence {counts['query']}queries, and which way?"
+    )
 
 
 def query_in_words(influence: Influence, query: str) -> str:

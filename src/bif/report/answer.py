@@ -105,12 +105,12 @@ def moved_in_words(
     among = int(moved[:count].sum())
     done = f"{count:,} of {len(moved):,} labels were made wrong on purpose."
     found = (
-        f"The {first:,} most suspicious items are all among the {count:,} moved labels."
+        f"The {first:,} most suspicious items all have one of the {count:,} wrong labels."
         if first > 1
-        else f"Of the {count:,} most suspicious items {among:,} are among the {count:,} moved "
+        else f"Of the {count:,} most suspicious items {among:,} have one of the {count:,} wrong "
         "labels."
     )
-    beyond = f"Of the first {count:,} items {among:,} have a moved label. " if first > 1 else ""
+    beyond = f"Of the first {count:,} items {among:,} have one. " if first > 1 else ""
     beyond += "Items are ranked by their loss."
     if likely is not None and original is not None and count:
         right = sum(str(likely[i]) == original[i] for i in np.flatnonzero(moved))

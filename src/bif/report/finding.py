@@ -60,7 +60,7 @@ def finding(
         noun: What moves a query.
     """
     asked = asked or (
-        f"Which of {plural(len(source.train), 'train item')} moved the "
+        f"Which of {plural(len(source.train), 'train item')} influence the "
         f"{source.observables[observable]} of {plural(len(source.query), 'query')}, and which way?"
     )
     said = moved[1] if moved else _of_query(source, query, observable, noun)

@@ -117,8 +117,7 @@ def _by_suspicion(source: Source) -> list[str]:
 
 def _tile(source: Source, i: int | None, suspect: Suspect, *, score: str = "") -> str:
     shown = f"{score} {number(suspect.score)}" if score else ""
-    told = suspect.told.removeprefix("if so, ")
-    return _words(source, i, suspect.train_id, suspect.label, told, shown)
+    return _words(source, i, suspect.train_id, suspect.label, suspect.told, shown)
 
 
 def _words(source: Source, i: int | None, name: str, label: str, told: str, score: str) -> str:
@@ -159,4 +158,4 @@ def _aurocs(summary: Mapping) -> str:
     said = [f"{number(v, digits=4)} by {name}" for name, v in known.items() if v is not None]
     if not said:
         return ""
-    return f"Area under the ROC curve of moved labels, 0.5 by chance: {join_words(said)}."
+    return f"Area under the ROC curve of wrong labels, 0.5 by chance: {join_words(said)}."

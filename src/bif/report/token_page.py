@@ -102,4 +102,4 @@ def _asked(source: TokenSource) -> str:
         whole, tokens = plural(len(texts.columns), noun), sum(map(len, texts.columns))
         sides.append(f"{plural(tokens, 'token')} of {whole}" if texts.by_token else whole)
     name = items.observables[source.observable]
-    return f"Which of {sides[0]} moved the {name} of {sides[1]}, and which way?"
+    return f"Which of {sides[0]} influence the {name} of {sides[1]}, and which way?"

@@ -130,7 +130,7 @@ def listed_suspects(scores: xr.Dataset, k: int, *, left_out: str = "") -> Suspec
     likely = scores.get("likely_label")
     mislabelled = tuple(
         suspect(i, scores["loss"].values[i],
-                "" if likely is None else f"if so, perhaps {likely.values[i]}")
+                "" if likely is None else f"perhaps {likely.values[i]}")
         for i in wrong
     )  # fmt: skip
     alone: list[int] = []
