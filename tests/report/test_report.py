@@ -373,8 +373,8 @@ def test_suspects_are_ranked_and_the_known_truth_is_marked():
     part = page[page.index('id="suspects"') : page.index('id="queries"')]
     assert re.findall(r"<small>(t\d+)</small>", part) == [f"t{i}" for i in range(39, 15, -1)]
     assert part.count('class="hit"') == 10 and part.count('class="miss"') == 14
-    assert part.count("✓ was 3") == 10
-    assert "<h1>The 10 most suspicious items all have one of the 10 wrong labels.</h1>" in page
+    assert part.count("was 3 ✓") == 10
+    assert "<h1>The 10 most suspicious items are all among the 10 mislabelled.</h1>" in page
     assert "0.9700 by the self-influence." in part and "gradient product" not in part
 
 
@@ -382,8 +382,8 @@ def test_moved_labels_that_do_not_stand_first_are_counted():
     moved = np.array([False, True, True, False, True, False])
     done, found, beyond = moved_in_words(moved, ["a"] * 6, np.array(list("abaaba")))
     assert done == "3 of 6 labels were made wrong on purpose."
-    assert found == "Of the 3 most suspicious items 2 have one of the 3 wrong labels."
-    assert beyond.endswith("it names that of 1 of the 3.")
+    assert found == "Of the 3 most suspicious items 2 are among the 3 mislabelled."
+    assert beyond.endswith("the right label, for 1 of the 3.")
 
 
 class Listed:
@@ -416,7 +416,11 @@ def test_suspects_of_any_run_stand_below_its_queries_with_what_is_known_of_them(
 @pytest.mark.parametrize(
     ("summary", "said", "unsaid"),
     [
-        ({"trusted": True}, "Trusted: two halves of the run agree at 0.91 of 1", "Not trusted"),
+        (
+            {"trusted": True},
+            "Trusted: the scores of the run&#x27;s two halves correlate at 0.91",
+            "Not trusted",
+        ),
         ({"trusted": False}, "Not trusted: 1 of 2 checks failed (mixing).", "Stopped early"),
         ({"trusted": False, "complete": False}, "Stopped early, and can go on", "ot trusted"),
     ],

@@ -104,7 +104,7 @@ def test_the_answer_is_of_a_size_for_which_there_are_draws():
     dataset["effective_draws"][:, [0, 3]] = 10.0
     page = render_shift(dataset, groups="label")
     assert "Weighting label b by 0.9 is predicted to" in page
-    assert "Larger shifts are beyond what this run can tell." in page
+    assert "Larger sizes are beyond what this run can tell." in page
     assert held(page)["few"] == 45
 
 

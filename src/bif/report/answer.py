@@ -12,10 +12,7 @@ _SHOWN = 60
 """Characters of an item's text that are shown."""
 
 
-_NOT_JUDGED = (
-    " So the scores are known this well; how far retraining without an item would agree is another "
-    "question, which bif lds answers."
-)
+_NOT_JUDGED = " Not tested: whether retraining without an item agrees (command: bif lds)."
 
 
 def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
@@ -33,11 +30,11 @@ def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> s
         if not ended:
             return (
                 f"Stopped early, and can go on: {counts} do not pass yet{names}. No direction is "
-                "certain so far; the lists below are what there is."
+                "certain so far: read the lists below as guesses."
             )
         return (
-            f"Not trusted: {counts} failed{names}. No direction is certain; the lists below are "
-            "what there is."
+            f"Not trusted: {counts} failed{names}. No direction is certain: read the lists below "
+            "as guesses."
         )
     parts = "" if ended else " It was stopped early, and can go on."
     if summary.get("estimator") == "response":
@@ -45,7 +42,7 @@ def trust_in_words(summary: Mapping[str, Any], manifest: Mapping[str, Any]) -> s
     agree = ""
     reliability = summary.get("reliability")
     if isinstance(reliability, float) and math.isfinite(reliability):
-        agree = f"two halves of the run agree at {reliability:.2f} of 1, and "
+        agree = f"the scores of the run's two halves correlate at {reliability:.2f}, and "
     return f"Trusted: {agree}{checks}.{parts}{_NOT_JUDGED}"
 
 
@@ -105,18 +102,16 @@ def moved_in_words(
     among = int(moved[:count].sum())
     done = f"{count:,} of {len(moved):,} labels were made wrong on purpose."
     found = (
-        f"The {first:,} most suspicious items all have one of the {count:,} wrong labels."
+        f"The {first:,} most suspicious items are all among the {count:,} mislabelled."
         if first > 1
-        else f"Of the {count:,} most suspicious items {among:,} have one of the {count:,} wrong "
-        "labels."
+        else f"Of the {count:,} most suspicious items {among:,} are among the {count:,} "
+        "mislabelled."
     )
-    beyond = f"Of the first {count:,} items {among:,} have one. " if first > 1 else ""
+    beyond = f"Of the {count:,} most suspicious {among:,} are. " if first > 1 else ""
     beyond += "Items are ranked by their loss."
     if likely is not None and original is not None and count:
         right = sum(str(likely[i]) == original[i] for i in np.flatnonzero(moved))
-        beyond += (
-            f" What the run adds is the right label: it names that of {right:,} of the {count:,}."
-        )
+        beyond += f" The run also names the right label, for {right:,} of the {count:,}."
     return [done, found, beyond]
 
 

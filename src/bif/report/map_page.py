@@ -185,7 +185,7 @@ def _of_labels(shown: ItemMap) -> str:
     sizes = np.unique(labels, return_counts=True)[1].astype(float)
     chance = (sizes * (sizes - 1)).sum() / (len(labels) * max(1, len(labels) - 1))
     return (
-        f"Of an item's {neighbours.shape[1]} nearest items {percent(shared)} have its {shown.by} "
+        f"Of an item's {neighbours.shape[1]} nearest items {percent(shared)} share its {shown.by} "
         f"({percent(chance)} by chance). "
     )
 

@@ -114,12 +114,12 @@ def _headline(dataset: xr.Dataset, groups: str) -> str:
         answer = f"{doing} is predicted to {verb} the mean {what} most: by {text[1:]} ± {error}"
         lead = UNVERIFIED
     if size > float(dataset["size"].values.min()):
-        lead += " Larger shifts are beyond what this run can tell."
+        lead += " Larger sizes are beyond what this run can tell."
     return (
         f'<h1>{escape(answer)}</h1><p class="lead">{escape(lead)} '
-        f"{plural(dataset.sizes['shift'], 'group')} of training items, by {escape(groups)}. The "
-        "weights of a group's items change by the size of the shift: −1 removes the group, 1 "
-        f"doubles it{_mass(dataset)}</p>"
+        f"{plural(dataset.sizes['shift'], 'group')} of training items, by {escape(groups)}. A "
+        "shift of size −0.2 takes a fifth of the weight of a group's items, −1 removes them, 1 "
+        f"doubles them{_mass(dataset)}</p>"
     )
 
 

@@ -68,7 +68,7 @@ def _headline(dataset: xr.Dataset, queries: str, is_reached: bool, seeds: Sequen
         half = float(attrs["error_quantile"]) * float(attrs["predicted_error"])
         value, error = score_and_error(float(attrs["predicted"]), half, exponent=0)
         verb = "lower" if value.startswith("−") else "raise"
-        answer = f"These weights are predicted to {verb} {what} by {value[1:]}"
+        answer = f"This re-weighting is predicted to {verb} {what} by {value[1:]}"
         answer += "" if np.isnan(half) else f" ± {error} (95 % interval)"
         lead = f"Intended: {intended}.{_second_order(dataset, queries)} {UNVERIFIED} "
     if not is_reached:
@@ -109,7 +109,8 @@ def _query_section(
     quantile = float(dataset.attrs["error_quantile"])
     half = quantile * rows["predicted_error"].values
     seen = [v for q in order for v in achieved.get(names[q], ())]
-    ends = [*rows["predicted"].values, dataset.attrs["intended"], *seen]
+    reach = np.abs(rows["predicted"].values) + np.nan_to_num(half)
+    ends = [*reach, dataset.attrs["intended"], *seen]
     scale = max(np.abs(np.asarray(ends, dtype=float)).max(), 1e-300)
     held = {str(name) for name in np.atleast_1d(dataset.attrs["hold"])}
     body = []

@@ -129,7 +129,7 @@ def _words(source: Source, i: int | None, name: str, label: str, told: str, scor
         hit = bool(suspects.relabelled[i])
         kind = "hit" if hit else "miss"
         words = (f"was {escape(original)}" if original else "moved") if hit else "label not moved"
-        truth = f'<span class="truth">{"✓ " if hit else ""}{words}</span>'
+        truth = f'<span class="truth">{words}{" ✓" if hit else ""}</span>'
     text = "" if i is None else shortened(source.train.text(i))
     return (
         f'<li class="{kind}">{"" if i is None else picture(source.train, i)}'

@@ -93,13 +93,12 @@ def _headline(dataset: xr.Dataset, events: Sequence[Mapping[str, Any]]) -> str:
 
 def _in_words(event: Mapping[str, Any]) -> str:
     """Return an event as a sentence."""
-    what = f"The influence of {event['train']} on {event['query']}"
-    step = f"step {event['steps'][0]:,}"
+    who, whom, step = event["train"], event["query"], f"step {event['steps'][0]:,}"
+    ways = ("helps", "harms") if event["values"][0] < 0 else ("harms", "helps")
     if event["kind"] == "flip":
-        ways = ("helps", "harms") if event["values"][0] < 0 else ("harms", "helps")
-        later = f"{event['steps'][1]:,}"
-        return f"{event['train']} {ways[0]} {event['query']} at {step} and {ways[1]} it at {later}"
-    return f"{what} {'peaks' if event['kind'] == 'peak' else 'sets in'} at {step}"
+        return f"{who} {ways[0]} {whom} at {step} and {ways[1]} it at {event['steps'][1]:,}"
+    when = f"most at {step}" if event["kind"] == "peak" else f"for certain from {step} on"
+    return f"{who} {ways[0]} {whom} {when}"
 
 
 def _facts(dataset: xr.Dataset, num_events: int) -> str:
