@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import rich.progress  # noqa: F401  # before its clock is replaced, as in a run
 
 from bif import terminal
 from bif.terminal import ProgressBar

@@ -116,6 +116,7 @@ class ProgressBar:
                 TimeRemainingColumn(),
                 TextColumn("reliability {task.fields[reliability]}"),
                 console=console,
+                get_time=lambda: time.monotonic(),  # the one clock of all that is said
             )
             self._is_log = not console.is_terminal
             self._progress.start()

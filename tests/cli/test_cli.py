@@ -17,6 +17,7 @@ import pytest
 import bif
 from bif import cli, store
 from bif.cli import entry
+from bif.cli.runs import Show
 from bif.store.results import _RESULTS
 from bif.store.seals import files_digests, seal
 from broken_runs import assert_same
@@ -284,6 +285,12 @@ class TestUsage:
         monkeypatch.setenv("BIF_TRACEBACK", "1")
         with pytest.raises(ZeroDivisionError):
             call(*command)
+
+    def test_a_further_command_of_the_process_adds_nothing_to_the_options(self, call):
+        call("nothing")
+        before = dict(Show.__annotations__)
+        call("nothing")
+        assert Show.__annotations__ == before
 
     def test_help_names_the_commands(self, call):
         code, out, _ = call("--help")

@@ -186,7 +186,7 @@ class TestRun:
         assert calls == [(str(folder), given)]
         said = capsys.readouterr().out
         assert "50 of 1,000 labels were made wrong on purpose" in said
-        assert "it names that of" in said and "nothing to do" not in said
+        assert "the right label, for" in said and "nothing to do" not in said
         flags = ["--keep", "sums", "--overwrite", "--commit-every", "2"]
         monkeypatch.setattr(sys, "argv", [*command, *flags])
         cli.main()

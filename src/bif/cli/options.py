@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -21,11 +22,13 @@ CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 _SILENT = tyro.conf.arg(help_behavior_hint="")
 
 
+@cache
 def without_empty_defaults(command: type) -> type:
     """Leave "(default: None)" and its like out of the help of a command's options.
 
     An option that is left out and means nothing then is told by its text alone.  Tyro has no such
-    setting for all options at once, so each one's type is annotated, in groups of options as well.
+    setting for all options at once, so each one's type is annotated, in groups of options as well:
+    once, since annotations add up.
     """
     hints: dict[str, Any] = get_type_hints(command, include_extras=True)
     for option in fields(command):
