@@ -98,11 +98,10 @@ class ProgressBar:
         hint: str = "",
     ) -> None:
         self._total, self._reliability, self._shown = total_draws, reliability, shown
-        self._hint, self._done = hint, 0
-        self._asked = self._began = time.monotonic()
+        self._hint = hint
+        self._asked = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
-        self._began = time.monotonic()
         if self._shown:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -138,20 +137,20 @@ class ProgressBar:
         """Count further draws."""
         if not self._shown:
             return
-        self._done += draws
         self._progress.advance(self._task, draws)
-        now = time.monotonic()
-        speed = self._progress.tasks[0].speed or self._done / max(now - self._began, 1e-9)
+        now, task = time.monotonic(), self._progress.tasks[0]
+        done = round(task.completed)
+        speed = task.speed or done / max(task.elapsed or 0.0, 1e-9)
         fields = {"speed": f"{speed:,.3g} draws/s"}
         if now - self._asked > (_LINE_PERIOD if self._is_log else _RELIABILITY_PERIOD):
             found = self._reliability()
             fields["reliability"] = f"{found:.2f}" if found == found else "– (not mixed yet)"
             self._asked = now
-            left = (self._total - self._done) / speed
+            left = (self._total - done) / max(speed, 1e-9)
             lines = []
             if self._is_log:
                 lines.append(
-                    f"sampling: {self._done:,} of {self._total:,} draws, {fields['speed']}, "
+                    f"sampling: {done:,} of {self._total:,} draws, {fields['speed']}, "
                     f"{in_time(left)} left, reliability {fields['reliability']}"
                 )
             if self._hint and left > _LONG:

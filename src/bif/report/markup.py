@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MISSING = "–"
 """Shown where a value is absent, NaN or infinite."""
@@ -116,6 +116,30 @@ def rows_table(rows: Iterable[tuple[str, str]], *, name: str) -> str:
         for key, value in rows
     )
     return f'<table aria-label="{escape(name)}"><tbody>{body}</tbody></table>'
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Return the figures below the headline."""
+    cells = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items())
+    return f'<dl class="trust">{"".join(cells)}</dl>'
+
+
+def notes_section(notes: Sequence[str]) -> str:
+    """Return the notes as a section; empty for none."""
+    if not notes:
+        return ""
+    rows = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<section id="notes"><h2>Notes</h2><ul class="plain-list">{rows}</ul></section>'
+
+
+def untrusted_box(failed_gates: Sequence[str]) -> str:
+    """Return the box that warns of a run that failed its gates; empty for none."""
+    if not failed_gates:
+        return ""
+    return (
+        '<div class="warnings"><strong>Not trusted:</strong> the run failed '
+        f"{escape(', '.join(failed_gates))}. What is predicted here may be noise.</div>"
+    )
 
 
 def _superscript(exponent: int) -> str:

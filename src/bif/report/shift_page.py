@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bif.report.markup import called, escape, number, plural, score_and_error
+from bif.report.markup import (
+    called,
+    escape,
+    facts,
+    notes_section,
+    number,
+    plural,
+    score_and_error,
+    untrusted_box,
+)
 from bif.report.page import assemble_page
 
 if TYPE_CHECKING:
@@ -63,30 +72,6 @@ def render_shift(
         title="Shifts of the training data",
         eyebrow="Shifts of the training data",
     )  # fmt: skip
-
-
-def untrusted_box(failed_gates: Sequence[str]) -> str:
-    """Return the box that warns of a run that failed its gates; empty for none."""
-    if not failed_gates:
-        return ""
-    return (
-        '<div class="warnings"><strong>Not trusted:</strong> the run failed '
-        f"{escape(', '.join(failed_gates))}. What is predicted here may be noise.</div>"
-    )
-
-
-def notes_section(notes: Sequence[str]) -> str:
-    """Return the notes as a section; empty for none."""
-    if not notes:
-        return ""
-    rows = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<section id="notes"><h2>Notes</h2><ul class="plain-list">{rows}</ul></section>'
-
-
-def facts(rows: Mapping[str, str]) -> str:
-    """Return the figures below the headline."""
-    cells = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items())
-    return f'<dl class="trust">{"".join(cells)}</dl>'
 
 
 def _headline(dataset: xr.Dataset, groups: str) -> str:

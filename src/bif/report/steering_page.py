@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bif.report.answer import is_own_text, shortened
-from bif.report.markup import called, escape, number, plural, score_and_error
+from bif.report.markup import (
+    called,
+    escape,
+    facts,
+    number,
+    plural,
+    score_and_error,
+    untrusted_box,
+)
 from bif.report.page import assemble_page
-from bif.report.shift_page import UNVERIFIED, facts, untrusted_box
+from bif.report.shift_page import UNVERIFIED
 
 if TYPE_CHECKING:
     import xarray as xr

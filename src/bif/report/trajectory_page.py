@@ -11,6 +11,8 @@ import numpy as np
 from bif.report.markup import (
     called,
     escape,
+    facts,
+    notes_section,
     number,
     plural,
     score_and_error,
@@ -18,7 +20,6 @@ from bif.report.markup import (
     unit_text,
 )
 from bif.report.page import assemble_page
-from bif.report.shift_page import facts, notes_section
 
 if TYPE_CHECKING:
     import xarray as xr
